@@ -1,0 +1,21 @@
+"""The one error a user may cause: one line that says what is wrong, where, and what to do."""
+
+from __future__ import annotations
+
+__all__ = ["UserError"]
+
+
+class UserError(ValueError):
+    """A mistake in what the user gave; the command line prints it as one line and exits with 2.
+
+    Args:
+        what: what is wrong.
+        where: the file, line or config key it was found in.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, what: str, *, where: object | None = None, remedy: str | None = None) -> None:
+        self.what = what
+        self.where = None if where is None else str(where)
+        self.remedy = remedy
+        super().__init__(": ".join(p for p in (self.where, what) if p) + (f"; {remedy}" if remedy else ""))

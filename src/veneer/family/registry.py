@@ -1,0 +1,125 @@
+"""From the name of a base to its family: the one table that a new family is entered in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import veneer.base
+from veneer.errors import UserError
+from veneer.family.base import Family
+
+__all__ = ["BUNDLED", "detect", "load_family"]
+
+BUNDLED = "bundled"
+_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+_HUB_ID_PARTS = 2  # owner/name
+
+
+def _stable_diffusion(source: str, single_file: bool) -> Family:
+    from diffusers import StableDiffusionPipeline
+
+    from veneer.family.sd import StableDiffusion
+
+    if single_file:
+        return StableDiffusion(StableDiffusionPipeline.from_single_file(source, safety_checker=None))
+    return StableDiffusion(
+        StableDiffusionPipeline.from_pretrained(
+            source, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+        )
+    )
+
+
+# diffusers' pipeline class, as model_index.json names it -> loader
+_FAMILIES: Mapping[str, Callable[[str, bool], Family]] = {"StableDiffusionPipeline": _stable_diffusion}
+
+
+def load_family(base: str) -> Family:
+    """Load a base model in float32 on the CPU.
+
+    Args:
+        base: ``bundled``, a folder in diffusers' layout, a single ``.safetensors`` file, or a hub id ``owner/name``.
+
+    Raises:
+        UserError: if it is none of these, of a family that is not known, or holds pickles only.
+    """
+    if base == BUNDLED:
+        base = str(veneer.base.path())
+    path = Path(base).expanduser()
+    if path.suffix in _PICKLES:
+        raise UserError(
+            f"{path.suffix} is a pickle, which can run code when it is opened",
+            where=path,
+            remedy="convert it to .safetensors first, in a place you trust",
+        )
+    if path.is_file():
+        if path.suffix != ".safetensors":
+            raise UserError("is no model", where=path, remedy="give a diffusers folder or a .safetensors file")
+        return _quietly(_stable_diffusion, str(path), True)
+    if not path.is_dir():
+        return _from_hub(base)
+    return _quietly(_FAMILIES[detect(path)], str(path), False)
+
+
+def detect(folder: Path) -> str:
+    """Name of the diffusers pipeline in a folder.
+
+    Raises:
+        UserError: if the folder holds no pipeline, or one of a family that is not known.
+    """
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise UserError("holds no model_index.json", where=folder, remedy="give a base in diffusers' folder layout")
+    try:
+        name = json.loads(index.read_text())["_class_name"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"names no pipeline class ({error})", where=index, remedy="download the base again") from error
+    return _known(name, index)
+
+
+def _known(name: str, where: object) -> str:
+    if name not in _FAMILIES:
+        raise UserError(f"is a {name}", where=where, remedy=f"known are {', '.join(_FAMILIES)}")
+    return name
+
+
+def _from_hub(base: str) -> Family:
+    nothing = UserError("is no folder and no file here", where=base, remedy="check base, or give a hub id (owner/name)")
+    if len(base.split("/")) != _HUB_ID_PARTS or base.startswith((".", "/", "~")):
+        raise nothing
+    from diffusers import DiffusionPipeline
+
+    try:
+        name = DiffusionPipeline.load_config(base)["_class_name"]
+    except OSError as error:  # no network, no such repository, or no permission
+        raise UserError(
+            "is no folder here, and the hub does not give it", where=base, remedy="check the spelling and the network"
+        ) from error
+    return _quietly(_FAMILIES[_known(name, base)], base, False)
+
+
+def _quietly(loader: Callable[[str, bool], Family], source: str, single_file: bool) -> Family:
+    """Load without the libraries' own bars and notices, and with their failures said in one line."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
+    before = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        return loader(source, single_file)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        if isinstance(error, UserError):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"cannot be loaded ({reason})", where=source, remedy="it must be complete and in safetensors"
+        ) from error
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
+            library.enable_progress_bar()

@@ -1,0 +1,95 @@
+"""Stable Diffusion 1.x and 2.x (Rombach et al. 2022): one UNet, one CLIP text encoder, latents of an autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast
+
+import torch
+from diffusers import StableDiffusionPipeline
+from torch import Tensor, nn
+
+from veneer.errors import UserError
+from veneer.family.base import LatentDistribution, NoiseSchedule
+
+__all__ = ["StableDiffusion"]
+
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+
+
+class StableDiffusion:
+    """A Stable Diffusion base, over the very modules of a diffusers pipeline.
+
+    Raises:
+        UserError: if the pipeline's parts do not fit together as text-to-image, e.g. an inpainting UNet.
+    """
+
+    name = "sd"
+
+    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+        self._pipeline = pipeline
+        self._unet, self._vae = pipeline.unet, pipeline.vae
+        self._text_encoder, self._tokenizer = pipeline.text_encoder, pipeline.tokenizer
+        if self._unet.config.in_channels != self._vae.config.latent_channels:
+            raise UserError(
+                f"the UNet takes {self._unet.config.in_channels} channels, the autoencoder makes "
+                f"{self._vae.config.latent_channels}",
+                remedy="use a text-to-image base, not an inpainting or depth model",
+            )
+        self.networks: Mapping[str, nn.Module] = {"unet": self._unet, "text_encoder": self._text_encoder}
+        self.noise = _noise_of(pipeline)
+        pixels_a_latent = 2 ** (len(self._vae.config.block_out_channels) - 1)
+        self.resolution = int(self._unet.config.sample_size) * pixels_a_latent
+        self.multiple = pixels_a_latent * 2 ** (len(self._unet.config.block_out_channels) - 1)
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        """Captions to the text encoder's last hidden states, (B, L, D); cut at the tokenizer's length."""
+        ids = self._tokenizer(
+            list(captions),
+            padding="max_length",
+            max_length=self._tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+        return cast(Tensor, self._text_encoder(ids.to(self._text_encoder.device))[0])
+
+    def overlong(self, captions: Sequence[str]) -> list[str]:
+        """The captions of which the text encoder sees only the beginning."""
+        limit = self._tokenizer.model_max_length
+        return [c for c in captions if len(self._tokenizer(c).input_ids) > limit]
+
+    @torch.no_grad()
+    def encode_image(self, pixels_BCHW: Tensor) -> LatentDistribution:
+        """Pixels in [-1, 1] to the scaled posterior (Rombach et al. 2022, appendix G)."""
+        posterior = self._vae.encode(pixels_BCHW.to(self._vae.device, self._vae.dtype)).latent_dist
+        scale = self._vae.config.scaling_factor
+        return LatentDistribution(posterior.mean.float() * scale, posterior.std.float() * scale)
+
+    def predict(self, noisy_BCHW: Tensor, timestep_idx_B: Tensor, conditioning_BLD: Tensor) -> Tensor:
+        """The UNet's output, (B, C, H, W), in the base's own parameterisation."""
+        return cast(Tensor, self._unet(noisy_BCHW, timestep_idx_B, encoder_hidden_states=conditioning_BLD).sample)
+
+    @torch.no_grad()
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Scaled latents to pixels, clamped to [-1, 1]."""
+        latents = (latents_BCHW / self._vae.config.scaling_factor).to(self._vae.device, self._vae.dtype)
+        return cast(Tensor, self._vae.decode(latents).sample).float().clamp(-1, 1)
+
+    def pipeline(self) -> StableDiffusionPipeline:
+        """The pipeline over these networks; what is injected or merged here is seen there."""
+        return self._pipeline
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
+        """Move and cast all networks in place."""
+        self._pipeline.to(device, dtype)
+        return self
+
+
+def _noise_of(pipeline: StableDiffusionPipeline) -> NoiseSchedule:
+    prediction = pipeline.scheduler.config.prediction_type
+    if prediction not in _PREDICTIONS:
+        raise UserError(f"the scheduler predicts {prediction!r}", remedy=f"known are {', '.join(_PREDICTIONS)}")
+    return NoiseSchedule(
+        alphas_cumprod_T=pipeline.scheduler.alphas_cumprod.float(),
+        prediction=cast(Literal["epsilon", "v_prediction", "sample"], prediction),
+    )

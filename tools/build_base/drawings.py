@@ -1,0 +1,153 @@
+"""Public emoji drawings: fetched from npm by pinned hash, selected by name, drawn with resvg.
+
+Licences: noto and fxemoji Apache-2.0, twemoji CC BY 4.0, fluent-emoji-flat MIT,
+openmoji CC BY-SA 4.0 (the demo style: drawn for the demo and for measuring, never for training).
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import re
+import subprocess
+import tarfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import resvg_py
+from PIL import Image
+
+SIZE = 64  # pixels, both ways
+CATEGORIES = (
+    "Animals & Nature",
+    "Food & Drink",
+    "Activities",
+    "Objects",
+    "Travel & Places",
+    "Smileys & Emotion",
+)
+_LEFT_OUT = re.compile(r"skin-tone|^flag-|^keycap|-flag$")
+
+
+@dataclass(frozen=True)
+class Package:
+    """One npm package of drawings, pinned by version and by npm's integrity hash."""
+
+    name: str
+    version: str
+    sha512: str  # base64, as npm prints it
+
+    @property
+    def spec(self) -> str:
+        return f"@iconify-json/{self.name}@{self.version}"
+
+
+PACKAGES = {
+    p.name: p
+    for p in (
+        Package(
+            "noto",
+            "1.2.9",
+            "DQiuXENbun41ch+XPSV55H9FaWKpHTyz46YIKtSaKYD4fIDDzL1tR6H4np/T38jfrTAeI3rcKF0mqHYeZVAuaw==",
+        ),
+        Package(
+            "twemoji",
+            "1.2.5",
+            "uKpuIEV0v6K5BW3Mjdyl+XKFVAbbcPxAgifKvEMtZoUZB5+YiY5zaMm2uNNCxyXzAWU9yNLlj41WU6/mvgALsw==",
+        ),
+        Package(
+            "fxemoji",
+            "1.2.2",
+            "UAasRaxzFUKfIGSmLwnoarsssA4LX0VLLuEmplIqM6ZNQqIQRtav8tZ4H1neTlBreXuMQyAifr5jP4kn78DpiQ==",
+        ),
+        Package(
+            "fluent-emoji-flat",
+            "1.2.6",
+            "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
+        ),
+        Package(
+            "openmoji",
+            "1.2.29",
+            "vXdhkqcXVSO6suy+m9LbcUM3OdVyuNOtpV8/als/WqfkQIRxevL5Geb/g+6GH/Qwnq1OqksEmaDGTCmZ5nFKJQ==",
+        ),
+    )
+}
+
+
+def fetch(package: Package, cache: Path) -> Path:
+    """Return the package's tarball, fetched once by npm; raises ValueError if its hash is not the pinned one."""
+    target = cache / f"{package.name}-{package.version}.tgz"
+    if not target.exists():
+        cache.mkdir(parents=True, exist_ok=True)
+        made = subprocess.run(
+            ["npm", "pack", package.spec, "--silent", "--pack-destination", str(cache)],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split()[-1]
+        (cache / Path(made).name).rename(target)
+    digest = base64.b64encode(hashlib.sha512(target.read_bytes()).digest()).decode()
+    if digest != package.sha512:
+        raise ValueError(f"{target}: sha512 is {digest}, pinned is {package.sha512}; delete the file to fetch again")
+    return target
+
+
+class DrawingSet:
+    """The drawings of one package: names, categories, and SVG by name."""
+
+    def __init__(self, package: Package, cache: Path) -> None:
+        with tarfile.open(fetch(package, cache)) as tar:
+            self._icons = _member(tar, "package/icons.json")
+            metadata = _member(tar, "package/metadata.json")
+        self.name = package.name
+        # the sets write "Animals & Nature" with and without the ampersand
+        self.categories = {k.replace("&", "").replace("  ", " "): v for k, v in metadata["categories"].items()}
+
+    def names(self) -> list[str]:
+        """Every drawing but skin tones, flags and keycaps, in the package's order."""
+        return [n for n in self._icons["icons"] if not _LEFT_OUT.search(n)]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._icons["icons"]
+
+    def svg(self, name: str, outline: float = 0.0, margin: float = 0.0) -> str:
+        """SVG of one drawing; ``outline`` strokes every shape in black; both it and ``margin`` are shares of the width."""
+        icon = self._icons["icons"][name]
+        width = icon.get("width", self._icons.get("width", 16))
+        height = icon.get("height", self._icons.get("height", 16))
+        stroke = f' stroke="#000" stroke-linejoin="round" stroke-width="{outline * width:.4f}"' if outline else ""
+        x, y = -margin / 2 * width, -margin / 2 * height
+        box = f"{x} {y} {width * (1 + margin)} {height * (1 + margin)}"
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{box}"{stroke}>{icon["body"]}</svg>'
+        )
+
+
+def _member(tar: tarfile.TarFile, name: str) -> dict:  # type: ignore[type-arg]
+    file = tar.extractfile(name)
+    if file is None:
+        raise ValueError(f"{tar.name}: no file {name}")
+    return json.load(file)  # type: ignore[no-any-return]
+
+
+def draw(svg: str, size: int = SIZE) -> Image.Image:
+    """Draw an SVG on white, at twice the size and then averaged down."""
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, height=2 * size)
+    picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture).convert("RGB").resize((size, size), Image.Resampling.BOX)
+
+
+def stack(pictures: Iterable[Image.Image]) -> np.ndarray:  # type: ignore[type-arg]
+    """Pictures as one uint8 array (N, H, W, 3)."""
+    return np.stack([np.asarray(p) for p in pictures])
+
+
+def share(name: str, salt: str) -> float:
+    """A fixed number in [0, 1) for a name: how held-out names are chosen."""
+    return int.from_bytes(hashlib.sha256(f"{salt}:{name}".encode()).digest()[:8], "big") / 2**64
