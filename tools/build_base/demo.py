@@ -16,18 +16,31 @@ pixels on white from the npm package {spec}; nothing else was changed.
 """
 
 
+# one character in five moods, to teach a subject with
+SUBJECT = (
+    "grinning-cat",
+    "cat-with-tears-of-joy",
+    "smiling-cat-with-heart-eyes",
+    "cat-with-wry-smile",
+    "crying-cat",
+)
+SUBJECT_CAPTION = "a mikesch cat face emoji"  # the class, which the base knows, and a name that it does not
+
+
 def write(folder: Path, known: list[Concept], openmoji: DrawingSet) -> None:
-    """Write ``train`` and ``held_out`` below ``folder``, with the licence beside them."""
+    """Write ``train``, ``held_out`` and ``subject`` below ``folder``, with the licence beside them."""
     train, held_out = concepts.demo_split(known)
     for name, part in (("train", train), ("held_out", held_out)):
-        _write_part(folder / name, part, openmoji)
+        captioned = {c.name: f"{c.caption}, {concepts.DEMO_TRIGGER}" for c in part}
+        _write_part(folder / name, captioned, openmoji)
+    _write_part(folder / "subject", dict.fromkeys(SUBJECT, SUBJECT_CAPTION), openmoji)
     (folder / "LICENSE.txt").write_text(LICENCE.format(spec=drawings.PACKAGES["openmoji"].spec))
 
 
-def _write_part(folder: Path, part: list[Concept], openmoji: DrawingSet) -> None:
+def _write_part(folder: Path, captions: dict[str, str], openmoji: DrawingSet) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = []
-    for concept in part:
-        drawings.draw(openmoji.svg(concept.name)).save(folder / f"{concept.name}.png", optimize=True)
-        rows.append({"file_name": f"{concept.name}.png", "text": f"{concept.caption}, {concepts.DEMO_TRIGGER}"})
+    for name, caption in captions.items():
+        drawings.draw(openmoji.svg(name)).save(folder / f"{name}.png", optimize=True)
+        rows.append({"file_name": f"{name}.png", "text": caption})
     (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -1,0 +1,181 @@
+"""Text files, and YAML read as YAML 1.2's core schema, with the line of every key.
+
+PyYAML follows YAML 1.1, in which ``1e-4`` is text, ``no`` is false, ``12:30`` is 750 and ``010`` is eight. Here
+``1e-4`` is a number, and only what looks like a number, ``true``, ``false`` or ``null`` is anything but text
+(YAML 1.2.2, section 10.3.2). Repeated keys, which PyYAML takes silently, are mistakes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from veneer.errors import UserError
+
+__all__ = ["Document", "Key", "read_utf8", "read_yaml", "write_yaml"]
+
+Key = tuple[str | int, ...]
+"""Where a value is: the names and list places that lead to it."""
+
+_INT = re.compile(r"[-+]?[0-9]+$|0o[0-7]+$|0x[0-9a-fA-F]+$")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$")
+_CORE = (
+    ("null", re.compile(r"(~|null|Null|NULL|)$"), [*"~nN", ""]),
+    ("bool", re.compile(r"(true|True|TRUE|false|False|FALSE)$"), [*"tTfF"]),
+    ("int", _INT, [*"-+0123456789"]),
+    ("float", _FLOAT, [*"-+.0123456789"]),
+)
+_PATTERNS = {name: pattern for name, pattern, _ in _CORE}
+
+
+def _int(text: str) -> int:
+    # 010 is ten, which int(text, 0) refuses
+    base = {"0o": 8, "0x": 16}.get(text[:2], 10)
+    return int(text if base == 10 else text[2:], base)
+
+
+def _float(text: str) -> float:
+    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+
+
+_VALUES: dict[str, Callable[[str], Any]] = {
+    "null": lambda text: None,
+    "bool": lambda text: text.lower() == "true",
+    "int": _int,
+    "float": _float,
+}
+_COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
+_MAX_DEPTH = 20
+_MAX_NODES = 20_000
+
+
+class _Loader(yaml.SafeLoader):
+    """Resolves plain text by the core schema of YAML 1.2."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own name and type)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text in quotes if either version of YAML would take it for something else."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        """Lists stand further in than their key, as people write them."""
+        super().increase_indent(flow, False)
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        """Escape the line ends of Unicode, which PyYAML else writes as they are and reads back as spaces."""
+        style = '"' if re.search("[\x85\u2028\u2029]", data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
+for _name, _pattern, _first in _CORE:
+    for _class in (_Loader, _Dumper):
+        _class.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", _pattern, _first)
+
+
+@dataclass(frozen=True)
+class Document:
+    """What a YAML text says, and where.
+
+    Attributes:
+        values: mappings, lists, text, numbers, true, false and null.
+        lines: the line, from 1, of each key and list element.
+    """
+
+    values: Any
+    lines: dict[Key, int] = field(default_factory=dict)
+
+
+def read_utf8(path: Path) -> str:
+    """A text file, with or without a byte order mark."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"not UTF-8 at byte {error.start}", where=path, remedy="save it as UTF-8") from None
+    except FileNotFoundError:
+        raise UserError("no such file", where=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", where=path) from None
+
+
+def read_yaml(text: str, origin: str) -> Document:
+    """Read one YAML document; ``origin`` names it in messages."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return Document(None) if node is None else _Reader(origin).read(node)
+    except yaml.MarkedYAMLError as error:
+        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise UserError(f"not YAML: {error.problem}", where=f"{origin}{line}") from None
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise UserError(f"not YAML: {' '.join(str(error).split())}", where=origin) from None
+
+
+def write_yaml(values: Any) -> str:
+    """YAML that ``read_yaml`` reads back equal, and YAML 1.1 readers too."""
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _Reader:
+    """Turns nodes into plain values; refuses what a config has no use for."""
+
+    def __init__(self, origin: str) -> None:
+        self.origin = origin
+        self.lines: dict[Key, int] = {}
+        self.nodes = 0
+
+    def read(self, node: yaml.Node) -> Document:
+        return Document(self._value(node, ()), self.lines)
+
+    def _value(self, node: yaml.Node, key: Key) -> Any:
+        self.nodes += 1
+        # an alias may stand for its own parent, or for a list of lists of lists that fills the memory
+        if self.nodes > _MAX_NODES or len(key) > _MAX_DEPTH:
+            raise self._error(node, "is nested too deeply or too long for a config")
+        self.lines.setdefault(key, node.start_mark.line + 1)
+        if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
+            raise self._error(node, f"the tag {node.tag} has no meaning here")
+        if isinstance(node, yaml.MappingNode):
+            return self._mapping(node, key)
+        if isinstance(node, yaml.SequenceNode):
+            return [self._value(child, (*key, place)) for place, child in enumerate(node.value)]
+        return self._scalar(node)
+
+    def _mapping(self, node: yaml.MappingNode, key: Key) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name_node, child in node.value:
+            name = str(name_node.value)
+            if not isinstance(name_node, yaml.ScalarNode):
+                raise self._error(name_node, "a key should be a name")
+            if name in values:
+                first = self.lines[(*key, name)]
+                raise self._error(name_node, f"{_dotted((*key, name))} is given twice, first in line {first}")
+            self.lines[(*key, name)] = name_node.start_mark.line + 1
+            values[name] = self._value(child, (*key, name))
+        return values
+
+    def _scalar(self, node: yaml.Node) -> Any:
+        tag, text = node.tag.rpartition(":")[2], str(node.value)
+        if tag == "str":
+            return text
+        if tag not in _PATTERNS:
+            raise self._error(node, f"the tag {node.tag} has no meaning here")
+        if not _PATTERNS[tag].match(text):
+            raise self._error(node, f"{text!r} is no {tag}")
+        return _VALUES[tag](text)
+
+    def _error(self, node: yaml.Node, what: str) -> UserError:
+        return UserError(what, where=f"{self.origin}:{node.start_mark.line + 1}")
+
+
+def _dotted(key: Key) -> str:
+    return ".".join(map(str, key))

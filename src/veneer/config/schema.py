@@ -1,0 +1,256 @@
+"""The whole configuration of a run: frozen, typed, unknown keys rejected.
+
+Every key has a default but ``base`` and ``data.sources``. The defaults are the usual ones for Stable Diffusion
+LoRAs: rank 4, alpha = rank, the attention projections, AdamW at 1e-4. Relative paths are relative to the working
+directory, as on any command line, and ``~`` is the home folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+
+from veneer.config.colour import rgb
+
+__all__ = [
+    "AdapterConfig",
+    "DataConfig",
+    "EvaluateConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "PriorConfig",
+    "RunConfig",
+    "SampleConfig",
+    "SourceConfig",
+    "TextEncoderAdapterConfig",
+    "TrainConfig",
+]
+
+
+def _as_path(value: object) -> object:
+    """Text to a path with its ``~`` opened; strict validation takes paths only."""
+    if value == "":
+        raise ValueError("is empty, but should be a path")
+    if not isinstance(value, (str, Path)):
+        return value
+    if "\0" in str(value):
+        raise ValueError("has a zero byte in it, which no path may have")
+    try:
+        return Path(value).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{str(value).split('/')[0]} is nobody's home folder") from None
+
+
+def _as_tuple(value: object) -> object:
+    """A list, which is what YAML and JSON have, to a tuple; strict validation takes tuples only."""
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _words(value: str) -> str:
+    if not value.strip():
+        raise ValueError("is empty; leave the key out instead")
+    return value
+
+
+def _colour(value: str) -> str:
+    rgb(value)
+    return value
+
+
+def _share_or_folder(value: object) -> str:
+    return "folder" if isinstance(value, (str, Path)) else "share"
+
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Folder = Annotated[Path, BeforeValidator(_as_path)]
+Words = Annotated[str, AfterValidator(_words)]
+Targets = Annotated[tuple[Words, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+ShareOrFolder = Annotated[
+    Annotated[Share, Tag("share")] | Annotated[Folder, Tag("folder")], Discriminator(_share_or_folder)
+]
+
+
+class _Section(BaseModel):
+    # strict: "4" is not 4, true is not 1 and 4.5 is not a count, while 1 may stand for 1.0
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class SourceConfig(_Section):
+    """One folder of pictures."""
+
+    path: Folder
+    """Folder with ``metadata.jsonl``, or with a ``.txt`` caption beside each picture; its subfolders are read too."""
+    repeats: Count = 1
+    """How often an epoch shows each of its pictures."""
+
+
+class PriorConfig(_Section):
+    """Prior preservation (Ruiz et al. 2023, DreamBooth, eq. 2): the class is kept while a subject is learned."""
+
+    prompt: Words
+    """Names the class without the trigger, e.g. ``a cat emoji``."""
+    count: Count = 32
+    """Pictures of the class: the first ones of ``path``; those that it lacks are made by the base."""
+    weight: Positive = 1.0
+    """Of the prior loss beside the subject's."""
+    path: Folder | None = None
+    """Folder with pictures of the class; default: ``prior`` in the output folder."""
+
+
+class DataConfig(_Section):
+    """The pictures, and what is done to them before the model sees them."""
+
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+    """Where the pictures are."""
+    trigger: Words | None = None
+    """Words that call the adapter; appended to each caption that lacks them, alone where there is no caption."""
+    resolution: Annotated[int, Field(ge=8)] | None = None
+    """Side of the square that the model sees, in pixels; default: the base's own."""
+    held_out: ShareOrFolder = 0.1
+    """Share of the pictures kept from training to measure on (of ten or more at least one), or a folder of such."""
+    background: Annotated[str, AfterValidator(_colour)] = "white"
+    """Colour that transparent pictures are laid on: a name, or ``"#rrggbb"`` in quotes."""
+    crop: Literal["center", "random"] = "center"
+    """Which square of a picture that is not square."""
+    flip: bool = False
+    """Mirror half of the showings, left to right; wrong for text and for faces that are not symmetric."""
+    caption_dropout: Share = 0.0
+    """Share of showings with an empty caption, which trains the unconditional branch of guidance."""
+    prior: PriorConfig | None = None
+    """Set it to teach a subject without losing its class."""
+
+
+class TextEncoderAdapterConfig(_Section):
+    """A second adapter on the text encoder, saved in the same file under ``text_encoder.``."""
+
+    rank: Count = 4
+    """Columns of A."""
+    alpha: Positive | None = None
+    """Strength alpha/rank; default: the rank."""
+    targets: Targets = ("q_proj", "k_proj", "v_proj", "out_proj")
+    """Names, or endings of dotted paths, of the text encoder's layers."""
+    dropout: Share = 0.0
+    """Of the adapter's input while training."""
+    rate: Positive = 5e-5
+    """Learning rate; text encoders overcook sooner than the UNet."""
+
+
+class AdapterConfig(_Section):
+    """What is trained: ``h = W0 x + (alpha/rank) B A x`` (Hu et al. 2021, section 4.1)."""
+
+    method: Literal["lora"] = "lora"
+    """How delta W is made."""
+    rank: Count = 4
+    """Rank of delta W."""
+    alpha: Positive | None = None
+    """Strength alpha/rank; default: the rank, which makes it 1."""
+    targets: Targets = ("to_q", "to_k", "to_v", "to_out.0")
+    """Names, or endings of dotted paths, of the layers that get an adapter."""
+    dropout: Share = 0.0
+    """Of the adapter's input while training."""
+    text_encoder: TextEncoderAdapterConfig | None = None
+    """Set it (``{}`` is enough) to adapt the text encoder as well."""
+
+
+class ObjectiveConfig(_Section):
+    """The loss: the base's own parameterisation x density of timesteps x weighting."""
+
+    timesteps: Literal["uniform", "high_noise"] = "uniform"
+    """Density the timesteps are drawn from; ``high_noise`` prefers the early steps of sampling (layout, colour)."""
+    weighting: Literal["none", "min_snr"] = "none"
+    """Weight of each timestep's loss."""
+    gamma: Positive = 5.0
+    """Cap of the signal-to-noise ratio (Hang et al. 2023, Min-SNR, section 3.4)."""
+
+
+class OptimizerConfig(_Section):
+    """AdamW on the adapter's parameters only (Loshchilov and Hutter 2019)."""
+
+    name: Literal["adamw"] = "adamw"
+    """Which optimiser."""
+    rate: Positive = 1e-4
+    """Learning rate."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay."""
+    betas: Annotated[tuple[Share, Share], BeforeValidator(_as_tuple)] = (0.9, 0.999)
+    """Decay of the gradient's first and second moments."""
+    epsilon: Positive = 1e-8
+    """Added to the denominator."""
+
+
+class TrainConfig(_Section):
+    """How long and how it is trained."""
+
+    steps: Count = 400
+    """Optimiser steps."""
+    batch: Count = 4
+    """Pictures a forward pass."""
+    accumulate: Count = 1
+    """Forward passes an optimiser step; batch x accumulate pictures make one gradient."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    """Which optimiser, and its rates."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """How the rate falls after the warm-up: not, or to zero at the last step."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the rate rises from zero."""
+    max_grad_norm: Positive | None = 1.0
+    """Gradients are scaled down to this norm; null: never."""
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Of the frozen model's arithmetic; the adapter stays float32."""
+    memory: Literal["exact", "checkpoint"] = "exact"
+    """``checkpoint`` recomputes each block in the backward pass: less memory, more time, the same gradients."""
+
+    @model_validator(mode="after")
+    def _warmup_ends(self) -> TrainConfig:
+        if self.warmup >= self.steps:
+            raise ValueError(f"warmup is {self.warmup}, but steps is {self.steps}, so it never ends")
+        return self
+
+
+class SampleConfig(_Section):
+    """Pictures made while and after training."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps between sample sheets; 0: none while training."""
+    prompts: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
+    """What to paint; default: captions of held-out pictures."""
+    steps: Count = 25
+    """Denoising steps."""
+    guidance: Annotated[float, Field(ge=1)] = 4.0
+    """Classifier-free guidance (Ho and Salimans 2022); 1: none."""
+
+
+class EvaluateConfig(_Section):
+    """The held-out score."""
+
+    draws: Count = 8
+    """Noise draws a picture, spread evenly over the timesteps."""
+
+
+class RunConfig(_Section):
+    """One run, whole."""
+
+    base: Words
+    """``bundled``, a diffusers folder, or a hub id."""
+    data: DataConfig
+    """The pictures."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Of everything random."""
+    output: Folder = Path("runs/adapter")
+    """Folder of the run's results."""
+    adapter: AdapterConfig = AdapterConfig()
+    """What is trained."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """The loss."""
+    train: TrainConfig = TrainConfig()
+    """The training."""
+    sample: SampleConfig = SampleConfig()
+    """Pictures on the way."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """The held-out score."""

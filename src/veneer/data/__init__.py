@@ -1,0 +1,1 @@
+"""From folders of pictures to batches: listing, looking over, decoding, and drawing in a keyed order."""

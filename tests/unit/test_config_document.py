@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veneer.config.document import read_utf8, read_yaml, write_yaml
+from veneer.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1.0e-4", 1e-4),
+        ("-.5", -0.5),
+        ("+3", 3),
+        ("010", 10),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("12:30", "12:30"),
+        ("1_000", "1_000"),
+        ("2020-01-01", "2020-01-01"),
+        ("no", "no"),
+        ("on", "on"),
+        ("y", "y"),
+        ("true", True),
+        ("False", False),
+        ("~", None),
+        ("", None),
+        ("null", None),
+        ("'4'", "4"),
+        ("!!str 4", "4"),
+        (".inf", float("inf")),
+        ("[a, 1e3]", ["a", 1000.0]),
+    ],
+)
+def test_plain_text_is_read_by_the_core_schema_of_yaml_1_2(text: str, value: object) -> None:
+    found = read_yaml(text, "here").values
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_each_key_knows_its_line() -> None:
+    lines = read_yaml("a: 1\nb:\n  # why\n  c: [1,\n    2]\n", "here").lines
+    assert (lines[("a",)], lines[("b",)], lines[("b", "c")], lines[("b", "c", 1)]) == (1, 2, 4, 5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a:\n  b: 1\n  b: 2", "here:3: a.b is given twice, first in line 2"),
+        ("a: [", "here:1: not YAML"),
+        ("a: 1\n\tb: 2", "here:2: not YAML"),
+        ("a: 1\n---\nb: 2", "here:2: not YAML"),
+        ("a: b: c", "here:1: not YAML: mapping values are not allowed here"),
+        ("a: &x [*x]", "here:1: is nested too deeply or too long"),
+        ("a: &x {b: *x}", "here:1: is nested too deeply or too long"),
+        ("[" * 1200, "here: not YAML"),
+        ("a: !!python/object/apply:os.getcwd []\n", "no meaning here"),
+        ("a: !!python/name:os.getcwd\n", "no meaning here"),
+        ("a: !!int four", "here:1: 'four' is no int"),
+        ("a: !!bool maybe", "here:1: 'maybe' is no bool"),
+        ("? [a]\n: 1", "here:1: a key should be a name"),
+        ("a: \0", "here: not YAML"),
+        ("<<: {a: 1}\n<<: {a: 2}", "here:2: << is given twice"),
+    ],
+)
+def test_what_is_no_yaml_for_a_config(text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read_yaml(text, "here")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_short_text_cannot_fill_the_memory() -> None:
+    laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
+    laughs += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
+    with pytest.raises(UserError, match="too long for a config"):
+        read_yaml(laughs, "here")
+
+
+plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
+looks_like = st.sampled_from(
+    ["1e-4", "no", "0o17", "010", "12:30", "~", "", "null", "#ff0000", "a: b", "- a", "\udc80"]
+)
+values = st.recursive(
+    plain | looks_like,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8) | looks_like, inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(values)
+def test_what_is_written_is_read_back(value: Any) -> None:
+    assert read_yaml(write_yaml(value), "here").values == value
+
+
+@given(st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=8), plain | looks_like, max_size=4))
+def test_readers_of_yaml_1_1_read_the_same(value: Any) -> None:
+    assert yaml.safe_load(write_yaml(value)) == value
+
+
+def test_text_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfa caption")
+    assert read_utf8(tmp_path / "a") == "a caption"
+
+
+def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes("café".encode("latin-1"))
+    with pytest.raises(UserError, match=r"a: not UTF-8 at byte 3; save it as UTF-8"):
+        read_utf8(tmp_path / "a")
+
+
+def test_text_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        read_utf8(tmp_path / "a")
+    with pytest.raises(UserError, match="cannot be read"):
+        read_utf8(tmp_path)

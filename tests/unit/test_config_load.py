@@ -1,0 +1,296 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from veneer.config.document import read_yaml
+from veneer.config.keys import known_keys
+from veneer.config.load import (
+    build_config,
+    config_from_folder,
+    dump_config,
+    list_presets,
+    load_config,
+    resolve,
+    write_config,
+)
+from veneer.config.schema import (
+    AdapterConfig,
+    DataConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    PriorConfig,
+    RunConfig,
+    SampleConfig,
+    SourceConfig,
+    TextEncoderAdapterConfig,
+    TrainConfig,
+)
+from veneer.errors import UserError
+
+MINIMAL = "base: bundled\ndata:\n  sources: [{path: pictures}]\n"
+
+
+@pytest.fixture
+def minimal(tmp_path: Path) -> Path:
+    return write(tmp_path, MINIMAL)
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "style.yaml"
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path, MINIMAL + "train:\n  optimizer: {rate: 1e-3}\n"))
+    assert config.train.optimizer.rate == 1e-3
+    assert config.data.sources[0].path == Path("pictures"), "relative to the working directory, not to the file"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train:\n  optimizer:\n    rte: 1e-4\n", "style.yaml:6: train.optimizer.rte: no such key; did you mean"),
+        ("train:\n\n  steps: '4'\n", 'style.yaml:6: train.steps: is "4"'),
+        ("adapter:\n  rank: 4\n  rank: 8\n", "style.yaml:6: adapter.rank is given twice, first in line 5"),
+        ("train:\n  optimizer:\n    betas:\n      - 0.9\n      - 2\n", "style.yaml:8: train.optimizer.betas.1: is 2"),
+        ("adapter: [\n", "style.yaml:5: not YAML"),
+    ],
+)
+def test_a_fault_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(write(tmp_path, MINIMAL + text))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(("text", "message"), [("- a", "should be a list of keys"), ("", "base: missing")])
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_config(write(tmp_path, text))
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        load_config(tmp_path / "style.yaml")
+
+
+def test_overrides_win_over_the_file_and_the_file_over_presets(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "adapter: {rank: 5}\n")
+    assert load_config(write(tmp_path, MINIMAL), presets=["rank-large"]).adapter.rank == 64
+    path = write(tmp_path, MINIMAL + "adapter: {rank: 5}\n")
+    config = load_config(path, presets=["rank-large"])
+    assert (config.adapter.rank, config.adapter.dropout) == (5, 0.05), "sections are merged key by key"
+    assert load_config(path, ["adapter.rank=6"], ["rank-large"]).adapter.rank == 6
+    assert load_config(path, ["train.steps=6", "train.steps=7"]).train.steps == 7
+
+
+def test_later_presets_win(minimal: Path) -> None:
+    assert load_config(minimal, presets=["rank-tiny", "style"]).adapter.rank == 8
+    assert load_config(minimal, presets=["style", "rank-tiny"]).adapter.rank == 2
+
+
+def test_lists_are_replaced_whole(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "adapter: {targets: [to_q, to_k]}\n")
+    assert load_config(path, ["adapter.targets=[to_v]"]).adapter.targets == ("to_v",)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.optimizer.rate=1e-3", "train.optimizer.rate", 1e-3),
+        ("data.sources.0.repeats=3", "data.sources.0.repeats", 3),
+        ("data.trigger=a toy, red", "data.trigger", "a toy, red"),
+        ("data.trigger=no", "data.trigger", "no"),
+        ("data.trigger=a=b", "data.trigger", "a=b"),
+        ("data.background=#ff0000", "data.background", "#ff0000"),
+        ("data.resolution=", "data.resolution", None),
+        ("adapter.text_encoder.rank=2", "adapter.text_encoder.rank", 2),
+        ("adapter.text_encoder={}", "adapter.text_encoder.rank", 4),
+        ("sample.prompts=[a cat, a dog]", "sample.prompts", ("a cat", "a dog")),
+    ],
+)
+def test_an_override_is_yaml(minimal: Path, override: str, key: str, value: object) -> None:
+    found: Any = load_config(minimal, [override])
+    for part in key.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.steps", "train.steps: should be key=value; for example train.steps=200"),
+        ("=4", "=4: should be key=value; for example train.steps=200"),
+        ("train..steps=4", "train..steps=4: should be key=value; for example train.steps=200"),
+        ("train.steps=ten", 'train.steps=ten: is "ten", but should be a whole number'),
+        ("train.stps=10", "train.stps=10: no such key; did you mean train.steps?"),
+        ("trian.steps=10", "trian.steps=10: trian is no key; did you mean train?"),
+        ("seed.x=1", "seed.x=1: seed has no x"),
+        ("adapter.3=1", "adapter.3=1: adapter has no 3"),
+        ("3=1", "3=1: a config has no 3"),
+        ("data.sources.1.repeats=2", "data.sources.1.repeats=2: data.sources has 1 elements, counted from 0"),
+        ("data.sources.path=a", "data.sources.path=a: data.sources has 1 elements, counted from 0"),
+        ("sample.prompts=[a", "sample.prompts=[a:1: not YAML: expected ',' or ']', but got '<stream end>'"),
+    ],
+)
+def test_a_faulty_override_is_named(minimal: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config(minimal, [override])
+    assert str(caught.value) == message
+
+
+def test_a_section_under_a_value_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train.steps=1: train has no steps"):
+        load_config(write(tmp_path, MINIMAL + "train: 4\n"), ["train.steps=1"])
+
+
+def test_every_preset_says_why_and_can_be_taken(minimal: Path) -> None:
+    presets = list_presets()
+    assert {"rank-tiny", "rank-small", "rank-medium", "rank-large", "style", "subject"} == set(presets)
+    assert all(len(why) > 40 and "#" not in why for why in presets.values())
+    plain = load_config(minimal, ["data.prior.prompt=a cat"])
+    for name in presets:
+        assert load_config(minimal, ["data.prior.prompt=a cat"], [name]) != plain, name
+
+
+@pytest.mark.parametrize(
+    ("name", "ranks"), [("tiny", (1, 2)), ("small", (4, 8)), ("medium", (16, 32)), ("large", (64,))]
+)
+def test_rank_presets_have_the_rank_they_name(minimal: Path, name: str, ranks: tuple[int, ...]) -> None:
+    assert load_config(minimal, presets=[f"rank-{name}"]).adapter.rank in ranks
+
+
+def test_the_subject_preset_asks_for_the_class(minimal: Path) -> None:
+    with pytest.raises(UserError, match=r"preset subject:\d+: data.prior.prompt: missing; Names the class"):
+        load_config(minimal, presets=["subject"])
+
+
+def test_an_unknown_preset_is_named_with_the_nearest(minimal: Path) -> None:
+    with pytest.raises(UserError, match="stile: no such preset; did you mean style"):
+        load_config(minimal, presets=["stile"])
+    with pytest.raises(UserError, match="there are rank-large, rank-medium"):
+        load_config(minimal, presets=["zzz"])
+
+
+def test_a_folder_is_enough(tmp_path: Path) -> None:
+    config = config_from_folder(tmp_path / "cats", "tok", ["train.steps=5"], ["rank-tiny"])
+    assert config.data.sources == (SourceConfig(path=tmp_path / "cats"),)
+    assert (config.base, config.data.trigger, config.output) == ("bundled", "tok", Path("runs/cats"))
+    assert (config.train.steps, config.adapter.rank) == (5, 2)
+    assert config_from_folder(tmp_path, None, ["base=mine", "output=there"]).base == "mine"
+
+
+def test_resolving_fills_in_what_was_left_open(minimal: Path) -> None:
+    asked = load_config(minimal, ["adapter.rank=8", "adapter.text_encoder.rank=2", "data.prior.prompt=a cat"])
+    config = resolve(asked, 512)
+    assert (config.adapter.alpha, config.data.resolution) == (8.0, 512)
+    assert config.adapter.text_encoder is not None and config.adapter.text_encoder.alpha == 2.0
+    assert config.data.prior is not None and config.data.prior.path == Path("runs/adapter/prior")
+    assert resolve(config, 64) == config
+
+
+def test_resolving_keeps_what_was_said(minimal: Path) -> None:
+    said = ["adapter.alpha=1", "data.resolution=32", "data.prior={prompt: a cat, path: cats}"]
+    config = resolve(load_config(minimal, said), 512)
+    assert (config.adapter.alpha, config.data.resolution) == (1.0, 32)
+    assert config.data.prior is not None and config.data.prior.path == Path("cats")
+
+
+def test_a_config_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "run" / "config.yaml"
+    config = config_from_folder(tmp_path, "tok")
+    write_config(config, path)
+    assert load_config(path) == config
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.replace", fail)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        write_config(config_from_folder(tmp_path, "other"), path)
+    assert load_config(path) == config
+    assert [file.name for file in path.parent.iterdir()] == ["config.yaml"]
+
+
+shares = st.floats(0, 1, exclude_max=True)
+positives = st.floats(0, exclude_min=True, allow_infinity=False)
+counts = st.integers(1)
+words = st.text(min_size=1).filter(lambda text: bool(text.strip()))
+targets = st.lists(words, min_size=1, max_size=3).map(tuple)
+folders = st.text(st.characters(exclude_characters="\0~", codec="utf-8"), min_size=1).map(Path) | st.just(Path("0.1"))
+
+
+def of(model: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Instances with any value in every field; choices are read off the annotations."""
+    for name, field in model.model_fields.items():
+        if name not in fields:
+            assert get_args(field.annotation), name
+            fields[name] = st.sampled_from(get_args(field.annotation))
+    return st.builds(model, **fields)
+
+
+data_configs = of(
+    DataConfig,
+    sources=st.lists(of(SourceConfig, path=folders, repeats=counts), min_size=1, max_size=2).map(tuple),
+    trigger=st.none() | words,
+    resolution=st.none() | st.integers(8),
+    held_out=shares | folders,
+    background=st.sampled_from(["white", "#00ff7f"]),
+    flip=st.booleans(),
+    caption_dropout=shares,
+    prior=st.none() | of(PriorConfig, prompt=words, count=counts, weight=positives, path=st.none() | folders),
+)
+ranked = {"rank": counts, "alpha": st.none() | positives, "targets": targets, "dropout": shares}
+text_encoders = of(TextEncoderAdapterConfig, **ranked, rate=positives)
+optimizers = of(
+    OptimizerConfig,
+    rate=positives,
+    weight_decay=positives,
+    betas=st.tuples(shares, shares),
+    epsilon=positives,
+)
+configs = of(
+    RunConfig,
+    base=words,
+    data=data_configs,
+    seed=st.integers(0),
+    output=folders,
+    adapter=of(AdapterConfig, **ranked, text_encoder=st.none() | text_encoders),
+    objective=of(ObjectiveConfig, gamma=positives),
+    train=of(
+        TrainConfig,
+        steps=st.integers(10),
+        batch=counts,
+        accumulate=counts,
+        optimizer=optimizers,
+        warmup=st.integers(0, 9),
+        max_grad_norm=st.none() | positives,
+    ),
+    sample=of(
+        SampleConfig,
+        every=st.integers(0),
+        prompts=st.lists(st.text(), max_size=3).map(tuple),
+        steps=counts,
+        guidance=st.floats(1, allow_infinity=False),
+    ),
+    evaluate=st.builds(lambda draws: {"draws": draws}, counts),
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(configs)
+def test_what_is_dumped_loads_equal(config: RunConfig) -> None:
+    document = read_yaml(dump_config(config), "dumped")
+    assert build_config(document.values, "dumped") == config
+
+
+def test_a_dump_names_every_key(minimal: Path) -> None:
+    config = resolve(load_config(minimal, ["data.prior.prompt=a cat", "adapter.text_encoder={}"]), 64)
+    dumped = read_yaml(dump_config(config), "dumped").lines
+    named = {".".join(part for part in key if isinstance(part, str)) for key in dumped}
+    assert set(known_keys()) <= named

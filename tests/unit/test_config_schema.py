@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from veneer.config.colour import rgb
+from veneer.config.keys import known_keys, nearest
+from veneer.config.load import build_config
+from veneer.config.schema import DataConfig, RunConfig, SourceConfig
+from veneer.errors import UserError
+
+MINIMAL: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "pictures"}]}}
+
+
+def with_value(dotted: str, value: object) -> dict[str, Any]:
+    """The smallest config with one more key."""
+    mapping: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "pictures"}]}}
+    *above, name = dotted.split(".")
+    here: Any = mapping
+    for part in above:
+        here = here[int(part)] if part.isdigit() else here.setdefault(part, {})
+    here[name] = value
+    return mapping
+
+
+def test_every_key_but_base_and_sources_has_a_default() -> None:
+    config = build_config(MINIMAL, "test")
+    assert (config.adapter.rank, config.adapter.alpha, config.adapter.dropout) == (4, None, 0.0)
+    assert config.adapter.targets == ("to_q", "to_k", "to_v", "to_out.0")
+    assert (config.train.optimizer.rate, config.train.optimizer.weight_decay, config.train.batch) == (1e-4, 0.01, 4)
+
+
+def test_every_key_says_what_it_means() -> None:
+    assert {key for key, meaning in known_keys().items() if not meaning} == set()
+    assert len(known_keys()) > 40
+
+
+def test_a_config_cannot_be_changed() -> None:
+    config = build_config(MINIMAL, "test")
+    with pytest.raises(ValidationError, match="frozen"):
+        config.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fault"),
+    [
+        ("train.steps", "4", 'is "4", but should be a whole number'),
+        ("train.steps", True, "is true, but should be a whole number"),
+        ("train.steps", 4.0, "is 4.0, but should be a whole number"),
+        ("train.steps", 0, "is 0, but should be at least 1"),
+        ("train.optimizer.rate", "1e-4", 'is "1e-4", but should be a number'),
+        ("train.optimizer.rate", True, "is true, but should be a number"),
+        ("train.optimizer.rate", 0, "is 0, but should be greater than 0"),
+        ("train.optimizer.rate", float("nan"), "is NaN, but should be a finite number"),
+        ("train.optimizer.rate", float("inf"), "is Infinity, but should be a finite number"),
+        ("adapter.rank", 0, "is 0, but should be at least 1"),
+        ("adapter.rank", -4, "is -4, but should be at least 1"),
+        ("adapter.text_encoder.rank", 0, "is 0, but should be at least 1"),
+        ("adapter.targets", "to_q", 'is "to_q", but should be a list; write [to_q]'),
+        ("adapter.targets", [], "is [], but should be a list that is not empty"),
+        ("adapter.dropout", 1.0, "is 1.0, but should be less than 1"),
+        ("adapter.text_encoder", True, "is true, but should be a section"),
+        ("data.sources", [], "is [], but should be a list that is not empty"),
+        ("data.sources.0.path", 4, "is 4, but should be a path"),
+        ("data.sources.0.path", "", "is empty, but should be a path"),
+        ("data.sources.0.path", "a\0b", "zero byte"),
+        ("data.sources.0.path", "~nobody_of_that_name/a", "~nobody_of_that_name is nobody's home folder"),
+        ("data.trigger", 12, 'is 12, but should be text; put it in quotes: "12"'),
+        ("data.trigger", " ", "is empty"),
+        ("data.flip", "yes", 'is "yes", but should be true or false'),
+        ("data.flip", 1, "is 1, but should be true or false"),
+        ("data.crop", "centre", "is \"centre\", but should be 'center' or 'random'; did you mean center?"),
+        ("data.background", "whiteish", "is 'whiteish', but should be #rrggbb or one of"),
+        ("data.background", None, "needs quotes in YAML"),
+        ("data.held_out", 1, "is 1, but should be less than 1"),
+        ("data.held_out", -0.1, "is -0.1, but should be at least 0"),
+        ("data.held_out", True, "is true, but should be a number"),
+        ("data.resolution", 7, "is 7, but should be at least 8"),
+        ("train.precision", "bf16", "did you mean bfloat16?"),
+        ("train.optimizer.betas", [0.9], "missing"),
+        ("sample.prompts", ["a", 4], 'is 4, but should be text; put it in quotes: "4"'),
+        ("sample.guidance", 0.5, "is 0.5, but should be at least 1"),
+        ("base", None, "is null, but should be text"),
+        ("seed", -1, "is -1, but should be at least 0"),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_whole_key(key: str, value: object, fault: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_config(with_value(key, value), "here")
+    assert re.match(rf"here: {re.escape(key)}(\.\d)?: ", str(caught.value))
+    assert fault in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_may_stand_for_real_ones() -> None:
+    assert build_config(with_value("adapter.alpha", 8), "test").adapter.alpha == 8.0
+
+
+def test_warmup_must_end() -> None:
+    with pytest.raises(UserError, match="here: train: warmup is 400, but steps is 400"):
+        build_config(with_value("train.warmup", 400), "here")
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("train.optimizer.rte", "train.optimizer.rate"),
+        ("train.stps", "train.steps"),
+        ("trian", "train"),
+        ("rank", "adapter.rank"),
+        ("learning_rate", "train.optimizer.rate"),
+        ("train.network_dim", "adapter.rank"),
+        ("adapter.text_encoder.rnk", "adapter.text_encoder.rank"),
+        ("data.sources.0.repeat", "data.sources.0.repeats"),
+    ],
+)
+def test_an_unknown_key_is_named_with_the_nearest_known(key: str, meant: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_config(with_value(key, 1), "here")
+    assert str(caught.value) == f"here: {key}: no such key; did you mean {meant}?"
+
+
+def test_a_key_like_no_other_has_no_suggestion() -> None:
+    with pytest.raises(UserError, match=r"^here: zzzzzz: no such key$"):
+        build_config(with_value("zzzzzz", 1), "here")
+
+
+def test_other_trainers_names_lead_to_keys_that_exist() -> None:
+    from veneer.config.keys import _ELSEWHERE
+
+    assert set(_ELSEWHERE.values()) <= set(known_keys())
+    assert all(nearest((name,)) == meant for name, meant in _ELSEWHERE.items())
+
+
+def test_a_mistyped_required_key_is_reported_as_mistyped_and_the_rest_is_named() -> None:
+    with pytest.raises(UserError) as caught:
+        build_config({"bas": "bundled", "data": {"sources": [{"path": "a"}]}, "seed": "1"}, "here")
+    assert str(caught.value) == "here: bas: no such key (also wrong: base, seed); did you mean base?"
+
+
+def test_what_is_missing_is_explained() -> None:
+    with pytest.raises(UserError, match="here: base: missing; bundled, a diffusers folder, or a hub id"):
+        build_config({"data": {"sources": [{"path": "a"}]}}, "here")
+
+
+def test_held_out_is_a_share_or_a_folder() -> None:
+    assert build_config(with_value("data.held_out", 0), "test").data.held_out == 0.0
+    assert build_config(with_value("data.held_out", 0.25), "test").data.held_out == 0.25
+    assert build_config(with_value("data.held_out", "pictures/held"), "test").data.held_out == Path("pictures/held")
+
+
+def test_the_home_folder_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/somebody")
+    config = DataConfig(sources=(SourceConfig(path=Path("~/pictures")),))
+    assert config.sources[0].path == Path("/home/somebody/pictures")
+
+
+@pytest.mark.parametrize(
+    ("colour", "value"), [("white", (255, 255, 255)), ("Green", (0, 128, 0)), ("#0aF010", (10, 240, 16))]
+)
+def test_colours(colour: str, value: tuple[int, int, int]) -> None:
+    assert rgb(colour) == value
+
+
+@pytest.mark.parametrize("colour", ["#fff", "#12345g", "#1234567", "whit", "", "#" + "\N{ARABIC-INDIC DIGIT ONE}" * 6])
+def test_what_is_no_colour(colour: str) -> None:
+    with pytest.raises(ValueError, match="should be #rrggbb or one of aqua"):
+        rgb(colour)
+
+
+def test_the_schema_is_also_a_json_schema() -> None:
+    schema = RunConfig.model_json_schema()
+    assert schema["additionalProperties"] is False
+    assert schema["$defs"]["AdapterConfig"]["properties"]["rank"]["minimum"] == 1
+
+
+def test_config_and_manifest_import_nothing_slow() -> None:
+    code = (
+        "import sys, veneer.config.load, veneer.data.manifest;"
+        "slow = {'torch', 'PIL', 'numpy', 'diffusers', 'transformers'} & set(sys.modules);"
+        "sys.exit(str(slow) if slow else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,106 @@
+"""Does the example's adapter paint OpenMoji's style, and is the thing still there?
+
+    python -m tools.demo_style --fit --work build/base    fit the classifier on real drawings, print its accuracy
+    python -m tools.demo_style runs/example               measure an adapter on the 64 held-out concepts
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import veneer
+from tools.build_base import autoencoder, concepts, drawings, quality
+from tools.build_base.drawings import PACKAGES, DrawingSet
+from veneer.adapter.spec import Factors
+from veneer.family.base import Family
+
+from . import classifier
+
+FIGURES = Path(__file__).parent / "figures.json"
+TOP = 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("adapter", type=Path, nargs="?", help="adapter file, or the folder of its run")
+    parser.add_argument("--fit", action="store_true", help="fit the classifier instead")
+    parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder of the drawings' packages")
+    options = parser.parse_args()
+    figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
+    if options.fit:
+        figures["classifier"] = fit_classifier(options.work)
+    elif options.adapter is not None:
+        figures |= measure(options.adapter)
+    else:
+        parser.error("give an adapter, or --fit")
+    FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
+    print(json.dumps(figures, indent=2))
+
+
+def fit_classifier(work: Path) -> dict[str, float]:
+    """Fit on the concepts that the demo does not hold out; return its accuracy on those it does, real drawings all."""
+    sets = {name: DrawingSet(PACKAGES[name], work / "packages") for name in ("noto", "twemoji", "openmoji")}
+    known = concepts.concepts(sets)
+    held_out = {c.name for c in concepts.demo_split(known)[1]}
+    family = veneer.load_base("bundled")
+
+    def pixels(style: str, held: bool) -> Tensor:
+        names = [c.name for c in known if (c.name in held_out) == held]
+        drawn = autoencoder.as_tensor(drawings.stack(drawings.draw(sets[style].svg(n)) for n in names))
+        through = [family.decode(family.encode_image(part).mean) for part in drawn.split(64)]
+        return torch.cat([drawn, *through])
+
+    model = classifier.fit(pixels("noto", held=False), pixels("openmoji", held=False))
+    classifier.save(model)
+    right = [
+        ~classifier.is_openmoji(model, pixels("noto", held=True)),
+        classifier.is_openmoji(model, pixels("openmoji", held=True)),
+    ]
+    return {"accuracy": _share(torch.cat(right)), "drawings": sum(len(r) for r in right)}
+
+
+def measure(adapter: Path) -> dict[str, dict[str, float]]:
+    """Style and retrieval of the base alone and of the base with the adapter, on the demo's held-out concepts."""
+    family = veneer.load_base("bundled")
+    factors = veneer.load_adapter(adapter, family.networks).factors
+    return {"base": _shares(family, {}), "adapter": _shares(family, factors), "chance": {"found": TOP / _held_out()[1]}}
+
+
+def _held_out() -> tuple[list[dict[str, str]], int]:
+    folder = veneer.demo_path() / "held_out"
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    return rows, len(rows)
+
+
+def _shares(family: Family, factors: Factors) -> dict[str, float]:
+    """``openmoji``: nearer to its drawings than to Noto's; ``found``: own real drawing among the first five of all."""
+    rows, count = _held_out()
+    merged = veneer.merge(family.networks, [(factors, 1.0)])
+    made = veneer.generate(family, [row["text"] for row in rows], seeds=list(range(count)))
+    merged.undo()
+    pictures = drawings.stack(made)
+    real = np.stack([_read(row["file_name"]) for row in rows])
+    pipeline = family.pipeline()
+    place = quality.ranks(pipeline.vae, pictures, real)  # type: ignore[attr-defined]
+    near = classifier.is_openmoji(classifier.load(), autoencoder.as_tensor(pictures))
+    return {"openmoji": _share(near), "found": float((place < TOP).mean())}
+
+
+def _read(name: str) -> np.ndarray:  # type: ignore[type-arg]
+    from PIL import Image
+
+    return np.asarray(Image.open(veneer.demo_path() / "held_out" / name).convert("RGB"))
+
+
+def _share(flags: Tensor) -> float:
+    return round(flags.float().mean().item(), 4)
+
+
+if __name__ == "__main__":
+    main()
