@@ -1,0 +1,1 @@
+"""LoRA adapters in memory: their mathematics, in live networks, merged, stacked."""

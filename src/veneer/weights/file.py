@@ -1,0 +1,170 @@
+"""Adapter files: what Veneer writes, and what it reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from veneer.adapter.spec import Factors, LoraFactors
+from veneer.errors import UserError
+from veneer.weights.layouts import DIFFUSERS_KEY, Layout, factors_of, layout_of, network_of, resolve, to_diffusers
+from veneer.weights.safe import atomic_write, check_finite, decode, encode
+
+__all__ = ["FILE_NAME", "AdapterFile", "AdapterInfo", "info", "load", "save"]
+
+FILE_NAME = "pytorch_lora_weights.safetensors"
+"""The name that ``load_lora_weights`` looks for in a folder."""
+
+_PEFT_NAME, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_OURS = (DIFFUSERS_KEY, "format")
+"""Metadata that belongs to the layout, not to the adapter."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter and what is told about it.
+
+    Attributes:
+        factors: by full dotted path, network's prefix first.
+        metadata: free text by key, e.g. the base's name.
+    """
+
+    factors: Factors
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What a file holds, as far as it tells without its base.
+
+    Attributes:
+        layout: diffusers, peft or kohya.
+        networks: prefixes of those it changes; none where only the base can tell.
+        targets: layers it changes.
+        ranks: each that occurs, rising.
+        alphas: the same.
+        parameters: numbers in A and B.
+        size_bytes: of the file.
+        sha256: of the file.
+        metadata: without the layout's own.
+    """
+
+    layout: Layout
+    networks: tuple[str, ...]
+    targets: int
+    ranks: tuple[int, ...]
+    alphas: tuple[float, ...]
+    parameters: int
+    size_bytes: int
+    sha256: str
+    metadata: Mapping[str, str]
+
+
+def save(adapter: AdapterFile, path: Path) -> str:
+    """Write an adapter in diffusers' layout; equal adapters give equal bytes.
+
+    Returns:
+        The file's SHA-256.
+
+    Raises:
+        UserError: the adapter is empty or holds NaN or infinity, or the place cannot be written to.
+    """
+    if not adapter.factors:
+        raise UserError("the adapter is empty", where=path)
+    tensors, config = to_diffusers(adapter.factors)
+    check_finite(tensors, path)
+    content = encode(tensors, {**adapter.metadata, DIFFUSERS_KEY: config, "format": "pt"})
+    atomic_write(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def load(path: Path, networks: Mapping[str, nn.Module] | None = None) -> AdapterFile:
+    """Read an adapter of diffusers', peft's or kohya's layout, each tensor accounted for.
+
+    Args:
+        path: the file, or a folder with one of the usual name.
+        networks: the base's, by prefix. kohya's names, and peft's (which are of one network and do not say which), mean
+            something only beside a base's.
+
+    Raises:
+        UserError: the file is a pickle, is broken, holds NaN or infinity, a tensor nobody asked for, or half an
+            adapter.
+    """
+    path = _file_in(path)
+    layout, raw, metadata = _read(path)
+    try:
+        return AdapterFile(resolve(raw, layout, networks), metadata)
+    except UserError as error:
+        raise _at(path, error) from error
+
+
+def info(path: Path) -> AdapterInfo:
+    """Sum up an adapter file; it is read whole, with all of :func:`load`'s checks that need no base."""
+    path = _file_in(path)
+    layout, raw, metadata = _read(path)
+    content = path.read_bytes()
+    return AdapterInfo(
+        layout=layout,
+        networks=tuple(sorted({net for layer in raw if (net := network_of(layer, layout))})),
+        targets=len(raw),
+        ranks=tuple(sorted({each.rank for each in raw.values()})),
+        alphas=tuple(sorted({each.alpha for each in raw.values()})),
+        parameters=sum(each.down.numel() + each.up.numel() for each in raw.values()),
+        size_bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
+        metadata=metadata,
+    )
+
+
+def _file_in(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in (FILE_NAME, _PEFT_NAME):
+        if (path / name).is_file():
+            return path / name
+    raise UserError(f"holds neither {FILE_NAME} nor {_PEFT_NAME}", where=path, remedy="name the file itself")
+
+
+def _read(path: Path) -> tuple[Layout, dict[str, LoraFactors], dict[str, str]]:
+    tensors, metadata = decode(path)
+    layout = layout_of(list(tensors))
+    try:
+        factors = factors_of(tensors, layout, _config(path, layout, metadata))
+    except UserError as error:
+        raise _at(path, error) from error
+    return layout, factors, {key: value for key, value in metadata.items() if key not in _OURS}
+
+
+def _at(path: Path, error: UserError) -> UserError:
+    what = error.what if error.where is None else f"{error.where}: {error.what}"
+    return UserError(what, where=path, remedy=error.remedy)
+
+
+def _config(path: Path, layout: Layout, metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """Where the layout keeps its strengths: nowhere but in the tensors, in the metadata, or in a file beside."""
+    if layout == "kohya":
+        return None
+    if layout == "diffusers":
+        return _json(metadata[DIFFUSERS_KEY]) if DIFFUSERS_KEY in metadata else None
+    try:
+        text = (path.parent / _PEFT_CONFIG).read_text("utf-8")
+    except OSError as error:
+        remedy = "it tells alpha, and so the adapter's strength"
+        raise UserError(f"has no {_PEFT_CONFIG} beside it", remedy=remedy) from error
+    return _json(text)
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        config = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"its config is not JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise UserError("its config is not a JSON object")
+    return config

@@ -1,0 +1,223 @@
+"""The layouts that adapter files come in: which tensor is which factor of which layer, and where its strength is."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from veneer.adapter.locate import layers_of
+from veneer.adapter.spec import LoraFactors
+from veneer.errors import UserError
+
+__all__ = ["DIFFUSERS_KEY", "Layout", "factors_of", "layout_of", "network_of", "resolve", "to_diffusers"]
+
+Layout = Literal["diffusers", "peft", "kohya"]
+DIFFUSERS_KEY = "lora_adapter_metadata"
+"""Of the JSON in a file's metadata that diffusers reads the strength from."""
+
+_PEFT_ROOT = "base_model.model."
+_NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+_KOHYA = {
+    "lora_unet": "unet",
+    "lora_te": "text_encoder",
+    "lora_te1": "text_encoder",
+    "lora_te2": "text_encoder_2",
+    "lora_te3": "text_encoder_3",
+}
+_PARTS = {
+    "lora_A.weight": "down",
+    "lora_B.weight": "up",
+    # what diffusers' convert_state_dict_to_diffusers, which its guides call before saving, makes of these
+    "lora.down.weight": "down",
+    "lora.up.weight": "up",
+    "lora_linear_layer.down.weight": "down",
+    "lora_linear_layer.up.weight": "up",
+}
+_KOHYA_PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"}
+# transformers 5 dropped this level from CLIPTextModel; files keep it, for every reader knows it and only new ones
+# know the other
+_CLIP_FILE, _CLIP = "text_encoder.text_model.", "text_encoder."
+
+
+@dataclass
+class _Parts:
+    down: Tensor | None = None
+    up: Tensor | None = None
+    alpha: Tensor | None = None
+
+
+def layout_of(names: list[str]) -> Layout:
+    """The layout that tensor names are in."""
+    if any(name.startswith(_PEFT_ROOT) for name in names):
+        return "peft"
+    return "kohya" if any(name.startswith(tuple(f"{root}_" for root in _KOHYA)) for name in names) else "diffusers"
+
+
+def factors_of(
+    tensors: Mapping[str, Tensor], layout: Layout, config: Mapping[str, Any] | None
+) -> dict[str, LoraFactors]:
+    """Each layer's factors, by the name the file has for the layer.
+
+    Args:
+        tensors: all of the file's.
+        layout: of their names.
+        config: peft's adapter config, or diffusers' (each key with its network's prefix); without, alpha = r.
+
+    Raises:
+        UserError: a tensor belongs to no factor, a factor has no partner, or the config contradicts the tensors.
+    """
+    table = _KOHYA_PARTS if layout == "kohya" else _PARTS
+    parts: dict[str, _Parts] = {}
+    for name, tensor in tensors.items():
+        layer, kind = _split(name, table)
+        each = parts.setdefault(layer.removeprefix(_PEFT_ROOT), _Parts())
+        if getattr(each, kind) is not None:
+            raise UserError(f"{layer} has two factors of one kind; {name} is one")
+        setattr(each, kind, tensor)
+    if not parts:
+        raise UserError("holds no adapter: there is no tensor in it")
+    return {layer: _factors(layer, each, layout, config) for layer, each in sorted(parts.items())}
+
+
+def _split(name: str, table: Mapping[str, str]) -> tuple[str, str]:
+    for ending, kind in table.items():
+        if name.endswith(f".{ending}"):
+            return name.removesuffix(f".{ending}"), kind
+    raise UserError(f"tensor {name} is not of a plain LoRA", remedy="only A, B and alpha are understood")
+
+
+def _factors(layer: str, parts: _Parts, layout: Layout, config: Mapping[str, Any] | None) -> LoraFactors:
+    if parts.down is None or parts.up is None:
+        lacking = "A (down)" if parts.down is None else "B (up)"
+        raise UserError(f"{layer} has no {lacking}", remedy="the file is not whole")
+    rank = parts.down.shape[0] if parts.down.ndim else 0
+    if parts.alpha is not None and parts.alpha.numel() != 1:
+        raise UserError(f"{layer}.alpha is not one number but {parts.alpha.numel()}")
+    alpha = float(rank) if parts.alpha is None else float(parts.alpha)
+    if config is not None:
+        alpha = _alpha(layer, rank, config if layout == "peft" else _part_of(layer, config))
+    try:
+        return LoraFactors(parts.down, parts.up, alpha)
+    except UserError as error:
+        raise UserError(error.what, where=layer) from error
+
+
+def _part_of(layer: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The config of the layer's network: diffusers prefixes the keys, unless the file is of one network alone."""
+    prefix = network_of(layer, "diffusers")
+    return config if prefix is None else {k.removeprefix(f"{prefix}."): v for k, v in config.items()}
+
+
+def _alpha(layer: str, rank: int, config: Mapping[str, Any]) -> float:
+    """The alpha that a peft config gives a layer, such that alpha/r is the strength that peft would use."""
+    try:
+        declared = _by_pattern(config.get("rank_pattern"), layer, config["r"])
+        alpha = float(_by_pattern(config.get("alpha_pattern"), layer, config["lora_alpha"]))
+        rank_stabilised = bool(config.get("use_rslora", False))
+    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
+        raise UserError(f"its config does not tell the strength of {layer} ({error!r})") from error
+    if declared != rank:
+        raise UserError(f"its config says rank {declared} for {layer}, whose tensors have rank {rank}")
+    return alpha * math.sqrt(rank) if rank_stabilised else alpha  # Kalajdzievski 2023: alpha / sqrt(r)
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
+    """As peft looks a layer up: the first pattern that its path, or an ending of it at a dot, is."""
+    path = layer.partition(".")[2] if layer.partition(".")[0] in _NETWORKS else layer
+    return next((v for k, v in (patterns or {}).items() if re.match(rf"(.*\.)?({k})$", path)), default)
+
+
+def network_of(layer: str, layout: Layout) -> str | None:
+    """The network that a file's name for a layer is in; None where only the base's layers can tell."""
+    if layout == "kohya":
+        return next((net for root, net in _KOHYA.items() if layer.startswith(f"{root}_")), None)
+    prefix = layer.partition(".")[0]
+    return prefix if layout == "diffusers" and prefix in _NETWORKS else None
+
+
+def resolve(
+    factors: Mapping[str, LoraFactors], layout: Layout, networks: Mapping[str, nn.Module] | None
+) -> dict[str, LoraFactors]:
+    """The factors by full dotted path.
+
+    Raises:
+        UserError: the names tell the path only together with the base's layers, and there is no base, or none of its
+            layers has such a name.
+    """
+    if all(network_of(layer, layout) and layout == "diffusers" for layer in factors):
+        return _renamed(factors, {layer: _from_file(layer) for layer in factors})
+    if networks is None:
+        raise UserError(f"its {layout} names, such as {next(iter(factors))}, need a base to tell which layers they are")
+    aliases = _aliases(networks)
+    for layer in factors:
+        if len(paths := aliases.get(layer, [])) != 1:
+            what = f"its name {layer} means {' and '.join(paths) or 'no layer'} of the base"
+            raise UserError(what, remedy="use the base that it was trained on")
+    return _renamed(factors, {layer: aliases[layer][0] for layer in factors})
+
+
+def _renamed(factors: Mapping[str, LoraFactors], paths: Mapping[str, str]) -> dict[str, LoraFactors]:
+    named: dict[str, LoraFactors] = {}
+    for layer, each in factors.items():
+        if paths[layer] in named:
+            raise UserError(f"has {paths[layer]} twice, under two names")
+        named[paths[layer]] = each
+    return named
+
+
+def _aliases(networks: Mapping[str, nn.Module]) -> dict[str, list[str]]:
+    """What any layout may call each layer; underscoring loses information, so two layers may share a name."""
+    aliases: dict[str, set[str]] = {}
+    for full in layers_of(networks):
+        prefix, _, path = full.partition(".")
+        variants = {path, path.removeprefix("text_model."), f"text_model.{path}"}
+        roots = [root for root, network in _KOHYA.items() if network == prefix]
+        names = {f"{root}_{variant.replace('.', '_')}" for root in roots for variant in variants}
+        for name in names | variants | {f"{prefix}.{variant}" for variant in variants}:
+            aliases.setdefault(name, set()).add(full)
+    return {name: sorted(paths) for name, paths in aliases.items()}
+
+
+def _from_file(layer: str) -> str:
+    return _CLIP + layer.removeprefix(_CLIP_FILE) if layer.startswith(_CLIP_FILE) else layer
+
+
+def _to_file(layer: str) -> str:
+    return _CLIP_FILE + layer.removeprefix(_CLIP) if layer.startswith(_CLIP) and layer == _from_file(layer) else layer
+
+
+def to_diffusers(factors: Mapping[str, LoraFactors]) -> tuple[dict[str, Tensor], str]:
+    """diffusers' tensors and JSON: alpha/r is in B, and the JSON says alpha = r, so all readers find one strength."""
+    tensors: dict[str, Tensor] = {}
+    for layer, each in factors.items():
+        tensors[f"{_to_file(layer)}.lora_A.weight"] = each.down
+        tensors[f"{_to_file(layer)}.lora_B.weight"] = (each.up.double() * each.scale).to(each.up.dtype)
+    assert len(tensors) == 2 * len(factors), "a layer is named twice, with text_model. and without"
+    ranks: dict[str, dict[str, int]] = {}
+    for layer, each in factors.items():
+        network, _, path = _from_file(layer).partition(".")
+        ranks.setdefault(network, {})[path] = each.rank
+    config = {f"{net}.{key}": value for net, of in ranks.items() for key, value in _peft_config(net, of).items()}
+    return tensors, json.dumps(config, sort_keys=True)
+
+
+def _peft_config(network: str, ranks: Mapping[str, int]) -> dict[str, Any]:
+    """What peft's ``LoraConfig`` needs for these layers, with alpha = r for each."""
+    counts = list(ranks.values())
+    usual = max(sorted(set(counts)), key=counts.count)
+    anchor = "" if network == "text_encoder" else "^"  # a CLIP reader may have text_model. before the path
+    pattern = {f"{anchor}{re.escape(path)}": rank for path, rank in sorted(ranks.items()) if rank != usual}
+    targets = sorted(ranks)
+    return {
+        "r": usual,
+        "lora_alpha": usual,
+        "target_modules": targets,
+        "rank_pattern": pattern,
+        "alpha_pattern": pattern,
+    }

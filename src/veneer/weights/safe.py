@@ -1,0 +1,116 @@
+"""Bytes on disk: written whole or not at all, and read without running anything."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from veneer.errors import UserError
+
+__all__ = ["atomic_write", "check_finite", "decode", "encode"]
+
+_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+_PICKLE_STARTS = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(1, 6)))
+"""torch.save writes a zip; before 1.6, and pickle itself, a protocol mark."""
+
+
+def atomic_write(path: Path, content: bytes) -> None:
+    """Write a file that a reader sees whole or not at all: beside its place, synced, renamed.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_synced(beside, content)
+            os.replace(beside, path)
+        finally:
+            beside.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror or error}", where=path) from error
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file of at least one tensor, whose bytes depend on its content alone.
+
+    The library writes the metadata in another order each time; here the header's JSON is sorted. The data that its
+    offsets point into stays as it is.
+    """
+    # copies, for the library refuses tensors that share memory
+    own = {name: tensors[name].detach().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
+    whole = to_safetensors(own, dict(metadata))
+    header = json.dumps(_header(whole), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + whole[_data(whole) :]
+
+
+def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata of a safetensors file.
+
+    The file is read, not mapped: what is in memory stays when the file is written over.
+
+    Raises:
+        UserError: it is a pickle (which is not opened, for opening one can run code), is cut short, or holds a number
+            that is not finite.
+    """
+    if path.suffix.lower() in _PICKLES:
+        raise _pickle(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", where=path) from error
+    if content.startswith(_PICKLE_STARTS):
+        raise _pickle(path)
+    try:
+        tensors = from_safetensors(content)
+    except SafetensorError as error:
+        reason = f"is cut short or is no safetensors file ({error})"
+        raise UserError(reason, where=path, remedy="fetch it again") from error
+    check_finite(tensors, path)
+    return tensors, _header(content).get("__metadata__") or {}
+
+
+def _header(content: bytes) -> dict[str, Any]:
+    """Of a file that the library has read, so it is sound: 8 bytes of its length, and JSON."""
+    header: dict[str, Any] = json.loads(content[8 : _data(content)])
+    return header
+
+
+def _data(content: bytes) -> int:
+    return 8 + int.from_bytes(content[:8], "little")
+
+
+def _pickle(path: Path) -> UserError:
+    reason = "is a pickle, which can run any code when it is opened, so it was not"
+    return UserError(reason, where=path, remedy="ask its maker for a .safetensors file")
+
+
+def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are not numbers to compute with.
+
+    Raises:
+        UserError: the first that holds NaN or infinity, or is of integers.
+    """
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise UserError(f"tensor {name} is {tensor.dtype}, not a floating point one", where=path)
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"tensor {name} holds NaN or infinity", where=path, remedy="use an earlier checkpoint")

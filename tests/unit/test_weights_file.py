@@ -1,0 +1,292 @@
+"""Adapter files: every tensor accounted for, the strength in one place, mistakes in one line."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from veneer.adapter.functional import delta_weight
+from veneer.adapter.spec import LoraFactors
+from veneer.errors import UserError
+from veneer.weights.file import FILE_NAME, AdapterFile, info, load, save
+from veneer.weights.layouts import DIFFUSERS_KEY
+
+
+def factors(seed: int = 0, rank: int = 2, alpha: float = 3.0, conv: bool = False) -> LoraFactors:
+    generator = torch.Generator().manual_seed(seed)
+    kernel, place = ((3, 3), (1, 1)) if conv else ((), ())
+    down = torch.randn(rank, 6, *kernel, generator=generator)
+    return LoraFactors(down, torch.randn(5, rank, *place, generator=generator), alpha)
+
+
+def adapter() -> AdapterFile:
+    named = {"unet.mid.to_q": factors(0), "unet.conv_in": factors(1, 4, 4.0, conv=True)}
+    return AdapterFile(named | {"text_encoder.encoder.fc1": factors(2, 1, 0.5)}, {"base": "x", "note": "é"})
+
+
+def network() -> dict[str, nn.Module]:
+    unet = nn.ModuleDict({"mid": nn.ModuleDict({"to_q": nn.Linear(6, 5)}), "conv_in": nn.Conv2d(6, 5, 3)})
+    return {"unet": unet, "text_encoder": nn.ModuleDict({"encoder": nn.ModuleDict({"fc1": nn.Linear(6, 5)})})}
+
+
+def pair(layer: str, seed: int = 0) -> dict[str, Tensor]:
+    return {f"{layer}.lora_A.weight": factors(seed).down, f"{layer}.lora_B.weight": factors(seed).up}
+
+
+def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> Path:
+    save_file(tensors, path, metadata)
+    return path
+
+
+def refused(path: Path, networks: dict[str, nn.Module] | None = None) -> str:
+    with pytest.raises(UserError) as error:
+        load(path, networks)
+    assert "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ")
+    return str(error.value).removeprefix(f"{path}: ")
+
+
+def test_round_trip_keeps_delta_and_metadata(tmp_path: Path) -> None:
+    before = adapter()
+    save(before, tmp_path / FILE_NAME)
+    for where in (tmp_path, tmp_path / FILE_NAME):
+        after = load(where)
+        assert after.metadata == before.metadata
+        assert after.factors.keys() == before.factors.keys()
+        for name, each in after.factors.items():
+            assert each.alpha == each.rank == before.factors[name].rank
+            torch.testing.assert_close(delta_weight(each), delta_weight(before.factors[name]), rtol=1e-6, atol=1e-6)
+
+
+@given(st.floats(0.1, 100), st.integers(1, 6), st.booleans(), st.sampled_from([torch.float32, torch.float16]))
+@settings(max_examples=25, deadline=None)
+def test_strength_is_in_b_with_metadata_or_without(
+    tmp_path_factory: pytest.TempPathFactory, alpha: float, rank: int, conv: bool, dtype: torch.dtype
+) -> None:
+    path = tmp_path_factory.mktemp("file") / FILE_NAME
+    each = factors(3, rank, alpha, conv).to("cpu", dtype)
+    save(AdapterFile({"unet.x": each}), path)
+    bare = write(path.with_name("bare.safetensors"), load_file(path))
+    for read in (load(path).factors["unet.x"], load(bare).factors["unet.x"]):
+        assert (read.up.dtype, read.scale) == (dtype, 1.0)
+        assert torch.equal(read.up, (each.up.double() * (alpha / rank)).to(dtype))
+
+
+def test_bytes_depend_on_the_adapter_alone(tmp_path: Path) -> None:
+    one = adapter()
+    other = AdapterFile(dict(reversed(one.factors.items())), dict(reversed(one.metadata.items())))
+    digest = save(one, tmp_path / "one.safetensors")
+    assert save(other, tmp_path / "other.safetensors") == digest
+    assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "other.safetensors").read_bytes()
+    assert hashlib.sha256((tmp_path / "one.safetensors").read_bytes()).hexdigest() == digest
+    changed = AdapterFile({**one.factors, "unet.mid.to_q": factors(9)}, one.metadata)
+    assert save(changed, tmp_path / "changed.safetensors") != digest
+
+
+def test_saving_changes_nothing_in_memory(tmp_path: Path) -> None:
+    before = adapter()
+    copies = {name: each.up.clone() for name, each in before.factors.items()}
+    save(before, tmp_path / FILE_NAME)
+    assert all(torch.equal(each.up, copies[name]) for name, each in before.factors.items())
+
+
+def test_saves_factors_that_share_memory_or_are_strided(tmp_path: Path) -> None:
+    down = nn.Parameter(torch.arange(12.0).view(6, 2)).t()
+    shared = LoraFactors(down, factors().up, 2.0)
+    save(AdapterFile({"unet.a": shared, "unet.b": shared}), tmp_path / FILE_NAME)
+    assert all(torch.equal(each.down, down) for each in load(tmp_path).factors.values())
+
+
+def test_metadata_has_what_readers_look_for(tmp_path: Path) -> None:
+    save(adapter(), tmp_path / FILE_NAME)
+    with safe_open(tmp_path / FILE_NAME, framework="pt") as file:
+        metadata = file.metadata()
+    config = json.loads(metadata[DIFFUSERS_KEY])
+    assert metadata["format"] == "pt"
+    assert config["unet.target_modules"] == ["conv_in", "mid.to_q"]
+    assert config["text_encoder.r"] == config["text_encoder.lora_alpha"] == 1
+    assert config["unet.rank_pattern"] == config["unet.alpha_pattern"] != {}
+
+
+def test_refuses_to_save_nothing_and_nan(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="the adapter is empty"):
+        save(AdapterFile({}), tmp_path / FILE_NAME)
+    broken = LoraFactors(torch.ones(1, 2), torch.tensor([[float("nan")]]), 1.0)
+    with pytest.raises(UserError, match=r"unet.x.lora_B.weight holds NaN"):
+        save(AdapterFile({"unet.x": broken}), tmp_path / FILE_NAME)
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+def test_refuses_to_save_what_overflows_its_dtype(tmp_path: Path) -> None:
+    each = LoraFactors(torch.ones(1, 2).half(), torch.full((2, 1), 60000.0).half(), 2.0)
+    with pytest.raises(UserError, match="NaN or infinity"):
+        save(AdapterFile({"unet.x": each}), tmp_path / FILE_NAME)
+
+
+def test_folder_without_an_adapter(tmp_path: Path) -> None:
+    assert "holds neither pytorch_lora_weights.safetensors nor adapter_model" in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        "unet.x.dora_scale",
+        "unet.x.lora_magnitude_vector",
+        "unet.x.lora_B.bias",
+        "unet.x.hada_w1_a",
+        "unet.x.alpha",
+        "unet.x.weight",
+        "x",
+    ],
+)
+def test_refuses_a_tensor_it_does_not_know(tmp_path: Path, extra: str) -> None:
+    path = write(tmp_path / "x.safetensors", {**pair("unet.x"), extra: torch.ones(1)})
+    assert refused(path) == f"tensor {extra} is not of a plain LoRA; only A, B and alpha are understood"
+
+
+@pytest.mark.parametrize(("lost", "named"), [("lora_A", r"has no A \(down\)"), ("lora_B", r"has no B \(up\)")])
+def test_refuses_half_a_pair(tmp_path: Path, lost: str, named: str) -> None:
+    tensors = {name: tensor for name, tensor in pair("unet.x").items() if lost not in name}
+    path = write(tmp_path / "x.safetensors", tensors | pair("unet.y"))
+    with pytest.raises(UserError, match=f"unet.x {named}"):
+        load(path)
+
+
+def test_refuses_factors_that_do_not_fit_and_names_the_layer(tmp_path: Path) -> None:
+    tensors = {"unet.x.lora_A.weight": torch.ones(2, 3), "unet.x.lora_B.weight": torch.ones(3, 4)}
+    assert refused(write(tmp_path / "x.safetensors", tensors)).startswith("unet.x: A (2, 3) and B (3, 4) are not")
+    tensors["unet.x.lora_A.weight"] = torch.tensor(1.0)
+    assert refused(write(tmp_path / "x.safetensors", tensors)).startswith("unet.x: A () and B (3, 4) are not")
+
+
+def test_refuses_a_file_of_nothing(tmp_path: Path) -> None:
+    assert refused(write(tmp_path / "x.safetensors", {})) == "holds no adapter: there is no tensor in it"
+
+
+def test_refuses_one_layer_under_two_names(tmp_path: Path) -> None:
+    twice = pair("text_encoder.encoder.fc1") | pair("text_encoder.text_model.encoder.fc1")
+    assert "has text_encoder.encoder.fc1 twice" in refused(write(tmp_path / "x.safetensors", twice))
+    twice = pair("unet.x") | {"unet.x.lora.down.weight": torch.ones(2, 6)}
+    assert "unet.x has two factors of one kind" in refused(write(tmp_path / "y.safetensors", twice))
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ("{", "its config is not JSON"),
+        ("[1]", "its config is not a JSON object"),
+        ("{}", "its config does not tell the strength of unet.x (KeyError('r'))"),
+        ('{"unet.r": 2}', "its config does not tell the strength of unet.x (KeyError('lora_alpha'))"),
+        ('{"unet.r": 2, "unet.lora_alpha": "much"}', "does not tell the strength of unet.x"),
+        ('{"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": {"(": 1}}', "does not tell the strength of unet.x"),
+        ('{"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": [1]}', "does not tell the strength of unet.x"),
+        ('{"unet.r": 8, "unet.lora_alpha": 2}', "its config says rank 8 for unet.x, whose tensors have rank 2"),
+        ('{"text_encoder.r": 2, "text_encoder.lora_alpha": 2}', "does not tell the strength of unet.x"),
+    ],
+)
+def test_refuses_metadata_that_leaves_the_strength_open(tmp_path: Path, config: str, reason: str) -> None:
+    assert reason in refused(write(tmp_path / "x.safetensors", pair("unet.x"), {DIFFUSERS_KEY: config}))
+
+
+@pytest.mark.parametrize(
+    ("extra", "alpha"),
+    [
+        ({}, 8.0),
+        ({"unet.use_rslora": True}, 8.0 * 2**0.5),
+        ({"unet.alpha_pattern": {"to_q": 3}}, 3.0),
+        ({"unet.alpha_pattern": {"mid.to_q": 3}}, 3.0),
+        ({"unet.alpha_pattern": {"^mid.to_q": 3}}, 3.0),
+        ({"unet.alpha_pattern": {"^to_q": 3, "o_q": 5, "mid": 7}}, 8.0),
+    ],
+)
+def test_reads_the_strength_as_peft_does(tmp_path: Path, extra: dict[str, object], alpha: float) -> None:
+    config = json.dumps({"unet.r": 2, "unet.lora_alpha": 8} | extra)
+    path = write(tmp_path / "x.safetensors", pair("unet.mid.to_q"), {DIFFUSERS_KEY: config})
+    assert load(path).factors["unet.mid.to_q"].alpha == pytest.approx(alpha)
+
+
+def peft_folder(tmp_path: Path, layer: str, config: object) -> Path:
+    write(tmp_path / "adapter_model.safetensors", pair(f"base_model.model.{layer}"))
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    return tmp_path / "adapter_model.safetensors"
+
+
+def test_reads_a_peft_folder(tmp_path: Path) -> None:
+    peft_folder(tmp_path, "mid.to_q", {"r": 2, "lora_alpha": 7})
+    read = load(tmp_path, network()).factors
+    assert list(read) == ["unet.mid.to_q"]
+    assert read["unet.mid.to_q"].alpha == 7
+
+
+def test_peft_needs_its_config_and_a_base(tmp_path: Path) -> None:
+    path = peft_folder(tmp_path, "mid.to_q", {"r": 2, "lora_alpha": 7})
+    assert refused(path) == "its peft names, such as mid.to_q, need a base to tell which layers they are"
+    (tmp_path / "adapter_config.json").unlink()
+    assert refused(path, network()).startswith("has no adapter_config.json beside it")
+
+
+@pytest.mark.parametrize("text", ["encoder.fc1", "text_model.encoder.fc1"])
+def test_peft_of_a_text_encoder_in_either_spelling(tmp_path: Path, text: str) -> None:
+    peft_folder(tmp_path, text, {"r": 2, "lora_alpha": 2})
+    assert list(load(tmp_path, network()).factors) == ["text_encoder.encoder.fc1"]
+
+
+def kohya(layer: str, alpha: Tensor | None = None) -> dict[str, Tensor]:
+    tensors = {f"{layer}.lora_down.weight": factors().down, f"{layer}.lora_up.weight": factors().up}
+    return tensors if alpha is None else {**tensors, f"{layer}.alpha": alpha}
+
+
+def test_reads_kohya_against_the_base(tmp_path: Path) -> None:
+    tensors = kohya("lora_unet_mid_to_q", torch.tensor(6.0)) | kohya("lora_te_text_model_encoder_fc1")
+    read = load(write(tmp_path / "x.safetensors", tensors), network()).factors
+    assert {name: each.alpha for name, each in read.items()} == {
+        "unet.mid.to_q": 6.0,
+        "text_encoder.encoder.fc1": 2.0,
+    }
+
+
+def test_kohya_needs_a_base_that_has_its_layers(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", kohya("lora_unet_mid_to_q"))
+    assert refused(path).startswith("its kohya names, such as lora_unet_mid_to_q, need a base")
+    foreign = write(tmp_path / "y.safetensors", kohya("lora_unet_input_blocks_4_1"))
+    assert refused(foreign, network()).startswith("its name lora_unet_input_blocks_4_1 means no layer of the base")
+
+
+def test_kohya_name_that_means_two_layers(tmp_path: Path) -> None:
+    unet = nn.ModuleDict({"a_b": nn.Linear(6, 5), "a": nn.ModuleDict({"b": nn.Linear(6, 5)})})
+    path = write(tmp_path / "x.safetensors", kohya("lora_unet_a_b"))
+    assert "means unet.a.b and unet.a_b of the base" in refused(path, {"unet": unet})
+
+
+def test_kohya_alpha_is_one_number(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", kohya("lora_unet_mid_to_q", torch.ones(2)))
+    assert refused(path, network()) == "lora_unet_mid_to_q.alpha is not one number but 2"
+
+
+def test_info_tells_what_is_in_it(tmp_path: Path) -> None:
+    digest = save(adapter(), tmp_path / FILE_NAME)
+    told = info(tmp_path)
+    assert (told.layout, told.networks, told.targets) == ("diffusers", ("text_encoder", "unet"), 3)
+    assert (told.ranks, told.alphas) == ((1, 2, 4), (1.0, 2.0, 4.0))
+    assert told.parameters == (2 * 6 + 5 * 2) + (4 * 54 + 5 * 4) + (6 + 5)
+    assert (told.size_bytes, told.sha256) == ((tmp_path / FILE_NAME).stat().st_size, digest)
+    assert told.metadata == {"base": "x", "note": "é"}
+
+
+def test_info_needs_no_base(tmp_path: Path) -> None:
+    tensors = kohya("lora_unet_mid_to_q", torch.tensor(1.0)) | kohya("lora_te1_x") | kohya("lora_te2_x")
+    told = info(write(tmp_path / "x.safetensors", tensors))
+    assert (told.layout, told.networks) == ("kohya", ("text_encoder", "text_encoder_2", "unet"))
+    assert (told.targets, told.ranks, told.alphas) == (3, (2,), (1.0, 2.0))
+    peft_folder(tmp_path, "mid.to_q", {"r": 2, "lora_alpha": 7})
+    told = info(tmp_path)
+    assert (told.layout, told.networks, told.alphas) == ("peft", (), (7.0,))

@@ -1,0 +1,176 @@
+"""Files are written whole, depend on their content alone, and are never unpickled."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load, save
+
+from veneer.errors import UserError
+from veneer.weights.safe import atomic_write, decode, encode
+
+
+def test_writes_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    atomic_write(path, b"one")
+    atomic_write(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert os.listdir(path.parent) == ["file"]
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    atomic_write(path, b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+        atomic_write(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_syncs_before_it_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (calls.append("sync"), fsync(descriptor))[1])
+    monkeypatch.setattr(os, "replace", lambda a, b: (calls.append("rename"), replace(a, b))[1])
+    atomic_write(tmp_path / "file", b"x")
+    assert calls == ["sync", "rename"]
+
+
+def test_says_so_when_the_folder_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UserError, match="cannot be written"):
+        atomic_write(tmp_path / "file" / "inside", b"x")
+
+
+@given(
+    st.dictionaries(st.text().filter("__metadata__".__ne__), st.integers(0, 5), min_size=1, max_size=4),
+    st.dictionaries(st.text(), st.text(), max_size=4),
+)
+def test_what_is_encoded_is_what_the_library_reads(sizes: dict[str, int], metadata: dict[str, str]) -> None:
+    tensors = {name: torch.arange(size, dtype=torch.float32) for name, size in sizes.items()}
+    content = encode(tensors, metadata)
+    assert (8 + int.from_bytes(content[:8], "little")) % 8 == 0
+    assert {n: t.tolist() for n, t in load(content).items()} == {n: t.tolist() for n, t in tensors.items()}
+    reverse = encode(dict(reversed(tensors.items())), dict(reversed(metadata.items())))
+    assert reverse == content
+
+
+def test_metadata_comes_back(tmp_path: Path) -> None:
+    metadata = {"b": "é\n", "a": "{}", "": "x"}
+    (tmp_path / "x.safetensors").write_bytes(encode({"t": torch.ones(2)}, metadata))
+    tensors, read = decode(tmp_path / "x.safetensors")
+    assert (tensors["t"].tolist(), read) == ([1.0, 1.0], metadata)
+
+
+def test_bytes_are_the_same_in_every_process() -> None:
+    program = (
+        "import torch, hashlib; from veneer.weights.safe import encode;"
+        "t = {n: torch.full((3, 2), 0.5) for n in 'dacb'}; m = {n: n for n in 'zyxwvu'};"
+        "print(hashlib.sha256(encode(t, m)).hexdigest())"
+    )
+    tensors, metadata = {n: torch.full((3, 2), 0.5) for n in "abcd"}, {n: n for n in "uvwxyz"}
+    path = os.pathsep.join(sys.path)
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True,
+                         env=os.environ | {"PYTHONPATH": path, "PYTHONHASHSEED": "7"})  # fmt: skip
+    assert run.stdout.strip() == hashlib.sha256(encode(tensors, metadata)).hexdigest()
+
+
+class Bomb:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pt", ".pth", ".ckpt", ".pkl", ".PT", ".safetensors"])
+@pytest.mark.parametrize("protocol", [2, 4, "zip"])
+def test_refuses_a_pickle_without_opening_it(tmp_path: Path, suffix: str, protocol: int | str) -> None:
+    path, crater = tmp_path / f"adapter{suffix}", tmp_path / "crater"
+    if protocol == "zip":
+        torch.save({"x": Bomb(crater)}, path)
+    else:
+        path.write_bytes(pickle.dumps(Bomb(crater), protocol=int(protocol)))
+    with pytest.raises(UserError, match="is a pickle, which can run any code") as error:
+        decode(path)
+    assert not crater.exists()
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_a_pickle_by_name_is_not_even_looked_at(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a pickle"):
+        decode(tmp_path / "is-not-there.pt")
+
+
+def test_an_old_text_pickle_is_no_safetensors_file(tmp_path: Path) -> None:
+    path, crater = tmp_path / "adapter.safetensors", tmp_path / "crater"
+    path.write_bytes(pickle.dumps(Bomb(crater), protocol=0))
+    with pytest.raises(UserError, match="is no safetensors file"):
+        decode(path)
+    assert not crater.exists()
+
+
+def whole() -> bytes:
+    return save({"a": torch.ones(4, 4), "b": torch.ones(3)})
+
+
+@pytest.mark.parametrize("length", [0, 1, 7, 8, 9, 40, len(whole()) - 1])
+def test_refuses_a_file_that_is_cut_short(tmp_path: Path, length: int) -> None:
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(whole()[:length])
+    with pytest.raises(UserError, match="is cut short or is no safetensors file") as error:
+        decode(path)
+    assert "\n" not in str(error.value) and str(path) in str(error.value)
+
+
+def test_refuses_bytes_after_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "adapter.safetensors"
+    path.write_bytes(whole() + b"x")
+    with pytest.raises(UserError, match="is no safetensors file"):
+        decode(path)
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: No such file") as error:
+        decode(tmp_path / "none.safetensors")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_refuses_a_number_that_is_not_finite(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    broken = torch.ones(5, dtype=dtype)
+    broken[3] = value
+    (tmp_path / "x.safetensors").write_bytes(save({"good": torch.ones(2), "bad": broken}))
+    with pytest.raises(UserError, match="tensor bad holds NaN or infinity"):
+        decode(tmp_path / "x.safetensors")
+
+
+def test_refuses_integers(tmp_path: Path) -> None:
+    (tmp_path / "x.safetensors").write_bytes(save({"a": torch.ones(2, dtype=torch.int8)}))
+    with pytest.raises(UserError, match=r"tensor a is torch.int8"):
+        decode(tmp_path / "x.safetensors")
+
+
+def test_what_was_read_outlives_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(whole())
+    tensors, _ = decode(path)
+    path.write_bytes(b"overwritten" * 20)
+    assert torch.equal(tensors["a"], torch.ones(4, 4))
