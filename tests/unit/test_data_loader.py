@@ -16,9 +16,10 @@ from PIL import Image
 from veneer.config.keys import known_keys
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import DataConfig, SourceConfig
-from veneer.data.loader import Pick, caption_of, load_batch, picks
+from veneer.data.loader import Pick, caption_of, picks
 from veneer.data.manifest import Manifest, Sample, content_id
 from veneer.data.preflight import read_prior, survey
+from veneer.data.transform import load_pixels
 
 
 def sample(number: int, repeats: int = 1, captions: tuple[str, ...] = ("a cat",)) -> Sample:
@@ -81,21 +82,6 @@ def test_captions_drop_out_as_often_as_asked() -> None:
     assert all(caption_of(Pick(one, showing), config(), 0) == "a cat" for showing in range(100))
 
 
-def test_a_picture_in_a_batch_is_what_it_is_alone(tiny_pictures: Path) -> None:
-    data = DataConfig(
-        sources=(SourceConfig(path=tiny_pictures),), crop="random", flip=True, caption_dropout=0.3, held_out=0.0
-    )
-    picked = picks(survey(data).train, 0, 1, 6)
-    batch = load_batch(picked, data, 16, 0)
-    assert (batch.pixels_BCHW.shape, batch.pixels_BCHW.dtype) == ((6, 3, 16, 16), torch.float32)
-    assert batch.samples == [pick.sample for pick in picked]
-    assert batch.showing == [6, 7, 8, 9, 10, 11]
-    for place, pick in enumerate(picked):
-        alone = load_batch([pick], data, 16, 0)
-        assert torch.equal(alone.pixels_BCHW[0], batch.pixels_BCHW[place])
-        assert alone.captions == [batch.captions[place]]
-
-
 Seen = tuple[list[str], list[str], list[float], list[str], int]
 
 
@@ -104,10 +90,12 @@ def what_training_sees(mapping: dict[str, Any]) -> Seen:
     run = resolve(build_config({"base": "bundled", "data": mapping}, "test"), 16)
     assert run.data.resolution is not None
     dataset, prior = survey(run.data), read_prior(run)
-    batch = load_batch(picks(dataset.train, 0, 0, 12), run.data, run.data.resolution, 0)
-    said = [*batch.captions, *(caption for one in prior.samples for caption in one.captions)]
+    picked = picks(dataset.train, 0, 0, 12)
+    pixels = [load_pixels(pick.sample, run.data, run.data.resolution, 0, pick.showing) for pick in picked]
+    said = [caption_of(pick, run.data, 0) for pick in picked]
+    said += [caption for one in prior.samples for caption in one.captions]
     held = sorted(one.id for one in dataset.held_out.samples)
-    return [one.id for one in batch.samples], said, batch.pixels_BCHW.flatten().tolist(), held, len(prior.samples)
+    return [pick.sample.id for pick in picked], said, torch.stack(pixels).flatten().tolist(), held, len(prior.samples)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ are merged key by key; a list is replaced whole.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -22,6 +21,7 @@ from veneer.config.explain import explain
 from veneer.config.keys import dotted, known_keys, nearest, section_at
 from veneer.config.schema import AdapterConfig, RunConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
+from veneer.files import atomic_write
 
 __all__ = [
     "build_config",
@@ -117,23 +117,7 @@ def dump_config(config: RunConfig) -> str:
 
 def write_config(config: RunConfig, path: Path) -> None:
     """Write a config so that no reader ever sees half of it."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _replace(path, dump_config(config).encode())
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror}", where=path) from None
-
-
-def _replace(path: Path, content: bytes) -> None:
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with beside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    atomic_write(path, dump_config(config).encode())
 
 
 def list_presets() -> dict[str, str]:

@@ -7,19 +7,14 @@ stopped goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
-from torch import Tensor
-
 from veneer.config.schema import DataConfig
 from veneer.data.manifest import Manifest, Sample
-from veneer.data.transform import load_pixels
 from veneer.keyed import key, uniform
 
-__all__ = ["Batch", "Pick", "caption_of", "load_batch", "picks"]
+__all__ = ["Pick", "caption_of", "picks"]
 
 
 @dataclass(frozen=True)
@@ -28,23 +23,6 @@ class Pick:
 
     sample: Sample
     showing: int
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Pictures for one forward pass.
-
-    Attributes:
-        pixels_BCHW: float32 in [-1, 1].
-        captions: one each.
-        samples: one each.
-        showing: each one's number among all that the run shows; with the seed it keys whatever is random about it.
-    """
-
-    pixels_BCHW: Tensor
-    captions: list[str]
-    samples: list[Sample]
-    showing: list[int]
 
 
 def picks(manifest: Manifest, seed: int, step: int, count: int) -> list[Pick]:
@@ -78,14 +56,3 @@ def caption_of(pick: Pick, config: DataConfig, seed: int) -> str:
         return ""
     captions = pick.sample.captions
     return captions[int(uniform(seed, pick.showing, pick.sample.id, "caption") * len(captions))]
-
-
-def load_batch(picked: Sequence[Pick], config: DataConfig, resolution: int, seed: int) -> Batch:
-    """Load some of a step's pictures, (B, 3, R, R) with R the resolution; each is what it would be alone."""
-    pixels = [load_pixels(pick.sample, config, resolution, seed, pick.showing) for pick in picked]
-    return Batch(
-        pixels_BCHW=torch.stack(pixels),
-        captions=[caption_of(pick, config, seed) for pick in picked],
-        samples=[pick.sample for pick in picked],
-        showing=[pick.showing for pick in picked],
-    )

@@ -13,8 +13,9 @@ from torch import nn
 
 from veneer.adapter.spec import Factors, LoraFactors
 from veneer.errors import UserError
+from veneer.files import atomic_write
 from veneer.weights.layouts import DIFFUSERS_KEY, Layout, factors_of, layout_of, network_of, resolve, to_diffusers
-from veneer.weights.safe import atomic_write, check_finite, decode, encode
+from veneer.weights.safe import check_finite, decode, encode
 
 __all__ = ["FILE_NAME", "AdapterFile", "AdapterInfo", "info", "load", "save"]
 

@@ -1,9 +1,8 @@
-"""Bytes on disk: written whole or not at all, and read without running anything."""
+"""Safetensors whose bytes depend on their content alone, read without running anything."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,36 +15,11 @@ from torch import Tensor
 
 from veneer.errors import UserError
 
-__all__ = ["atomic_write", "check_finite", "decode", "encode"]
+__all__ = ["check_finite", "decode", "encode"]
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(1, 6)))
 """torch.save writes a zip; before 1.6, and pickle itself, a protocol mark."""
-
-
-def atomic_write(path: Path, content: bytes) -> None:
-    """Write a file that a reader sees whole or not at all: beside its place, synced, renamed.
-
-    Raises:
-        UserError: the folder cannot be made or written to.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            _write_synced(beside, content)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror or error}", where=path) from error
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

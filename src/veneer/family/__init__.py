@@ -1,0 +1,1 @@
+"""Families of base models: what differs between them, each in one file."""
