@@ -1,0 +1,1 @@
+"""Measuring what an adapter does, on pictures it never saw."""

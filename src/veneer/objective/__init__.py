@@ -1,0 +1,1 @@
+"""The loss: parameterisation x density of timesteps x weighting."""

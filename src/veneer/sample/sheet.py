@@ -1,0 +1,101 @@
+"""Pictures side by side on white, with headings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image, ImageDraw, ImageFont
+
+__all__ = ["sheet"]
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Sizes in pixels."""
+
+    cell: int
+    gap: int
+    text: int
+    left: int
+    top: int
+
+
+def sheet(
+    rows: Sequence[Sequence[Image.Image]], columns: Sequence[str] = (), labels: Sequence[str] = (), *, cell: int = 128
+) -> Image.Image:
+    """A table of pictures, each scaled to fit a square of ``cell`` pixels.
+
+    Args:
+        rows: pictures by row; rows may differ in length.
+        columns: headings above the columns; none: no heading line.
+        labels: texts left of the rows, wrapped to their column; none: no such column.
+        cell: side of a picture on the sheet, in pixels.
+    """
+    text = max(12, cell // 9)
+    layout = _Layout(cell, max(4, cell // 16), text, left=cell if labels else 0, top=2 * text if columns else 0)
+    width = max((len(row) for row in rows), default=0)
+    pitch = cell + layout.gap
+    size = (layout.left + layout.gap + width * pitch, layout.top + layout.gap + len(rows) * pitch)
+    paper = Image.new("RGB", size, "white")
+    _write_headings(paper, layout, columns[:width])
+    _write_labels(paper, layout, labels[: len(rows)])
+    for down, row in enumerate(rows):
+        for across, picture in enumerate(row):
+            paper.paste(_fitted(picture, cell), _corner(layout, down, across))
+    return paper
+
+
+def _corner(layout: _Layout, down: int, across: int) -> tuple[int, int]:
+    pitch = layout.cell + layout.gap
+    return layout.left + layout.gap + across * pitch, layout.top + layout.gap + down * pitch
+
+
+def _fitted(picture: Image.Image, cell: int) -> Image.Image:
+    """The picture on a white square of ``cell`` pixels, larger or smaller but never stretched."""
+    scale = cell / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    square = Image.new("RGB", (cell, cell), "white")
+    resized = picture.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    square.paste(resized, ((cell - size[0]) // 2, (cell - size[1]) // 2))
+    return square
+
+
+def _write_headings(paper: Image.Image, layout: _Layout, columns: Sequence[str]) -> None:
+    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(layout.text)
+    for across, heading in enumerate(columns):
+        left, _ = _corner(layout, 0, across)
+        middle = (left + layout.cell // 2, layout.top // 2 + layout.gap // 2)
+        draw.text(middle, _shortened(heading, layout.cell, font), fill="black", font=font, anchor="mm")
+
+
+def _write_labels(paper: Image.Image, layout: _Layout, labels: Sequence[str]) -> None:
+    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(layout.text)
+    most = max(1, layout.cell // (layout.text + 4))
+    for down, label in enumerate(labels):
+        lines = _wrapped(label, layout.left - 2 * layout.gap, font)[:most]
+        middle = (layout.left // 2, _corner(layout, down, 0)[1] + layout.cell // 2)
+        draw.multiline_text(middle, "\n".join(lines), fill="black", font=font, anchor="mm", align="center")
+
+
+_Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+
+def _shortened(text: str, width: int, font: _Font) -> str:
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _wrapped(text: str, width: int, font: _Font) -> list[str]:
+    """Lines of whole words no wider than ``width``; a word that alone is wider is cut."""
+    lines: list[str] = []
+    for word in text.split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(_shortened(word, width, font))
+    return lines

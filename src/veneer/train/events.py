@@ -1,0 +1,71 @@
+"""What a training loop tells; the bar, the log, the trackers and the web page are listeners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+from veneer.adapter.spec import Factors
+from veneer.plan.account import Plan
+
+__all__ = ["Event", "Finished", "Planned", "SampleDue", "StepDone", "Warned"]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """First event: what will be trained, before anything is.
+
+    Attributes:
+        plan: parameters, file size.
+        start_step: steps already done by an earlier run whose state was loaded.
+        steps: steps in all.
+    """
+
+    plan: Plan
+    start_step: int
+    steps: int
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimiser step.
+
+    Attributes:
+        step: counts from 1, so that it is also how many are done.
+        loss: mean over the step's pictures of the weighted loss.
+        prior_loss: the same over its pictures of the class, before ``data.prior.weight``; None without them.
+        rates: learning rate by network.
+        gradient_norm: of all adapter parameters together, before clipping.
+    """
+
+    step: int
+    loss: float
+    prior_loss: float | None
+    rates: Mapping[str, float]
+    gradient_norm: float
+
+
+@dataclass(frozen=True)
+class SampleDue:
+    """Sample pictures are due after ``step`` steps; the networks carry the adapter as it is now, in eval mode."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the user should know that stops nothing."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Last event: the trained adapter, detached float32 copies on the CPU."""
+
+    step: int
+    factors: Factors = field(repr=False)
+
+
+Event: TypeAlias = Planned | StepDone | SampleDue | Warned | Finished

@@ -1,0 +1,84 @@
+"""From a step's number to its micro-batches: a pure function of (seed, step), with all that is random drawn here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from veneer.config.schema import RunConfig
+from veneer.data.loader import Pick, caption_of, picks
+from veneer.data.manifest import Manifest
+from veneer.family.cache import Encoder, noise_like
+from veneer.keyed import uniform
+from veneer.objective.loss import Objective
+from veneer.train.step import MicroBatch
+
+__all__ = ["Feed"]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """The pictures of a run, as its steps take them.
+
+    Attributes:
+        config: batch, accumulation, captions, seed.
+        objective: whose density the timesteps are drawn from.
+        encoder: pictures to latents, captions to conditioning.
+        own: pictures of the style or subject.
+        prior: pictures of the class, as many in each micro-batch as of the subject's; None: none.
+        device: where micro-batches go.
+    """
+
+    config: RunConfig
+    objective: Objective
+    encoder: Encoder
+    own: Manifest
+    prior: Manifest | None
+    device: torch.device
+
+    def micros(self, step: int) -> list[MicroBatch]:
+        """The micro-batches of a step, which counts from 0; their weights are parts of one mean."""
+        batch, count = self.config.train.batch, self.config.train.batch * self.config.train.accumulate
+        own = picks(self.own, self.config.seed, step, count)
+        prior = [] if self.prior is None else picks(self.prior, self.config.seed, step, count)
+        starts = range(0, count, batch)
+        return [self._micro(own[start : start + batch], prior[start : start + batch], count) for start in starts]
+
+    def _micro(self, own: Sequence[Pick], prior: Sequence[Pick], count: int) -> MicroBatch:
+        """One forward pass over both kinds: loss + weight x prior loss, each a mean (Ruiz et al. 2023, eq. 2)."""
+        picked = [*own, *prior]
+        latent_BCHW = self.encoder.latents(picked)
+        is_prior_B = torch.tensor([False] * len(own) + [True] * len(prior))
+        weight_B = torch.where(is_prior_B, self._prior_weight, 1.0) / count
+        return MicroBatch(
+            latent_BCHW=latent_BCHW.to(self.device),
+            noise_BCHW=self._noise(latent_BCHW, picked).to(self.device),
+            timestep_idx_B=self._timesteps(picked).to(self.device),
+            conditioning=self._conditioning(picked),
+            weight_B=weight_B.to(self.device),
+            is_prior_B=is_prior_B.to(self.device),
+            samples=tuple(pick.sample for pick in picked),
+        )
+
+    @property
+    def _prior_weight(self) -> float:
+        return 0.0 if self.config.data.prior is None else self.config.data.prior.weight
+
+    def _noise(self, latent_BCHW: Tensor, picked: Sequence[Pick]) -> Tensor:
+        seed = self.config.seed
+        return torch.cat([noise_like(latent_BCHW[:1], pick, seed, "noise") for pick in picked])
+
+    def _timesteps(self, picked: Sequence[Pick]) -> Tensor:
+        seed = self.config.seed
+        numbers = [uniform(seed, pick.showing, pick.sample.id, "timestep") for pick in picked]
+        return self.objective.timesteps(torch.tensor(numbers, dtype=torch.float64))
+
+    def _conditioning(self, picked: Sequence[Pick]) -> Tensor | list[str]:
+        """Embeddings, or the captions themselves where the text encoder is in training and must see them each time."""
+        captions = [caption_of(pick, self.config.data, self.config.seed) for pick in picked]
+        if self.config.adapter.text_encoder is not None:
+            return captions
+        return self.encoder.conditioning(captions).to(self.device)

@@ -1,0 +1,81 @@
+"""The optimiser and the schedule of its rate. Both are functions of the config and the step: nothing to save."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+
+import torch
+from torch import nn
+
+from veneer.config.schema import OptimizerConfig, RunConfig, TrainConfig
+
+__all__ = ["OPTIMIZERS", "SCHEDULES", "network_rates", "optimizer_for", "rate_factor", "set_rates"]
+
+Groups = list[dict[str, object]]
+
+
+def _adamw(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov and Hutter 2019, algorithm 2)."""
+    return torch.optim.AdamW(groups, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay)
+
+
+OPTIMIZERS: Mapping[str, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = MappingProxyType(
+    {"adamw": _adamw}
+)
+"""Optimisers by the name the config gives them."""
+
+
+def _constant(progress: float) -> float:
+    return 1.0
+
+
+def _linear(progress: float) -> float:
+    return 1.0 - progress
+
+
+def _cosine(progress: float) -> float:
+    """Half a wave (Loshchilov and Hutter 2017, eq. 5 with eta_min = 0 and one period)."""
+    return 0.5 * (1.0 + math.cos(math.pi * progress))
+
+
+SCHEDULES: Mapping[str, Callable[[float], float]] = MappingProxyType(
+    {"constant": _constant, "linear": _linear, "cosine": _cosine}
+)
+"""Share of the rate by progress after the warm-up, 0 at its end and 1 when training is over."""
+
+
+def rate_factor(config: TrainConfig, step: int) -> float:
+    """What the rate is multiplied with in ``step``, which counts from 0.
+
+    It is step/warmup in the warm-up, so the first step's update is zero while its moments are kept, and falls towards
+    zero at ``config.steps``, the first step not done; as ``diffusers.optimization`` has it.
+    """
+    if step < config.warmup:
+        return step / config.warmup
+    return SCHEDULES[config.schedule]((step - config.warmup) / (config.steps - config.warmup))
+
+
+def network_rates(config: RunConfig) -> dict[str, float]:
+    """Learning rate of each network's adapter, by the network's prefix."""
+    text_encoder = config.adapter.text_encoder
+    rates = {"unet": config.train.optimizer.rate}
+    return rates if text_encoder is None else rates | {"text_encoder": text_encoder.rate}
+
+
+def optimizer_for(config: RunConfig, parameters: Mapping[str, Iterable[nn.Parameter]]) -> torch.optim.Optimizer:
+    """The config's optimiser, one group a network, over ``parameters`` by network prefix and over nothing else."""
+    rates = network_rates(config)
+    groups: Groups = [
+        {"params": list(own), "name": network, "lr": rates[network], "initial_lr": rates[network]}
+        for network, own in parameters.items()
+    ]
+    return OPTIMIZERS[config.train.optimizer.name](groups, config.train.optimizer)
+
+
+def set_rates(optimizer: torch.optim.Optimizer, factor: float) -> dict[str, float]:
+    """Set each group's rate to ``factor`` of its initial one; return the rates by network."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["initial_lr"] * factor
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}

@@ -1,0 +1,97 @@
+"""All that a run must remember between two steps, as named tensors: adapter, moments, loss scale, step.
+
+There is no state of a random generator in it, nor a place in the data: both follow from the step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from veneer.errors import UserError
+
+__all__ = ["restore", "snapshot"]
+
+_STEP = "step"
+
+
+def snapshot(
+    parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, step: int
+) -> dict[str, Tensor]:
+    """Copies on the CPU, fit for safetensors.
+
+    Args:
+        parameters: of the adapter, by name.
+        optimizer: over them; each of its states is saved as ``optimizer.<state>.<parameter>``.
+        scaler: of float16's loss; the others have none to save.
+        step: steps done.
+    """
+    tensors = {_STEP: torch.tensor(step)}
+    for name, parameter in parameters.items():
+        tensors[f"adapter.{name}"] = _copy(parameter)
+        tensors |= {f"optimizer.{what}.{name}": _copy(value) for what, value in optimizer.state[parameter].items()}
+    return tensors | {f"scaler.{what}": torch.tensor(value) for what, value in scaler.state_dict().items()}
+
+
+def restore(
+    tensors: Mapping[str, Tensor],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+) -> int:
+    """Put a snapshot back; return the steps it had done.
+
+    Raises:
+        UserError: it is of another adapter or another precision; nothing has been changed then.
+    """
+    moments = _moments(tensors)
+    _check(tensors, moments, parameters, scaler)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(tensors[f"adapter.{name}"])
+            optimizer.state[parameter] = _beside(moments.get(name, {}), parameter)
+    if scaler.is_enabled():
+        scaler.load_state_dict({what: tensors[f"scaler.{what}"].item() for what in scaler.state_dict()})
+    return int(tensors[_STEP])
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
+
+
+def _moments(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The optimiser's state by parameter."""
+    moments: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind == "optimizer":
+            what, _, name = rest.partition(".")
+            moments.setdefault(name, {})[what] = tensor
+    return moments
+
+
+def _beside(moments: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Copies where torch has them: its count of steps on the CPU, the rest beside the parameter."""
+    return {what: t.to("cpu" if what == "step" else parameter.device, copy=True) for what, t in moments.items()}
+
+
+def _check(
+    tensors: Mapping[str, Tensor],
+    moments: Mapping[str, Mapping[str, Tensor]],
+    parameters: Mapping[str, nn.Parameter],
+    scaler: torch.amp.GradScaler,
+) -> None:
+    shapes = {f"adapter.{name}": parameter.shape for name, parameter in parameters.items()}
+    shapes |= {f"scaler.{what}": torch.Size() for what in scaler.state_dict()}
+    given = {name: tensor.shape for name, tensor in tensors.items() if name.startswith(("adapter.", "scaler."))}
+    differing = sorted(name for name in given.keys() | shapes.keys() if given.get(name) != shapes.get(name))
+    # before the first step an optimiser has no state at all; after it, one of each parameter
+    if moments and moments.keys() != parameters.keys():
+        differing += [f"optimizer.{name}" for name in sorted(moments.keys() ^ parameters.keys())]
+    if _STEP not in tensors:
+        differing.append(_STEP)
+    if differing:
+        what = f"the saved state is of another run: {differing[0]} is missing on one side, or of another shape"
+        raise UserError(what, remedy="resume with the config it was made with")

@@ -1,0 +1,199 @@
+"""One optimiser step: gradients of micro-batches summed, clipped, checked, applied.
+
+Nothing here knows where pictures come from, and all that is random was drawn before: a step is a function of its
+micro-batches and of the adapter's and the optimiser's state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from veneer.data.manifest import Sample
+from veneer.engine.precision import Precision
+from veneer.errors import UserError
+from veneer.keyed import key
+from veneer.objective.loss import Objective, Predict
+
+__all__ = ["Learner", "MicroBatch", "NonFinite", "StepResult", "train_step"]
+
+
+class NonFinite(UserError):
+    """A loss or gradient that is not a number, or infinite: the run stops before the adapter takes it in.
+
+    Attributes:
+        step: in which it came up, counted from 1.
+        samples: ids of the pictures: those with such a loss, or all the step's for a gradient.
+        timesteps: theirs.
+    """
+
+    def __init__(self, what: str, step: int, pictures: Sequence[tuple[Sample, int]]) -> None:
+        self.step = step
+        self.samples = tuple(sample.id for sample, _ in pictures)
+        self.timesteps = tuple(timestep for _, timestep in pictures)
+        named = ", ".join(f"{sample.path} ({sample.id}) at timestep {timestep}" for sample, timestep in pictures)
+        super().__init__(
+            f"the {what} is not finite, with {named}",
+            where=f"step {step}",
+            remedy="lower train.optimizer.rate, or use float32 as train.precision",
+        )
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Pictures of one forward pass, with everything random already drawn.
+
+    Attributes:
+        latent_BCHW: clean latents.
+        noise_BCHW: what is added to them.
+        timestep_idx_B: how much of it.
+        conditioning: captions' embeddings (B, L, D), or the captions where the text encoder is being trained.
+        weight_B: of each picture's loss in the step's loss; they sum to 1 over the step's own pictures.
+        is_prior_B: which pictures are of the class rather than the subject.
+        samples: the pictures.
+    """
+
+    latent_BCHW: Tensor
+    noise_BCHW: Tensor
+    timestep_idx_B: Tensor
+    conditioning: Tensor | Sequence[str]
+    weight_B: Tensor
+    is_prior_B: Tensor
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
+class Learner:
+    """What learns, and how.
+
+    Attributes:
+        networks: by prefix; put in training mode for the step only.
+        predict: the denoiser, as ``Family.predict``.
+        encode_text: captions to conditioning with gradients, as ``Family.encode_text``.
+        objective: the loss.
+        parameters: all that trains.
+        optimizer: over them.
+        precision: of the forward pass.
+        scaler: of float16's loss.
+        max_grad_norm: gradients are scaled down to it; None: never.
+        seed: of dropout.
+    """
+
+    networks: Mapping[str, nn.Module]
+    predict: Predict
+    encode_text: Callable[[Sequence[str]], Tensor]
+    objective: Objective
+    parameters: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    precision: Precision
+    scaler: torch.amp.GradScaler
+    max_grad_norm: float | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What came of a step.
+
+    Attributes:
+        loss: mean over the step's own pictures.
+        prior_loss: mean over its pictures of the class; None without them.
+        gradient_norm: before clipping; infinite where float16 overflowed.
+        skipped: float16's gradients overflowed, so nothing was changed but the loss scale.
+    """
+
+    loss: float
+    prior_loss: float | None
+    gradient_norm: float
+    skipped: bool
+
+
+def train_step(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> StepResult:
+    """Change the adapter once, by the gradient of the weighted mean over all the micro-batches' pictures.
+
+    Args:
+        learner: what learns.
+        step: counted from 0.
+        micros: whose weights sum to 1, so that 4 = 4 x 1 = 2 x 2 pictures give one gradient (up to rounding).
+
+    Raises:
+        NonFinite: a loss or the gradient is; the adapter and the optimiser are as they were.
+    """
+    learner.optimizer.zero_grad(set_to_none=True)
+    with _training(learner.networks):
+        losses = [_backward(learner, step, place, micro) for place, micro in enumerate(micros)]
+    learner.scaler.unscale_(learner.optimizer)
+    norm = _clip(learner.parameters, learner.max_grad_norm)
+    overflowed = not math.isfinite(norm)
+    if overflowed and not learner.scaler.is_enabled():
+        raise NonFinite("gradient", step + 1, [picture for micro in micros for picture in _pictures(micro)])
+    learner.scaler.step(learner.optimizer)  # skips the update by itself where float16 overflowed
+    learner.scaler.update()
+    learner.optimizer.zero_grad(set_to_none=True)
+    return _result(losses, micros, norm, overflowed)
+
+
+@contextmanager
+def _training(networks: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Training mode inside, evaluation mode after: whoever looks between steps sees no dropout."""
+    for network in networks.values():
+        network.train()
+    try:
+        yield
+    finally:
+        for network in networks.values():
+            network.eval()
+
+
+def _backward(learner: Learner, step: int, place: int, micro: MicroBatch) -> Tensor:
+    """Add one micro-batch's gradients; return its losses (B,), detached."""
+    with (
+        _keyed_dropout(micro.latent_BCHW.device, key(learner.seed, step, place, "dropout")),
+        learner.precision.autocast(),
+    ):
+        loss_B = learner.objective.loss_B(
+            learner.predict, micro.latent_BCHW, micro.noise_BCHW, micro.timestep_idx_B, _conditioning(learner, micro)
+        )
+    finite = loss_B.isfinite().tolist()
+    if not all(finite):
+        broken = [picture for picture, fine in zip(_pictures(micro), finite, strict=True) if not fine]
+        raise NonFinite("loss", step + 1, broken)
+    torch.autograd.backward(learner.scaler.scale((micro.weight_B * loss_B).sum()))
+    return loss_B.detach()
+
+
+@contextmanager
+def _keyed_dropout(device: torch.device, seed: int) -> Iterator[None]:
+    """Torch's own generators start from ``seed`` inside and go on after as if nothing had happened.
+
+    A layer's dropout draws one mask for the whole micro-batch, so the key is the micro-batch's, not a picture's: with
+    dropout, other splits of a step's pictures give other masks. Recomputed blocks replay the masks by themselves.
+    """
+    devices = [] if device.type == "cpu" else [device]
+    with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
+        torch.manual_seed(seed)
+        yield
+
+
+def _conditioning(learner: Learner, micro: MicroBatch) -> Tensor:
+    return micro.conditioning if isinstance(micro.conditioning, Tensor) else learner.encode_text(micro.conditioning)
+
+
+def _clip(parameters: Sequence[nn.Parameter], most: float | None) -> float:
+    """Scale the gradients so that their common norm is at most ``most``; return it as it was."""
+    return float(nn.utils.clip_grad_norm_(parameters, math.inf if most is None else most))
+
+
+def _pictures(micro: MicroBatch) -> list[tuple[Sample, int]]:
+    return list(zip(micro.samples, micro.timestep_idx_B.tolist(), strict=True))
+
+
+def _result(losses: Sequence[Tensor], micros: Sequence[MicroBatch], norm: float, skipped: bool) -> StepResult:
+    loss_N, is_prior_N = torch.cat(list(losses)), torch.cat([micro.is_prior_B for micro in micros])
+    prior = loss_N[is_prior_N].mean().item() if bool(is_prior_N.any()) else None
+    return StepResult(loss_N[~is_prior_N].mean().item(), prior, norm, skipped)

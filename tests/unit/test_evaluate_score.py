@@ -1,0 +1,77 @@
+"""The paired difference and its interval."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from veneer.errors import UserError
+from veneer.evaluate.heldout import paired_difference
+
+
+def losses(pictures: int, draws: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).uniform(0.2, 0.8, (pictures, draws))
+
+
+def test_the_difference_is_the_mean_over_pictures() -> None:
+    base = losses(12, 4)
+    score = paired_difference(base - 0.125, base)
+    assert score.mean == pytest.approx(-0.125)
+    assert (score.low, score.high) == pytest.approx((-0.125, -0.125))  # every picture gains alike
+    assert score.base - score.adapter == pytest.approx(0.125)
+    assert (score.pictures, score.draws) == (12, 4)
+
+
+def test_equal_losses_give_exactly_zero() -> None:
+    score = paired_difference(losses(5, 3), losses(5, 3))
+    assert (score.mean, score.low, score.high) == (0.0, 0.0, 0.0)
+
+
+def test_the_interval_is_that_of_the_central_limit() -> None:
+    """Over many pictures the bootstrap agrees with mean +- 1.96 standard errors, which resamples nothing."""
+    adapter, base = losses(400, 2, seed=1), losses(400, 2, seed=2)
+    score = paired_difference(adapter, base)
+    by_picture = (adapter - base).mean(axis=1)
+    error = by_picture.std(ddof=1) / np.sqrt(400)
+    assert score.low == pytest.approx(by_picture.mean() - 1.96 * error, abs=0.06 * error)
+    assert score.high == pytest.approx(by_picture.mean() + 1.96 * error, abs=0.06 * error)
+
+
+def test_the_interval_of_two_pictures_is_exact() -> None:
+    """Of two pictures the resampled mean is one, the other or their middle, so the interval spans both."""
+    score = paired_difference(np.array([[0.1], [0.5]]), np.zeros((2, 1)))
+    assert (score.mean, score.low, score.high) == pytest.approx((0.3, 0.1, 0.5))
+
+
+def test_draws_of_one_picture_do_not_narrow_the_interval() -> None:
+    """Clustered: a picture measured a hundred times is still one picture."""
+    adapter, base = losses(8, 1, seed=1), losses(8, 1, seed=2)
+    once = paired_difference(adapter, base)
+    often = paired_difference(np.repeat(adapter, 100, axis=1), np.repeat(base, 100, axis=1))
+    assert (often.low, often.high) == pytest.approx((once.low, once.high))
+
+
+@settings(max_examples=25)
+@given(st.integers(2, 12), st.integers(1, 4), st.integers(0, 3))
+def test_the_interval_holds_the_difference_and_repeats(pictures: int, draws: int, seed: int) -> None:
+    adapter, base = losses(pictures, draws, seed), losses(pictures, draws, seed + 10)
+    score = paired_difference(adapter, base, seed)
+    assert score.low <= score.mean <= score.high
+    assert score == paired_difference(adapter, base, seed)
+
+
+def test_another_seed_resamples_otherwise() -> None:
+    adapter, base = losses(6, 2, seed=1), losses(6, 2, seed=2)
+    assert paired_difference(adapter, base, 0) != paired_difference(adapter, base, 1)
+
+
+def test_few_pictures_are_said_to_be_few() -> None:
+    one = paired_difference(losses(1, 8, seed=1), losses(1, 8, seed=2))
+    assert (one.low, one.high) == (-np.inf, np.inf)
+    assert "too few for an interval" in str(one)
+    assert "too narrow" in str(paired_difference(losses(3, 8, seed=1), losses(3, 8, seed=2)))
+    assert "too narrow" not in str(paired_difference(losses(10, 8, seed=1), losses(10, 8, seed=2)))
+    with pytest.raises(UserError, match=r"data\.held_out"):
+        paired_difference(np.zeros((0, 8)), np.zeros((0, 8)))

@@ -1,0 +1,100 @@
+"""The plan's figures against the written file and against counts done otherwise."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.training import bits_of, tiny_config, tiny_run
+from veneer.errors import UserError
+from veneer.family.base import Family
+from veneer.family.registry import load_family
+from veneer.plan.account import plan, specs_of
+from veneer.train.events import Finished, Planned
+from veneer.weights.file import AdapterFile, info, save
+
+METADATA = {"veneer.version": "0.1.0", "trigger": "Ölgemälde, 油画"}
+
+
+@pytest.fixture(scope="module")
+def family(tiny_base: Path) -> Family:
+    return load_family(str(tiny_base))
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "rank 1": {"rank": 1},
+    "alpha": {"rank": 8, "alpha": 2.5},
+    "two networks": {"text_encoder": {"rank": 2}},
+    "convolutions": {"rank": 2, "targets": ["conv1", "proj_in", "to_q"]},
+}
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS.values(), ids=ADAPTERS)
+def test_the_file_has_the_planned_bytes_and_parameters(
+    family: Family, tiny_pictures: Path, tmp_path: Path, adapter: dict[str, Any]
+) -> None:
+    config = tiny_config(tiny_pictures, adapter=adapter, train={"steps": 1})
+    planned = plan(config, family, METADATA)
+    last = tiny_run(config, family)[-1]
+    assert isinstance(last, Finished)
+    path = tmp_path / "adapter.safetensors"
+    save(AdapterFile(last.factors, METADATA), path)
+    assert planned.file_bytes == path.stat().st_size
+    assert planned.trainable == info(path).parameters
+
+
+def test_the_parameters_are_those_of_the_paper(family: Family, tiny_pictures: Path) -> None:
+    """r (d + k) for each matrix of d x k (Hu et al. 2021, section 4.2), counted from the shapes."""
+    planned = plan(tiny_config(tiny_pictures, adapter={"rank": 3}), family)
+    layers = [m for n, m in family.networks["unet"].named_modules() if n.endswith(("to_q", "to_k", "to_v", "to_out.0"))]
+    expected = sum(3 * (m.in_features + m.out_features) for m in layers if isinstance(m, nn.Linear))
+    assert planned.networks["unet"].trainable == planned.trainable == expected
+    assert planned.networks["unet"].layers == {"to_q": 14, "to_k": 14, "to_v": 14, "to_out.0": 14}
+    assert planned.networks["text_encoder"].trainable == 0
+    for prefix, network in family.networks.items():
+        assert planned.networks[prefix].total == sum(p.numel() for p in network.parameters())
+    assert planned.share == pytest.approx(expected / planned.total)
+
+
+def test_planning_changes_nothing(family: Family, tiny_pictures: Path) -> None:
+    before = bits_of(family.networks)
+    plan(tiny_config(tiny_pictures, adapter={"text_encoder": {}}), family)
+    after = bits_of(family.networks)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_a_run_starts_with_its_plan(family: Family, tiny_pictures: Path) -> None:
+    config = tiny_config(tiny_pictures, train={"steps": 1})
+    first = tiny_run(config, family)[0]
+    assert isinstance(first, Planned)
+    assert (first.plan, first.start_step, first.steps) == (plan(config, family), 0, 1)
+
+
+def test_the_table_is_short_and_aligned(family: Family, tiny_pictures: Path) -> None:
+    text = str(plan(tiny_config(tiny_pictures, adapter={"text_encoder": {}}), family))
+    lines = text.splitlines()
+    assert len(lines) == 5 and max(map(len, lines)) < 80
+    assert lines[0].split() == ["network", "trainable", "of", "share", "layers"]
+    assert [line.split()[0] for line in lines[1:4]] == ["unet", "text_encoder", "all"]
+    assert len({line.rindex(line.split()[-1]) + len(line.split()[-1]) for line in lines[:4]}) == 1
+    assert "11,648" in lines[1] and "bytes" in lines[4]
+
+
+def test_what_does_not_fit_the_base_is_said_in_the_plan(family: Family, tiny_pictures: Path) -> None:
+    with pytest.raises(UserError, match="rank 64 is larger"):
+        plan(tiny_config(tiny_pictures, adapter={"rank": 64}), family)
+    with pytest.raises(UserError, match="matches nothing"):
+        plan(tiny_config(tiny_pictures, adapter={"targets": ["to_qq"]}), family)
+
+
+def test_specs_are_the_configs(tiny_pictures: Path) -> None:
+    adapter = {"rank": 6, "alpha": 3.0, "dropout": 0.1, "text_encoder": {"rank": 2, "targets": ["fc1"]}}
+    specs = specs_of(tiny_config(tiny_pictures, adapter=adapter).adapter)
+    assert (specs["unet"].rank, specs["unet"].alpha, specs["unet"].dropout) == (6, 3.0, 0.1)
+    assert (specs["text_encoder"].rank, specs["text_encoder"].alpha) == (2, 2.0)
+    assert specs["text_encoder"].targets == ("fc1",)

@@ -1,0 +1,78 @@
+"""Generation: each picture of its own seed, whatever its batch; diffusers paints the same."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+
+from tests.training import tiny_config, trainer_on
+from veneer.family.base import Family
+from veneer.family.registry import load_family
+from veneer.sample.generate import generate
+
+PROMPTS = ("a cat", "the dog", "a cat")
+SEEDS = (3, 4, 5)
+
+
+@pytest.fixture(scope="module")
+def family(tiny_base: Path) -> Family:
+    return load_family(str(tiny_base))
+
+
+def levels(pictures: list[Image.Image]) -> np.ndarray:
+    return np.stack([np.asarray(picture, dtype=np.int16) for picture in pictures])
+
+
+def test_a_picture_does_not_depend_on_its_batch(family: Family) -> None:
+    together = levels(generate(family, PROMPTS, SEEDS, steps=3))
+    for batch in (1, 2):
+        # batched matrix products may round otherwise: one level of 255
+        assert np.abs(levels(generate(family, PROMPTS, SEEDS, steps=3, batch=batch)) - together).max() <= 1
+    alone = levels(generate(family, PROMPTS[1:2], SEEDS[1:2], steps=3))
+    assert np.abs(alone[0] - together[1]).max() <= 1
+
+
+def test_the_same_twice_whatever_torch_drew_before(family: Family) -> None:
+    first = levels(generate(family, PROMPTS, SEEDS, steps=3))
+    torch.manual_seed(7)
+    assert np.array_equal(levels(generate(family, PROMPTS, SEEDS, steps=3)), first)
+
+
+def test_seed_prompt_steps_and_guidance_each_change_the_picture(family: Family) -> None:
+    def painted(prompt: str = "a cat", seed: int = 3, steps: int = 3, guidance: float = 4.0) -> np.ndarray:
+        return levels(generate(family, [prompt], [seed], steps=steps, guidance=guidance))
+
+    plain = painted()
+    others = (painted(prompt="the dog"), painted(seed=4), painted(steps=4), painted(guidance=1.0))
+    assert all(not np.array_equal(other, plain) for other in others)
+
+
+@pytest.mark.parametrize("base", ["tiny_base", "tiny_base_v"])
+def test_it_is_what_diffusers_paints(request: pytest.FixtureRequest, base: str) -> None:
+    folder = request.getfixturevalue(base)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder)
+    generator = torch.Generator().manual_seed(3)
+    theirs = pipeline("a cat", generator=generator, num_inference_steps=3, guidance_scale=4.0).images
+    ours = generate(load_family(str(folder)), ["a cat"], [3], steps=3, guidance=4.0)
+    assert np.array_equal(levels(ours), levels(theirs))
+
+
+def test_the_adapter_in_the_networks_is_seen(family: Family, tiny_pictures: Path) -> None:
+    plain = levels(generate(family, ["a cat"], [3], steps=3))
+    with trainer_on(tiny_config(tiny_pictures), family):
+        assert not np.array_equal(levels(generate(family, ["a cat"], [3], steps=3)), plain)
+    assert np.array_equal(levels(generate(family, ["a cat"], [3], steps=3)), plain)
+
+
+def test_nothing_is_printed(family: Family, capfd: pytest.CaptureFixture[str]) -> None:
+    generate(family, ["a cat"], [3], steps=2)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_nothing_to_paint_is_nothing(family: Family) -> None:
+    assert generate(family, [], []) == []

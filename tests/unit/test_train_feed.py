@@ -1,0 +1,126 @@
+"""What a step sees: a pure function of (seed, step), each picture as it would be alone, encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.training import tiny_config, trainer_on, write_noise_pictures
+from veneer.data.loader import Pick
+from veneer.data.preflight import survey
+from veneer.data.transform import load_pixels
+from veneer.family.base import Family, LatentDistribution
+from veneer.family.cache import Encoder
+from veneer.family.registry import load_family
+from veneer.train.step import MicroBatch
+
+
+@pytest.fixture(scope="module")
+def family(tiny_base: Path) -> Family:
+    return load_family(str(tiny_base))
+
+
+def micros_of(family: Family, pictures: Path, step: int, **sections: Any) -> list[MicroBatch]:
+    with trainer_on(tiny_config(pictures, **sections), family) as trainer:
+        return trainer.feed.micros(step)
+
+
+RANDOM: dict[str, Any] = {"crop": "random", "flip": True, "caption_dropout": 0.5}
+PARTS = ("latent_BCHW", "noise_BCHW", "timestep_idx_B", "conditioning", "weight_B")
+
+
+@pytest.mark.parametrize("data", [{}, {"flip": True}, RANDOM], ids=["plain", "flip", "random"])
+def test_a_picture_is_the_same_alone_as_in_a_batch(family: Family, tiny_pictures: Path, data: dict[str, Any]) -> None:
+    (whole,) = micros_of(family, tiny_pictures, 5, data=data, train={"batch": 4})
+    single = micros_of(family, tiny_pictures, 5, data=data, train={"batch": 1, "accumulate": 4})
+    for part in PARTS:
+        assert torch.equal(torch.cat([getattr(micro, part) for micro in single]), getattr(whole, part)), part
+    assert tuple(micro.samples[0] for micro in single) == whole.samples
+
+
+def test_a_step_can_be_recomputed_without_those_before_it(family: Family, tiny_pictures: Path) -> None:
+    with trainer_on(tiny_config(tiny_pictures, data=RANDOM), family) as trainer:
+        in_order = [trainer.feed.micros(step)[0] for step in range(4)]
+    (alone,) = micros_of(family, tiny_pictures, 3, data=RANDOM)
+    assert all(torch.equal(getattr(alone, part), getattr(in_order[3], part)) for part in PARTS)
+
+
+def test_the_same_picture_gets_other_noise_at_another_showing(family: Family, tiny_pictures: Path) -> None:
+    with trainer_on(tiny_config(tiny_pictures, train={"batch": 9}), family) as trainer:
+        first, second = trainer.feed.micros(0)[0], trainer.feed.micros(1)[0]
+    place = second.samples.index(first.samples[0])
+    assert not torch.equal(first.noise_BCHW[0], second.noise_BCHW[place])
+    assert not torch.equal(first.latent_BCHW[0], second.latent_BCHW[place])  # the posterior is drawn from anew
+
+
+def test_the_noise_is_not_the_one_that_drew_the_latent(family: Family, tiny_pictures: Path) -> None:
+    with trainer_on(tiny_config(tiny_pictures), family) as trainer:
+        (micro,) = trainer.feed.micros(0)
+        posterior = [trainer.feed.encoder.centered(sample) for sample in micro.samples]
+    drew = torch.cat([(z - p.mean) / p.std for z, p in zip(micro.latent_BCHW[:, None], posterior, strict=True)])
+    both = torch.stack([drew.flatten(), micro.noise_BCHW.flatten()])
+    assert abs(float(torch.corrcoef(both)[0, 1])) < 4 / drew.numel() ** 0.5
+
+
+def test_noise_is_standard_normal(family: Family, tiny_pictures: Path) -> None:
+    with trainer_on(tiny_config(tiny_pictures, train={"batch": 9}), family) as trainer:
+        noise = torch.cat([trainer.feed.micros(step)[0].noise_BCHW for step in range(10)])
+    assert abs(float(noise.mean())) < 4 / noise.numel() ** 0.5
+    assert abs(float(noise.var()) - 1) < 4 * (2 / noise.numel()) ** 0.5
+
+
+class Counting:
+    """A family that counts what it is asked to encode."""
+
+    def __init__(self, family: Family) -> None:
+        self.family, self.pictures, self.texts = family, 0, list[str]()
+
+    def encode_image(self, pixels_BCHW: Tensor) -> LatentDistribution:
+        self.pictures += len(pixels_BCHW)
+        return self.family.encode_image(pixels_BCHW)
+
+    def encode_text(self, captions: Sequence[str]) -> Tensor:
+        self.texts += captions
+        return self.family.encode_text(captions)
+
+
+def shown(encoder: Encoder, picks: list[Pick]) -> None:
+    for pick in picks:
+        encoder.latents([pick])
+        encoder.conditioning([pick.sample.captions[0]])
+
+
+@pytest.mark.parametrize(("data", "times"), [({}, 1), ({"flip": True}, 2), ({"crop": "random"}, 30)])
+def test_each_distinct_input_is_encoded_once(family: Family, tiny_pictures: Path, data: Any, times: int) -> None:
+    config = tiny_config(tiny_pictures, data=data)
+    sample, counting = survey(config.data).train.samples[0], Counting(family)
+    shown(Encoder(counting, config.data, 16, seed=0), [Pick(sample, number) for number in range(30)])  # type: ignore[arg-type]
+    assert counting.pictures == times
+    assert counting.texts == [sample.captions[0]]
+
+
+@pytest.mark.parametrize("data", [{}, {"flip": True}, {"crop": "random", "flip": True}])
+def test_what_is_kept_is_what_would_be_encoded(family: Family, tmp_path: Path, data: dict[str, Any]) -> None:
+    """On pictures whose mirror image and whose edges are others."""
+    config = tiny_config(write_noise_pictures(tmp_path), data={"trigger": "noise", **data})
+    encoder = Encoder(family, config.data, 16, seed=3)
+    for number, sample in enumerate(survey(config.data).train.samples * 2):
+        direct = family.encode_image(load_pixels(sample, config.data, 16, 3, number)[None])
+        kept = encoder.posterior(Pick(sample, number))
+        assert torch.equal(kept.mean, direct.mean) and torch.equal(kept.std, direct.std)
+
+
+def test_a_latent_is_drawn_from_the_posterior(family: Family, tiny_pictures: Path) -> None:
+    """Elementwise over 400 showings: mean and deviation within five standard errors."""
+    config = tiny_config(tiny_pictures)
+    encoder, sample = Encoder(family, config.data, 16, seed=0), survey(config.data).train.samples[0]
+    drawn = encoder.latents([Pick(sample, number) for number in range(400)])
+    posterior = encoder.centered(sample)
+    standard = (drawn - posterior.mean) / posterior.std
+    assert float(standard.mean(dim=0).abs().max()) < 5 / 400**0.5
+    assert float((standard.var(dim=0) - 1).abs().max()) < 5 * (2 / 400) ** 0.5
