@@ -1,0 +1,1 @@
+"""How the bundled base and the demo pictures are made."""

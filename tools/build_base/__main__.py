@@ -20,6 +20,7 @@ BASE = HERE.parents[1] / "src" / "veneer" / "base"
 
 
 def main() -> None:
+    """Build every part, or go on building; measure; write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="folder for packages, caches and training states")
     parser.add_argument("--out", type=Path, default=BASE, help="folder that gets model/ and demo/")

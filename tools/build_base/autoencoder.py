@@ -7,6 +7,7 @@ a black outline around every shape.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from . import drawings
-from .drawings import DrawingSet
+from .drawings import DrawingSet, Pictures
 from .fit import Fit, fit, generator
 
 SETS = ("noto", "twemoji", "fxemoji", "fluent-emoji-flat")
@@ -43,7 +44,7 @@ def held_out(name: str) -> bool:
     return drawings.share(name, "autoencoder") < HELD_OUT
 
 
-def training_pictures(sets: dict[str, DrawingSet], cache: Path) -> np.ndarray:  # type: ignore[type-arg]
+def training_pictures(sets: dict[str, DrawingSet], cache: Path) -> Pictures:
     """All training pictures, uint8 (N, 64, 64, 3); drawn once, then read from the cache."""
     path = cache / "autoencoder-pictures.npy"
     if not path.exists():
@@ -59,10 +60,10 @@ def training_pictures(sets: dict[str, DrawingSet], cache: Path) -> np.ndarray:  
                 margin = 0.2 * drawings.share(name, f"margin {set_name}")
                 pictures.append(drawings.draw(chosen.svg(name, outline=outline, margin=margin)))
         np.save(path, drawings.stack(pictures))
-    return np.load(path)  # type: ignore[no-any-return]
+    return cast(Pictures, np.load(path))
 
 
-def augmented(pictures: np.ndarray, step: int) -> Tensor:  # type: ignore[type-arg]
+def augmented(pictures: Pictures, step: int) -> Tensor:
     """A batch (B, 3, 64, 64) in [-1, 1]: mirrored, shifted by up to 4 pixels, some with their colours exchanged."""
     random = generator(step, stream=1)
     chosen = torch.randint(len(pictures), (RECIPE.batch,), generator=random)
@@ -82,7 +83,7 @@ def train(sets: dict[str, DrawingSet], work: Path) -> AutoencoderKL:
     """Train the autoencoder, or go on training it; returns it with latents of zero mean and unit deviation."""
     torch.manual_seed(0)
     pictures = training_pictures(sets, work)
-    model = make().to(memory_format=torch.channels_last)  # type: ignore[call-arg]
+    model = make().to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> Tensor:
         batch = augmented(pictures, step)
@@ -92,16 +93,16 @@ def train(sets: dict[str, DrawingSet], work: Path) -> AutoencoderKL:
             decoded = model.decode(posterior.mean + posterior.std * noise).sample
         mean, logvar = posterior.mean.float(), posterior.logvar.float()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return (decoded.float() - batch).square().mean() + KL_WEIGHT * kl
+        return cast(Tensor, (decoded.float() - batch).square().mean() + KL_WEIGHT * kl)
 
     average = fit(model, loss_of, RECIPE, work / "autoencoder")
     model.load_state_dict(average, strict=True)
-    model = model.to(memory_format=torch.contiguous_format)  # type: ignore[call-arg]
+    model = model.to(memory_format=torch.contiguous_format)
     return standardised(model.eval(), pictures)
 
 
 @torch.no_grad()
-def standardised(model: AutoencoderKL, pictures: np.ndarray) -> AutoencoderKL:  # type: ignore[type-arg]
+def standardised(model: AutoencoderKL, pictures: Pictures) -> AutoencoderKL:
     """Fold each latent channel's mean and deviation into the 1 x 1 convolutions around the latents.
 
     The posterior's own deviation is dropped (it becomes 0.002): it kept the latents smooth while they were learned,
@@ -126,20 +127,20 @@ def native_bfloat16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported())
 
 
-def as_tensor(pictures: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def as_tensor(pictures: Pictures) -> Tensor:
     """uint8 (N, H, W, 3) to float (N, 3, H, W) in [-1, 1]."""
     return torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
-def encode(model: AutoencoderKL, pictures: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def encode(model: AutoencoderKL, pictures: Pictures) -> Tensor:
     """Mean latents (N, 16, 8, 8) of uint8 pictures."""
-    return model.encode(as_tensor(pictures)).latent_dist.mean
+    return cast(Tensor, model.encode(as_tensor(pictures)).latent_dist.mean)
 
 
 @torch.no_grad()
-def psnr(model: AutoencoderKL, pictures: np.ndarray) -> Tensor:  # type: ignore[type-arg]
+def psnr(model: AutoencoderKL, pictures: Pictures) -> Tensor:
     """Peak signal-to-noise ratio in dB of each picture's reconstruction, (N,)."""
     wanted = as_tensor(pictures)
     got = model.decode(encode(model, pictures)).sample.clamp(-1, 1)
-    return -10 * ((got - wanted) / 2).square().mean((1, 2, 3)).log10()
+    return cast(Tensor, -10 * ((got - wanted) / 2).square().mean((1, 2, 3)).log10())

@@ -78,6 +78,6 @@ def text_of(figures: Quality) -> str:
         steps_unet=denoiser.RECIPE.steps,
         batch_unet=denoiser.RECIPE.batch,
         licences=", ".join(
-            _LICENCES.format(name=n, version=drawings.PACKAGES[n].version, licence=l) for n, l in licences.items()
+            _LICENCES.format(name=n, version=drawings.PACKAGES[n].version, licence=text) for n, text in licences.items()
         ),
     )

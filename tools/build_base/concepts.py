@@ -32,6 +32,7 @@ class Concept:
 
     @property
     def words(self) -> str:
+        """The name as one says it: ``polar bear``."""
         return self.name.replace("-", " ")
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -61,9 +62,7 @@ class Lessons:
     drawing_weights: Tensor  # (N,)
 
 
-def lessons(
-    known: list[Concept], sets: dict[str, DrawingSet], vae: AutoencoderKL, tokenizer: CLIPTokenizer
-) -> Lessons:
+def lessons(known: list[Concept], sets: dict[str, DrawingSet], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> Lessons:
     """Draw, encode and caption every concept in every style."""
     shown = [(concept, style) for style in concepts.STYLES for concept in known]
     pictures = drawings.stack(drawings.draw(sets[style].svg(c.name)) for c, style in shown)
@@ -83,10 +82,10 @@ def lessons(
 
 def tokenise(tokenizer: CLIPTokenizer, captions: list[str]) -> Tensor:
     """Token ids (N, L), padded as a pipeline pads them."""
-    ids = tokenizer(
+    ids: Tensor = tokenizer(
         captions, padding="max_length", max_length=text.LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
-    return ids  # type: ignore[no-any-return]
+    return ids
 
 
 def train(shown: Lessons, encoder: CLIPTextModel, work: Path) -> tuple[UNet2DConditionModel, CLIPTextModel]:
@@ -96,7 +95,7 @@ def train(shown: Lessons, encoder: CLIPTextModel, work: Path) -> tuple[UNet2DCon
     alphas_cumprod = make_scheduler().alphas_cumprod
     average = fit(both, lambda step: _loss(both, shown, alphas_cumprod, step), RECIPE, work / "denoiser")
     both.load_state_dict(average, strict=False)  # buffers (position ids) are no parameters
-    return both["unet"].eval(), both["text_encoder"].eval()  # type: ignore[return-value]
+    return both["unet"].eval(), both["text_encoder"].eval()
 
 
 def _loss(both: nn.ModuleDict, shown: Lessons, alphas_cumprod: Tensor, step: int) -> Tensor:
@@ -114,4 +113,4 @@ def _loss(both: nn.ModuleDict, shown: Lessons, alphas_cumprod: Tensor, step: int
     context_BLD = both["text_encoder"](shown.tokens[drawing_B, caption_B]).last_hidden_state
     predicted = both["unet"](signal * latent_BCHW + sigma * noise_BCHW, timestep_B, context_BLD).sample
     velocity = signal * noise_BCHW - sigma * latent_BCHW
-    return (predicted - velocity).square().mean()
+    return cast(Tensor, (predicted - velocity).square().mean())

@@ -16,20 +16,17 @@ import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import resvg_py
 from PIL import Image
 
+Pictures: TypeAlias = "npt.NDArray[np.uint8]"
+"""Pixels (N, H, W, 3)."""
+
 SIZE = 64  # pixels, both ways
-CATEGORIES = (
-    "Animals & Nature",
-    "Food & Drink",
-    "Activities",
-    "Objects",
-    "Travel & Places",
-    "Smileys & Emotion",
-)
 _LEFT_OUT = re.compile(r"skin-tone|^flag-|^keycap|-flag$")
 
 
@@ -43,6 +40,7 @@ class Package:
 
     @property
     def spec(self) -> str:
+        """What npm calls it."""
         return f"@iconify-json/{self.name}@{self.version}"
 
 
@@ -115,7 +113,7 @@ class DrawingSet:
         return name in self._icons["icons"]
 
     def svg(self, name: str, outline: float = 0.0, margin: float = 0.0) -> str:
-        """SVG of one drawing; ``outline`` strokes every shape in black; both it and ``margin`` are shares of the width."""
+        """SVG of one drawing, every shape stroked in black by ``outline``; it and ``margin`` are shares of the width."""
         icon = self._icons["icons"][name]
         width = icon.get("width", self._icons.get("width", 16))
         height = icon.get("height", self._icons.get("height", 16))
@@ -128,11 +126,11 @@ class DrawingSet:
         )
 
 
-def _member(tar: tarfile.TarFile, name: str) -> dict:  # type: ignore[type-arg]
+def _member(tar: tarfile.TarFile, name: str) -> Any:
     file = tar.extractfile(name)
     if file is None:
-        raise ValueError(f"{tar.name}: no file {name}")
-    return json.load(file)  # type: ignore[no-any-return]
+        raise ValueError(f"{tar.name!r}: no file {name}")
+    return json.load(file)
 
 
 def draw(svg: str, size: int = SIZE) -> Image.Image:
@@ -143,8 +141,8 @@ def draw(svg: str, size: int = SIZE) -> Image.Image:
     return Image.alpha_composite(white, picture).convert("RGB").resize((size, size), Image.Resampling.BOX)
 
 
-def stack(pictures: Iterable[Image.Image]) -> np.ndarray:  # type: ignore[type-arg]
-    """Pictures as one uint8 array (N, H, W, 3)."""
+def stack(pictures: Iterable[Image.Image]) -> Pictures:
+    """Pictures of one size as one array."""
     return np.stack([np.asarray(p) for p in pictures])
 
 

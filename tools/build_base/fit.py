@@ -54,7 +54,7 @@ def fit(module: nn.Module, loss_of: Callable[[int], Tensor], recipe: Fit, folder
     for step in range(start, recipe.steps):
         optimizer.param_groups[0]["lr"] = rate_at(step, recipe)
         loss = loss_of(step)
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
         optimizer.step()
         optimizer.zero_grad()

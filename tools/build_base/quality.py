@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from diffusers import AutoencoderKL, StableDiffusionPipeline
 from PIL import Image
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from . import autoencoder, drawings
 from .concepts import Concept
-from .drawings import DrawingSet
+from .drawings import DrawingSet, Pictures
 
 STEPS = 25
 GUIDANCES = (1.5, 2.5, 4.0, 6.0)
@@ -33,10 +34,11 @@ class Quality:
     parameters: int
 
     def as_dict(self) -> dict[str, float]:
+        """Rounded, for JSON."""
         return {k: round(v, 4) for k, v in asdict(self).items()}
 
 
-def generate(pipeline: StableDiffusionPipeline, prompts: list[str], guidance: float) -> np.ndarray:  # type: ignore[type-arg]
+def generate(pipeline: StableDiffusionPipeline, prompts: list[str], guidance: float) -> Pictures:
     """One picture a prompt, uint8 (N, 64, 64, 3); the seed of a picture is its place in the list."""
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), BATCH):
@@ -47,15 +49,15 @@ def generate(pipeline: StableDiffusionPipeline, prompts: list[str], guidance: fl
     return drawings.stack(pictures)
 
 
-def ranks(vae: AutoencoderKL, made: np.ndarray, true: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+def ranks(vae: AutoencoderKL, made: Pictures, true: Pictures) -> npt.NDArray[np.int64]:
     """Place of each picture's own drawing among ``true`` by distance of latents, either way round; 0 is first."""
     found = autoencoder.encode(vae, made).flatten(1)
     distance = torch.stack([torch.cdist(found, t.flatten(1)) for t in _both_ways(vae, true)]).amin(0)
     own = distance.diagonal()[:, None]
-    return (distance < own).sum(1).numpy()  # type: ignore[no-any-return]
+    return (distance < own).sum(1).numpy()
 
 
-def _both_ways(vae: AutoencoderKL, true: np.ndarray) -> list[Tensor]:  # type: ignore[type-arg]
+def _both_ways(vae: AutoencoderKL, true: Pictures) -> list[Tensor]:
     return [autoencoder.encode(vae, true), autoencoder.encode(vae, np.ascontiguousarray(true[:, :, ::-1]))]
 
 
@@ -96,7 +98,7 @@ def _mean_psnr(vae: AutoencoderKL, svgs: list[str]) -> float:
 def _top1_of(
     pipeline: StableDiffusionPipeline,
     known: list[Concept],
-    true: np.ndarray,  # type: ignore[type-arg]
+    true: Pictures,
     some: list[int],
     guidance: float,
 ) -> float:
@@ -109,7 +111,7 @@ def _top1_of(
     return float((distance < own).sum(1).eq(0).float().mean())
 
 
-def contact_sheet(pictures: np.ndarray, columns: int = 10) -> Image.Image:  # type: ignore[type-arg]
+def contact_sheet(pictures: Pictures, columns: int = 10) -> Image.Image:
     """Pictures in rows, drawn at twice their size."""
     side = drawings.SIZE
     sheet = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side), "white")

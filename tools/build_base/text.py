@@ -39,11 +39,12 @@ def train_tokenizer(texts: Iterable[str], folder: Path, size: int = 2048) -> CLI
     (folder / "special_tokens_map.json").write_text(json.dumps(specials, indent=2))
     settings = {"tokenizer_class": "CLIPTokenizer", "model_max_length": LENGTH, "do_lower_case": True, **specials}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
-    return CLIPTokenizer.from_pretrained(folder)  # type: ignore[no-any-return]
+    return CLIPTokenizer.from_pretrained(folder)
 
 
 def _merges(learner: Tokenizer) -> list[str | list[str]]:
-    return json.loads(learner.to_str())["model"]["merges"]  # type: ignore[no-any-return]
+    merges: list[str | list[str]] = json.loads(learner.to_str())["model"]["merges"]
+    return merges
 
 
 def make_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:

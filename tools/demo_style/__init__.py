@@ -1,0 +1,1 @@
+"""What the example's adapter does to the demo style, measured."""

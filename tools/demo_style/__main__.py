@@ -1,7 +1,7 @@
 """Does the example's adapter paint OpenMoji's style, and is the thing still there?
 
-    python -m tools.demo_style --fit --work build/base    fit the classifier on real drawings, print its accuracy
-    python -m tools.demo_style runs/example               measure an adapter on the 64 held-out concepts
+python -m tools.demo_style --fit --work build/base    fit the classifier on real drawings, print its accuracy
+python -m tools.demo_style runs/example               measure an adapter on the 64 held-out concepts
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 import veneer
 from tools.build_base import autoencoder, concepts, drawings, quality
-from tools.build_base.drawings import PACKAGES, DrawingSet
+from tools.build_base.drawings import PACKAGES, DrawingSet, Pictures
 from veneer.adapter.spec import Factors
 from veneer.family.base import Family
 
@@ -27,6 +29,7 @@ TOP = 5
 
 
 def main() -> None:
+    """Fit the classifier, or measure an adapter; the figures are printed and kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapter", type=Path, nargs="?", help="adapter file, or the folder of its run")
     parser.add_argument("--fit", action="store_true", help="fit the classifier instead")
@@ -53,7 +56,7 @@ def fit_classifier(work: Path) -> dict[str, float]:
     def pixels(style: str, held: bool) -> Tensor:
         names = [c.name for c in known if (c.name in held_out) == held]
         drawn = autoencoder.as_tensor(drawings.stack(drawings.draw(sets[style].svg(n)) for n in names))
-        through = [family.decode(family.encode_image(part).mean) for part in drawn.split(64)]
+        through = [family.decode(family.encode_image(part).mean) for part in torch.tensor_split(drawn, 16)]
         return torch.cat([drawn, *through])
 
     model = classifier.fit(pixels("noto", held=False), pixels("openmoji", held=False))
@@ -86,15 +89,13 @@ def _shares(family: Family, factors: Factors) -> dict[str, float]:
     merged.undo()
     pictures = drawings.stack(made)
     real = np.stack([_read(row["file_name"]) for row in rows])
-    pipeline = family.pipeline()
-    place = quality.ranks(pipeline.vae, pictures, real)  # type: ignore[attr-defined]
+    pipeline: Any = family.pipeline()
+    place = quality.ranks(pipeline.vae, pictures, real)
     near = classifier.is_openmoji(classifier.load(), autoencoder.as_tensor(pictures))
     return {"openmoji": _share(near), "found": float((place < TOP).mean())}
 
 
-def _read(name: str) -> np.ndarray:  # type: ignore[type-arg]
-    from PIL import Image
-
+def _read(name: str) -> Pictures:
     return np.asarray(Image.open(veneer.demo_path() / "held_out" / name).convert("RGB"))
 
 

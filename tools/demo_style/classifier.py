@@ -17,7 +17,7 @@ STEPS, BATCH, RATE = 600, 64, 3e-3
 
 
 def make() -> nn.Sequential:
-    """Pixels in [-1, 1], (N, 3, 64, 64), to the logit of OpenMoji, (N, 1): local patterns, averaged over the picture."""
+    """Pixels in [-1, 1], (N, 3, 64, 64), to OpenMoji's logit (N, 1): local patterns, averaged over the picture."""
     layers: list[nn.Module] = []
     for before, after in ((3, 16), (16, 24), (24, 32)):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after), nn.ReLU()]
@@ -37,7 +37,7 @@ def fit(noto: Tensor, openmoji: Tensor) -> nn.Sequential:
         chosen = torch.randint(len(pictures), (BATCH,), generator=random)
         varied = torch.stack([_varied(pictures[i], random) for i in chosen])
         loss = nn.functional.binary_cross_entropy_with_logits(model(varied)[:, 0], is_openmoji[chosen])
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         optimizer.step()
         optimizer.zero_grad()
     return model.eval()
@@ -58,7 +58,8 @@ def _varied(picture: Tensor, random: torch.Generator) -> Tensor:
 @torch.no_grad()
 def is_openmoji(model: nn.Sequential, pixels: Tensor) -> Tensor:
     """Which pictures (N, 3, 64, 64) are nearer to OpenMoji's drawings, bool (N,)."""
-    return model(pixels)[:, 0] > 0  # type: ignore[no-any-return]
+    logits: Tensor = model(pixels)[:, 0]
+    return logits > 0
 
 
 def save(model: nn.Sequential, path: Path = WEIGHTS) -> None:
