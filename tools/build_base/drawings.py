@@ -113,7 +113,7 @@ class DrawingSet:
         return name in self._icons["icons"]
 
     def svg(self, name: str, outline: float = 0.0, margin: float = 0.0) -> str:
-        """SVG of one drawing, every shape stroked in black by ``outline``; it and ``margin`` are shares of the width."""
+        """SVG of one drawing, each shape stroked in black by ``outline``; it and ``margin`` are shares of the width."""
         icon = self._icons["icons"][name]
         width = icon.get("width", self._icons.get("width", 16))
         height = icon.get("height", self._icons.get("height", 16))

@@ -26,6 +26,7 @@ class Fit:
     decay_from: float = 0.4  # share of the schedule after which the rate falls linearly to zero
     weight_decay: float = 0.01
     ema: float = 0.999
+    betas: tuple[float, float] = (0.9, 0.999)
     clip: float = 1.0  # gradient norm
     log_every: int = 50
     save_every: int = 250
@@ -47,15 +48,17 @@ def fit(module: nn.Module, loss_of: Callable[[int], Tensor], recipe: Fit, folder
     """Train ``module`` on ``loss_of(step)``, going on from ``folder`` if it holds a state; return the EMA weights."""
     folder.mkdir(parents=True, exist_ok=True)
     parameters = dict(module.named_parameters())
-    optimizer = torch.optim.AdamW(parameters.values(), lr=recipe.rate, weight_decay=recipe.weight_decay, fused=True)
+    optimizer = torch.optim.AdamW(
+        parameters.values(), lr=recipe.rate, betas=recipe.betas, weight_decay=recipe.weight_decay, fused=True
+    )
     average = {name: p.detach().clone() for name, p in parameters.items()}
     start = _restore(folder, parameters, average, optimizer)
-    running, since = 0.0, time.monotonic()
+    running, norm, since = 0.0, 0.0, time.monotonic()
     for step in range(start, recipe.steps):
         optimizer.param_groups[0]["lr"] = rate_at(step, recipe)
         loss = loss_of(step)
         torch.autograd.backward(loss)
-        nn.utils.clip_grad_norm_(parameters.values(), recipe.clip)
+        norm += nn.utils.clip_grad_norm_(parameters.values(), recipe.clip).item()
         optimizer.step()
         optimizer.zero_grad()
         weight = 1 - min(recipe.ema, (1 + step) / (10 + step))
@@ -63,15 +66,17 @@ def fit(module: nn.Module, loss_of: Callable[[int], Tensor], recipe: Fit, folder
         running += loss.item()
         done = step + 1
         if done % recipe.log_every == 0:
-            _log(folder, done, running / recipe.log_every, rate_at(step, recipe), time.monotonic() - since)
-            running, since = 0.0, time.monotonic()
+            means = {"loss": running / recipe.log_every, "gradient_norm": norm / recipe.log_every}
+            _log(folder, done, means, rate_at(step, recipe), time.monotonic() - since)
+            running, norm, since = 0.0, 0.0, time.monotonic()
         if done % recipe.save_every == 0 or done == recipe.steps:
             _save(folder, done, parameters, average, optimizer)
     return average
 
 
-def _log(folder: Path, step: int, loss: float, rate: float, seconds: float) -> None:
-    row = {"step": step, "loss": round(loss, 6), "rate": rate, "seconds": round(seconds, 1)}
+def _log(folder: Path, step: int, means: dict[str, float], rate: float, seconds: float) -> None:
+    rounded = {name: round(value, 6) for name, value in means.items()}
+    row = {"step": step, **rounded, "rate": rate, "seconds": round(seconds, 1)}
     with (folder / "log.jsonl").open("a") as log:
         log.write(json.dumps(row) + "\n")
     print(row, flush=True)

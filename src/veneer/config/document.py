@@ -156,11 +156,12 @@ class _Reader:
             name = str(name_node.value)
             if not isinstance(name_node, yaml.ScalarNode):
                 raise self._error(name_node, "a key should be a name")
+            below = (*key, name)
             if name in values:
-                first = self.lines[(*key, name)]
-                raise self._error(name_node, f"{_dotted((*key, name))} is given twice, first in line {first}")
-            self.lines[(*key, name)] = name_node.start_mark.line + 1
-            values[name] = self._value(child, (*key, name))
+                first = self.lines[below]
+                raise self._error(name_node, f"{_dotted(below)} is given twice, first in line {first}")
+            self.lines[below] = name_node.start_mark.line + 1
+            values[name] = self._value(child, below)
         return values
 
     def _scalar(self, node: yaml.Node) -> Any:

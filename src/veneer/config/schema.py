@@ -237,7 +237,7 @@ class RunConfig(_Section):
     """One run, whole."""
 
     base: Words
-    """``bundled``, a diffusers folder, or a hub id."""
+    """``bundled``, a diffusers folder, a ``.safetensors`` file, or a hub id."""
     data: DataConfig
     """The pictures."""
     seed: Annotated[int, Field(ge=0)] = 0

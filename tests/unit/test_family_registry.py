@@ -1,0 +1,96 @@
+"""From the name of a base to its family, and one line for whatever is not a base."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from veneer.errors import UserError
+from veneer.family.registry import detect, load_family
+
+
+def copy_of(base: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(base, folder))
+
+
+def test_loads_a_diffusers_folder(tiny_base: Path) -> None:
+    family = load_family(str(tiny_base))
+    assert family.name == "sd"
+    assert set(family.networks) == {"unet", "text_encoder"}
+    assert family.noise.prediction == "epsilon"
+
+
+def test_a_v_prediction_base_says_so(tiny_base_v: Path) -> None:
+    noise = load_family(str(tiny_base_v)).noise
+    assert noise.prediction == "v_prediction"
+    assert noise.alphas_cumprod_T[-1] == 0  # zero terminal SNR
+
+
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.pth", "model.bin"])
+def test_a_pickle_is_refused_unopened(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"\x80\x04")
+    path.chmod(0)
+    with pytest.raises(UserError, match="is a pickle, which can run code"):
+        load_family(str(path))
+
+
+def test_a_folder_that_is_no_base(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no model_index\.json; give a base in diffusers' folder layout"):
+        load_family(str(tmp_path))
+
+
+def test_another_family_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
+    with pytest.raises(UserError, match="is a StableDiffusionXLPipeline; known are StableDiffusionPipeline"):
+        detect(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+def test_a_broken_index(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model_index.json").write_text(text)
+    with pytest.raises(UserError, match="names no pipeline class"):
+        detect(tmp_path)
+
+
+def test_neither_folder_nor_hub_id(tmp_path: Path) -> None:
+    for name in ("no-such-base", str(tmp_path / "missing"), "./missing/base"):
+        with pytest.raises(UserError, match="is no folder and no file here"):
+            load_family(name)
+
+
+def test_a_file_that_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text("a")
+    with pytest.raises(UserError, match=r"is no model; give a diffusers folder or a \.safetensors file"):
+        load_family(str(path))
+
+
+def test_weights_cut_short_are_one_line(tiny_base: Path, tmp_path: Path) -> None:
+    base = copy_of(tiny_base, tmp_path / "base")
+    weights = base / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be loaded") as caught:
+        load_family(str(base))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_base_of_pickles_only_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    base = copy_of(tiny_base, tmp_path / "base")
+    weights = base / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_family(str(base))
+
+
+def test_an_inpainting_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
+    from diffusers import UNet2DConditionModel
+
+    base = copy_of(tiny_base, tmp_path / "base")
+    config = json.loads((base / "unet" / "config.json").read_text())
+    UNet2DConditionModel.from_config({**config, "in_channels": 9}).save_pretrained(base / "unet")
+    with pytest.raises(UserError, match="use a text-to-image base, not an inpainting or depth model"):
+        load_family(str(base))

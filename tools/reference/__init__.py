@@ -1,0 +1,1 @@
+"""The configuration reference, written from the schema."""
