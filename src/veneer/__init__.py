@@ -1,0 +1,145 @@
+"""Veneer teaches a diffusion model a style or a subject with LoRA, and proves what it did.
+
+Every name of ``__all__`` is imported when it is first asked for (PEP 562), so that ``import veneer`` costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from veneer.adapter.algebra import combine as combine
+    from veneer.adapter.algebra import merge as merge
+    from veneer.adapter.inject import inject as inject
+    from veneer.adapter.spec import AdapterSpec as AdapterSpec
+    from veneer.adapter.spec import LoraFactors as LoraFactors
+    from veneer.adapter.stack import AdapterStack as AdapterStack
+    from veneer.base import demo_path as demo_path
+    from veneer.base import path as base_path
+    from veneer.cli.progress import Progress as Progress
+    from veneer.config.load import build_config as build_config
+    from veneer.config.load import config_from_folder as config_from_folder
+    from veneer.config.load import dump_config as dump_config
+    from veneer.config.load import list_presets as list_presets
+    from veneer.config.load import load_config as load_config
+    from veneer.config.load import resolve as resolve
+    from veneer.config.load import write_config as write_config
+    from veneer.config.schema import RunConfig as RunConfig
+    from veneer.data.preflight import survey as survey
+    from veneer.errors import UserError as UserError
+    from veneer.evaluate.heldout import Score as Score
+    from veneer.evaluate.heldout import evaluate as score_adapter
+    from veneer.plan.account import plan as make_plan
+    from veneer.run.base import load_base as load_base
+    from veneer.run.compare import side_by_side as side_by_side
+    from veneer.run.compare import subjects_of as subjects_of
+    from veneer.run.training import run_training as run_training
+    from veneer.run.using import Painting as Painting
+    from veneer.run.using import merge_adapter as merge_adapter
+    from veneer.run.using import sample_adapter as sample_adapter
+    from veneer.sample.generate import generate as generate
+    from veneer.sample.sheet import sheet as sheet
+    from veneer.train.loop import train as train_adapter
+    from veneer.weights.file import FILE_NAME as FILE_NAME
+    from veneer.weights.file import AdapterFile as AdapterFile
+    from veneer.weights.file import info as adapter_info
+    from veneer.weights.file import load as load_adapter
+    from veneer.weights.file import save as save_adapter
+
+__all__ = [
+    "FILE_NAME",
+    "AdapterFile",
+    "AdapterSpec",
+    "AdapterStack",
+    "LoraFactors",
+    "Painting",
+    "Progress",
+    "RunConfig",
+    "Score",
+    "UserError",
+    "__version__",
+    "adapter_info",
+    "base_path",
+    "build_config",
+    "combine",
+    "config_from_folder",
+    "demo_path",
+    "dump_config",
+    "generate",
+    "inject",
+    "list_presets",
+    "load_adapter",
+    "load_base",
+    "load_config",
+    "make_plan",
+    "merge",
+    "merge_adapter",
+    "resolve",
+    "run_training",
+    "sample_adapter",
+    "save_adapter",
+    "score_adapter",
+    "sheet",
+    "side_by_side",
+    "subjects_of",
+    "survey",
+    "train_adapter",
+    "write_config",
+]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "FILE_NAME": "veneer.weights.file:FILE_NAME",
+    "AdapterFile": "veneer.weights.file:AdapterFile",
+    "AdapterSpec": "veneer.adapter.spec:AdapterSpec",
+    "AdapterStack": "veneer.adapter.stack:AdapterStack",
+    "LoraFactors": "veneer.adapter.spec:LoraFactors",
+    "Painting": "veneer.run.using:Painting",
+    "Progress": "veneer.cli.progress:Progress",
+    "RunConfig": "veneer.config.schema:RunConfig",
+    "Score": "veneer.evaluate.heldout:Score",
+    "UserError": "veneer.errors:UserError",
+    "adapter_info": "veneer.weights.file:info",
+    "base_path": "veneer.base:path",
+    "build_config": "veneer.config.load:build_config",
+    "combine": "veneer.adapter.algebra:combine",
+    "config_from_folder": "veneer.config.load:config_from_folder",
+    "demo_path": "veneer.base:demo_path",
+    "dump_config": "veneer.config.load:dump_config",
+    "generate": "veneer.sample.generate:generate",
+    "inject": "veneer.adapter.inject:inject",
+    "list_presets": "veneer.config.load:list_presets",
+    "load_adapter": "veneer.weights.file:load",
+    "load_config": "veneer.config.load:load_config",
+    "load_base": "veneer.run.base:load_base",
+    "make_plan": "veneer.plan.account:plan",
+    "merge": "veneer.adapter.algebra:merge",
+    "merge_adapter": "veneer.run.using:merge_adapter",
+    "resolve": "veneer.config.load:resolve",
+    "run_training": "veneer.run.training:run_training",
+    "sample_adapter": "veneer.run.using:sample_adapter",
+    "save_adapter": "veneer.weights.file:save",
+    "score_adapter": "veneer.evaluate.heldout:evaluate",
+    "side_by_side": "veneer.run.compare:side_by_side",
+    "subjects_of": "veneer.run.compare:subjects_of",
+    "sheet": "veneer.sample.sheet:sheet",
+    "survey": "veneer.data.preflight:survey",
+    "train_adapter": "veneer.train.loop:train",
+    "write_config": "veneer.config.load:write_config",
+}
+"""Where each public name lives; the names of subpackages are not among them, for an import of one would hide it."""
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'veneer' has no attribute {name!r}")
+    module, _, attribute = _HOMES[name].partition(":")
+    value = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The command line: the composition root, where everything below is put together for a person at a terminal."""

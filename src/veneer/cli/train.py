@@ -1,0 +1,56 @@
+"""``veneer train`` on a screen: the pictures, the plan, the bar, the score."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from veneer.cli.progress import Progress
+from veneer.config.schema import RunConfig
+from veneer.run.training import PriorPainting, Result, Saved, Surveyed, run_training
+from veneer.train.events import Planned
+
+__all__ = ["train_command"]
+
+
+def train_command(config: RunConfig, *, overwrite: bool) -> None:
+    """Do a whole run, and say what happens."""
+    console = Console()
+    with Progress(console) as progress:
+
+        def listen(event: object) -> None:
+            text = _text(event)
+            if text is not None:
+                _say(console, text)
+            progress(event)
+
+        result = run_training(config, overwrite=overwrite, listen=listen)
+    _say(console, _result_text(result))
+
+
+def _text(event: object) -> str | None:
+    """What is said of an event beside the bar."""
+    if isinstance(event, Surveyed):
+        return _survey_text(event)
+    if isinstance(event, PriorPainting):
+        return f"painting {event.count} pictures of {event.prompt!r} into {event.folder}"
+    if isinstance(event, Planned):
+        return str(event.plan)
+    if isinstance(event, Saved):
+        return f"saved {event.path} (sha256 {event.sha256}); painting and measuring"
+    return None
+
+
+def _survey_text(event: Surveyed) -> str:
+    lines = [f"pictures: {event.train} to train on, {event.held_out} held out, {len(event.rejected)} left out"]
+    lines += [f"  left out: {path}: {reason}" for path, reason in event.rejected.items()]
+    lines += [f"  note: {note}" for note in event.notes]
+    return "\n".join(lines)
+
+
+def _result_text(result: Result) -> str:
+    score = "no picture was held out, so there is no score" if result.score is None else str(result.score)
+    return f"{score}\nadapter: {result.adapter}\nsheet: {result.sheet}"
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,75 @@
+"""Before and after: the base, the adapter and the real picture side by side, painted from the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from PIL import Image
+
+from veneer.adapter.algebra import merge
+from veneer.adapter.spec import Factors
+from veneer.config.colour import rgb
+from veneer.config.schema import RunConfig
+from veneer.data.decode import Unreadable, decode
+from veneer.data.manifest import Sample
+from veneer.data.preflight import Dataset
+from veneer.errors import UserError
+from veneer.family.base import Family
+from veneer.sample.generate import generate
+from veneer.sample.sheet import sheet
+
+__all__ = ["Subjects", "paint", "side_by_side", "subjects_of"]
+
+_COUNT = 8  # rows of a sheet
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What is painted to show an adapter.
+
+    Attributes:
+        prompts: one a row of the sheet.
+        real: the real picture of each prompt; empty where the user named the prompts.
+    """
+
+    prompts: tuple[str, ...]
+    real: tuple[Sample, ...] = ()
+
+
+def subjects_of(config: RunConfig, pictures: Dataset) -> Subjects:
+    """The config's prompts, else captions of pictures that are held out, else of those trained on."""
+    if config.sample.prompts:
+        return Subjects(config.sample.prompts)
+    samples = (pictures.held_out.samples or pictures.train.samples)[:_COUNT]
+    return Subjects(tuple(sample.captions[0] for sample in samples), samples)
+
+
+def paint(family: Family, prompts: Sequence[str], config: RunConfig) -> list[Image.Image]:
+    """One picture a prompt by the networks as they stand, each from a seed of its own."""
+    seeds = [config.seed + place for place in range(len(prompts))]
+    return generate(family, prompts, seeds, steps=config.sample.steps, guidance=config.sample.guidance)
+
+
+def side_by_side(family: Family, factors: Factors, subjects: Subjects, config: RunConfig) -> Image.Image:
+    """A sheet with a row a subject: base, adapter, and the real picture where there is one.
+
+    The adapter is merged for the while; afterwards the family's networks have their own bits again.
+    """
+    columns = [paint(family, subjects.prompts, config)]
+    merged = merge(family.networks, [(factors, 1.0)])
+    try:
+        columns.append(paint(family, subjects.prompts, config))
+    finally:
+        merged.undo()
+    if subjects.real:
+        columns.append([_open(sample, config.data.background) for sample in subjects.real])
+    headings = ("base", "adapter", "real")[: len(columns)]
+    return sheet(list(zip(*columns, strict=True)), columns=headings, labels=subjects.prompts)
+
+
+def _open(sample: Sample, background: str) -> Image.Image:
+    try:
+        return decode(sample.path.read_bytes(), rgb(background))
+    except (OSError, Unreadable) as error:
+        raise UserError(f"has changed since the pictures were looked over: {error}", where=sample.path) from None

@@ -1,0 +1,347 @@
+"""The verbs at work, on a tiny base and twelve pictures."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import runpy
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from veneer.cli.main import main
+from veneer.config.load import load_config
+from veneer.data.preflight import survey
+from veneer.evaluate.heldout import evaluate
+from veneer.family.registry import load_family
+from veneer.run.folder import CARD, CONFIG, LOG, SAMPLES, SHEET
+from veneer.sample.generate import generate
+from veneer.train.loop import Trainer
+from veneer.weights.file import FILE_NAME, load
+
+ROOT = Path(__file__).parents[2]
+QUICK = ("train.steps=4", "train.batch=2", "train.optimizer.rate=0.05", "sample.steps=2", "evaluate.draws=2")
+
+
+class Run(NamedTuple):
+    """A finished ``veneer train`` and what it printed."""
+
+    folder: Path
+    printed: str
+
+
+def train_in(folder: Path, base: Path, pictures: Path, *more: str) -> tuple[str, ...]:
+    output = (f"output={folder}", f"base={base}")
+    return ("train", str(pictures), *output, *QUICK, *more)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    folder = tmp_path_factory.mktemp("run") / "shapes"
+    with redirect_stdout(io.StringIO()) as printed:
+        code = main(train_in(folder, tiny_base, tiny_pictures, "--trigger", "sks", "sample.every=2"))
+    assert code == 0
+    return Run(folder, printed.getvalue())
+
+
+def events_of(folder: Path) -> list[dict[str, Any]]:
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    lines = (folder / LOG).read_text("utf-8").splitlines()
+    return [json.loads(line, parse_constant=refuse) for line in lines]
+
+
+def test_train_leaves_a_whole_result(run: Run) -> None:
+    names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
+    sheets = {f"{SAMPLES}/step-{step:09d}.png" for step in (2, 4)}
+    assert names == {CARD, CONFIG, FILE_NAME, LOG, SHEET} | sheets
+
+
+def test_train_says_what_it_did(run: Run) -> None:
+    lines = run.printed.splitlines()
+    assert lines[0] == "pictures: 11 to train on, 1 held out, 0 left out"
+    assert [line for line in lines if line.startswith("unet ")]
+    steps = [line for line in lines if line.startswith("step ")]
+    assert len(steps) == 4 and "loss" in steps[0] and "rate 5.0e-02" in steps[0] and "left" in steps[0]
+    assert any(line.startswith("held-out loss ") for line in lines)
+    assert f"adapter: {run.folder / FILE_NAME}" in lines
+
+
+def test_train_without_a_config_writes_the_resolved_one(run: Run, tiny_pictures: Path) -> None:
+    config = load_config(run.folder / CONFIG)
+    assert config.data.sources[0].path == tiny_pictures
+    assert (config.data.trigger, config.data.resolution, config.adapter.alpha) == ("sks", 16, 4.0)
+    assert config.train.steps == 4
+
+
+def test_the_written_config_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
+    assert main(["train", str(run.folder / CONFIG), f"output={tmp_path / 'again'}"]) == 0
+    assert (tmp_path / "again" / FILE_NAME).read_bytes() == (run.folder / FILE_NAME).read_bytes()
+    assert (tmp_path / "again" / SHEET).read_bytes() == (run.folder / SHEET).read_bytes()
+
+
+def test_the_log_has_every_event_in_order(run: Run) -> None:
+    events = events_of(run.folder)
+    names = [event["event"] for event in events]
+    step = ["StepDone", "StepDone", "SampleDue"]
+    assert names == ["Surveyed", "Planned", *step, *step, "Finished", "Saved", "Score"]
+    assert [event["step"] for event in events if event["event"] == "StepDone"] == [1, 2, 3, 4]
+    # one picture is held out, so the interval is open: null, which JSON knows, and not Infinity
+    assert (events[-1]["low"], events[-1]["pictures"]) == (None, 1)
+
+
+def test_the_card_tells_score_and_hash(run: Run) -> None:
+    card = (run.folder / CARD).read_text("utf-8")
+    saved, score = events_of(run.folder)[-2:]
+    assert saved["sha256"] in card
+    assert f"{score['mean']:+.4f}" in card
+    assert "`sks`" in card and "adapter.rank" in card
+    assert str(run.folder.parent) not in card.split("## Use")[0]
+
+
+def test_the_score_is_that_of_the_file_in_a_fresh_base(run: Run, tiny_base: Path) -> None:
+    config = load_config(run.folder / CONFIG)
+    factors = load(run.folder / FILE_NAME).factors
+    score = evaluate(config, load_family(str(tiny_base)), survey(config.data), factors)
+    logged = events_of(run.folder)[-1]
+    assert (logged["base"], logged["adapter"]) == pytest.approx((score.base, score.adapter), rel=1e-5)
+    assert score.base != pytest.approx(score.adapter, rel=1e-3)
+
+
+def test_the_base_is_not_left_adapted(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_family(str(tiny_base))
+    before = {name: tensor.clone() for name, tensor in family.networks["unet"].state_dict().items()}
+    monkeypatch.setattr("veneer.run.training.load_base", lambda base: family)
+    assert main(train_in(tmp_path / "run", tiny_base, tiny_pictures)) == 0
+    after = family.networks["unet"].state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def forbid(*_: object, **__: object) -> None:
+    raise AssertionError("this takes long, and comes after the refusal")
+
+
+def test_an_unwritable_output_is_refused_before_anything_long(
+    tiny_base: Path,
+    tiny_pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("veneer.run.training.survey", forbid)
+    monkeypatch.setattr("veneer.run.training.load_base", forbid)
+    (tmp_path / "file").write_text("in the way")
+    assert main(train_in(tmp_path / "file" / "run", tiny_base, tiny_pictures)) == 2
+    line = capsys.readouterr().err
+    assert "cannot be written to" in line and "output=FOLDER" in line
+
+
+def test_a_read_only_output_is_refused(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if os.geteuid() == 0:  # root may write anywhere but into the kernel's own folders
+        folder = Path("/proc/self")
+    else:
+        folder = tmp_path / "locked"
+        folder.mkdir(mode=0o500)
+    assert main(train_in(folder, tiny_base, tiny_pictures)) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_a_result_is_not_overwritten_unasked(
+    run: Run, tiny_base: Path, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("veneer.run.training.survey", forbid)
+    before = (run.folder / FILE_NAME).read_bytes()
+    assert main(train_in(run.folder, tiny_base, tiny_pictures)) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (run.folder / FILE_NAME).read_bytes() == before
+
+
+def test_overwrite_replaces_all_of_an_earlier_result(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+    first = train_in(tmp_path / "run", tiny_base, tiny_pictures, "sample.every=1")
+    assert main(first) == 0
+    before = (tmp_path / "run" / FILE_NAME).read_bytes()
+    assert main(train_in(tmp_path / "run", tiny_base, tiny_pictures, "seed=1", "--overwrite")) == 0
+    assert (tmp_path / "run" / FILE_NAME).read_bytes() != before
+    assert not list((tmp_path / "run" / SAMPLES).glob("*"))
+
+
+@pytest.mark.parametrize("mistake", ["adapter.rank=9999", "adapter.targets=[to_nothing]", "data.resolution=17"])
+def test_a_mistake_costs_no_earlier_result(
+    mistake: str, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / FILE_NAME).write_bytes(b"earlier")
+    prior = ("data.prior.prompt=a shape", "data.prior.count=2") if "resolution" not in mistake else ()
+    assert main(train_in(tmp_path, tiny_base, tiny_pictures, mistake, "--overwrite", *prior)) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+
+
+def test_the_config_is_there_before_training_starts(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> Iterator[object]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(Trainer, "run", interrupted)
+    assert main(train_in(tmp_path, tiny_base, tiny_pictures)) == 130
+    assert load_config(tmp_path / CONFIG).train.steps == 4
+    assert not (tmp_path / FILE_NAME).exists()
+
+
+def test_broken_pictures_are_left_out_with_a_reason(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for path in sorted(tiny_pictures.glob("*.png"))[:4]:
+        (pictures / path.name).write_bytes(path.read_bytes())
+    (pictures / "zero.png").touch()
+    assert main(train_in(tmp_path / "run", tiny_base, pictures, "--trigger", "sks")) == 0
+    out = capsys.readouterr().out
+    assert "pictures: 4 to train on, 0 held out, 1 left out" in out
+    assert f"left out: {pictures / 'zero.png'}: empty file" in out
+    assert "no picture was held out, so there is no score" in out
+
+
+def test_missing_pictures_of_the_class_are_painted_once(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prior = ("data.prior.prompt=a shape", "data.prior.count=3")
+    assert main(train_in(tmp_path, tiny_base, tiny_pictures, *prior)) == 0
+    assert "painting 3 pictures of 'a shape'" in capsys.readouterr().out
+    painted = {path.name: path.read_bytes() for path in (tmp_path / "prior").iterdir()}
+    assert len(set(painted.values())) == 3
+    assert all(event["prior_loss"] > 0 for event in events_of(tmp_path) if event["event"] == "StepDone")
+
+    (tmp_path / "prior" / "prior-00001.png").unlink()
+    assert main(train_in(tmp_path, tiny_base, tiny_pictures, *prior, "--overwrite")) == 0
+    assert "painting 1 pictures" in capsys.readouterr().out
+    assert {path.name: path.read_bytes() for path in (tmp_path / "prior").iterdir()} == painted
+
+
+def test_a_config_file_with_overrides_and_a_trigger(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "style.yaml"
+    file.write_text(f"base: {tiny_base}\noutput: {tmp_path / 'run'}\ndata:\n  sources: [{{path: {tiny_pictures}}}]\n")
+    command = ("train", str(file), *QUICK, "--preset", "rank-tiny", "--trigger", "it's 7", "adapter.alpha=3")
+    assert main(command) == 0
+    config = load_config(tmp_path / "run" / CONFIG)
+    assert (config.data.trigger, config.adapter.alpha, config.train.steps) == ("it's 7", 3.0, 4)
+    assert config.adapter.rank <= 2
+
+
+def pixels(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.asarray(Image.open(path))
+
+
+def test_sample_paints_each_prompt_from_its_seeds(
+    run: Run, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    painting = ("--seed", "3", "--count", "2", "--steps", "2", "--out", str(tmp_path))
+    prompts = ("--prompt", "A red cross, sks!", "--prompt", "…")
+    assert main(["sample", str(run.folder), *prompts, *painting]) == 0
+    names = ["00-a-red-cross-sks-3.png", "00-a-red-cross-sks-4.png", "01-empty-3.png", "01-empty-4.png"]
+    assert capsys.readouterr().out.splitlines() == [str(tmp_path / name) for name in names]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert not np.array_equal(pixels(tmp_path / names[0]), pixels(tmp_path / names[1]))
+
+
+def test_sample_scale_is_the_adapters_strength(run: Run, tiny_base: Path, tmp_path: Path) -> None:
+    base = generate(load_family(str(tiny_base)), ["a red cross"], [0], steps=2, guidance=4.0)[0]
+    for scale in ("0", "1"):
+        out = ("--out", str(tmp_path / scale), "--scale", scale)
+        command = ("sample", str(run.folder / FILE_NAME), "--prompt", "a red cross", "--steps", "2", *out)
+        assert main([*command, "--base", str(tiny_base)]) == 0
+    off, on = (pixels(tmp_path / scale / "00-a-red-cross-0.png") for scale in ("0", "1"))
+    assert np.array_equal(off, np.asarray(base))
+    assert not np.array_equal(on, off)
+
+
+def test_sample_into_an_unwritable_folder(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("veneer.run.using.load_base", forbid)
+    (tmp_path / "file").touch()
+    assert main(["sample", str(run.folder), "--prompt", "a", "--out", str(tmp_path / "file")]) == 2
+    assert "cannot be written to" in capsys.readouterr().err
+
+
+def test_adapter_info(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adapter", "info", str(run.folder)]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    factors = load(run.folder / FILE_NAME).factors
+    parameters = sum(each.down.numel() + each.up.numel() for each in factors.values())
+    assert (rows["rank"], rows["alpha"], rows["networks"]) == ("4", "4", "unet")
+    assert (rows["layers"], rows["parameters"]) == (str(len(factors)), f"{parameters:,}")
+    assert rows["veneer.trigger"] == "sks"
+
+
+def test_adapter_merge_is_what_diffusers_fuses(
+    run: Run, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    out = tmp_path / "merged"
+    assert main(["adapter", "merge", str(run.folder), "--out", str(out), "--scale", "0.5"]) == 0
+    assert capsys.readouterr().out == f"{out}\n"
+    ours = StableDiffusionPipeline.from_pretrained(out, safety_checker=None).unet.state_dict()
+
+    reference = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+    reference.load_lora_weights(run.folder, weight_name=FILE_NAME)
+    reference.fuse_lora(lora_scale=0.5)
+    reference.unload_lora_weights()
+    theirs, before = reference.unet.state_dict(), load_family(str(tiny_base)).networks["unet"].state_dict()
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name])
+    assert sum(not torch.equal(ours[name], before[name]) for name in ours) == len(load(run.folder).factors)
+
+
+def test_adapter_merge_writes_over_nothing(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "merged").mkdir()
+    assert main(["adapter", "merge", str(run.folder), "--out", str(tmp_path / "merged")]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_an_adapter_of_another_architecture(
+    run: Run, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(run.folder / FILE_NAME)
+    wide = {name: torch.zeros(4, 99) if name.endswith("lora_A.weight") else tensor for name, tensor in tensors.items()}
+    save_file(wide, tmp_path / "other.safetensors")
+    command = ("sample", str(tmp_path / "other.safetensors"), "--prompt", "a", "--base", str(tiny_base))
+    assert main([*command, "--out", str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    merging = ("adapter", "merge", str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "m"))
+    assert main([*merging, "--base", str(tiny_base)]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.safetensors", "out"]
+
+
+def test_the_example_on_a_base_and_pictures_of_ones_own(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example = runpy.run_path(str(ROOT / "lora_complete_example.py"))["main"]
+    for name in ("one", "two"):
+        example(str(tiny_base), tiny_pictures, tmp_path / name, 2)
+    assert "held-out loss" in capsys.readouterr().out
+    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    assert names == [FILE_NAME, "sheet.png", "test_image.png"]
+    for name in names:
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
