@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
+from tools.demo_style import __main__ as style
+from tools.demo_subject import __main__ as subject
+from tools.publish import published
 from tools.reference import __main__ as reference
 from veneer.config.keys import known_keys
 
@@ -15,3 +20,21 @@ def test_every_key_is_explained() -> None:
     explained = {row[0].strip("| `").replace("[]", "") for row in rows if row[3].strip(" |")}
     sections = {key for key in known_keys() if any(other.startswith(f"{key}.") for other in known_keys())}
     assert set(known_keys()) - sections <= explained
+
+
+def test_readme_quotes_the_measured_figures() -> None:
+    figures = json.loads(style.FIGURES.read_text())
+    assert published(style.ROOT / "README.md") == style.table(figures), "run: python -m tools.demo_style runs/example"
+
+
+def test_the_subject_page_quotes_the_measured_figures() -> None:
+    figures = json.loads(subject.FIGURES.read_text())
+    assert published(subject.PICTURE.with_suffix(".md")) == subject.table(figures), "run: python -m tools.demo_subject"
+
+
+def test_the_demo_meets_what_it_is_for() -> None:
+    figures = json.loads(style.FIGURES.read_text())
+    assert figures["score"]["high"] < 0
+    assert figures["classifier"]["accuracy"] >= 0.95
+    assert figures["adapter"]["openmoji"] >= 0.75
+    assert figures["adapter"]["found"] >= 4 * figures["chance"]["found"]

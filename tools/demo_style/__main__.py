@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,19 +21,21 @@ from torch import Tensor
 import veneer
 from tools.build_base import autoencoder, concepts, drawings, quality
 from tools.build_base.drawings import PACKAGES, DrawingSet, Pictures
+from tools.publish import publish
 from veneer.adapter.spec import Factors
 from veneer.family.base import Family
 
 from . import classifier
 
 FIGURES = Path(__file__).parent / "figures.json"
+ROOT = Path(__file__).parents[2]
 TOP = 5
 
 
 def main() -> None:
     """Fit the classifier, or measure an adapter; the figures are printed and kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("adapter", type=Path, nargs="?", help="adapter file, or the folder of its run")
+    parser.add_argument("adapter", type=Path, nargs="?", help="folder of the example's run")
     parser.add_argument("--fit", action="store_true", help="fit the classifier instead")
     parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder of the drawings' packages")
     options = parser.parse_args()
@@ -40,10 +44,30 @@ def main() -> None:
         figures["classifier"] = fit_classifier(options.work)
     elif options.adapter is not None:
         figures |= measure(options.adapter)
+        shutil.copy(options.adapter / "sheet.png", ROOT / "docs" / "sheet.png")
     else:
         parser.error("give an adapter, or --fit")
     FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
+    publish(ROOT / "README.md", table(figures))
     print(json.dumps(figures, indent=2))
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as README has them."""
+    score, base, adapter = figures["score"], figures["base"], figures["adapter"]
+    classifier_, chance = figures["classifier"], figures["chance"]
+    return f"""\
+| on {score["pictures"]:.0f} things that training never showed | base | with the adapter |
+| --- | --- | --- |
+| denoising loss | {score["base"]:.4f} | {score["adapter"]:.4f} |
+| painted pictures nearer to OpenMoji's drawings than to Noto's | {base["openmoji"]:.0%} | {adapter["openmoji"]:.0%} |
+| ... that find their own real drawing among the first {TOP} of all | {base["found"]:.0%} | {adapter["found"]:.0%} |
+
+The difference of the losses is {score["mean"]:+.4f}, with a 95 % interval over pictures of
+[{score["low"]:+.4f}, {score["high"]:+.4f}]. Chance would find {chance["found"]:.0%}. Nearness is judged by a classifier
+fitted on real drawings only, right on {classifier_["accuracy"]:.1%} of {classifier_["drawings"]:.0f} that it never saw.
+Figures and picture are made by `python -m tools.demo_style runs/example`.
+"""
 
 
 def fit_classifier(work: Path) -> dict[str, float]:
@@ -72,7 +96,20 @@ def measure(adapter: Path) -> dict[str, dict[str, float]]:
     """Style and retrieval of the base alone and of the base with the adapter, on the demo's held-out concepts."""
     family = veneer.load_base("bundled")
     factors = veneer.load_adapter(adapter, family.networks).factors
-    return {"base": _shares(family, {}), "adapter": _shares(family, factors), "chance": {"found": TOP / _held_out()[1]}}
+    return {
+        "score": _score(family, factors),
+        "base": _shares(family, {}),
+        "adapter": _shares(family, factors),
+        "chance": {"found": TOP / _held_out()[1]},
+    }
+
+
+def _score(family: Family, factors: Factors) -> dict[str, float]:
+    """As the example measures it."""
+    demo = veneer.demo_path()
+    data = {"sources": [{"path": str(demo / "train")}], "held_out": str(demo / "held_out")}
+    config = veneer.build_config({"base": "bundled", "data": data}, origin="the demo's config")
+    return asdict(veneer.score_adapter(config, family, veneer.survey(config.data), factors))
 
 
 def _held_out() -> tuple[list[dict[str, str]], int]:

@@ -1,0 +1,1 @@
+"""Teaching the bundled base one character, with and without prior preservation, measured."""

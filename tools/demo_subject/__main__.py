@@ -1,0 +1,117 @@
+"""One cat from five pictures: is it learned, and does the class stay what it was?
+
+``python -m tools.demo_subject`` trains twice, with prior preservation and without, paints the same seeds, and writes
+``docs/subject.png`` and ``figures.json`` beside this file.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+import veneer
+from tools.build_base import autoencoder, drawings
+from tools.publish import publish
+from veneer.adapter.spec import Factors
+from veneer.config.schema import RunConfig
+from veneer.family.base import Family
+
+FIGURES = Path(__file__).parent / "figures.json"
+PICTURE = Path(__file__).parents[2] / "docs" / "subject.png"
+CLASS, SUBJECT = "a cat face emoji", "a mikesch cat face emoji"
+SEEDS = range(100, 116)  # painted and measured
+SHOWN = 4  # of each kind, in the picture
+TRAIN: dict[str, Any] = {"steps": 240, "batch": 4, "optimizer": {"rate": 1e-3}}
+
+
+def main() -> None:
+    """Train both, paint, measure, write."""
+    with tempfile.TemporaryDirectory() as folder:
+        adapters: dict[str, Factors] = {"base": {}}
+        for name, prior in (("with prior", {"prompt": CLASS}), ("without prior", None)):
+            adapters[name] = _train(Path(folder) / name.replace(" ", "-"), prior)
+    family = veneer.load_base("bundled")
+    painted = {name: _paint(family, factors) for name, factors in adapters.items()}
+    ordinary = veneer.generate(family, [CLASS] * len(SEEDS), seeds=[seed + 1000 for seed in SEEDS])
+    figures = {name: _shares(family, pictures, ordinary) for name, pictures in painted.items()}
+    FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
+    _picture(painted).save(PICTURE, optimize=True)
+    publish(PICTURE.with_suffix(".md"), table(figures))
+    print(json.dumps(figures, indent=2))
+
+
+def table(figures: dict[str, dict[str, float]]) -> str:
+    """The figures as the page has them."""
+    rows = [f"| {name} | {of['subject']:.0%} | {of['class']:.0%} |" for name, of in figures.items()]
+    return "\n".join(["| model | subject's prompt | class's prompt |", "| --- | --- | --- |", *rows]) + "\n"
+
+
+def _config(output: Path, prior: dict[str, Any] | None) -> RunConfig:
+    mapping = {
+        "base": "bundled",
+        "output": str(output),
+        "data": {"sources": [{"path": str(veneer.demo_path() / "subject")}], "held_out": 0, "prior": prior},
+        "adapter": {"rank": 8, "text_encoder": {"rank": 4, "rate": 5e-4}},
+        "sample": {"prompts": [SUBJECT, CLASS]},
+        "train": TRAIN,
+    }
+    return veneer.build_config(mapping, origin="the subject demo's config")
+
+
+def _train(output: Path, prior: dict[str, Any] | None) -> Factors:
+    result = veneer.run_training(_config(output, prior))
+    return veneer.load_adapter(result.adapter).factors
+
+
+def _paint(family: Family, factors: Factors) -> dict[str, list[Image.Image]]:
+    """Both prompts from the same seeds."""
+    merged = veneer.merge(family.networks, [(factors, 1.0)])
+    painted = {prompt: veneer.generate(family, [prompt] * len(SEEDS), seeds=list(SEEDS)) for prompt in (SUBJECT, CLASS)}
+    merged.undo()
+    return painted
+
+
+def _shares(family: Family, painted: dict[str, list[Image.Image]], ordinary: list[Image.Image]) -> dict[str, float]:
+    """How many of each prompt's pictures are nearer to the subject's five than to the base's pictures of the class.
+
+    Nearness is distance of latents to the nearest one, either way round; the base's pictures are of other seeds.
+    """
+    subject = _both_ways(family, [_open(path) for path in sorted((veneer.demo_path() / "subject").glob("*.png"))])
+    usual = _both_ways(family, ordinary)
+
+    def share(pictures: list[Image.Image]) -> float:
+        latents = _latents(family, pictures)
+        nearer = torch.cdist(latents, subject).amin(1) < torch.cdist(latents, usual).amin(1)
+        return round(nearer.float().mean().item(), 4)
+
+    return {"subject": share(painted[SUBJECT]), "class": share(painted[CLASS])}
+
+
+def _open(path: Path) -> Image.Image:
+    return Image.open(path).convert("RGB")
+
+
+def _latents(family: Family, pictures: list[Image.Image]) -> Tensor:
+    return family.encode_image(autoencoder.as_tensor(drawings.stack(pictures))).mean.flatten(1)
+
+
+def _both_ways(family: Family, pictures: list[Image.Image]) -> Tensor:
+    mirrored = [picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for picture in pictures]
+    return _latents(family, [*pictures, *mirrored])
+
+
+def _picture(painted: dict[str, dict[str, list[Image.Image]]]) -> Image.Image:
+    """A row for each adapter: the subject's prompt, then the class's, from the same seeds."""
+    rows = [[*of[SUBJECT][:SHOWN], *of[CLASS][:SHOWN]] for of in painted.values()]
+    headings = [*["mikesch"] * SHOWN, *["class"] * SHOWN]
+    return veneer.sheet(rows, columns=headings, labels=list(painted))
+
+
+if __name__ == "__main__":
+    main()
