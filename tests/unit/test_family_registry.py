@@ -94,3 +94,32 @@ def test_an_inpainting_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     UNet2DConditionModel.from_config({**config, "in_channels": 9}).save_pretrained(base / "unet")
     with pytest.raises(UserError, match="use a text-to-image base, not an inpainting or depth model"):
         load_family(str(base))
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_single_file_takes_the_configs_beside_it(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    asked: list[dict[str, object]] = []
+
+    def from_single_file(source: str, **options: object) -> StableDiffusionPipeline:
+        asked.append({"source": source, **options})
+        return StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_single_file", from_single_file)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"")
+    if beside:
+        shutil.copy(tiny_base / "model_index.json", tmp_path)
+    assert load_family(str(path)).name == "sd"
+    configs = {"config": str(tmp_path)} if beside else {}
+    assert asked == [{"source": str(path), "safety_checker": None, **configs}]
+
+
+def test_a_single_file_that_cannot_be_loaded_says_what_it_needs(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"no safetensors")
+    with pytest.raises(UserError, match="a single file needs its configs"):
+        load_family(str(path))

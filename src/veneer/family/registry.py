@@ -16,6 +16,9 @@ __all__ = ["BUNDLED", "detect", "load_family"]
 BUNDLED = "bundled"
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _HUB_ID_PARTS = 2  # owner/name
+_ALONE = (
+    "a single file needs its configs: from the hub, or from the diffusers folder (model_index.json) that it lies in"
+)
 
 
 def _stable_diffusion(source: str, single_file: bool) -> Family:
@@ -24,7 +27,10 @@ def _stable_diffusion(source: str, single_file: bool) -> Family:
     from veneer.family.sd import StableDiffusion
 
     if single_file:
-        return StableDiffusion(StableDiffusionPipeline.from_single_file(source, safety_checker=None))
+        # a checkpoint has no tokenizer and no configs: they come from a diffusers folder it lies in, or from the hub
+        beside = Path(source).parent
+        known = {"config": str(beside)} if (beside / "model_index.json").is_file() else {}
+        return StableDiffusion(StableDiffusionPipeline.from_single_file(source, safety_checker=None, **known))
     return StableDiffusion(
         StableDiffusionPipeline.from_pretrained(
             source, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False
@@ -116,9 +122,8 @@ def _quietly(loader: Callable[[str, bool], Family], source: str, single_file: bo
         if isinstance(error, UserError):
             raise
         reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"cannot be loaded ({reason})", where=source, remedy="it must be complete and in safetensors"
-        ) from error
+        remedy = _ALONE if single_file else "it must be complete and in safetensors"
+        raise UserError(f"cannot be loaded ({reason})", where=source, remedy=remedy) from error
     finally:
         for library, verbosity in zip(libraries, before, strict=True):
             library.set_verbosity(verbosity)
