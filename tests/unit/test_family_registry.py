@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from veneer.errors import UserError
 from veneer.family.registry import detect, load_family
@@ -21,6 +22,17 @@ def test_loads_a_diffusers_folder(tiny_base: Path) -> None:
     assert family.name == "sd"
     assert set(family.networks) == {"unet", "text_encoder"}
     assert family.noise.prediction == "epsilon"
+
+
+def test_a_float16_base_is_float32_in_every_part(tiny_base: Path, tmp_path: Path) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    half = StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None).to(torch.float16)
+    half.save_pretrained(tmp_path)
+    family = load_family(str(tmp_path))
+    kinds = {parameter.dtype for network in family.networks.values() for parameter in network.parameters()}
+    assert kinds == {torch.float32}
+    assert family.encode_image(torch.zeros(1, 3, 16, 16)).mean.dtype == torch.float32
 
 
 def test_a_v_prediction_base_says_so(tiny_base_v: Path) -> None:

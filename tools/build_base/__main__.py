@@ -57,6 +57,7 @@ def save(
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    encoder.config.dtype = "float32"  # what transformers loads it in where nobody says; the other parts load so too
     pipeline.save_pretrained(folder, safe_serialization=True)
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"):
         source = Path(tokenizer.name_or_path) / name  # older readers want CLIP's own files

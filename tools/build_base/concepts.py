@@ -12,7 +12,10 @@ COUNT = 448
 WHOLE = ("Animals Nature", "Food Drink", "Activities")  # every suitable name of these
 PART = ("Travel Places", "Objects", "Smileys Emotion")  # filled up from these
 STYLES = {"noto": "", "twemoji": ", twemoji style"}  # the first is what a prompt without a style gets
+# two styles teach what a thing is apart from how it is drawn; later most time goes to the style that a prompt gets
 STYLE_SHARES = {"noto": 0.6, "twemoji": 0.4}
+LATER_SHARES = {"noto": 0.88, "twemoji": 0.12}
+LATER = 2250  # step from which they hold
 DEMO_TRIGGER = "openmoji style"
 DEMO_TRAIN, DEMO_HELD_OUT = 160, 64
 

@@ -18,7 +18,7 @@ from .drawings import DrawingSet
 from .fit import Fit, fit, generator
 
 # at a rate of 1e-3, with moments over 1,000 steps, it diverged after 800 steps
-RECIPE = Fit(steps=6500, schedule=6500, batch=32, rate=7e-4, warmup=200, betas=(0.9, 0.98), clip=0.5)
+RECIPE = Fit(steps=7000, schedule=7000, batch=32, rate=7e-4, warmup=200, betas=(0.9, 0.98), clip=0.5)
 LEAN = 0.7  # timesteps are T u^LEAN: layout and colour, which are settled at high noise, are the harder part
 
 
@@ -60,7 +60,12 @@ class Lessons:
     latents: Tensor
     tokens: Tensor
     caption_weights: Tensor  # (6,)
-    drawing_weights: Tensor  # (N,)
+    styles: list[str]  # of each drawing
+
+    def drawing_weights(self, step: int) -> Tensor:
+        """How often each drawing is shown in a step, (N,)."""
+        shares = concepts.STYLE_SHARES if step < concepts.LATER else concepts.LATER_SHARES
+        return torch.tensor([shares[style] for style in self.styles])
 
 
 def lessons(known: list[Concept], sets: dict[str, DrawingSet], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> Lessons:
@@ -77,7 +82,7 @@ def lessons(known: list[Concept], sets: dict[str, DrawingSet], vae: AutoencoderK
         latents=torch.stack(latents),
         tokens=torch.stack(tokens),
         caption_weights=torch.tensor([w for w, _ in weighted[0]]),
-        drawing_weights=torch.tensor([concepts.STYLE_SHARES[style] for _, style in shown]),
+        styles=[style for _, style in shown],
     )
 
 
@@ -102,7 +107,7 @@ def train(shown: Lessons, encoder: CLIPTextModel, work: Path) -> tuple[UNet2DCon
 def _loss(both: nn.ModuleDict, shown: Lessons, alphas_cumprod: Tensor, step: int) -> Tensor:
     """Mean squared error of the velocity (Salimans and Ho 2022, appendix D) over one batch."""
     random = generator(step, stream=3)
-    drawing_B = torch.multinomial(shown.drawing_weights, RECIPE.batch, replacement=True, generator=random)
+    drawing_B = torch.multinomial(shown.drawing_weights(step), RECIPE.batch, replacement=True, generator=random)
     caption_B = torch.multinomial(shown.caption_weights, RECIPE.batch, replacement=True, generator=random)
     side_B = torch.randint(2, (RECIPE.batch,), generator=random)
     latent_BCHW = shown.latents[side_B, drawing_B]

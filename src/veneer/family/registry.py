@@ -22,6 +22,7 @@ _ALONE = (
 
 
 def _stable_diffusion(source: str, single_file: bool) -> Family:
+    import torch
     from diffusers import StableDiffusionPipeline
 
     from veneer.family.sd import StableDiffusion
@@ -30,12 +31,13 @@ def _stable_diffusion(source: str, single_file: bool) -> Family:
         # a checkpoint has no tokenizer and no configs: they come from a diffusers folder it lies in, or from the hub
         beside = Path(source).parent
         known = {"config": str(beside)} if (beside / "model_index.json").is_file() else {}
-        return StableDiffusion(StableDiffusionPipeline.from_single_file(source, safety_checker=None, **known))
-    return StableDiffusion(
-        StableDiffusionPipeline.from_pretrained(
+        pipeline = StableDiffusionPipeline.from_single_file(source, safety_checker=None, **known)
+    else:
+        pipeline = StableDiffusionPipeline.from_pretrained(
             source, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
-    )
+    # of a float16 file transformers makes a float16 network and diffusers a float32 one
+    return StableDiffusion(pipeline.to(torch.float32))
 
 
 # diffusers' pipeline class, as model_index.json names it -> loader

@@ -1,0 +1,61 @@
+"""A base's identity: a hash of its weights' bytes, wherever they lie and whatever they are called."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import veneer.base
+from veneer.errors import UserError
+from veneer.family.registry import BUNDLED
+
+__all__ = ["fingerprint"]
+
+_PIECE = 2**20
+
+
+def fingerprint(base: str) -> str:
+    """SHA-256 of a base's weights.
+
+    Of a single file it is that file's. Of a folder it is that of the lines ``part/file SHA-256`` of the safetensors
+    files in its parts, sorted: configs, which each release of a library writes anew, and whatever else lies about in
+    the folder are not in it.
+
+    Args:
+        base: ``bundled``, a folder, a file, or a hub id that has been downloaded.
+
+    Raises:
+        UserError: it is not on this machine.
+    """
+    place = _place(base)
+    if place.is_file():
+        return _hash(place)
+    lines = [f"{file.parent.name}/{file.name} {_hash(file)}\n" for file in sorted(place.glob("*/*.safetensors"))]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _place(base: str) -> Path:
+    if base == BUNDLED:
+        return veneer.base.path()
+    path = Path(base).expanduser()
+    return path if path.exists() else _downloaded(base)
+
+
+def _downloaded(base: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(base, local_files_only=True))
+    except (OSError, ValueError) as error:  # not downloaded, or no hub id at all
+        raise UserError("is not on this machine", where=base) from error
+
+
+def _hash(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE):
+                digest.update(piece)
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror or error}", where=path) from error
+    return digest.hexdigest()
