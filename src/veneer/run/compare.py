@@ -21,7 +21,7 @@ from veneer.sample.sheet import sheet
 
 __all__ = ["Subjects", "paint", "side_by_side", "subjects_of"]
 
-_COUNT = 8  # rows of a sheet
+_COUNT = 8  # columns of a sheet
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Subjects:
     """What is painted to show an adapter.
 
     Attributes:
-        prompts: one a row of the sheet.
+        prompts: one a column of the sheet.
         real: the real picture of each prompt; empty where the user named the prompts.
     """
 
@@ -52,20 +52,19 @@ def paint(family: Family, prompts: Sequence[str], config: RunConfig) -> list[Ima
 
 
 def side_by_side(family: Family, factors: Factors, subjects: Subjects, config: RunConfig) -> Image.Image:
-    """A sheet with a row a subject: base, adapter, and the real picture where there is one.
+    """A sheet with a column a subject: the base's picture, the adapter's, and the real one where there is one.
 
     The adapter is merged for the while; afterwards the family's networks have their own bits again.
     """
-    columns = [paint(family, subjects.prompts, config)]
+    rows = {"base": paint(family, subjects.prompts, config)}
     merged = merge(family.networks, [(factors, 1.0)])
     try:
-        columns.append(paint(family, subjects.prompts, config))
+        rows["adapter"] = paint(family, subjects.prompts, config)
     finally:
         merged.undo()
     if subjects.real:
-        columns.append([_open(sample, config.data.background) for sample in subjects.real])
-    headings = ("base", "adapter", "real")[: len(columns)]
-    return sheet(list(zip(*columns, strict=True)), columns=headings, labels=subjects.prompts)
+        rows["real"] = [_open(sample, config.data.background) for sample in subjects.real]
+    return sheet(list(rows.values()), columns=subjects.prompts, labels=list(rows))
 
 
 def _open(sample: Sample, background: str) -> Image.Image:

@@ -9,6 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 __all__ = ["sheet"]
 
+_HEADING_LINES = 3
+
 
 @dataclass(frozen=True)
 class _Layout:
@@ -18,7 +20,17 @@ class _Layout:
     gap: int
     text: int
     left: int
-    top: int
+    lines: int  # of headings
+
+    @property
+    def top(self) -> int:
+        """Height of the headings."""
+        return self.lines * self.line
+
+    @property
+    def line(self) -> int:
+        """Height of a line of text."""
+        return self.text + 6
 
 
 def sheet(
@@ -28,12 +40,14 @@ def sheet(
 
     Args:
         rows: pictures by row; rows may differ in length.
-        columns: headings above the columns; none: no heading line.
+        columns: headings above the columns, wrapped to their width; none: no such row.
         labels: texts left of the rows, wrapped to their column; none: no such column.
         cell: side of a picture on the sheet, in pixels.
     """
     text = max(12, cell // 9)
-    layout = _Layout(cell, max(4, cell // 16), text, left=cell if labels else 0, top=2 * text if columns else 0)
+    layout = _Layout(
+        cell, max(4, cell // 16), text, left=cell if labels else 0, lines=_heading_lines(columns, cell, text)
+    )
     width = max((len(row) for row in rows), default=0)
     pitch = cell + layout.gap
     size = (layout.left + layout.gap + width * pitch, layout.top + layout.gap + len(rows) * pitch)
@@ -61,21 +75,30 @@ def _fitted(picture: Image.Image, cell: int) -> Image.Image:
     return square
 
 
+def _heading_lines(columns: Sequence[str], cell: int, text: int) -> int:
+    """As many as the longest heading takes, within reason."""
+    font = ImageFont.load_default(text)
+    return min(_HEADING_LINES, max((len(_wrapped(heading, cell, font)) for heading in columns), default=0))
+
+
 def _write_headings(paper: Image.Image, layout: _Layout, columns: Sequence[str]) -> None:
-    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(layout.text)
     for across, heading in enumerate(columns):
-        left, _ = _corner(layout, 0, across)
-        middle = (left + layout.cell // 2, layout.top // 2 + layout.gap // 2)
-        draw.text(middle, _shortened(heading, layout.cell, font), fill="black", font=font, anchor="mm")
+        middle = (_corner(layout, 0, across)[0] + layout.cell // 2, layout.top // 2)
+        _write(paper, layout, heading, middle, layout.lines)
 
 
 def _write_labels(paper: Image.Image, layout: _Layout, labels: Sequence[str]) -> None:
-    draw, font = ImageDraw.Draw(paper), ImageFont.load_default(layout.text)
-    most = max(1, layout.cell // (layout.text + 4))
     for down, label in enumerate(labels):
-        lines = _wrapped(label, layout.left - 2 * layout.gap, font)[:most]
         middle = (layout.left // 2, _corner(layout, down, 0)[1] + layout.cell // 2)
-        draw.multiline_text(middle, "\n".join(lines), fill="black", font=font, anchor="mm", align="center")
+        _write(paper, layout, label, middle, max(1, layout.cell // layout.line))
+
+
+def _write(paper: Image.Image, layout: _Layout, text: str, middle: tuple[int, int], most: int) -> None:
+    """A text around ``middle``, as wide as a cell, in ``most`` lines at most."""
+    font = ImageFont.load_default(layout.text)
+    lines = "\n".join(_wrapped(text, layout.cell, font)[:most])
+    draw = ImageDraw.Draw(paper)
+    draw.multiline_text(middle, lines, fill="black", font=font, anchor="mm", align="center")
 
 
 _Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
