@@ -18,7 +18,7 @@ from .drawings import DrawingSet
 from .fit import Fit, fit, generator
 
 # at a rate of 1e-3, with moments over 1,000 steps, it diverged after 800 steps
-RECIPE = Fit(steps=7000, schedule=7000, batch=32, rate=7e-4, warmup=200, betas=(0.9, 0.98), clip=0.5)
+RECIPE = Fit(steps=6500, schedule=7000, batch=32, rate=7e-4, warmup=200, betas=(0.9, 0.98), clip=0.5)
 LEAN = 0.7  # timesteps are T u^LEAN: layout and colour, which are settled at high noise, are the harder part
 
 

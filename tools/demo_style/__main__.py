@@ -45,10 +45,10 @@ def main() -> None:
     elif options.adapter is not None:
         figures |= measure(options.adapter)
         shutil.copy(options.adapter / "sheet.png", ROOT / "docs" / "sheet.png")
+        publish(ROOT / "README.md", table(figures))
     else:
         parser.error("give an adapter, or --fit")
     FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
-    publish(ROOT / "README.md", table(figures))
     print(json.dumps(figures, indent=2))
 
 
