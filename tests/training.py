@@ -30,11 +30,12 @@ def tiny_config(pictures: Path, **sections: Any) -> RunConfig:
         "data": {"sources": [{"path": str(pictures)}], "held_out": 0.25},
         "train": {"steps": 3, "batch": 2, "optimizer": {"rate": 0.01}},
     }
-    return resolve(build_config(_laid_over(values, sections), "test"), native_resolution=16)
+    return resolve(build_config(laid_over(values, sections), "test"), native_resolution=16)
 
 
-def _laid_over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    both = {name: _laid_over(under[name], over[name]) for name in over if isinstance(under.get(name), dict)}
+def laid_over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Nested mappings, the second over the first key by key."""
+    both = {name: laid_over(under[name], over[name]) for name in over if isinstance(under.get(name), dict)}
     return {**under, **over, **both}
 
 

@@ -34,10 +34,13 @@ if TYPE_CHECKING:
     from veneer.run.base import load_base as load_base
     from veneer.run.compare import side_by_side as side_by_side
     from veneer.run.compare import subjects_of as subjects_of
+    from veneer.run.resume import Resume as Resume
+    from veneer.run.stopping import Interrupted as Interrupted
     from veneer.run.training import run_training as run_training
     from veneer.run.using import Painting as Painting
     from veneer.run.using import merge_adapter as merge_adapter
     from veneer.run.using import sample_adapter as sample_adapter
+    from veneer.run.verify import verify_adapter as verify_adapter
     from veneer.sample.generate import generate as generate
     from veneer.sample.sheet import sheet as sheet
     from veneer.train.loop import train as train_adapter
@@ -52,9 +55,11 @@ __all__ = [
     "AdapterFile",
     "AdapterSpec",
     "AdapterStack",
+    "Interrupted",
     "LoraFactors",
     "Painting",
     "Progress",
+    "Resume",
     "RunConfig",
     "Score",
     "UserError",
@@ -85,6 +90,7 @@ __all__ = [
     "subjects_of",
     "survey",
     "train_adapter",
+    "verify_adapter",
     "write_config",
 ]
 
@@ -95,9 +101,11 @@ _HOMES = {
     "AdapterFile": "veneer.weights.file:AdapterFile",
     "AdapterSpec": "veneer.adapter.spec:AdapterSpec",
     "AdapterStack": "veneer.adapter.stack:AdapterStack",
+    "Interrupted": "veneer.run.stopping:Interrupted",
     "LoraFactors": "veneer.adapter.spec:LoraFactors",
     "Painting": "veneer.run.using:Painting",
     "Progress": "veneer.cli.progress:Progress",
+    "Resume": "veneer.run.resume:Resume",
     "RunConfig": "veneer.config.schema:RunConfig",
     "Score": "veneer.evaluate.heldout:Score",
     "UserError": "veneer.errors:UserError",
@@ -127,6 +135,7 @@ _HOMES = {
     "sheet": "veneer.sample.sheet:sheet",
     "survey": "veneer.data.preflight:survey",
     "train_adapter": "veneer.train.loop:train",
+    "verify_adapter": "veneer.run.verify:verify_adapter",
     "write_config": "veneer.config.load:write_config",
 }
 """Where each public name lives; the names of subpackages are not among them, for an import of one would hide it."""

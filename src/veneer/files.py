@@ -1,13 +1,17 @@
-"""Files written whole or not at all."""
+"""Files and folders written whole or not at all."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from veneer.errors import UserError
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "remove_folder", "sync_folder", "write_folder", "write_synced"]
+
+_PIECE = 2**24  # bytes a write: a signal or a full disk is noticed soon, and few calls are made
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -20,7 +24,7 @@ def atomic_write(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _write_synced(beside, content)
+            write_synced(beside, content)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -28,8 +32,67 @@ def atomic_write(path: Path, content: bytes) -> None:
         raise UserError(f"cannot be written: {error.strerror or error}", where=path) from error
 
 
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """Write a folder of files that a reader sees whole or not at all, also after a power cut.
+
+    The files are written in the order given into a folder beside the place, each synced; then that folder is synced,
+    renamed, and the folders above it, which hold its name, are synced. A folder that is at the place already, which
+    its owner knows to be of no use, is removed first.
+
+    Raises:
+        UserError: it cannot be written; what was written so far is gone again, and so is the space that it took.
+    """
+    beside = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _fill(beside, files)
+            if path.exists():
+                remove_folder(path)
+            os.rename(beside, path)
+            sync_folder(path.parent)
+            sync_folder(path.parent.parent)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+    except OSError as error:
+        raise UserError(f"cannot be written: {error.strerror or error}", where=path) from error
+
+
+def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in files.items():
+        write_synced(folder / name, content)
+    sync_folder(folder)
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file in place and wait until the disk has it."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest[:_PIECE]) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has a folder's names; Windows has no such thing and keeps them by itself."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove a folder such that no reader finds half of it: its name goes first."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    os.rename(folder, aside)
+    shutil.rmtree(aside, ignore_errors=True)

@@ -20,7 +20,7 @@ from veneer.cli.main import main
 from veneer.errors import UserError
 
 PROGRAM = "import sys; from veneer.__main__ import main; sys.exit(main())"  # as pip's script for it
-VERBS = (("train",), ("sample",), ("adapter",), ("adapter", "info"), ("adapter", "merge"))
+VERBS = (("train",), ("sample",), ("adapter",), ("adapter", "info"), ("adapter", "verify"), ("adapter", "merge"))
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -151,7 +151,10 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     assert result.stderr == ""
 
 
-@pytest.mark.parametrize("verb", [("adapter", "info"), ("sample", "--prompt", "a"), ("adapter", "merge", "--out", "m")])
+@pytest.mark.parametrize(
+    "verb",
+    [("adapter", "info"), ("adapter", "verify"), ("sample", "--prompt", "a"), ("adapter", "merge", "--out", "m")],
+)
 @pytest.mark.parametrize(
     ("name", "content", "what"),
     [

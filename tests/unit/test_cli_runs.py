@@ -21,9 +21,10 @@ from veneer.config.load import load_config
 from veneer.data.preflight import survey
 from veneer.evaluate.heldout import evaluate
 from veneer.family.registry import load_family
-from veneer.run.folder import CARD, CONFIG, LOG, SAMPLES, SHEET
+from veneer.run.folder import CARD, CHECKPOINTS, CONFIG, LOG, SAMPLES, SHEET
 from veneer.sample.generate import generate
 from veneer.train.loop import Trainer
+from veneer.weights.checkpoint import MANIFEST, STATE
 from veneer.weights.file import FILE_NAME, load
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,8 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
 def test_train_leaves_a_whole_result(run: Run) -> None:
     names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
     sheets = {f"{SAMPLES}/step-{step:09d}.png" for step in (2, 4)}
-    assert names == {CARD, CONFIG, FILE_NAME, LOG, SHEET} | sheets
+    last = {f"{CHECKPOINTS}/step-000000004/{name}" for name in (MANIFEST, STATE)}
+    assert names == {CARD, CONFIG, FILE_NAME, LOG, SHEET} | sheets | last
 
 
 def test_train_says_what_it_did(run: Run) -> None:
@@ -92,7 +94,8 @@ def test_the_log_has_every_event_in_order(run: Run) -> None:
     events = events_of(run.folder)
     names = [event["event"] for event in events]
     step = ["StepDone", "StepDone", "SampleDue"]
-    assert names == ["Surveyed", "Planned", *step, *step, "Finished", "Saved", "Score"]
+    kept = ["CheckpointDue", "Checkpointed"]
+    assert names == ["Surveyed", "Planned", *step, *step, *kept, "Finished", "Saved", "Score"]
     assert [event["step"] for event in events if event["event"] == "StepDone"] == [1, 2, 3, 4]
     # one picture is held out, so the interval is open: null, which JSON knows, and not Infinity
     assert (events[-1]["low"], events[-1]["pictures"]) == (None, 1)

@@ -270,6 +270,8 @@ configs = of(
         optimizer=optimizers,
         warmup=st.integers(0, 9),
         max_grad_norm=st.none() | positives,
+        checkpoint_every=st.integers(0),
+        keep=counts,
     ),
     sample=of(
         SampleConfig,

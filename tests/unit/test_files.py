@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from veneer.errors import UserError
-from veneer.files import atomic_write
+from veneer.files import atomic_write, remove_folder, write_folder, write_synced
 
 
 def test_writes_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -46,3 +46,38 @@ def test_says_so_when_the_folder_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(UserError, match="cannot be written"):
         atomic_write(tmp_path / "file" / "inside", b"x")
+
+
+def test_a_folder_is_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "above" / "folder"
+    write_folder(path, {"one": b"1", "two": b"x" * (2**24 + 1)})
+    assert sorted(os.listdir(path)) == ["one", "two"] and os.listdir(path.parent) == ["folder"]
+    assert (path / "two").read_bytes() == b"x" * (2**24 + 1)
+    write_folder(path, {"three": b""})
+    assert os.listdir(path) == ["three"] and os.listdir(path.parent) == ["folder"]
+
+
+def test_a_folder_that_fails_leaves_the_old_one_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "folder", {"one": b"1"})
+
+    def full(descriptor: int, content: bytes) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(UserError, match="folder: cannot be written: No space left on device"):
+        write_folder(tmp_path / "folder", {"two": b"2"})
+    assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == ["one"]
+
+
+def test_a_write_that_is_cut_short_by_the_system_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+    monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, bytes(content)[:3]))
+    write_synced(tmp_path / "file", b"0123456789")
+    assert (tmp_path / "file").read_bytes() == b"0123456789"
+
+
+def test_a_folder_is_removed_name_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_folder(tmp_path / "folder", {"one": b"1"})
+    monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
+    remove_folder(tmp_path / "folder")
+    assert os.listdir(tmp_path) == [".folder.old"]

@@ -30,9 +30,10 @@ from veneer.data.preflight import survey
 from veneer.errors import UserError
 from veneer.family.base import Family
 from veneer.family.registry import load_family
-from veneer.train.events import Finished, Planned, SampleDue, StepDone
+from veneer.train.events import CheckpointDue, Finished, Planned, SampleDue, StepDone, Stopped, Warned
+from veneer.train.feed import Feed
 from veneer.train.loop import Trainer, train
-from veneer.train.step import train_step
+from veneer.train.step import MicroBatch, NonFinite, train_step
 from veneer.weights.file import AdapterFile
 from veneer.weights.file import save as save_file
 
@@ -61,12 +62,65 @@ def test_the_events_of_a_run(family: Family, tiny_pictures: Path) -> None:
     config = tiny_config(tiny_pictures, train={"steps": 4, "schedule": "linear"}, sample={"every": 2})
     events = tiny_run(config, family)
     kinds = [type(event) for event in events]
-    assert kinds == [Planned, StepDone, StepDone, SampleDue, StepDone, StepDone, SampleDue, Finished]
+    two = [StepDone, StepDone, SampleDue]
+    assert kinds == [Planned, *two, *two, CheckpointDue, Finished]
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [event.step for event in steps] == [1, 2, 3, 4]
     assert [event.rates["unet"] for event in steps] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
     assert all(math.isfinite(event.loss) and event.gradient_norm > 0 and event.prior_loss is None for event in steps)
     assert [event.step for event in events if isinstance(event, SampleDue)] == [2, 4]
+
+
+@pytest.mark.parametrize(("every", "steps"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])])
+def test_checkpoints_are_due_every_so_often_and_at_the_end(
+    family: Family, tiny_pictures: Path, every: int, steps: list[int]
+) -> None:
+    events = tiny_run(tiny_config(tiny_pictures, train={"steps": 5, "checkpoint_every": every}), family)
+    assert [event.step for event in events if isinstance(event, CheckpointDue)] == steps
+
+
+@pytest.mark.parametrize("at", [0, 1, 3], ids=["before the first step", "in a step", "in the last step"])
+def test_a_loop_that_is_stopped_ends_after_the_step_with_a_checkpoint(
+    family: Family, tiny_pictures: Path, at: int
+) -> None:
+    with trainer_on(tiny_config(tiny_pictures, train={"checkpoint_every": 0}), family, moved=False) as trainer:
+        events: list[Any] = []
+        for event in trainer.run():
+            events.append(event)
+            if getattr(event, "step", 0) == at:
+                trainer.stop()
+        assert events[-2:] == [CheckpointDue(at), Stopped(at)] and trainer.steps_done == at
+        assert len(losses_of(events)) == at
+
+
+def test_a_step_that_is_not_finite_is_skipped_on_request(
+    family: Family, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It changes nothing, and those after it go on as if it had not been: their moments do not count it."""
+    config = tiny_config(tiny_pictures, train={"steps": 3, "on_nonfinite": "skip"})
+    micros = Feed.micros
+
+    def broken(feed: Feed, step: int) -> list[MicroBatch]:
+        found = micros(feed, step)
+        return [replace(each, latent_BCHW=each.latent_BCHW * math.nan) for each in found] if step == 1 else found
+
+    monkeypatch.setattr(Feed, "micros", broken)
+    states, events = [], []
+    with trainer_on(config, family, moved=False) as trainer:
+        for event in trainer.run():
+            events.append(event)
+            if isinstance(event, StepDone):
+                states.append(trainer.state_dict())
+    first, second, third = (event for event in events if isinstance(event, StepDone))
+    assert math.isfinite(first.loss) and math.isnan(second.loss) and math.isfinite(third.loss)
+    (warning,) = (event.text for event in events if isinstance(event, Warned))
+    assert warning.startswith("step 2 changed nothing: the loss is not finite, with ")
+    same_bits = {name: torch.equal(states[0][name], states[1][name]) for name in states[0]}
+    assert {name for name, same in same_bits.items() if not same} == {"step"}
+    counts = {int(tensor) for name, tensor in states[2].items() if name.startswith("optimizer.step.")}
+    assert counts == {2}
+    with pytest.raises(NonFinite), trainer_on(tiny_config(tiny_pictures), family) as stopping:
+        list(stopping.run())
 
 
 def test_the_loop_neither_prints_nor_writes(
@@ -224,7 +278,9 @@ def test_mirroring_and_cutting_change_the_adapter(family: Family, tmp_path: Path
 
 
 def test_what_should_change_nothing_changes_nothing(family: Family, tiny_pictures: Path, plain: Factors) -> None:
-    sections: dict[str, Any] = {"train": {"memory": "checkpoint"}, "sample": {"every": 1}, "evaluate": {"draws": 3}}
+    keeping: dict[str, Any] = {"checkpoint_every": 1, "keep": 9, "on_nonfinite": "skip"}
+    sections: dict[str, Any] = {"train": {"memory": "checkpoint", **keeping}, "sample": {"every": 1}}
+    sections |= {"evaluate": {"draws": 3}}
     assert same(trained(tiny_config(tiny_pictures, **sections), family), plain)
 
 

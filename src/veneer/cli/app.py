@@ -20,7 +20,7 @@ app = typer.Typer(
     epilog="Run 'veneer COMMAND --help' for a command's options.",
 )
 adapter = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-app.add_typer(adapter, name="adapter", help="Look into an adapter file, or merge it into its base.")
+app.add_typer(adapter, name="adapter", help="Look into an adapter file, verify it, or merge it into its base.")
 
 _AdapterFile = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter file, or the folder of its run.")]
 _Base = Annotated[
@@ -65,15 +65,29 @@ def train(
         list[str] | None,
         typer.Option(metavar="NAME", help="Start from a preset, e.g. rank-small or style; may be repeated."),
     ] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the result in the output folder.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a result, or an unfinished run, in the output folder.")
+    ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[CHECKPOINT]",
+            help="Go on with the run in the output folder from its newest checkpoint, or start it if it has none yet; "
+            "or go on from the checkpoint named.",
+        ),
+    ] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="With --resume: this key may differ from what it was; may be repeated."),
+    ] = None,
 ) -> None:
     """Train an adapter on pictures, and measure it."""
     from veneer.cli.source import config_of
 
     config = config_of(source, overrides or (), trigger, preset or ())
-    from veneer.cli.train import train_command
+    from veneer.cli.train import resume_of, train_command
 
-    train_command(config, overwrite=overwrite)
+    train_command(config, overwrite=overwrite, resume=resume_of(resume, allow_change or ()))
 
 
 @app.command()
@@ -107,6 +121,18 @@ def info(file: _AdapterFile) -> None:
     from veneer.weights.file import info
 
     print(info_text(file, info(file)))
+
+
+@adapter.command("verify")
+def verify(file: _AdapterFile, base: _Base = None) -> None:
+    """Check an adapter against what it tells of its making."""
+    from veneer.cli.show import checks_text
+    from veneer.run.verify import verify_adapter
+
+    checks = verify_adapter(file, base=base)
+    print(checks_text(checks))
+    if any(check.differs for check in checks):
+        raise typer.Exit(1)
 
 
 @adapter.command("merge")

@@ -10,7 +10,9 @@ from contextlib import suppress
 import typer
 
 from veneer.cli.app import app
+from veneer.cli.resuming import how_to_go_on, with_resume
 from veneer.errors import UserError
+from veneer.run.stopping import Interrupted
 
 __all__ = ["main"]
 
@@ -20,9 +22,14 @@ _INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command line ``arguments``; return 0, or 2 for a mistake, 1 for a failing machine, 130 for Ctrl-C."""
+    """Run the command line ``arguments``.
+
+    Returns:
+        0, or 2 for a mistake, 1 for a failing machine or a file that is not what it tells, 130 for Ctrl-C, 143 for
+        SIGTERM.
+    """
     try:
-        code = app(list(arguments), prog_name="veneer", standalone_mode=False)
+        code = app(with_resume(arguments), prog_name="veneer", standalone_mode=False)
     except UserError as mistake:
         return _refuse(str(mistake), _MISTAKE)
     except typer.TyperException as mistake:
@@ -33,6 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         return _FAILURE
     except OSError as failure:  # a full disk, a file that vanished: the machine's, not a bug to trace
         return _refuse(_of_machine(failure), _FAILURE)
+    except Interrupted as stop:
+        print(f"veneer: {how_to_go_on(stop, arguments)}", file=sys.stderr)
+        return stop.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -77,8 +78,10 @@ class Progress:
         self._task = self._bar.add_task("", total=event.steps, completed=event.start_step, figures="")
 
     def _advance(self, event: StepDone) -> None:
-        self._smooth(event.loss)
-        figures = f"loss {self._loss / self._weight:.4f}  rate {max(event.rates.values()):.1e}"
+        if math.isfinite(event.loss):  # else the step was skipped
+            self._smooth(event.loss)
+        loss = self._loss / self._weight if self._weight else math.nan
+        figures = f"loss {loss:.4f}  rate {max(event.rates.values()):.1e}"
         if self._task is not None:
             self._bar.update(self._task, completed=event.step, figures=figures)
         every = max(1, self._steps // _LINES)

@@ -6,9 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from veneer.run.verify import Check
     from veneer.weights.file import AdapterInfo
 
-__all__ = ["info_text"]
+__all__ = ["checks_text", "info_text"]
 
 
 def info_text(path: Path, info: AdapterInfo) -> str:
@@ -25,5 +28,20 @@ def info_text(path: Path, info: AdapterInfo) -> str:
         ("sha256", info.sha256),
         *sorted(info.metadata.items()),
     ]
+    return _table(rows)
+
+
+def checks_text(checks: Sequence[Check]) -> str:
+    """A table of what was verified: ok, which hashes differ, or why nothing can be said."""
+    return _table([(check.what, _verdict(check)) for check in checks])
+
+
+def _verdict(check: Check) -> str:
+    if check.found is None:
+        return f"not checked: {check.missing}"
+    return f"differs: {check.told} is told, {check.found} is here" if check.differs else "ok"
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> str:
     width = max(len(name) for name, _ in rows)
     return "\n".join(f"{name.ljust(width)}  {' '.join(value.split())}" for name, value in rows)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from rich.console import Console
 
 from veneer.cli.progress import Progress
 from veneer.config.schema import RunConfig
+from veneer.errors import UserError
+from veneer.run.resume import Resume, Resumed
 from veneer.run.training import PriorPainting, Result, Saved, Surveyed, run_training
 from veneer.train.events import Planned
 
-__all__ = ["train_command"]
+__all__ = ["resume_of", "train_command"]
 
 
-def train_command(config: RunConfig, *, overwrite: bool) -> None:
-    """Do a whole run, and say what happens."""
+def train_command(config: RunConfig, *, overwrite: bool, resume: Resume | None) -> None:
+    """Do a whole run, or the rest of one, and say what happens."""
     console = Console()
     with Progress(console) as progress:
 
@@ -23,8 +28,17 @@ def train_command(config: RunConfig, *, overwrite: bool) -> None:
                 _say(console, text)
             progress(event)
 
-        result = run_training(config, overwrite=overwrite, listen=listen)
+        result = run_training(config, overwrite=overwrite, resume=resume, listen=listen)
     _say(console, _result_text(result))
+
+
+def resume_of(checkpoint: str | None, allow: Sequence[str]) -> Resume | None:
+    """What ``--resume`` and ``--allow-change`` ask for; no name at ``--resume`` means the newest checkpoint."""
+    if checkpoint is None:
+        if allow:
+            raise UserError("means something only with --resume", where="--allow-change")
+        return None
+    return Resume(Path(checkpoint) if checkpoint else None, tuple(allow))
 
 
 def _text(event: object) -> str | None:
@@ -33,6 +47,8 @@ def _text(event: object) -> str | None:
         return _survey_text(event)
     if isinstance(event, PriorPainting):
         return f"painting {event.count} pictures of {event.prompt!r} into {event.folder}"
+    if isinstance(event, Resumed):
+        return f"going on after step {event.step}, from {event.path}"
     if isinstance(event, Planned):
         return str(event.plan)
     if isinstance(event, Saved):

@@ -205,6 +205,12 @@ class TrainConfig(_Section):
     """Of the frozen model's arithmetic; the adapter stays float32."""
     memory: Literal["exact", "checkpoint"] = "exact"
     """``checkpoint`` recomputes each block in the backward pass: less memory, more time, the same gradients."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What to do in a step whose loss or gradient is not finite: end the run, or leave the adapter as it is."""
+    checkpoint_every: Annotated[int, Field(ge=0)] = 100
+    """Steps between checkpoints, from which a stopped run goes on; the last step has one too. 0: when stopped only."""
+    keep: Count = 2
+    """How many checkpoints are kept, the newest ones."""
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainConfig:

@@ -31,6 +31,8 @@ def fingerprint(base: str) -> str:
     if place.is_file():
         return _hash(place)
     lines = [f"{file.parent.name}/{file.name} {_hash(file)}\n" for file in sorted(place.glob("*/*.safetensors"))]
+    if not lines:
+        raise UserError("holds no weights in safetensors", where=place)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 

@@ -12,8 +12,7 @@ from veneer.adapter.inject import Injection, inject
 from veneer.adapter.spec import AdapterSpec
 from veneer.config.schema import AdapterConfig, RunConfig, TextEncoderAdapterConfig
 from veneer.family.base import Family
-from veneer.weights.layouts import DIFFUSERS_KEY, to_diffusers
-from veneer.weights.safe import encode
+from veneer.weights.file import AdapterFile, render
 
 __all__ = ["NetworkPlan", "Plan", "account", "plan", "specs_of"]
 
@@ -102,8 +101,7 @@ def account(
         injection: the adapter.
         metadata: what will be told in the file beside the numbers; it counts towards the file's size.
     """
-    tensors, told = to_diffusers(injection.factors())
-    content = encode(tensors, {**metadata, DIFFUSERS_KEY: told, "format": "pt"})
+    content = render(AdapterFile(injection.factors(), metadata))
     parts = {prefix: _network_plan(prefix, network, injection) for prefix, network in networks.items()}
     return Plan(MappingProxyType(parts), len(content))
 

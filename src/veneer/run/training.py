@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from veneer.adapter.spec import Factors
 from veneer.config.load import resolve, write_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset, read_prior, survey
+from veneer.errors import UserError
 from veneer.evaluate.heldout import Score, evaluate
 from veneer.family.base import Family
 from veneer.family.registry import BUNDLED
@@ -21,12 +22,20 @@ from veneer.keyed import key
 from veneer.plan.account import plan
 from veneer.run.base import load_base
 from veneer.run.compare import paint, side_by_side, subjects_of
-from veneer.run.folder import CARD, CONFIG, LOG, SAMPLES, SHEET, EventLog, claim, clear, write_picture
+from veneer.run.folder import CARD, CHECKPOINTS, CONFIG, LOG, SAMPLES, SHEET, clear, make_writable, write_picture
+from veneer.run.identity import Identity, identify
+from veneer.run.keeping import Keeper
+from veneer.run.lock import locked
+from veneer.run.log import EventLog, Teller, cut_log
+from veneer.run.resume import Resume, Resumed, check_same, find_start
+from veneer.run.stopping import Interrupted, stopping_at_signals
 from veneer.sample.generate import generate
 from veneer.sample.sheet import sheet
-from veneer.train.events import Event, Finished, SampleDue
+from veneer.train.events import CheckpointDue, Finished, SampleDue, Stopped, Warned
 from veneer.train.loop import Trainer
+from veneer.train.step import NonFinite
 from veneer.weights.card import CardFacts, model_card
+from veneer.weights.checkpoint import Checkpoint
 from veneer.weights.file import FILE_NAME, AdapterFile, save
 
 __all__ = ["Listener", "PriorPainting", "Result", "Saved", "Surveyed", "paint_prior", "run_training"]
@@ -86,37 +95,61 @@ def _ignore(event: object) -> None:
     """The listener that listens to nothing."""
 
 
-def run_training(config: RunConfig, *, overwrite: bool = False, listen: Listener = _ignore) -> Result:
+def run_training(
+    config: RunConfig, *, overwrite: bool = False, resume: Resume | None = None, listen: Listener = _ignore
+) -> Result:
     """Train an adapter, save it, show it, measure it.
 
-    Everything that can be refused is refused before training: the folder, the pictures, the base, the plan.
+    Everything that can be refused is refused before training: the folder, the pictures, the base, the plan. SIGINT or
+    SIGTERM while it trains ends it after the step with a checkpoint, and ``Interrupted`` is raised.
 
     Args:
         config: as the user wrote it; ``config.yaml`` in the output folder is the resolved one.
-        overwrite: replace an earlier result in the output folder.
+        overwrite: replace an earlier result, or an unfinished run, in the output folder.
+        resume: go on from a checkpoint; None: start from nothing.
         listen: is told what happens.
     """
-    claim(config.output, overwrite=overwrite)
-    pictures = survey(config.data)
-    surveyed = _surveyed(pictures)
-    listen(surveyed)
-    family = load_base(config.base)
-    config = resolve(config, family.resolution)
-    paint_prior(config, family, listen)
-    with closing(Trainer(config, family, pictures)) as trainer:
+    make_writable(config.output, "choose another output=FOLDER")
+    tell = Teller(listen)
+    with locked(config.output):
+        start = find_start(config.output, resume, overwrite, tell)
+        pictures = survey(config.data)
+        tell(_surveyed(pictures))
+        family = load_base(config.base)
+        config = resolve(config, family.resolution)
+        paint_prior(config, family, tell)
+        run = identify(config, pictures)
+        if start is not None and resume is not None:
+            check_same(start, run, resume.allow, tell)
+        return _train(run, family, pictures, start, tell)
+
+
+def _train(run: Identity, family: Family, pictures: Dataset, start: Checkpoint | None, tell: Teller) -> Result:
+    with closing(Trainer(run.config, family, pictures)) as trainer:
+        if start is not None:
+            trainer.load_state_dict(start.state)
+            tell(Resumed(start.step, start.path))
         # whatever could be refused has been, so an earlier result may go
-        clear(config.output)
-        write_config(config, config.output / CONFIG)
-        with EventLog(config.output / LOG) as log:
-            log(surveyed)
-
-            def tell(event: object) -> None:
-                log(event)
-                listen(event)
-
-            factors = _watch(trainer.run(_metadata(config)), config, family, pictures, tell)
+        with _open_log(run.config, start) as log:
+            tell.open(log)
+            factors = _watch(trainer, run, family, pictures, _keeper(run, start, tell), tell)
             trainer.close()  # what follows wants the base as it was
-            return _conclude(config, family, pictures, factors, tell)
+            return _conclude(run, family, pictures, factors, tell)
+
+
+def _open_log(config: RunConfig, start: Checkpoint | None) -> EventLog:
+    """Make the folder ready for what is to come: empty, or as it was when the checkpoint was taken."""
+    if start is None:
+        clear(config.output)
+    else:
+        cut_log(config.output / LOG, start.step)
+    write_config(config, config.output / CONFIG)
+    return EventLog(config.output / LOG)
+
+
+def _keeper(run: Identity, start: Checkpoint | None, tell: Listener) -> Keeper:
+    last = None if start is None else (start.step, start.path)
+    return Keeper(run.config.output / CHECKPOINTS, run.config.train.keep, run.origin, tell, last)
 
 
 def _surveyed(pictures: Dataset) -> Surveyed:
@@ -145,25 +178,44 @@ def paint_prior(config: RunConfig, family: Family, listen: Listener = _ignore) -
             write_picture(picture, place)
 
 
-def _watch(events: Iterable[Event], config: RunConfig, family: Family, pictures: Dataset, listen: Listener) -> Factors:
-    """Tell each event of a training loop, and paint samples when they are due."""
-    prompts = subjects_of(config, pictures).prompts
+def _watch(
+    trainer: Trainer, run: Identity, family: Family, pictures: Dataset, keeper: Keeper, tell: Listener
+) -> Factors:
+    """Tell each event of a training loop; paint samples and keep the state when they are due."""
     factors: Factors = {}
-    for event in events:
-        listen(event)
-        if isinstance(event, SampleDue):
-            row = paint(family, prompts, config)
-            path = config.output / SAMPLES / f"step-{event.step:09d}.png"
-            write_picture(sheet([[picture] for picture in row], labels=prompts), path)
-        elif isinstance(event, Finished):
-            factors = event.factors
+    with stopping_at_signals(trainer.stop) as caught:
+        try:
+            for event in trainer.run(run.metadata):
+                tell(event)
+                if isinstance(event, SampleDue):
+                    _paint_samples(family, run.config, pictures, event.step, tell)
+                elif isinstance(event, CheckpointDue):
+                    keeper.write(event.step, trainer.state_dict())
+                elif isinstance(event, Stopped):
+                    raise Interrupted(caught.number, event.step, keeper.last)
+                elif isinstance(event, Finished):
+                    factors = event.factors
+        except NonFinite as fault:
+            raise fault.telling(keeper.last_in_words) from fault
     return factors
 
 
-def _conclude(config: RunConfig, family: Family, pictures: Dataset, factors: Factors, listen: Listener) -> Result:
+def _paint_samples(family: Family, config: RunConfig, pictures: Dataset, step: int, tell: Listener) -> None:
+    prompts = subjects_of(config, pictures).prompts
+    row = paint(family, prompts, config)
+    try:
+        write_picture(
+            sheet([[picture] for picture in row], labels=prompts), config.output / SAMPLES / f"step-{step:09d}.png"
+        )
+    except UserError as fault:  # a sheet that finds no room is not worth the run
+        tell(Warned(f"no samples of step {step}: {fault}"))
+
+
+def _conclude(run: Identity, family: Family, pictures: Dataset, factors: Factors, listen: Listener) -> Result:
     """Save first: what follows only tells how good it is."""
-    path = config.output / FILE_NAME
-    sha256 = save(AdapterFile(factors, _metadata(config)), path)
+    config, path = run.config, run.config.output / FILE_NAME
+    _refuse_unchanged(factors, path)
+    sha256 = save(AdapterFile(factors, run.metadata), path)
     listen(Saved(path, sha256))
     subjects = subjects_of(config, pictures)
     shown = write_picture(side_by_side(family, factors, subjects, config), config.output / SHEET)
@@ -175,14 +227,11 @@ def _conclude(config: RunConfig, family: Family, pictures: Dataset, factors: Fac
     return Result(path, sha256, shown, score)
 
 
-def _metadata(config: RunConfig) -> dict[str, str]:
-    """What the file tells of itself; no paths of the machine it was made on, so that equal runs give equal bytes."""
-    told = {
-        "veneer.version": __version__,
-        "veneer.base": Path(config.base).name,
-        "veneer.steps": str(config.train.steps),
-    }
-    return told if config.data.trigger is None else told | {"veneer.trigger": config.data.trigger}
+def _refuse_unchanged(factors: Factors, path: Path) -> None:
+    """B starts as zero; if all of it still is, the file would be a success that does nothing."""
+    if not any(bool(each.up.any()) for each in factors.values()):
+        what = "was not written: every B is still zero, so nothing was learned and the adapter does nothing"
+        raise UserError(what, where=path, remedy="look for warnings in run.jsonl, or raise train.optimizer.rate")
 
 
 def _card_facts(config: RunConfig, sha256: str, prompt: str) -> CardFacts:

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from veneer.adapter.spec import Factors
 from veneer.plan.account import Plan
 
-__all__ = ["Event", "Finished", "Planned", "SampleDue", "StepDone", "Warned"]
+__all__ = ["CheckpointDue", "Event", "Finished", "Planned", "SampleDue", "StepDone", "Stopped", "Warned"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,8 @@ class StepDone:
 
     Attributes:
         step: counts from 1, so that it is also how many are done.
-        loss: mean over the step's pictures of the weighted loss.
+        loss: mean over the step's pictures of the weighted loss; NaN where it or the gradient was not finite and the
+            step was skipped.
         prior_loss: the same over its pictures of the class, before ``data.prior.weight``; None without them.
         rates: learning rate by network.
         gradient_norm: of all adapter parameters together, before clipping.
@@ -54,6 +55,13 @@ class SampleDue:
 
 
 @dataclass(frozen=True)
+class CheckpointDue:
+    """The trainer's ``state_dict()`` is due to be kept; all else that ``step`` made due has been yielded before."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Warned:
     """Something the user should know that stops nothing."""
 
@@ -68,4 +76,11 @@ class Finished:
     factors: Factors = field(repr=False)
 
 
-Event: TypeAlias = Planned | StepDone | SampleDue | Warned | Finished
+@dataclass(frozen=True)
+class Stopped:
+    """Last event of a loop that was asked to stop; a checkpoint was due before it."""
+
+    step: int
+
+
+Event: TypeAlias = Planned | StepDone | SampleDue | CheckpointDue | Warned | Stopped | Finished

@@ -17,7 +17,7 @@ from veneer.family.base import Family
 from veneer.family.cache import Encoder
 from veneer.objective.loss import Objective
 from veneer.plan.account import account, specs_of
-from veneer.train.events import Event, Finished, Planned, SampleDue, StepDone, Warned
+from veneer.train.events import CheckpointDue, Event, Finished, Planned, SampleDue, StepDone, Stopped, Warned
 from veneer.train.feed import Feed
 from veneer.train.optim import optimizer_for, rate_factor, set_rates
 from veneer.train.state import restore, snapshot
@@ -63,6 +63,7 @@ class Trainer:
     def __init__(self, config: RunConfig, family: Family, dataset: Dataset) -> None:
         precision = precision_of(config.train.precision, device_of(family))
         self._config, self._family, self.steps_done = config, family, 0
+        self._stopping = False
         self._objective = Objective.from_config(config.objective, family.noise)
         self.feed = _feed(config, family, dataset, self._objective)
         self.injection = inject(family.networks, specs_of(config.adapter), config.seed)
@@ -75,16 +76,22 @@ class Trainer:
         """Train to the end, event by event; ``metadata`` is what the file will tell, for the plan to count."""
         config, steps = self._config.train, self._config.train.steps
         yield Planned(account(self._family.networks, self.injection, metadata), self.steps_done, steps)
-        while self.steps_done < steps:
+        while self.steps_done < steps and not self._stopping:
             rates = set_rates(self.learner.optimizer, rate_factor(config, self.steps_done))
             result = train_step(self.learner, self.steps_done, self.feed.micros(self.steps_done))
             self.steps_done += 1
             yield StepDone(self.steps_done, result.loss, result.prior_loss, rates, result.gradient_norm)
-            if result.skipped:
-                yield Warned(f"step {self.steps_done} changed nothing: float16 overflowed; its loss scale is lower now")
-            if self._sample_is_due():
+            if result.skipped is not None:
+                yield Warned(f"step {self.steps_done} changed nothing: {result.skipped}")
+            if _is_due(self._config.sample.every, self.steps_done):
                 yield SampleDue(self.steps_done)
-        yield Finished(steps, self.injection.factors())
+            if _is_due(config.checkpoint_every, self.steps_done, last=steps):
+                yield CheckpointDue(self.steps_done)
+        yield from self._end()
+
+    def stop(self) -> None:
+        """Let ``run`` end after the step it is in, with a checkpoint and ``Stopped``; safe in a signal's handler."""
+        self._stopping = True
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that another trainer of the same config needs to go on to the same bits, fit for safetensors."""
@@ -104,9 +111,12 @@ class Trainer:
             recompute_blocks(self._family.networks, False)
         self.injection.eject()
 
-    def _sample_is_due(self) -> bool:
-        every = self._config.sample.every
-        return every > 0 and self.steps_done % every == 0
+    def _end(self) -> Iterator[Event]:
+        if self._stopping:
+            yield CheckpointDue(self.steps_done)
+            yield Stopped(self.steps_done)
+        else:
+            yield Finished(self.steps_done, self.injection.factors())
 
     def _make_learner(self, precision: Precision) -> Learner:
         config, family = self._config, self._family
@@ -122,7 +132,13 @@ class Trainer:
             scaler=precision.scaler(),
             max_grad_norm=config.train.max_grad_norm,
             seed=config.seed,
+            skips_nonfinite=config.train.on_nonfinite == "skip",
         )
+
+
+def _is_due(every: int, step: int, last: int | None = None) -> bool:
+    """Whether what comes every so many steps, and after the ``last`` one, comes after ``step``; 0 is never."""
+    return every > 0 and (step % every == 0 or step == last)
 
 
 def _feed(config: RunConfig, family: Family, dataset: Dataset, objective: Objective) -> Feed:

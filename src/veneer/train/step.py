@@ -32,7 +32,8 @@ class NonFinite(UserError):
         timesteps: theirs.
     """
 
-    def __init__(self, what: str, step: int, pictures: Sequence[tuple[Sample, int]]) -> None:
+    def __init__(self, what: str, step: int, pictures: Sequence[tuple[Sample, int]], kept: str | None = None) -> None:
+        self._arguments = what, step, pictures
         self.step = step
         self.samples = tuple(sample.id for sample, _ in pictures)
         self.timesteps = tuple(timestep for _, timestep in pictures)
@@ -40,8 +41,13 @@ class NonFinite(UserError):
         super().__init__(
             f"the {what} is not finite, with {named}",
             where=f"step {step}",
-            remedy="lower train.optimizer.rate, or use float32 as train.precision",
+            remedy="lower train.optimizer.rate, use float32 as train.precision, or skip such steps with "
+            "train.on_nonfinite=skip" + (f"; {kept}" if kept else ""),
         )
+
+    def telling(self, kept: str) -> NonFinite:
+        """The same, with a word about what of the run is kept."""
+        return NonFinite(*self._arguments, kept)
 
 
 @dataclass(frozen=True)
@@ -82,6 +88,7 @@ class Learner:
         scaler: of float16's loss.
         max_grad_norm: gradients are scaled down to it; None: never.
         seed: of dropout.
+        skips_nonfinite: a step whose loss or gradient is not finite changes nothing, and is no error.
     """
 
     networks: Mapping[str, nn.Module]
@@ -94,6 +101,7 @@ class Learner:
     scaler: torch.amp.GradScaler
     max_grad_norm: float | None
     seed: int
+    skips_nonfinite: bool
 
 
 @dataclass(frozen=True)
@@ -101,16 +109,16 @@ class StepResult:
     """What came of a step.
 
     Attributes:
-        loss: mean over the step's own pictures.
+        loss: mean over the step's own pictures; NaN where it or the gradient was not finite and the step was skipped.
         prior_loss: mean over its pictures of the class; None without them.
         gradient_norm: before clipping; infinite where float16 overflowed.
-        skipped: float16's gradients overflowed, so nothing was changed but the loss scale.
+        skipped: why the adapter was not changed; None: it was.
     """
 
     loss: float
     prior_loss: float | None
     gradient_norm: float
-    skipped: bool
+    skipped: str | None
 
 
 def train_step(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> StepResult:
@@ -122,8 +130,19 @@ def train_step(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> Ste
         micros: whose weights sum to 1, so that 4 = 4 x 1 = 2 x 2 pictures give one gradient (up to rounding).
 
     Raises:
-        NonFinite: a loss or the gradient is; the adapter and the optimiser are as they were.
+        NonFinite: a loss or the gradient is, and the learner does not skip it; the adapter and the optimiser are as
+            they were.
     """
+    try:
+        return _update(learner, step, micros)
+    except NonFinite as fault:
+        learner.optimizer.zero_grad(set_to_none=True)
+        if not learner.skips_nonfinite:
+            raise
+        return StepResult(math.nan, None, math.nan, skipped=fault.what)
+
+
+def _update(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> StepResult:
     learner.optimizer.zero_grad(set_to_none=True)
     with _training(learner.networks):
         losses = [_backward(learner, step, place, micro) for place, micro in enumerate(micros)]
@@ -193,7 +212,8 @@ def _pictures(micro: MicroBatch) -> list[tuple[Sample, int]]:
     return list(zip(micro.samples, micro.timestep_idx_B.tolist(), strict=True))
 
 
-def _result(losses: Sequence[Tensor], micros: Sequence[MicroBatch], norm: float, skipped: bool) -> StepResult:
+def _result(losses: Sequence[Tensor], micros: Sequence[MicroBatch], norm: float, overflowed: bool) -> StepResult:
     loss_N, is_prior_N = torch.cat(list(losses)), torch.cat([micro.is_prior_B for micro in micros])
     prior = loss_N[is_prior_N].mean().item() if bool(is_prior_N.any()) else None
+    skipped = "float16 overflowed; its loss scale is lower now" if overflowed else None
     return StepResult(loss_N[~is_prior_N].mean().item(), prior, norm, skipped)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from veneer.adapter.spec import Factors, LoraFactors
 from veneer.errors import UserError
@@ -17,13 +17,14 @@ from veneer.files import atomic_write
 from veneer.weights.layouts import DIFFUSERS_KEY, Layout, factors_of, layout_of, network_of, resolve, to_diffusers
 from veneer.weights.safe import check_finite, decode, encode
 
-__all__ = ["FILE_NAME", "AdapterFile", "AdapterInfo", "info", "load", "save"]
+__all__ = ["FILE_NAME", "AdapterFile", "AdapterInfo", "info", "load", "render", "save", "seal"]
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 """The name that ``load_lora_weights`` looks for in a folder."""
 
 _PEFT_NAME, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_OURS = (DIFFUSERS_KEY, "format")
+_SEAL = "veneer.tensors.sha256"
+_OURS = (DIFFUSERS_KEY, "format", _SEAL)
 """Metadata that belongs to the layout, not to the adapter."""
 
 
@@ -78,11 +79,32 @@ def save(adapter: AdapterFile, path: Path) -> str:
     """
     if not adapter.factors:
         raise UserError("the adapter is empty", where=path)
-    tensors, config = to_diffusers(adapter.factors)
-    check_finite(tensors, path)
-    content = encode(tensors, {**adapter.metadata, DIFFUSERS_KEY: config, "format": "pt"})
+    check_finite(to_diffusers(adapter.factors)[0], path)
+    content = render(adapter)
     atomic_write(path, content)
     return hashlib.sha256(content).hexdigest()
+
+
+def render(adapter: AdapterFile) -> bytes:
+    """The bytes that ``save`` writes, with a hash of the tensors and their strength among the metadata."""
+    tensors, config = to_diffusers(adapter.factors)
+    layout = {DIFFUSERS_KEY: config, "format": "pt"}
+    return encode(tensors, {**adapter.metadata, **layout, _SEAL: _seal(tensors, layout)})
+
+
+def seal(path: Path) -> tuple[str | None, str]:
+    """The hash of tensors and strength that a file tells, None if it tells none, and the one that it has.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    tensors, metadata = decode(_file_in(path))
+    layout = {key: metadata[key] for key in (DIFFUSERS_KEY, "format") if key in metadata}
+    return metadata.get(_SEAL), _seal(tensors, layout)
+
+
+def _seal(tensors: Mapping[str, Tensor], layout: Mapping[str, str]) -> str:
+    return hashlib.sha256(encode(tensors, layout)).hexdigest()
 
 
 def load(path: Path, networks: Mapping[str, nn.Module] | None = None) -> AdapterFile:

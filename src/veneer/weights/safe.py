@@ -15,7 +15,7 @@ from torch import Tensor
 
 from veneer.errors import UserError
 
-__all__ = ["check_finite", "decode", "encode"]
+__all__ = ["check_finite", "decode", "encode", "first_not_finite"]
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(1, 6)))
@@ -75,6 +75,11 @@ def _data(content: bytes) -> int:
 def _pickle(path: Path) -> UserError:
     reason = "is a pickle, which can run any code when it is opened, so it was not"
     return UserError(reason, where=path, remedy="ask its maker for a .safetensors file")
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity; None if none does."""
+    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -1,0 +1,72 @@
+"""What a run is made of: its settings, and hashes of the base and the pictures that they point to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from veneer import __version__
+from veneer.config.essence import config_hash
+from veneer.config.schema import RunConfig
+from veneer.data.preflight import Dataset, read_prior
+from veneer.family.fingerprint import fingerprint
+from veneer.weights.checkpoint import Origin
+
+__all__ = ["BASE", "CONFIG_HASH", "HASHES", "PICTURES", "PRIOR", "Identity", "identify"]
+
+BASE, PICTURES, PRIOR = "base", "data.sources", "data.prior.path"
+"""The config's keys for what it only points to; each has a fingerprint."""
+CONFIG_HASH = "veneer.config.sha256"
+"""In an adapter file's metadata: of the settings."""
+HASHES: Mapping[str, str] = {
+    BASE: "veneer.base.sha256",
+    PICTURES: "veneer.data.fingerprint",
+    PRIOR: "veneer.prior.fingerprint",
+}
+"""The same for what the settings point to, by the config's key."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """A run's, wherever it runs.
+
+    Attributes:
+        config: resolved.
+        hashes: fingerprints by the config's key.
+    """
+
+    config: RunConfig
+    hashes: Mapping[str, str]
+
+    @property
+    def origin(self) -> Origin:
+        """As its checkpoints tell it."""
+        return Origin(self.config.model_dump(mode="json"), self.hashes, __version__)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """As its adapter file tells it: no path and no time, so that equal runs give equal bytes."""
+        config = self.config
+        told = {
+            "veneer.version": __version__,
+            "veneer.base": Path(config.base).name,
+            "veneer.steps": str(config.train.steps),
+            "veneer.seed": str(config.seed),
+            CONFIG_HASH: config_hash(config),
+            **{HASHES[key]: value for key, value in self.hashes.items()},
+        }
+        return told if config.data.trigger is None else told | {"veneer.trigger": config.data.trigger}
+
+
+def identify(config: RunConfig, pictures: Dataset) -> Identity:
+    """Take the fingerprints of a run; the base's weights are read once for it.
+
+    Args:
+        config: resolved; pictures of the class, where it wants some, have been painted.
+        pictures: from ``survey``.
+    """
+    hashes = {BASE: fingerprint(config.base), PICTURES: pictures.train.fingerprint()}
+    if config.data.prior is not None:
+        hashes[PRIOR] = read_prior(config).fingerprint()
+    return Identity(config, hashes)

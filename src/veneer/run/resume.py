@@ -1,0 +1,140 @@
+"""Where a run starts: from nothing, or from a checkpoint of the same run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veneer import __version__
+from veneer.config.essence import differences, essence
+from veneer.config.keys import known_keys, nearest
+from veneer.config.load import build_config
+from veneer.errors import UserError
+from veneer.run.folder import CHECKPOINTS, claim
+from veneer.run.identity import HASHES, Identity
+from veneer.train.events import Warned
+from veneer.weights.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+
+__all__ = ["Resume", "Resumed", "check_same", "find_start"]
+
+
+@dataclass(frozen=True)
+class Resume:
+    """How to go on with a run.
+
+    Attributes:
+        path: the checkpoint; None: the newest whole one in the output folder, or none if there is none yet.
+        allow: keys of the config, or sections, that may differ from the checkpoint's run.
+    """
+
+    path: Path | None = None
+    allow: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a key that no config has: it would allow nothing."""
+        for key in self.allow:
+            if key not in known_keys():
+                meant = nearest(tuple(key.split(".")))
+                remedy = f"did you mean {meant}?" if meant else None
+                raise UserError("is no key of a configuration", where=f"--allow-change {key}", remedy=remedy)
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """The run goes on where a checkpoint was taken."""
+
+    step: int
+    path: Path
+
+
+def find_start(
+    folder: Path, resume: Resume | None, overwrite: bool, tell: Callable[[object], None]
+) -> Checkpoint | None:
+    """The checkpoint that a run starts from; None: it starts from nothing.
+
+    Args:
+        folder: of the run, which is locked.
+        resume: None: from nothing, as the user asked.
+        overwrite: what the folder holds may go.
+        tell: is told of checkpoints that are passed over, and of a run that has none yet.
+
+    Raises:
+        UserError: something is in the way, or what should be resumed is not whole.
+    """
+    if resume is not None and overwrite:
+        raise UserError("a run is either resumed or overwritten", where="--resume --overwrite", remedy="choose one")
+    if resume is None:
+        claim(folder, overwrite=overwrite)
+        return None
+    return _newest(folder, tell) if resume.path is None else _named(resume.path, folder)
+
+
+def _newest(folder: Path, tell: Callable[[object], None]) -> Checkpoint | None:
+    found, faults = newest_checkpoint(folder / CHECKPOINTS)
+    if found is None and faults:
+        # whoever has lost all checkpoints should say so that the run starts over
+        what = f"none of its {len(faults)} checkpoints is whole; the newest: {faults[0]}"
+        raise UserError(what, where=folder, remedy="--overwrite starts over")
+    for fault in faults:
+        tell(Warned(f"a checkpoint is passed over: {fault}"))
+    if found is None:
+        claim(folder)
+        tell(Warned(f"no checkpoint in {folder} yet, so the run starts from its beginning"))
+    return found
+
+
+def _named(path: Path, folder: Path) -> Checkpoint:
+    """A checkpoint by name; what came after it would be in the way of the new run's, and is not ours to remove."""
+    found = read_checkpoint(path)
+    if path.resolve().parent != (folder / CHECKPOINTS).resolve():
+        claim(folder)
+        return found
+    newest, _ = newest_checkpoint(folder / CHECKPOINTS)
+    if newest is not None and newest.step > found.step:
+        remedy = "choose another output=FOLDER to branch off, or remove what is newer"
+        raise UserError(f"is not the newest checkpoint, which is {newest.path.name}", where=path, remedy=remedy)
+    return found
+
+
+def check_same(start: Checkpoint, run: Identity, allow: tuple[str, ...], tell: Callable[[object], None]) -> None:
+    """See that a checkpoint's run and this one end in the same bits.
+
+    Raises:
+        UserError: they would not; each difference is named.
+    """
+    steps = run.config.train.steps
+    if steps < start.step:
+        raise UserError(f"{start.step} steps are done, and train.steps is {steps}", where=start.path)
+    old = essence(build_config(start.origin.config, str(start.path)))
+    changed = {**differences(old, essence(run.config)), **differences(start.origin.hashes, run.hashes)}
+    refused = [key for key in changed if not _is_free(key, changed[key], run) and not _is_allowed(key, allow)]
+    if refused:
+        named = ", ".join(f"{key}: {_shown(key, changed)}" for key in refused)
+        remedy = f"undo it, or --allow-change {refused[0]} if it is meant"
+        raise UserError(f"the run has changed since then: {named}", where=start.path, remedy=remedy)
+    if start.origin.version != __version__:
+        versions = f"{start.origin.version}, this is {__version__}"
+        tell(Warned(f"the checkpoint is by Veneer {versions}; another release may end in other bits"))
+
+
+def _is_free(key: str, values: tuple[Any, Any], run: Identity) -> bool:
+    """Whether a change leaves the steps that are done as they would have been with the new value all along."""
+    if key == "train.steps":
+        # which pictures a step sees and its noise are keyed by the step alone. A schedule that falls towards the last
+        # step is not: with another length, each rate so far would have been another
+        return run.config.train.schedule == "constant"
+    # a run that stops at the first step that is not finite has had none yet that skipping could have changed
+    return key == "train.on_nonfinite" and values == ("stop", "skip")
+
+
+def _is_allowed(key: str, allow: tuple[str, ...]) -> bool:
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in allow)
+
+
+def _shown(key: str, changed: Mapping[str, tuple[Any, Any]]) -> str:
+    old, new = ("not set" if value is None else str(value) for value in changed[key])
+    if key in HASHES:
+        old, new = old[:12], new[:12]  # a fingerprint's first digits tell as much as all of them
+    return f"{old} -> {new}"

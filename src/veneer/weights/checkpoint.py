@@ -1,0 +1,208 @@
+"""Checkpoints on disk: one folder each, whole or not there, with a manifest of hashes to tell a damaged one by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as from_safetensors
+from torch import Tensor
+
+from veneer.errors import UserError
+from veneer.files import remove_folder, write_folder
+from veneer.weights.safe import encode, first_not_finite
+
+__all__ = [
+    "MANIFEST",
+    "STATE",
+    "Checkpoint",
+    "Origin",
+    "checkpoints_in",
+    "clear_checkpoints",
+    "newest_checkpoint",
+    "prune_checkpoints",
+    "read_checkpoint",
+    "write_checkpoint",
+]
+
+STATE = "state.safetensors"
+"""All that a run must remember: adapter, moments, loss scale, step."""
+MANIFEST = "manifest.json"
+"""What the state belongs to, and the hashes by which damage shows; written last."""
+
+_FORMAT = 1
+_NAME = re.compile(r"step-(\d{9,})")
+_SEAL = "sha256"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a run was made of.
+
+    Attributes:
+        config: the resolved one, as plain values.
+        hashes: of what the config only points to, by the config's key for it.
+        version: of Veneer.
+    """
+
+    config: Mapping[str, Any]
+    hashes: Mapping[str, str]
+    version: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was read and found whole.
+
+    Attributes:
+        path: its folder.
+        step: steps done.
+        origin: of the run that wrote it.
+        state: as it was given to ``write_checkpoint``.
+    """
+
+    path: Path
+    step: int
+    origin: Origin
+    state: Mapping[str, Tensor] = field(repr=False)
+
+
+def write_checkpoint(folder: Path, step: int, state: Mapping[str, Tensor], origin: Origin) -> Path:
+    """Write ``folder/step-000000100``; it appears whole, after all of it has reached the disk, or not at all.
+
+    Raises:
+        UserError: it cannot be written, or the state holds NaN or infinity, from which no run can go on.
+    """
+    path = folder / f"step-{step:09d}"
+    if (broken := first_not_finite(state)) is not None:
+        raise UserError(f"tensor {broken} holds NaN or infinity", where=path)
+    content = encode(state, {})
+    told = {
+        "format": _FORMAT,
+        "step": step,
+        "version": origin.version,
+        "config": origin.config,
+        "hashes": origin.hashes,
+        "files": {STATE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}},
+    }
+    write_folder(path, {STATE: content, MANIFEST: _sealed(told)})
+    return path
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint and hold every byte of it against its manifest.
+
+    Raises:
+        UserError: it is not there, was not finished, or is not what was written.
+    """
+    if not path.is_dir():
+        raise UserError("no such checkpoint", where=path, remedy="name a folder such as checkpoints/step-000000100")
+    told = _unsealed(_read(path, MANIFEST), path)
+    if told.get("format") != _FORMAT:
+        what = f"is of format {told.get('format')}, and {_FORMAT} is known"
+        raise UserError(what, where=path, remedy="update Veneer")
+    content = _read(path, STATE)
+    try:
+        _compare(content, told["files"][STATE], path)
+        origin = Origin(told["config"], told["hashes"], told["version"])
+        return Checkpoint(path, int(told["step"]), origin, from_safetensors(content))
+    except (KeyError, TypeError, SafetensorError) as error:  # sealed, but by another hand than ours
+        raise UserError(f"is none of Veneer's ({error!r})", where=path) from error
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a folder by rising step, whole or damaged; those never finished have no such name."""
+    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    return sorted(found, key=_step_of)
+
+
+def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[UserError, ...]]:
+    """The newest checkpoint of a folder that is whole, if any is, and what is wrong with each that is newer."""
+    faults: list[UserError] = []
+    for path in reversed(checkpoints_in(folder)):
+        try:
+            return read_checkpoint(path), tuple(faults)
+        except UserError as fault:
+            faults.append(fault)
+    return None, tuple(faults)
+
+
+def prune_checkpoints(folder: Path, newest: Path, keep: int) -> None:
+    """Remove what ``newest``, which is in place, made superfluous: all but the ``keep`` newest up to it.
+
+    Later ones go too, for a run that got to ``newest`` has passed them over as damaged; and so does what a killed run
+    left half-written.
+
+    Raises:
+        OSError: one cannot be removed.
+    """
+    found = checkpoints_in(folder)
+    place = found.index(newest) + 1
+    for path in (*found[place:], *found[: max(0, place - keep)]):
+        remove_folder(path)
+    _sweep(folder)
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove all checkpoints of a folder, and the folder itself unless something else is in it."""
+    for path in checkpoints_in(folder):
+        remove_folder(path)
+    _sweep(folder)
+    with suppress(OSError):  # not there, or not empty
+        folder.rmdir()
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed runs left half-written or half-removed."""
+    for rest in folder.glob(".step-*"):
+        shutil.rmtree(rest, ignore_errors=True)
+
+
+def _step_of(path: Path) -> int:
+    return int(path.name.partition("-")[2])
+
+
+def _sealed(told: Mapping[str, Any]) -> bytes:
+    """JSON with a hash of itself in it; the text depends on the content alone."""
+    sealed = {**told, _SEAL: hashlib.sha256(_json(told)).hexdigest()}
+    return _json(sealed)
+
+
+def _unsealed(content: bytes, path: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(content)
+        whole = isinstance(told, dict) and _SEAL in told and _json(told) == content
+    except (ValueError, RecursionError):
+        whole = False
+    if not whole or told.pop(_SEAL) != hashlib.sha256(_json(told)).hexdigest():
+        raise UserError(f"{MANIFEST} is damaged", where=path)
+    assert isinstance(told, dict)
+    return told
+
+
+def _json(told: Mapping[str, Any]) -> bytes:
+    return (json.dumps(told, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _read(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"has no {name}, so it is not whole", where=path) from None
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}", where=path) from error
+
+
+def _compare(content: bytes, told: Mapping[str, Any], path: Path) -> None:
+    if len(content) != told["bytes"]:
+        raise UserError(f"{STATE} has {len(content):,} bytes of {told['bytes']:,}", where=path)
+    if hashlib.sha256(content).hexdigest() != told["sha256"]:
+        raise UserError(f"{STATE} is damaged: its SHA-256 is not the one in {MANIFEST}", where=path)

@@ -1,0 +1,156 @@
+"""What an adapter file tells of its making, and that a lie about it shows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import write_tiny_pictures
+from tests.running import quick_config
+from veneer.cli.main import main
+from veneer.config.essence import config_hash
+from veneer.config.load import load_config, write_config
+from veneer.errors import UserError
+from veneer.family.fingerprint import fingerprint
+from veneer.family.registry import load_family
+from veneer.run.folder import CONFIG
+from veneer.run.training import run_training
+from veneer.run.verify import verify_adapter
+from veneer.weights.file import FILE_NAME, info
+
+TWO = {"train": {"steps": 2}}
+
+
+@pytest.fixture(scope="module")
+def shared(tiny_base: Path) -> Iterator[None]:
+    family = load_family(str(tiny_base))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("veneer.run.training.load_base", lambda base: family)
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(shared: None, tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run, with its pictures beside it."""
+    folder = tmp_path_factory.mktemp("made")
+    pictures = write_tiny_pictures(folder / "pictures")
+    prior: dict[str, Any] = {"prior": {"prompt": "a shape", "count": 2}, "trigger": "sks"}
+    run_training(quick_config(tiny_base, pictures, folder / "run", data=prior, seed=5, **TWO))
+    return folder / "run"
+
+
+@pytest.fixture
+def run(made: Path, tmp_path: Path) -> Path:
+    """A copy to spoil; its config names the originals."""
+    return Path(shutil.copytree(made, tmp_path / "copy"))
+
+
+def verdicts(file: Path, **options: Any) -> dict[str, str]:
+    states = {True: "differs", False: "ok"}
+    checks = verify_adapter(file, **options)
+    return {check.what: "missing" if check.found is None else states[check.differs] for check in checks}
+
+
+def test_a_file_tells_what_it_was_made_of(made: Path, tiny_base: Path) -> None:
+    told = info(made / FILE_NAME).metadata
+    assert told["veneer.seed"] == "5" and told["veneer.steps"] == "2" and told["veneer.trigger"] == "sks"
+    assert told["veneer.base.sha256"] == fingerprint(str(tiny_base))
+    assert told["veneer.config.sha256"] == config_hash(load_config(made / CONFIG))
+    assert {len(told["veneer.data.fingerprint"]), len(told["veneer.prior.fingerprint"])} == {32}
+    assert not [value for value in told.values() if "/" in value]  # no path of this machine
+
+
+def test_a_sound_file_is_ok_in_all(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["adapter", "verify", str(made)]) == 0
+    rows = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    assert rows == [[what, "ok"] for what in ("tensors", "config", "base", "pictures", "class pictures")]
+
+
+def test_the_same_run_elsewhere_gives_the_same_bytes(made: Path, shared: None, tiny_base: Path, tmp_path: Path) -> None:
+    """Base, pictures and results in other places, under other names, with the pictures in another order."""
+    base = shutil.copytree(tiny_base, tmp_path / "elsewhere" / tiny_base.name)
+    pictures = tmp_path / "others"
+    shutil.copytree(made.parent / "pictures", pictures)
+    lines = (pictures / "metadata.jsonl").read_text().splitlines()
+    for place, line in enumerate(lines):
+        name = line.split('"')[3]
+        (pictures / name).rename(pictures / f"{99 - place}.png")
+        lines[place] = line.replace(name, f"{99 - place}.png")
+    (pictures / "metadata.jsonl").write_text("\n".join(lines))
+    prior: dict[str, Any] = {"prior": {"prompt": "a shape", "count": 2}, "trigger": "sks"}
+    run_training(quick_config(base, pictures, tmp_path / "run", data=prior, seed=5, **TWO))
+    assert (tmp_path / "run" / FILE_NAME).read_bytes() == (made / FILE_NAME).read_bytes()
+
+
+def test_a_changed_tensor_differs(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with safe_open(run / FILE_NAME, "pt") as file:
+        metadata = file.metadata()
+    tensors = load_file(run / FILE_NAME)
+    next(iter(tensors.values()))[0, 0] += 1e-6
+    save_file(tensors, run / FILE_NAME, metadata)
+    assert verdicts(run)["tensors"] == "differs"
+    assert main(["adapter", "verify", str(run)]) == 1
+    assert " is told, " in capsys.readouterr().out
+
+
+def test_a_changed_strength_differs(run: Path) -> None:
+    with safe_open(run / FILE_NAME, "pt") as file:
+        metadata = file.metadata()
+    metadata["lora_adapter_metadata"] = metadata["lora_adapter_metadata"].replace(
+        '"unet.lora_alpha": 4', '"unet.lora_alpha": 8'
+    )
+    save_file(load_file(run / FILE_NAME), run / FILE_NAME, metadata)
+    assert verdicts(run)["tensors"] == "differs"
+
+
+def test_a_changed_config_differs_where_it_matters(run: Path) -> None:
+    config = load_config(run / CONFIG)
+    write_config(config.model_copy(update={"output": Path("elsewhere")}), run / CONFIG)
+    assert verdicts(run)["config"] == "ok"
+    write_config(config.model_copy(update={"seed": 6}), run / CONFIG)
+    assert verdicts(run)["config"] == "differs"
+
+
+def test_changed_pictures_differ(run: Path, made: Path, tmp_path: Path) -> None:
+    shutil.copytree(made.parent / "pictures", tmp_path / "fewer")
+    lines = (tmp_path / "fewer" / "metadata.jsonl").read_text().splitlines()
+    (tmp_path / "fewer" / "metadata.jsonl").write_text("\n".join([lines[0].replace("a red", "one red"), *lines[1:]]))
+    config = load_config(run / CONFIG)
+    source = config.data.sources[0].model_copy(update={"path": tmp_path / "fewer"})
+    data = config.data.model_copy(update={"sources": (source,), "held_out": 0.0})
+    write_config(config.model_copy(update={"data": data}), run / CONFIG)
+    assert verdicts(run)["pictures"] == "differs"
+
+
+def test_another_base_differs(run: Path, tiny_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    assert verdicts(run, base=str(base))["base"] == "ok"
+    weights = next((base / "unet").glob("*.safetensors"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert verdicts(run, base=str(base))["base"] == "differs"
+
+
+def test_what_is_not_at_hand_is_said_and_is_no_fault(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / CONFIG).unlink()
+    assert verdicts(run) == {
+        "tensors": "ok",
+        "config": "missing",
+        "base": "missing",
+        "pictures": "missing",
+        "class pictures": "missing",
+    }
+    assert main(["adapter", "verify", str(run / FILE_NAME)]) == 0
+    assert "config          not checked: no config.yaml beside the file" in capsys.readouterr().out
+
+
+def test_a_file_by_others_tells_nothing(run: Path) -> None:
+    save_file(load_file(run / FILE_NAME), run / FILE_NAME)
+    with pytest.raises(UserError, match="tells nothing of its making"):
+        verify_adapter(run)

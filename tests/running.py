@@ -1,0 +1,78 @@
+"""Whole runs on the tiny base, which end in a second, for the tests of what happens to a run on its way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.training import laid_over
+from veneer.config.load import build_config
+from veneer.config.schema import RunConfig
+from veneer.run.folder import CHECKPOINTS, LOG
+from veneer.run.resume import Resume
+from veneer.run.training import run_training
+from veneer.weights.checkpoint import STATE, checkpoints_in
+from veneer.weights.file import FILE_NAME
+
+Listener = Callable[[object], None]
+
+
+class Killed(BaseException):
+    """Ends a run as if its process were gone."""
+
+
+def quick_config(base: Path, pictures: Path, output: Path, **sections: Any) -> RunConfig:
+    """Six steps, a checkpoint after each, and hardly a picture painted."""
+    values: dict[str, Any] = {
+        "base": str(base),
+        "output": str(output),
+        "data": {"sources": [{"path": str(pictures)}]},
+        "train": {"steps": 6, "batch": 2, "optimizer": {"rate": 0.01}, "checkpoint_every": 1},
+        "sample": {"prompts": ["a red cross"], "steps": 1},
+        "evaluate": {"draws": 1},
+    }
+    return build_config(laid_over(values, sections), "test")
+
+
+def killing(kind: type, step: int) -> Listener:
+    """Dies when it is told of an event of a step."""
+
+    def listen(event: object) -> None:
+        if isinstance(event, kind) and getattr(event, "step", None) == step:
+            raise Killed
+
+    return listen
+
+
+def killed(config: RunConfig, kind: type, step: int, resume: Resume | None = None) -> None:
+    """Run until an event of a step, and die."""
+    try:
+        run_training(config, resume=resume, listen=killing(kind, step))
+    except Killed:
+        return
+    raise AssertionError(f"no {kind.__name__} of step {step}")
+
+
+def told(config: RunConfig, resume: Resume | None = None, *, overwrite: bool = False) -> list[Any]:
+    """All that a run tells until its end."""
+    events: list[Any] = []
+    run_training(config, overwrite=overwrite, resume=resume, listen=events.append)
+    return events
+
+
+def hashes(output: Path) -> tuple[str, str]:
+    """SHA-256 of a finished run's adapter file, and of its last state: adapter, moments, step."""
+    state = checkpoints_in(output / CHECKPOINTS)[-1] / STATE
+    first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (output / FILE_NAME, state))
+    return first, second
+
+
+def steps_kept(output: Path) -> list[int]:
+    return [int(path.name[5:]) for path in checkpoints_in(output / CHECKPOINTS)]
+
+
+def logged(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / LOG).read_text("utf-8").splitlines()]

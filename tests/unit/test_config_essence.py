@@ -1,0 +1,68 @@
+"""What of a config shapes an adapter: all but a few keys, each of which has its reason."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from veneer.config.essence import config_hash, differences, essence
+from veneer.config.keys import known_keys
+from veneer.config.load import build_config, resolve
+from veneer.config.schema import RunConfig
+
+SILENT = ["base", "data.held_out", "data.sources", "evaluate.draws", "output", "train.checkpoint_every", "train.keep"]
+SILENT += ["sample.every", "sample.guidance", "sample.prompts", "sample.steps", "train.memory", "data.prior.path"]
+
+
+def config(**sections: Any) -> RunConfig:
+    values: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "p"}], "trigger": "sks"}}
+    values["data"]["prior"] = {"prompt": "a cat"}
+    values["adapter"] = {"text_encoder": {}}
+    for name, section in sections.items():
+        values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
+    return resolve(build_config(values, "test"), 64)
+
+
+def test_every_key_shapes_the_adapter_or_is_known_not_to() -> None:
+    """A new key of the schema must be thought about: it shapes the adapter until it is put among the silent ones."""
+    sections = {key for key in known_keys() if any(other.startswith(f"{key}.") for other in known_keys())}
+    leaves = {key for key in known_keys() if key not in sections and not key.startswith("data.sources.")}
+    expected = leaves - {key for key in SILENT}
+    assert set(essence(config())) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"output": "elsewhere"},
+        {"base": "elsewhere"},
+        {"sample": {"every": 3, "steps": 1}},
+        {"evaluate": {"draws": 2}},
+        {"train": {"memory": "checkpoint", "checkpoint_every": 3, "keep": 9}},
+        {"data": {"sources": [{"path": "q"}], "held_out": 0.5, "trigger": "sks", "prior": {"prompt": "a cat"}}},
+    ],
+)
+def test_what_has_no_say_is_in_no_hash(change: dict[str, Any]) -> None:
+    assert config_hash(config(**change)) == config_hash(config())
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"seed": 1}, {"seed": (0, 1)}),
+        ({"adapter": {"rank": 8, "text_encoder": {}}}, {"adapter.rank": (4, 8), "adapter.alpha": (4.0, 8.0)}),
+        ({"train": {"max_grad_norm": None}}, {"train.max_grad_norm": (1.0, None)}),
+        ({"train": {"optimizer": {"betas": [0.5, 0.9]}}}, {"train.optimizer.betas": ([0.9, 0.999], [0.5, 0.9])}),
+        ({"data": {"trigger": None}}, {"data.trigger": ("sks", None)}),
+    ],
+)
+def test_what_has_a_say_is_told_and_hashed(change: dict[str, Any], told: dict[str, Any]) -> None:
+    assert differences(essence(config()), essence(config(**change))) == told
+    assert config_hash(config(**change)) != config_hash(config())
+
+
+def test_a_section_that_was_not_there_is_told_key_by_key() -> None:
+    old, new = essence(config(adapter={"text_encoder": None})), essence(config())
+    assert differences(old, new)["adapter.text_encoder.rank"] == (None, 4)
+    assert differences(old, old) == {}
