@@ -43,7 +43,7 @@ def test_more_than_fifty_lives_that_die_at_each_call_to_the_disk(
     """
     family = load_family(str(tiny_base))
     monkeypatch.setattr("veneer.run.training.load_base", lambda base: family)
-    whole, often = (long_config(tiny_base, tiny_pictures, tmp_path / name, 60) for name in ("whole", "often"))
+    whole, often = (long_config(tiny_base, tiny_pictures, tmp_path / name, 66) for name in ("whole", "often"))
     steps: list[int] = []
 
     def count(event: object) -> None:
@@ -59,8 +59,8 @@ def test_more_than_fifty_lives_that_die_at_each_call_to_the_disk(
         dead = here.dead
     assert lives > 50
     assert hashes(often.output) == hashes(whole.output)
-    assert set(steps) == set(range(1, 61)) and len(steps) > 80  # some were done again, none was left out
-    assert sorted(path.name for path in (often.output / CHECKPOINTS).iterdir()) == ["step-000000059", "step-000000060"]
+    assert set(steps) == set(range(1, 67)) and len(steps) > 80  # some were done again, none was left out
+    assert sorted(path.name for path in (often.output / CHECKPOINTS).iterdir()) == ["step-000000065", "step-000000066"]
 
 
 def start(config: Path, *more: str) -> subprocess.Popen[str]:

@@ -412,7 +412,7 @@ def test_an_adapter_that_learned_nothing_is_no_result(tiny_base: Path, tiny_pict
 
 def test_an_adapter_that_is_not_finite_is_no_result(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     """Its last update made B so large that B alpha/r is infinite, and no loss comes after it to tell."""
-    large: dict[str, Any] = {"train": {"optimizer": {"rate": 3e37}, "steps": 1}, "adapter": {"alpha": 8.0}}
+    large: dict[str, Any] = {"train": {"optimizer": {"rate": 3e37}, "steps": 1}, "adapter": {"alpha": 80.0}}
     config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", **large)
     with pytest.raises(UserError, match="holds NaN or infinity"):
         run_training(config)

@@ -145,7 +145,9 @@ def test_a_mistyped_required_key_is_reported_as_mistyped_and_the_rest_is_named()
 
 
 def test_what_is_missing_is_explained() -> None:
-    with pytest.raises(UserError, match="here: base: missing; bundled, a diffusers folder, or a hub id"):
+    with pytest.raises(
+        UserError, match=r"here: base: missing; bundled, a diffusers folder, a \.safetensors file, or a hub id"
+    ):
         build_config({"data": {"sources": [{"path": "a"}]}}, "here")
 
 

@@ -57,8 +57,10 @@ def save(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    encoder.config.dtype = "float32"  # what transformers loads it in where nobody says; the other parts load so too
     pipeline.save_pretrained(folder, safe_serialization=True)
+    # what transformers loads it in where nobody says; diffusers loads the other parts so
+    config = folder / "text_encoder" / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"):
         source = Path(tokenizer.name_or_path) / name  # older readers want CLIP's own files
         if not (folder / "tokenizer" / name).exists():
