@@ -16,7 +16,6 @@ STYLES = {"noto": "", "twemoji": ", twemoji style"}  # the first is what a promp
 STYLE_SHARES = {"noto": 0.6, "twemoji": 0.4}
 LATER_SHARES = {"noto": 0.88, "twemoji": 0.12}
 LATER = 2250  # step from which they hold
-DEMO_TRIGGER = "openmoji style"
 DEMO_TRAIN, DEMO_HELD_OUT = 160, 64
 
 # drawings that a name cannot tell apart: clocks, moons, hearts, volumes of a speaker, colours of a book

@@ -31,7 +31,7 @@ def write(folder: Path, known: list[Concept], openmoji: DrawingSet) -> None:
     """Write ``train``, ``held_out`` and ``subject`` below ``folder``, with the licence beside them."""
     train, held_out = concepts.demo_split(known)
     for name, part in (("train", train), ("held_out", held_out)):
-        captioned = {c.name: f"{c.caption}, {concepts.DEMO_TRIGGER}" for c in part}
+        captioned = {c.name: c.caption for c in part}  # no trigger: the style is the adapter itself
         _write_part(folder / name, captioned, openmoji)
     _write_part(folder / "subject", dict.fromkeys(SUBJECT, SUBJECT_CAPTION), openmoji)
     (folder / "LICENSE.txt").write_text(LICENCE.format(spec=drawings.PACKAGES["openmoji"].spec))
