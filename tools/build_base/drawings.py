@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import resvg_py
 from PIL import Image
 
 Pictures: TypeAlias = "npt.NDArray[np.uint8]"
@@ -135,6 +134,8 @@ def _member(tar: tarfile.TarFile, name: str) -> Any:
 
 def draw(svg: str, size: int = SIZE) -> Image.Image:
     """Draw an SVG on white, at twice the size and then averaged down."""
+    import resvg_py  # of the extra build-base; whoever only measures needs it not
+
     png = resvg_py.svg_to_bytes(svg_string=svg, width=2 * size, height=2 * size)
     picture = Image.open(io.BytesIO(bytes(png))).convert("RGBA")
     white = Image.new("RGBA", picture.size, "white")
