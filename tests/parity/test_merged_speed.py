@@ -14,7 +14,7 @@ from veneer.adapter.spec import AdapterSpec
 from veneer.family.base import Family
 from veneer.family.registry import load_family
 
-_TURNS = 25
+_TURNS = 60
 
 
 def _seconds(family: Family) -> float:
