@@ -74,7 +74,7 @@ def publish(model: Path, work: Path, known: list[Concept], sets: dict[str, Drawi
     (model / "concepts.txt").write_text("".join(f"{c.words}\n" for c in known))
     (model / "README.md").write_text(card.text_of(figures))
     sheet.save(model / "sheet.png", optimize=True)
-    for part in ("autoencoder", "denoiser"):
+    for part in ("autoencoder", "denoiser", "finish"):
         shutil.copy(work / part / "log.jsonl", HERE / f"{part}.log.jsonl")
     print(json.dumps(figures.as_dict(), indent=2), flush=True)
 

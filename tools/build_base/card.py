@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import autoencoder, denoiser, drawings
+from . import autoencoder, concepts, denoiser, drawings
 from .quality import STEPS, Quality
 
 _TEMPLATE = """\
@@ -45,23 +45,33 @@ Distance is taken in the autoencoder's latents, either way round.
   one name in {one_in} was kept from it in every set. Half of its drawings got a black outline around every shape, so
   that line art survives it. Its posterior is narrowed to its mean.
 - Text encoder (`CLIPTextModel`, two layers) and denoiser (`UNet2DConditionModel`, attention at all three levels),
-  together: {steps_unet} steps of {batch_unet} drawings of Noto and Twemoji (`, twemoji style` in the caption),
-  v-prediction with zero terminal SNR.
+  together, v-prediction with zero terminal SNR: {steps_unet} steps of {batch_unet} drawings, half of them Noto's, which
+  is what a prompt gets that names no style; the others come with their style in the caption ({styles}), so that a thing
+  is known apart from how one set draws it. Then {steps_finish} steps with four fifths of Noto's.
 - Nothing of OpenMoji, the demo style, was seen by any part.
 
 ## Licence
 
 The drawings are the work of others: {licences}.
 Noto Emoji is Copyright Google LLC; Twemoji is Copyright Twitter, Inc. and other contributors; FxEmoji is Copyright
-Mozilla Foundation; Fluent Emoji is Copyright Microsoft Corporation. The weights are given under CC BY 4.0.
+Mozilla Foundation; Fluent Emoji is Copyright Microsoft Corporation; EmojiOne 2 is by Emoji One.
+The weights are given under CC BY 4.0.
 """
 
-_LICENCES = "`@iconify-json/{name}` {version} ({licence})"
+_LICENCE = "`@iconify-json/{name}` {version} ({licence})"
+_LICENCES = {
+    "noto": "Apache-2.0",
+    "noto-v1": "Apache-2.0",
+    "twemoji": "CC BY 4.0",
+    "emojione": "CC BY 4.0",
+    "fxemoji": "Apache-2.0",
+    "fluent-emoji-flat": "MIT",
+    "fluent-emoji-high-contrast": "MIT",
+}
 
 
 def text_of(figures: Quality) -> str:
     """The card, filled with what was measured."""
-    licences = {"noto": "Apache-2.0", "twemoji": "CC BY 4.0", "fxemoji": "Apache-2.0", "fluent-emoji-flat": "MIT"}
     return _TEMPLATE.format(
         millions=figures.parameters / 1e6,
         concepts=figures.concepts,
@@ -76,8 +86,11 @@ def text_of(figures: Quality) -> str:
         vae_sets="Noto, Twemoji, FxEmoji and Fluent Emoji Flat",
         one_in=round(1 / autoencoder.HELD_OUT),
         steps_unet=denoiser.RECIPE.steps,
+        steps_finish=denoiser.FINISH.steps,
         batch_unet=denoiser.RECIPE.batch,
+        styles=", ".join(f"`{suffix[2:]}`" for suffix in concepts.STYLES.values() if suffix),
         licences=", ".join(
-            _LICENCES.format(name=n, version=drawings.PACKAGES[n].version, licence=text) for n, text in licences.items()
+            _LICENCE.format(name=n, version=drawings.PACKAGES[n].version, licence=text)
+            for n, text in _LICENCES.items()
         ),
     )

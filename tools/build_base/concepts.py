@@ -11,11 +11,28 @@ from .drawings import DrawingSet, share
 COUNT = 448
 WHOLE = ("Animals Nature", "Food Drink", "Activities")  # every suitable name of these
 PART = ("Travel Places", "Objects", "Smileys Emotion")  # filled up from these
-STYLES = {"noto": "", "twemoji": ", twemoji style"}  # the first is what a prompt without a style gets
-# two styles teach what a thing is apart from how it is drawn; later most time goes to the style that a prompt gets
-STYLE_SHARES = {"noto": 0.6, "twemoji": 0.4}
-LATER_SHARES = {"noto": 0.88, "twemoji": 0.12}
-LATER = 2250  # step from which they hold
+EVERYWHERE = ("noto", "twemoji", "openmoji")  # the sets that draw each of them
+# What a drawing's caption says of its style; the first is what a prompt without a style gets. Many styles teach what a
+# thing is apart from how it is drawn: a base of one style knows its drawings by heart, and loses the thing with the style.
+STYLES = {
+    "noto": "",
+    "twemoji": ", twemoji style",
+    "fluent-emoji-flat": ", fluent style",
+    "fluent-emoji-high-contrast": ", high contrast style",
+    "emojione": ", emojione style",
+    "noto-v1": ", blob style",
+    "fxemoji": ", fxemoji style",
+}
+STYLE_SHARES = {
+    "noto": 0.5,
+    "twemoji": 0.12,
+    "fluent-emoji-flat": 0.12,
+    "fluent-emoji-high-contrast": 0.1,
+    "emojione": 0.07,
+    "noto-v1": 0.07,
+    "fxemoji": 0.02,
+}
+FINISH_SHARES = {style: 0.8 if style == "noto" else 0.4 * share for style, share in STYLE_SHARES.items()}
 DEMO_TRAIN, DEMO_HELD_OUT = 160, 64
 
 # drawings that a name cannot tell apart: clocks, moons, hearts, volumes of a speaker, colours of a book
@@ -49,10 +66,10 @@ def article(words: str) -> str:
 
 
 def concepts(sets: dict[str, DrawingSet]) -> list[Concept]:
-    """The concepts that the base learns, in a fixed order: names of at most two words, drawn by every set."""
+    """The concepts that the base learns, in a fixed order: names of at most two words, in :data:`EVERYWHERE`."""
 
     def suitable(name: str) -> bool:
-        everywhere = all(name in sets[s] for s in (*STYLES, "openmoji"))
+        everywhere = all(name in sets[s] for s in EVERYWHERE)
         return everywhere and len(name.split("-")) <= 2 and not _ALIKE.search(name)
 
     def of(categories: tuple[str, ...]) -> list[Concept]:

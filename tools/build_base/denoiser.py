@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -19,6 +20,10 @@ from .fit import Fit, fit, generator
 
 # at a rate of 1e-3, with moments over 1,000 steps, it diverged after 800 steps
 RECIPE = Fit(steps=6500, schedule=7000, batch=32, rate=7e-4, warmup=200, betas=(0.9, 0.98), clip=0.5)
+# then the average of the weights goes on, mostly with the drawings that a prompt without a style gets
+FINISH = Fit(
+    steps=2000, schedule=2000, batch=32, rate=4e-4, warmup=100, decay_from=0.25, betas=(0.9, 0.98), clip=0.5, ema=0.997
+)
 LEAN = 0.7  # timesteps are T u^LEAN: layout and colour, which are settled at high noise, are the harder part
 
 
@@ -62,15 +67,24 @@ class Lessons:
     caption_weights: Tensor  # (6,)
     styles: list[str]  # of each drawing
 
-    def drawing_weights(self, step: int) -> Tensor:
-        """How often each drawing is shown in a step, (N,)."""
-        shares = concepts.STYLE_SHARES if step < concepts.LATER else concepts.LATER_SHARES
-        return torch.tensor([shares[style] for style in self.styles])
+    def drawing_weights(self, shares: dict[str, float]) -> Tensor:
+        """How often each drawing is shown, (N,), for each style to have its share."""
+        count = Counter(self.styles)
+        return torch.tensor([shares[style] / count[style] for style in self.styles])
+
+
+class Batch(NamedTuple):
+    """What one step sees."""
+
+    latent_BCHW: Tensor
+    noise_BCHW: Tensor
+    uniform_B: Tensor  # in [0, 1), for the timestep
+    tokens_BL: Tensor
 
 
 def lessons(known: list[Concept], sets: dict[str, DrawingSet], vae: AutoencoderKL, tokenizer: CLIPTokenizer) -> Lessons:
-    """Draw, encode and caption every concept in every style."""
-    shown = [(concept, style) for style in concepts.STYLES for concept in known]
+    """Draw, encode and caption every concept in every style that has it."""
+    shown = [(concept, style) for style in concepts.STYLES for concept in known if concept.name in sets[style]]
     pictures = drawings.stack(drawings.draw(sets[style].svg(c.name)) for c, style in shown)
     mirrored = np.ascontiguousarray(pictures[:, :, ::-1])
     latents = [
@@ -98,25 +112,39 @@ def train(shown: Lessons, encoder: CLIPTextModel, work: Path) -> tuple[UNet2DCon
     """Train denoiser and text encoder, or go on training them; both come back with their averaged weights."""
     torch.manual_seed(1)
     both = nn.ModuleDict({"unet": make_unet(), "text_encoder": encoder})
-    alphas_cumprod = make_scheduler().alphas_cumprod
-    average = fit(both, lambda step: _loss(both, shown, alphas_cumprod, step), RECIPE, work / "denoiser")
-    both.load_state_dict(average, strict=False)  # buffers (position ids) are no parameters
+    _fit(both, shown, concepts.STYLE_SHARES, RECIPE, stream=3, folder=work / "denoiser")
+    _fit(both, shown, concepts.FINISH_SHARES, FINISH, stream=4, folder=work / "finish")
     return both["unet"].eval(), both["text_encoder"].eval()
 
 
-def _loss(both: nn.ModuleDict, shown: Lessons, alphas_cumprod: Tensor, step: int) -> Tensor:
-    """Mean squared error of the velocity (Salimans and Ho 2022, appendix D) over one batch."""
-    random = generator(step, stream=3)
-    drawing_B = torch.multinomial(shown.drawing_weights(step), RECIPE.batch, replacement=True, generator=random)
-    caption_B = torch.multinomial(shown.caption_weights, RECIPE.batch, replacement=True, generator=random)
-    side_B = torch.randint(2, (RECIPE.batch,), generator=random)
+def _fit(
+    both: nn.ModuleDict, shown: Lessons, shares: dict[str, float], recipe: Fit, *, stream: int, folder: Path
+) -> None:
+    alphas_cumprod, weights = make_scheduler().alphas_cumprod, shown.drawing_weights(shares)
+
+    def loss_of(step: int) -> Tensor:
+        return _loss(both, _batch(shown, weights, recipe.batch, generator(step, stream)), alphas_cumprod)
+
+    average = fit(both, loss_of, recipe, folder)
+    both.load_state_dict(average, strict=False)  # buffers (position ids) are no parameters
+
+
+def _batch(shown: Lessons, drawing_weights: Tensor, size: int, random: torch.Generator) -> Batch:
+    drawing_B = torch.multinomial(drawing_weights, size, replacement=True, generator=random)
+    caption_B = torch.multinomial(shown.caption_weights, size, replacement=True, generator=random)
+    side_B = torch.randint(2, (size,), generator=random)
     latent_BCHW = shown.latents[side_B, drawing_B]
     noise_BCHW = torch.randn(latent_BCHW.shape, generator=random)
-    uniform_B = torch.rand(RECIPE.batch, generator=random)
-    timestep_B = (len(alphas_cumprod) * uniform_B**LEAN).long().clamp(max=len(alphas_cumprod) - 1)
+    return Batch(latent_BCHW, noise_BCHW, torch.rand(size, generator=random), shown.tokens[drawing_B, caption_B])
+
+
+def _loss(both: nn.ModuleDict, batch: Batch, alphas_cumprod: Tensor) -> Tensor:
+    """Mean squared error of the velocity (Salimans and Ho 2022, appendix D) over one batch."""
+    timestep_B = (len(alphas_cumprod) * batch.uniform_B**LEAN).long().clamp(max=len(alphas_cumprod) - 1)
     alpha_bar_B111 = alphas_cumprod[timestep_B].view(-1, 1, 1, 1)
     signal, sigma = alpha_bar_B111.sqrt(), (1 - alpha_bar_B111).sqrt()
-    context_BLD = both["text_encoder"](shown.tokens[drawing_B, caption_B]).last_hidden_state
-    predicted = both["unet"](signal * latent_BCHW + sigma * noise_BCHW, timestep_B, context_BLD).sample
-    velocity = signal * noise_BCHW - sigma * latent_BCHW
+    context_BLD = both["text_encoder"](batch.tokens_BL).last_hidden_state
+    noisy_BCHW = signal * batch.latent_BCHW + sigma * batch.noise_BCHW
+    predicted = both["unet"](noisy_BCHW, timestep_B, context_BLD).sample
+    velocity = signal * batch.noise_BCHW - sigma * batch.latent_BCHW
     return cast(Tensor, (predicted - velocity).square().mean())

@@ -1,6 +1,6 @@
 """Public emoji drawings: fetched from npm by pinned hash, selected by name, drawn with resvg.
 
-Licences: noto and fxemoji Apache-2.0, twemoji CC BY 4.0, fluent-emoji-flat MIT,
+Licences: noto, noto-v1 and fxemoji Apache-2.0, twemoji and emojione CC BY 4.0, both fluent-emoji sets MIT,
 openmoji CC BY-SA 4.0 (the demo style: drawn for the demo and for measuring, never for training).
 """
 
@@ -65,6 +65,21 @@ PACKAGES = {
             "fluent-emoji-flat",
             "1.2.6",
             "RY47RgPb47fYUiyrA64sIOL0+UU02s29sXpNBbIQRBUlPlfNFTKUmZDERGuxDs/7yNGWqQYvuaSYM1M4fRXlUw==",
+        ),
+        Package(
+            "fluent-emoji-high-contrast",
+            "1.2.6",
+            "esqhZPpkrF7sNX3NsLoh8KW64okEr/bzko7WNnFP+qTJGAqDPDYjp0925yxuivXy3HtVQB8xhIKu3+Nq1byX5w==",
+        ),
+        Package(
+            "emojione",
+            "1.2.3",
+            "T9+T3HIbJNLKKsmxYKlaYhvnHYkz/HNYTV7SHCXVZPfeUi4FqskY70YeN8yYAZT8cCv7w5vJxS4Q1m8zb9CMMg==",
+        ),
+        Package(
+            "noto-v1",
+            "1.2.5",
+            "/DsVMius69Q0fRS53z7QK1TROSuar606jiIx+laXtdsYGMXpf6LtHBx6CGfoo3UHHb/XpBsw+1L1x3eyPqMuVA==",
         ),
         Package(
             "openmoji",
