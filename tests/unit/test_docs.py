@@ -37,3 +37,4 @@ def test_the_demo_meets_what_it_is_for() -> None:
     assert figures["score"]["high"] < 0
     assert figures["classifier"]["accuracy"] >= 0.95
     assert figures["adapter"]["openmoji"] >= 0.75
+    assert figures["adapter"]["found"] >= 4 * figures["chance"]["found"]

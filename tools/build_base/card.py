@@ -90,7 +90,6 @@ def text_of(figures: Quality) -> str:
         batch_unet=denoiser.RECIPE.batch,
         styles=", ".join(f"`{suffix[2:]}`" for suffix in concepts.STYLES.values() if suffix),
         licences=", ".join(
-            _LICENCE.format(name=n, version=drawings.PACKAGES[n].version, licence=text)
-            for n, text in _LICENCES.items()
+            _LICENCE.format(name=n, version=drawings.PACKAGES[n].version, licence=text) for n, text in _LICENCES.items()
         ),
     )

@@ -13,7 +13,7 @@ WHOLE = ("Animals Nature", "Food Drink", "Activities")  # every suitable name of
 PART = ("Travel Places", "Objects", "Smileys Emotion")  # filled up from these
 EVERYWHERE = ("noto", "twemoji", "openmoji")  # the sets that draw each of them
 # What a drawing's caption says of its style; the first is what a prompt without a style gets. Many styles teach what a
-# thing is apart from how it is drawn: a base of one style knows its drawings by heart, and loses the thing with the style.
+# thing is apart from how it is drawn: a base of one style knows its drawings by heart, and loses things with the style.
 STYLES = {
     "noto": "",
     "twemoji": ", twemoji style",

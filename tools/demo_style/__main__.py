@@ -1,6 +1,6 @@
 """Does the example's adapter paint OpenMoji's style, and is the thing still there?
 
-python -m tools.demo_style --fit --work build/base    fit the classifier on real drawings, print its accuracy
+python -m tools.demo_style --fit --work build/base    fit the two judges on real drawings, print how good they are
 python -m tools.demo_style runs/example               measure an adapter on the 64 held-out concepts
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 import veneer
 from tools.build_base import autoencoder, concepts, drawings
@@ -25,23 +25,26 @@ from tools.publish import publish
 from veneer.adapter.spec import Factors
 from veneer.family.base import Family
 
-from . import classifier
+from . import classifier, likeness
 
 FIGURES = Path(__file__).parent / "figures.json"
 ROOT = Path(__file__).parents[2]
-TOP = 5
+TOP = likeness.TOP
+SEEDS = 3  # pictures of each thing
+GUIDANCE = 2.5  # as the example paints
 
 
 def main() -> None:
-    """Fit the classifier, or measure an adapter; the figures are printed and kept."""
+    """Fit the judges, or measure an adapter; the figures are printed and kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("adapter", type=Path, nargs="?", help="folder of the example's run")
-    parser.add_argument("--fit", action="store_true", help="fit the classifier instead")
+    parser.add_argument("--fit", action="store_true", help="fit the judges instead")
     parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder of the drawings' packages")
     options = parser.parse_args()
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     if options.fit:
         figures["classifier"] = fit_classifier(options.work)
+        figures["likeness"] = fit_likeness(options.work)
     elif options.adapter is not None:
         figures |= measure(options.adapter)
         shutil.copy(options.adapter / "sheet.png", ROOT / "docs" / "sheet.png")
@@ -55,18 +58,22 @@ def main() -> None:
 def table(figures: dict[str, Any]) -> str:
     """The figures as README has them."""
     score, base, adapter = figures["score"], figures["base"], figures["adapter"]
-    classifier_, chance = figures["classifier"], figures["chance"]
+    classifier_, likeness_, chance = figures["classifier"], figures["likeness"], figures["chance"]
     return f"""\
 | on {score["pictures"]:.0f} things that training never showed | base | with the adapter |
 | --- | --- | --- |
 | denoising loss | {score["base"]:.4f} | {score["adapter"]:.4f} |
 | painted pictures nearer to OpenMoji's drawings than to Noto's | {base["openmoji"]:.0%} | {adapter["openmoji"]:.0%} |
-| ... that find their own real drawing among the first {TOP} of all | {base["found"]:.0%} | {adapter["found"]:.0%} |
+| ... that find their own real drawing among the first {TOP} of all, by likeness | {base["found"]:.0%} | \
+{adapter["found"]:.0%} |
+| ... by the bare angle between latents | {base["angle"]:.0%} | {adapter["angle"]:.0%} |
 
 The difference of the losses is {score["mean"]:+.4f}, with a 95 % interval over pictures of
-[{score["low"]:+.4f}, {score["high"]:+.4f}]. Chance would find {chance["found"]:.0%}. Nearness is judged by a classifier
-fitted on real drawings only, right on {classifier_["accuracy"]:.1%} of {classifier_["drawings"]:.0f} that it never saw.
-Figures and picture are made by `python -m tools.demo_style runs/example`.
+[{score["low"]:+.4f}, {score["high"]:+.4f}]. Shares are of {SEEDS} pictures of each thing; chance would find
+{chance["found"]:.0%}. Both judges are fitted on real drawings of other things only: the one of style is right on
+{classifier_["accuracy"]:.1%} of {classifier_["drawings"]:.0f} real drawings that it never saw; by the one of likeness
+Noto's real drawings of these things find OpenMoji's {likeness_["real"]:.0%} of the time, by the bare angle
+{likeness_["real_angle"]:.0%}. Figures and picture are made by `python -m tools.demo_style runs/example`.
 """
 
 
@@ -90,6 +97,35 @@ def fit_classifier(work: Path) -> dict[str, float]:
         classifier.is_openmoji(model, pixels("openmoji", held=True)),
     ]
     return {"accuracy": _share(torch.cat(right)), "drawings": sum(len(r) for r in right)}
+
+
+def fit_likeness(work: Path) -> dict[str, float]:
+    """Fit on the concepts that the demo does not hold out; how often are real drawings of those it does found?"""
+    sets = {name: DrawingSet(package, work / "packages") for name, package in PACKAGES.items()}
+    known = concepts.concepts(sets)
+    held_out = [c.name for c in concepts.demo_split(known)[1]]
+    family = veneer.load_base("bundled")
+
+    def latents(style: str) -> dict[str, Tensor]:
+        names = [c.name for c in known if c.name in sets[style]]
+        drawn = drawings.stack(drawings.draw(sets[style].svg(name)) for name in names)
+        sides = [_latents(family, side) for side in (drawn, _mirrored(drawn))]
+        return dict(zip(names, torch.stack(sides, dim=1), strict=True))
+
+    drawn = {style: latents(style) for style in (*concepts.STYLES, "openmoji")}
+    names = [c.name for c in known if c.name not in set(held_out)]
+    ridge, directions, share = likeness.chosen(drawn, names)
+    fitted = likeness.fit(drawn, names, ridge, directions)
+    likeness.save(fitted)
+    noto = torch.stack([drawn["noto"][name][0] for name in held_out])
+    openmoji = torch.stack([drawn["openmoji"][name] for name in held_out], dim=1)
+    return {
+        "ridge": ridge,
+        "directions": directions,
+        "cross_validated": round(share, 4),
+        "real": round(likeness.found(fitted.places(noto, openmoji)), 4),
+        "real_angle": round(likeness.found(likeness.places_by_angle(noto, openmoji)), 4),
+    }
 
 
 def measure(adapter: Path) -> dict[str, dict[str, float]]:
@@ -119,33 +155,37 @@ def _held_out() -> tuple[list[dict[str, str]], int]:
 
 
 def _shares(family: Family, factors: Factors) -> dict[str, float]:
-    """``openmoji``: nearer to its drawings than to Noto's; ``found``: own real drawing among the first five of all."""
-    rows, count = _held_out()
-    merged = veneer.merge(family.networks, [(factors, 1.0)])
-    made = veneer.generate(family, [row["text"] for row in rows], seeds=list(range(count)))
-    merged.undo()
-    pictures = drawings.stack(made)
-    real = np.stack([_read(row["file_name"]) for row in rows])
-    place = _ranks(family, pictures, real)
-    near = classifier.is_openmoji(classifier.load(), autoencoder.as_tensor(pictures))
-    return {"openmoji": _share(near), "found": _share(place < TOP)}
+    """Of the pictures painted with an adapter, as shares.
 
-
-def _ranks(family: Family, made: Pictures, real: Pictures) -> Tensor:
-    """Place of each picture's own drawing among ``real`` by the angle between latents, either way round; 0 is first.
-
-    The angle, not the distance: the length of latents is how much of the paper is covered, in which the sets differ. By
-    distance even Noto's real drawings find OpenMoji's of the same things hardly more often than chance.
+    ``openmoji``: nearer to its drawings than to Noto's. ``found``: own real drawing among the first five of all, by
+    likeness as things; ``angle``: the same by the angle between latents alone.
     """
-    found = _directions(family, made)
-    mirrored = np.ascontiguousarray(real[:, :, ::-1])
-    likeness = torch.maximum(found @ _directions(family, real).T, found @ _directions(family, mirrored).T)
-    return (likeness > likeness.diagonal()[:, None]).sum(1)
+    rows, count = _held_out()
+    judge = likeness.load()
+    real = np.stack([_read(row["file_name"]) for row in rows])
+    real_2NF = torch.stack([_latents(family, side) for side in (real, _mirrored(real))])
+    merged = veneer.merge(family.networks, [(factors, 1.0)])
+    of_seed = []
+    for seed in range(SEEDS):
+        seeds = [1000 * seed + place for place in range(count)]
+        made = veneer.generate(family, [row["text"] for row in rows], seeds=seeds, guidance=GUIDANCE, batch=count)
+        pictures = drawings.stack(made)
+        latents = _latents(family, pictures)
+        near = classifier.is_openmoji(classifier.load(), autoencoder.as_tensor(pictures))
+        by_angle = likeness.places_by_angle(latents, real_2NF)
+        of_seed.append((_share(near), likeness.found(judge.places(latents, real_2NF)), likeness.found(by_angle)))
+    merged.undo()
+    means = np.mean(of_seed, axis=0).round(4).tolist()
+    return dict(zip(("openmoji", "found", "angle"), means, strict=True))
 
 
-def _directions(family: Family, pictures: Pictures) -> Tensor:
-    latents = family.encode_image(autoencoder.as_tensor(pictures)).mean.flatten(1)
-    return nn.functional.normalize(latents)
+def _latents(family: Family, pictures: Pictures) -> Tensor:
+    parts = np.array_split(pictures, -(-len(pictures) // 64))
+    return torch.cat([family.encode_image(autoencoder.as_tensor(part)).mean.flatten(1) for part in parts])
+
+
+def _mirrored(pictures: Pictures) -> Pictures:
+    return np.ascontiguousarray(pictures[:, :, ::-1])
 
 
 def _read(name: str) -> Pictures:

@@ -27,6 +27,7 @@ PICTURE = Path(__file__).parents[2] / "docs" / "subject.png"
 CLASS, SUBJECT = "a cat face emoji", "a mikesch cat face emoji"
 SEEDS = range(100, 116)  # painted and measured
 SHOWN = 4  # of each kind, in the picture
+GUIDANCE = 2.0  # more oversaturates this base
 TRAIN: dict[str, Any] = {"steps": 240, "batch": 4, "optimizer": {"rate": 1e-3}}
 
 
@@ -38,8 +39,10 @@ def main() -> None:
             adapters[name] = _train(Path(folder) / name.replace(" ", "-"), prior)
     family = veneer.load_base("bundled")
     painted = {name: _paint(family, factors) for name, factors in adapters.items()}
-    ordinary = veneer.generate(family, [CLASS] * len(SEEDS), seeds=[seed + 1000 for seed in SEEDS])
+    ordinary = _generate(family, CLASS, [seed + 1000 for seed in SEEDS])
     figures = {name: _shares(family, pictures, ordinary) for name, pictures in painted.items()}
+    for name, factors in adapters.items():
+        figures[name] |= _drift(family, factors, ordinary)
     FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
     _picture(painted).save(PICTURE, optimize=True)
     publish(PICTURE.with_suffix(".md"), table(figures))
@@ -48,17 +51,22 @@ def main() -> None:
 
 def table(figures: dict[str, dict[str, float]]) -> str:
     """The figures as the page has them."""
-    rows = [f"| {name} | {of['subject']:.0%} | {of['class']:.0%} |" for name, of in figures.items()]
-    return "\n".join(["| model | subject's prompt | class's prompt |", "| --- | --- | --- |", *rows]) + "\n"
+    heading = "| model | subject's prompt | class's prompt | loss on the base's pictures of the class |"
+    return "\n".join([heading, "| --- | --- | --- | --- |", *(_row(name, of) for name, of in figures.items())]) + "\n"
 
 
-def _config(output: Path, prior: dict[str, Any] | None) -> RunConfig:
+def _row(name: str, of: dict[str, float]) -> str:
+    interval = f"[{of['low']:+.4f}, {of['high']:+.4f}]"
+    return f"| {name} | {of['subject']:.0%} | {of['class']:.0%} | {of['drift']:+.4f} {interval} |"
+
+
+def _config(output: Path, prior: dict[str, Any] | None, held_out: float | str = 0.0) -> RunConfig:
     mapping = {
         "base": "bundled",
         "output": str(output),
-        "data": {"sources": [{"path": str(veneer.demo_path() / "subject")}], "held_out": 0, "prior": prior},
+        "data": {"sources": [{"path": str(veneer.demo_path() / "subject")}], "held_out": held_out, "prior": prior},
         "adapter": {"rank": 8, "text_encoder": {"rank": 4, "rate": 5e-4}},
-        "sample": {"prompts": [SUBJECT, CLASS]},
+        "sample": {"prompts": [SUBJECT, CLASS], "guidance": GUIDANCE},
         "train": TRAIN,
     }
     return veneer.build_config(mapping, origin="the subject demo's config")
@@ -72,9 +80,27 @@ def _train(output: Path, prior: dict[str, Any] | None) -> Factors:
 def _paint(family: Family, factors: Factors) -> dict[str, list[Image.Image]]:
     """Both prompts from the same seeds."""
     merged = veneer.merge(family.networks, [(factors, 1.0)])
-    painted = {prompt: veneer.generate(family, [prompt] * len(SEEDS), seeds=list(SEEDS)) for prompt in (SUBJECT, CLASS)}
+    painted = {prompt: _generate(family, prompt, list(SEEDS)) for prompt in (SUBJECT, CLASS)}
     merged.undo()
     return painted
+
+
+def _generate(family: Family, prompt: str, seeds: list[int]) -> list[Image.Image]:
+    return veneer.generate(family, [prompt] * len(seeds), seeds=seeds, guidance=GUIDANCE)
+
+
+def _drift(family: Family, factors: Factors, ordinary: list[Image.Image]) -> dict[str, float]:
+    """What the adapter adds to the denoising loss on the base's own pictures of the class, of seeds never trained on.
+
+    A model that kept its class adds nothing; one that took the subject for the class denoises them worse.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        for number, picture in enumerate(ordinary):
+            picture.save(Path(folder) / f"{number:02d}.png")
+            (Path(folder) / f"{number:02d}.txt").write_text(CLASS)
+        config = _config(Path("unused"), None, held_out=folder)
+        score = veneer.score_adapter(config, family, veneer.survey(config.data), factors)
+    return {"drift": round(score.mean, 4), "low": round(score.low, 4), "high": round(score.high, 4)}
 
 
 def _shares(family: Family, painted: dict[str, list[Image.Image]], ordinary: list[Image.Image]) -> dict[str, float]:
