@@ -32,6 +32,11 @@ def test_the_subject_page_quotes_the_measured_figures() -> None:
     assert published(subject.PICTURE.with_suffix(".md")) == subject.table(figures), "run: python -m tools.demo_subject"
 
 
+def test_the_demo_paints_as_the_example_does() -> None:
+    example = (style.ROOT / "lora_complete_example.py").read_text("utf-8")
+    assert f'{{"guidance": {style.GUIDANCE}}} if bundled' in example
+
+
 def test_the_demo_meets_what_it_is_for() -> None:
     figures = json.loads(style.FIGURES.read_text())
     assert figures["score"]["high"] < 0

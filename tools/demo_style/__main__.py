@@ -161,7 +161,7 @@ def _shares(family: Family, factors: Factors) -> dict[str, float]:
     likeness as things; ``angle``: the same by the angle between latents alone.
     """
     rows, count = _held_out()
-    judge = likeness.load()
+    judge, style = likeness.load(), classifier.load()
     real = np.stack([_read(row["file_name"]) for row in rows])
     real_2NF = torch.stack([_latents(family, side) for side in (real, _mirrored(real))])
     merged = veneer.merge(family.networks, [(factors, 1.0)])
@@ -171,7 +171,7 @@ def _shares(family: Family, factors: Factors) -> dict[str, float]:
         made = veneer.generate(family, [row["text"] for row in rows], seeds=seeds, guidance=GUIDANCE, batch=count)
         pictures = drawings.stack(made)
         latents = _latents(family, pictures)
-        near = classifier.is_openmoji(classifier.load(), autoencoder.as_tensor(pictures))
+        near = classifier.is_openmoji(style, autoencoder.as_tensor(pictures))
         by_angle = likeness.places_by_angle(latents, real_2NF)
         of_seed.append((_share(near), likeness.found(judge.places(latents, real_2NF)), likeness.found(by_angle)))
     merged.undo()
