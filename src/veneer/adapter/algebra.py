@@ -12,7 +12,7 @@ from veneer.adapter.locate import Layer, fit, layers_of
 from veneer.adapter.spec import Factors, LoraFactors
 from veneer.errors import UserError
 
-__all__ = ["Merged", "combine", "merge"]
+__all__ = ["Merged", "combine", "is_mergeable", "merge"]
 
 
 def combine(adapters: Sequence[tuple[Factors, float]]) -> dict[str, LoraFactors]:
@@ -62,10 +62,11 @@ def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[Factors, f
     The originals are set aside, not written over. The sum is taken in float32 at least, and rounded once.
 
     Raises:
-        UserError: an adapter is of another architecture; no network has been changed then.
+        UserError: an adapter is of another architecture, or the base is quantised; no network has been changed then.
     """
     layers = layers_of(networks)
     fitted = [(fit(factors, layers), weight) for factors, weight in adapters]
+    _refuse_quantised({name: layers[name] for factors, _ in fitted for name in factors})
     swaps = []
     for name in sorted({name for factors, _ in fitted for name in factors}):
         original = layers[name].weight
@@ -75,6 +76,18 @@ def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[Factors, f
         layers[name].weight = merged
         swaps.append((layers[name], original, merged))
     return Merged(swaps)
+
+
+def is_mergeable(layer: Layer) -> bool:
+    """Whether a layer has a weight that another can take the place of; what is quantised has none."""
+    return isinstance(layer._parameters.get("weight"), nn.Parameter)
+
+
+def _refuse_quantised(layers: Mapping[str, Layer]) -> None:
+    for name, layer in layers.items():
+        if not is_mergeable(layer):
+            what = f"{name} is quantised, so nothing can be merged into its weight"
+            raise UserError(what, remedy="load the base in full for that")
 
 
 @torch.no_grad()

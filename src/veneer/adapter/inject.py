@@ -268,4 +268,6 @@ def _set_flags(flags: list[tuple[nn.Parameter, bool]]) -> None:
 
 
 def _copy(parameter: Tensor) -> Tensor:
+    if parameter.is_meta:  # of a model that is only counted
+        return parameter.detach().to(torch.float32, copy=True)
     return parameter.detach().to("cpu", torch.float32, copy=True)

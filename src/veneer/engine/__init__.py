@@ -1,1 +1,23 @@
-"""How a step is computed: precision, memory."""
+"""How a step is computed: precision, memory. :func:`prepare` is the door for any network, in anyone's own script."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from veneer.engine.levels import Memory as Memory
+    from veneer.engine.levels import Prepared as Prepared
+    from veneer.engine.levels import prepare as prepare
+    from veneer.engine.quantized import quantize as quantize
+
+__all__ = ["Memory", "Prepared", "prepare", "quantize"]
+
+
+def __getattr__(name: str) -> object:
+    """The door, imported when it is first asked for: it needs diffusers and transformers (PEP 562)."""
+    if name not in __all__:
+        raise AttributeError(f"module 'veneer.engine' has no attribute {name!r}")
+    from veneer.engine import levels, quantized
+
+    value = globals()[name] = getattr(quantized if name == "quantize" else levels, name)
+    return value

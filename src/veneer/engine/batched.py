@@ -1,0 +1,127 @@
+"""One adapter a row: a batch whose rows go through the same networks with different adapters, for inference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TypeAlias
+
+from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from veneer.adapter.locate import Layer, fit, layers_of
+from veneer.adapter.spec import Factors, LoraFactors
+from veneer.engine.rowwise import Parts, RowwiseHook
+from veneer.errors import UserError
+
+__all__ = ["AdapterBank", "Row"]
+
+Row: TypeAlias = "str | tuple[str, float] | Mapping[str, float] | None"
+"""Adapters of one row of a batch: one by its name, one with a weight, several with a weight each, or none."""
+
+
+class AdapterBank:
+    """Named adapters of one set of networks, any of which any row of a batch may have.
+
+    Adding and removing moves no numbers: the factors stay where they are given, in the dtype they have
+    (``factors.to("cuda", torch.float16)`` to keep them on a GPU). What a batch needs is stacked when its rows are set,
+    padded to the ranks of that batch and not to the largest in the bank. The networks are never changed; while rows
+    are set, hooks on the adapted layers add to their outputs, so whatever calls the networks sees the adapters: a
+    diffusers pipeline, a loop of one's own. Adapters merged into the weights, or injected, count as the base.
+
+    Args:
+        networks: the base's, by prefix, as ``family.networks``: ``{"unet": pipeline.unet, "text_encoder": ...}``.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module]) -> None:
+        self._networks = dict(networks)
+        self._layers = layers_of(networks)
+        self._adapters: dict[str, dict[str, LoraFactors]] = {}
+        self._set = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the adapters, in the order they were added."""
+        return tuple(self._adapters)
+
+    def add(self, name: str, factors: Factors) -> None:
+        """Keep an adapter under a name.
+
+        Raises:
+            UserError: the name is taken, the adapter is of another architecture, or it changes a layer whose rows
+                cannot be told apart.
+        """
+        if name in self._adapters:
+            raise UserError(f"an adapter {name!r} is in the bank already", remedy="remove it, or use another name")
+        fitted = fit(factors, self._layers)
+        for path in fitted:
+            _check_layer(path, self._layers[path])
+        self._adapters[name] = fitted
+
+    def remove(self, name: str) -> None:
+        """Forget an adapter; rows that are set keep it."""
+        self._check(name)
+        del self._adapters[name]
+
+    @contextmanager
+    def rows(self, rows: Sequence[Row], *, guidance: bool = False) -> Iterator[None]:
+        """Give each row of the batches inside adapters of its own: row b of a network's input has ``rows[b]``.
+
+        Args:
+            rows: one entry a row; ``"a"``, ``("a", 0.5)``, ``{"a": 0.5, "b": 1.0}``, or None for the base alone.
+            guidance: the batch may also be these rows twice, one whole after the other, as diffusers' pipelines have it
+                for classifier-free guidance (Ho and Salimans 2022): rows b and b + B are of one picture.
+
+        Raises:
+            UserError: an adapter is not in the bank, a weight is no number, or rows are set already; and inside, when
+                a batch has another number of rows.
+        """
+        if self._set:
+            raise UserError("rows are set already", remedy="leave that block first")
+        weighted = [self._weighted(row) for row in rows]
+        paths = {path for row in weighted for name in row for path in self._adapters[name]}
+        self._check_compiled({path.partition(".")[0] for path in paths})
+        hooks = {path: RowwiseHook(path, self._on_layer(path, weighted), 1 + guidance) for path in sorted(paths)}
+        with ExitStack() as stack:
+            for path, hook in hooks.items():
+                stack.callback(self._layers[path].register_forward_hook(hook, with_kwargs=True).remove)
+            self._set = True
+            stack.callback(setattr, self, "_set", False)
+            yield
+
+    def _weighted(self, row: Row) -> dict[str, float]:
+        """A row's adapters that do something, by name."""
+        named = {row: 1.0} if isinstance(row, str) else dict([row] if isinstance(row, tuple) else row or {})
+        for name, weight in named.items():
+            self._check(name)
+            if not math.isfinite(weight):
+                raise UserError(f"the weight of adapter {name!r} is {weight}")
+        return {name: weight for name, weight in named.items() if weight}
+
+    def _on_layer(self, path: str, rows: list[dict[str, float]]) -> list[Parts]:
+        return [
+            tuple((self._adapters[name][path], weight) for name, weight in row.items() if path in self._adapters[name])
+            for row in rows
+        ]
+
+    def _check(self, name: str) -> None:
+        if name not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise UserError(f"no adapter {name!r} is in the bank", remedy=f"in it: {known}")
+
+    def _check_compiled(self, prefixes: set[str]) -> None:
+        """A compiled forward pass does not see hooks that come later, and would leave the adapters out in silence."""
+        for prefix in sorted(prefixes):
+            if any(module._compiled_call_impl is not None for module in self._networks[prefix].modules()):
+                raise UserError(f"{prefix} is compiled, which leaves no place for adapters", remedy="do not compile it")
+
+
+def _check_layer(path: str, layer: Layer) -> None:
+    if isinstance(layer, NonDynamicallyQuantizableLinear):  # of nn.MultiheadAttention, which reads its weight alone
+        raise UserError(
+            f"{path} is never called by itself, so its rows cannot be told apart", remedy="merge the adapter"
+        )
+    if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
+        what = f"{path} is a convolution with groups or padding other than zeros"
+        raise UserError(what, remedy="merge the adapter")

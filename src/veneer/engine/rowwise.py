@@ -1,0 +1,144 @@
+"""The low-rank part of one layer where each row of the batch has factors of its own.
+
+``h_b = W0 x_b + s_b B_b (A_b x_b)`` (Hu et al. 2021, eq. 3, a row at a time): the frozen product is one for the whole
+batch, and this is what is added to it, as batched matrix products over stacked factors. Factors are gathered by row as
+in Punica (Chen et al. 2023), but in adjacent rows and with little padding, so that rows without an adapter cost
+nothing and a row of rank 4 does not pay for its neighbour's 128.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from veneer.adapter.spec import LoraFactors
+from veneer.errors import UserError
+
+__all__ = ["Parts", "RowwiseHook", "runs_of"]
+
+Parts: TypeAlias = "tuple[tuple[LoraFactors, float], ...]"
+"""What one row has on one layer: factors and the weight of each; none: the base alone."""
+
+_PADDING = 2
+"""A row's rank is padded to this many times itself at most."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Adjacent rows of a batch that are computed together.
+
+    Attributes:
+        first: the first of them.
+        length: how many they are.
+        down_SRK: A, (S, r, in) or (S, r, in, kh, kw); S is the number of rows, or 1 where all have the same factors.
+        up_SDR: B with its strength in it, (S, out, r).
+    """
+
+    first: int
+    length: int
+    down_SRK: Tensor
+    up_SDR: Tensor
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> _Run:
+        return _Run(self.first, self.length, self.down_SRK.to(device, dtype), self.up_SDR.to(device, dtype))
+
+
+def runs_of(ranks: Sequence[int]) -> list[range]:
+    """Rows that are computed together: adjacent ones with an adapter, none padded to more than twice its own rank."""
+    runs: list[range] = []
+    for row, rank in enumerate(ranks):
+        run = runs[-1] if runs and runs[-1].stop == row else range(row, row)
+        joined = [*(ranks[other] for other in run), rank]
+        if run and max(joined) <= _PADDING * min(joined):
+            runs[-1] = range(run.start, row + 1)
+        elif rank:
+            runs.append(range(row, row + 1))
+    return runs
+
+
+@torch.no_grad()
+def _stack(rows: Sequence[Parts], first: int) -> _Run:
+    """The factors of adjacent rows; those of one row side by side, shorter ones padded with zeros."""
+    different = rows if any(parts != rows[0] for parts in rows) else rows[:1]
+    rank = max(_rank(parts) for parts in rows)
+    example = rows[0][0][0]
+    dtype = torch.promote_types(example.up.dtype, torch.float32)  # strengths are multiplied in before any rounding
+    down = example.down.new_zeros(len(different), rank, *example.shape[1:], dtype=dtype)
+    up = example.up.new_zeros(len(different), example.shape[0], rank, dtype=dtype)
+    for row, parts in enumerate(different):
+        start = 0
+        for factors, weight in parts:
+            place = slice(start, start + factors.rank)
+            down[row, place] = factors.down
+            up[row, :, place] = factors.up.flatten(1).to(dtype) * (weight * factors.scale)
+            start += factors.rank
+    return _Run(first, len(rows), down, up)
+
+
+def _rank(parts: Parts) -> int:
+    return sum(factors.rank for factors, _ in parts)
+
+
+class RowwiseHook:
+    """A forward hook of a linear layer or a convolution; the layer itself stays as it is.
+
+    Args:
+        path: of the layer, for messages.
+        rows: what each row of the batch has here.
+        copies: how often the batch may repeat the rows, whole; any number from 1 to this is taken.
+    """
+
+    def __init__(self, path: str, rows: Sequence[Parts], copies: int) -> None:
+        self._path, self._count, self._copies = path, len(rows), copies
+        found = runs_of([_rank(parts) for parts in rows])
+        self._runs = [_stack(rows[run.start : run.stop], run.start) for run in found]
+        self._cast: dict[tuple[torch.device, torch.dtype], list[_Run]] = {}
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+        """The layer's output with the adapters' part added, in place unless autograd records it."""
+        x = args[0] if args else kwargs["input"]
+        self._check(len(x))
+        x = x.to(output.dtype)  # under autocast the output has the narrower dtype, as both factors get
+        output = output.clone() if output.requires_grad else output
+        add = _add_linear if isinstance(layer, nn.Linear) else _add_convolution
+        for start in range(0, len(x), self._count):
+            for run in self._on(output.device, output.dtype):
+                rows = slice(start + run.first, start + run.first + run.length)
+                add(layer, x[rows], output[rows], run)
+        return output
+
+    def _check(self, count: int) -> None:
+        if count % self._count or count > self._count * self._copies:
+            raise UserError(
+                f"the batch has {count} rows, and adapters are set for {self._count}",
+                where=self._path,
+                remedy="give one entry a row, and guidance=True where the pipeline doubles them for it",
+            )
+
+    def _on(self, device: torch.device, dtype: torch.dtype) -> list[_Run]:
+        if (device, dtype) not in self._cast:
+            self._cast[device, dtype] = [run.to(device, dtype) for run in self._runs]
+        return self._cast[device, dtype]
+
+
+def _add_linear(layer: nn.Module, x: Tensor, output: Tensor, run: _Run) -> None:
+    """x (N, ..., in), output (N, ..., out)."""
+    sets = len(run.down_SRK)  # rows with the same factors are one long row
+    low_rank = torch.bmm(x.reshape(sets, -1, x.shape[-1]), run.down_SRK.mT)
+    output.view(sets, -1, output.shape[-1]).baddbmm_(low_rank, run.up_SDR.mT)
+
+
+def _add_convolution(layer: nn.Module, x: Tensor, output: Tensor, run: _Run) -> None:
+    """x (N, in, H, W), output (N, out, H', W'). One convolution has the rows' As as its groups; B is 1 x 1."""
+    assert isinstance(layer, nn.Conv2d)
+    sets, rank = run.down_SRK.shape[:2]
+    grouped = x.reshape(-1, sets * x.shape[1], *x.shape[2:])
+    down = run.down_SRK.flatten(0, 1)
+    low_rank = functional.conv2d(grouped, down, None, layer.stride, layer.padding, layer.dilation, groups=sets)
+    up = run.up_SDR.expand(len(x), -1, -1)
+    output.view(*output.shape[:2], -1).baddbmm_(up, low_rank.reshape(len(x), rank, -1))

@@ -1,0 +1,111 @@
+"""Networks of every supported kind train at every level of memory as they do with diffusers, transformers and peft."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.kept import kept_by_layer, kept_bytes
+from tests.networks import NETWORKS, adapt, gradients, worst
+from veneer.engine import Memory, prepare
+
+LEVELS: tuple[Memory, ...] = ("exact", "lean", "leaner", "checkpoint")
+OWN = LEVELS[1:]
+
+
+def test_the_count_of_bytes_is_what_autograd_asks_for() -> None:
+    network = NETWORKS["sd"]
+    model = adapt(network)
+
+    def forward() -> torch.Tensor:
+        return network.call(model, torch.float32).square().mean()
+
+    asked = sum(kept_by_layer(forward, model.parameters()).values())
+    assert kept_bytes(forward) == pytest.approx(asked, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_gradients_are_peft_s_within_float32_rounding(kind: str) -> None:
+    """Against the truth in float64: no level is further from it than peft in float32 is, but for luck."""
+    network = NETWORKS[kind]
+    model = adapt(network)
+    truth_output, truth = gradients(network, adapt(network).double(), torch.float64)
+    output, reference = gradients(network, model)
+    error, output_error = worst(reference, truth), worst({"": output}, {"": truth_output})
+    assert 0 < error < 1e-4
+    for memory in LEVELS:
+        prepared = prepare(model, memory)
+        found_output, found = gradients(network, model)
+        prepared.undo()
+        assert worst({"": found_output}, {"": truth_output}) <= 2 * output_error, memory
+        assert worst(found, truth) <= 2 * error, memory
+        assert worst(found, reference) <= 3 * error, memory
+
+
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_own_levels_have_one_another_s_bits(kind: str) -> None:
+    """So a run that ran out of memory goes on at the next level as if nothing had happened."""
+    network = NETWORKS[kind]
+    results = []
+    for memory in OWN:
+        model = adapt(network, dropout=0.3)
+        prepare(model, memory)
+        results.append(gradients(network, model))
+    for output, found in results[1:]:
+        assert torch.equal(output, results[0][0])
+        assert all(torch.equal(found[name], gradient) for name, gradient in results[0][1].items())
+
+
+@pytest.mark.parametrize("kind", ["sd, all of it", "flux", "clip"])
+@pytest.mark.parametrize("memory", OWN)
+def test_dropout_draws_peft_s_masks(kind: str, memory: Memory) -> None:
+    network = NETWORKS[kind]
+    model = adapt(network, dropout=0.5)
+    output, reference = gradients(network, model)
+    without = gradients(network, adapt(network))[1]
+    prepare(model, memory)
+    found_output, found = gradients(network, model)
+    torch.testing.assert_close(found_output, output, rtol=1e-4, atol=1e-5)
+    assert worst(found, reference) < 1e-4 < 1e-2 < worst(without, reference)
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd, all of it", "sdxl", "sd3", "clip", "t5"])
+@pytest.mark.parametrize("memory", OWN)
+@pytest.mark.parametrize("base", [torch.float32, torch.bfloat16])
+def test_autocast(kind: str, memory: Memory, base: torch.dtype) -> None:
+    """In bfloat16 with float32 adapters, on a base of either precision, as near to the truth as peft is."""
+    network = NETWORKS[kind]
+    model = adapt(network)
+    for parameter in model.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(base)
+    truth = gradients(network, _widened(model, network), torch.float64)
+    output, reference = gradients(network, model, base, autocast=True)
+    prepare(model, memory)
+    found_output, found = gradients(network, model, base, autocast=True)
+    assert found_output.dtype == output.dtype
+    assert {name: g.dtype for name, g in found.items()} == {name: g.dtype for name, g in reference.items()}
+    assert worst({"": found_output}, {"": truth[0]}) <= 1.5 * worst({"": output}, {"": truth[0]})
+    assert worst(found, truth[1]) <= 1.5 * worst(reference, truth[1])
+
+
+def _widened(model: nn.Module, network: object) -> nn.Module:
+    """The same weights in float64."""
+    import copy
+
+    return copy.deepcopy(model).double()
+
+
+@pytest.mark.parametrize("memory", OWN)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_each_level_keeps_less_than_peft(kind: str, memory: Memory) -> None:
+    network = NETWORKS[kind]
+    model = adapt(network)
+
+    def forward() -> torch.Tensor:
+        return network.call(model, torch.float32).square().mean()
+
+    before = kept_bytes(forward)
+    prepare(model, memory)
+    assert kept_bytes(forward) < {"lean": 0.7, "leaner": 0.55, "checkpoint": 0.2}[memory] * before

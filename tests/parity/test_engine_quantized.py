@@ -1,0 +1,173 @@
+"""Training over quantised weights gives what plain layers with these very weights give, and libraries read the same."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import bitsandbytes
+import bitsandbytes.functional
+import pytest
+import torch
+import torchao.quantization
+from peft import LoraConfig, inject_adapter_in_model
+from torch import Tensor, nn
+from torch.nn import functional
+
+from benchmarks.kept import kept_bytes
+from tests.networks import NETWORKS, Network, gradients, worst
+from veneer.engine import Memory, prepare, quantize
+from veneer.engine.forms import FORMS
+from veneer.engine.quantized import Quantized
+
+LEVELS: tuple[Memory, ...] = ("exact", "lean", "leaner", "checkpoint")
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def read_by_library(form: str, weight: Tensor) -> Tensor:
+    bnb, ao = bitsandbytes.functional, torchao.quantization
+    if form == "bnb_nf4":
+        return bnb.dequantize_4bit(*bnb.quantize_4bit(weight, compress_statistics=True, quant_type="nf4"))
+    if form == "bnb_int8":
+        return bnb.int8_vectorwise_dequant(*bnb.int8_vectorwise_quant(weight.half())[:2])
+    kind = ao.Int8Tensor if form == "torchao_int8" else ao.Float8Tensor
+    return kind.from_hp(weight, granularity=ao.PerRow()).dequantize()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_weight_is_read_as_its_library_reads_it(form: str) -> None:
+    layer = nn.Linear(72, 40)
+    held = Quantized(layer, FORMS[form])
+    assert torch.equal(held.weight, read_by_library(form, layer.weight.detach()))
+    error = float((held.weight - layer.weight).norm() / layer.weight.norm())
+    assert 1e-4 < error < (0.12 if form == "bnb_nf4" else 0.04)
+
+
+def test_nf4_trains_as_the_layer_of_bitsandbytes_does() -> None:
+    layer, x = nn.Linear(64, 96), numbers(5, 64).requires_grad_()
+    theirs = bitsandbytes.nn.Linear4bit(64, 96, quant_type="nf4", compute_dtype=torch.float32)
+    theirs.load_state_dict(layer.state_dict())
+    theirs = theirs.to("cpu").train()
+    ours = Quantized(layer, FORMS["bnb_nf4"])
+    results = []
+    for each in (theirs, ours):
+        y = each(x)
+        results.append((y.detach(), *torch.autograd.grad((y * numbers(5, 96, seed=1)).sum(), x)))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("memory", LEVELS)
+def test_gradients_of_a_and_b_in_closed_form(form: str, memory: Memory) -> None:
+    """h = W x + b + s B A x: dA = s B' dY' X, dB = s dY' (A X)', dX = dY (W + s B A) (Hu et al. 2021, eq. 3)."""
+    model = nn.Sequential(nn.Linear(24, 40))
+    quantize(model, form)
+    weight = model[0].weight.double()
+    config = LoraConfig(r=3, lora_alpha=6, target_modules=["0"], init_lora_weights=False)
+    inject_adapter_in_model(config, model)
+    layer: Any = model[0]
+    down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    x, dy = numbers(7, 24).requires_grad_(), numbers(7, 40, seed=1)
+    if memory != "checkpoint":  # has no blocks
+        prepare(model, memory)
+    y = model(x)
+    dx, d_down, d_up = torch.autograd.grad((y * dy).sum(), (x, down, up))
+    scale, a, b, wide, out = 2.0, down.detach().double(), up.detach().double(), x.detach().double(), dy.double()
+    bias = layer.base_layer.bias.detach().double()
+    torch.testing.assert_close(y.double(), wide @ (weight + scale * b @ a).T + bias, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(d_down.double(), scale * b.T @ out.T @ wide, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(d_up.double(), scale * out.T @ (wide @ a.T), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(dx.double(), out @ (weight + scale * b @ a), rtol=1e-4, atol=1e-5)
+
+
+def read_out(model: nn.Module) -> nn.Module:
+    """A copy with plain layers of the very weights that the bits say."""
+    plain = copy.deepcopy(model)
+    for parent in list(plain.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, Quantized):
+                layer = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
+                layer.load_state_dict({key: value.clone() for key, value in child.state_dict().items()})
+                setattr(parent, name, layer)
+    return plain
+
+
+def with_adapter(network: Network, model: nn.Module) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LoraConfig(r=4, lora_alpha=8, target_modules=list(network.targets), init_lora_weights=False)
+        return inject_adapter_in_model(config, model.requires_grad_(False)).train()
+
+
+def pair(network: Network, form: str) -> tuple[nn.Module, nn.Module]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = network.make()
+    assert quantize(model, form) > 5
+    plain = read_out(model)
+    assert not any(isinstance(module, Quantized) for module in plain.modules())
+    return with_adapter(network, model), with_adapter(network, plain)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["sd, all of it", "sdxl", "flux", "clip", "t5"])
+def test_a_network_trains_as_with_these_weights(kind: str, form: str) -> None:
+    network = NETWORKS[kind]
+    held, plain = pair(network, form)
+    reference_output, reference = gradients(network, plain)
+    for memory in LEVELS:
+        prepared = prepare(held, memory)
+        output, found = gradients(network, held)
+        prepared.undo()
+        torch.testing.assert_close(output, reference_output, rtol=1e-4, atol=1e-5)
+        assert worst(found, reference) < 1e-4, memory
+
+
+@pytest.mark.parametrize("kind", ["sd", "flux", "clip"])
+def test_levels_of_a_quantised_network_have_one_another_s_bits(kind: str) -> None:
+    network = NETWORKS[kind]
+    held, _ = pair(network, "bnb_nf4")
+    results = []
+    for memory in LEVELS[1:]:
+        prepared = prepare(held, memory)
+        results.append(gradients(network, held))
+        prepared.undo()
+    for output, found in results[1:]:
+        assert torch.equal(output, results[0][0])
+        assert all(torch.equal(found[name], results[0][1][name]) for name in found)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_autocast_reads_in_its_own_precision(form: str) -> None:
+    network = NETWORKS["sd"]
+    held, plain = pair(network, form)
+    truth = gradients(network, copy.deepcopy(plain).double(), torch.float64)[1]
+    _, reference = gradients(network, plain, autocast=True)
+    for memory in ("exact", "lean"):
+        prepared = prepare(held, memory)
+        _, found = gradients(network, held, autocast=True)
+        prepared.undo()
+        assert {gradient.dtype for gradient in found.values()} == {torch.float32}
+        assert worst(found, truth) <= 1.5 * worst(reference, truth)
+
+
+@pytest.mark.parametrize("memory", LEVELS)
+def test_weights_that_were_read_are_not_kept(memory: Memory) -> None:
+    network = NETWORKS["sdxl"]
+    held, plain = pair(network, "bnb_nf4")
+    kept = []
+    for model in (held, plain):
+        prepare(model, memory)
+        kept.append(kept_bytes(lambda model=model: network.call(model, torch.float32).square().mean()))
+    assert kept[0] <= kept[1]
+
+
+def test_without_gradients_a_layer_is_a_plain_one() -> None:
+    layer = Quantized(nn.Linear(16, 8), FORMS["torchao_int8"])
+    x = numbers(3, 16)
+    with torch.no_grad():
+        assert torch.equal(layer(x), functional.linear(x, layer.weight.clone(), layer.bias))
+        assert layer(x.bfloat16()).dtype == torch.bfloat16

@@ -1,0 +1,101 @@
+"""Cutting an adapter's rank on its small factors, against the SVD of the full delta W."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from veneer.adapter.functional import delta_weight
+from veneer.adapter.resize import resize, spectrum
+from veneer.adapter.spec import LoraFactors
+from veneer.errors import UserError
+
+
+def factors(out: int, into: int, rank: int, *, alpha: float = 3.0, kernel: int = 0, seed: int = 0) -> LoraFactors:
+    """Of a linear layer, or with a kernel of a convolution, float64; singular values fall so that each rank matters."""
+    random = torch.Generator().manual_seed(seed)
+    down = torch.randn(rank, into * max(kernel, 1) ** 2, generator=random, dtype=torch.float64)
+    up = torch.randn(out, rank, generator=random, dtype=torch.float64) * 0.6 ** torch.arange(rank)
+    if kernel:
+        return LoraFactors(down.reshape(rank, into, kernel, kernel), up[..., None, None], alpha)
+    return LoraFactors(down, up, alpha)
+
+
+def norm(adapter: Mapping[str, LoraFactors]) -> float:
+    """Of all delta W together."""
+    return math.sqrt(sum(float(delta_weight(each).square().sum()) for each in adapter.values()))
+
+
+def truncated(matrix: Tensor, rank: int) -> Tensor:
+    """The nearest matrix of a rank (Eckart and Young 1936), by the SVD of the whole."""
+    left, values, right = torch.linalg.svd(matrix, full_matrices=False)
+    return left[:, :rank] * values[:rank] @ right[:rank]
+
+
+@pytest.mark.parametrize("kernel", [0, 3])
+@pytest.mark.parametrize("rank", [1, 3, 7])
+def test_it_is_the_truncated_svd_of_the_full_matrix(rank: int, kernel: int) -> None:
+    given = factors(24, 16, 8, kernel=kernel)
+    (cut,) = resize({"layer": given}, rank).values()
+    full, near = delta_weight(given), delta_weight(cut)
+    torch.testing.assert_close(near.flatten(1), truncated(full.flatten(1), rank), rtol=1e-10, atol=1e-12)
+    assert cut.shape == given.shape and cut.rank == cut.alpha == rank
+
+
+@given(
+    st.integers(1, 9), st.integers(1, 9), st.integers(2, 12), st.integers(1, 11), st.floats(-4, 4), st.integers(0, 9)
+)
+def test_no_rank_larger_than_its_matrix_is_a_trap(
+    out: int, into: int, rank: int, lower: int, alpha: float, seed: int
+) -> None:
+    """Also where r exceeds both sides of the matrix, where alpha is negative, and where it is zero."""
+    given_ = factors(out, into, rank, alpha=alpha, seed=seed)
+    if lower >= rank:
+        with pytest.raises(UserError, match="not more than"):
+            resize({"layer": given_}, lower)
+        return
+    (cut,) = resize({"layer": given_}, lower).values()
+    full = delta_weight(given_)
+    torch.testing.assert_close(delta_weight(cut), truncated(full, lower), rtol=1e-8, atol=1e-9)
+    assert cut.rank == min(lower, out, into)
+
+
+def test_float32_and_float16_are_cut_to_their_own_precision() -> None:
+    exact = factors(32, 32, 8)
+    for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 4e-3)):
+        given = exact.to("cpu", dtype)
+        (cut,) = resize({"layer": given}, 4).values()
+        assert cut.down.dtype == cut.up.dtype == dtype
+        expected = truncated(delta_weight(given.to("cpu", torch.float64)), 4)
+        found = delta_weight(cut.to("cpu", torch.float64))
+        assert float((found - expected).norm() / expected.norm()) < tolerance
+
+
+def test_what_is_kept_is_the_norm_that_is_kept() -> None:
+    adapter = {"a": factors(24, 16, 8), "b": factors(8, 40, 5, kernel=3, seed=1)}
+    for rank in (1, 4, 7):
+        cut = resize(adapter, rank)
+        assert spectrum(adapter).kept(rank) == pytest.approx(norm(cut) / norm(adapter), rel=1e-12)
+    assert spectrum(adapter).kept(8) == 1
+    assert spectrum({"a": LoraFactors(torch.ones(2, 3), torch.zeros(4, 2), 1.0)}).kept(1) == 1
+
+
+def test_layers_of_a_low_rank_are_left_as_they_are() -> None:
+    adapter = {"high": factors(24, 16, 8), "low": factors(24, 16, 2)}
+    cut = resize(adapter, 4)
+    assert cut["low"] is adapter["low"] and cut["high"].rank == 4
+    with pytest.raises(UserError, match="rank is 0"):
+        resize(adapter, 0)
+
+
+def test_nothing_as_large_as_the_layer_is_made() -> None:
+    """A layer of 200,000 x 100,000 would take 160 GB as a matrix; its factors take a few megabytes."""
+    big = LoraFactors(torch.ones(2, 100_000), torch.ones(200_000, 2), 2.0)
+    (cut,) = resize({"layer": big}, 1).values()
+    assert float((cut.up[0] * cut.down[0, 0]).sum()) == pytest.approx(2.0, rel=1e-5)

@@ -1,0 +1,196 @@
+"""The door: what a network is while it is prepared, and that it is itself again afterwards."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from peft import LoraConfig, get_peft_model_state_dict
+from torch import Tensor, nn
+
+import veneer
+from tests.networks import NETWORKS, adapt, gradients, worst
+from veneer.engine import Memory, prepare
+from veneer.errors import UserError
+
+LEVELS: tuple[Memory, ...] = ("exact", "lean", "leaner", "checkpoint")
+
+
+def anatomy(model: nn.Module) -> list[Any]:
+    """All that a network is: classes, attributes, hooks, bits."""
+    parts: list[Any] = []
+    for name, module in model.named_modules():
+        attributes = {key: value for key, value in vars(module).items() if not key.startswith("_") or "check" in key}
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks), dict(module._forward_hooks_always_called)
+        parts.append((name, type(module), attributes.keys(), attributes.get("gradient_checkpointing"), hooks))
+    bits = {name: (value.clone(), id(value)) for name, value in model.state_dict(keep_vars=True).items()}
+    return [parts, bits]
+
+
+def same(one: list[Any], other: list[Any]) -> bool:
+    bits = [(one[1][name], other[1].get(name)) for name in one[1]]
+    return one[0] == other[0] and all(b is not None and torch.equal(a[0], b[0]) and a[1] == b[1] for a, b in bits)
+
+
+@pytest.mark.parametrize("memory", LEVELS)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_undo_leaves_no_trace(kind: str, memory: Memory) -> None:
+    network = NETWORKS[kind]
+    model = adapt(network)
+    before, (output, reference) = anatomy(model), gradients(network, model)
+    prepared = prepare(model, memory)
+    assert prepared.memory == memory
+    assert same(anatomy(model), before) == (memory == "exact")
+    gradients(network, model)
+    prepared.undo()
+    prepared.undo()
+    assert same(anatomy(model), before)
+    again, found = gradients(network, model)
+    assert torch.equal(again, output) and all(torch.equal(found[name], reference[name]) for name in reference)
+
+
+@pytest.mark.parametrize("memory", LEVELS)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_without_gradients_the_bits_are_the_same(kind: str, memory: Memory) -> None:
+    network = NETWORKS[kind]
+    model = adapt(network)
+    with torch.no_grad():
+        before = network.call(model, torch.float32)
+        prepare(model, memory)
+        assert torch.equal(network.call(model, torch.float32), before)
+
+
+def test_what_learns_beside_adapters_learns_the_same() -> None:
+    """Norms, biases and a whole block that are not frozen, and a network with no adapters at all."""
+    network = NETWORKS["sd"]
+    model = adapt(network)
+    for name, parameter in model.named_parameters():
+        if "norm" in name or "down_blocks.0" in name or name.endswith("bias"):
+            parameter.requires_grad_(True)
+    _, reference = gradients(network, model)
+    assert len(reference) > 50
+    prepared = prepare(model, "leaner")
+    assert worst(gradients(network, model)[1], reference) < 1e-5
+    prepared.undo()
+    whole = network.make().train()
+    _, reference = gradients(network, whole)
+    prepare(whole, "leaner")
+    assert worst(gradients(network, whole)[1], reference) < 1e-5
+
+
+def test_a_frozen_network_passes_its_inputs_gradient_on() -> None:
+    model = NETWORKS["sd"].make().requires_grad_(False)
+    noisy, text = torch.randn(1, 4, 8, 8, requires_grad=True), torch.randn(1, 5, 24)
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad(model(noisy, torch.tensor([3]), text).sample.square().sum(), noisy)[0]
+
+    expected = gradient()
+    for memory in LEVELS:
+        prepared = prepare(model, memory)
+        torch.testing.assert_close(gradient(), expected, rtol=1e-5, atol=1e-6)
+        prepared.undo()
+
+
+def test_adapters_may_come_and_go_while_it_is_prepared() -> None:
+    network = NETWORKS["sd"]
+    model: Any = network.make().requires_grad_(False)
+    kinds = [type(module) for module in model.modules()]
+    prepared = prepare(model, "lean")
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q", "conv1"], init_lora_weights=False))
+    model.train()
+    _, found = gradients(network, model)
+    prepared.undo()
+    _, reference = gradients(network, model)
+    assert worst(found, reference) < 1e-5
+    assert all(type(module).__module__.partition(".")[0] != "veneer" for module in model.modules())
+    model.delete_adapters("default")
+    assert len(kinds) <= len(list(model.modules()))
+
+
+def test_checkpointing_by_the_network_s_own_switch() -> None:
+    network = NETWORKS["sd"]
+    model: Any = adapt(network)
+    _, reference = gradients(network, model)
+    prepared = prepare(model, "leaner")
+    model.enable_gradient_checkpointing()
+    _, found = gradients(network, model)
+    assert worst(found, reference) < 1e-5
+    model.disable_gradient_checkpointing()
+    prepared.undo()
+    model.enable_gradient_checkpointing()
+    prepare(model, "checkpoint").undo()
+    assert model.is_gradient_checkpointing, "it was on before"
+
+
+def test_it_is_saved_loaded_moved_and_copied_as_ever(tmp_path: Path) -> None:
+    network = NETWORKS["sd"]
+    model: Any = network.make().requires_grad_(False)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    prepared = prepare(model, "lean")
+    assert model.state_dict().keys() == state.keys()
+    model.save_pretrained(tmp_path)
+    loaded = UNet2DConditionModel.from_pretrained(tmp_path)
+    assert type(loaded.conv_in) is nn.Conv2d
+    assert all(torch.equal(value, state[name]) for name, value in loaded.state_dict().items())
+    model.load_state_dict(state)
+    model.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    assert all(".lora_" in name for name in get_peft_model_state_dict(model))
+    _, expected = gradients(network, model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        _, found = gradients(network, twin)
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    wide, truth = gradients(network, model.to(torch.float64), torch.float64)
+    assert wide.dtype == torch.float64 and worst(expected, truth) < 1e-4
+    prepared.undo()
+
+
+def test_an_error_inside_leaves_nothing_open() -> None:
+    network = NETWORKS["sd"]
+    model = adapt(network)
+    _, reference = gradients(network, model)
+    prepare(model, "lean")
+    with pytest.raises((RuntimeError, TypeError, ValueError, AttributeError)):
+        model(torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 3))
+    assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
+    assert worst(gradients(network, model)[1], reference) < 1e-5
+
+
+def test_two_networks_at_two_levels_in_one_graph() -> None:
+    network = NETWORKS["clip"]
+    one, other = adapt(network), adapt(NETWORKS["sd"])
+
+    def step() -> dict[str, Tensor]:
+        one.zero_grad()
+        other.zero_grad()
+        text = network.call(one, torch.float32)[..., :24]
+        other(torch.ones(2, 4, 8, 8), torch.tensor([3, 4]), text).sample.square().mean().backward()
+        named = [*one.named_parameters("one"), *other.named_parameters("other")]
+        return {name: p.grad.clone() for name, p in named if p.grad is not None}
+
+    reference = step()
+    prepare(one, "leaner")
+    prepare(other, "lean")
+    assert worst(step(), reference) < 1e-4
+
+
+def test_what_cannot_be_is_said_in_a_line() -> None:
+    model = adapt(NETWORKS["sd"])
+    with pytest.raises(UserError, match=r"memory is 'tiny'.*exact, lean, leaner, checkpoint"):
+        prepare(model, "tiny")
+    prepare(model)
+    with pytest.raises(UserError, match="prepared already"):
+        prepare(model)
+    plain = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(UserError, match="no blocks to compute again"):
+        prepare(plain, "checkpoint")
+    assert type(plain[0]) is nn.Linear
+
+
+def test_the_door_is_public() -> None:
+    assert veneer.prepare is prepare

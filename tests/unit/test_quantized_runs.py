@@ -1,0 +1,122 @@
+"""Whole runs on a quantised base: they learn, they go on to the same bits, and the plan counts what they weigh."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.running import hashes, killed, quick_config, told
+from veneer.config.essence import essence
+from veneer.data.preflight import survey
+from veneer.engine.forms import FORMS
+from veneer.engine.quantized import Quantized, form_of
+from veneer.errors import UserError
+from veneer.family.cache import store_of
+from veneer.family.registry import load_family
+from veneer.plan.memory import STEP
+from veneer.run.base import load_base
+from veneer.run.planning import look_ahead, plan_run
+from veneer.run.resume import Resume
+from veneer.run.training import run_training
+from veneer.train.events import StepDone
+from veneer.train.loop import Trainer
+from veneer.weights.file import FILE_NAME, load
+
+
+@pytest.fixture(scope="module")
+def plain(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("plain") / "run"
+    run_training(quick_config(tiny_base, tiny_pictures, output))
+    return output
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_run_ends_with_another_adapter_in_the_same_file(
+    form: str, plain: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantize": form})
+    result = run_training(config)
+    networks = load_family(str(tiny_base)).networks
+    found, other = (load(folder / FILE_NAME, networks).factors for folder in (config.output, plain))
+    assert {name: each.shape for name, each in found.items()} == {name: each.shape for name, each in other.items()}
+    assert hashes(config.output)[0] != hashes(plain)[0]
+    ups = [torch.cat([factors[name].up.flatten() for name in sorted(other)]) for factors in (found, other)]
+    far = float((ups[0] - ups[1]).norm() / ups[1].norm())
+    assert 0 < far < 0.8, "a base that is nearly the same teaches nearly the same"
+    assert {each.up.dtype for each in found.values()} == {torch.float32}
+    assert result.score is not None
+
+
+@pytest.mark.parametrize("memory", ["exact", "leaner", "checkpoint"])
+def test_a_killed_run_goes_on_to_the_same_bits(
+    memory: str, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    changes = {"train": {"quantize": "bnb_nf4", "memory": memory}, "adapter": {"text_encoder": {}, "dropout": 0.2}}
+    one, two = (quick_config(tiny_base, tiny_pictures, tmp_path / name, **changes) for name in ("one", "two"))
+    run_training(one)
+    killed(two, StepDone, 3)
+    told(two, Resume())
+    assert hashes(two.output) == hashes(one.output)
+
+
+def test_a_run_does_not_go_on_in_another_form(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantize": "bnb_nf4"})
+    killed(config, StepDone, 3)
+    other = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantize": "torchao_int8"})
+    with pytest.raises(UserError, match=r"the run has changed since then: train\.quantize: bnb_nf4 -> torchao_int8"):
+        run_training(other, resume=Resume())
+    assert essence(config)["train.quantize"] == "bnb_nf4"
+
+
+def test_networks_that_do_not_learn_keep_their_weights(tiny_base: Path) -> None:
+    family = load_base(str(tiny_base), "bnb_int8")
+    assert form_of([family.networks["unet"]]) == "bnb_int8"
+    assert not any(isinstance(module, Quantized) for module in family.networks["text_encoder"].modules())
+    both = load_base(str(tiny_base), "bnb_int8", ("unet", "text_encoder"))
+    assert form_of([both.networks["text_encoder"]]) == "bnb_int8"
+
+
+def test_the_plan_counts_the_bits(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+    """From the configurations alone and on the loaded base, to the same bytes; parameters stay parameters."""
+    totals, weights = set(), {}
+    for form in ("none", *FORMS):
+        config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantize": form})
+        sketched, loaded = (
+            look_ahead(config, known=False, limit=None).plan,
+            plan_run(config, load_base(str(tiny_base), form)),
+        )
+        assert sketched.memory and loaded.memory
+        totals |= {sketched.total, loaded.total}
+        found = [
+            next(p for p in plan.memory.phases if p.name == STEP).parts["weights: unet"] for plan in (sketched, loaded)
+        ]
+        assert found[0] == found[1]
+        weights[form] = found[0]
+    assert len(totals) == 1
+    linear = [m for m in load_family(str(tiny_base)).networks["unet"].modules() if type(m) is torch.nn.Linear]
+    for name, form in FORMS.items():
+        saved = sum(4 * m.weight.numel() - sum(form.sizes(tuple(m.weight.shape))) for m in linear)
+        assert weights["none"] - weights[name] == saved
+
+
+def test_a_trainer_wants_the_base_as_the_configuration_says(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantize": "bnb_nf4"})
+    with pytest.raises(
+        UserError, match=r"train\.quantize: is bnb_nf4, but .* are none; load the base with quantize='bnb"
+    ):
+        Trainer(config, load_family(str(tiny_base)), survey(config.data))
+
+
+def test_a_quantised_base_has_a_cache_of_its_own(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+    family = load_family(str(tiny_base))
+    kept = [
+        quick_config(tiny_base, tiny_pictures, tmp_path, data={"cache": str(tmp_path)}, train={"quantize": form})
+        for form in ("none", "bnb_nf4")
+    ]
+    stores = [store_of(config, family) for config in kept]
+    assert stores[0] is not None and stores[1] is not None
+    assert stores[0]._base != stores[1]._base
