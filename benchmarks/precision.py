@@ -1,0 +1,163 @@
+"""What a frozen base weighs in each form, what it costs to read it, and what of the base's skill is left.
+
+python -m benchmarks.precision            measure, write results and page
+python -m benchmarks.precision --only bundled --quick --no-page
+                                          a part of it, coarsely, and nothing written
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+import veneer
+from benchmarks import models
+from benchmarks.page import ROOT, figures_of, keep, machine
+from benchmarks.timing import interleaved, ratio
+from tools.publish import publish
+from veneer.data.preflight import Dataset, survey
+from veneer.engine.forms import FORMS, NONE
+from veneer.engine.quantized import parameter_count, quantize
+from veneer.evaluate.heldout import Losses, chosen, heldout_losses, paired_difference
+from veneer.plan.ledger import Ledger
+from veneer.plan.published import PUBLISHED
+from veneer.train.loop import Trainer
+from veneer.train.step import train_step
+
+__all__ = ["NAME", "PAGE", "full_size", "main", "section", "weights_of"]
+
+NAME = "precision"
+PAGE = ROOT / "docs" / "precision.md"
+_ALL = (NONE, *FORMS)
+_PARTS = ("full", "bundled")
+_SIDE = 64
+
+
+def main() -> None:
+    """Measure, keep, publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=_PARTS, help="one of the two parts")
+    parser.add_argument("--quick", action="store_true", help="two pictures and one round: to see that it runs")
+    parser.add_argument("--no-page", action="store_true", help="print, write nothing")
+    asked = parser.parse_args()
+    models.quiet()
+    figures = figures_of(NAME) | {"machine": machine()}
+    if asked.only != "bundled":
+        figures["full"] = {form: weights_of(full_size, form) for form in _ALL}
+    if asked.only != "full":
+        figures["bundled"] = _bundled(pictures=2 if asked.quick else 64, rounds=1 if asked.quick else 5)
+    if not asked.no_page:
+        keep(NAME, figures)
+        publish(PAGE, section(figures), NAME)
+    print(section(figures))
+
+
+def full_size() -> nn.Module:
+    """Stable Diffusion 1.5's UNet, without numbers."""
+    with torch.device("meta"):
+        made: nn.Module = UNet2DConditionModel.from_config(dict(PUBLISHED["sd15"].denoiser))
+    return made
+
+
+def weights_of(make: Callable[[], nn.Module], form: str) -> dict[str, int]:
+    """Bytes of a network's linear layers in a form, and of all else; counted, not measured.
+
+    Args:
+        make: the network, on the meta device.
+        form: a key of ``FORMS``, or ``none``.
+    """
+    plain = make()
+    linear = sum(m.weight.nbytes for m in plain.modules() if type(m) is nn.Linear)
+    whole = sum(parameter.nbytes for parameter in plain.parameters())
+    ledger = Ledger(torch.device("cpu"))
+    with ledger.open():
+        held = ledger.furnish(plain, torch.float32)
+        quantize(held, form)
+    tensors = [*held.parameters(), *(b for b in held.buffers() if b.dtype == torch.uint8)]
+    total = sum(tensor.nbytes for tensor in tensors)
+    assert parameter_count(held) * 4 == whole
+    return {"linear": total - (whole - linear), "rest": whole - linear}
+
+
+def _bundled(pictures: int, rounds: int) -> dict[str, Any]:
+    """Held-out losses of the bundled base in each form, and seconds of a training step."""
+    bases = {form: veneer.load_base("bundled", form) for form in _ALL}
+    dataset = survey(_config(NONE, pictures).data)
+    held_out = chosen(dataset.held_out, pictures)
+    losses = {form: heldout_losses(_config(form, pictures), base, held_out) for form, base in bases.items()}
+    steps = {form: _step(form, base, dataset, pictures) for form, base in bases.items()}
+    seconds = interleaved(steps, rounds)
+    return {"losses": {form: _beside(found, losses[NONE]) for form, found in losses.items()}, "seconds": seconds}
+
+
+def _config(form: str, pictures: int) -> veneer.RunConfig:
+    demo = veneer.demo_path()
+    values: dict[str, Any] = {
+        "base": "bundled",
+        "data": {"sources": [{"path": str(demo / "train")}], "held_out": str(demo / "held_out"), "resolution": _SIDE},
+        "train": {"quantize": form, "batch": 4, "memory": "lean"},
+        "evaluate": {"pictures": pictures},
+    }
+    return veneer.build_config(values, "benchmark")
+
+
+def _beside(losses: Losses, full: Losses) -> dict[str, float]:
+    found = paired_difference(losses, full)
+    return {"base": found.base, "difference": found.mean, "low": found.low, "high": found.high}
+
+
+def _step(form: str, base: Any, dataset: Dataset, pictures: int) -> Callable[[], object]:
+    """A step on pictures that are encoded already; the trainer is left open as long as the base is there."""
+    trainer = Trainer(_config(form, pictures), base, dataset)
+    micros = trainer.feed.micros(0)
+    return lambda: train_step(trainer.learner, 0, micros)
+
+
+def section(figures: dict[str, Any]) -> str:
+    """A table for each part that was measured."""
+    parts = {"full": _weights, "bundled": _skill}
+    tables = ["\n".join(part(figures)) for name, part in parts.items() if name in figures]
+    return ("\n\n".join(tables) or "Not measured yet.") + "\n"
+
+
+def _weights(figures: dict[str, Any]) -> list[str]:
+    full = figures["full"]
+    whole = sum(full[NONE].values())
+    rows = [(form, full[form]["linear"], full[form]["rest"], sum(full[form].values())) for form in _ALL]
+    return [
+        "Stable Diffusion 1.5's UNet, in MB (10^6 bytes), counted:",
+        "",
+        "| `train.quantize` | linear layers | all else | together | of float32 |",
+        "| --- | --- | --- | --- | --- |",
+        *(
+            f"| `{form}` | {linear / 1e6:,.1f} | {rest / 1e6:,.1f} | {both / 1e6:,.1f} | {both / whole:.3f} |"
+            for form, linear, rest, both in rows
+        ),
+    ]
+
+
+def _skill(figures: dict[str, Any]) -> list[str]:
+    losses, seconds = figures["bundled"]["losses"], figures["bundled"]["seconds"]
+    return [
+        f"The bundled base, on {figures['machine']}. Held-out loss of the base itself beside float32's "
+        f"({losses[NONE]['base']:.4f}), with a 95 % interval over pictures; a training step of batch 4:",
+        "",
+        "| `train.quantize` | loss over float32's | step, ms | over float32's |",
+        "| --- | --- | --- | --- |",
+        *(_row(form, losses[form], seconds[form], seconds[NONE]) for form in _ALL),
+    ]
+
+
+def _row(form: str, loss: dict[str, float], seconds: list[float], plain: list[float]) -> str:
+    difference = f"{loss['difference']:+.5f} ({loss['low']:+.5f} to {loss['high']:+.5f})"
+    return f"| `{form}` | {difference} | {median(seconds) * 1e3:,.0f} | {ratio(seconds, plain)} |"
+
+
+if __name__ == "__main__":
+    main()

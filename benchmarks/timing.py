@@ -1,0 +1,85 @@
+"""Seconds of several ways to do the same thing, taken in turn on one machine, and the ratios between them."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import linear_regression, median, quantiles
+from typing import TypeAlias
+
+import torch
+
+__all__ = ["Ratio", "Seconds", "interleaved", "ratio", "slope", "timed"]
+
+Seconds: TypeAlias = "dict[str, list[float]]"
+"""Of each way, one a round."""
+
+
+def interleaved(
+    ways: Mapping[str, Callable[[], object]], rounds: int, undo: Mapping[str, Callable[[], object]] | None = None
+) -> Seconds:
+    """Time each way once a round, after one untimed round; every round begins with another way.
+
+    So a busy moment of the machine meets all of them, and none is always the first.
+
+    Args:
+        ways: what is timed, by name.
+        rounds: how often.
+        undo: what follows a way, untimed.
+    """
+    seconds: Seconds = {name: [] for name in ways}
+    names, undo = list(ways), undo or {}
+    for turn in range(rounds + 1):
+        start = turn % len(names)
+        for name in names[start:] + names[:start]:
+            taken = timed(ways[name])
+            undo.get(name, _nothing)()
+            if turn:
+                seconds[name].append(taken)
+    return seconds
+
+
+def _nothing() -> None:
+    pass
+
+
+def timed(way: Callable[[], object]) -> float:
+    """Seconds that one call takes, with what it left the GPU to do."""
+    _wait()
+    began = time.perf_counter()
+    way()
+    _wait()
+    return time.perf_counter() - began
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Of two ways, over the rounds: the median of the rounds' own ratios, and their quartiles."""
+
+    middle: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.middle:.3f} ({self.low:.3f} to {self.high:.3f})"
+
+
+def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
+    """Seconds ``above`` over seconds ``below``, round by round."""
+    each = [one / other for one, other in zip(above, below, strict=True)]
+    if len(each) == 1:
+        return Ratio(each[0], each[0], each[0])
+    low, _, high = quantiles(each, n=4, method="inclusive")
+    return Ratio(median(each), low, high)
+
+
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """The power of the size that the values grow with: the least-squares line on logarithmic axes."""
+    return linear_regression([math.log(size) for size in sizes], [math.log(value) for value in values]).slope

@@ -1,0 +1,135 @@
+"""A whole training step with its data: veneer's own trainer beside diffusers' text-to-image LoRA example.
+
+python -m benchmarks.training_step             measure, write results and page
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+import veneer
+from benchmarks import models, peers, saved_bytes
+from benchmarks.page import figures_of, keep, machine, show
+from benchmarks.timing import interleaved, ratio
+from veneer.config.schema import RunConfig
+from veneer.family.sd import StableDiffusion
+from veneer.train.events import StepDone
+from veneer.train.loop import train
+
+NAME = "training_step"
+BAR = 0.62
+PIXELS, STORED = 512, 640
+PEER, EXACT, LEAN = "diffusers' example", "veneer, exact", "veneer, lean"
+WHAT = {
+    PEER: "diffusers' `train_text_to_image_lora.py`",
+    EXACT: "`veneer train`, `train.memory=exact`: latents and text kept, no engine",
+    LEAN: "`veneer train`, `train.memory=lean`",
+}
+MEMORY = {EXACT: "exact", LEAN: "lean"}
+
+
+def main() -> None:
+    """Measure, keep, publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    models.quiet()
+    with tempfile.TemporaryDirectory() as folder:
+        figures = measure(Path(folder), parser.parse_args().rounds)
+    keep(NAME, figures)
+    show(NAME, section(figures_of(NAME)))
+
+
+def measure(folder: Path, rounds: int) -> dict[str, Any]:
+    """Seconds of each way's steps, and of what only a picture's first step does."""
+    pipeline: Any = models.full_size_pipeline()
+    pictures = _pictures(folder)
+    steps = {PEER: peers.text_to_image_steps(models.beside(pipeline), pictures, PIXELS)}
+    for way, memory in MEMORY.items():
+        family = StableDiffusion(models.beside(pipeline))
+        steps[way] = _own_steps(config_in(folder, memory), family)
+    return {
+        "machine": machine(),
+        "seconds": interleaved({way: lambda it=it: next(it) for way, it in steps.items()}, rounds),  # type: ignore[misc]
+    }
+
+
+def _pictures(folder: Path) -> list[tuple[Path, str]]:
+    """One picture of the demo, enlarged, with its caption: the untimed round is then the one that encodes it."""
+    (folder / "pictures").mkdir()
+    place = folder / "pictures" / "castle.png"
+    with Image.open(next(iter(sorted((veneer.demo_path() / "train").glob("*.png"))))) as picture:
+        picture.convert("RGB").resize((STORED, STORED)).save(place)
+    place.with_suffix(".txt").write_text("a castle")
+    return [(place, "a castle")]
+
+
+def config_in(folder: Path, memory: str) -> RunConfig:
+    """The example's settings: batch 1, rank 4, AdamW at 1e-4, gradients clipped to 1."""
+    return veneer.build_config(
+        {
+            "base": "bundled",  # named only; the networks are given
+            "output": str(folder / "run"),
+            "data": {
+                "sources": [{"path": str(folder / "pictures")}],
+                "held_out": 0.0,
+                "resolution": PIXELS,
+            },
+            "train": {"steps": 10_000, "batch": 1, "memory": memory, "checkpoint_every": 0},
+            "sample": {"every": 0},
+            "evaluate": {"every": 0},
+        },
+        origin="benchmark",
+    )
+
+
+def _own_steps(config: RunConfig, family: StableDiffusion) -> Iterator[float]:
+    """The loss of each step, as the trainer's events tell it."""
+    for event in train(config, family, veneer.survey(config.data)):
+        if isinstance(event, StepDone):
+            yield event.loss
+
+
+def section(figures: dict[str, Any]) -> str:
+    """The page's part, from the figures."""
+    if not figures:
+        return "Not measured yet.\n"
+    seconds = figures["seconds"]
+    rows = [
+        f"Stable Diffusion 1.5's size, {PIXELS} pixels, batch 1, on {figures['machine']}; {len(seconds[PEER])} steps:",
+        "",
+        "| a step | seconds | over diffusers' example |",
+        "| --- | --- | --- |",
+    ]
+    for way, text in WHAT.items():
+        rows.append(f"| {text} | {_middle(seconds[way]):.2f} | {ratio(seconds[way], seconds[PEER])} |")
+    best = ratio(seconds[LEAN], seconds[PEER]).middle
+    rows += ["", f"Bar: `lean` {best:.3f} of {BAR} allowed. {_floor(seconds[PEER])}".rstrip(), ""]
+    return "\n".join(rows)
+
+
+def _floor(peer: Sequence[float]) -> str:
+    """The frozen network's own forward and backward pass, as another benchmark measured it, over the example's step."""
+    known = figures_of(saved_bytes.NAME).get(str(PIXELS))
+    if known is None:
+        return ""
+    frozen = _middle(known["seconds"][saved_bytes.FROZEN])
+    return (
+        f"The floor: forward and backward pass of the frozen network alone took {frozen:.2f} s (see above, another "
+        f"run), {frozen / _middle(peer):.3f} of the example's step."
+    )
+
+
+def _middle(seconds: Sequence[float]) -> float:
+    return sorted(seconds)[len(seconds) // 2]
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    main()
