@@ -1,0 +1,76 @@
+"""What would make a run fit: the mildest form of each change, and none that does not help."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.training import tiny_config
+from veneer.config.schema import RunConfig
+from veneer.plan.memory import STEP, Memory, Phase
+from veneer.plan.remedies import remedies, verdict
+
+
+def invented(config: RunConfig) -> Memory:
+    """A memory in which each change has its price."""
+    train = config.train
+    kept = {"exact": 100, "lean": 60, "leaner": 50, "checkpoint": 10}[train.memory]
+    size = 1000 + config.adapter.rank * 5 + train.batch * kept // (1 if train.precision == "float32" else 2)
+    painted = 1200 if len(config.sample.prompts) == 1 else 1300
+    return Memory("cpu", (Phase(STEP, size, {"all": size}), Phase("painting", painted, {"all": painted})), None)
+
+
+def config_of(**sections: Any) -> RunConfig:
+    values: dict[str, Any] = {"train": {"batch": 8, "accumulate": 1}, "adapter": {"rank": 16}}
+    return tiny_config(Path("pictures"), **{**values, **sections})
+
+
+def found(config: RunConfig, limit: int) -> list[tuple[dict[str, Any], int]]:
+    return [(dict(remedy.changes), remedy.peak) for remedy in remedies(config, invented, limit)]
+
+
+def test_each_change_in_its_mildest_form() -> None:
+    """8 x 100 + 16 x 5 + 1000 = 1880 do not fit into 1500."""
+    first, second, *rest = found(config_of(), 1500)
+    assert first == ({"train.batch": 4, "train.accumulate": 2}, 1480)
+    assert second[0]["train.memory"] in ("leaner", "checkpoint") and second[1] <= 1500
+    assert rest == [({"train.precision": "bfloat16"}, 1480)]  # a lower rank alone does not do
+
+
+def test_a_step_sees_the_same_pictures() -> None:
+    changes = [change for change, _ in found(config_of(train={"batch": 6, "accumulate": 2}), 1400)]
+    batch = next(change for change in changes if "train.batch" in change)
+    assert batch["train.batch"] * batch["train.accumulate"] == 12 and batch["train.batch"] < 6
+
+
+def test_a_lower_rank_where_it_is_enough() -> None:
+    assert ({"adapter.rank": 4}, 1820) in found(config_of(), 1825)
+
+
+def test_fewer_prompts_where_painting_is_the_fullest() -> None:
+    config = config_of(train={"batch": 1}, adapter={"rank": 1})
+    assert found(config, 1250) == [({"sample.prompts": ("a picture",)}, 1200)]
+    assert str(remedies(config, invented, 1250)[0]) == "one prompt in sample.prompts (1.20 KB)"
+
+
+def test_together_where_none_is_enough_alone() -> None:
+    (only,) = found(config_of(adapter={"rank": 64}, sample={"prompts": ["one"]}), 1350)
+    assert only[0]["train.batch"] == 1 and only[0]["train.accumulate"] == 8
+    assert "train.memory" in only[0] and only[1] <= 1350
+
+
+def test_nothing_where_nothing_helps() -> None:
+    assert found(config_of(), 900) == []
+
+
+def test_a_remedy_is_written_as_it_is_typed() -> None:
+    remedy = remedies(config_of(), invented, 1500)[0]
+    assert str(remedy) == "train.batch=4 train.accumulate=2 (1.48 KB)"
+
+
+@pytest.mark.parametrize(("free", "word"), [(2000, "fits"), (1879, "does not fit")])
+def test_the_verdict_says_what_is_needed_and_what_there_is(free: int, word: str) -> None:
+    text = verdict(invented(config_of()), free)
+    assert text == f"{word}: 1.88 KB while training step, and {free / 1000:.2f} KB are free"

@@ -1,0 +1,1 @@
+"""The arithmetic of the LoRA paper, done by the plan's own functions."""

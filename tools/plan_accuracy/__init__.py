@@ -1,0 +1,1 @@
+"""How near a plan's memory comes to what a process takes."""
