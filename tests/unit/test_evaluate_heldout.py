@@ -9,13 +9,23 @@ import numpy as np
 import pytest
 import torch
 
-from tests.training import bits_of, tiny_config, tiny_run
+from tests.training import bits_of, tiny_config, tiny_run, write_noise_pictures
 from veneer.adapter.inject import inject
 from veneer.adapter.spec import Factors
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
 from veneer.errors import UserError
-from veneer.evaluate.heldout import evaluate, heldout_losses
+from veneer.evaluate.heldout import (
+    DRIFT,
+    HELD_OUT,
+    TRAINING,
+    Ruler,
+    chosen,
+    compare,
+    evaluate,
+    heldout_losses,
+    kinds_of,
+)
 from veneer.family.base import Family
 from veneer.family.registry import load_family
 from veneer.plan.account import specs_of
@@ -35,7 +45,7 @@ def trained(family: Family, tiny_pictures: Path) -> Factors:
 
 
 def null_adapter(config: Any, family: Family) -> Factors:
-    injection = inject(family.networks, specs_of(config.adapter), seed=0)
+    injection = inject(family.networks, specs_of(config.adapter), seed=config.seed)
     try:
         return injection.factors()
     finally:
@@ -50,6 +60,21 @@ def test_an_adapter_that_does_nothing_scores_exactly_zero(
     score = evaluate(config, family, survey(config.data), null_adapter(config, family))
     assert (score.mean, score.low, score.high) == (0.0, 0.0, 0.0)
     assert score.base == score.adapter > 0
+    assert score.verdict == "no effect"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_null_adapters_are_called_no_effect(family: Family, tiny_pictures: Path, precision: str) -> None:
+    """Twenty adapters of B = 0, each with an A of its own, on every kind of pictures."""
+    config = tiny_config(tiny_pictures, data={"held_out": 0.5}, evaluate={"draws": 1}, train={"precision": precision})
+    kinds = kinds_of(config, survey(config.data))
+    verdicts = []
+    for seed in range(10):
+        null = null_adapter(config.model_copy(update={"seed": seed}), family)
+        found = compare(config, family, kinds, null)
+        assert found.held_out and found.training
+        verdicts += [found.held_out.verdict, found.training.verdict]
+    assert verdicts.count("no effect") >= 0.95 * len(verdicts)
 
 
 def test_two_evaluations_are_equal_to_the_bit(family: Family, tiny_pictures: Path, trained: Factors) -> None:
@@ -131,3 +156,77 @@ def test_no_held_out_picture_is_a_mistake_of_the_config(family: Family, tiny_pic
     assert dataset.held_out.samples == ()
     with pytest.raises(UserError, match=r"data\.held_out"):
         evaluate(config, family, dataset, trained)
+
+
+def test_each_kind_of_pictures_is_compared(family: Family, tiny_pictures: Path, trained: Factors) -> None:
+    config = tiny_config(tiny_pictures)
+    dataset = survey(config.data)
+    kinds = kinds_of(config, dataset) | {DRIFT: dataset.train}
+    found = compare(config, family, kinds, trained)
+    assert found.held_out == evaluate(config, family, dataset, trained)
+    assert found.training and found.gap and found.drift
+    assert found.gap.mean == pytest.approx(found.held_out.mean - found.training.mean)
+    assert (found.gap.held_out, found.gap.training) == (3, 8)
+    assert found.drift.pictures == len(dataset.train.samples) == 9
+    assert np.mean([band.score.mean for band in found.bands]) == pytest.approx(found.held_out.mean)
+    # what there are no pictures for is not there
+    alone = compare(config, family, {TRAINING: dataset.train, HELD_OUT: Manifest()}, trained)
+    assert (alone.held_out, alone.gap, alone.bands, alone.drift) == (None, None, (), None)
+    assert alone.training == found.drift
+
+
+def test_an_adapter_trained_for_long_on_few_pictures_shows_a_gap(family: Family, tmp_path: Path) -> None:
+    """Pictures of noise: nothing that is learned of some carries over to others."""
+    data = {"held_out": 0.5, "trigger": "sks"}
+    pictures = write_noise_pictures(tmp_path)
+    config = tiny_config(pictures, data=data, train={"steps": 60, "optimizer": {"rate": 0.02}})
+    last = tiny_run(config, family)[-1]
+    assert isinstance(last, Finished)
+    found = compare(config, family, kinds_of(config, survey(config.data)), last.factors)
+    assert found.gap is not None and found.training is not None
+    assert found.training.mean < 0 < found.gap.mean
+
+
+def test_pictures_are_limited_and_chosen_by_what_they_are(tiny_pictures: Path) -> None:
+    pictures = survey(tiny_config(tiny_pictures, data={"held_out": 0.0}).data).train
+    four = chosen(pictures, 4)
+    assert len(four.samples) == 4 and set(four.samples) < set(pictures.samples)
+    assert list(four.samples) == [sample for sample in pictures.samples if sample in four.samples]
+    assert chosen(Manifest(pictures.samples[::-1]), 4).samples == four.samples[::-1]
+    assert set(chosen(pictures, 3).samples) < set(four.samples)
+    assert chosen(pictures, 99) == Manifest(pictures.samples)
+
+
+def test_evaluate_pictures_limits_each_kind(family: Family, tiny_pictures: Path, trained: Factors) -> None:
+    config = tiny_config(tiny_pictures, evaluate={"pictures": 2, "draws": 1})
+    dataset = survey(config.data)
+    assert len(dataset.held_out.samples) == 3
+    assert [len(pictures.samples) for pictures in kinds_of(config, dataset).values()] == [2, 2]
+    assert evaluate(config, family, dataset, trained).pictures == 2
+
+
+def test_a_ruler_sees_the_text_encoder_as_it_is(family: Family, tiny_pictures: Path) -> None:
+    """Captions are encoded anew each time; pictures, whose encoder nobody trains, are not."""
+    config = tiny_config(tiny_pictures, evaluate={"draws": 1})
+    ruler = Ruler(config, family, survey(config.data).held_out)
+    before = ruler.losses()
+    weight = next(family.networks["text_encoder"].parameters())
+    with torch.no_grad():
+        kept = weight.clone()
+        weight.mul_(1.5)
+        changed = ruler.losses()
+        weight.copy_(kept)
+    assert not np.array_equal(changed, before)
+    assert np.array_equal(ruler.losses(), before)
+
+
+def test_a_loss_that_is_not_finite_is_no_score(family: Family, tiny_pictures: Path) -> None:
+    config = tiny_config(tiny_pictures, evaluate={"draws": 1})
+    ruler = Ruler(config, family, survey(config.data).held_out)
+    weight = family.networks["unet"].conv_out.weight
+    with torch.no_grad():
+        kept = weight.clone()
+        weight.fill_(float("inf"))
+        with pytest.raises(UserError, match=r"denoising loss on .*\.png is not finite"):
+            ruler.losses()
+        weight.copy_(kept)

@@ -2,74 +2,159 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from copy import copy
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from veneer.adapter.algebra import merge
+from veneer.adapter.applied import applied
 from veneer.adapter.spec import Factors
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset
 from veneer.engine.precision import device_of, precision_of
 from veneer.errors import UserError
+from veneer.evaluate.figures import Band, Gap, Score, verdict_of
+from veneer.evaluate.interval import RESAMPLES, difference_interval, mean_interval
 from veneer.family.base import Family
 from veneer.family.cache import Encoder
 from veneer.keyed import key, torch_generator, uniform
 from veneer.objective.loss import Objective
 
-__all__ = ["Score", "evaluate", "heldout_losses", "paired_difference"]
+__all__ = [
+    "DRIFT",
+    "HELD_OUT",
+    "TRAINING",
+    "Comparison",
+    "Losses",
+    "Ruler",
+    "bands_of",
+    "chosen",
+    "compare",
+    "compared",
+    "evaluate",
+    "gap_between",
+    "heldout_losses",
+    "kinds_of",
+    "paired_difference",
+]
 
 Losses = npt.NDArray[np.float64]
-_RESAMPLES = 10_000
-_NUMBERS_AT_ONCE = 2**18
-_SMALL = 10
-"""Below this many pictures a percentile bootstrap is known to be too narrow (Efron and Tibshirani 1993, ch. 14)."""
+HELD_OUT, TRAINING, DRIFT = "held-out", "training", "drift"
+"""Kinds of pictures that are measured on."""
+_MOST_BANDS = 5
 
 
 @dataclass(frozen=True)
-class Score:
-    """The adapter's denoising loss less the base's, on the same pictures, noise and timesteps; below 0 is better.
+class Comparison:
+    """An adapter and its base on each kind of pictures; what there are no pictures for is None or empty.
 
     Attributes:
-        mean: of the difference, over pictures.
-        low: lower end of its 95 % interval; minus infinity for a single picture, which tells nothing of others.
-        high: upper end; infinity likewise.
-        base: mean loss without the adapter.
-        adapter: mean loss with it.
-        pictures: how many were measured on; they, not the draws, are what the interval counts as independent.
-        draws: noise draws a picture.
+        held_out: on pictures that training never saw.
+        training: on pictures that it saw.
+        gap: between the two.
+        bands: the held-out score by parts of time.
+        drift: on pictures of other things.
     """
 
-    mean: float
-    low: float
-    high: float
-    base: float
-    adapter: float
-    pictures: int
-    draws: int
+    held_out: Score | None
+    training: Score | None
+    gap: Gap | None
+    bands: tuple[Band, ...]
+    drift: Score | None
 
-    def __str__(self) -> str:
-        """One line for a person."""
-        text = f"held-out loss {self.base:.4f} -> {self.adapter:.4f}, difference {self.mean:+.4f}"
-        if self.pictures == 1:
-            return f"{text} on one picture, too few for an interval"
-        text += f", 95 % interval [{self.low:+.4f}, {self.high:+.4f}] over {self.pictures} pictures"
-        return text if self.pictures >= _SMALL else f"{text} (so few make it too narrow)"
+
+@dataclass(frozen=True)
+class _Noised:
+    """One picture with all that is random about its measurement.
+
+    Attributes:
+        sample: the picture.
+        latent_1CHW: the posterior's mean.
+        noise_DCHW: one a draw.
+        timestep_idx_D: one a draw, rising.
+    """
+
+    sample: Sample
+    latent_1CHW: Tensor
+    noise_DCHW: Tensor
+    timestep_idx_D: Tensor
+
+
+class Ruler:
+    """Measures denoising losses on a fixed set of pictures, the same way each time.
+
+    Nothing is random but the keyed noise: pictures are centered, latents are the posterior's means, captions the first
+    ones. Draw d of D has its timestep in the d-th of D equal parts of time (stratified), and another one for each
+    picture. The loss is the base's own (uniform timesteps, no weighting) whatever is trained with, so that different
+    runs can be compared.
+
+    Args:
+        config: draws, seed, resolution, precision.
+        family: whose networks are measured, as they stand.
+        pictures: to measure on; they are encoded once.
+    """
+
+    def __init__(self, config: RunConfig, family: Family, pictures: Manifest) -> None:
+        self._config, self._family = config, family
+        self._objective = Objective(family.noise)
+        encoder = Encoder(family, config.data, config.data.resolution or family.resolution, config.seed)
+        self._noised = [self._prepare(sample, encoder.centered(sample).mean) for sample in pictures.samples]
+
+    def captioned(self, pictures: Manifest) -> Ruler:
+        """One for some of these pictures with other captions: the same noise, and nothing is encoded again."""
+        known = {each.sample.id: each for each in self._noised}
+        ruler = copy(self)
+        ruler._noised = [replace(known[sample.id], sample=sample) for sample in pictures.samples]
+        return ruler
+
+    @torch.no_grad()
+    def losses(self) -> Losses:
+        """Denoising losses (pictures, draws) by the networks as they stand; the same numbers each time.
+
+        Captions are encoded anew each time: an adapter may be in the text encoder as well.
+        """
+        rows = [self._picture_losses(each) for each in self._noised]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), self._config.evaluate.draws)
+
+    def _prepare(self, sample: Sample, latent_1CHW: Tensor) -> _Noised:
+        seed, draws = self._config.seed, self._config.evaluate.draws
+        generators = [torch_generator(seed, sample.id, draw, "held-out noise") for draw in range(draws)]
+        noise_DCHW = torch.cat([torch.randn(latent_1CHW.shape, generator=generator) for generator in generators])
+        return _Noised(sample, latent_1CHW, noise_DCHW, self._objective.timesteps(_strata(seed, sample, draws)))
+
+    def _picture_losses(self, noised: _Noised) -> Losses:
+        """One picture's losses (draws,), its draws as one batch."""
+        device = device_of(self._family)
+        conditioning_1LD = self._family.encode_text(noised.sample.captions[:1]).cpu()
+        conditioning_DLD = conditioning_1LD.expand(len(noised.noise_DCHW), -1, -1)
+        latent_DCHW = noised.latent_1CHW.expand_as(noised.noise_DCHW)
+        given = (latent_DCHW, noised.noise_DCHW, noised.timestep_idx_D, conditioning_DLD)
+        with precision_of(self._config.train.precision, device).autocast():
+            loss_D = self._objective.loss_B(self._family.predict, *(tensor.to(device) for tensor in given))
+        losses: Losses = loss_D.double().cpu().numpy()
+        if not np.isfinite(losses).all():
+            what = f"the denoising loss on {noised.sample.path} is not finite"
+            raise UserError(what, remedy="lower train.optimizer.rate, or use float32 as train.precision")
+        return losses
+
+
+def heldout_losses(config: RunConfig, family: Family, pictures: Manifest) -> Losses:
+    """Denoising losses (pictures, draws) by the networks as they stand, as a ``Ruler`` measures them."""
+    return Ruler(config, family, pictures).losses()
 
 
 def evaluate(config: RunConfig, family: Family, dataset: Dataset, factors: Factors) -> Score:
     """Score an adapter on the held-out pictures.
 
-    The loss is the base's own (uniform timesteps, no weighting) whatever was trained with, so that scores of different
-    runs can be compared. A base of float32 gives an adapter that does nothing a difference of exactly 0.
+    A base of float32 gives an adapter that does nothing a difference of exactly 0.
 
     Args:
-        config: held-out draws, seed, resolution, precision.
+        config: draws, pictures, seed, resolution, precision.
         family: the base, without any adapter in it; it gets its bits back.
         dataset: whose held-out pictures are measured on.
         factors: the adapter.
@@ -77,42 +162,104 @@ def evaluate(config: RunConfig, family: Family, dataset: Dataset, factors: Facto
     Raises:
         UserError: no picture is held out, or the adapter does not fit the base.
     """
-    base = heldout_losses(config, family, dataset.held_out)
-    merged = merge(family.networks, [(factors, 1.0)])
-    try:
-        adapter = heldout_losses(config, family, dataset.held_out)
-    finally:
-        merged.undo()
-    return paired_difference(adapter, base, config.seed)
+    held_out = chosen(dataset.held_out, config.evaluate.pictures)
+    if not held_out.samples:
+        raise _nothing_held_out()
+    score = compare(config, family, {HELD_OUT: held_out}, factors).held_out
+    assert score is not None
+    return score
 
 
-@torch.no_grad()
-def heldout_losses(config: RunConfig, family: Family, held_out: Manifest) -> Losses:
-    """Denoising losses (pictures, draws) by the networks as they stand; the same numbers each time.
+def compare(config: RunConfig, family: Family, kinds: Mapping[str, Manifest], factors: Factors) -> Comparison:
+    """Measure the base and the adapter on each kind of pictures, with the same noise and timesteps.
 
-    Nothing is random but the keyed noise: pictures are centered, latents are the posterior's means, captions the first
-    ones. Draw d of D has its timestep in the d-th of D equal parts of time (stratified), and another one for each
-    picture.
+    Args:
+        config: as for ``evaluate``.
+        family: as for ``evaluate``.
+        kinds: pictures by ``HELD_OUT``, ``TRAINING``, ``DRIFT``; a kind may be missing or empty.
+        factors: the adapter.
     """
-    encoder = Encoder(family, config.data, config.data.resolution or family.resolution, config.seed)
-    rows = [_picture_losses(config, family, encoder, sample) for sample in held_out.samples]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), config.evaluate.draws)
+    rulers = {kind: Ruler(config, family, pictures) for kind, pictures in kinds.items() if pictures.samples}
+    base = {kind: ruler.losses() for kind, ruler in rulers.items()}
+    with applied(family.networks, factors):
+        adapter = {kind: ruler.losses() for kind, ruler in rulers.items()}
+    return compared(adapter, base, config.seed)
 
 
-def _picture_losses(config: RunConfig, family: Family, encoder: Encoder, sample: Sample) -> Losses:
-    """One picture's losses (draws,), its draws as one batch."""
-    device, draws = device_of(family), config.evaluate.draws
-    objective = Objective(family.noise)
-    latent_1CHW = encoder.centered(sample).mean
-    generators = [torch_generator(config.seed, sample.id, draw, "held-out noise") for draw in range(draws)]
-    noise_DCHW = torch.cat([torch.randn(latent_1CHW.shape, generator=generator) for generator in generators])
-    conditioning_DLD = encoder.conditioning(sample.captions[:1]).expand(draws, -1, -1)
-    timestep_idx_D = objective.timesteps(_strata(config.seed, sample, draws))
-    given = (latent_1CHW.expand_as(noise_DCHW), noise_DCHW, timestep_idx_D, conditioning_DLD)
-    with precision_of(config.train.precision, device).autocast():
-        loss_D = objective.loss_B(family.predict, *(tensor.to(device) for tensor in given))
-    losses: Losses = loss_D.double().cpu().numpy()
-    return losses
+def compared(adapter: Mapping[str, Losses], base: Mapping[str, Losses], seed: int) -> Comparison:
+    """The figures of losses by kind of picture."""
+    scores = {kind: paired_difference(adapter[kind], base[kind], seed) for kind in base}
+    both = HELD_OUT in base and TRAINING in base
+    return Comparison(
+        held_out=scores.get(HELD_OUT),
+        training=scores.get(TRAINING),
+        gap=gap_between(adapter, base, seed) if both else None,
+        bands=bands_of(adapter[HELD_OUT], base[HELD_OUT], seed) if HELD_OUT in base else (),
+        drift=scores.get(DRIFT),
+    )
+
+
+def kinds_of(config: RunConfig, dataset: Dataset) -> dict[str, Manifest]:
+    """Held-out pictures, and as many training pictures or eight, ``evaluate.pictures`` of each at most."""
+    held_out = chosen(dataset.held_out, config.evaluate.pictures)
+    most = min(config.evaluate.pictures, max(len(held_out.samples), 8))
+    return {HELD_OUT: held_out, TRAINING: chosen(dataset.train, most)}
+
+
+def chosen(pictures: Manifest, most: int) -> Manifest:
+    """Some of the pictures, those that a hash ranks first, in their own order: the same whatever else is there."""
+    ranked = sorted(pictures.samples, key=lambda sample: key("measured on", sample.id))[:most]
+    kept = {sample.id for sample in ranked}
+    return Manifest(tuple(sample for sample in pictures.samples if sample.id in kept))
+
+
+def paired_difference(adapter: Losses, base: Losses, seed: int = 0, *, resamples: int = RESAMPLES) -> Score:
+    """Compare two arrays of losses (pictures, draws) made with the same noise and timesteps.
+
+    Draws of one picture are not independent, so the interval is over pictures, of each picture's mean over its draws.
+
+    Args:
+        adapter: with the adapter.
+        base: without.
+        seed: of the resampling.
+        resamples: how many.
+
+    Raises:
+        UserError: there is no picture at all.
+    """
+    assert adapter.shape == base.shape and adapter.ndim == 2
+    pictures, draws = adapter.shape
+    if pictures == 0:
+        raise _nothing_held_out()
+    by_picture = _gains(adapter, base)
+    low, high = mean_interval(by_picture, seed, resamples)
+    means = float(base.mean()), float(adapter.mean())
+    return Score(float(by_picture.mean()), low, high, *means, pictures, draws, verdict_of(low, high, means[0]))
+
+
+def bands_of(adapter: Losses, base: Losses, seed: int = 0) -> tuple[Band, ...]:
+    """The score by parts of time: as many equal ones as the draws fill evenly, five at most.
+
+    Draw d lies in the d-th of D equal parts of time, so of 8 draws two lie in each of 4 bands, of 10 in each of 5.
+    Seven draws fill no bands but one.
+    """
+    draws = adapter.shape[1]
+    count = max(bands for bands in range(1, _MOST_BANDS + 1) if draws % bands == 0)
+    parts = zip(np.split(adapter, count, axis=1), np.split(base, count, axis=1), strict=True)
+    scores = [paired_difference(*part, seed) for part in parts]
+    return tuple(Band(place / count, (place + 1) / count, score) for place, score in enumerate(scores))
+
+
+def gap_between(adapter: Mapping[str, Losses], base: Mapping[str, Losses], seed: int = 0) -> Gap:
+    """The memorisation gap: difference on held-out pictures less difference on training pictures."""
+    held_out, training = (_gains(adapter[kind], base[kind]) for kind in (HELD_OUT, TRAINING))
+    low, high = difference_interval(held_out, training, seed)
+    return Gap(float(held_out.mean() - training.mean()), low, high, len(held_out), len(training))
+
+
+def _gains(adapter: Losses, base: Losses) -> Losses:
+    gains: Losses = (adapter - base).mean(axis=1)
+    return gains
 
 
 def _strata(seed: int, sample: Sample, draws: int) -> Tensor:
@@ -121,37 +268,5 @@ def _strata(seed: int, sample: Sample, draws: int) -> Tensor:
     return torch.tensor(numbers, dtype=torch.float64)
 
 
-def paired_difference(adapter: Losses, base: Losses, seed: int = 0) -> Score:
-    """Compare two arrays of losses (pictures, draws) made with the same noise and timesteps.
-
-    The interval is a percentile bootstrap over pictures (Efron and Tibshirani 1993, section 13.3): draws of one picture
-    are not independent, so a picture's mean over its draws is resampled whole.
-
-    Args:
-        adapter: with the adapter.
-        base: without.
-        seed: of the resampling.
-
-    Raises:
-        UserError: there is no picture at all.
-    """
-    assert adapter.shape == base.shape and adapter.ndim == 2
-    pictures, draws = adapter.shape
-    if pictures == 0:
-        raise UserError("no picture is held out to measure on", where="data.held_out", remedy="hold out at least two")
-    by_picture = (adapter - base).mean(axis=1)
-    low, high = _interval(by_picture, seed) if pictures > 1 else (-math.inf, math.inf)
-    means = float(by_picture.mean()), low, high, float(base.mean()), float(adapter.mean())
-    return Score(*means, pictures=pictures, draws=draws)
-
-
-def _interval(by_picture: Losses, seed: int) -> tuple[float, float]:
-    """95 % percentile interval of the mean."""
-    generator = np.random.Generator(np.random.PCG64(key(seed, "bootstrap")))
-    count = len(by_picture)
-    # so many resamples at a time as a few megabytes hold, however many pictures there are
-    rows = max(1, _NUMBERS_AT_ONCE // count)
-    parts = [min(rows, _RESAMPLES - start) for start in range(0, _RESAMPLES, rows)]
-    means = [by_picture[generator.integers(count, size=(part, count))].mean(axis=1) for part in parts]
-    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
-    return float(low), float(high)
+def _nothing_held_out() -> UserError:
+    return UserError("no picture is held out to measure on", where="data.held_out", remedy="hold out at least two")

@@ -1,0 +1,103 @@
+"""``veneer study`` and ``veneer adapter resize`` on a screen: each training, the bar, the table, the advice."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from veneer.cli.progress import Progress
+from veneer.config.study import Study
+from veneer.errors import UserError
+from veneer.evaluate.study_text import as_markdown
+from veneer.run.resizing import Measuring, RankMeasured, resize_adapter, study_ranks
+from veneer.run.resume import Resumed
+from veneer.run.studying import TrialBegins, TrialEnds, run_study, study_folder
+from veneer.run.training import PriorPainting, Surveyed
+from veneer.train.events import Warned
+
+__all__ = ["resize_command", "study_command"]
+
+
+def study_command(study: Study, out: Path | None, on: str) -> bool:
+    """Do a study, or the rest of one; False if a training of it came to nothing."""
+    console = Console()
+    folder = out or study_folder(study)
+    _say(console, f"study {study.name} in {folder}")
+    result = run_study(study, folder, on=on, listen=_Screen(console))
+    _say(console, "\n" + (folder / "study.md").read_text("utf-8"))
+    _say(console, "\n".join(f"written: {path}" for path in result.files))
+    return not result.table.failures
+
+
+def resize_command(file: Path, ranks: Sequence[int], out: Path | None, how: Measuring, *, measured: bool) -> None:
+    """Cut an adapter to a rank, or measure which rank loses nothing."""
+    console = Console()
+    if not measured:
+        if len(ranks) != 1:
+            raise UserError("one rank is needed", where="--rank", remedy="or --study, to see which is enough")
+        _say(console, str(resize_adapter(file, ranks[0], out, base=how.base)))
+        return
+    study = study_ranks(file, ranks, how, out=out, listen=_Screen(console))
+    _say(console, "\n" + as_markdown(study.table))
+    if study.advised is not None and f"rank {study.advised}" != study.table.reference:
+        _say(console, f"veneer adapter resize {file} --rank {study.advised}")
+
+
+class _Screen:
+    """Says what a study tells; each training has a bar of its own."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._began, self._done = time.monotonic(), 0
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, TrialBegins):
+            _say(self._console, f"[{event.number}/{event.count}] {event.point}, seed {event.seed}{self._left(event)}")
+            self._bar = Progress(self._console)
+            self._bar.__enter__()
+        elif isinstance(event, TrialEnds):
+            self._end(event)
+        elif isinstance(event, Warned) and self._bar is None:
+            _say(self._console, f"warning: {event.text}")
+        elif (text := _text(event)) is not None:
+            _say(self._console, text)
+        if self._bar is not None:
+            self._bar(event)
+
+    def _end(self, event: TrialEnds) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(None, None, None)
+            self._bar = None
+        if event.loss is None:
+            _say(self._console, f"  {event.point}, seed {event.seed} came to nothing: {event.reason}")
+            return
+        self._done += not event.known
+        known = " (done before)" if event.known else ""
+        _say(self._console, f"  {event.point}, seed {event.seed}: held-out loss {event.loss:.4f}{known}")
+
+    def _left(self, event: TrialBegins) -> str:
+        """How long the rest will take, if what is done so far tells."""
+        if self._done == 0:
+            return ""
+        left = (time.monotonic() - self._began) / self._done * (event.count - event.number + 1)
+        return f", about {left / 60:.0f} min left"
+
+
+def _text(event: object) -> str | None:
+    if isinstance(event, Surveyed):
+        return f"pictures: {event.train} to train on, {event.held_out} held out, {len(event.rejected)} left out"
+    if isinstance(event, PriorPainting):
+        return f"painting {event.count} pictures of {event.prompt!r} into {event.folder}"
+    if isinstance(event, Resumed):
+        return f"  going on after step {event.step}"
+    if isinstance(event, RankMeasured):
+        return f"rank {event.rank}: held-out loss {event.loss:.4f}, {event.kept:.1%} of delta W's norm kept"
+    return None
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)

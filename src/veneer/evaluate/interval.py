@@ -1,0 +1,128 @@
+"""Intervals of a mean over pictures, right for few pictures, skewed losses and outliers.
+
+A percentile bootstrap is too narrow for few pictures (Efron and Tibshirani 1993, chapter 14), and its BCa refinement
+cures the skew but not that. Two others are right where the other fails:
+
+- the studentised bootstrap, or bootstrap-t (Efron and Tibshirani 1993, section 12.5), follows the skew of losses, but
+  underestimates outliers that the pictures at hand do not happen to show;
+- Student's t is careful with outliers, but symmetric, so on skewed losses it misses on one side.
+
+The interval here reaches on each side as far as the one of them that reaches further. ``tools/coverage`` simulates how
+often it covers the truth.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from veneer.evaluate.student import t_quantile
+from veneer.keyed import key
+
+__all__ = ["LEVEL", "RESAMPLES", "Values", "difference_interval", "mean_interval"]
+
+Values = npt.NDArray[np.float64]
+
+LEVEL = 0.95
+"""Share of intervals that cover the truth."""
+RESAMPLES = 10_000
+_NUMBERS_AT_ONCE = 2**18
+_ROUNDING = 1e-12
+"""Share of the largest value below which a deviation is but the rounding of equal ones."""
+_FEWEST = 4
+"""Pictures from which on the bootstrap is asked: of three, one resample in nine is one picture thrice, which has no
+deviation to divide by, and then the studentised quantiles are infinite."""
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Mean and squared standard error of one or many samples."""
+
+    mean: Values
+    error2: Values
+
+
+def mean_interval(values_N: Values, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
+    """95 % interval of the mean that pictures like these have.
+
+    Args:
+        values_N: one number a picture; the pictures are independent, what belongs to one picture is averaged before.
+        seed: of the resampling.
+        resamples: how many.
+
+    Returns:
+        Both ends; infinite for a single picture, which tells nothing of others.
+    """
+    return _interval([values_N], [1.0], seed, resamples)
+
+
+def difference_interval(
+    first_N: Values, second_M: Values, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """The same of a difference between the means of two independent sets of pictures, first less second.
+
+    Student's t has Welch's degrees of freedom here (Welch 1947), and the resamples are taken of each set by itself.
+    """
+    return _interval([first_N, second_M], [1.0, -1.0], seed, resamples)
+
+
+def _interval(sets: Sequence[Values], weights: Sequence[float], seed: int, resamples: int) -> tuple[float, float]:
+    """Interval of the weighted sum of the sets' means."""
+    fewest = min(len(values) for values in sets)
+    if fewest < 2:
+        return -math.inf, math.inf
+    each = [_moments(values[None]) for values in sets]
+    whole = _weighted(each, weights)
+    mean, error = float(whole.mean[0]), math.sqrt(float(whole.error2[0]))
+    largest = max(float(np.abs(values).max()) for values in sets)
+    if error <= _ROUNDING * largest:
+        return mean, mean
+    low_t, high_t = _student(each, weights, [len(values) for values in sets])
+    if fewest >= _FEWEST:
+        studentised = _studentised(sets, weights, seed, resamples)
+        low_t, high_t = min(low_t, studentised[0]), max(high_t, studentised[1])
+    return mean - high_t * error, mean - low_t * error
+
+
+def _student(each: Sequence[_Moments], weights: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Student's quantiles, with the degrees of freedom of Welch (1947) where there is more than one set."""
+    parts = [weight**2 * float(one.error2[0]) for one, weight in zip(each, weights, strict=True)]
+    spread = sum(part**2 / (count - 1) for part, count in zip(parts, counts, strict=True))
+    t = t_quantile(sum(parts) ** 2 / spread, LEVEL)
+    return -t, t
+
+
+def _studentised(sets: Sequence[Values], weights: Sequence[float], seed: int, resamples: int) -> tuple[float, float]:
+    """Quantiles of (resample's mean less mean) / resample's standard error (Efron and Tibshirani 1993, eq. 12.20)."""
+    generator = np.random.Generator(np.random.PCG64(key(seed, "bootstrap")))
+    centred = [values - values.mean() for values in sets]
+    # so many resamples at a time as a few megabytes hold, however many pictures there are
+    rows = max(1, _NUMBERS_AT_ONCE // sum(len(values) for values in sets))
+    parts = [min(rows, resamples - start) for start in range(0, resamples, rows)]
+    drawn = [_weighted([_resampled(values, part, generator) for values in centred], weights) for part in parts]
+    mean = np.concatenate([one.mean for one in drawn])
+    error = np.sqrt(np.concatenate([one.error2 for one in drawn]))
+    # a resample of one picture over and over has no deviation: it is infinitely far off, or, in the middle, not at all
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.sort(np.where(mean == 0, 0.0, mean / error))
+    tail = int(resamples * (1 - LEVEL) / 2)
+    return float(t[tail]), float(t[-1 - tail])
+
+
+def _resampled(values_N: Values, count: int, generator: np.random.Generator) -> _Moments:
+    return _moments(values_N[generator.integers(len(values_N), size=(count, len(values_N)))])
+
+
+def _moments(values_RN: Values) -> _Moments:
+    return _Moments(values_RN.mean(axis=1), values_RN.var(axis=1, ddof=1) / values_RN.shape[1])
+
+
+def _weighted(each: Sequence[_Moments], weights: Sequence[float]) -> _Moments:
+    """Moments of the weighted sum of independent means."""
+    mean = sum((weight * one.mean for one, weight in zip(each, weights, strict=True)), np.zeros(1))
+    error2 = sum((weight**2 * one.error2 for one, weight in zip(each, weights, strict=True)), np.zeros(1))
+    return _Moments(mean, error2)

@@ -1,0 +1,1 @@
+"""A run as one page: what is told, the plots, the markup."""

@@ -1,0 +1,282 @@
+"""An adapter file measured: whether it helps, by how much, what it costs, and whether it copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from veneer.adapter.algebra import merge
+from veneer.adapter.spec import Factors
+from veneer.config.load import build_config, load_config, resolve
+from veneer.config.schema import DataConfig, RunConfig, SourceConfig
+from veneer.data.manifest import Manifest
+from veneer.data.preflight import Dataset, read_prior, survey
+from veneer.errors import UserError
+from veneer.evaluate.copying import Painted, copying_sheet, find_copies, picture_of
+from veneer.evaluate.figures import Copying, Evaluation, PictureScore, write_evaluation
+from veneer.evaluate.heldout import DRIFT, chosen, compare, kinds_of
+from veneer.evaluate.others import captions_of_others
+from veneer.evaluate.scores import Judges, Models, load_judges, score_pictures
+from veneer.family.base import Family
+from veneer.family.registry import BUNDLED
+from veneer.files import atomic_write
+from veneer.keyed import key
+from veneer.run.base import load_base
+from veneer.run.folder import CONFIG, COPYING, EVALUATED, make_writable, write_picture
+from veneer.run.identity import HASHES, PICTURES
+from veneer.sample.generate import generate
+from veneer.weights.file import AdapterFile, file_in, info, load
+
+__all__ = ["Evaluating", "Working", "evaluate_adapter", "folder_of"]
+
+_OTHERS = "drift"
+
+
+@dataclass(frozen=True)
+class Evaluating:
+    """What an adapter is measured on; what is not named is what its run's config, beside it, says.
+
+    Attributes:
+        base: of the adapter; without a config beside it the bundled one.
+        data: folders of pictures that it never saw.
+        training: folders of pictures that it was trained on.
+        prior: folder of pictures of other things, which it should leave alone.
+        trigger: of an adapter without a config.
+        paint: pictures painted to look for copies, and by the base, where there is no prior, of other things; 0: none.
+        models: of the user's, that judge pictures.
+        out: folder for the results; default: the run's, or for a file one beside it that is named after it.
+    """
+
+    base: str | None = None
+    data: tuple[Path, ...] = ()
+    training: tuple[Path, ...] = ()
+    prior: Path | None = None
+    trigger: str | None = None
+    paint: int = 16
+    models: Models = field(default_factory=Models)
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class Working:
+    """What is done next, and may take a while."""
+
+    what: str
+
+
+Listener = Callable[[Working], None]
+
+
+def _ignore(event: Working) -> None:
+    """The listener that listens to nothing."""
+
+
+@dataclass(frozen=True)
+class _Case:
+    """All that an evaluation works on."""
+
+    config: RunConfig
+    family: Family
+    factors: Factors
+    pictures: Dataset
+    out: Path
+    listen: Listener
+
+
+def evaluate_adapter(file: Path, how: Evaluating | None = None, listen: Listener = _ignore) -> Evaluation:
+    """Measure an adapter, and write ``evaluation.json`` and ``copying.png``; two evaluations give equal files.
+
+    Args:
+        file: the adapter, or the folder of its run.
+        how: base, pictures, models.
+        listen: is told what takes a while.
+
+    Raises:
+        UserError: there is nothing to measure on, or what the user named is not there.
+    """
+    how = how or Evaluating()
+    info(file)  # what is wrong with the file is said before anything that takes long
+    judges = load_judges(how.models)
+    config, pictures, notes = _settle(file, how)
+    out = folder_of(file, how)
+    make_writable(out, "choose another --out")
+    family = load_base(config.base)
+    adapter = load(file, family.networks)
+    case = _Case(resolve(config, family.resolution), family, adapter.factors, pictures, out, listen)
+    notes += _doubts(adapter, pictures)
+    others, source = _others(case, how)
+    listen(Working("measuring the denoising loss of base and adapter"))
+    found = compare(case.config, family, kinds_of(case.config, pictures) | {DRIFT: others}, case.factors)
+    copying = _copying(case, how.paint, notes)
+    evaluation = Evaluation(
+        **vars(found),
+        adapter=file_in(file).name,
+        base=config.base,
+        step=_step_of(adapter),
+        drift_source=source,
+        copying=copying,
+        scores=_scores(case, judges, notes),
+        notes=tuple(notes),
+    )
+    write_evaluation(evaluation, out)
+    return evaluation
+
+
+def folder_of(file: Path, how: Evaluating) -> Path:
+    """Where the results of an evaluation go."""
+    return how.out or (file if file.is_dir() else file.with_name(f"{file.stem}-evaluation"))
+
+
+def _settle(file: Path, how: Evaluating) -> tuple[RunConfig, Dataset, list[str]]:
+    """The run's config and its pictures; for a file without one the plainest config, and what the user named."""
+    path = (file if file.is_dir() else file.parent) / CONFIG
+    notes: list[str] = []
+    if path.is_file():
+        config = load_config(path)
+        config = config.model_copy(update={"base": how.base or config.base})
+        own = _own(config, how, notes)
+    elif how.data:
+        config, own = _plain_config(how), Dataset(Manifest(), Manifest())
+    else:
+        what, remedy = f"no {CONFIG} beside the adapter says what to measure on", "name pictures with --data FOLDER"
+        raise UserError(what, where=file, remedy=remedy)
+    train = _read(how.training, config) if how.training else own.train
+    held_out = _never_seen(_read(how.data, config) if how.data else own.held_out, train, notes)
+    if not held_out.samples:
+        notes.append("no picture is held out, so nothing tells what the adapter does with what it never saw")
+    if not train.samples:
+        notes.append(
+            "the pictures that it was trained on are not named (--training), so nothing tells what it memorised"
+        )
+    return config, Dataset(train, held_out), notes
+
+
+def _plain_config(how: Evaluating) -> RunConfig:
+    sources = [{"path": str(folder)} for folder in how.data]
+    data = {"sources": sources, "held_out": 0.0, "trigger": how.trigger}
+    return build_config({"base": how.base or BUNDLED, "data": data}, "the command line")
+
+
+def _own(config: RunConfig, how: Evaluating, notes: list[str]) -> Dataset:
+    """The run's pictures; they may be gone if the user named others to measure on."""
+    if how.data and how.training:
+        return Dataset(Manifest(), Manifest())
+    try:
+        return survey(config.data)
+    except UserError as fault:
+        if not how.data:
+            raise
+        notes.append(f"the run's own pictures: {fault}")
+        return Dataset(Manifest(), Manifest())
+
+
+def _read(folders: Sequence[Path], config: RunConfig, trigger: bool = True) -> Manifest:
+    """All pictures of folders, captioned as the run's are."""
+    sources = tuple(SourceConfig(path=path) for path in folders)
+    words = config.data.trigger if trigger else None
+    return survey(DataConfig(sources=sources, held_out=0.0, trigger=words, background=config.data.background)).train
+
+
+def _never_seen(held_out: Manifest, train: Manifest, notes: list[str]) -> Manifest:
+    seen = {sample.id for sample in train.samples}
+    left = tuple(sample for sample in held_out.samples if sample.id not in seen)
+    if len(left) < len(held_out.samples):
+        notes.append(
+            f"{len(held_out.samples) - len(left)} pictures to measure on were trained on, so they are left out"
+        )
+    return Manifest(left, held_out.rejected)
+
+
+def _doubts(adapter: AdapterFile, pictures: Dataset) -> list[str]:
+    """A held-out picture may have been trained on if the run's folder was changed since."""
+    told = adapter.metadata.get(HASHES[PICTURES])
+    if told is None or not pictures.train.samples or told == pictures.train.fingerprint():
+        return []
+    return ["the training pictures are not those that the adapter's file tells of, so it may have seen held-out ones"]
+
+
+def _others(case: _Case, how: Evaluating) -> tuple[Manifest, str | None]:
+    """Pictures of other things, and where they are from: the user's, the run's of the class, or the base's own."""
+    config, most = case.config, case.config.evaluate.pictures
+    if how.prior is not None:
+        return chosen(_read([how.prior], config, trigger=False), most), str(how.prior)
+    of_class = read_prior(config)
+    if of_class.samples:
+        return chosen(of_class, most), "pictures of the class"
+    known = [sample.captions[0] for sample in (*case.pictures.train.samples, *case.pictures.held_out.samples)]
+    captions = captions_of_others(config.base, known, how.paint)
+    if not captions:
+        return Manifest(), None
+    case.listen(Working(f"painting {len(captions)} pictures of other things by the base"))
+    return _paint_others(case, captions), "pictures that the base painted of other things"
+
+
+def _paint_others(case: _Case, captions: Sequence[str]) -> Manifest:
+    folder = case.out / EVALUATED / _OTHERS
+    for earlier in folder.glob("other-*"):
+        earlier.unlink()
+    for place, image in enumerate(_paint(case, captions, _OTHERS)):
+        write_picture(image, folder / f"other-{place:03d}.png")
+        atomic_write(folder / f"other-{place:03d}.txt", captions[place].encode())
+    return _read([folder], case.config, trigger=False)
+
+
+def _copying(case: _Case, count: int, notes: list[str]) -> Copying | None:
+    """Paint captions of both kinds of pictures with the adapter, half of each, and look for their nearest ones."""
+    train, held_out = case.pictures.train, case.pictures.held_out
+    if not count or not train.samples:
+        return None
+    samples = [*chosen(held_out, count // 2).samples]
+    samples += chosen(train, count - len(samples)).samples
+    captions = [sample.captions[0] for sample in samples]
+    case.listen(Working(f"painting {len(captions)} pictures to look for copies"))
+    names = [f"{EVALUATED}/sample-{place:03d}.png" for place in range(len(captions))]
+    images = _paint_adapted(case, captions, "copying")
+    painted = [Painted(*each) for each in zip(captions, names, images, strict=True)]
+    try:
+        copying = find_copies(case.config, case.family, case.pictures, painted)
+    except UserError as fault:
+        notes.append(f"no look for copies: {fault}")
+        return None
+    for each in painted:
+        write_picture(each.image, case.out / each.file)
+    paper = copying_sheet(copying, painted, case.pictures, case.config, case.family.resolution)
+    write_picture(paper, case.out / COPYING)
+    return copying
+
+
+def _scores(case: _Case, judges: Judges, notes: list[str]) -> tuple[PictureScore, ...]:
+    """Let the user's models judge what base and adapter paint of the held-out captions."""
+    samples = chosen(case.pictures.held_out, case.config.evaluate.pictures).samples
+    if not judges or not samples:
+        return ()
+    captions = [sample.captions[0] for sample in samples]
+    case.listen(Working(f"painting {2 * len(captions)} pictures to be judged"))
+    base, adapter = _paint(case, captions, "scores"), _paint_adapted(case, captions, "scores")
+    real = [picture_of(sample, case.config, case.family.resolution) for sample in samples]
+    scores, missing = score_pictures(judges, captions, real, base, adapter, case.config.seed)
+    notes += missing
+    return scores
+
+
+def _paint(case: _Case, captions: Sequence[str], purpose: str) -> list[Image.Image]:
+    """By the networks as they stand, from seeds of their own."""
+    seeds = [key(case.config.seed, place, purpose) for place in range(len(captions))]
+    how = case.config.sample
+    return generate(case.family, captions, seeds, steps=how.steps, guidance=how.guidance)
+
+
+def _paint_adapted(case: _Case, captions: Sequence[str], purpose: str) -> list[Image.Image]:
+    merged = merge(case.family.networks, [(case.factors, 1.0)])
+    try:
+        return _paint(case, captions, purpose)
+    finally:
+        merged.undo()
+
+
+def _step_of(adapter: AdapterFile) -> int | None:
+    told = adapter.metadata.get("veneer.steps", "")
+    return int(told) if told.isdecimal() else None

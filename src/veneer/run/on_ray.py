@@ -1,0 +1,228 @@
+"""A study's trials on a Ray cluster: Ray Tune hands them out, and of a search stops early what does badly.
+
+Trials write into the study's folder, as they do on one machine, so the machines must share it: what is done is known
+there, a trial whose machine went away goes on from its checkpoint, and the same call again does the rest.
+
+Of a grid every trial is trained to its end, for the table compares ends. Of a search, ASHA (Li et al. 2020) compares
+proposals by their held-out loss after a ninth and a third of the steps, and stops all but the best third each time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from veneer.config.study import Point, Study, point_of
+from veneer.errors import UserError
+from veneer.evaluate.study import Failure
+from veneer.keyed import key
+from veneer.run.proposing import changes_of, params_of, space_of
+from veneer.run.studying import Book, budget_points, failure_of
+from veneer.run.trial import Lab, Trial
+from veneer.train.events import StepDone
+
+__all__ = ["run_on_ray", "rungs"]
+
+_FACTOR = 3
+_TRIES = 1  # once more, where the machine went away
+
+
+def rungs(steps: int) -> tuple[int, ...]:
+    """The steps after which a search's proposals are compared before their end: a ninth and a third of all."""
+    first = max(1, steps // _FACTOR**2)
+    return tuple(step for step in (first, first * _FACTOR) if step < steps)
+
+
+def run_on_ray(lab: Lab, book: Book) -> None:
+    """Do what is not done yet of a study on a Ray cluster, or on this machine's cores if there is none.
+
+    Args:
+        lab: of the study.
+        book: where the results are entered.
+
+    Raises:
+        UserError: Ray is not installed.
+    """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its own tables, which verbose=0 does not silence
+    try:
+        import ray
+    except ImportError:
+        raise UserError("is not installed", where="--on ray", remedy="pip install 'veneer[ray]'") from None
+    ours = not ray.is_initialized()
+    if ours:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
+    try:
+        (_search if lab.study.config.search is not None else _run_all)(lab, book)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _run_all(lab: Lab, book: Book) -> None:
+    from ray import tune
+
+    points = budget_points(lab, book)
+    book.order = [point.name for point in points]
+    trials = [lab.trial(point, seed) for seed in lab.study.config.seeds for point in points]
+    left = [trial for trial in trials if not _enter_done(lab, book, trial, known=True)]
+    if not left:
+        return
+    jobs = [(trial.point, trial.run.config.seed) for trial in left]
+    space = {"job": tune.grid_search(list(range(len(left))))}
+    results = _fit(lab, space, jobs, tune.TuneConfig(), lambda config: _enter_done(lab, book, left[config["job"]]))
+    for result in results:
+        trial = left[result.config["job"]]
+        if not _enter_done(lab, book, trial):
+            book.fail(failure_of(trial, result.error or RuntimeError("Ray tells no reason")))
+
+
+def _enter_done(lab: Lab, book: Book, trial: Trial, *, known: bool = False) -> bool:
+    """Enter a trial, unless it is entered, if it is done; whether it is."""
+    if (trial.point.name, trial.run.config.seed) in book.outcomes:
+        return True
+    outcome = lab.outcome(trial)
+    if outcome is not None:
+        book.enter(outcome, known=known)
+    return outcome is not None
+
+
+def _search(lab: Lab, book: Book) -> None:
+    from ray import tune
+    from ray.tune.schedulers import ASHAScheduler
+    from ray.tune.search.optuna import OptunaSearch
+
+    search, steps = lab.study.config.search, lab.rod.train.steps
+    assert search is not None
+    space, known = space_of(search), _known(lab, book)
+    if len(known) >= search.trials:
+        return
+    told = {"points_to_evaluate": [params for params, _ in known], "evaluated_rewards": [loss for _, loss in known]}
+    # with the seed of before it would propose what it proposed before
+    seed = key(lab.rod.seed, "search", len(known)) % 2**32
+    proposer = OptunaSearch(space, metric="loss", mode="min", seed=seed, **(told if known else {}))
+    marks = rungs(steps)
+    first = marks[0] if marks else steps
+    asha = ASHAScheduler(time_attr="step", max_t=steps, grace_period=first, reduction_factor=_FACTOR)
+    how = tune.TuneConfig(
+        metric="loss", mode="min", search_alg=proposer, scheduler=asha, num_samples=search.trials - len(known)
+    )
+
+    def enter(config: Mapping[str, Any]) -> None:
+        for trial in _trials(lab, point_of(changes_of(config))):
+            _enter_done(lab, book, trial)
+
+    for result in _fit(lab, {}, None, how, enter):
+        _close(lab, book, point_of(changes_of(result.config)), result)
+
+
+def _trials(lab: Lab, point: Point) -> list[Trial]:
+    """One a seed; none where the point cannot be trained."""
+    try:
+        return [lab.trial(point, seed) for seed in lab.study.config.seeds]
+    except UserError:
+        return []
+
+
+def _close(lab: Lab, book: Book, point: Point, result: Any) -> None:
+    """Enter a proposal that Ray is done with: its trials, or why there are none."""
+    trials = _trials(lab, point)
+    left = [trial for trial in trials if not _enter_done(lab, book, trial)]
+    if left and result.error is not None:
+        book.fail(failure_of(left[0], result.error))
+    elif left:
+        step, loss = result.metrics["step"], result.metrics["loss"]
+        reason = f"stopped early after {step} of {lab.rod.train.steps} steps, at a loss of {loss:.4f}"
+        book.fail(Failure(point.name, left[0].run.config.seed, reason))
+    elif not trials:
+        book.fail(Failure(point.name, lab.study.config.seeds[0], _last_line(result.error)))
+
+
+def _last_line(fault: BaseException | None) -> str:
+    """Ray puts the worker's own words at the end of all of its trace."""
+    lines = str(fault or "").strip().splitlines()
+    return lines[-1].strip() if lines else "Ray tells no reason"
+
+
+def _known(lab: Lab, book: Book) -> list[tuple[dict[str, Any], float]]:
+    """Proposals of earlier sessions that are done with all seeds, and their losses; they are entered."""
+    search, seeds = lab.study.config.search, lab.study.config.seeds
+    assert search is not None
+    space, found = space_of(search), []
+    for changes in lab.done():
+        params, trials = params_of(changes, space), _trials(lab, point_of(changes))
+        if params is None or not trials or not all([_enter_done(lab, book, trial, known=True) for trial in trials]):
+            continue
+        losses = [float(book.outcomes[trials[0].point.name, seed].losses.mean()) for seed in seeds]
+        found.append((params, sum(losses) / len(losses)))
+    return found
+
+
+def _fit(
+    lab: Lab,
+    space: Mapping[str, Any],
+    jobs: Sequence[tuple[Point, int]] | None,
+    how: Any,
+    enter: Callable[[Mapping[str, Any]], object],
+) -> Any:
+    """Let Ray Tune do its trials; ``enter`` is called with the configuration of each when it is done."""
+    import ray
+    from ray import tune
+
+    def on_trial_complete(self: Any, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        enter(trial.config)
+
+    live = type("Live", (tune.Callback,), {"on_trial_complete": on_trial_complete})
+
+    needs = {"cpu": 1, "gpu": 1} if ray.cluster_resources().get("GPU") else {"cpu": 1}
+    given = {"study": lab.study, "folder": lab.folder.resolve(), "home": Path.cwd(), "jobs": jobs}
+    tuner = tune.Tuner(
+        tune.with_resources(tune.with_parameters(_work, **given), needs),
+        param_space=dict(space),
+        tune_config=how,
+        run_config=tune.RunConfig(
+            name="ray",
+            storage_path=str(lab.folder.resolve()),
+            failure_config=tune.FailureConfig(max_failures=_TRIES),
+            callbacks=[live()],
+            verbose=0,
+        ),
+    )
+    return tuner.fit()
+
+
+def _work(
+    config: Mapping[str, Any], study: Study, folder: Path, home: Path, jobs: Sequence[tuple[Point, int]] | None
+) -> None:
+    """One of Ray's trials: a point with one seed, or a proposal with all of them; on whichever machine."""
+    from ray import tune
+
+    os.chdir(home)  # relative paths in the study mean what they meant there
+    lab = Lab(study, folder, _ignore)
+    if jobs is not None:
+        point, seed = jobs[config["job"]]
+        outcome = lab.run(lab.trial(point, seed), _ignore)
+        tune.report({"loss": float(outcome.losses.mean()), "step": lab.rod.train.steps})
+        return
+    point, losses = point_of(changes_of(config)), []
+    for place, seed in enumerate(study.config.seeds):
+        # one training is enough to see what does badly; the others are for what does well
+        listen = _reporting(lab, tune.report) if place == 0 else _ignore
+        losses.append(float(lab.run(lab.trial(point, seed), listen).losses.mean()))
+    tune.report({"loss": sum(losses) / len(losses), "step": lab.rod.train.steps})
+
+
+def _reporting(lab: Lab, report: Callable[[dict[str, Any]], None]) -> Callable[[object], None]:
+    """A listener that measures the adapter at the rungs, where Ray may stop it."""
+    marks = rungs(lab.rod.train.steps)
+
+    def listen(event: object) -> None:
+        if isinstance(event, StepDone) and event.step in marks:
+            report({"loss": lab.measure_now(), "step": event.step})
+
+    return listen
+
+
+def _ignore(event: object) -> None:
+    """Ray tells what there is to tell."""

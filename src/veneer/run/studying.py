@@ -1,0 +1,324 @@
+"""A study, whole: from its file to a table, a plot and advice, one training after another."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from veneer.config.load import resolve
+from veneer.config.study import Point, Study, config_of_point, dump_study, point_of, points_of
+from veneer.errors import UserError
+from veneer.evaluate.study import Failure, Outcome, Table, tabulate
+from veneer.evaluate.study_plot import plot
+from veneer.evaluate.study_text import as_csv, as_json, as_markdown
+from veneer.files import atomic_write
+from veneer.plan.account import plan
+from veneer.run.folder import make_writable
+from veneer.run.lock import locked
+from veneer.run.proposing import Proposer
+from veneer.run.training import Listener
+from veneer.run.trial import Lab, Trial
+from veneer.train.events import Warned
+
+__all__ = [
+    "Book",
+    "StudyResult",
+    "TrialBegins",
+    "TrialEnds",
+    "budget_points",
+    "failure_of",
+    "run_study",
+    "study_folder",
+]
+
+_ERROR = "error.txt"
+"""In a trial's folder: why it came to nothing, with all that Python tells."""
+
+
+@dataclass(frozen=True)
+class TrialBegins:
+    """A training of the study begins, or goes on.
+
+    Attributes:
+        point: the way it is trained.
+        seed: of the training.
+        number: counts from 1.
+        count: of all of the study's.
+    """
+
+    point: str
+    seed: int
+    number: int
+    count: int
+
+
+@dataclass(frozen=True)
+class TrialEnds:
+    """A training of the study ended.
+
+    Attributes:
+        point: the way it was trained.
+        seed: of the training.
+        loss: mean held-out loss; None if it came to nothing.
+        reason: why it came to nothing.
+        known: it was done already, in an earlier session.
+    """
+
+    point: str
+    seed: int
+    loss: float | None
+    reason: str | None = None
+    known: bool = False
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a study leaves behind.
+
+    Attributes:
+        table: of its ways.
+        folder: of its files.
+        files: the table as Markdown, JSON and CSV, and the plot where matplotlib is installed.
+    """
+
+    table: Table
+    folder: Path
+    files: tuple[Path, ...]
+
+
+def study_folder(study: Study) -> Path:
+    """Where a study goes unless it is told otherwise: beside its run's own output."""
+    output = study.run.output
+    return output.with_name(f"{output.name}-{study.name}")
+
+
+def run_study(study: Study, folder: Path, *, on: str = "here", listen: Listener = lambda event: None) -> StudyResult:
+    """Train every point with every seed, measure each on the same held-out pictures, and compare them.
+
+    Everything that can be refused is refused before the first training. Trials that are done are not done again: they
+    are known by a hash of their configuration, base and pictures. One that fails is named in the table, and is tried
+    again by the next call. The table is written anew after each.
+
+    Args:
+        study: from ``load_study``.
+        folder: for the trials and the tables.
+        on: ``here``, one after another, or ``ray``: on a cluster that shares the folder.
+        listen: is told what happens.
+
+    Raises:
+        UserError: the study cannot be run as it is, or none of its trainings ended.
+    """
+    make_writable(folder, "choose another --out FOLDER")
+    with locked(folder):
+        lab = Lab(study, folder, listen)
+        book = Book(lab, listen)
+        try:
+            _runner(study, on)(lab, book)
+        except BaseException:
+            book.save()  # a study that is stopped has a table of what is done
+            raise
+        return book.close()
+
+
+def _runner(study: Study, on: str) -> Callable[[Lab, Book], None]:
+    if on == "ray":
+        from veneer.run.on_ray import run_on_ray
+
+        return run_on_ray
+    if on != "here":
+        raise UserError("is no place to run on", where=f"--on {on}", remedy="use here or ray")
+    return _run_all if study.config.search is None else _search
+
+
+class Book:
+    """Where a study's results are entered.
+
+    Args:
+        lab: of the study.
+        listen: is told each entry.
+
+    Attributes:
+        lab: as above.
+        listen: as above.
+        outcomes: by point and seed.
+        failures: likewise; one that ended later is no failure.
+        order: of the points in the table.
+        ranks: by point, where they were counted for a budget.
+    """
+
+    def __init__(self, lab: Lab, listen: Listener) -> None:
+        self.lab, self.listen = lab, listen
+        self.outcomes: dict[tuple[str, int], Outcome] = {}
+        self.failures: dict[tuple[str, int], Failure] = {}
+        self.ranks: dict[str, str] | None = None
+        self.order: list[str] = []
+        self._base = lab.base_losses()
+
+    def enter(self, outcome: Outcome, known: bool = False) -> None:
+        """A trial is done; ``known``: it was already."""
+        self.outcomes[outcome.point, outcome.seed] = outcome
+        self._note(outcome.point)
+        self.listen(TrialEnds(outcome.point, outcome.seed, float(outcome.losses.mean()), known=known))
+
+    def fail(self, failure: Failure) -> None:
+        """A trial came to nothing."""
+        self.failures[failure.point, failure.seed] = failure
+        self._note(failure.point)
+        self.listen(TrialEnds(failure.point, failure.seed, None, failure.reason))
+
+    def table(self) -> Table:
+        """Of what is entered so far."""
+        config = self.lab.study.config
+        ordered = sorted(self.outcomes, key=lambda key: (self.order.index(key[0]), config.seeds.index(key[1])))
+        return tabulate(
+            [self.outcomes[key] for key in ordered],
+            self._base,
+            seeds=config.seeds,
+            failures=list(self.failures.values()),
+            reference=None if config.search else config.reference or self.order[-1],
+            margin=config.margin,
+        )
+
+    def save(self) -> None:
+        """Write the table, if there is anything in it."""
+        if self.outcomes:
+            self._write(self.table())
+
+    def close(self) -> StudyResult:
+        """Write the table and the plot.
+
+        Raises:
+            UserError: there is nothing in it.
+        """
+        if not self.outcomes:
+            first = next(iter(self.failures.values()))
+            what = f"no training of the study ended; {first.point}, seed {first.seed}: {first.reason}"
+            raise UserError(what, where=self.lab.folder)
+        table = self.table()
+        return StudyResult(table, self.lab.folder, (*self._write(table), *self._plot(table)))
+
+    def _note(self, point: str) -> None:
+        if point not in self.order:
+            self.order.append(point)
+
+    def _write(self, table: Table) -> list[Path]:
+        told = {
+            "md": as_markdown(table, self.ranks),
+            "json": json.dumps(as_json(table), indent=1, allow_nan=False) + "\n",
+            "csv": as_csv(table),
+            "yaml": dump_study(self.lab.study.config),
+        }
+        paths = {ending: self.lab.folder / f"study.{ending}" for ending in told}
+        for ending, text in told.items():
+            atomic_write(paths[ending], text.encode())
+        return [paths[ending] for ending in ("md", "json", "csv")]
+
+    def _plot(self, table: Table) -> list[Path]:
+        path = self.lab.folder / "study.png"
+        try:
+            atomic_write(path, plot(table, _title(self.lab.study)))
+        except UserError as fault:  # the tables are there; what they say does not hang on a picture
+            self.listen(Warned(f"no plot: {fault}"))
+            return []
+        return [path]
+
+
+def _title(study: Study) -> str:
+    steps, seeds = study.run.train.steps, len(study.config.seeds)
+    return f"Study {study.name}: {steps} steps, {seeds} {'seed' if seeds == 1 else 'seeds'}"
+
+
+def _run_all(lab: Lab, book: Book) -> None:
+    """All points with the first seed, then all with the next: what ends early is a whole table with fewer seeds."""
+    points = budget_points(lab, book)
+    book.order = [point.name for point in points]
+    seeds = lab.study.config.seeds
+    trials = [lab.trial(point, seed) for seed in seeds for point in points]
+    for number, trial in enumerate(trials, start=1):
+        _run(lab, book, trial, number, len(trials))
+
+
+def budget_points(lab: Lab, book: Book) -> list[Point]:
+    """The study's points; those that share a budget and set no rank get the one whose count comes closest to it."""
+    points = list(points_of(lab.study.config))
+    budget = lab.study.config.budget
+    if budget is None:
+        return points
+    (named,) = (point for point in points if point.name == budget)
+    wanted = _count(lab, named)
+    points = [p if "adapter.rank" in p.changes else _with_rank(lab, p, wanted) for p in points]
+    book.ranks = {point.name: str(point.changes["adapter.rank"]) for point in points}
+    return points
+
+
+def _with_rank(lab: Lab, point: Point, wanted: int) -> Point:
+    """Counts grow by the same for each rank, so two of them tell all."""
+    ranked = [replace(point, changes={**point.changes, "adapter.rank": rank}) for rank in (1, 2)]
+    one, two = (_count(lab, each) for each in ranked)
+    rank = max(1, round(1 + (wanted - one) / (two - one)))
+    return replace(point, changes={**point.changes, "adapter.rank": rank})
+
+
+def _count(lab: Lab, point: Point) -> int:
+    try:
+        config = resolve(config_of_point(lab.study, point), lab.family.resolution)
+        return plan(config, lab.family).trainable
+    except UserError as fault:
+        raise UserError(fault.what, where=f"point {point.name!r}", remedy=fault.remedy) from None
+
+
+def _run(lab: Lab, book: Book, trial: Trial, number: int, count: int) -> Outcome | None:
+    """Do one trial, or see that it is done; whatever goes wrong in it stays in it."""
+    known = lab.outcome(trial)
+    if known is not None:
+        book.enter(known, known=True)
+        return known
+    seed = trial.run.config.seed
+    book.listen(TrialBegins(trial.point.name, seed, number, count))
+    try:
+        outcome = lab.run(trial, book.listen)
+    except Exception as fault:
+        book.fail(failure_of(trial, fault))
+        return None
+    book.enter(outcome)
+    return outcome
+
+
+def failure_of(trial: Trial, fault: Exception) -> Failure:
+    """Why a trial came to nothing, in one line; the rest goes into a file of its folder."""
+    trial.folder.mkdir(parents=True, exist_ok=True)
+    atomic_write(trial.folder / _ERROR, "".join(traceback.format_exception(fault)).encode())
+    lines = str(fault).strip().splitlines() or [""]
+    reason = lines[0] if isinstance(fault, UserError) else f"{type(fault).__name__}: {lines[0]}"
+    return Failure(trial.point.name, trial.run.config.seed, reason)
+
+
+def _search(lab: Lab, book: Book) -> None:
+    search, seeds = lab.study.config.search, lab.study.config.seeds
+    assert search is not None
+    proposer = Proposer(search, lab.rod.seed)
+    for number in range(search.trials):
+        asked, changes = proposer.ask()
+        proposer.tell(asked, _try_point(lab, book, point_of(changes), number * len(seeds), search.trials * len(seeds)))
+
+
+def _try_point(lab: Lab, book: Book, point: Point, before: int, count: int) -> float | None:
+    """A proposed point's mean loss over the seeds; None if a training of it came to nothing."""
+    losses: list[float] = []
+    for number, seed in enumerate(lab.study.config.seeds, start=before + 1):
+        if (point.name, seed) in book.outcomes:  # proposed twice
+            losses.append(float(book.outcomes[point.name, seed].losses.mean()))
+            continue
+        try:
+            trial = lab.trial(point, seed)
+        except UserError as fault:  # a proposal that cannot be trained is one that came to nothing
+            book.fail(Failure(point.name, seed, str(fault)))
+            return None
+        outcome = _run(lab, book, trial, number, count)
+        if outcome is None:
+            return None
+        losses.append(float(outcome.losses.mean()))
+    return sum(losses) / len(losses)

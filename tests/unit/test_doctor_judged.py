@@ -1,0 +1,130 @@
+"""The doctor is judged by real runs: what was recorded of them is in ``tests/golden/doctor``.
+
+``python -m tools.illnesses --work FOLDER`` makes the runs again and records them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tools.illnesses.__main__ import PAGE, is_right, table
+from tools.illnesses.cases import CASES, Case, planned_config
+from tools.illnesses.making import RECORDS, record_of
+from veneer.config.load import resolve
+from veneer.errors import UserError
+from veneer.evaluate.doctor.diagnose import Diagnosis, diagnose
+from veneer.evaluate.doctor.evidence import Evidence, read_evidence
+from veneer.evaluate.doctor.finding import with_change
+
+_SIDE = 64
+"""Pixels of the bundled base."""
+FITTED = [case for case in CASES if case.is_fitted]
+ILL = [case for case in CASES if case.ailment and not case.is_fitted]
+HEALTHY = [case for case in CASES if not case.ailment and not case.is_fitted]
+
+every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+
+def evidence_of(case: Case) -> Evidence:
+    return read_evidence(record_of(case).read_bytes())
+
+
+def names(diagnosis: Diagnosis) -> list[str]:
+    return [finding.name for finding in diagnosis.findings if finding.level == "ill"]
+
+
+def found_in(cases: list[Case]) -> dict[str, list[str]]:
+    """What is found wrongly, by run."""
+    return {case.name: names(diagnose(evidence_of(case))) for case in cases if not is_right(case)}
+
+
+# the bars
+
+
+def test_of_twenty_ill_runs_at_least_eighteen_are_diagnosed_right() -> None:
+    assert len(ILL) >= 20
+    wrong = found_in(ILL)
+    assert len(wrong) <= 0.1 * len(ILL), wrong
+
+
+def test_of_ten_healthy_runs_none_is_called_ill() -> None:
+    assert len(HEALTHY) >= 10
+    assert found_in(HEALTHY) == {}
+
+
+def test_every_kind_of_illness_is_among_the_ill_runs() -> None:
+    # those that the doctor was asked for by name
+    asked = {"underfit", "out_of_memory", "overfit", "rate_too_high", "rate_too_low", "text_encoder_overcooked"}
+    asked |= {"captions_leak_style", "captions_wrong", "dead_adapter", "nan"}
+    assert asked <= {name for case in ILL for name in case.ailment}
+
+
+@pytest.mark.parametrize(
+    ("name", "finding"),
+    [
+        ("overfit-eight", "overfit"),
+        ("underfit-five-steps", "underfit"),
+        ("captions-slipped", "captions_wrong"),
+    ],
+)
+def test_those_that_must_be_named(name: str, finding: str) -> None:
+    case = next(case for case in CASES if case.name == name)
+    assert names(diagnose(evidence_of(case)))[0] == finding
+
+
+def test_the_limits_fit_the_runs_they_were_chosen_on() -> None:
+    assert len(found_in(FITTED)) <= 1
+
+
+# the split
+
+
+def test_no_run_that_judges_shares_seed_or_held_out_pictures_with_one_that_was_fitted_on() -> None:
+    fitted, judged = (
+        {(evidence_of(case).config.seed, str(evidence_of(case).config.data.held_out)) for case in cases}
+        for cases in (FITTED, [*ILL, *HEALTHY])
+    )
+    assert {seed for seed, _ in fitted}.isdisjoint(seed for seed, _ in judged)
+    # shares are of the run's own pictures
+    folders = [{held for _, held in each if held.startswith("held_out")} for each in (fitted, judged)]
+    assert folders[0] and folders[1] and folders[0].isdisjoint(folders[1])
+
+
+# the records
+
+
+def test_every_run_is_recorded_and_nothing_else() -> None:
+    assert {path.stem for path in RECORDS.glob("*.json")} == {case.name for case in CASES}
+
+
+@every_case
+def test_a_record_is_of_its_run(case: Case) -> None:
+    """Of the very settings that the case has now: only what training resolves is added."""
+    assert evidence_of(case).config == resolve(planned_config(case), _SIDE)
+
+
+@every_case
+def test_every_change_is_one_that_a_configuration_can_take(case: Case) -> None:
+    evidence = evidence_of(case)
+    for finding in diagnose(evidence).findings:
+        for change in finding.changes:
+            try:
+                changed = with_change(evidence.config, change)
+            except UserError as fault:
+                pytest.fail(f"{finding.name}: {change.override}: {fault}")
+            assert changed != evidence.config, change.override
+
+
+def test_nothing_of_the_machine_is_recorded() -> None:
+    for path in RECORDS.glob("*.json"):
+        text = path.read_text("utf-8")
+        assert "/work" not in text and "/tmp" not in text and "/home" not in text and '"/' not in text, path
+
+
+# the page
+
+
+def test_the_page_has_the_figures_that_the_records_give() -> None:
+    assert table().strip() in Path(PAGE).read_text("utf-8")

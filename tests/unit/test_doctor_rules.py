@@ -1,0 +1,454 @@
+"""Each rule on evidence that it was made for, and on evidence that it must leave alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from veneer.config.load import build_config, set_key
+from veneer.config.schema import RunConfig
+from veneer.errors import UserError
+from veneer.evaluate.doctor import endings, learning, pictures, settings
+from veneer.evaluate.doctor.curve import best, head, stretches_of, tail, training_gain
+from veneer.evaluate.doctor.diagnose import EXPLAINS, RULES, diagnose
+from veneer.evaluate.doctor.evidence import (
+    Captions,
+    Copies,
+    Effect,
+    Ending,
+    Evidence,
+    Exchange,
+    Measured,
+    Memory,
+    Moved,
+    Pictures,
+    Scored,
+    read_evidence,
+    write_evidence,
+)
+from veneer.evaluate.doctor.finding import Change, Finding, Rule, percent, with_change
+
+STEPS = 200
+GAIN = Effect(-0.2, -0.24, -0.16, 0.6, 0.4, 32)
+NOTHING = Effect(-0.001, -0.004, 0.002, 0.6, 0.599, 32)
+HARM = Effect(0.3, 0.25, 0.35, 0.6, 0.9, 32)
+KNOWN = Effect(0.1, 0.08, 0.12, 0.6, 0.7, 32)
+UNKNOWN = Effect(0.001, -0.01, 0.012, 0.6, 0.601, 32)
+
+
+def config_of(**keys: Any) -> RunConfig:
+    values: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "pictures"}]}}
+    settings = {"train.steps": STEPS, "train.optimizer.rate": 2e-3, "data.resolution": 64, **keys}
+    for name, value in settings.items():
+        set_key(values, name.replace("__", "."), value, "test")
+    return build_config(values, "test")
+
+
+def curve(first: float, last: float, steps: int = STEPS) -> Any:
+    """A loss that falls or rises in a straight line, with a little noise of known size."""
+    rows = [(n + 1, first + (last - first) * n / steps + 0.01 * (-1) ** n, 1.0) for n in range(steps)]
+    return stretches_of(rows)
+
+
+def evidence_of(config: RunConfig | None = None, **parts: Any) -> Evidence:
+    """Of a healthy run, but for the parts given."""
+    config = config or config_of()
+    healthy: dict[str, Any] = {
+        "ending": Ending("finished", config.train.steps),
+        "stretches": curve(0.6, 0.4, config.train.steps),
+        "skipped": 0,
+        "overflowed": 0,
+        "pictures": Pictures(100, 32, {}, 0, twins=0, alike=0, leaked=0, small=0, smallest=64),
+        "captions": Captions(100, 100, {"a": 1.0, "emoji": 1.0}, "a cat emoji"),
+        "moved": {"unet": Moved(80, 1.0, 5.0)},
+        "held_out": GAIN,
+        "training": Effect(-0.22, -0.25, -0.19, 0.6, 0.38, 32),
+        "measured": Measured(train_captions=Exchange(KNOWN, KNOWN), held_captions=Exchange(KNOWN, KNOWN)),
+    }
+    return Evidence(config=config, **{**healthy, **parts})
+
+
+def found(rule: Rule, evidence: Evidence) -> Finding:
+    finding = rule(evidence)
+    assert finding is not None
+    return finding
+
+
+def overrides(finding: Finding) -> list[str]:
+    return [change.override for change in finding.changes]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_no_rule_finds_anything_in_a_healthy_run(rule: Rule) -> None:
+    assert rule(evidence_of()) is None
+
+
+def test_evidence_is_read_back_as_it_was_written() -> None:
+    evidence = evidence_of(
+        scored=(Scored(10, GAIN),), memory=Memory(5, {"weights": 4}, None, {}), copies=Copies(1, 8, 0.1, ("a", "b"))
+    )
+    assert read_evidence(write_evidence(evidence)) == evidence
+
+
+class TestCurve:
+    def test_stretches_cover_every_step_once(self) -> None:
+        stretches = stretches_of([(n + 1, float(n), 1.0) for n in range(103)])
+        assert len(stretches) == 40
+        assert [one.first for one in stretches[1:]] == [one.last + 1 for one in stretches[:-1]]
+        assert (stretches[0].first, stretches[-1].last) == (1, 103)
+
+    def test_parts_have_the_mean_and_the_standard_error_of_their_steps(self) -> None:
+        losses = [1.0, 3.0] * 40
+        evidence = evidence_of(stretches=stretches_of([(n + 1, loss, 1.0) for n, loss in enumerate(losses)]))
+        last = tail(evidence)
+        assert last is not None
+        assert (last.first, last.last, last.loss) == (61, 80, 2.0)
+        # of pairs (1, 3): standard deviation sqrt 2, so standard error 1; ten of them: 1/sqrt 10
+        assert last.error == pytest.approx(10**-0.5)
+
+    def test_steps_that_are_not_finite_are_left_out(self) -> None:
+        rows = [(n + 1, float("nan") if n % 2 else 0.5, float("nan")) for n in range(80)]
+        (one, *_) = stretches_of(rows)
+        assert (one.finite, one.loss, one.error, one.gradient) == (1, 0.5, None, None)
+        assert head(evidence_of(stretches=stretches_of(rows))) is not None
+
+    def test_best_is_the_lowest_quarter(self) -> None:
+        rows = [(n + 1, abs(n - 100) / 100, 1.0) for n in range(200)]
+        lowest = best(evidence_of(stretches=stretches_of(rows)))
+        assert lowest is not None and lowest.first <= 100 <= lowest.last
+
+    def test_gain_is_read_off_the_curve_where_nothing_was_measured(self) -> None:
+        gain = training_gain(evidence_of(training=None))
+        assert gain is not None
+        assert gain.share == pytest.approx((0.425 - 0.6) / 0.6, abs=0.01)
+        assert gain.error < 0.05
+
+    def test_a_weighted_loss_is_not_held_against_the_plain_one(self) -> None:
+        weighted = config_of(**{"objective.weighting": "min_snr"})
+        gain = training_gain(evidence_of(weighted, training=None, stretches=curve(0.3, 0.2)))
+        assert gain is not None and gain.share == pytest.approx(-0.29, abs=0.02)
+
+
+class TestEndings:
+    def test_nan_names_the_step_and_what_to_lower(self) -> None:
+        text = "step 7: the loss is not finite, with a.png"
+        finding = found(endings.not_a_number, evidence_of(ending=Ending("failed", 6, "NonFinite", text)))
+        assert "after step 6" in finding.evidence[0]
+        assert "train.optimizer.rate=0.0002" in overrides(finding)
+
+    def test_float16_is_blamed_first(self) -> None:
+        half = config_of(**{"train.precision": "float16"})
+        assert found(endings.not_a_number, evidence_of(half, overflowed=60)).changes[0].value == "bfloat16"
+        assert endings.not_a_number(evidence_of(half, overflowed=4)) is None
+
+    def test_skipped_steps_are_counted(self) -> None:
+        assert "150 of 200" in found(endings.not_a_number, evidence_of(skipped=150)).evidence[0]
+
+    @pytest.mark.parametrize(
+        ("kind", "text"),
+        [
+            ("OutOfMemoryError", "CUDA out of memory. Tried to allocate 2.00 GiB"),
+            ("MemoryError", ""),
+            ("RuntimeError", "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
+        ],
+    )
+    def test_out_of_memory_is_told_by_the_fault(self, kind: str, text: str) -> None:
+        memory = Memory(8 * 10**9, {"saved: attention": 6 * 10**9}, 4 * 10**9, {"train.memory=checkpoint": 3 * 10**9})
+        evidence = evidence_of(config_of(**{"train.batch": 6}), ending=Ending("failed", 0, kind, text), memory=memory)
+        finding = found(endings.out_of_memory, evidence)
+        assert finding.sure
+        assert "8.00 GB of 4.00 GB" in finding.evidence[1] and "saved: attention 6.00 GB" in finding.evidence[1]
+        assert overrides(finding)[:3] == ["train.memory=checkpoint", "train.batch=3", "train.accumulate=2"]
+        assert "3.00 GB" in finding.changes[0].why
+        assert endings.failed(evidence) is None
+
+    def test_what_onednn_says_is_likely_out_of_memory(self) -> None:
+        ending = Ending("failed", 0, "RuntimeError", "could not create a primitive")
+        finding = found(endings.out_of_memory, evidence_of(ending=ending))
+        assert not finding.sure and endings.failed(evidence_of(ending=ending)) is None
+
+    def test_a_killed_run_beyond_the_machine_is_likely_out_of_memory(self) -> None:
+        memory = Memory(8 * 10**9, {}, 4 * 10**9, {})
+        evidence = evidence_of(ending=Ending("cut off", 3), memory=memory)
+        assert not found(endings.out_of_memory, evidence).sure
+        assert endings.out_of_memory(replace(evidence, memory=replace(memory, available=10**11))) is None
+        assert "3 of 200" in found(endings.cut_off, evidence).evidence[0]
+
+    def test_a_killed_run_is_told_to_take_less_memory_only_where_that_was_scarce(self) -> None:
+        memory = Memory(8 * 10**9, {}, 4 * 10**9, {})
+        evidence = evidence_of(ending=Ending("cut off", 3), memory=memory)
+        assert overrides(found(endings.cut_off, evidence)) == ["train.memory=checkpoint"]
+        assert found(endings.cut_off, replace(evidence, memory=None)).changes
+        enough = found(endings.cut_off, replace(evidence, memory=replace(memory, available=10**11)))
+        assert enough.changes == () and "Memory sufficed" in enough.what and "8.00 GB of 100" in enough.evidence[1]
+
+    def test_another_fault_is_quoted(self) -> None:
+        finding = found(endings.failed, evidence_of(ending=Ending("failed", 3, "UserError", "no such\nfile")))
+        assert finding.evidence == ("after step 3: UserError: no such",)
+
+    def test_a_run_that_was_stopped_is_no_illness(self) -> None:
+        assert found(endings.stopped, evidence_of(ending=Ending("stopped", 50))).level == "note"
+
+
+class TestLearning:
+    def test_dead_by_alpha(self) -> None:
+        config = config_of(**{"adapter.alpha": 1e-6})
+        finding = found(learning.dead_adapter, evidence_of(config, moved={"unet": Moved(80, 1e-7, 5.0)}))
+        assert overrides(finding) == ["adapter.alpha=4"]
+
+    def test_dead_by_rate(self) -> None:
+        config = config_of(**{"train.optimizer.rate": 1e-12})
+        finding = found(learning.dead_adapter, evidence_of(config, moved={"unet": Moved(80, 1e-7, 5.0)}))
+        assert overrides(finding) == ["train.optimizer.rate=0.0001"]
+
+    def test_dead_where_nothing_was_written(self) -> None:
+        ending = Ending("failed", 1, "UserError", "was not written: every B is still zero")
+        evidence = evidence_of(ending=ending, moved={}, held_out=None)
+        assert found(learning.dead_adapter, evidence).name == "dead_adapter"
+        assert [one.name for one in diagnose(evidence).findings if one.level == "ill"] == ["dead_adapter"]
+
+    def test_one_living_network_is_enough(self) -> None:
+        moved = {"unet": Moved(80, 1.0, 5.0), "text_encoder": Moved(8, 0.0, 5.0)}
+        assert learning.dead_adapter(evidence_of(moved=moved)) is None
+
+    def test_a_loss_that_rises_beyond_its_noise_has_diverged(self) -> None:
+        finding = found(learning.diverged, evidence_of(stretches=curve(0.4, 0.8)))
+        assert "train.optimizer.rate=0.0002" in overrides(finding)
+        assert learning.diverged(evidence_of(stretches=curve(0.4, 0.41))) is None
+
+    def test_a_loss_that_is_high_from_the_first_stretch_on_has_diverged_too(self) -> None:
+        assert learning.diverged(evidence_of(stretches=curve(3.0, 3.0))) is not None
+
+    def test_harm_without_gain_is_a_rate_too_high(self) -> None:
+        worse = evidence_of(held_out=HARM, training=HARM)
+        assert found(learning.rate_too_high, worse).name == "rate_too_high"
+        assert learning.rate_too_high(evidence_of(held_out=HARM)) is None  # the training pictures gain: overfit
+
+    def test_what_outweighs_the_weights_is_no_underfit_but_a_rate_too_high(self) -> None:
+        small = evidence_of(held_out=NOTHING, training=NOTHING, moved={"unet": Moved(80, 4.0, 5.0)})
+        large = replace(small, moved={"unet": Moved(80, 6.0, 5.0)})
+        assert found(learning.underfit, small) and learning.rate_too_high(small) is None
+        assert found(learning.rate_too_high, large) and learning.underfit(large) is None
+
+    def test_a_short_curve_has_noise_too(self) -> None:
+        """One step a stretch: how far the steps differ is all that tells the noise, and it is much."""
+        noise = [0.9, 1.3, 0.6, 1.1, 0.7, 1.4, 0.8, 1.2, 0.5, 1.0]
+        rows = [(n + 1, noise[n % 10] + (0.3 if n >= 30 else 0.0) * (n % 2), 1.0) for n in range(40)]
+        last = tail(evidence_of(stretches=stretches_of(rows)))
+        assert last is not None and last.error > 0.05
+        assert learning.diverged(evidence_of(config_of(**{"train.steps": 40}), stretches=stretches_of(rows))) is None
+
+    def test_hardly_moved_is_a_rate_too_low(self) -> None:
+        evidence = evidence_of(moved={"unet": Moved(80, 0.001, 5.0)}, held_out=NOTHING, training=NOTHING)
+        assert "train.optimizer.rate=0.02" in overrides(found(learning.rate_too_low, evidence))
+        assert learning.rate_too_low(replace(evidence, held_out=GAIN)) is None
+
+    def test_little_gained_is_underfit(self) -> None:
+        finding = found(learning.underfit, evidence_of(held_out=NOTHING, training=NOTHING))
+        assert overrides(finding)[0] == "train.steps=600"
+        assert "adapter.rank=8" in overrides(finding) and "adapter.text_encoder={}" in overrides(finding)
+
+    def test_missing_layers_are_named(self) -> None:
+        config = config_of(**{"adapter.targets": ["to_k"]})
+        finding = found(learning.underfit, evidence_of(config, held_out=NOTHING, training=NOTHING))
+        assert "adapter.targets=[to_k, to_q, to_v, to_out.0]" in overrides(finding)
+
+    def test_five_steps_are_underfit_though_nothing_was_measured(self) -> None:
+        five = config_of(**{"train.steps": 5})
+        finding = found(learning.underfit, evidence_of(five, held_out=None, training=None))
+        assert not finding.sure and "hardly begun" in finding.what
+
+    def test_a_gap_is_overfit(self) -> None:
+        evidence = evidence_of(
+            held_out=Effect(-0.05, -0.09, -0.01, 0.6, 0.55, 32), training=Effect(-0.4, -0.45, -0.35, 0.6, 0.2, 8)
+        )
+        finding = found(learning.overfit, evidence)
+        assert "12% of that gain" in finding.evidence[1]
+        assert {"adapter.rank=2", "adapter.dropout=0.1", "train.optimizer.weight_decay=0.1"} <= set(overrides(finding))
+
+    def test_a_score_that_was_better_before_is_overfit_and_says_when(self) -> None:
+        scored = tuple(Scored(step, replace(GAIN, mean=mean)) for step, mean in ((50, -0.1), (100, -0.2), (200, -0.1)))
+        finding = found(learning.overfit, evidence_of(scored=scored, checkpoints=(100, 200)))
+        assert overrides(finding)[0] == "train.steps=100" and "is kept" in finding.changes[0].why
+        steady = tuple(Scored(step, GAIN) for step in (50, 100, 200))
+        assert learning.overfit(evidence_of(scored=steady)) is None
+
+    def test_painted_copies_are_overfit(self) -> None:
+        assert learning.overfit(evidence_of(copies=Copies(5, 16, 0.4, ("p.png", "t.png")))) is not None
+        assert learning.overfit(evidence_of(copies=Copies(1, 16, 0.4, ("p.png", "t.png")))) is None
+
+    def test_a_text_encoder_that_does_harm_is_overcooked(self) -> None:
+        config = config_of(**{"adapter.text_encoder": {"rate": 0.02}})
+        harmed = replace(evidence_of().measured or Measured(), text_encoder=HARM)
+        finding = found(learning.text_encoder_overcooked, evidence_of(config, measured=harmed))
+        assert overrides(finding)[0] == "adapter.text_encoder.rate=0.0002"
+        for little in (GAIN, Effect(0.004, 0.001, 0.007, 0.6, 0.604, 32)):
+            helped = replace(harmed, text_encoder=little)
+            assert learning.text_encoder_overcooked(evidence_of(config, measured=helped)) is None
+
+    def test_a_text_encoder_that_is_outweighed_is_overcooked_though_nothing_was_measured(self) -> None:
+        config = config_of(**{"adapter.text_encoder": {"rate": 0.02}})
+        moved = {"unet": Moved(80, 1.0, 5.0), "text_encoder": Moved(8, 9.0, 5.0)}
+        finding = found(learning.text_encoder_overcooked, evidence_of(config, moved=moved, measured=None))
+        assert "180% of the size" in finding.evidence[0]
+        told = found(learning.text_encoder_overcooked, evidence_of(config, moved=moved))
+        assert "adds 17% of its loss, with the base 17%" in told.evidence[3]
+        # a rate that is too high for all moves all
+        for calm in ({**moved, "unet": Moved(80, 50.0, 5.0)}, {**moved, "text_encoder": Moved(8, 0.5, 5.0)}):
+            assert learning.text_encoder_overcooked(evidence_of(config, moved=calm)) is None
+
+    def test_drift_holds_the_class_more_firmly(self) -> None:
+        config = config_of(**{"data.prior": {"prompt": "a cat", "weight": 0.1}})
+        finding = found(learning.drifted, evidence_of(config, drift=HARM, drift_source="pictures of the class"))
+        assert overrides(finding)[0] == "data.prior.weight=1"
+        assert learning.drifted(evidence_of(config, drift=NOTHING)) is None
+
+
+class TestPictures:
+    def test_captions_that_fit_no_better_than_others_are_wrong(self) -> None:
+        slipped = Measured(Exchange(UNKNOWN, UNKNOWN, ("a.png",)), Exchange(UNKNOWN, KNOWN))
+        finding = found(pictures.captions_wrong, evidence_of(measured=slipped))
+        assert finding.sure and "a.png" in finding.evidence[2]
+
+    def test_words_that_nobody_knows_may_be_right(self) -> None:
+        unsure = Measured(Exchange(UNKNOWN, UNKNOWN), Exchange(UNKNOWN, UNKNOWN))
+        assert not found(pictures.captions_wrong, evidence_of(measured=unsure)).sure
+        told_apart = Measured(Exchange(UNKNOWN, KNOWN), Exchange(UNKNOWN, KNOWN))
+        assert pictures.captions_wrong(evidence_of(measured=told_apart)) is None
+
+    def test_wrong_captions_that_are_learned_by_heart_are_told_apart_less_than_held_out_ones(self) -> None:
+        by_heart = Effect(0.012, 0.008, 0.016, 0.6, 0.612, 32)
+        slipped = Measured(Exchange(UNKNOWN, by_heart), Exchange(UNKNOWN, KNOWN))
+        assert found(pictures.captions_wrong, evidence_of(measured=slipped)).sure
+        right = Measured(Exchange(UNKNOWN, replace(by_heart, high=0.02)), Exchange(UNKNOWN, by_heart))
+        assert pictures.captions_wrong(evidence_of(measured=right)) is None
+
+    def test_who_learned_nothing_or_measured_roughly_is_no_judge(self) -> None:
+        slipped = Measured(Exchange(UNKNOWN, UNKNOWN), Exchange(UNKNOWN, KNOWN))
+        assert pictures.captions_wrong(evidence_of(measured=slipped, training=NOTHING)) is None
+        rough = replace(UNKNOWN, low=-0.1, high=0.2)
+        assert pictures.captions_wrong(evidence_of(measured=Measured(Exchange(rough, rough)))) is None
+
+    def test_style_words_in_every_caption_leak(self) -> None:
+        styled = Captions(100, 100, {"a": 1.0, "watercolor": 0.97}, "a cat, watercolor")
+        finding = found(pictures.captions_leak_style, evidence_of(captions=styled))
+        assert "97%" in finding.evidence[0] and "'watercolor'" in finding.evidence[0]
+
+    def test_one_caption_for_many_pictures(self) -> None:
+        assert pictures.captions_alike(evidence_of(captions=Captions(100, 2, {}, "a thing"))) is not None
+        assert pictures.captions_alike(evidence_of(captions=Captions(8, 1, {}, "a cat"))) is None
+
+    def test_a_subject_needs_a_name(self) -> None:
+        same = Captions(5, 1, {"cat": 1.0}, "a cat")
+        finding = found(pictures.trigger_missing, evidence_of(captions=same))
+        assert overrides(finding) == ["data.prior.prompt=a cat"]
+        for named in (config_of(**{"data.trigger": "sks"}), config_of(**{"data.prior": {"prompt": "a cat"}})):
+            assert pictures.trigger_missing(evidence_of(named, captions=same)) is None
+
+    def test_prompts_that_do_not_call(self) -> None:
+        config = config_of(**{"data.trigger": "sks", "sample.prompts": ["a cat", "a dog: big"]})
+        finding = found(pictures.trigger_unused, evidence_of(config))
+        changed = with_change(config, finding.changes[0])
+        assert changed.sample.prompts == ("a cat, sks", "a dog: big, sks")
+        one_calls = config_of(**{"data.trigger": "sks", "sample.prompts": ["a cat", "a SKS dog"]})
+        assert pictures.trigger_unused(evidence_of(one_calls)) is None
+
+    @pytest.mark.parametrize(
+        ("rule", "change", "level"),
+        [
+            (pictures.few_pictures, {"train": 2}, "ill"),
+            (pictures.duplicated, {"alike": 30}, "ill"),
+            (pictures.duplicated, {"twins": 30}, "ill"),
+            (pictures.held_out_leaked, {"leaked": 10}, "ill"),
+            (pictures.blurred, {"small": 80, "smallest": 24}, "ill"),
+            (pictures.blurred, {"small": 3, "smallest": 24}, "note"),
+            (pictures.left_out, {"left_out": 50, "rejected": {"a.png": "no picture"}}, "ill"),
+            (pictures.left_out, {"left_out": 1, "rejected": {"a.png": "no picture"}}, "note"),
+            (pictures.no_held_out, {"held_out": 0}, "note"),
+        ],
+    )
+    def test_counts(self, rule: Rule, change: dict[str, Any], level: str) -> None:
+        evidence = evidence_of()
+        assert found(rule, replace(evidence, pictures=replace(evidence.pictures, **change))).level == level
+
+    def test_two_held_out_pictures_say_little(self) -> None:
+        few = replace(GAIN, pictures=2)
+        assert found(pictures.few_held_out, evidence_of(held_out=few)).level == "note"
+
+
+class TestSettings:
+    def test_warmup(self) -> None:
+        finding = found(settings.warmup_too_long, evidence_of(config_of(**{"train.warmup": 190})))
+        assert "52%" in finding.evidence[1]
+        assert settings.warmup_too_long(evidence_of(config_of(**{"train.warmup": 20}))) is None
+
+    def test_decay(self) -> None:
+        strong = config_of(**{"train.optimizer.weight_decay": 50.0})
+        assert "after 10 steps" in found(settings.decay_too_strong, evidence_of(strong)).evidence[0]
+
+    def test_dropout(self) -> None:
+        dropping = config_of(**{"adapter.dropout": 0.9, "data.caption_dropout": 0.8})
+        keys = ["adapter.dropout=0.1", "data.caption_dropout=0.1"]
+        assert overrides(found(settings.dropout_too_high, evidence_of(dropping))) == keys
+
+    def test_strength_is_a_note(self) -> None:
+        assert found(settings.strength_far_from_one, evidence_of(config_of(**{"adapter.alpha": 64.0}))).level == "note"
+
+
+class TestDiagnosis:
+    def test_a_cause_leaves_out_what_it_explains(self) -> None:
+        config = config_of(**{"train.warmup": 190})
+        evidence = evidence_of(config, held_out=NOTHING, training=NOTHING)
+        assert learning.underfit(evidence) is not None
+        assert [one.name for one in diagnose(evidence).findings] == ["warmup_too_long"]
+
+    def test_illnesses_come_before_notes(self) -> None:
+        evidence = evidence_of(ending=Ending("stopped", 50), captions=Captions(100, 1, {}, "a thing"))
+        assert [one.level for one in diagnose(evidence).findings] == ["ill", "note"]
+
+    def test_what_is_explained_exists(self) -> None:
+        explained = {name for names in EXPLAINS.values() for name in names} | EXPLAINS.keys()
+        assert explained <= {"cut_off", "failed", "drift", "nan", "out_of_memory"} | {rule.__name__ for rule in RULES}
+
+    def test_what_cannot_be_judged_is_said_with_a_way(self) -> None:
+        bare = evidence_of(measured=None, held_out=None, moved={}, captions=None, training=None)
+        unjudged = diagnose(bare).unjudged
+        assert len(unjudged) == 5 and all(one.how for one in unjudged)
+
+    def test_no_finding_without_evidence(self) -> None:
+        with pytest.raises(AssertionError):
+            Finding("overfit", "It is.", ())
+
+
+@pytest.mark.parametrize(
+    ("change", "override"),
+    [
+        (Change("train.steps", 3, ""), "train.steps=3"),
+        (Change("train.optimizer.rate", 1e-5, ""), "train.optimizer.rate=1e-05"),
+        (Change("data.flip", True, ""), "data.flip=true"),
+        (Change("train.max_grad_norm", None, ""), "train.max_grad_norm=null"),
+        (Change("data.trigger", "no: 1", ""), 'data.trigger="no: 1"'),
+        (Change("data.trigger", "true", ""), 'data.trigger="true"'),
+        (Change("adapter.text_encoder", (), ""), "adapter.text_encoder={}"),
+    ],
+)
+def test_changes_are_overrides(change: Change, override: str) -> None:
+    assert change.override == override
+    found: Any = with_change(config_of(), change).model_dump()
+    for part in change.key.split("."):
+        found = found[part]
+    assert found == change.value if change.value != () else found is not None
+
+
+def test_a_change_that_no_configuration_takes_is_refused() -> None:
+    with pytest.raises(UserError, match="train"):
+        with_change(config_of(), Change("train.stepz", 3, ""))
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0.5, "50%"), (-0.123, "-12%"), (0.0123, "1.2%"), (0.0, "0%"), (1.0, "100%")]
+)
+def test_percent(share: float, text: str) -> None:
+    assert percent(share) == text

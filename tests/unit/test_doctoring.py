@@ -1,0 +1,335 @@
+"""What the doctor gathers from a run's folder, and how it is asked: whole runs on the tiny base."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.plans import plans_once  # noqa: F401
+from tests.running import killed, logged, quick_config, told
+from veneer.adapter.functional import delta_weight
+from veneer.adapter.locate import layers_of
+from veneer.adapter.spec import LoraFactors
+from veneer.cli.main import main
+from veneer.config.load import write_config
+from veneer.config.schema import RunConfig, TextEncoderAdapterConfig
+from veneer.data.manifest import Manifest
+from veneer.data.preflight import survey
+from veneer.errors import UserError
+from veneer.evaluate.doctor.endings import memory_changes
+from veneer.evaluate.doctor.finding import Change
+from veneer.evaluate.doctor.measure import exchanged, measure, without_words
+from veneer.evaluate.heldout import Ruler, heldout_losses
+from veneer.family.registry import load_family
+from veneer.plan.memory import as_text
+from veneer.run.doctoring import gather
+from veneer.run.failing import Failed, telling_faults
+from veneer.run.folder import CONFIG, LOG
+from veneer.run.lock import locked
+from veneer.run.resume import Resume
+from veneer.run.training import run_training
+from veneer.train.events import StepDone
+from veneer.weights.file import FILE_NAME, AdapterFile, load, save
+
+
+@pytest.fixture(scope="module")
+def config(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    output = tmp_path_factory.mktemp("doctor") / "run"
+    return quick_config(tiny_base, tiny_pictures, output, data={"held_out": 0.25, "trigger": "sks"})
+
+
+@pytest.fixture(scope="module")
+def run(config: RunConfig) -> Path:
+    """A finished run's folder; read only."""
+    told(config)
+    return config.output
+
+
+def test_gathers_what_a_run_left(run: Path, config: RunConfig) -> None:
+    evidence = gather(run)
+    events = {event["event"]: event for event in logged(run)}
+    assert evidence.config.train == config.train and evidence.config.data.resolution == 16
+    assert (evidence.ending.how, evidence.ending.step) == ("finished", 6)
+    losses = [event["loss"] for event in logged(run) if event["event"] == "StepDone"]
+    assert [one.loss for one in evidence.stretches] == pytest.approx(losses)
+    assert (evidence.pictures.train, evidence.pictures.held_out, evidence.pictures.left_out) == (9, 3, 0)
+    assert evidence.pictures.alike == evidence.pictures.small == 0 and evidence.pictures.smallest == 64
+    assert evidence.held_out is not None and evidence.training is not None
+    assert evidence.held_out.mean == pytest.approx(events["Score"]["mean"])
+    assert evidence.checkpoints == (5, 6)
+    assert evidence.measured is None and evidence.memory is None
+
+
+def test_captions_are_summed_up_without_the_trigger(run: Path) -> None:
+    captions = gather(run).captions
+    assert captions is not None
+    assert (captions.pictures, captions.distinct) == (9, 9)
+    assert captions.shared == {"a": 1.0}
+
+
+def test_moved_is_the_norm_of_delta_beside_the_base(run: Path, tiny_base: Path) -> None:
+    moved = gather(run).moved["unet"]
+    layers = layers_of(load_family(str(tiny_base)).networks)
+    factors = load(run / FILE_NAME).factors
+    delta = sum(float(delta_weight(each).double().square().sum()) for each in factors.values()) ** 0.5
+    base = sum(float(layers[name].weight.detach().double().square().sum()) for name in factors) ** 0.5
+    assert moved.delta == pytest.approx(delta, rel=1e-6)
+    assert moved.base == pytest.approx(base, rel=1e-6)
+
+
+def test_the_text_encoder_is_found_in_the_base_too(
+    run: Path, config: RunConfig, tiny_base: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    adapter = config.adapter.model_copy(update={"text_encoder": TextEncoderAdapterConfig()})
+    write_config(gather(run).config.model_copy(update={"adapter": adapter}), tmp_path / "run" / CONFIG)
+    layers = layers_of(load_family(str(tiny_base)).networks)
+    queries = [name for name in layers if name.startswith("text_encoder") and name.endswith("q_proj")]
+    words = {name: layers[name].weight.detach() for name in queries}
+    part = {name: LoraFactors(weight[:2].clone(), weight[:, :2].clone(), 2.0) for name, weight in words.items()}
+    save(AdapterFile({**load(run / FILE_NAME).factors, **part}), tmp_path / "run" / FILE_NAME)
+    evidence = gather(tmp_path / "run", measured=True)
+    assert evidence.moved.keys() == {"unet", "text_encoder"}
+    moved = evidence.moved["text_encoder"]
+    delta = sum(float(delta_weight(each).double().square().sum()) for each in part.values()) ** 0.5
+    base = sum(float(weight.double().square().sum()) for weight in words.values()) ** 0.5
+    assert (moved.layers, moved.delta, moved.base) == (len(part), pytest.approx(delta), pytest.approx(base))
+    # of use or not, it makes a difference
+    assert evidence.measured is not None and evidence.measured.text_encoder is not None
+    assert evidence.measured.text_encoder.mean != 0
+
+
+def test_measuring_leaves_the_base_its_bits_and_repeats(run: Path, tiny_base: Path) -> None:
+    family, evidence = load_family(str(tiny_base)), gather(run)
+    before = {name: tensor.clone() for name, tensor in family.networks["unet"].state_dict().items()}
+    dataset, factors = survey(evidence.config.data), load(run / FILE_NAME).factors
+    first, second = (measure(evidence.config, family, dataset, factors, ["a"]) for _ in range(2))
+    assert first == second
+    assert first.train_captions is not None and first.train_captions.base.pictures == 9
+    assert first.bare is not None and first.text_encoder is None
+    after = family.networks["unet"].state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_other_captions_are_measured_as_if_the_pictures_were_encoded_anew(run: Path, tiny_base: Path) -> None:
+    family, config = load_family(str(tiny_base)), gather(run).config
+    train = survey(config.data).train
+    other = Manifest(exchanged(train).samples[2:5])
+    ruler = Ruler(config, family, train)
+    losses = ruler.losses()
+    assert np.array_equal(ruler.captioned(other).losses(), heldout_losses(config, family, other))
+    assert np.array_equal(ruler.losses(), losses) and not np.array_equal(ruler.captioned(other).losses(), losses[2:5])
+
+
+def test_an_adapter_of_nothing_makes_no_difference_to_captions(run: Path, tiny_base: Path) -> None:
+    family, evidence = load_family(str(tiny_base)), gather(run)
+    nothing = {
+        name: type(each)(each.down, torch.zeros_like(each.up), each.alpha)
+        for name, each in load(run / FILE_NAME).factors.items()
+    }
+    found = measure(evidence.config, family, survey(evidence.config.data), nothing).train_captions
+    assert found is not None and found.base == found.adapter
+
+
+def test_every_caption_is_exchanged_for_another(run: Path) -> None:
+    train = survey(gather(run).config.data).train
+    other = exchanged(train)
+    assert [sample.id for sample in other.samples] == [sample.id for sample in train.samples]
+    assert all(new.captions[0] not in old.captions for new, old in zip(other.samples, train.samples, strict=True))
+    same = type(train)(tuple(type(one)(one.id, one.path, ("a",), 1, 1, 1) for one in train.samples))
+    assert exchanged(same).samples == ()
+
+
+def test_words_are_taken_out_whole(run: Path) -> None:
+    train = survey(gather(run).config.data).train
+    bare = without_words(train, ["a", "sks", "RED"])
+    before = {sample.id: sample.captions[0] for sample in train.samples}
+    after = {sample.id: sample.captions[0] for sample in bare.samples}
+    assert {before[id]: after[id] for id in before}["a black square, sks"] == "black square"
+
+
+def test_a_killed_run(config: RunConfig, tmp_path: Path) -> None:
+    config = config.model_copy(update={"output": tmp_path / "run"})
+    killed(config, StepDone, 4)
+    evidence = gather(tmp_path / "run")
+    assert (evidence.ending.how, evidence.ending.step) == ("cut off", 4)
+    # what the plan says of memory, which sufficed, so that no change of it is tried
+    assert evidence.memory is not None
+    assert not evidence.memory.is_scarce and evidence.memory.after == {}
+    with locked(tmp_path / "run"):
+        assert gather(tmp_path / "run").ending.how == "running"
+
+
+def test_a_torn_line_is_passed_over(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    log = tmp_path / "run" / LOG
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:6]) + lines[6][:10])
+    evidence = gather(tmp_path / "run")
+    assert evidence.ending.how == "cut off" and evidence.held_out is not None
+
+
+def test_pictures_that_are_gone_are_missed_and_no_fault(run: Path, tmp_path: Path, config: RunConfig) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    gone = config.data.model_copy(
+        update={"sources": (config.data.sources[0].model_copy(update={"path": tmp_path / "x"}),)}
+    )
+    write_config(config.model_copy(update={"data": gone}), tmp_path / "run" / CONFIG)
+    evidence = gather(tmp_path / "run")
+    assert evidence.captions is None and evidence.pictures.alike is None and evidence.pictures.train == 9
+    with pytest.raises(UserError, match="no such folder"):
+        gather(tmp_path / "run", measured=True)
+
+
+def test_twins_and_lookalikes_are_counted(run: Path, config: RunConfig, tiny_pictures: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    folder = tmp_path / "pictures"
+    shutil.copytree(tiny_pictures, folder)
+    lines = (folder / "metadata.jsonl").read_text("utf-8")
+    shutil.copy(folder / "red_cross.png", folder / "twin.png")
+    Image.open(folder / "blue_circle.png").save(folder / "alike.jpg", quality=90)
+    for name in ("twin.png", "alike.jpg"):
+        lines += json.dumps({"file_name": name, "text": "a copy"}) + "\n"
+    (folder / "metadata.jsonl").write_text(lines, "utf-8")
+    source = config.data.sources[0].model_copy(update={"path": folder})
+    data = config.data.model_copy(update={"sources": (source,), "held_out": 0.0})
+    shutil.copytree(run, tmp_path / "run")
+    write_config(gather(run).config.model_copy(update={"data": data}), tmp_path / "run" / CONFIG)
+    pictures = gather(tmp_path / "run").pictures
+    assert (pictures.twins, pictures.alike) == (1, 2)
+    assert pictures.examples == ("alike.jpg", "blue_circle.png")
+
+
+def broken(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr("veneer.train.loop.train_step", fail)
+
+
+def changes_of(config: RunConfig) -> dict[str, Change]:
+    return {change.override: change for change in memory_changes(config)}
+
+
+def test_want_of_memory_is_told_and_named(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more"))
+    config = config.model_copy(update={"output": tmp_path / "run"})
+    with pytest.raises(UserError, match=r"^out of memory: CUDA .* 2 GiB and more; .*doctor"):
+        run_training(config)
+    halved = "train.batch=1"
+    monkeypatch.setattr("veneer.run.doctoring.memory_changes", lambda config: [changes_of(config)[halved]])
+    assert main(["doctor", str(tmp_path / "run"), "--json"]) == 1
+    finding = json.loads(capsys.readouterr().out)["findings"][0]
+    assert finding["name"] == "out_of_memory" and "OutOfMemoryError: CUDA out of memory" in finding["evidence"][0]
+    # the plan's peak as it was, and after a change
+    before, after = gather(tmp_path / "run").memory, changes_of(config)[halved]
+    assert before is not None and before.after[halved] < before.peak
+    (told,) = [one["why"] for one in finding["changes"] if one["override"] == halved]
+    assert told == f"{after.why}; the plan's peak is then {as_text(before.after[halved])}"
+
+
+def test_a_fault_is_cut_from_the_log_of_a_run_that_goes_on(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config.model_copy(update={"output": tmp_path / "run"})
+    killed(config, StepDone, 4)
+    with monkeypatch.context() as patched:
+        broken(patched, ValueError("gone"))
+        with pytest.raises(ValueError, match="gone"):
+            run_training(config, resume=Resume())
+    assert gather(tmp_path / "run").ending.text == "gone"
+    run_training(config, resume=Resume())
+    assert gather(tmp_path / "run").ending.how == "finished"
+    assert "Failed" not in [event["event"] for event in logged(tmp_path / "run")]
+
+
+def test_a_stop_is_no_fault() -> None:
+    heard: list[object] = []
+    with pytest.raises(KeyboardInterrupt), telling_faults(heard.append):
+        raise KeyboardInterrupt
+    with pytest.raises(ValueError), telling_faults(heard.append):
+        raise ValueError("x")
+    assert heard == [Failed("ValueError", "x")]
+
+
+def test_the_command_says_what_it_saw_and_what_to_try(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor", str(run)])
+    printed = capsys.readouterr().out
+    assert code == 1  # six steps on a base of random weights are no training
+    assert "  saw  " in printed and "  try  " in printed and "Not judged" in printed
+    assert str(run) in printed  # the command that would tell more can be pasted
+
+
+def test_the_same_as_data(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = main(["doctor", str(run), "--json", "--measure"])
+    data = json.loads(capsys.readouterr().out)
+    assert data["ill"] is (code == 1)
+    assert all(finding["evidence"] for finding in data["findings"])
+    assert all("=" in change["override"] for finding in data["findings"] for change in finding["changes"])
+
+
+def test_a_folder_that_is_no_run_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert CONFIG in capsys.readouterr().err
+    assert main(["doctor", str(tmp_path / "none")]) == 2
+    assert "none: is no folder; give the folder" in capsys.readouterr().err
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "cat" / CONFIG).touch()
+    assert main(["doctor", str(tmp_path)]) == 2
+    assert f"such as {tmp_path / 'cat'}" in capsys.readouterr().err
+
+
+def test_a_healthy_run_is_called_so(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from veneer.evaluate.doctor.diagnose import Diagnosis
+
+    monkeypatch.setattr("veneer.run.doctoring.diagnose", lambda evidence: Diagnosis((), ()))
+    assert main(["doctor", str(run)]) == 0
+    assert capsys.readouterr().out.startswith("Nothing ails this run, as far as can be seen: 6 steps; ")
+
+
+def test_an_adapter_that_gives_no_numbers_is_said_to(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    huge = {
+        name: LoraFactors(each.down * 1e15, torch.ones_like(each.up) * 1e15, each.alpha)
+        for name, each in load(run / FILE_NAME).factors.items()
+    }
+    save(AdapterFile(huge), tmp_path / "run" / FILE_NAME)
+    evidence = gather(tmp_path / "run", measured=True)
+    assert evidence.measured is None and "not finite" in evidence.unmeasured
+    assert np.isfinite(evidence.moved["unet"].delta)
+
+
+def test_the_page_s_commands(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text("utf-8")
+    commands = page.split("```")[1].strip().splitlines()
+    shutil.copytree(run, tmp_path / "runs" / "cat")
+    monkeypatch.chdir(tmp_path)
+    assert len(commands) == 3
+    for command in commands:
+        program, *words = command.split()
+        assert program == "veneer" and main(words) in (0, 1), command
+        assert capsys.readouterr().err == ""
+
+
+def test_the_page_names_every_finding() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text("utf-8")
+    rows = page.split("## What it finds")[1].split("## How far")[0]
+    source = Path(__file__).parents[2] / "src" / "veneer" / "evaluate" / "doctor"
+    rules = "".join(path.read_text("utf-8") for path in source.glob("*.py"))
+    names = set(re.findall(r'Finding\(\s*"(\w+)"', rules))
+    assert len(names) >= 25
+    assert {name for name in names if f"`{name}`" not in rows} == set()

@@ -1,0 +1,105 @@
+"""What was measured, as plain data: to JSON and back without loss."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from veneer.errors import UserError
+from veneer.evaluate.figures import (
+    EVALUATION,
+    Band,
+    Copying,
+    Evaluated,
+    Evaluation,
+    Gap,
+    Neighbour,
+    PictureScore,
+    Score,
+    as_json,
+    read_evaluation,
+    write_evaluation,
+)
+from veneer.evaluate.heldout import paired_difference
+from veneer.evaluate.plain import from_plain, to_plain
+
+SCORE = Score(-0.1, -0.2, -0.05, 1.0, 0.9, 12, 8, "better")
+OPEN = Score(-0.1, -math.inf, math.inf, 1.0, 0.9, 1, 8, "too few pictures to tell")
+NEAR = Neighbour("a cat", "evaluation/sample-000.png", "pictures/cat.png", 12.5, 0.1, True, True)
+FAR = replace(NEAR, angle=60.0, flagged=False)
+WHOLE = Evaluation(
+    adapter="pytorch_lora_weights.safetensors",
+    base="bundled",
+    step=300,
+    held_out=SCORE,
+    training=replace(SCORE, mean=-0.3),
+    gap=Gap(0.2, 0.1, 0.3, 12, 12),
+    bands=(Band(0.0, 0.5, SCORE), Band(0.5, 1.0, OPEN)),
+    drift=SCORE,
+    drift_source="pictures of the class",
+    copying=Copying((NEAR, FAR), (FAR,), 30.0, 1, 1.0, "held-out pictures"),
+    scores=(PictureScore("clip_text", 0.2, 0.3, 0.1, 0.05, 0.15, 12, True),),
+    notes=("ünusual: “quoted”",),
+)
+
+
+@pytest.mark.parametrize("evaluation", [WHOLE, Evaluation("a.safetensors", "base")], ids=["whole", "nothing"])
+def test_an_evaluation_comes_back_as_it_went(evaluation: Evaluation, tmp_path: Path) -> None:
+    assert write_evaluation(evaluation, tmp_path) == tmp_path / EVALUATION
+    assert read_evaluation(tmp_path) == evaluation
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    told = json.loads((tmp_path / EVALUATION).read_text("utf-8"), parse_constant=refuse)
+    assert told == to_plain(evaluation)
+    assert as_json(evaluation) == (tmp_path / EVALUATION).read_text("utf-8")
+
+
+def test_open_ends_are_null() -> None:
+    told = to_plain(WHOLE)["bands"][1]["score"]
+    assert (told["low"], told["high"]) == (None, None)
+    assert from_plain(Score, told) == OPEN
+
+
+@given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 99))
+def test_any_score_comes_back(pictures: int, draws: int, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    score = paired_difference(random.random((pictures, draws)), random.random((pictures, draws)), resamples=40)
+    assert from_plain(Score, json.loads(json.dumps(to_plain(score)))) == score
+
+
+def test_a_line_of_the_log_is_read_with_its_other_keys() -> None:
+    event = Evaluated(100, SCORE, SCORE, Gap(0.2, 0.1, 0.3, 12, 12), (Band(0.0, 1.0, SCORE),), 50)
+    line = {"event": "Evaluated", "seconds": 1.5, **json.loads(json.dumps(to_plain(event)))}
+    assert from_plain(Evaluated, line) == event
+
+
+def test_what_is_not_there_is_none(tmp_path: Path) -> None:
+    assert read_evaluation(tmp_path) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"adapter": "a", "base": "b", "held_out": {"mean": 1}}'])
+def test_what_is_no_evaluation_is_said_to_be_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / EVALUATION).write_text(text)
+    with pytest.raises(UserError, match=r"evaluation\.json: is no evaluation .*run veneer evaluate again"):
+        read_evaluation(tmp_path)
+
+
+def test_all_of_it_is_told_in_words() -> None:
+    lines = str(WHOLE).splitlines()
+    assert lines[0] == (
+        "held-out loss 1.0000 -> 0.9000, difference -0.1000, 95 % interval [-0.2000, -0.0500] over 12 pictures: better"
+    )
+    starts = ["  time 0.00 to 0.50: ", "  time 0.50 to 1.00: ", "training loss ", "memorisation gap +0.2000"]
+    starts += ["drift, on pictures of the class: ", "copying: 1 of 2 painted pictures", "clip_text 0.2000 -> 0.3000"]
+    assert [line.startswith(start) for line, start in zip(lines[1:], starts, strict=False)] == [True] * len(starts)
+    assert lines[-1] == "note: ünusual: “quoted”"
+    assert str(Evaluation("a", "b")) == ""

@@ -1,0 +1,354 @@
+"""``veneer report`` on runs: whole, killed, at work, enormous, and on an evaluation alone."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.reports import Page, evaluated, evaluation, numbers_in, step_done, write_run
+from tests.running import killed, quick_config
+from veneer.cli.main import main
+from veneer.engine.memory import InUse
+from veneer.errors import UserError
+from veneer.evaluate.figures import EVALUATION, read_evaluation, write_evaluation
+from veneer.evaluate.plain import to_plain
+from veneer.family.base import Family
+from veneer.family.registry import load_family
+from veneer.run.course import read_log
+from veneer.run.evaluating import Evaluating, evaluate_adapter
+from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, PLAN, REPORT, REPORT_DATA, SAMPLES, SHEET, clear
+from veneer.run.lock import locked
+from veneer.run.memory import MemoryTaken, MemoryWatch
+from veneer.run.reporting import report_run, write_report
+from veneer.run.training import run_training
+from veneer.train.events import Finished, StepDone
+from veneer.weights.file import FILE_NAME
+
+ROOT = Path(__file__).parents[2]
+PROMPTS = ["a red cross", "a <b>bold</b> cat"]
+
+
+@pytest.fixture(scope="module")
+def family(tiny_base: Path) -> Family:
+    return load_family(str(tiny_base))
+
+
+@pytest.fixture(autouse=True)
+def loaded_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("training", "evaluating"):
+        monkeypatch.setattr(f"veneer.run.{module}.load_base", lambda base: family)
+
+
+@pytest.fixture(scope="module")
+def whole(family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all that a report tells, read only."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    asked: dict[str, Any] = {
+        "data": {"held_out": 0.34},
+        "sample": {"every": 3, "prompts": PROMPTS},
+        "evaluate": {"draws": 4, "every": 2},
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("training", "evaluating"):
+            patch.setattr(f"veneer.run.{module}.load_base", lambda base: family)
+        run_training(quick_config(tiny_base, tiny_pictures, folder, **asked))
+        evaluate_adapter(folder, Evaluating(paint=4))
+    return folder
+
+
+@pytest.fixture
+def run(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "run"))
+
+
+def page_of(folder: Path) -> Page:
+    return Page(write_report(folder).read_text("utf-8"))
+
+
+def test_a_whole_run_is_told(run: Path) -> None:
+    shown, found = page_of(run), report_run(run)
+    assert found.course and found.course.curve and found.evaluation == read_evaluation(run)
+    assert [point.step for point in found.course.curve.points] == [1, 2, 3, 4, 5, 6]
+    assert [each.step for each in found.course.scores] == [2, 4, 6]
+    assert (found.course.ending.how, found.course.ending.step) == ("finished", 6)
+    assert found.samples and found.samples.columns == ("base", "step 3", "step 6") and len(found.samples.rows) == 2
+    assert found.sheet and found.sheet.columns == ("base", "adapter") and found.sheet.rows == tuple(PROMPTS)
+    assert len(found.twins) == 4 and all(each.painted and each.nearest for each in found.twins)
+    assert found.findings and found.config == (run / CONFIG).read_text("utf-8")
+    assert {"adapter file, SHA-256", "veneer.base.sha256", "veneer.data.fingerprint"} <= {
+        each.name for each in found.facts
+    }
+    assert {each.section for each in found.missing} <= {"doctor", "help"}
+    # loss, scores, intervals, four bands; pictures of two prompts and of copies
+    assert len(shown.of("svg")) == 7 and len(shown.of("img")) == 6 + 4 + 8
+    assert "a <b>bold</b> cat" in shown.text and not shown.of("b")
+
+
+def test_the_pictures_are_those_of_the_run(run: Path) -> None:
+    import base64
+    import io
+
+    found = report_run(run)
+    assert found.samples is not None
+    painting = found.samples.pictures[1][2]
+    assert (painting.file, painting.about) == (f"{SAMPLES}/step-000000006.png", "a <b>bold</b> cat, step 6")
+    shown = Image.open(io.BytesIO(base64.b64decode(painting.data.partition(",")[2]))).convert("RGB")
+    with Image.open(run / painting.file) as sheet:
+        real = sheet.convert("RGB").crop((136, 144, 264, 272))
+    assert shown.size == (128, 128)
+    assert (
+        max(
+            abs(a - b)
+            for a, b in zip(shown.resize((1, 1)).getpixel((0, 0)), real.resize((1, 1)).getpixel((0, 0)), strict=True)
+        )
+        < 6
+    )
+
+
+def test_page_and_json_are_of_one_mind_and_repeat(run: Path) -> None:
+    shown = page_of(run)
+    first = [(run / name).read_bytes() for name in (REPORT, REPORT_DATA)]
+    told = json.loads(first[1])
+    assert told["evaluation"] == json.loads((run / EVALUATION).read_text("utf-8"))
+    ill = {float(sum(each["level"] == "ill" for each in told["findings"]))}
+    assert {float(tag["value"]) for tag in shown.of("data")} - ill <= set(numbers_in(told))
+    write_report(run)
+    assert [(run / name).read_bytes() for name in (REPORT, REPORT_DATA)] == first
+
+
+def test_the_plan_is_held_against_the_run(run: Path) -> None:
+    rows = {row.what: row for row in report_run(run).plan}
+    plan = json.loads((run / PLAN).read_text("utf-8"))
+    file = rows["adapter file"]
+    assert file.planned == plan["file_bytes"] and file.measured == (run / FILE_NAME).stat().st_size
+    assert rows["parameters of the adapter"].planned == rows["parameters of the adapter"].measured
+    assert (rows["steps"].planned, rows["steps"].measured) == (6, 6)
+    assert rows["memory on cpu, at most"].planned == plan["memory"]["peak"]
+    last = max((run / CHECKPOINTS).iterdir())
+    assert rows["a checkpoint"].planned == plan["disk"]["checkpoint"]
+    assert rows["a checkpoint"].measured == sum(path.stat().st_size for path in last.iterdir())
+
+
+def test_a_run_without_an_evaluation(run: Path) -> None:
+    (run / EVALUATION).unlink()
+    lines = (run / LOG).read_text("utf-8").splitlines(keepends=True)
+    (run / LOG).write_text("".join(line for line in lines if '"Evaluated"' not in line), "utf-8")
+    shown, found = page_of(run), report_run(run)
+    assert found.tone == "unmeasured" and "Whether the adapter helps is not known" in shown.text
+    assert {"help", "scores", "copying"} <= {each.section for each in found.missing}
+    assert f"veneer evaluate {run}" in shown.text and "evaluate.every=1" in shown.text
+    assert len(shown.of("svg")) == 1
+
+
+def test_a_killed_run(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", evaluate={"every": 2}, data={"held_out": 0.34})
+    killed(config, StepDone, 4)
+    with (config.output / LOG).open("ab") as log:
+        log.write(b'{"event": "StepDone", "seco')
+    shown, found = page_of(config.output), report_run(config.output)
+    assert found.course and (found.course.ending.how, found.course.ending.step) == ("cut off", 4)
+    assert found.verdict.startswith("After step 2: ") and "cut off after 4 of 6 steps" in shown.text
+    assert found.sheet is None and "--resume" in shown.text
+    with locked(config.output):
+        assert "It is running: 4 of 6 steps." in page_of(config.output).text
+
+
+def test_an_evaluation_alone(run: Path, tmp_path: Path) -> None:
+    alone = tmp_path / "alone"
+    write_evaluation(evaluation("a <turtle>"), alone)
+    shown = page_of(alone)
+    assert "it lowers the denoising loss by 45.5" in shown.text and "a <turtle>" in shown.text
+    assert not {f"{name}-title" for name in ("learning", "samples", "before-after", "plan", "doctor", "config")} & {
+        tag["id"] for tag in shown.of("h2")
+    }
+    assert len(shown.of("img")) == 0  # neither picture is here
+
+
+def test_what_is_no_run_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", str(tmp_path)]) == 2
+    line = capsys.readouterr().err
+    assert CONFIG in line and line.count("\n") == 1
+    (tmp_path / EVALUATION).write_text("[]")
+    with pytest.raises(UserError, match="is no evaluation"):
+        write_report(tmp_path)
+
+
+def test_damaged_files_leave_holes_and_no_fault(run: Path) -> None:
+    for path in (run / SHEET, run / PLAN, *(run / SAMPLES).glob("*.png"), *(run / "evaluation").glob("*.png")):
+        path.write_bytes(path.read_bytes()[:100])
+    (run / FILE_NAME).write_bytes(b"")
+    found = report_run(run)
+    assert (found.sheet, found.samples, found.plan) == (None, None, ())
+    assert {"samples", "sheet", "plan", "doctor"} <= {each.section for each in found.missing}
+    assert all(each.painted is None for each in found.twins)
+    page_of(run)
+
+
+def test_sheets_that_cannot_be_taken_apart_are_shown_whole(run: Path) -> None:
+    for path in (run / SHEET, *(run / SAMPLES).glob("*.png")):
+        with Image.open(path) as sheet:
+            sheet.convert("RGB").save(path)  # without its note
+    found = report_run(run)
+    assert found.sheet and found.samples and found.sheet.rows == found.samples.rows == ()
+    assert found.samples.pictures[0][0].file == f"{SAMPLES}/timelapse.png"
+    page_of(run)
+
+
+def test_sheets_of_other_prompts_are_left_out(run: Path) -> None:
+    from veneer.run.sheets import note_in, write_sheet
+
+    path = run / SAMPLES / "step-000000000.png"
+    note = dict(note_in(path) or {})
+    with Image.open(path) as sheet:
+        sheet.load()
+        write_sheet(sheet, path, {**note, "painted": "otherwise"})
+    found = report_run(run)
+    assert found.samples and found.samples.columns == ("step 3", "step 6")
+
+
+def huge(steps: int) -> Iterator[dict[str, Any]]:
+    for step in range(1, steps + 1):
+        yield step_done(step, None if step % 1000 == 7 else 1 + 1 / step)
+
+
+def test_a_huge_log_becomes_a_small_page(tmp_path: Path) -> None:
+    steps = 40_000
+    folder = write_run(tmp_path / "run", steps, [*huge(steps), {"event": "Finished", "seconds": 1, "step": steps}])
+    course = read_log(folder / LOG, steps)
+    assert course and course.curve and course.curve.width == 100 and len(course.curve.points) == 400
+    assert course.curve.skipped == 40 and course.ending.how == "finished" and course.step_seconds == 0.5
+    first = course.curve.points[0]
+    losses = [1 + 1 / step for step in range(1, 101) if step != 7]
+    assert (first.step, first.low, first.high) == (100, 1.01, 2.0)
+    assert first.loss == pytest.approx(math.fsum(losses) / 99)
+    assert first.smoothed is not None and 1.01 < first.smoothed < 1.02
+    assert write_report(folder).stat().st_size < 300_000
+
+
+def test_a_log_that_is_too_long_for_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_run(tmp_path / "run", 10, [*huge(10)])
+    monkeypatch.setattr("veneer.run.reporting._DOCTORS", 100)
+    monkeypatch.setattr("veneer.run.reporting.doctor_run", None)
+    found = report_run(folder)
+    assert found.findings is None and any("The log is long" in each.what for each in found.missing)
+
+
+@pytest.mark.parametrize(
+    ("last", "how"),
+    [
+        ([], "cut off"),
+        ([{"event": "Finished", "step": 3}], "finished"),
+        ([{"event": "EarlyStopped", "step": 3}, {"event": "Finished", "step": 3}], "stopped early"),
+        ([{"event": "Stopped", "step": 3}], "stopped"),
+        ([{"event": "Failed", "kind": "X", "text": "a fault"}], "failed"),
+        # a run that was stopped and goes on
+        ([{"event": "Stopped", "step": 3}, {"event": "Resumed", "step": 2}, step_done(3, 1.0)], "cut off"),
+        # of a version to come
+        ([{"event": "Evaluated", "step": 3}, {"event": "Unheard"}, {"no": "event"}], "cut off"),
+    ],
+)
+def test_endings(last: list[dict[str, Any]], how: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run", 5, [*huge(3), *last])
+    course = read_log(folder / LOG, 5)
+    assert course and (course.ending.how, course.ending.step, course.ending.steps) == (how, 3, 5)
+
+
+def test_warnings_are_counted_and_not_endless(tmp_path: Path) -> None:
+    warned = [{"event": "Warned", "text": f"w{number % 25}"} for number in range(50)]
+    course = read_log(write_run(tmp_path / "run", 5, warned) / LOG, 5)
+    assert course and course.warnings[0] == "w0 (2 times)" and (len(course.warnings), course.more_warnings) == (20, 10)
+    assert course.curve is None and read_log(tmp_path / "none", 5) is None
+
+
+def test_a_score_of_a_step_that_was_done_again_is_told_once(tmp_path: Path) -> None:
+    lines = [{"event": "Evaluated", **to_plain(evaluated(2, mean, 2))} for mean in (-0.1, -0.2)]
+    course = read_log(write_run(tmp_path / "run", 5, lines) / LOG, 5)
+    assert course and [each.held_out.mean for each in course.scores] == [-0.2]
+
+
+def test_memory_is_told_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([InUse(500, 300), InUse(900, 400)])
+    monkeypatch.setattr("veneer.run.memory.memory_in_use", lambda: next(used))
+    heard: list[object] = []
+    watch = MemoryWatch(heard.append)
+    watch(StepDone(1, 1.0, None, {}, 1.0))
+    assert heard == []
+    watch(Finished(1, {}))
+    assert heard == [MemoryTaken("cpu", 300, 900)] and heard[0].taken == 600  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("later", [InUse(500, 400), None, InUse(400)])
+def test_memory_that_earlier_work_took_is_not_charged(later: InUse | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([InUse(500, 300), later])
+    monkeypatch.setattr("veneer.run.memory.memory_in_use", lambda: next(used))
+    heard: list[object] = []
+    MemoryWatch(heard.append)(Finished(1, {}))
+    assert heard == []
+
+
+def test_what_the_log_says_of_memory_is_in_the_report(tmp_path: Path) -> None:
+    line = {"event": "MemoryTaken", "seconds": 1, "device": "cpu", "before": 300, "peak": 900}
+    folder = write_run(tmp_path / "run", 5, [line])
+    plan = {"trainable": 5, "file_bytes": 7, "memory": {"device": "cpu", "peak": 500}}
+    (folder / PLAN).write_text(json.dumps(plan))
+    row = next(row for row in report_run(folder).plan if row.what.startswith("memory"))
+    assert (row.planned, row.measured) == (500, 600)
+    assert "+20.0\xa0%" in page_of(folder).text.replace(" %", "\xa0%")
+
+
+def test_training_starts_without_an_earlier_report(run: Path) -> None:
+    write_report(run)
+    clear(run)
+    assert not (run / REPORT).exists() and not (run / REPORT_DATA).exists()
+
+
+def test_the_verbs_leave_a_report(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    quick = ["train.steps=2", "train.batch=1", "sample.steps=1", "evaluate.draws=1", "tracking.trackers=[]"]
+    assert main(["train", str(tiny_pictures), f"base={tiny_base}", f"output={folder}", *quick]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"report: {folder / REPORT}"
+    before = (folder / REPORT).read_bytes()
+    assert main(["evaluate", str(folder), "--paint", "2"]) == 0
+    assert f"report: {folder / REPORT}" in capsys.readouterr().err
+    assert (folder / REPORT).read_bytes() != before
+    assert main(["report", str(folder)]) == 0
+    assert capsys.readouterr().out == f"{folder / REPORT}\n"
+    (folder / REPORT).unlink()
+    assert main(["report", str(folder), "--json"]) == 0
+    assert capsys.readouterr().out == (folder / REPORT_DATA).read_text("utf-8") and not (folder / REPORT).exists()
+
+
+def test_a_report_that_cannot_be_had_undoes_no_work(tmp_path: Path) -> None:
+    from veneer.cli.report import report_line
+
+    assert report_line(tmp_path).startswith("no report: ") and "\n" not in report_line(tmp_path)
+
+
+def test_the_pages_commands_run(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, "runs/pictures")
+    page = (ROOT / "docs" / "report.md").read_text("utf-8")
+    (block,) = re.findall(r"^<!-- commands: tested -->\n```sh\n(.*?)^```", page, re.S | re.M)
+    commands = [shlex.split(line) for line in block.splitlines()]
+    assert len(commands) == 2
+    for program, *words in commands:
+        assert program == "veneer" and main(words) == 0, words
+    assert (tmp_path / "runs/pictures" / REPORT).is_file()
+
+
+def test_the_page_shows_small_screenshots() -> None:
+    page = (ROOT / "docs" / "report.md").read_text("utf-8")
+    names = re.findall(r"\]\((report-\w+\.png)\)", page)
+    assert {"report-light.png", "report-dark.png", "report-phone.png"} <= set(names)
+    assert all((ROOT / "docs" / name).stat().st_size < 400_000 for name in names)

@@ -1,0 +1,153 @@
+"""``veneer adapter resize``: files cut to a rank, and ranks measured."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from veneer.adapter.algebra import merge
+from veneer.adapter.functional import delta_weight
+from veneer.adapter.locate import layers_of
+from veneer.adapter.resize import resize
+from veneer.adapter.spec import LoraFactors
+from veneer.cli.main import main
+from veneer.config.load import config_from_folder, load_config, resolve, write_config
+from veneer.data.preflight import survey
+from veneer.errors import UserError
+from veneer.evaluate.heldout import heldout_losses
+from veneer.family.registry import load_family
+from veneer.keyed import torch_generator
+from veneer.run.folder import CONFIG
+from veneer.run.identity import identify
+from veneer.run.resizing import Measuring, resize_adapter, study_ranks
+from veneer.weights.file import FILE_NAME, AdapterFile, info, load, save
+
+
+@pytest.fixture(scope="module")
+def run(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a run of rank 4 whose delta W is nearly of rank 2: its config and its adapter."""
+    folder = tmp_path_factory.mktemp("run") / "shapes"
+    words = [f"output={folder}", "data.held_out=0.25", "adapter.rank=4", "evaluate.draws=2", "sample.steps=1"]
+    config = resolve(config_from_folder(tiny_pictures, "sks", [f"base={tiny_base}", *words]), 16)
+    family = load_family(str(tiny_base))
+    folder.mkdir()
+    write_config(config, folder / CONFIG)
+    factors = {
+        path: _nearly_of_rank_two(path, tuple(layer.weight.shape))
+        for path, layer in layers_of({"unet": family.networks["unet"]}).items()
+        if path.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))
+    }
+    save(AdapterFile(factors, identify(config, survey(config.data)).metadata), folder / FILE_NAME)
+    return folder
+
+
+def _nearly_of_rank_two(path: str, shape: tuple[int, ...]) -> LoraFactors:
+    generator = torch_generator(0, path)
+    strength = torch.tensor([1.0, 0.8, 1e-5, 1e-6])
+    down = torch.linalg.qr(torch.randn(shape[1], 4, generator=generator))[0].T
+    up = torch.linalg.qr(torch.randn(shape[0], 4, generator=generator))[0] * strength
+    # what resizing finds must not hang on the factors as they happen to lie
+    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator))[0]
+    return LoraFactors(turn.T @ down, up @ turn, 4.0)
+
+
+def test_a_cut_file_does_nearly_the_same(run: Path, tmp_path: Path) -> None:
+    out = resize_adapter(run, 2, tmp_path / "two.safetensors")
+    whole, cut = load(run), load(out)
+    assert info(out).ranks == (2,) and info(out).alphas == (2.0,)
+    for name, each in whole.factors.items():
+        torch.testing.assert_close(delta_weight(cut.factors[name]), delta_weight(each), rtol=1e-3, atol=1e-5)
+    told = {key: value for key, value in cut.metadata.items() if key.startswith("veneer.resized")}
+    assert told == {"veneer.resized.rank": "2", "veneer.resized.from.sha256": info(run).sha256}
+    assert whole.metadata.items() <= cut.metadata.items()
+
+
+def test_the_new_file_lies_beside_the_old_and_replaces_nothing(run: Path, tmp_path: Path) -> None:
+    shutil.copy(run / FILE_NAME, tmp_path / "style.safetensors")
+    out = resize_adapter(tmp_path / "style.safetensors", 1)
+    assert out == tmp_path / "style-rank1.safetensors" and info(out).ranks == (1,)
+    with pytest.raises(UserError, match="is there already"):
+        resize_adapter(tmp_path / "style.safetensors", 1)
+    with pytest.raises(UserError, match=r"rank is 4, which is not more than 4"):
+        resize_adapter(tmp_path / "style.safetensors", 4)
+
+
+def test_the_smallest_rank_that_loses_nothing_is_advised(run: Path) -> None:
+    study = study_ranks(run)
+    assert [row.point for row in study.table.rows] == ["rank 1", "rank 2", "rank 4"]
+    assert study.table.reference == "rank 4" and study.table.pictures == 3
+    one, two, _ = study.table.rows
+    assert one.versus_reference is not None and two.versus_reference is not None
+    assert abs(two.versus_reference.mean) < 1e-4 < abs(one.versus_reference.mean)
+    assert study.kept[1] < 0.95 < study.kept[2] <= study.kept[4] == 1
+    sizes = [row.trainable for row in study.table.rows]
+    assert sizes == [sizes[0], 2 * sizes[0], 4 * sizes[0]]
+
+
+def test_a_rank_is_scored_as_the_cut_file_is(run: Path) -> None:
+    config = load_config(run / CONFIG)
+    family = load_family(config.base)
+    merge(family.networks, [(resize(load(run).factors, 1), 1.0)])
+    expected = heldout_losses(config, family, survey(config.data).held_out)
+    found = study_ranks(run, [1], Measuring()).table.rows[0]
+    assert found.loss == pytest.approx(float(expected.mean()), rel=1e-12)
+
+
+def test_pictures_of_its_own(run: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+    """A file that lies alone is measured on a folder, all of it, with the trigger that the file tells."""
+    shutil.copy(run / FILE_NAME, tmp_path / "style.safetensors")
+    with pytest.raises(UserError, match="--data FOLDER"):
+        study_ranks(tmp_path / "style.safetensors")
+    how = Measuring(base=str(tiny_base), data=tiny_pictures, draws=2)
+    alone = study_ranks(tmp_path / "style.safetensors", [2], how)
+    beside = study_ranks(run, [2], Measuring(data=tiny_pictures))
+    assert alone.table.pictures == 12
+    assert [row.loss for row in alone.table.rows] == [row.loss for row in beside.table.rows]
+
+
+def test_the_command_line(run: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert main(["adapter", "resize", str(run), "--rank", "3", "--out", str(tmp_path / "three.safetensors")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "three.safetensors")
+    words = ["adapter", "resize", str(run), "--study", "--rank", "1", "--rank", "2", "--out", str(tmp_path / "ranks")]
+    assert main([*words, "--data", str(tiny_pictures), "--margin", "0.1"]) == 0
+    printed = capsys.readouterr().out
+    assert "rank 2: held-out loss" in printed and "of delta W's norm kept" in printed and "| rank 4 | " in printed
+    assert {path.name for path in (tmp_path / "ranks").iterdir()} == {
+        f"ranks.{e}" for e in ("md", "csv", "json", "png")
+    }
+    told = json.loads((tmp_path / "ranks" / "ranks.json").read_text("utf-8"))
+    assert set(told["kept"]) == {"rank 1", "rank 2", "rank 4"} and told["margin"] == 0.1
+    for words, fault in (([], "--rank: one rank is needed"), (["--rank", "9"], "not more than 9")):
+        assert main(["adapter", "resize", str(run), *words]) == 2
+        assert fault in capsys.readouterr().err
+
+
+def test_ranks_that_cannot_be_are_refused(run: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="not more than 9"):
+        study_ranks(run, [9])
+    one = resize_adapter(run, 1, tmp_path / "one.safetensors")
+    shutil.copy(run / CONFIG, tmp_path / CONFIG)
+    with pytest.raises(UserError, match="rank is 1, which nothing is below"):
+        study_ranks(one)
+
+
+def test_kohyas_layout_needs_the_base(run: Path, tiny_base: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    tensors = {}
+    for name, each in load(run).factors.items():
+        key = "lora_unet_" + name.removeprefix("unet.").replace(".", "_")
+        tensors |= {f"{key}.lora_down.weight": each.down.contiguous(), f"{key}.lora_up.weight": each.up.contiguous()}
+        tensors[f"{key}.alpha"] = torch.tensor(each.alpha)
+    save_file(tensors, tmp_path / "kohya.safetensors")
+    out = resize_adapter(tmp_path / "kohya.safetensors", 2, base=str(tiny_base))
+    ours = load(resize_adapter(run, 2, tmp_path / "ours.safetensors")).factors
+    found = load(out).factors
+    assert set(found) == set(ours)
+    assert all(np.allclose(found[name].up, ours[name].up) for name in ours)

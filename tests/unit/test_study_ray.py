@@ -1,0 +1,153 @@
+"""A study's trials given to Ray, which is a stand-in of its documented interface."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.fakes.ray import FakeRay
+from tests.studies import Heard, draw_adapter, lighten
+from veneer.config.study import Study, build_study
+from veneer.errors import UserError
+from veneer.run import trial as trials
+from veneer.run.on_ray import rungs
+from veneer.run.studying import TrialEnds, run_study
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    lighten(monkeypatch)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters are drawn, not trained."""
+    monkeypatch.setattr(trials, "_train_alone", draw_adapter)
+
+
+@pytest.fixture
+def run(tiny_base: Path, tiny_pictures: Path) -> dict[str, Any]:
+    return {
+        "base": str(tiny_base),
+        "data": {"sources": [{"path": str(tiny_pictures)}], "held_out": 0.25},
+        "train": {"steps": 9, "batch": 1, "optimizer": {"rate": 0.02}},
+        "evaluate": {"draws": 1},
+    }
+
+
+def grid_of(run: dict[str, Any]) -> Study:
+    return build_study({"run": run, "seeds": [0, 1], "grid": {"adapter.rank": [1, 2]}}, "test")
+
+
+def search_of(run: dict[str, Any], trials: int, seeds: list[int]) -> Study:
+    space = {"adapter.rank": {"low": 1, "high": 4}, "adapter.targets": [["to_q"], ["to_q", "to_v"]]}
+    return build_study({"run": run, "seeds": seeds, "search": {"trials": trials, "space": space}}, "test")
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_grid_comes_to_what_it_comes_to_here(
+    run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = run_study(grid_of(run), tmp_path / "here").table
+    with monkeypatch.context() as patch:
+        ray = FakeRay(patch)
+        there = run_study(grid_of(run), tmp_path / "there", on="ray").table
+    assert [row.losses for row in there.rows] == [row.losses for row in here.rows]
+    assert [report["step"] for report in ray.reports] == [9] * 4  # each is trained whole
+    assert not ray.running and ray.needs == {"cpu": 1}
+    assert Path(ray.config.storage_path) == tmp_path / "there" and ray.config.failure_config.max_failures == 1
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_gpu_goes_to_each_trial_where_there_are_any(
+    run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay(monkeypatch, gpus=8)
+    run_study(build_study({"run": run, "seeds": [0], "grid": {"adapter.rank": [1]}}, "test"), tmp_path, on="ray")
+    assert ray.needs == {"cpu": 1, "gpu": 1}
+
+
+@pytest.mark.usefixtures("drawn")
+def test_what_is_done_is_not_given_away_and_a_fault_is_named(
+    run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray, train = FakeRay(monkeypatch), trials._train_alone
+
+    def fail(identity: Any, *arguments: Any) -> Any:
+        if identity.config.adapter.rank == 2:
+            raise RuntimeError("CUDA out of memory")
+        return train(identity, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "_train_alone", fail)
+        table = run_study(grid_of(run), tmp_path, on="ray").table
+    assert [row.point for row in table.rows] == ["rank 1"]
+    assert [(each.point, each.reason) for each in table.failures] == [
+        ("rank 2", "RuntimeError: CUDA out of memory")
+    ] * 2
+    ray.reports.clear()
+    heard = Heard()
+    table = run_study(grid_of(run), tmp_path, on="ray", listen=heard).table
+    assert len(ray.reports) == 2 and not table.failures and len(table.rows) == 2
+    assert [event.known for event in heard.of(TrialEnds)] == [True, True, False, False]
+
+
+def test_a_search_reports_at_its_rungs_and_trains_all_seeds_of_what_is_not_stopped(
+    run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def stops(told: Any) -> bool:
+        seen.append(told["step"])
+        return len(seen) > 3 and told["step"] == 3  # the first proposal runs to its end, the second does not
+
+    ray = FakeRay(monkeypatch, stops)
+    table = run_study(search_of(run, 2, [0, 1]), tmp_path, on="ray").table
+    assert [report["step"] for report in ray.reports] == [1, 3, 9, 1, 3]
+    (row,) = table.rows
+    assert set(row.losses) == {0, 1} and ray.reports[2]["loss"] == pytest.approx(row.loss)
+    assert len({report["loss"] for report in ray.reports[:3]}) == 3  # each time of the adapter as it is then
+    assert table.failures[0].reason.startswith("stopped early after 3 of 9 steps, at a loss of 1.")
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_search_goes_on_with_new_proposals(
+    run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay(monkeypatch)
+    first = run_study(search_of(run, 2, [0]), tmp_path, on="ray").table
+    ray.reports.clear()
+    again = run_study(search_of(run, 4, [0]), tmp_path, on="ray").table
+    assert {row.point for row in first.rows} < {row.point for row in again.rows}
+    assert sum(report["step"] == 9 for report in ray.reports) == 2
+    ray.reports.clear()
+    run_study(search_of(run, len(again.rows), [0]), tmp_path, on="ray")
+    assert not ray.reports
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_proposal_that_cannot_be_trained_is_named(
+    run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FakeRay(monkeypatch)
+    space = {"adapter.rank": [1, 640]}
+    study = build_study({"run": run, "seeds": [0], "search": {"trials": 6, "space": space}}, "test")
+    table = run_study(study, tmp_path, on="ray").table
+    assert [row.point for row in table.rows] == ["rank 1"]
+    assert table.failures[0].point == "rank 640" and "larger than the matrix" in table.failures[0].reason
+
+
+@pytest.mark.parametrize(("steps", "marks"), [(300, (33, 99)), (9, (1, 3)), (3, (1,)), (1, ())])
+def test_rungs(steps: int, marks: tuple[int, ...]) -> None:
+    assert rungs(steps) == marks
+
+
+def test_without_ray_it_is_said_what_to_install(
+    run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'veneer\[ray\]'"):
+        run_study(grid_of(run), tmp_path, on="ray")

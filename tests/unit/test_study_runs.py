@@ -1,0 +1,410 @@
+"""Studies at work, on a tiny base and twelve pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import write_tiny_pictures
+from tests.studies import Heard, draw_adapter, lighten, shared_base
+from tests.training import laid_over
+from veneer.adapter.algebra import merge
+from veneer.cli.main import main
+from veneer.config.load import load_config, resolve
+from veneer.config.study import Study, build_study, dump_study
+from veneer.data.preflight import survey
+from veneer.errors import UserError
+from veneer.evaluate.heldout import Losses, heldout_losses
+from veneer.evaluate.study_plot import plot
+from veneer.family.registry import load_family
+from veneer.plan.account import plan
+from veneer.run import studying
+from veneer.run import trial as trials
+from veneer.run.folder import CONFIG, LOG
+from veneer.run.stopping import Interrupted
+from veneer.run.studying import TrialBegins, TrialEnds, run_study, study_folder
+from veneer.run.training import PriorPainting, run_training
+from veneer.run.trial import TRIALS
+from veneer.train.events import StepDone, Warned
+from veneer.weights.file import FILE_NAME, load
+
+
+@pytest.fixture
+def make(tiny_base: Path, tiny_pictures: Path) -> Callable[..., Study]:
+    """A study of four steps a training; ``run`` is laid over its run."""
+
+    def made(run: dict[str, Any] | None = None, **more: Any) -> Study:
+        values: dict[str, Any] = {
+            "base": str(tiny_base),
+            "data": {"sources": [{"path": str(tiny_pictures)}], "held_out": 0.25, "resolution": 16},
+            "train": {"steps": 4, "batch": 2, "optimizer": {"rate": 0.05}, "checkpoint_every": 2},
+            "evaluate": {"draws": 2},
+        }
+        told = {"grid": {"adapter.rank": [1, 2]}} if not {"points", "search"} & set(more) else {}
+        return build_study({"run": laid_over(values, run or {}), "seeds": [0, 1], **told, **more}, "test")
+
+    return made
+
+
+@pytest.fixture(autouse=True)
+def light(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What ``done`` does is done whole; it comes before this."""
+    lighten(monkeypatch)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adapters are drawn, not trained."""
+    monkeypatch.setattr(trials, "_train_alone", draw_adapter)
+
+
+@pytest.fixture(scope="module")
+def done(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Any]]:
+    """A finished study of ranks 1 and 2 with two seeds: its folder and its study."""
+    run = {
+        "base": str(tiny_base),
+        "data": {"sources": [{"path": str(tiny_pictures)}], "held_out": 0.25},
+        "train": {"steps": 4, "batch": 2, "optimizer": {"rate": 0.05}},
+        "evaluate": {"draws": 2},
+    }
+    study = build_study({"run": run, "seeds": [0, 1], "grid": {"adapter.rank": [1, 2]}}, "test")
+    folder = tmp_path_factory.mktemp("study") / "ranks"
+    run_study(study, folder)
+    yield folder, study
+
+
+def test_a_study_leaves_tables_a_plot_and_its_trials(done: tuple[Path, Study]) -> None:
+    folder, study = done
+    assert {path.name for path in folder.iterdir()} == {
+        TRIALS,
+        *(f"study.{e}" for e in ("md", "json", "csv", "yaml", "png")),
+    }
+    assert Image.open(folder / "study.png").width > 500
+    assert (folder / "study.yaml").read_text("utf-8") == dump_study(study.config)
+    told = json.loads((folder / "study.json").read_text("utf-8"))
+    assert [row["point"] for row in told["rows"]] == ["rank 1", "rank 2"] and told["reference"] == "rank 2"
+    for row in told["rows"]:
+        assert set(row["losses"]) == {"0", "1"} and row["seconds"] > 0 and row["file_bytes"] > 1000
+        assert row["memory_bytes"] is None or row["memory_bytes"] > 10**7
+    assert told["rows"][0]["versus_reference"]["seeds"] == 2
+
+
+def test_a_trial_is_what_train_makes(done: tuple[Path, Study], tmp_path: Path) -> None:
+    """The same adapter bytes as a run of the same config, scored by the rod of the study."""
+    folder, _ = done
+    (place,) = (folder / TRIALS).glob("rank-2-seed1-*")
+    config = load_config(place / CONFIG, [f"output={tmp_path / 'run'}", "sample.steps=1"])
+    result = run_training(config)
+    ours = load(place)
+    again = load(result.adapter)
+    assert all(np.array_equal(ours.factors[name].up, again.factors[name].up) for name in again.factors)
+    assert (place / FILE_NAME).read_bytes() == result.adapter.read_bytes()
+
+
+def test_counts_are_the_plans(done: tuple[Path, Study]) -> None:
+    folder, _ = done
+    rows = json.loads((folder / "study.json").read_text("utf-8"))["rows"]
+    for row, rank in zip(rows, (1, 2), strict=True):
+        (place, _) = sorted((folder / TRIALS).glob(f"rank-{rank}-*"))
+        config = load_config(place / CONFIG)
+        assert row["trainable"] == plan(config, load_family(config.base)).trainable
+        assert row["file_bytes"] == (place / FILE_NAME).stat().st_size
+
+
+def test_losses_are_measured_with_one_noise_for_all_seeds(done: tuple[Path, Study]) -> None:
+    folder, study = done
+    (place,) = (folder / TRIALS).glob("rank-2-seed1-*")
+    (told,) = place.glob("score-*.json")
+    family = load_family(study.run.base)
+    merge(family.networks, [(load(place).factors, 1.0)])
+    rod = resolve(study.run, family.resolution)
+    expected = heldout_losses(rod, family, survey(rod.data).held_out)
+    assert np.array_equal(np.array(json.loads(told.read_text("utf-8"))), expected)
+
+
+def test_what_is_done_is_not_done_again(done: tuple[Path, Study], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, study = done
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("trained or measured again")
+
+    monkeypatch.setattr(trials, "_train_alone", refuse)
+    monkeypatch.setattr(trials.Lab, "_measure", refuse)
+    before, heard = (folder / "study.json").read_bytes(), Heard()
+    run_study(study, folder, listen=heard)
+    assert [event.known for event in heard.of(TrialEnds)] == [True] * 4 and not heard.of(TrialBegins)
+    assert (folder / "study.json").read_bytes() == before
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_larger_grid_trains_only_what_is_new(done: tuple[Path, Study], tmp_path: Path) -> None:
+    folder, study = done
+    shutil.copytree(folder, tmp_path / "more")
+    more = build_study(
+        {**study.config.model_dump(mode="json", exclude_none=True), "grid": {"adapter.rank": [1, 3]}}, "t"
+    )
+    heard = Heard()
+    table = run_study(more, tmp_path / "more", listen=heard).table
+    assert [(event.point, event.seed) for event in heard.of(TrialBegins)] == [("rank 3", 0), ("rank 3", 1)]
+    assert [row.point for row in table.rows] == ["rank 1", "rank 3"]
+
+
+@pytest.mark.usefixtures("drawn")
+@pytest.mark.parametrize(
+    ("change", "trained", "measured"),
+    [
+        ({"evaluate": {"draws": 3}}, 0, 3),  # another rod: two trials and the base
+        ({"train": {"steps": 3}}, 2, 2),
+        ({"train": {"memory": "checkpoint"}}, 2, 2),  # of which the table tells time and memory
+        ({"sample": {"steps": 3}, "output": "elsewhere"}, 0, 0),
+    ],
+    ids=["rod", "training", "memory", "neither"],
+)
+def test_a_change_costs_what_hangs_on_it(
+    make: Callable[..., Study],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    trained: int,
+    measured: int,
+) -> None:
+    run_study(make(seeds=[0]), tmp_path)
+    counts = {"trained": 0, "measured": 0}
+    train, measure = trials._train_alone, trials.Lab._measure
+
+    def training(*arguments: Any) -> Any:
+        counts["trained"] += 1
+        return train(*arguments)
+
+    def measuring(*arguments: Any) -> Losses:
+        counts["measured"] += 1
+        return measure(*arguments)
+
+    monkeypatch.setattr(trials, "_train_alone", training)
+    monkeypatch.setattr(trials.Lab, "_measure", measuring)
+    run_study(make(change, seeds=[0]), tmp_path)
+    assert counts == {"trained": trained, "measured": measured}
+
+
+@pytest.mark.usefixtures("drawn")
+def test_other_pictures_are_other_trials(make: Callable[..., Study], tmp_path: Path) -> None:
+    pictures = write_tiny_pictures(tmp_path / "pictures")
+    source = {"data": {"sources": [{"path": str(pictures)}]}}
+    run_study(make(source, seeds=[0]), tmp_path / "study")
+    moved = pictures.rename(tmp_path / "moved")
+    heard = Heard()
+    run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", listen=heard)
+    assert not heard.of(TrialBegins)  # they lie elsewhere and are the same
+    Image.new("RGB", (64, 64), "red").save(moved / "red_square.png")
+    run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", listen=heard)
+    assert len(heard.of(TrialBegins)) == 2
+
+
+def test_a_stopped_study_goes_on_to_the_same_table(make: Callable[..., Study], tmp_path: Path) -> None:
+    """Stopped in its second training: the first is kept, the second goes on from its checkpoint.
+
+    The base has its bits back each time.
+    """
+    study = make(seeds=[0])
+    unet = shared_base(study.run.base).networks["unet"]
+    base = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    whole = run_study(study, tmp_path / "whole").table
+
+    def stop(event: object) -> None:
+        heard(event)
+        if isinstance(event, StepDone) and event.step == 3 and len(heard.of(TrialBegins)) == 2:
+            raise Interrupted(2, event.step)
+
+    heard = Heard()
+    with pytest.raises(Interrupted):
+        run_study(study, tmp_path / "cut", listen=stop)
+    assert "rank 1" in (tmp_path / "cut" / "study.md").read_text("utf-8")
+    after = unet.state_dict()
+    assert after.keys() == base.keys() and all(bool((after[name] == base[name]).all()) for name in base)
+    again = Heard()
+    table = run_study(study, tmp_path / "cut", listen=again).table
+    assert [event.point for event in again.of(TrialBegins)] == ["rank 2"]
+    assert [event.step for event in again.of(StepDone)] == [3, 4]
+    assert [row.losses for row in table.rows] == [row.losses for row in whole.rows]
+    assert [row.versus_reference for row in table.rows] == [row.versus_reference for row in whole.rows]
+
+
+def test_a_trial_stopped_while_it_is_measured_is_not_trained_again(
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, measure, calls = make(seeds=[0]), trials.Lab._measure, []
+
+    def interrupt(*arguments: Any) -> Losses:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return measure(*arguments)
+
+    monkeypatch.setattr(trials.Lab, "_measure", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(study, tmp_path)
+    heard = Heard()
+    run_study(study, tmp_path, listen=heard)
+    assert [event.step for event in heard.of(StepDone)] == [1, 2, 3, 4]  # of rank 2 alone
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_trial_that_fails_loses_no_other(
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = trials._train_alone
+
+    def fail(run: Any, *arguments: Any) -> Any:
+        if run.config.adapter.rank == 1 and run.config.seed == 1:
+            raise RuntimeError("CUDA out of memory\nTried to allocate")
+        return train(run, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trials, "_train_alone", fail)
+        result = run_study(make(), tmp_path)
+    assert [len(row.losses) for row in result.table.rows] == [1, 2]
+    text = (tmp_path / "study.md").read_text("utf-8")
+    assert "- not done: rank 1, seed 1: RuntimeError: CUDA out of memory" in text and "1 of 2" in text
+    (error,) = tmp_path.glob(f"{TRIALS}/rank-1-seed1-*/error.txt")
+    assert "Tried to allocate" in error.read_text("utf-8") and "Traceback" in error.read_text("utf-8")
+    heard = Heard()
+    again = run_study(make(), tmp_path, listen=heard)  # the next call tries it again
+    assert [(e.point, e.seed) for e in heard.of(TrialBegins)] == [("rank 1", 1)] and not again.table.failures
+
+
+def test_a_training_that_diverges_is_named(make: Callable[..., Study], tmp_path: Path) -> None:
+    study = make(points={"good": {"train.optimizer.rate": 0.01}, "bad": {"train.optimizer.rate": 1e30}}, seeds=[0])
+    table = run_study(study, tmp_path).table
+    assert [row.point for row in table.rows] == ["good"]
+    assert table.failures[0].point == "bad" and "not finite" in table.failures[0].reason
+    assert table.reference is None and "against bad" not in (tmp_path / "study.md").read_text("utf-8")
+
+
+def test_nothing_trained_is_an_error(make: Callable[..., Study], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no training of the study ended; rate 1e\+30, seed 0: .*not finite"):
+        run_study(make(grid={"train.optimizer.rate": [1e30]}, seeds=[0]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"grid": {"adapter.rank": [1, 640]}}, "point 'rank 640': rank 640 is larger"),
+        ({"points": {"x": {"adapter.targets": ["to_x"]}}}, "point 'x': target 'to_x' matches nothing"),
+        ({"run": {"data": {"held_out": 0.0}}}, "no picture is held out to measure on"),
+        ({"run": {"base": "nowhere"}}, "nowhere: is no folder"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_trained(
+    make: Callable[..., Study], tmp_path: Path, more: dict[str, Any], told: str
+) -> None:
+    heard = Heard()
+    with pytest.raises(UserError, match=told):
+        run_study(make(**more), tmp_path, listen=heard)
+    assert not heard.of(TrialBegins)
+
+
+def test_training_on_what_is_measured_on_is_refused(make: Callable[..., Study], tmp_path: Path) -> None:
+    """Fewer pictures are split otherwise, so that some that the study holds out would be learned."""
+    held = write_tiny_pictures(tmp_path / "held")
+    few = write_tiny_pictures(tmp_path / "few")
+    lines = (few / "metadata.jsonl").read_text("utf-8").splitlines(keepends=True)
+    points: dict[str, Any] = {"half": {"data.sources": [{"path": str(few)}]}, "all": {"adapter.rank": 4}}
+    share = make({"data": {"sources": [{"path": str(held)}], "held_out": 0.5}}, points=points, seeds=[0])
+    unseen = {sample.path.name for sample in survey(share.run.data).held_out.samples}
+    kept = [line for line in lines if json.loads(line)["file_name"] in unseen]
+    (few / "metadata.jsonl").write_text("".join(kept), "utf-8")
+    with pytest.raises(UserError, match=r"point 'half': trains on . pictures that the study measures on"):
+        run_study(share, tmp_path / "study")
+
+
+@pytest.mark.usefixtures("drawn")
+def test_ranks_are_counted_for_a_budget(make: Callable[..., Study], tmp_path: Path) -> None:
+    points: dict[str, Any] = {
+        "q": {"adapter.targets": ["to_q"]},
+        "q + v": {"adapter.targets": ["to_q", "to_v"]},
+        "own": {"adapter.targets": ["to_k"], "adapter.rank": 1},
+        "all": {"adapter.targets": ["to_q", "to_k", "to_v", "to_out.0"], "adapter.rank": 2},
+    }
+    table = run_study(make(points=points, budget="all", seeds=[0]), tmp_path).table
+    counts = {row.point: row.trainable for row in table.rows}
+    assert counts["own"] < 0.3 * counts["all"]  # a rank that is set is left alone
+    for name in ("q", "q + v"):
+        (place,) = (tmp_path / TRIALS).glob(f"{name.replace(' ', '-')}-seed*")
+        rank = load_config(place / CONFIG).adapter.rank
+        step = counts[name] / rank
+        assert abs(counts[name] - counts["all"]) <= step / 2  # no other rank comes closer
+    assert "| point | rank | parameters |" in (tmp_path / "study.md").read_text("utf-8")
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_class_is_painted_once_for_all_trials(make: Callable[..., Study], tmp_path: Path) -> None:
+    prior = {"prompt": "a square", "count": 2}
+    heard = Heard()
+    run = {"data": {"prior": prior}, "sample": {"steps": 1}}
+    run_study(make(run, seeds=[0, 1]), tmp_path, listen=heard)
+    assert [event.count for event in heard.of(PriorPainting)] == [2]
+    assert len(list((tmp_path / "prior" / "a-square").glob("*.png"))) == 2
+
+
+def test_time_is_summed_over_the_parts_of_a_cut_training(tmp_path: Path) -> None:
+    events = [("Surveyed", 0.5), ("Planned", 1.0), ("StepDone", 2.0), ("StepDone", 3.5), ("Resumed", 0.1)]
+    events += [("Planned", 7.0), ("StepDone", 7.25), ("Finished", 9.0)]
+    lines = [json.dumps({"event": name, "seconds": seconds}) for name, seconds in events]
+    (tmp_path / LOG).write_text("\n".join(lines) + "\n", "utf-8")
+    assert trials._seconds(tmp_path / LOG) == 2.75
+
+
+def test_without_matplotlib_there_is_no_plot_and_a_word(
+    done: tuple[Path, Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, study = done
+    shutil.copytree(folder, tmp_path / "copy")
+    (tmp_path / "copy" / "study.png").unlink()
+    monkeypatch.setattr(studying, "plot", plot)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    heard = Heard()
+    result = run_study(study, tmp_path / "copy", listen=heard)
+    assert [path.suffix for path in result.files] == [".md", ".json", ".csv"]
+    assert "pip install 'veneer[study]'" in heard.of(Warned)[-1].text
+
+
+def test_a_study_goes_beside_its_runs_output(make: Callable[..., Study]) -> None:
+    assert study_folder(make({"output": "runs/shapes"})) == Path("runs/shapes-study")
+
+
+def test_the_command_line(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = ["run.train.steps=2", "run.train.batch=2", "run.evaluate.draws=2", f"run.base={tiny_base}", "seeds=[0]"]
+    words = ["study", "rank", *quick, "grid.adapter.rank=[1, 2]", "reference=rank 2", "run.data.held_out=0.25"]
+    where = ["--config", str(tiny_pictures), "--trigger", "sks", "--out", str(tmp_path / "out")]
+    assert main([*words, *where]) == 0
+    printed = capsys.readouterr().out
+    assert "pictures: 9 to train on, 3 held out" in printed and "[1/2] rank 1, seed 0" in printed
+    assert "| rank 1 | " in printed and f"written: {tmp_path / 'out' / 'study.png'}" in printed
+    assert load_config(next((tmp_path / "out" / TRIALS).glob("rank-1-*")) / CONFIG).data.trigger == "sks"
+    assert main([*words, *where]) == 0
+    assert "(done before)" in capsys.readouterr().out
+
+
+def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words, told in (
+        (["study", "rank"], "has no run to study"),
+        (["study", "rank", "--trigger", "x"], "--trigger: means something only with --config"),
+        (["study", "nothing.yaml"], "neither a file nor a ready-made study"),
+    ):
+        assert main(words) == 2
+        assert told in capsys.readouterr().err
+
+
+def test_a_place_that_there_is_not(make: Callable[..., Study], tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--on moon"):
+        run_study(make(), tmp_path, on="moon")

@@ -1,0 +1,82 @@
+"""Measure how long ``veneer evaluate`` takes on the demo, and see that it says the same twice.
+
+veneer train tools/demo_report/run.yaml                    some minutes on two cores
+python -m tools.demo_report runs/report                    a few more; writes the table of docs/evaluate.md
+
+The pictures of docs/report.md are then taken with ``python -m tools.screenshots``, which says how.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.page import machine
+from tools.publish import publish
+from veneer.evaluate.figures import EVALUATION
+
+__all__ = ["PAGE", "SECTION", "figures_kept", "main", "table"]
+
+ROOT = Path(__file__).parents[2]
+FIGURES = Path(__file__).parent / "figures.json"
+PAGE = ROOT / "docs" / "evaluate.md"
+SECTION = "time"
+PAINTED = 16
+"""What ``--paint`` is where nobody says."""
+
+
+def main() -> None:
+    """Measure, keep, publish."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="folder of the run")
+    run: Path = parser.parse_args().run
+    ways = [("losses alone", 0), ("losses alone, again", 0), (f"with {PAINTED} paintings of each kind", PAINTED)]
+    measured = [(name, *_evaluate(run, paint)) for name, paint in ways]
+    figures = {
+        "machine": machine(),
+        "pictures": json.loads(measured[0][2])["held_out"]["pictures"],
+        "draws": json.loads(measured[0][2])["held_out"]["draws"],
+        "seconds": {name: seconds for name, seconds, _ in measured},
+        "equal": measured[0][2] == measured[1][2],
+    }
+    FIGURES.write_text(json.dumps(figures, indent=2) + "\n")
+    publish(PAGE, table(figures), SECTION)
+    print(table(figures))
+
+
+def figures_kept() -> dict[str, Any]:
+    """What was measured last."""
+    figures: dict[str, Any] = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
+    return figures
+
+
+def _evaluate(run: Path, paint: int) -> tuple[float, str]:
+    """Seconds of the whole command, from the shell's prompt to the next one, and the text of evaluation.json."""
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "veneer", "evaluate", str(run), "--paint", str(paint)], check=True)
+    return round(time.perf_counter() - began, 1), (run / EVALUATION).read_text("utf-8")
+
+
+def table(figures: dict[str, Any]) -> str:
+    """The figures as the page has them; none before they are first measured."""
+    if not figures:
+        return "Not measured yet.\n"
+    rows = "\n".join(f"| {name} | {seconds:.1f} s |" for name, seconds in figures["seconds"].items())
+    same = "The first two wrote the same bytes." if figures["equal"] else "The first two did not write the same bytes."
+    return f"""\
+| `veneer evaluate` on {figures["pictures"]} held-out pictures and as many training pictures, {figures["draws"]} draws \
+each | the whole command |
+| --- | --- |
+{rows}
+
+{same} On {figures["machine"]}.
+"""
+
+
+if __name__ == "__main__":
+    main()

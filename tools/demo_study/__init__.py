@@ -1,0 +1,1 @@
+"""The demo style's studies, published in the documents."""

@@ -1,0 +1,212 @@
+"""The runs: what each has, and how it is made.
+
+``fit-`` runs are those that the doctor's limits were chosen on. The others judge it: their training pictures are
+another choice of the demo's, none of their held-out pictures is one of a ``fit-`` run's, and settings and seed are
+others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tools.illnesses.folders import HELD_OUT, HELD_OUT_FIT, Recipe, rotated
+from veneer.config.load import build_config, set_key
+from veneer.config.schema import RunConfig
+
+__all__ = ["CASES", "FIT", "Case", "config_of", "planned_config"]
+
+FIT = "fit-"
+
+_TOO_HIGH = ("diverged", "rate_too_high")
+"""One illness in two degrees."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A run.
+
+    Attributes:
+        name: of it.
+        ailment: names of findings, one of which is right as the first one; none: the run is healthy.
+        pictures: to train on.
+        settings: dotted keys of the configuration.
+        way: ``killed`` is by SIGKILL in the middle, ``starved`` under a limit of memory.
+    """
+
+    name: str
+    ailment: tuple[str, ...]
+    pictures: Recipe
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    way: Literal["trained", "killed", "starved"] = "trained"
+
+    @property
+    def is_fitted(self) -> bool:
+        """Whether the doctor's limits were chosen on it, so that it cannot judge them."""
+        return self.name.startswith(FIT)
+
+
+def config_of(case: Case) -> dict[str, Any]:
+    """A case's configuration, as plain values with dotted keys; paths are relative to the folder of work."""
+    return {
+        "base": "bundled",
+        "seed": 1 if case.is_fitted else 3,
+        "output": f"runs/{case.name}",
+        "data.sources": [{"path": f"pictures/{case.name}"}],
+        "data.held_out": HELD_OUT_FIT if case.is_fitted else HELD_OUT,
+        "adapter.rank": 4,
+        "train.steps": 60 if case.is_fitted else 40,
+        "train.batch": 8 if case.is_fitted else 4,
+        "train.optimizer.rate": 2e-3,
+        "sample.prompts": ["an alien emoji"],
+        "sample.steps": 1,
+        "evaluate.draws": 4,
+        "evaluate.pictures": 32 if case.is_fitted else 12,
+        **case.settings,
+    }
+
+
+def planned_config(case: Case) -> RunConfig:
+    """A case's configuration, checked."""
+    values: dict[str, Any] = {}
+    for name, value in config_of(case).items():
+        set_key(values, name, value, case.name)
+    return build_config(values, case.name)
+
+
+def _styled(captions: Sequence[str]) -> Sequence[str]:
+    return [f"{caption}, flat drawing with black outlines" for caption in captions]
+
+
+def _called(captions: Sequence[str]) -> Sequence[str]:
+    return [f"{caption}, openmoji style" for caption in captions]
+
+
+def _alike(captions: Sequence[str]) -> Sequence[str]:
+    return ["an emoji"] * len(captions)
+
+
+def _class_only(captions: Sequence[str]) -> Sequence[str]:
+    return [caption.replace("mikesch ", "") for caption in captions]
+
+
+_SUBJECT = {
+    "adapter.rank": 8,
+    "data.held_out": 0.0,
+    "train.batch": 4,
+    "train.optimizer.rate": 1e-3,
+    "sample.prompts": ["a mikesch cat face emoji"],
+    "sample.steps": 10,
+}
+_PRIOR = {"prompt": "a cat face emoji", "count": 16}
+_TEXT_ENCODER = {"adapter.text_encoder": {"rank": 4, "rate": 2e-4}}
+
+_BRIEF = {"train.batch": 2}
+"""Where pictures or settings are at fault, however long the training."""
+
+_FITTED = (
+    Case("fit-overfit", ("overfit",), Recipe(10, seed=1), {"adapter.rank": 8, "train.steps": 100}),
+    Case("fit-underfit", ("underfit",), Recipe(60, seed=1), {"train.steps": 10}),
+    Case("fit-rate-low", ("rate_too_low",), Recipe(60, seed=1), {"train.steps": 80, "train.optimizer.rate": 1e-5}),
+    Case("fit-rate-high", _TOO_HIGH, Recipe(60, seed=1), {"train.steps": 60, "train.optimizer.rate": 0.1}),
+    Case("fit-rate-wild", _TOO_HIGH, Recipe(60, seed=1), {"train.steps": 40, "train.optimizer.rate": 1.0}),
+    Case("fit-captions", ("captions_wrong",), Recipe(60, seed=1, captions=rotated), {"train.steps": 80}),
+    Case(
+        "fit-text-encoder",
+        ("text_encoder_overcooked",),
+        Recipe(60, seed=1),
+        {"train.steps": 80, "adapter.text_encoder": {"rank": 4, "rate": 0.02}},
+    ),
+    Case("fit-dead", ("dead_adapter",), Recipe(60, seed=1), {"train.steps": 20, "adapter.alpha": 1e-5}),
+    Case(
+        "fit-healthy-subject",
+        (),
+        Recipe(5, source="subject"),
+        {**_SUBJECT, "train.steps": 60, "data.prior": _PRIOR},
+    ),
+    Case("fit-healthy-style", (), Recipe(90, seed=1), {"train.steps": 80}),
+    Case("fit-healthy-few", (), Recipe(40, seed=1), {"adapter.rank": 8, "train.steps": 80}),
+    Case("fit-healthy-text-encoder", (), Recipe(90, seed=1), {**_TEXT_ENCODER, "train.steps": 80}),
+)
+
+_ILL = (
+    Case("overfit-eight", ("overfit",), Recipe(8), {"adapter.rank": 16, "train.steps": 300}),
+    Case("overfit-room", ("overfit",), Recipe(12), {"adapter.rank": 32, "train.steps": 300}),
+    Case("underfit-five-steps", ("underfit",), Recipe(160), {"train.steps": 5}),
+    Case("underfit-few-showings", ("underfit",), Recipe(100), {"train.steps": 12, "train.batch": 2}),
+    Case(
+        "captions-slipped",
+        ("captions_wrong",),
+        Recipe(80, captions=rotated),
+        {"train.steps": 60, "train.batch": 8, "evaluate.pictures": 32},
+    ),
+    Case(
+        "captions-slipped-all",
+        ("captions_wrong",),
+        Recipe(80, captions=rotated),
+        {"train.batch": 8, "evaluate.pictures": 32, "data.held_out": 0.25},
+    ),
+    Case("rate-wild", _TOO_HIGH, Recipe(100), {"train.optimizer.rate": 0.5}),
+    Case("rate-high", _TOO_HIGH, Recipe(100), {"train.optimizer.rate": 0.05}),
+    Case("rate-low", ("rate_too_low",), Recipe(100), {"train.optimizer.rate": 2e-6}),
+    Case("dead-alpha", ("dead_adapter",), Recipe(100), {**_BRIEF, "adapter.alpha": 1e-6}),
+    Case("nan-stop", ("nan",), Recipe(40), {"train.optimizer.rate": 1e12, "train.steps": 20}),
+    Case(
+        "nan-skip",
+        ("nan",),
+        Recipe(40),
+        {"train.optimizer.rate": 1e12, "train.steps": 20, "train.on_nonfinite": "skip"},
+    ),
+    Case("out-of-memory", ("out_of_memory",), Recipe(160), {"train.batch": 160}, way="starved"),
+    Case("killed", ("cut_off",), Recipe(40), {"train.steps": 60}, way="killed"),
+    Case(
+        "text-encoder-burnt",
+        ("text_encoder_overcooked",),
+        Recipe(100),
+        {"adapter.text_encoder": {"rank": 4, "rate": 0.05}},
+    ),
+    Case("style-in-captions", ("captions_leak_style",), Recipe(100, captions=_styled), _BRIEF),
+    Case("one-caption", ("captions_alike",), Recipe(80, captions=_alike), _BRIEF),
+    Case(
+        "subject-without-name",
+        ("trigger_missing",),
+        Recipe(5, source="subject", captions=_class_only),
+        {**_SUBJECT, **_BRIEF, "sample.steps": 1},
+    ),
+    Case(
+        "trigger-not-called",
+        ("trigger_unused",),
+        Recipe(100),
+        {**_BRIEF, "data.trigger": "openmoji", "sample.prompts": ["a turtle emoji"]},
+    ),
+    Case("duplicates", ("duplicated",), Recipe(20, copies=3), _BRIEF),
+    Case("held-out-copies", ("held_out_leaked", "duplicated"), Recipe(40, copies=1), {**_BRIEF, "data.held_out": 0.2}),
+    Case("small-pictures", ("blurred",), Recipe(100, side=24), _BRIEF),
+    Case("broken-files", ("left_out",), Recipe(60, broken=40), _BRIEF),
+    Case("two-pictures", ("few_pictures",), Recipe(2), _BRIEF),
+    Case("warmup-long", ("warmup_too_long",), Recipe(100), {**_BRIEF, "train.warmup": 38}),
+    Case("decay-strong", ("decay_too_strong",), Recipe(100), {**_BRIEF, "train.optimizer.weight_decay": 50.0}),
+    Case("dropout-high", ("dropout_too_high",), Recipe(100), {**_BRIEF, "adapter.dropout": 0.95}),
+)
+
+_HEALTHY = (
+    Case("healthy-demo", (), Recipe(160)),
+    Case("healthy-cosine", (), Recipe(100), {"adapter.rank": 8, "train.schedule": "cosine", "train.warmup": 10}),
+    Case("healthy-sixty", (), Recipe(60)),
+    Case("healthy-rank-one", (), Recipe(160), {"adapter.rank": 1}),
+    Case("healthy-rank-sixteen", (), Recipe(160), {"adapter.rank": 16, "adapter.dropout": 0.1}),
+    Case("healthy-text-encoder", (), Recipe(120), {**_TEXT_ENCODER}),
+    Case("healthy-subject", (), Recipe(5, source="subject"), {**_SUBJECT, "train.batch": 2, "data.prior": _PRIOR}),
+    Case("healthy-min-snr", (), Recipe(120), {"objective.weighting": "min_snr"}),
+    Case(
+        "healthy-trigger",
+        (),
+        Recipe(100, captions=_called),
+        {"data.trigger": "openmoji style", "sample.prompts": ["an alien emoji, openmoji style"]},
+    ),
+    Case("healthy-forty", (), Recipe(40), {"data.flip": True, "train.optimizer.weight_decay": 0.1}),
+)
+
+CASES: tuple[Case, ...] = (*_FITTED, *_ILL, *_HEALTHY)
+"""All of them."""
