@@ -33,6 +33,7 @@ def quick_config(base: Path, pictures: Path, output: Path, **sections: Any) -> R
         "train": {"steps": 6, "batch": 2, "optimizer": {"rate": 0.01}, "checkpoint_every": 1},
         "sample": {"prompts": ["a red cross"], "steps": 1},
         "evaluate": {"draws": 1},
+        "tracking": {"trackers": []},
     }
     return build_config(laid_over(values, sections), "test")
 

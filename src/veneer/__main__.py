@@ -26,8 +26,11 @@ def main() -> int:
         with open(_HELP, encoding="utf-8") as text:
             sys.stdout.write(text.read())
         return 0
-    from veneer.cli.main import main as run
-
+    try:
+        from veneer.cli.main import main as run
+    except KeyboardInterrupt:
+        print("veneer: stopped by SIGINT", file=sys.stderr)
+        return 130  # 128 + SIGINT, as shells count
     return run(arguments)
 
 

@@ -79,6 +79,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bfloat16": {"train": {"precision": "bfloat16"}},
     "checkpointing": {"train": {"memory": "checkpoint"}},
+    "average": {"train": {"ema": 0.9}, "sample": {"every": 2}},
     "text encoder and dropout": {"adapter": {"text_encoder": {"dropout": 0.2}, "dropout": 0.3}},
     "cosine": {"train": {"schedule": "cosine", "warmup": 2}, "data": {"crop": "random", "flip": True}},
 }
@@ -258,7 +259,7 @@ def test_what_does_not_shape_the_adapter_may_change(
         tmp_path / "moved" / "base",
         tmp_path / "moved" / "pictures",
         tmp_path / "moved" / "run",
-        train={"memory": "checkpoint", "checkpoint_every": 3, "keep": 1, "on_nonfinite": "skip"},
+        train={"checkpoint_every": 3, "keep": 1, "on_nonfinite": "skip"},
         sample={"every": 4},
     )
     told(moved, NEWEST)

@@ -20,7 +20,10 @@ from veneer.cli.main import main
 from veneer.errors import UserError
 
 PROGRAM = "import sys; from veneer.__main__ import main; sys.exit(main())"  # as pip's script for it
-VERBS = (("train",), ("sample",), ("adapter",), ("adapter", "info"), ("adapter", "verify"), ("adapter", "merge"))
+VERBS = (
+    *(("train",), ("plan",), ("sample",), ("evaluate",), ("study",), ("doctor",), ("report",)),
+    *(("adapter",), ("adapter", "info"), ("adapter", "verify"), ("adapter", "resize"), ("adapter", "merge")),
+)
 
 
 def enter(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:

@@ -16,12 +16,26 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.plans import plans_once  # noqa: F401
 from veneer.cli.main import main
 from veneer.config.load import load_config
 from veneer.data.preflight import survey
+from veneer.evaluate.figures import EVALUATION
 from veneer.evaluate.heldout import evaluate
 from veneer.family.registry import load_family
-from veneer.run.folder import CARD, CHECKPOINTS, CONFIG, LOG, SAMPLES, SHEET
+from veneer.run.folder import (
+    CARD,
+    CHECKPOINTS,
+    CONFIG,
+    LOG,
+    PLAN,
+    REPORT,
+    REPORT_DATA,
+    SAMPLES,
+    SHEET,
+    TENSORBOARD,
+    TIMELAPSE,
+)
 from veneer.sample.generate import generate
 from veneer.train.loop import Trainer
 from veneer.weights.checkpoint import MANIFEST, STATE
@@ -62,9 +76,10 @@ def events_of(folder: Path) -> list[dict[str, Any]]:
 
 def test_train_leaves_a_whole_result(run: Run) -> None:
     names = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*") if path.is_file()}
-    sheets = {f"{SAMPLES}/step-{step:09d}.png" for step in (2, 4)}
+    sheets = {f"{SAMPLES}/step-{step:09d}.png" for step in (0, 2, 4)} | {f"{SAMPLES}/{TIMELAPSE}"}
+    (curves,) = [name for name in names if name.startswith(f"{TENSORBOARD}/events.out.tfevents.")]
     last = {f"{CHECKPOINTS}/step-000000004/{name}" for name in (MANIFEST, STATE)}
-    assert names == {CARD, CONFIG, FILE_NAME, LOG, SHEET} | sheets | last
+    assert names == {CARD, CONFIG, EVALUATION, FILE_NAME, LOG, PLAN, REPORT, REPORT_DATA, SHEET, curves} | sheets | last
 
 
 def test_train_says_what_it_did(run: Run) -> None:
@@ -75,6 +90,8 @@ def test_train_says_what_it_did(run: Run) -> None:
     assert len(steps) == 4 and "loss" in steps[0] and "rate 5.0e-02" in steps[0] and "left" in steps[0]
     assert any(line.startswith("held-out loss ") for line in lines)
     assert f"adapter: {run.folder / FILE_NAME}" in lines
+    assert f"curves: tensorboard --logdir {run.folder / TENSORBOARD}" in lines
+    assert f"samples: {run.folder / SAMPLES / TIMELAPSE}, which grows with the run" in lines
 
 
 def test_train_without_a_config_writes_the_resolved_one(run: Run, tiny_pictures: Path) -> None:
@@ -92,10 +109,14 @@ def test_the_written_config_gives_the_same_bytes(run: Run, tmp_path: Path) -> No
 
 def test_the_log_has_every_event_in_order(run: Run) -> None:
     events = events_of(run.folder)
-    names = [event["event"] for event in events]
-    step = ["StepDone", "StepDone", "SampleDue"]
+    # in a process that has held more before, nothing is told of memory
+    names = [event["event"] for event in events if event["event"] != "MemoryTaken"]
+    sample = ["SampleDue", "Sampled"]
+    step = ["StepDone", "StepDone", *sample]
     kept = ["CheckpointDue", "Checkpointed"]
-    assert names == ["Surveyed", "Planned", *step, *step, *kept, "Finished", "Saved", "Score"]
+    # with its trigger the longest caption is longer than the tiny encoder reads
+    began = ["Surveyed", "Warned", "Planned", "Tracked", *sample]
+    assert names == [*began, *step, *step, *kept, "Finished", "Saved", "Score"]
     assert [event["step"] for event in events if event["event"] == "StepDone"] == [1, 2, 3, 4]
     # one picture is held out, so the interval is open: null, which JSON knows, and not Infinity
     assert (events[-1]["low"], events[-1]["pictures"]) == (None, 1)

@@ -11,14 +11,17 @@ from veneer.config.keys import known_keys
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 
-SILENT = ["base", "data.held_out", "data.sources", "evaluate.draws", "output", "train.checkpoint_every", "train.keep"]
-SILENT += ["sample.every", "sample.guidance", "sample.prompts", "sample.steps", "train.memory", "data.prior.path"]
+SILENT = ["base", "data.cache", "data.held_out", "data.sources"]
+SILENT += ["evaluate.draws", "output", "train.checkpoint_every", "train.keep", "train.offload"]
+SILENT += ["tracking.trackers", "tracking.project"]
+SILENT += ["evaluate.pictures", "evaluate.every", "evaluate.patience"]
+SILENT += ["sample.every", "sample.guidance", "sample.prompts", "sample.steps", "data.prior.path"]
 
 
 def config(**sections: Any) -> RunConfig:
     values: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "p"}], "trigger": "sks"}}
     values["data"]["prior"] = {"prompt": "a cat"}
-    values["adapter"] = {"text_encoder": {}}
+    values["adapter"], values["train"] = {"text_encoder": {}}, {"ema": 0.9}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     return resolve(build_config(values, "test"), 64)
@@ -38,8 +41,9 @@ def test_every_key_shapes_the_adapter_or_is_known_not_to() -> None:
         {"output": "elsewhere"},
         {"base": "elsewhere"},
         {"sample": {"every": 3, "steps": 1}},
-        {"evaluate": {"draws": 2}},
-        {"train": {"memory": "checkpoint", "checkpoint_every": 3, "keep": 9}},
+        {"tracking": {"trackers": [], "project": "mine"}},
+        {"evaluate": {"draws": 2, "pictures": 3, "every": 5, "patience": 2}},
+        {"train": {"checkpoint_every": 3, "keep": 9, "offload": False}},
         {"data": {"sources": [{"path": "q"}], "held_out": 0.5, "trigger": "sks", "prior": {"prompt": "a cat"}}},
     ],
 )

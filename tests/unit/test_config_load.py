@@ -21,6 +21,7 @@ from veneer.config.load import (
 from veneer.config.schema import (
     AdapterConfig,
     DataConfig,
+    EvaluateConfig,
     ObjectiveConfig,
     OptimizerConfig,
     PriorConfig,
@@ -28,6 +29,7 @@ from veneer.config.schema import (
     SampleConfig,
     SourceConfig,
     TextEncoderAdapterConfig,
+    TrackingConfig,
     TrainConfig,
 )
 from veneer.errors import UserError
@@ -243,6 +245,7 @@ data_configs = of(
     background=st.sampled_from(["white", "#00ff7f"]),
     flip=st.booleans(),
     caption_dropout=shares,
+    cache=st.none() | folders,
     prior=st.none() | of(PriorConfig, prompt=words, count=counts, weight=positives, path=st.none() | folders),
 )
 ranked = {"rank": counts, "alpha": st.none() | positives, "targets": targets, "dropout": shares}
@@ -270,6 +273,8 @@ configs = of(
         optimizer=optimizers,
         warmup=st.integers(0, 9),
         max_grad_norm=st.none() | positives,
+        offload=st.booleans(),
+        ema=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
         checkpoint_every=st.integers(0),
         keep=counts,
     ),
@@ -280,7 +285,12 @@ configs = of(
         steps=counts,
         guidance=st.floats(1, allow_infinity=False),
     ),
-    evaluate=st.builds(lambda draws: {"draws": draws}, counts),
+    tracking=of(
+        TrackingConfig,
+        trackers=st.none() | st.lists(st.sampled_from(["tensorboard", "trackio", "wandb"]), max_size=3).map(tuple),
+        project=words,
+    ),
+    evaluate=of(EvaluateConfig, draws=counts, pictures=counts, every=counts, patience=st.integers(0)),
 )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from tools.demo_report import __main__ as demo_report
 from tools.demo_style import __main__ as style
 from tools.demo_subject import __main__ as subject
 from tools.publish import published
@@ -30,6 +31,15 @@ def test_readme_quotes_the_measured_figures() -> None:
 def test_the_subject_page_quotes_the_measured_figures() -> None:
     figures = json.loads(subject.FIGURES.read_text())
     assert published(subject.PICTURE.with_suffix(".md")) == subject.table(figures), "run: python -m tools.demo_subject"
+
+
+def test_the_evaluation_page_quotes_the_measured_times() -> None:
+    figures = demo_report.figures_kept()
+    quoted = published(demo_report.PAGE, demo_report.SECTION)
+    assert quoted == demo_report.table(figures), "run: python -m tools.demo_report runs/report"
+    if figures:
+        assert figures["equal"] and figures["pictures"] == 64
+        assert max(seconds for name, seconds in figures["seconds"].items() if "alone" in name) <= 60
 
 
 def test_the_demo_paints_as_the_example_does() -> None:

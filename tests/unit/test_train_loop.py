@@ -63,12 +63,12 @@ def test_the_events_of_a_run(family: Family, tiny_pictures: Path) -> None:
     events = tiny_run(config, family)
     kinds = [type(event) for event in events]
     two = [StepDone, StepDone, SampleDue]
-    assert kinds == [Planned, *two, *two, CheckpointDue, Finished]
+    assert kinds == [Planned, SampleDue, *two, *two, CheckpointDue, Finished]
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [event.step for event in steps] == [1, 2, 3, 4]
     assert [event.rates["unet"] for event in steps] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
     assert all(math.isfinite(event.loss) and event.gradient_norm > 0 and event.prior_loss is None for event in steps)
-    assert [event.step for event in events if isinstance(event, SampleDue)] == [2, 4]
+    assert [event.step for event in events if isinstance(event, SampleDue)] == [0, 2, 4]
 
 
 @pytest.mark.parametrize(("every", "steps"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])])
@@ -174,6 +174,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "text encoder": {"adapter": {"text_encoder": {}, "dropout": 0.3}},
     "bfloat16": {"train": {"precision": "bfloat16"}},
     "checkpoint": {"train": {"memory": "checkpoint"}},
+    "average": {"train": {"ema": 0.5}, "sample": {"every": 1}},
     "random": {"data": {"crop": "random", "flip": True, "caption_dropout": 0.5}, "train": {"accumulate": 2}},
 }
 
@@ -249,6 +250,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "schedule": {"train": {"schedule": "linear"}},
     "warmup": {"train": {"warmup": 2}},
     "max_grad_norm": {"train": {"max_grad_norm": 1e-9}},
+    "ema": {"train": {"ema": 0.5}},
     "precision": {"train": {"precision": "bfloat16"}},
     "steps": {"train": {"steps": 4}},
     "resolution": {"data": {"resolution": 8}},
@@ -279,7 +281,7 @@ def test_mirroring_and_cutting_change_the_adapter(family: Family, tmp_path: Path
 
 def test_what_should_change_nothing_changes_nothing(family: Family, tiny_pictures: Path, plain: Factors) -> None:
     keeping: dict[str, Any] = {"checkpoint_every": 1, "keep": 9, "on_nonfinite": "skip"}
-    sections: dict[str, Any] = {"train": {"memory": "checkpoint", **keeping}, "sample": {"every": 1}}
+    sections: dict[str, Any] = {"train": keeping, "sample": {"every": 1}}
     sections |= {"evaluate": {"draws": 3}}
     assert same(trained(tiny_config(tiny_pictures, **sections), family), plain)
 

@@ -12,7 +12,8 @@ import typer
 from veneer.cli.app import app
 from veneer.cli.resuming import how_to_go_on, with_resume
 from veneer.errors import UserError
-from veneer.run.stopping import Interrupted
+from veneer.quiet import without_notices
+from veneer.run.stopping import Followed, Interrupted, ending_at_signals
 
 __all__ = ["main"]
 
@@ -29,7 +30,8 @@ def main(arguments: Sequence[str]) -> int:
         SIGTERM.
     """
     try:
-        code = app(with_resume(arguments), prog_name="veneer", standalone_mode=False)
+        with ending_at_signals(), without_notices():
+            code = app(with_resume(arguments), prog_name="veneer", standalone_mode=False)
     except UserError as mistake:
         return _refuse(str(mistake), _MISTAKE)
     except typer.TyperException as mistake:
@@ -43,6 +45,8 @@ def main(arguments: Sequence[str]) -> int:
     except Interrupted as stop:
         print(f"veneer: {how_to_go_on(stop, arguments)}", file=sys.stderr)
         return stop.exit_code
+    except Followed as end:
+        return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     if code == _INTERRUPTED:
@@ -51,8 +55,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _refuse(what: str, code: int) -> int:
+    # of several processes the first speaks for all; another does for itself when it cannot tell the first
+    rank = os.environ.get("RANK", "0")
+    who = "" if rank == "0" else f"process {rank}: "
     # typer and libraries may wrap their messages; a shell's user gets one line
-    print(f"veneer: error: {' '.join(what.split())}", file=sys.stderr)
+    print(f"veneer: error: {who}{' '.join(what.split())}", file=sys.stderr)
     return code
 
 

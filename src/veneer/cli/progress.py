@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections import deque
 from collections.abc import Iterable
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TaskID, TextColumn
+from rich.progress import Progress as RichProgress
+from rich.text import Text
 
 from veneer.adapter.spec import Factors
-from veneer.train.events import Event, Finished, Planned, StepDone, Warned
+from veneer.engine.memory import memory_in_use
+from veneer.plan.memory import as_text
+from veneer.run.resume import Resumed
+from veneer.run.smooth import Smooth
+from veneer.train.events import Event, Finished, Planned, SampleDue, StepDone, Warned
 
 __all__ = ["Progress"]
 
-_MEMORY = 0.95  # of the smoothed loss: about the last twenty steps
 _LINES = 20  # in a log, for a whole run
+_WINDOW = 200
+"""Steps from which the time of those to come is told: enough to hold the sheets and checkpoints between them."""
 
 
 class Progress:
-    """Listens to a training loop: step, smoothed loss, learning rate and the time that is left.
+    """Listens to a training loop: step, speed, the time that is left, smoothed loss, learning rate, memory.
 
-    Either ``Progress().watch(events)``, or a context manager that is called with each event.
+    Memory is what is in use, the most that was, and the most that the plan foresaw, where it foresaw any. Either
+    ``Progress().watch(events)``, or a context manager that is called with each event.
     """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console()
-        self._bar = Bar(
-            TextColumn("training"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._console.is_terminal,
-        )
+        self._pace = _Pace()
+        self._bar = _Bar(self._console, self._pace)
         self._task: TaskID | None = None
-        self._steps = self._first = 0
-        self._loss = self._weight = 0.0
-        self._began = time.monotonic()
+        self._smooth = Smooth()
+        self._planned: int | None = None
 
     def __enter__(self) -> Progress:
         self._bar.start()
@@ -53,10 +52,14 @@ class Progress:
 
     def __call__(self, event: object) -> None:
         """Show one event; those without a place on the bar are passed over."""
-        if isinstance(event, Planned):
+        if isinstance(event, Resumed):
+            self._smooth = Smooth(event.losses)
+        elif isinstance(event, Planned):
             self._begin(event)
         elif isinstance(event, StepDone):
             self._advance(event)
+        elif isinstance(event, SampleDue):
+            self._name("painting")
         elif isinstance(event, Warned):
             self._say(f"warning: {event.text}")
         elif isinstance(event, Finished):
@@ -73,30 +76,112 @@ class Progress:
         return factors
 
     def _begin(self, event: Planned) -> None:
-        self._steps, self._first = event.steps, event.start_step
-        self._began = time.monotonic()
-        self._task = self._bar.add_task("", total=event.steps, completed=event.start_step, figures="")
+        memory = event.plan.memory
+        self._planned = None if memory is None else memory.peak
+        self._pace.begin(event.start_step, event.steps)
+        self._task = self._bar.add_task("training", total=event.steps, completed=event.start_step)
 
     def _advance(self, event: StepDone) -> None:
-        if math.isfinite(event.loss):  # else the step was skipped
-            self._smooth(event.loss)
-        loss = self._loss / self._weight if self._weight else math.nan
-        figures = f"loss {loss:.4f}  rate {max(event.rates.values()):.1e}"
+        self._pace.step(event.step)
+        loss = self._smooth.add(event.loss)
+        figures = f"loss {loss:.4f}  rate {max(event.rates.values()):.1e}{self._memory()}"
+        if not self._console.is_terminal:
+            if self._pace.is_told:
+                self._say(f"step {event.step}/{self._pace.steps}  {figures}  {self._pace}")
+        elif self._task is not None:
+            self._bar.under = figures
+            self._bar.update(self._task, completed=event.step, description="training")
+
+    def _memory(self) -> str:
+        used = memory_in_use()
+        if used is None:
+            return ""
+        told = [] if used.now is None else [as_text(used.now)]
+        told.append(f"peak {as_text(used.peak)}")
+        if self._planned is not None:
+            told.append(f"plan {as_text(self._planned)}")
+        return f"  memory {', '.join(told)}"
+
+    def _name(self, what: str) -> None:
+        """Say at the bar what is being done."""
         if self._task is not None:
-            self._bar.update(self._task, completed=event.step, figures=figures)
-        every = max(1, self._steps // _LINES)
-        if not self._console.is_terminal and (event.step % every == 0 or event.step == self._steps):
-            self._say(f"step {event.step}/{self._steps}  {figures}  {self._left(event.step)}")
-
-    def _smooth(self, loss: float) -> None:
-        """An exponential mean without a bias towards its start (as Kingma and Ba 2015, section 3)."""
-        self._loss = _MEMORY * self._loss + (1 - _MEMORY) * loss
-        self._weight = _MEMORY * self._weight + (1 - _MEMORY)
-
-    def _left(self, step: int) -> str:
-        seconds = (time.monotonic() - self._began) / (step - self._first) * (self._steps - step)
-        minutes, seconds = divmod(round(seconds), 60)
-        return f"{minutes}:{seconds:02d} left"
+            self._bar.update(self._task, description=what)
 
     def _say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _Pace:
+    """How fast it goes, and how long it will take."""
+
+    def __init__(self) -> None:
+        self.begin(0, 0)
+
+    def begin(self, start: int, steps: int) -> None:
+        """Start the clock."""
+        self._start, self._done, self.steps = start, start, steps
+        self._times = deque([time.monotonic()], maxlen=_WINDOW + 1)
+        self._began = self._times[0]
+
+    def step(self, done: int) -> None:
+        """A step was done."""
+        self._done = done
+        self._times.append(time.monotonic())
+
+    @property
+    def is_told(self) -> bool:
+        """Whether a log has a line of this step: the first, the last, and some between."""
+        return self._done in (self._start + 1, self.steps) or self._done % max(1, self.steps // _LINES) == 0
+
+    def __str__(self) -> str:
+        """Speed, and the time that is left; in the end, the time that it took."""
+        counted = len(self._times) - 1
+        if not counted:
+            return ""
+        seconds = (self._times[-1] - self._times[0]) / counted
+        if self._done >= self.steps:
+            return f"{_speed(seconds)}  took {_clock(self._times[-1] - self._began)}"
+        # while a step or a sheet is in the making the time goes on
+        left = (self.steps - self._done) * seconds - (time.monotonic() - self._times[-1])
+        return f"{_speed(seconds)}  {_clock(max(0.0, left))} left"
+
+
+class _Bar(RichProgress):
+    """A bar, and under it a line that is cut where the terminal ends."""
+
+    def __init__(self, console: Console, pace: _Pace) -> None:
+        self.under = ""
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), _PaceColumn(pace))
+        # drawn in a thread that takes its time from training: twice a second is as lively as a bar needs to be
+        super().__init__(*columns, console=console, disable=not console.is_terminal, refresh_per_second=2)
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar and the line."""
+        yield from super().get_renderables()
+        if self.under:
+            yield Text(self.under, no_wrap=True, overflow="ellipsis")
+
+
+class _PaceColumn(ProgressColumn):
+    """Speed and time; rich's own forgets a step after 30 seconds, and knows no time left where each takes longer."""
+
+    def __init__(self, pace: _Pace) -> None:
+        super().__init__()
+        self._pace = pace
+
+    def render(self, task: Task) -> Text:
+        """The same for each task: there is one."""
+        return Text(str(self._pace))
+
+
+def _speed(seconds: float) -> str:
+    """Of steps that take so many seconds each."""
+    if seconds > 1:
+        return f"{seconds:.1f} s/step"
+    return f"{1 / seconds:.1f} steps/s" if seconds else "- steps/s"
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

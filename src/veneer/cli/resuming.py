@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = ["how_to_go_on", "with_resume"]
 
 _RESUME, _OVERWRITE = "--resume", "--overwrite"
+_STUDY = "study"  # the same command goes on with it
 _OVERRIDE = re.compile(r"[\w.]+=")
 _CHECKPOINT = re.compile(r"(.*[/\\])?step-\d+[/\\]?")
 
@@ -53,7 +54,11 @@ def _is_word(word: str, ahead: str) -> bool:
 
 
 def how_to_go_on(stop: Interrupted, arguments: Sequence[str]) -> str:
-    """One line for a run that was stopped: what is kept, and the command that goes on with it."""
+    """One line for what was stopped: of a run or a study, what is kept, and the command that goes on with it."""
+    if arguments and arguments[0] == _STUDY:
+        return f"{stop}; what is done is kept; go on with: {shlex.join(['veneer', *arguments])}"
+    if stop.step is None:
+        return str(stop)
     if stop.checkpoint is None:
         return f"{stop}; no checkpoint could be written"
     again = [word for word in with_resume(arguments) if word != _OVERWRITE and not word.startswith(f"{_RESUME}=")]

@@ -8,9 +8,15 @@ from pathlib import Path
 from rich.console import Console
 
 from veneer.cli.progress import Progress
+from veneer.cli.report import report_line
 from veneer.config.schema import RunConfig
+from veneer.engine.processes import launched
 from veneer.errors import UserError
+from veneer.evaluate.figures import Evaluated
 from veneer.run.resume import Resume, Resumed
+from veneer.run.sampling import Sampled
+from veneer.run.selecting import BestKept, EarlyStopped
+from veneer.run.tracking import Tracked
 from veneer.run.training import PriorPainting, Result, Saved, Surveyed, run_training
 from veneer.train.events import Planned
 
@@ -18,8 +24,8 @@ __all__ = ["resume_of", "train_command"]
 
 
 def train_command(config: RunConfig, *, overwrite: bool, resume: Resume | None) -> None:
-    """Do a whole run, or the rest of one, and say what happens."""
-    console = Console()
+    """Do a whole run, or the rest of one, and say what happens; of several processes the first does."""
+    console = Console(quiet=launched()[0] > 0)
     with Progress(console) as progress:
 
         def listen(event: object) -> None:
@@ -30,6 +36,8 @@ def train_command(config: RunConfig, *, overwrite: bool, resume: Resume | None) 
 
         result = run_training(config, overwrite=overwrite, resume=resume, listen=listen)
     _say(console, _result_text(result))
+    if not console.quiet:
+        _say(console, report_line(config.output))
 
 
 def resume_of(checkpoint: str | None, allow: Sequence[str]) -> Resume | None:
@@ -51,6 +59,15 @@ def _text(event: object) -> str | None:
         return f"going on after step {event.step}, from {event.path}"
     if isinstance(event, Planned):
         return str(event.plan)
+    if isinstance(event, Evaluated):
+        best = "the best so far" if event.best_step == event.step else f"the best is that of step {event.best_step}"
+        return f"after step {event.step}: {event.held_out}; {best}\n  {event.gap}"
+    if isinstance(event, (EarlyStopped, BestKept)):
+        return str(event)
+    if isinstance(event, Tracked):
+        return f"curves: {event.shown_by}"
+    if isinstance(event, Sampled) and event.step == 0:
+        return f"samples: {event.timelapse}, which grows with the run"
     if isinstance(event, Saved):
         return f"saved {event.path} (sha256 {event.sha256}); painting and measuring"
     return None

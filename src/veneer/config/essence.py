@@ -16,19 +16,27 @@ _NO_SAY = frozenset(
         # where results go, and what is shown of them or measured on them
         "output",
         "sample",
+        "tracking",
         "evaluate",
         # how often and how many states are kept
         "train.checkpoint_every",
         "train.keep",
-        # recomputing a block gives the same bits; a run that ran out of memory may go on with it
-        "train.memory",
+        # when parts of the base that do not learn are in memory
+        "train.offload",
         # names and places; what is there is told by fingerprints, so that base and pictures may be moved
         "base",
         "data.sources",
         "data.held_out",
         "data.prior.path",
+        # what is kept there is keyed on all that it was made from
+        "data.cache",
     }
 )
+
+_ALIKE = {
+    # the engine's own levels give one another's bits, so a run that ran out of memory may go on at the next one
+    "train.memory": {"leaner": "lean", "checkpoint": "lean"},
+}
 
 
 def essence(config: RunConfig) -> dict[str, Any]:
@@ -37,7 +45,8 @@ def essence(config: RunConfig) -> dict[str, Any]:
     Args:
         config: resolved, for a default that is the base's to name is no setting yet.
     """
-    return dict(_leaves(config.model_dump(mode="json"), ""))
+    leaves = _leaves(config.model_dump(mode="json"), "")
+    return {key: _ALIKE[key].get(value, value) if key in _ALIKE else value for key, value in leaves}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

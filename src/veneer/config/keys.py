@@ -53,6 +53,11 @@ _ELSEWHERE = {
     "output_dir": "output",
     "pretrained_model_name_or_path": "base",
     "validation_prompt": "sample.prompts",
+    "report_to": "tracking.trackers",
+    "log_with": "tracking.trackers",
+    "tracker_project_name": "tracking.project",
+    "log_tracker_name": "tracking.project",
+    "wandb_project": "tracking.project",
 }
 
 

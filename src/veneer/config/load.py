@@ -29,7 +29,9 @@ __all__ = [
     "dump_config",
     "list_presets",
     "load_config",
+    "parse_override",
     "resolve",
+    "set_key",
     "write_config",
 ]
 
@@ -176,12 +178,36 @@ def _merge(under: dict[str, Any], over: dict[str, Any]) -> None:
 
 def _override(draft: _Draft, overrides: Sequence[str]) -> None:
     for override in overrides:
-        name, equals, text = override.partition("=")
-        key = _parse_key(name)
-        if not equals or not all(part != "" for part in key):
-            raise UserError("should be key=value", where=override, remedy="for example train.steps=200")
-        _set(draft.values, key, _parse_value(text, override), override)
-        draft.places[key] = override
+        name, value = parse_override(override)
+        draft.places[set_key(draft.values, name, value, override)] = override
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """The dotted key and the value of ``train.steps=200``."""
+    name, equals, text = override.partition("=")
+    if not equals or not all(part != "" for part in _parse_key(name)):
+        raise UserError("should be key=value", where=override, remedy="for example train.steps=200")
+    return name.strip(), _parse_value(text, override)
+
+
+def set_key(values: dict[str, Any], name: str, value: Any, where: str) -> Key:
+    """Set a dotted key of a run's configuration, making the sections on its way that are not there.
+
+    Args:
+        values: changed in place.
+        name: such as ``train.steps`` or ``data.sources.0.path``.
+        value: as YAML has it.
+        where: names the place in messages.
+
+    Returns:
+        The key.
+
+    Raises:
+        UserError: no configuration can have such a key.
+    """
+    key = _parse_key(name)
+    _set(values, key, value, where)
+    return key
 
 
 def _parse_key(name: str) -> Key:

@@ -25,6 +25,7 @@ __all__ = [
     "SampleConfig",
     "SourceConfig",
     "TextEncoderAdapterConfig",
+    "TrackingConfig",
     "TrainConfig",
 ]
 
@@ -69,6 +70,7 @@ Count = Annotated[int, Field(ge=1)]
 Folder = Annotated[Path, BeforeValidator(_as_path)]
 Words = Annotated[str, AfterValidator(_words)]
 Targets = Annotated[tuple[Words, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)]
 ShareOrFolder = Annotated[
     Annotated[Share, Tag("share")] | Annotated[Folder, Tag("folder")], Discriminator(_share_or_folder)
 ]
@@ -122,6 +124,8 @@ class DataConfig(_Section):
     """Mirror half of the showings, left to right; wrong for text and for faces that are not symmetric."""
     caption_dropout: Share = 0.0
     """Share of showings with an empty caption, which trains the unconditional branch of guidance."""
+    cache: Folder | None = None
+    """Folder that keeps latents and embeddings of captions for later runs; default: they are kept in memory only."""
     prior: PriorConfig | None = None
     """Set it to teach a subject without losing its class."""
 
@@ -201,10 +205,19 @@ class TrainConfig(_Section):
     """Steps in which the rate rises from zero."""
     max_grad_norm: Positive | None = 1.0
     """Gradients are scaled down to this norm; null: never."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an average over the steps, e.g. 0.99, which is saved and painted instead of the last step's adapter."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the frozen model's arithmetic; the adapter stays float32."""
-    memory: Literal["exact", "checkpoint"] = "exact"
-    """``checkpoint`` recomputes each block in the backward pass: less memory, more time, the same gradients."""
+    memory: Literal["exact", "lean", "leaner", "checkpoint"] = "exact"
+    """How little is kept for the backward pass, with the same gradients up to rounding: all; nothing that is not read
+    or that norms and activations make again; no outputs of linear layers either; the inputs of blocks alone."""
+    quantize: Literal["none", "bnb_nf4", "bnb_int8", "torchao_int8", "torchao_fp8"] = "none"
+    """What the frozen linear layers of the networks that learn are held in, by bitsandbytes or torchao, each an extra
+    of its name; the adapter stays float32."""
+    offload: bool = True
+    """Encode first all that the run will see, then let autoencoder and text encoder leave memory, but for painting and
+    scoring; those that a step needs stay."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do in a step whose loss or gradient is not finite: end the run, or leave the adapter as it is."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 100
@@ -232,11 +245,32 @@ class SampleConfig(_Section):
     """Classifier-free guidance (Ho and Salimans 2022); 1: none."""
 
 
+class TrackingConfig(_Section):
+    """Where curves and sample sheets go beside ``run.jsonl``; each tracker is an extra of the same name."""
+
+    trackers: Trackers | None = None
+    """Any of them, or ``[]`` for none; default: TensorBoard, if it is installed."""
+    project: Words = "veneer"
+    """That the run belongs to in Trackio and at Weights & Biases."""
+
+
 class EvaluateConfig(_Section):
     """The held-out score."""
 
     draws: Count = 8
     """Noise draws a picture, spread evenly over the timesteps."""
+    pictures: Count = 64
+    """Pictures of each kind that are measured on, at most: held-out ones, those trained on, those of other things."""
+    every: Annotated[int, Field(ge=0)] = 0
+    """Steps between scores while training; the last step has one too; the best adapter is kept. 0: only at the end."""
+    patience: Annotated[int, Field(ge=0)] = 0
+    """Training stops after so many scores in a row that are not better than the best one; 0: never."""
+
+    @model_validator(mode="after")
+    def _has_something_to_wait_for(self) -> EvaluateConfig:
+        if self.patience and not self.every:
+            raise ValueError(f"patience is {self.patience}, but every is 0, so there is no score to wait for")
+        return self
 
 
 class RunConfig(_Section):
@@ -258,5 +292,7 @@ class RunConfig(_Section):
     """The training."""
     sample: SampleConfig = SampleConfig()
     """Pictures on the way."""
+    tracking: TrackingConfig = TrackingConfig()
+    """The trackers."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """The held-out score."""

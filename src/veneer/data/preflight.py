@@ -23,7 +23,7 @@ from veneer.data.manifest import Entry, Listing, Manifest, Rejected, Sample, con
 from veneer.errors import UserError
 from veneer.keyed import key
 
-__all__ = ["Dataset", "near_duplicates", "read_prior", "survey"]
+__all__ = ["Dataset", "enlarged", "near_duplicates", "read_prior", "survey"]
 
 Thumb = NDArray[np.uint8]
 
@@ -219,11 +219,13 @@ def _notes(
     leaks = [f"{first} and {second}" for first, second in near if (first in unseen) != (second in unseen)]
     if leaks:
         notes.append(f"a held-out picture looks like a training picture, which flatters the score: {_few(leaks)}")
-    side = config.resolution or 0
-    small = [f"{one.path} ({one.width} x {one.height})" for one in train.samples.values() if _short(one) < side]
-    if small:
-        notes.append(f"smaller than {side} pixels and enlarged, so blurred: {_few(small)}")
-    return notes
+    return notes + enlarged(train.samples.values(), config.resolution or 0)
+
+
+def enlarged(samples: Iterable[Sample], side: int) -> list[str]:
+    """What to say of pictures that are smaller than ``side`` pixels; nothing if there are none."""
+    small = [f"{one.path} ({one.width} x {one.height})" for one in samples if _short(one) < side]
+    return [f"smaller than {side} pixels and enlarged, so blurred: {_few(small)}"] if small else []
 
 
 def _short(sample: Sample) -> int:

@@ -44,9 +44,14 @@ class Family(Protocol):
     """Side of the square the base was trained on, in pixels."""
     multiple: int
     """Sides of pictures must be multiples of this many pixels."""
+    text_length: int
+    """Tokens of a caption that the text encoder reads, not counting those that mark its beginning and end."""
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Captions to conditioning (B, L, D); gradients flow if the text encoder has an adapter in training."""
+
+    def overlong(self, captions: Sequence[str]) -> Mapping[str, int]:
+        """The captions of which the text encoder sees only the beginning, and how many tokens they have."""
 
     def encode_image(self, pixels_BCHW: Tensor) -> LatentDistribution:
         """Pixels in [-1, 1], (B, 3, H, W), to the posterior over latents; no gradient."""
@@ -59,6 +64,12 @@ class Family(Protocol):
 
     def pipeline(self) -> object:
         """A diffusers pipeline over these very networks: what is injected or merged here is seen there."""
+
+    def rest(self, parts: Sequence[str]) -> None:
+        """Take these parts out of memory, as far as that can be done, and all others back.
+
+        ``autoencoder`` and ``text_encoder`` can be named. Whoever calls one that is away brings it back, with its bits.
+        """
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Family:
         """Move and cast the frozen networks in place."""

@@ -1,24 +1,28 @@
 """Pictures to latents and captions to conditioning, each distinct one encoded once.
 
 Each is encoded alone, so its bits depend neither on the batch it was first met in nor on where a run was resumed.
-What is kept lies on the CPU: a picture of 512 pixels takes 128 KiB, a caption of Stable Diffusion 1 231 KiB.
+What is kept lies on the CPU: a picture of 512 pixels takes 128 KiB, a caption of Stable Diffusion 1 231 KiB. Where the
+config names a folder for it, it is kept on disk as well, for later runs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from veneer.config.schema import DataConfig
+from veneer.config.colour import rgb
+from veneer.config.schema import DataConfig, RunConfig
 from veneer.data.loader import Pick
 from veneer.data.manifest import Sample
 from veneer.data.transform import is_flipped, load_centered, load_pixels
 from veneer.family.base import Family, LatentDistribution
+from veneer.family.fingerprint import fingerprint
+from veneer.family.store import Store
 from veneer.keyed import torch_generator
 
-__all__ = ["Encoder", "noise_like"]
+__all__ = ["Encoder", "noise_like", "store_of"]
 
 
 class Encoder:
@@ -29,10 +33,14 @@ class Encoder:
         config: crop, flip and background.
         resolution: side of the square, in pixels.
         seed: of what is random about a showing.
+        store: where they are kept for other runs, of the base as it is; None: nowhere.
     """
 
-    def __init__(self, family: Family, config: DataConfig, resolution: int, seed: int) -> None:
+    def __init__(
+        self, family: Family, config: DataConfig, resolution: int, seed: int, store: Store | None = None
+    ) -> None:
         self._family, self._config, self._resolution, self._seed = family, config, resolution, seed
+        self._store = store
         self._posteriors: dict[tuple[str, bool], LatentDistribution] = {}
         self._conditioning: dict[str, Tensor] = {}
 
@@ -63,9 +71,17 @@ class Encoder:
 
     def _kept(self, sample: Sample, flipped: bool) -> LatentDistribution:
         if (sample.id, flipped) not in self._posteriors:
-            pixels_CHW = load_centered(sample, self._config, self._resolution)
-            self._posteriors[sample.id, flipped] = self._encode(pixels_CHW.flip(-1) if flipped else pixels_CHW)
+            what = ("posterior", sample.id, self._resolution, rgb(self._config.background), flipped)
+            tensors = self._stored(what, lambda: vars(self._centered(sample, flipped)))
+            self._posteriors[sample.id, flipped] = LatentDistribution(**tensors)
         return self._posteriors[sample.id, flipped]
+
+    def _centered(self, sample: Sample, flipped: bool) -> LatentDistribution:
+        pixels_CHW = load_centered(sample, self._config, self._resolution)
+        return self._encode(pixels_CHW.flip(-1) if flipped else pixels_CHW)
+
+    def _stored(self, what: tuple[object, ...], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        return make() if self._store is None else self._store.kept(what, make)
 
     def _encode(self, pixels_CHW: Tensor) -> LatentDistribution:
         posterior = self._family.encode_image(pixels_CHW[None])
@@ -74,8 +90,23 @@ class Encoder:
     @torch.no_grad()
     def _embedding(self, caption: str) -> Tensor:
         if caption not in self._conditioning:
-            self._conditioning[caption] = self._family.encode_text([caption]).cpu()
+            embedding = self._stored(
+                ("conditioning", caption), lambda: {"it": self._family.encode_text([caption]).cpu()}
+            )
+            self._conditioning[caption] = embedding["it"]
         return self._conditioning[caption]
+
+
+def store_of(config: RunConfig, family: Family) -> Store | None:
+    """The store that a config names, for its base as it was loaded.
+
+    The number of threads is in its keys too: another one adds up in another order, and the last bits with it.
+    """
+    if config.data.cache is None:
+        return None
+    dtype = next(parameter.dtype for network in family.networks.values() for parameter in network.parameters())
+    held = "" if config.train.quantize == "none" else f" {config.train.quantize}"
+    return Store(config.data.cache, f"{fingerprint(config.base)} {dtype} {torch.get_num_threads()}{held}")
 
 
 def noise_like(latent_1CHW: Tensor, pick: Pick, seed: int, purpose: str) -> Tensor:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import veneer.base
 from veneer.errors import UserError
 from veneer.family.base import Family
+from veneer.family.quiet import quietly
 
-__all__ = ["BUNDLED", "detect", "load_family"]
+__all__ = ["BUNDLED", "detect", "detect_on_hub", "load_family"]
 
 BUNDLED = "bundled"
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -37,7 +39,19 @@ def _stable_diffusion(source: str, single_file: bool) -> Family:
             source, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False
         )
     # of a float16 file transformers makes a float16 network and diffusers a float32 one
-    return StableDiffusion(pipeline.to(torch.float32))
+    return StableDiffusion(pipeline.to(torch.float32), None if single_file else _parts_of(source, pipeline))
+
+
+def _parts_of(source: str, pipeline: Any) -> Callable[[str], Any]:
+    """Loads a part of a pipeline again, as it was loaded with the rest."""
+    places = {"autoencoder": ("vae", type(pipeline.vae)), "text_encoder": ("text_encoder", type(pipeline.text_encoder))}
+
+    def load(name: str) -> Any:
+        folder, kind = places[name]
+        with quietly(), _telling(source, "it must be there, complete, until the run ends"):
+            return kind.from_pretrained(source, subfolder=folder, use_safetensors=True).float()
+
+    return load
 
 
 # diffusers' pipeline class, as model_index.json names it -> loader
@@ -67,7 +81,7 @@ def load_family(base: str) -> Family:
             raise UserError("is no model", where=path, remedy="give a diffusers folder or a .safetensors file")
         return _quietly(_stable_diffusion, str(path), True)
     if not path.is_dir():
-        return _from_hub(base)
+        return _quietly(_FAMILIES[detect_on_hub(base)], base, False)
     return _quietly(_FAMILIES[detect(path)], str(path), False)
 
 
@@ -93,7 +107,12 @@ def _known(name: str, where: object) -> str:
     return name
 
 
-def _from_hub(base: str) -> Family:
+def detect_on_hub(base: str) -> str:
+    """Name of the diffusers pipeline of a hub id; its weights are not fetched.
+
+    Raises:
+        UserError: it is no hub id, the hub does not give it, or it is of a family that is not known.
+    """
     nothing = UserError("is no folder and no file here", where=base, remedy="check base, or give a hub id (owner/name)")
     if len(base.split("/")) != _HUB_ID_PARTS or base.startswith((".", "/", "~")):
         raise nothing
@@ -105,28 +124,21 @@ def _from_hub(base: str) -> Family:
         raise UserError(
             "is no folder here, and the hub does not give it", where=base, remedy="check the spelling and the network"
         ) from error
-    return _quietly(_FAMILIES[_known(name, base)], base, False)
+    return _known(name, base)
 
 
 def _quietly(loader: Callable[[str, bool], Family], source: str, single_file: bool) -> Family:
     """Load without the libraries' own bars and notices, and with their failures said in one line."""
-    from diffusers.utils import logging as diffusers_logging
-    from transformers.utils import logging as transformers_logging
-
-    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
-    before = [library.get_verbosity() for library in libraries]
-    for library in libraries:
-        library.set_verbosity_error()
-        library.disable_progress_bar()
-    try:
+    with quietly(), _telling(source, _ALONE if single_file else "it must be complete and in safetensors"):
         return loader(source, single_file)
+
+
+@contextmanager
+def _telling(source: str, remedy: str) -> Iterator[None]:
+    try:
+        yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         if isinstance(error, UserError):
             raise
         reason = str(error).strip().splitlines()[0]
-        remedy = _ALONE if single_file else "it must be complete and in safetensors"
         raise UserError(f"cannot be loaded ({reason})", where=source, remedy=remedy) from error
-    finally:
-        for library, verbosity in zip(libraries, before, strict=True):
-            library.set_verbosity(verbosity)
-            library.enable_progress_bar()

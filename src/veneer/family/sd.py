@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from veneer.errors import UserError
 from veneer.family.base import LatentDistribution, NoiseSchedule
+from veneer.family.rest import Loader, Rest
 
 __all__ = ["StableDiffusion"]
 
@@ -20,13 +21,17 @@ _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 class StableDiffusion:
     """A Stable Diffusion base, over the very modules of a diffusers pipeline.
 
+    Args:
+        pipeline: whose modules.
+        load: reads its ``autoencoder`` or ``text_encoder`` again, to the same bits; None: that cannot be done.
+
     Raises:
         UserError: if the pipeline's parts do not fit together as text-to-image, e.g. an inpainting UNet.
     """
 
     name = "sd"
 
-    def __init__(self, pipeline: StableDiffusionPipeline) -> None:
+    def __init__(self, pipeline: StableDiffusionPipeline, load: Loader | None = None) -> None:
         self._pipeline = pipeline
         self._unet, self._vae = pipeline.unet, pipeline.vae
         self._text_encoder, self._tokenizer = pipeline.text_encoder, pipeline.tokenizer
@@ -36,14 +41,18 @@ class StableDiffusion:
                 f"{self._vae.config.latent_channels}",
                 remedy="use a text-to-image base, not an inpainting or depth model",
             )
+        self._rest = Rest({"autoencoder": self._vae, "text_encoder": self._text_encoder}, load)
         self.networks: Mapping[str, nn.Module] = {"unet": self._unet, "text_encoder": self._text_encoder}
         self.noise = _noise_of(pipeline)
         pixels_a_latent = 2 ** (len(self._vae.config.block_out_channels) - 1)
         self.resolution = int(self._unet.config.sample_size) * pixels_a_latent
+        self._marks = int(self._tokenizer.num_special_tokens_to_add())
+        self.text_length = int(self._tokenizer.model_max_length) - self._marks
         self.multiple = pixels_a_latent * 2 ** (len(self._unet.config.block_out_channels) - 1)
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Captions to the text encoder's last hidden states, (B, L, D); cut at the tokenizer's length."""
+        self._rest.wake("text_encoder")
         ids = self._tokenizer(
             list(captions),
             padding="max_length",
@@ -53,14 +62,17 @@ class StableDiffusion:
         ).input_ids
         return cast(Tensor, self._text_encoder(ids.to(self._text_encoder.device))[0])
 
-    def overlong(self, captions: Sequence[str]) -> list[str]:
-        """The captions of which the text encoder sees only the beginning."""
-        limit = self._tokenizer.model_max_length
-        return [c for c in captions if len(self._tokenizer(c).input_ids) > limit]
+    def overlong(self, captions: Sequence[str]) -> dict[str, int]:
+        """The captions of which the text encoder sees only the beginning, and how many tokens they have."""
+        # verbose: it would warn of each, in words of its own
+        found = self._tokenizer(list(captions), verbose=False).input_ids if captions else []
+        tokens = {caption: len(ids) - self._marks for caption, ids in zip(captions, found, strict=True)}
+        return {caption: count for caption, count in tokens.items() if count > self.text_length}
 
     @torch.no_grad()
     def encode_image(self, pixels_BCHW: Tensor) -> LatentDistribution:
         """Pixels in [-1, 1] to the scaled posterior (Rombach et al. 2022, appendix G)."""
+        self._rest.wake("autoencoder")
         posterior = self._vae.encode(pixels_BCHW.to(self._vae.device, self._vae.dtype)).latent_dist
         scale = self._vae.config.scaling_factor
         return LatentDistribution(posterior.mean.float() * scale, posterior.std.float() * scale)
@@ -72,15 +84,22 @@ class StableDiffusion:
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Scaled latents to pixels, clamped to [-1, 1]."""
+        self._rest.wake("autoencoder")
         latents = (latents_BCHW / self._vae.config.scaling_factor).to(self._vae.device, self._vae.dtype)
         return cast(Tensor, self._vae.decode(latents).sample).float().clamp(-1, 1)
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The pipeline over these networks; what is injected or merged here is seen there."""
+        self.rest(())  # it may be saved
         return self._pipeline
+
+    def rest(self, parts: Sequence[str]) -> None:
+        """Take these parts out of memory, and all others back; see :class:`veneer.family.rest.Rest`."""
+        self._rest.only(parts)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
         """Move and cast all networks in place."""
+        self.rest(())
         self._pipeline.to(device, dtype)
         return self
 

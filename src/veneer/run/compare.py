@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from PIL import Image
 
-from veneer.adapter.algebra import merge
+from veneer.adapter.applied import applied
 from veneer.adapter.spec import Factors
 from veneer.config.colour import rgb
 from veneer.config.schema import RunConfig
@@ -19,9 +20,10 @@ from veneer.family.base import Family
 from veneer.sample.generate import generate
 from veneer.sample.sheet import sheet
 
-__all__ = ["Subjects", "paint", "side_by_side", "subjects_of"]
+__all__ = ["Subjects", "note_of", "paint", "side_by_side", "subjects_of"]
 
 _COUNT = 8  # columns of a sheet
+_CELL = 128  # side of a picture on it, in pixels
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,20 @@ def paint(family: Family, prompts: Sequence[str], config: RunConfig) -> list[Ima
 def side_by_side(family: Family, factors: Factors, subjects: Subjects, config: RunConfig) -> Image.Image:
     """A sheet with a column a subject: the base's picture, the adapter's, and the real one where there is one.
 
-    The adapter is merged for the while; afterwards the family's networks have their own bits again.
+    The adapter is applied for the while; afterwards the family's networks have their own bits again.
     """
     rows = {"base": paint(family, subjects.prompts, config)}
-    merged = merge(family.networks, [(factors, 1.0)])
-    try:
+    with applied(family.networks, factors):
         rows["adapter"] = paint(family, subjects.prompts, config)
-    finally:
-        merged.undo()
     if subjects.real:
         rows["real"] = [_open(sample, config.data.background) for sample in subjects.real]
-    return sheet(list(rows.values()), columns=subjects.prompts, labels=list(rows))
+    return sheet(list(rows.values()), columns=subjects.prompts, labels=list(rows), cell=_CELL)
+
+
+def note_of(subjects: Subjects) -> dict[str, Any]:
+    """What the file of :func:`side_by_side` tells, to take it apart again."""
+    labels = ["base", "adapter", *(["real"] if subjects.real else [])]
+    return {"cell": _CELL, "columns": list(subjects.prompts), "labels": labels}
 
 
 def _open(sample: Sample, background: str) -> Image.Image:

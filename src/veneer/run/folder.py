@@ -3,26 +3,42 @@
 from __future__ import annotations
 
 import io
+import re
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from veneer.errors import UserError
+from veneer.evaluate.figures import EVALUATION
 from veneer.files import atomic_write
 from veneer.weights.checkpoint import checkpoints_in, clear_checkpoints
 from veneer.weights.file import FILE_NAME
 
 __all__ = [
+    "BEST",
     "CARD",
     "CHECKPOINTS",
     "CONFIG",
+    "COPYING",
+    "EVALUATED",
     "LOG",
+    "PLAN",
+    "REPORT",
+    "REPORT_DATA",
     "SAMPLES",
     "SHEET",
+    "TENSORBOARD",
+    "TIMELAPSE",
     "claim",
     "clear",
+    "clear_samples",
     "make_writable",
+    "sheets_in",
     "write_picture",
 ]
 
@@ -32,10 +48,26 @@ CONFIG = "config.yaml"
 """The whole configuration, resolved; written before training starts."""
 LOG = "run.jsonl"
 """One JSON object an event."""
+PLAN = "plan.json"
+"""What the run was planned to take."""
 SAMPLES = "samples"
 """Folder of the sheets painted while training."""
+TIMELAPSE = "timelapse.png"
+"""In the folder of samples: the same pictures through the run."""
 SHEET = "sheet.png"
 """Base and adapter side by side."""
+TENSORBOARD = "tensorboard"
+"""Folder of TensorBoard's event files."""
+BEST = "best.safetensors"
+"""The adapter with the lowest held-out loss of those that ``evaluate.every`` asked for."""
+COPYING = "copying.png"
+"""Painted pictures and the training pictures nearest to them."""
+EVALUATED = "evaluation"
+"""Folder of the pictures that were painted to be evaluated."""
+REPORT = "report.html"
+"""The run as one page."""
+REPORT_DATA = "report.json"
+"""What the page tells, as data."""
 CARD = "README.md"
 """The adapter's model card."""
 
@@ -74,16 +106,35 @@ def claim(folder: Path, *, overwrite: bool = False) -> None:
 
 def clear(folder: Path) -> None:
     """Remove an earlier run's result, so that no file of it is taken for one of the next."""
-    for name in (FILE_NAME, CARD, CONFIG, LOG, SHEET):
+    for name in (FILE_NAME, BEST, CARD, CONFIG, LOG, PLAN, SHEET, EVALUATION, COPYING, REPORT, REPORT_DATA):
         (folder / name).unlink(missing_ok=True)
-    for sheet in (folder / SAMPLES).glob("step-*.png"):
-        sheet.unlink()
+    for events in (folder / TENSORBOARD).glob("events.out.tfevents.*"):
+        events.unlink()
+    clear_samples(folder)
+    shutil.rmtree(folder / EVALUATED, ignore_errors=True)
     clear_checkpoints(folder / CHECKPOINTS)
 
 
-def write_picture(picture: Image.Image, path: Path) -> Path:
-    """Write a picture as PNG, whole or not at all."""
-    content = io.BytesIO()
-    picture.save(content, format="PNG")
+def clear_samples(folder: Path, after: int = -1) -> None:
+    """Remove the sheets that were painted while training, of later steps than ``after``; the strip is made anew."""
+    (folder / SAMPLES / TIMELAPSE).unlink(missing_ok=True)
+    for step, sheet in sheets_in(folder).items():
+        if step > after:
+            sheet.unlink()
+
+
+def sheets_in(folder: Path) -> dict[int, Path]:
+    """The sheets that were painted while training, by step, in their order."""
+    found = (re.fullmatch(r"step-(\d+)\.png", path.name) for path in sorted((folder / SAMPLES).glob("step-*.png")))
+    return {int(match[1]): folder / SAMPLES / match[0] for match in found if match}
+
+
+def write_picture(picture: Image.Image, path: Path, note: Mapping[str, str] = MappingProxyType({})) -> Path:
+    """Write a picture as PNG, whole or not at all; ``note`` goes into it as text."""
+    content, text = io.BytesIO(), PngInfo()
+    for name, value in note.items():
+        text.add_text(name, value)
+    # quick rather than small: a strip is written anew after every sheet, while the training waits
+    picture.save(content, format="PNG", pnginfo=text, compress_level=1)
     atomic_write(path, content.getvalue())
     return path

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from veneer import __version__
 from veneer.config.essence import config_hash
 from veneer.config.schema import RunConfig
@@ -42,7 +44,7 @@ class Identity:
     @property
     def origin(self) -> Origin:
         """As its checkpoints tell it."""
-        return Origin(self.config.model_dump(mode="json"), self.hashes, __version__)
+        return Origin(self.config.model_dump(mode="json"), self.hashes, __version__, torch.get_num_threads())
 
     @property
     def metadata(self) -> dict[str, str]:

@@ -32,6 +32,7 @@ class Keeper:
         origin: of the run.
         tell: is told of each.
         last: the checkpoint that the run goes on from, and its step.
+        writes: one of several processes does, the others only take part.
 
     Attributes:
         last: the newest checkpoint.
@@ -44,8 +45,11 @@ class Keeper:
         origin: Origin,
         tell: Callable[[object], None],
         last: tuple[int, Path] | None = None,
+        *,
+        writes: bool = True,
     ) -> None:
         self._folder, self._keep, self._origin, self._tell = folder, keep, origin, tell
+        self._writes = writes
         self._step = -1 if last is None else last[0]
         self.last = None if last is None else last[1]
 
@@ -55,7 +59,7 @@ class Keeper:
         A disk that is full now may have room at the next one, and the checkpoint before is whole still: to stop would
         save nothing, so the fault is told and the run goes on.
         """
-        if step == self._step:
+        if step == self._step or not self._writes:
             return
         try:
             path = write_checkpoint(self._folder, step, state, self._origin)

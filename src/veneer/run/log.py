@@ -25,10 +25,13 @@ class Teller:
 
     Args:
         listen: is told each event, and once that the log has no room for all.
+
+    Listeners that are added are told after those two, and of what comes from then on.
     """
 
     def __init__(self, listen: Callable[[object], None]) -> None:
         self._listen = listen
+        self._added: list[Callable[[object], None]] = []
         self._early: list[object] = []
         self._log: EventLog | None = None
 
@@ -38,6 +41,10 @@ class Teller:
         for event in self._early:
             log(event)
 
+    def add(self, listener: Callable[[object], None]) -> None:
+        """From now on, tell this one as well."""
+        self._added.append(listener)
+
     def __call__(self, event: object) -> None:
         """Tell one event."""
         if self._log is None:
@@ -46,7 +53,8 @@ class Teller:
             return
         before = self._log.fault
         self._log(event)
-        self._listen(event)
+        for listen in (self._listen, *self._added):
+            listen(event)
         if self._log.fault is not before:
             self._listen(Warned(f"the log is not whole, for an event could not be written: {self._log.fault}"))
 
@@ -111,7 +119,7 @@ def _is_told_by(line: bytes, step: int) -> bool:
         told = json.loads(line)
     except ValueError:
         return False
-    return line.endswith(b"\n") and told.get("event") != "Finished" and told.get("step", 0) <= step
+    return line.endswith(b"\n") and told.get("event") not in ("Finished", "Failed") and told.get("step", 0) <= step
 
 
 def _plain_fields(event: object) -> dict[str, object]:

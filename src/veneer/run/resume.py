@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +43,17 @@ class Resume:
 
 @dataclass(frozen=True)
 class Resumed:
-    """The run goes on where a checkpoint was taken."""
+    """The run goes on where a checkpoint was taken.
+
+    Attributes:
+        step: that it was taken after.
+        path: of the checkpoint.
+        losses: of the steps before it, as far as the folder's log tells, so that what is smoothed goes on smoothly.
+    """
 
     step: int
     path: Path
+    losses: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
 
 def find_start(
@@ -117,6 +124,10 @@ def check_same(start: Checkpoint, run: Identity, allow: tuple[str, ...], tell: C
     if start.origin.version != __version__:
         versions = f"{start.origin.version}, this is {__version__}"
         tell(Warned(f"the checkpoint is by Veneer {versions}; another release may end in other bits"))
+    threads, here = start.origin.threads, run.origin.threads
+    if threads is not None and threads != here:
+        numbers = f"{threads} threads a process, here are {here}"
+        tell(Warned(f"the checkpoint was made with {numbers}, which may end in other bits; see OMP_NUM_THREADS"))
 
 
 def _is_free(key: str, values: tuple[Any, Any], run: Identity) -> bool:

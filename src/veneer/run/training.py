@@ -2,41 +2,73 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping
-from contextlib import closing
-from dataclasses import dataclass
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+from torch import Tensor
+
 from veneer import __version__
 from veneer.adapter.spec import Factors
+from veneer.config.essence import config_hash
 from veneer.config.load import resolve, write_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset, read_prior, survey
+from veneer.engine.processes import Lost, Processes
 from veneer.errors import UserError
-from veneer.evaluate.heldout import Score, evaluate
+from veneer.evaluate.figures import Evaluation, Score, write_evaluation
+from veneer.evaluate.heldout import DRIFT, chosen, compare, kinds_of
 from veneer.family.base import Family
 from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
 from veneer.keyed import key
-from veneer.plan.account import plan
-from veneer.run.base import load_base
-from veneer.run.compare import paint, side_by_side, subjects_of
-from veneer.run.folder import CARD, CHECKPOINTS, CONFIG, LOG, SAMPLES, SHEET, clear, make_writable, write_picture
+from veneer.plan.account import Plan
+from veneer.plan.account import plan as count
+from veneer.run.base import held_as, load_base
+from veneer.run.compare import note_of, side_by_side, subjects_of
+from veneer.run.earlier import Earlier, look_back
+from veneer.run.failing import telling_faults
+from veneer.run.folder import (
+    CARD,
+    CHECKPOINTS,
+    CONFIG,
+    LOG,
+    PLAN,
+    SHEET,
+    clear,
+    clear_samples,
+    make_writable,
+    write_picture,
+)
 from veneer.run.identity import Identity, identify
 from veneer.run.keeping import Keeper
 from veneer.run.lock import locked
 from veneer.run.log import EventLog, Teller, cut_log
+from veneer.run.memory import MemoryWatch
+from veneer.run.notes import notes_on
+from veneer.run.planning import foresee
 from veneer.run.resume import Resume, Resumed, check_same, find_start
+from veneer.run.sampling import Painter
+from veneer.run.selecting import Examiner, check_held_out
+from veneer.run.sheets import write_sheet
 from veneer.run.stopping import Interrupted, stopping_at_signals
+from veneer.run.together import together
+from veneer.run.trackers import trackers_of
+from veneer.run.tracking import Tracking
 from veneer.sample.generate import generate
-from veneer.sample.sheet import sheet
-from veneer.train.events import CheckpointDue, Finished, SampleDue, Stopped, Warned
+from veneer.train.events import CheckpointDue, EvaluationDue, Finished, SampleDue, Stopped, Warned
 from veneer.train.loop import Trainer
 from veneer.train.step import NonFinite
 from veneer.weights.card import CardFacts, model_card
-from veneer.weights.checkpoint import Checkpoint
+from veneer.weights.checkpoint import Checkpoint, read_checkpoint
 from veneer.weights.file import FILE_NAME, AdapterFile, save
+from veneer.weights.safe import encode
 
 __all__ = ["Listener", "PriorPainting", "Result", "Saved", "Surveyed", "paint_prior", "run_training"]
 
@@ -45,7 +77,14 @@ _PRIOR_BATCH = 8
 
 @dataclass(frozen=True)
 class Surveyed:
-    """The pictures were looked over; comes before anything that takes long."""
+    """The pictures were looked over; comes before anything that takes long.
+
+    Attributes:
+        train: how many there are to train on.
+        held_out: how many are kept from it.
+        rejected: why a picture is left out, by its path.
+        notes: what the user may want to know, a sentence each.
+    """
 
     train: int
     held_out: int
@@ -55,7 +94,13 @@ class Surveyed:
 
 @dataclass(frozen=True)
 class PriorPainting:
-    """The base begins to paint pictures of the class, which takes a while."""
+    """The base begins to paint pictures of the class, which takes a while.
+
+    Attributes:
+        count: how many.
+        prompt: the class.
+        folder: where they go.
+    """
 
     count: int
     prompt: str
@@ -64,7 +109,12 @@ class PriorPainting:
 
 @dataclass(frozen=True)
 class Saved:
-    """The adapter is on disk."""
+    """The adapter is on disk.
+
+    Attributes:
+        path: of its file.
+        sha256: of its bytes.
+    """
 
     path: Path
     sha256: str
@@ -103,38 +153,100 @@ def run_training(
     Everything that can be refused is refused before training: the folder, the pictures, the base, the plan. SIGINT or
     SIGTERM while it trains ends it after the step with a checkpoint, and ``Interrupted`` is raised.
 
+    Where a launcher such as torchrun started several processes they train together, to the same bits as one alone. The
+    first of them writes the files, paints, and is the one that tells its listener. All have its result; a fault of one
+    ends all, and the first raises it.
+
     Args:
         config: as the user wrote it; ``config.yaml`` in the output folder is the resolved one.
         overwrite: replace an earlier result, or an unfinished run, in the output folder.
         resume: go on from a checkpoint; None: start from nothing.
         listen: is told what happens.
     """
-    make_writable(config.output, "choose another output=FOLDER")
-    tell = Teller(listen)
-    with locked(config.output):
-        start = find_start(config.output, resume, overwrite, tell)
+    with together() as processes, ExitStack() as held:
+        processes.check_split(config.train)
+        tell: Listener = _ignore
+        if processes.is_first:
+            trackers_of(config.tracking)  # one that is not installed is missed now and not after hours
+            make_writable(config.output, "choose another output=FOLDER")
+            held.enter_context(locked(config.output))
+            tell = Teller(listen)
+            tell.add(MemoryWatch(tell))
+        start = _start(config, resume, overwrite, tell, processes)
         pictures = survey(config.data)
         tell(_surveyed(pictures))
-        family = load_base(config.base)
+        check_held_out(config, pictures)
+        family = load_base(config.base, **held_as(config))
+        for note in notes_on(pictures, config, family):
+            tell(Warned(note))
         config = resolve(config, family.resolution)
-        paint_prior(config, family, tell)
+        processes.first(lambda: paint_prior(config, family, tell))
         run = identify(config, pictures)
+        _check_sight(run, processes)
         if start is not None and resume is not None:
             check_same(start, run, resume.allow, tell)
-        return _train(run, family, pictures, start, tell)
+        return _train(run, family, pictures, start, tell, processes)
 
 
-def _train(run: Identity, family: Family, pictures: Dataset, start: Checkpoint | None, tell: Teller) -> Result:
-    with closing(Trainer(run.config, family, pictures)) as trainer:
+def _start(
+    config: RunConfig, resume: Resume | None, overwrite: bool, tell: Listener, processes: Processes
+) -> Checkpoint | None:
+    """What the first process finds; the others read the same."""
+    found = find_start(config.output, resume, overwrite, tell) if processes.is_first else None
+    path = processes.meet(None if found is None else str(found.path))[0]
+    return found if processes.is_first or path is None else read_checkpoint(Path(path))
+
+
+def _check_sight(run: Identity, processes: Processes) -> None:
+    """See that all processes train on the same: on several machines each has files of its own."""
+    seen = processes.meet({**run.hashes, "its configuration": config_hash(run.config)})
+    for rank, each in enumerate(seen):
+        for what, value in each.items():
+            if value != seen[0][what]:
+                remedy = "let every process see the same files"
+                raise UserError(f"process {rank} has another one than process 0", where=what, remedy=remedy)
+
+
+def _train(
+    run: Identity, family: Family, pictures: Dataset, start: Checkpoint | None, tell: Listener, processes: Processes
+) -> Result:
+    plan = _plan(run, family, pictures, tell) if processes.is_first else None
+    with closing(Trainer(run.config, family, pictures, processes)) as trainer, ExitStack() as held:
+        earlier = Earlier()
         if start is not None:
             trainer.load_state_dict(start.state)
-            tell(Resumed(start.step, start.path))
-        # whatever could be refused has been, so an earlier result may go
-        with _open_log(run.config, start) as log:
-            tell.open(log)
-            factors = _watch(trainer, run, family, pictures, _keeper(run, start, tell), tell)
-            trainer.close()  # what follows wants the base as it was
-            return _conclude(run, family, pictures, factors, tell)
+            earlier = look_back(run.config.output / LOG, start.step)
+            tell(Resumed(start.step, start.path, earlier.losses))
+        painter = Painter(family, run.config, subjects_of(run.config, pictures).prompts, tell)
+        if isinstance(tell, Teller):
+            # whatever could be refused has been, so an earlier result may go
+            tell.open(held.enter_context(_open_log(run.config, start)))
+            tell.add(held.enter_context(Tracking(run, earlier, tell)))
+            painter.rebuild()
+        held.enter_context(telling_faults(tell))
+        keeper = _keeper(run, start, tell, processes)
+        examiner = Examiner(trainer, run, family, pictures, tell)
+        if start is not None:
+            examiner.load_state_dict(start.state)
+        if plan is not None:
+            atomic_write(run.config.output / PLAN, f"{json.dumps(plan.as_dict(), indent=2)}\n".encode())
+        finished = _watch(trainer, run, plan, painter, examiner, keeper, tell)
+        trainer.close()  # what follows wants the base as it was
+        try:
+            return _from_first(lambda: _conclude(run, family, pictures, finished, tell), processes)
+        except Interrupted as stop:
+            keeper.write(trainer.steps_done, trainer.state_dict() | examiner.state_dict())
+            raise Interrupted(stop.signal, trainer.steps_done, keeper.last) from stop
+
+
+def _from_first(work: Callable[[], Result], processes: Processes) -> Result:
+    if processes.count == 1:
+        return work()
+    return TypeAdapter(Result).validate_python(processes.first(lambda: _plain(work())))
+
+
+def _plain(result: Result) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(result).items()}
 
 
 def _open_log(config: RunConfig, start: Checkpoint | None) -> EventLog:
@@ -143,13 +255,15 @@ def _open_log(config: RunConfig, start: Checkpoint | None) -> EventLog:
         clear(config.output)
     else:
         cut_log(config.output / LOG, start.step)
+        clear_samples(config.output, after=start.step)
     write_config(config, config.output / CONFIG)
     return EventLog(config.output / LOG)
 
 
-def _keeper(run: Identity, start: Checkpoint | None, tell: Listener) -> Keeper:
+def _keeper(run: Identity, start: Checkpoint | None, tell: Listener, processes: Processes) -> Keeper:
     last = None if start is None else (start.step, start.path)
-    return Keeper(run.config.output / CHECKPOINTS, run.config.train.keep, run.origin, tell, last)
+    folder, keep = run.config.output / CHECKPOINTS, run.config.train.keep
+    return Keeper(folder, keep, run.origin, tell, last, writes=processes.is_first)
 
 
 def _surveyed(pictures: Dataset) -> Surveyed:
@@ -165,7 +279,7 @@ def paint_prior(config: RunConfig, family: Family, listen: Listener = _ignore) -
     assert prior.path is not None, "resolve() names the folder"
     missing = prior.count - len(read_prior(config).samples)
     if missing > 0:
-        plan(config, family)  # refuses what does not fit before minutes of painting
+        count(config, family)  # refuses what does not fit before minutes of painting
         listen(PriorPainting(missing, prior.prompt, prior.path))
     names = (f"prior-{number:05d}.png" for number in range(10**5))
     free = (path for path in (prior.path / name for name in names) if not path.exists())
@@ -178,53 +292,96 @@ def paint_prior(config: RunConfig, family: Family, listen: Listener = _ignore) -
             write_picture(picture, place)
 
 
+def _plan(run: Identity, family: Family, pictures: Dataset, tell: Listener) -> Plan:
+    """What the run will take; said before anything of it is done, and refused nothing."""
+    plan, warning = foresee(run.config, family, pictures, run.metadata)
+    if warning is not None:
+        tell(warning)
+    return plan
+
+
 def _watch(
-    trainer: Trainer, run: Identity, family: Family, pictures: Dataset, keeper: Keeper, tell: Listener
-) -> Factors:
-    """Tell each event of a training loop; paint samples and keep the state when they are due."""
-    factors: Factors = {}
+    trainer: Trainer,
+    run: Identity,
+    plan: Plan | None,
+    painter: Painter,
+    examiner: Examiner,
+    keeper: Keeper,
+    tell: Listener,
+) -> Finished:
+    """Tell each event of a training loop; paint samples, score and keep the state when they are due; the last event."""
+    processes = trainer.processes
+    finished: Finished | None = None
     with stopping_at_signals(trainer.stop) as caught:
         try:
-            for event in trainer.run(run.metadata):
-                tell(event)
-                if isinstance(event, SampleDue):
-                    _paint_samples(family, run.config, pictures, event.step, tell)
-                elif isinstance(event, CheckpointDue):
-                    keeper.write(event.step, trainer.state_dict())
-                elif isinstance(event, Stopped):
-                    raise Interrupted(caught.number, event.step, keeper.last)
-                elif isinstance(event, Finished):
-                    factors = event.factors
+            with closing(trainer.run(run.metadata, plan)) as events:
+                for event in events:
+                    tell(event)
+                    if isinstance(event, SampleDue):
+                        processes.first(partial(painter.paint, event.step))
+                    elif isinstance(event, EvaluationDue):
+                        examiner.examine(event.step)
+                    elif isinstance(event, CheckpointDue):
+                        keeper.write(event.step, _agreed(trainer) | examiner.state_dict())
+                    elif isinstance(event, Stopped):
+                        raise Interrupted(max(processes.meet(caught.number)), event.step, keeper.last)
+                    elif isinstance(event, Finished):
+                        examiner.conclude()
+                        finished = event
         except NonFinite as fault:
             raise fault.telling(keeper.last_in_words) from fault
-    return factors
+        except Lost as fault:
+            keeper.write(trainer.steps_done, trainer.state_dict() | examiner.state_dict())
+            raise fault.telling(keeper.last_in_words) from fault
+    assert finished is not None, "a loop that does not stop ends with it"
+    return finished
 
 
-def _paint_samples(family: Family, config: RunConfig, pictures: Dataset, step: int, tell: Listener) -> None:
-    prompts = subjects_of(config, pictures).prompts
-    row = paint(family, prompts, config)
-    try:
-        write_picture(
-            sheet([[picture] for picture in row], labels=prompts), config.output / SAMPLES / f"step-{step:09d}.png"
-        )
-    except UserError as fault:  # a sheet that finds no room is not worth the run
-        tell(Warned(f"no samples of step {step}: {fault}"))
+def _agreed(trainer: Trainer) -> dict[str, Tensor]:
+    """The trainer's state, which is the same in every process to the bit.
+
+    Raises:
+        UserError: it is not, so one of them computes otherwise.
+    """
+    state = trainer.state_dict()
+    if trainer.processes.count > 1:
+        told = trainer.processes.meet(hashlib.sha256(encode(state, {})).hexdigest())
+        if len(set(told)) > 1:
+            what = "the processes have come to different numbers"
+            remedy = "run them on the same kind of device with the same number of threads"
+            raise UserError(what, where=f"step {trainer.steps_done}", remedy=remedy)
+    return state
 
 
-def _conclude(run: Identity, family: Family, pictures: Dataset, factors: Factors, listen: Listener) -> Result:
+def _conclude(run: Identity, family: Family, pictures: Dataset, finished: Finished, listen: Listener) -> Result:
     """Save first: what follows only tells how good it is."""
-    config, path = run.config, run.config.output / FILE_NAME
+    config, path, factors = run.config, run.config.output / FILE_NAME, finished.factors
     _refuse_unchanged(factors, path)
-    sha256 = save(AdapterFile(factors, run.metadata), path)
+    sha256 = save(AdapterFile(factors, run.metadata | {"veneer.steps": str(finished.step)}), path)
     listen(Saved(path, sha256))
     subjects = subjects_of(config, pictures)
-    shown = write_picture(side_by_side(family, factors, subjects, config), config.output / SHEET)
-    score = evaluate(config, family, pictures, factors) if pictures.held_out.samples else None
-    if score is not None:
-        listen(score)
+    page = side_by_side(family, factors, subjects, config)
+    shown = write_sheet(page, config.output / SHEET, note_of(subjects))
+    score = _score(config, family, pictures, finished, listen)
     facts = _card_facts(config, sha256, subjects.prompts[0])
     atomic_write(config.output / CARD, model_card(facts, score).encode())
     return Result(path, sha256, shown, score)
+
+
+def _score(config: RunConfig, family: Family, pictures: Dataset, finished: Finished, listen: Listener) -> Score | None:
+    """Measure the adapter as far as it goes without painting; ``evaluation.json`` is there for the report."""
+    kinds = kinds_of(config, pictures) | {DRIFT: chosen(read_prior(config), config.evaluate.pictures)}
+    try:
+        found = compare(config, family, kinds, finished.factors)
+    except UserError as fault:  # the adapter is saved, and whoever trained it long will want to look into it
+        listen(Warned(f"the adapter could not be measured: {fault}"))
+        return None
+    source = None if found.drift is None else "pictures of the class"
+    about: dict[str, Any] = {"adapter": FILE_NAME, "base": config.base, "step": finished.step, "drift_source": source}
+    write_evaluation(Evaluation(**vars(found), **about), config.output)
+    if found.held_out is not None:
+        listen(found.held_out)
+    return found.held_out
 
 
 def _refuse_unchanged(factors: Factors, path: Path) -> None:

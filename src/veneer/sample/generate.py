@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+from veneer.engine.batched import AdapterBank, Row
+from veneer.errors import UserError
 from veneer.family.base import Family
 
-__all__ = ["generate"]
+__all__ = ["generate", "generate_each"]
 
 
 def generate(
@@ -51,4 +53,40 @@ def generate(
             width=family.resolution,
         )
         pictures += result.images
+    return pictures
+
+
+def generate_each(
+    family: Family,
+    bank: AdapterBank,
+    rows: Sequence[Row],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = 25,
+    guidance: float = 4.0,
+    batch: int = 8,
+) -> list[Image.Image]:
+    """As :func:`generate`, each picture with adapters of its own, painted together: ``rows[i]`` is of ``prompts[i]``.
+
+    Args:
+        family: the base that the bank is of.
+        bank: the adapters.
+        rows: one entry a picture, as :meth:`AdapterBank.rows` takes them.
+        prompts: what to paint.
+        seeds: one a prompt.
+        steps: denoising steps.
+        guidance: scale of classifier-free guidance; 1 is none.
+        batch: pictures painted at once.
+
+    Raises:
+        UserError: there is not one entry a picture, or an adapter is not in the bank.
+    """
+    if len(rows) != len(prompts):
+        raise UserError(f"{len(rows)} rows are given for {len(prompts)} prompts", remedy="give one a prompt, or None")
+    pictures: list[Image.Image] = []
+    for start in range(0, len(prompts), batch):
+        part = slice(start, start + batch)
+        with bank.rows(rows[part], guidance=guidance > 1):
+            pictures += generate(family, prompts[part], seeds[part], steps=steps, guidance=guidance, batch=batch)
     return pictures

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["sheet"]
+__all__ = ["sheet", "table_of"]
 
 _HEADING_LINES = 3
 
@@ -44,10 +44,7 @@ def sheet(
         labels: texts left of the rows, wrapped to their column; none: no such column.
         cell: side of a picture on the sheet, in pixels.
     """
-    text = max(12, cell // 9)
-    layout = _Layout(
-        cell, max(4, cell // 16), text, left=cell if labels else 0, lines=_heading_lines(columns, cell, text)
-    )
+    layout = _layout(cell, labelled=bool(labels), lines=_heading_lines(columns, cell, _text_size(cell)))
     width = max((len(row) for row in rows), default=0)
     pitch = cell + layout.gap
     size = (layout.left + layout.gap + width * pitch, layout.top + layout.gap + len(rows) * pitch)
@@ -58,6 +55,30 @@ def sheet(
         for across, picture in enumerate(row):
             paper.paste(_fitted(picture, cell), _corner(layout, down, across))
     return paper
+
+
+def table_of(
+    paper: Image.Image, columns: Sequence[str], labels: Sequence[str], *, cell: int = 128
+) -> list[list[Image.Image]]:
+    """The pictures of a labelled sheet again, by row, each a square of ``cell`` pixels.
+
+    Args:
+        paper: from :func:`sheet`.
+        columns: its headings; none: it has one column.
+        labels: of its rows.
+        cell: side of a picture on it, in pixels.
+    """
+    layout = _layout(cell, labelled=True, lines=_heading_lines(columns, cell, _text_size(cell)))
+    corners = [[_corner(layout, down, across) for across in range(len(columns) or 1)] for down in range(len(labels))]
+    return [[paper.crop((left, top, left + cell, top + cell)) for left, top in row] for row in corners]
+
+
+def _layout(cell: int, labelled: bool, lines: int) -> _Layout:
+    return _Layout(cell, max(4, cell // 16), _text_size(cell), left=cell if labelled else 0, lines=lines)
+
+
+def _text_size(cell: int) -> int:
+    return max(12, cell // 9)
 
 
 def _corner(layout: _Layout, down: int, across: int) -> tuple[int, int]:

@@ -9,7 +9,17 @@ from typing import TypeAlias
 from veneer.adapter.spec import Factors
 from veneer.plan.account import Plan
 
-__all__ = ["CheckpointDue", "Event", "Finished", "Planned", "SampleDue", "StepDone", "Stopped", "Warned"]
+__all__ = [
+    "CheckpointDue",
+    "EvaluationDue",
+    "Event",
+    "Finished",
+    "Planned",
+    "SampleDue",
+    "StepDone",
+    "Stopped",
+    "Warned",
+]
 
 
 @dataclass(frozen=True)
@@ -49,7 +59,17 @@ class StepDone:
 
 @dataclass(frozen=True)
 class SampleDue:
-    """Sample pictures are due after ``step`` steps; the networks carry the adapter as it is now, in eval mode."""
+    """Sample pictures are due after ``step`` steps; the networks carry the adapter as it would be saved, in eval mode.
+
+    After 0 steps it changes nothing, so they are the base's.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True)
+class EvaluationDue:
+    """A score is due after ``step`` steps; the networks carry the adapter as it would be saved, in eval mode."""
 
     step: int
 
@@ -70,7 +90,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Finished:
-    """Last event: the trained adapter, detached float32 copies on the CPU."""
+    """Last event: the trained adapter, or with ``train.ema`` its average; detached float32 copies on the CPU."""
 
     step: int
     factors: Factors = field(repr=False)
@@ -83,4 +103,4 @@ class Stopped:
     step: int
 
 
-Event: TypeAlias = Planned | StepDone | SampleDue | CheckpointDue | Warned | Stopped | Finished
+Event: TypeAlias = Planned | StepDone | SampleDue | EvaluationDue | CheckpointDue | Warned | Stopped | Finished

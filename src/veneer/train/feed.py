@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch import Tensor
 from veneer.config.schema import RunConfig
 from veneer.data.loader import Pick, caption_of, picks
 from veneer.data.manifest import Manifest
+from veneer.data.transform import is_flipped
+from veneer.engine.processes import ALONE, Processes
 from veneer.family.cache import Encoder, noise_like
 from veneer.keyed import uniform
 from veneer.objective.loss import Objective
@@ -30,6 +33,7 @@ class Feed:
         own: pictures of the style or subject.
         prior: pictures of the class, as many in each micro-batch as of the subject's; None: none.
         device: where micro-batches go.
+        processes: that share them out.
     """
 
     config: RunConfig
@@ -38,14 +42,50 @@ class Feed:
     own: Manifest
     prior: Manifest | None
     device: torch.device
+    processes: Processes = ALONE
 
     def micros(self, step: int) -> list[MicroBatch]:
-        """The micro-batches of a step, which counts from 0; their weights are parts of one mean."""
+        """This process' micro-batches of a step, which counts from 0; all processes' weights are parts of one mean."""
+        count = self.config.train.batch * self.config.train.accumulate
+        return [self._micro(own, prior, count) for own, prior in self._shares(step)]
+
+    def ahead(self, steps: range) -> list[Callable[[], object]]:
+        """What will be encoded in these steps, each thing once: calls that encode it now, for the steps to find.
+
+        Pictures that are cropped at random are none of them, and captions that the text encoder learns from neither.
+        """
+        pictures: dict[tuple[str, bool], Pick] = {}
+        captions: dict[str, None] = {}
+        config, most = self.config.data, self._variants
+        for picked in map(self._picked, steps):
+            for pick in picked:
+                pictures[pick.sample.id, is_flipped(pick.sample, config, self.config.seed, pick.showing)] = pick
+                captions[caption_of(pick, config, self.config.seed)] = None
+            if (len(pictures), len(captions)) == most:
+                break
+        crops, learns = config.crop == "random", self.config.adapter.text_encoder is not None
+        posteriors = [] if crops else [partial(self.encoder.posterior, pick) for pick in pictures.values()]
+        return [*posteriors, *([] if learns else [partial(self.encoder.conditioning, [each]) for each in captions])]
+
+    def _picked(self, step: int) -> list[Pick]:
+        """A step's pictures that this process shows."""
+        return [pick for own, prior in self._shares(step) for pick in (*own, *prior)]
+
+    def _shares(self, step: int) -> list[tuple[list[Pick], list[Pick]]]:
+        """The subject's and the class' pictures of each of this process' micro-batches."""
         batch, count = self.config.train.batch, self.config.train.batch * self.config.train.accumulate
         own = picks(self.own, self.config.seed, step, count)
         prior = [] if self.prior is None else picks(self.prior, self.config.seed, step, count)
-        starts = range(0, count, batch)
-        return [self._micro(own[start : start + batch], prior[start : start + batch], count) for start in starts]
+        starts = range(0, count, batch)[self.processes.turns]
+        return [(own[start : start + batch], prior[start : start + batch]) for start in starts]
+
+    @property
+    def _variants(self) -> tuple[int, int]:
+        """Pictures, mirrored ones counted too, and captions that there are at most."""
+        samples = [*self.own.samples, *(() if self.prior is None else self.prior.samples)]
+        captions = {caption for sample in samples for caption in sample.captions}
+        dropped = {""} if self.config.data.caption_dropout else set()
+        return len({sample.id for sample in samples}) * (1 + self.config.data.flip), len(captions | dropped)
 
     def _micro(self, own: Sequence[Pick], prior: Sequence[Pick], count: int) -> MicroBatch:
         """One forward pass over both kinds: loss + weight x prior loss, each a mean (Ruiz et al. 2023, eq. 2)."""

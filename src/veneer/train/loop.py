@@ -11,13 +11,27 @@ from veneer.adapter.inject import inject
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
-from veneer.engine.precision import Precision, device_of, precision_of, recompute_blocks
+from veneer.engine.levels import prepare
+from veneer.engine.precision import Precision, device_of, precision_of
+from veneer.engine.processes import ALONE, Processes
+from veneer.engine.quantized import check_form
 from veneer.errors import UserError
 from veneer.family.base import Family
-from veneer.family.cache import Encoder
+from veneer.family.cache import Encoder, store_of
 from veneer.objective.loss import Objective
-from veneer.plan.account import account, specs_of
-from veneer.train.events import CheckpointDue, Event, Finished, Planned, SampleDue, StepDone, Stopped, Warned
+from veneer.plan.account import Plan, account, specs_of
+from veneer.train.average import Average
+from veneer.train.events import (
+    CheckpointDue,
+    EvaluationDue,
+    Event,
+    Finished,
+    Planned,
+    SampleDue,
+    StepDone,
+    Stopped,
+    Warned,
+)
 from veneer.train.feed import Feed
 from veneer.train.optim import optimizer_for, rate_factor, set_rates
 from veneer.train.state import restore, snapshot
@@ -53,49 +67,91 @@ def train(
 class Trainer:
     """An adapter in training: what ``train`` runs, with its state open to be saved and put back.
 
+    Args:
+        config: as for ``train``.
+        family: as for ``train``.
+        dataset: as for ``train``.
+        processes: that train together, each with a trainer of its own; all of these do the same to the bit.
+
     Attributes:
+        processes: as above.
         injection: the adapter, live in the family's networks until ``close``.
         feed: the pictures by step.
         learner: what a step changes.
+        average: of the adapter over its steps, if the config asks for one.
         steps_done: where ``run`` goes on.
     """
 
-    def __init__(self, config: RunConfig, family: Family, dataset: Dataset) -> None:
+    def __init__(self, config: RunConfig, family: Family, dataset: Dataset, processes: Processes = ALONE) -> None:
+        processes.check_split(config.train)
         precision = precision_of(config.train.precision, device_of(family))
-        self._config, self._family, self.steps_done = config, family, 0
-        self._stopping = False
+        self._config, self._family, self.steps_done, self.processes = config, family, 0, processes
+        self._asked_to_stop = self._stopping = False
+        self._last_step = config.train.steps
+        self._idle = _idle(config)
         self._objective = Objective.from_config(config.objective, family.noise)
-        self.feed = _feed(config, family, dataset, self._objective)
+        check_form({prefix: family.networks[prefix] for prefix in specs_of(config.adapter)}, config.train.quantize)
+        self.feed = _feed(config, family, dataset, self._objective, processes)
         self.injection = inject(family.networks, specs_of(config.adapter), config.seed)
         self._parameters = dict(self.injection.named_parameters())
+        self.average = Average(self._parameters, config.train.ema)
         self.learner = self._make_learner(precision)
-        if config.train.memory == "checkpoint":
-            recompute_blocks(family.networks, True)
+        self._prepared = [prepare(network, config.train.memory) for network in family.networks.values()]
 
-    def run(self, metadata: Mapping[str, str] = _NO_METADATA) -> Iterator[Event]:
-        """Train to the end, event by event; ``metadata`` is what the file will tell, for the plan to count."""
-        config, steps = self._config.train, self._config.train.steps
-        yield Planned(account(self._family.networks, self.injection, metadata), self.steps_done, steps)
-        while self.steps_done < steps and not self._stopping:
-            rates = set_rates(self.learner.optimizer, rate_factor(config, self.steps_done))
-            result = train_step(self.learner, self.steps_done, self.feed.micros(self.steps_done))
-            self.steps_done += 1
-            yield StepDone(self.steps_done, result.loss, result.prior_loss, rates, result.gradient_norm)
-            if result.skipped is not None:
-                yield Warned(f"step {self.steps_done} changed nothing: {result.skipped}")
-            if _is_due(self._config.sample.every, self.steps_done):
-                yield SampleDue(self.steps_done)
-            if _is_due(config.checkpoint_every, self.steps_done, last=steps):
-                yield CheckpointDue(self.steps_done)
+    def run(self, metadata: Mapping[str, str] = _NO_METADATA, plan: Plan | None = None) -> Generator[Event, None, None]:
+        """Train to the end, event by event.
+
+        Args:
+            metadata: what the file will tell, for the plan to count.
+            plan: what ``Planned`` tells; None: the adapter is counted, no more.
+        """
+        plan = account(self._family.networks, self.injection, metadata) if plan is None else plan
+        yield Planned(plan, self.steps_done, self._config.train.steps)
+        if self.steps_done == 0 and self._config.sample.every > 0:
+            yield SampleDue(0)
+        self._encode_ahead()
+        while not self._stops() and self.steps_done < self._last_step:
+            yield from self._step()
+            yield from self._owed()
         yield from self._end()
 
+    def _step(self) -> Generator[Event, None, None]:
+        rates = set_rates(self.learner.optimizer, rate_factor(self._config.train, self.steps_done))
+        self.relieve()
+        result = train_step(self.learner, self.steps_done, self.feed.micros(self.steps_done))
+        self.steps_done += 1
+        if result.skipped is None:
+            self.average.update(self.steps_done)
+        yield StepDone(self.steps_done, result.loss, result.prior_loss, rates, result.gradient_norm)
+        if result.skipped is not None:
+            yield Warned(f"step {self.steps_done} changed nothing: {result.skipped}")
+
+    def _owed(self) -> Generator[Event, None, None]:
+        """What the step that was done is due to; the averaged adapter is painted with and scored."""
+        if _is_due(self._config.sample.every, self.steps_done):
+            with self.average.in_place():
+                yield SampleDue(self.steps_done)
+        if _is_due(self._config.evaluate.every, self.steps_done, last=self._config.train.steps):
+            with self.average.in_place():
+                yield EvaluationDue(self.steps_done)
+        if _is_due(self._config.train.checkpoint_every, self.steps_done, last=self._last_step):
+            yield CheckpointDue(self.steps_done)
+
     def stop(self) -> None:
-        """Let ``run`` end after the step it is in, with a checkpoint and ``Stopped``; safe in a signal's handler."""
-        self._stopping = True
+        """Let ``run`` end after the step it is in, with a checkpoint and ``Stopped``; safe in a signal's handler.
+
+        With several processes, all end after the same step, whichever was asked.
+        """
+        self._asked_to_stop = True
+
+    def finish(self) -> None:
+        """Let ``run`` end after the step it is in as after its last one, however many the config asks for."""
+        self._last_step = self.steps_done
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that another trainer of the same config needs to go on to the same bits, fit for safetensors."""
-        return snapshot(self._parameters, self.learner.optimizer, self.learner.scaler, self.steps_done)
+        state = snapshot(self._parameters, self.learner.optimizer, self.learner.scaler, self.steps_done)
+        return state | self.average.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on where ``state`` was taken.
@@ -103,20 +159,41 @@ class Trainer:
         Raises:
             UserError: it is of another adapter or precision; nothing has been changed then.
         """
+        self.average.check(state)
         self.steps_done = restore(state, self._parameters, self.learner.optimizer, self.learner.scaler)
+        self.average.load(state)
+
+    def relieve(self) -> None:
+        """Take what no step needs out of memory; it comes back when it is called, or with ``close``."""
+        self._family.rest(self._idle)
 
     def close(self) -> None:
         """Take the adapter out: the base as it was, bit for bit. A second call does nothing."""
-        if self._config.train.memory == "checkpoint":
-            recompute_blocks(self._family.networks, False)
+        for prepared in self._prepared:
+            prepared.undo()
         self.injection.eject()
+        self._family.rest(())
+
+    def _encode_ahead(self) -> None:
+        """Encode all that the steps will want, nothing twice and nothing in vain, so that what encodes may leave."""
+        if self._idle:
+            for encode in self.feed.ahead(range(self.steps_done, self._last_step)):
+                if self._asked_to_stop:
+                    return
+                encode()
+
+    def _stops(self) -> bool:
+        self._stopping = any(self.processes.meet(self._asked_to_stop))
+        return self._stopping
 
     def _end(self) -> Iterator[Event]:
         if self._stopping:
             yield CheckpointDue(self.steps_done)
             yield Stopped(self.steps_done)
         else:
-            yield Finished(self.steps_done, self.injection.factors())
+            with self.average.in_place():
+                factors = self.injection.factors()
+            yield Finished(self.steps_done, factors)
 
     def _make_learner(self, precision: Precision) -> Learner:
         config, family = self._config, self._family
@@ -133,7 +210,16 @@ class Trainer:
             max_grad_norm=config.train.max_grad_norm,
             seed=config.seed,
             skips_nonfinite=config.train.on_nonfinite == "skip",
+            processes=self.processes,
         )
+
+
+def _idle(config: RunConfig) -> tuple[str, ...]:
+    """Parts of the base that no step needs once pictures and captions are encoded."""
+    if not config.train.offload:
+        return ()
+    parts = {"autoencoder": config.data.crop != "random", "text_encoder": config.adapter.text_encoder is None}
+    return tuple(name for name, idle in parts.items() if idle)
 
 
 def _is_due(every: int, step: int, last: int | None = None) -> bool:
@@ -141,14 +227,14 @@ def _is_due(every: int, step: int, last: int | None = None) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def _feed(config: RunConfig, family: Family, dataset: Dataset, objective: Objective) -> Feed:
+def _feed(config: RunConfig, family: Family, dataset: Dataset, objective: Objective, processes: Processes) -> Feed:
     resolution = config.data.resolution or family.resolution
     if resolution % family.multiple:
         near = max(1, round(resolution / family.multiple)) * family.multiple
         what = f"{resolution} is not a multiple of {family.multiple}, which the base needs"
         raise UserError(what, where="data.resolution", remedy=f"use {near}")
-    encoder = Encoder(family, config.data, resolution, config.seed)
-    return Feed(config, objective, encoder, dataset.train, _prior(config), device_of(family))
+    encoder = Encoder(family, config.data, resolution, config.seed, store_of(config, family))
+    return Feed(config, objective, encoder, dataset.train, _prior(config), device_of(family), processes)
 
 
 def _prior(config: RunConfig) -> Manifest | None:

@@ -1,7 +1,8 @@
 """One optimiser step: gradients of micro-batches summed, clipped, checked, applied.
 
 Nothing here knows where pictures come from, and all that is random was drawn before: a step is a function of its
-micro-batches and of the adapter's and the optimiser's state.
+micro-batches and of the adapter's and the optimiser's state. Several processes share the micro-batches out and take the
+step together; each ends with the same bits as one process that does them all.
 """
 
 from __future__ import annotations
@@ -10,17 +11,28 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import fmean
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from veneer.data.manifest import Sample
 from veneer.engine.precision import Precision
+from veneer.engine.processes import GradientSum, Processes
 from veneer.errors import UserError
 from veneer.keyed import key
 from veneer.objective.loss import Objective, Predict
 
-__all__ = ["Learner", "MicroBatch", "NonFinite", "StepResult", "train_step"]
+__all__ = ["Learner", "MicroBatch", "NonFinite", "Shown", "StepResult", "train_step"]
+
+
+class Shown(NamedTuple):
+    """A picture as it took part in a step."""
+
+    path: str
+    id: str
+    timestep: int
 
 
 class NonFinite(UserError):
@@ -32,12 +44,12 @@ class NonFinite(UserError):
         timesteps: theirs.
     """
 
-    def __init__(self, what: str, step: int, pictures: Sequence[tuple[Sample, int]], kept: str | None = None) -> None:
+    def __init__(self, what: str, step: int, pictures: Sequence[Shown], kept: str | None = None) -> None:
         self._arguments = what, step, pictures
         self.step = step
-        self.samples = tuple(sample.id for sample, _ in pictures)
-        self.timesteps = tuple(timestep for _, timestep in pictures)
-        named = ", ".join(f"{sample.path} ({sample.id}) at timestep {timestep}" for sample, timestep in pictures)
+        self.samples = tuple(picture.id for picture in pictures)
+        self.timesteps = tuple(picture.timestep for picture in pictures)
+        named = ", ".join(f"{path} ({name}) at timestep {timestep}" for path, name, timestep in pictures)
         super().__init__(
             f"the {what} is not finite, with {named}",
             where=f"step {step}",
@@ -89,6 +101,7 @@ class Learner:
         max_grad_norm: gradients are scaled down to it; None: never.
         seed: of dropout.
         skips_nonfinite: a step whose loss or gradient is not finite changes nothing, and is no error.
+        processes: that share the micro-batches out.
     """
 
     networks: Mapping[str, nn.Module]
@@ -102,6 +115,7 @@ class Learner:
     max_grad_norm: float | None
     seed: int
     skips_nonfinite: bool
+    processes: Processes
 
 
 @dataclass(frozen=True)
@@ -127,11 +141,12 @@ def train_step(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> Ste
     Args:
         learner: what learns.
         step: counted from 0.
-        micros: whose weights sum to 1, so that 4 = 4 x 1 = 2 x 2 pictures give one gradient (up to rounding).
+        micros: this process' own; the weights of all processes' sum to 1, so that 4 = 4 x 1 = 2 x 2 pictures give one
+            gradient (up to rounding).
 
     Raises:
-        NonFinite: a loss or the gradient is, and the learner does not skip it; the adapter and the optimiser are as
-            they were.
+        NonFinite: a loss or the gradient is, in any process, and the learner does not skip it; the adapter and the
+            optimiser are as they were.
     """
     try:
         return _update(learner, step, micros)
@@ -145,16 +160,16 @@ def train_step(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> Ste
 def _update(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> StepResult:
     learner.optimizer.zero_grad(set_to_none=True)
     with _training(learner.networks):
-        losses = [_backward(learner, step, place, micro) for place, micro in enumerate(micros)]
+        losses = _backward_all(learner, step, micros)
     learner.scaler.unscale_(learner.optimizer)
     norm = _clip(learner.parameters, learner.max_grad_norm)
     overflowed = not math.isfinite(norm)
     if overflowed and not learner.scaler.is_enabled():
-        raise NonFinite("gradient", step + 1, [picture for micro in micros for picture in _pictures(micro)])
+        raise NonFinite("gradient", step + 1, _all_pictures(learner, micros))
     learner.scaler.step(learner.optimizer)  # skips the update by itself where float16 overflowed
     learner.scaler.update()
     learner.optimizer.zero_grad(set_to_none=True)
-    return _result(losses, micros, norm, overflowed)
+    return _result(losses, norm, overflowed)
 
 
 @contextmanager
@@ -169,8 +184,41 @@ def _training(networks: Mapping[str, nn.Module]) -> Iterator[None]:
             network.eval()
 
 
-def _backward(learner: Learner, step: int, place: int, micro: MicroBatch) -> Tensor:
-    """Add one micro-batch's gradients; return its losses (B,), detached."""
+def _backward_all(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> list[_Losses]:
+    """Sum the gradients of all processes' micro-batches in their order; return all their losses, in that order too."""
+    losses: list[_Losses] = []
+    gradients = GradientSum(learner.parameters, learner.processes)
+    for micro in micros:
+        place = len(losses) + learner.processes.rank
+        own = _backward(learner, step, place, micro)
+        with learner.processes.undisturbed():
+            told = [_Losses(**word) for word in learner.processes.meet(vars(own))]
+            broken = next((each.broken for each in told if each.broken), None)
+            if broken is not None:
+                raise NonFinite("loss", step + 1, [Shown(*picture) for picture in broken])
+            gradients.add()
+        losses += told
+    gradients.give()
+    return losses
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """A micro-batch's, in plain values.
+
+    Attributes:
+        own: of each picture of the style or subject.
+        prior: of each of the class.
+        broken: the pictures, each as ``Shown``, whose loss is not finite.
+    """
+
+    own: list[float]
+    prior: list[float]
+    broken: list[Any]
+
+
+def _backward(learner: Learner, step: int, place: int, micro: MicroBatch) -> _Losses:
+    """Add one micro-batch's gradients, unless a loss is not finite."""
     with (
         _keyed_dropout(micro.latent_BCHW.device, key(learner.seed, step, place, "dropout")),
         learner.precision.autocast(),
@@ -178,12 +226,17 @@ def _backward(learner: Learner, step: int, place: int, micro: MicroBatch) -> Ten
         loss_B = learner.objective.loss_B(
             learner.predict, micro.latent_BCHW, micro.noise_BCHW, micro.timestep_idx_B, _conditioning(learner, micro)
         )
-    finite = loss_B.isfinite().tolist()
-    if not all(finite):
-        broken = [picture for picture, fine in zip(_pictures(micro), finite, strict=True) if not fine]
-        raise NonFinite("loss", step + 1, broken)
-    torch.autograd.backward(learner.scaler.scale((micro.weight_B * loss_B).sum()))
-    return loss_B.detach()
+    losses, is_prior = loss_B.tolist(), micro.is_prior_B.tolist()
+    if all(map(math.isfinite, losses)):
+        broken = []
+        torch.autograd.backward(learner.scaler.scale((micro.weight_B * loss_B).sum()))
+    else:
+        broken = [picture for loss, picture in zip(losses, _pictures(micro), strict=True) if not math.isfinite(loss)]
+    return _Losses(_those(losses, is_prior, False), _those(losses, is_prior, True), broken)
+
+
+def _those(losses: Sequence[float], is_prior: Sequence[bool], prior: bool) -> list[float]:
+    return [loss for loss, kind in zip(losses, is_prior, strict=True) if kind == prior]
 
 
 @contextmanager
@@ -208,12 +261,19 @@ def _clip(parameters: Sequence[nn.Parameter], most: float | None) -> float:
     return float(nn.utils.clip_grad_norm_(parameters, math.inf if most is None else most))
 
 
-def _pictures(micro: MicroBatch) -> list[tuple[Sample, int]]:
-    return list(zip(micro.samples, micro.timestep_idx_B.tolist(), strict=True))
+def _pictures(micro: MicroBatch) -> list[Shown]:
+    timesteps = micro.timestep_idx_B.tolist()
+    return [Shown(str(s.path), s.id, t) for s, t in zip(micro.samples, timesteps, strict=True)]
 
 
-def _result(losses: Sequence[Tensor], micros: Sequence[MicroBatch], norm: float, overflowed: bool) -> StepResult:
-    loss_N, is_prior_N = torch.cat(list(losses)), torch.cat([micro.is_prior_B for micro in micros])
-    prior = loss_N[is_prior_N].mean().item() if bool(is_prior_N.any()) else None
+def _all_pictures(learner: Learner, micros: Sequence[MicroBatch]) -> list[Shown]:
+    """Those of all processes, in the order of the micro-batches."""
+    told = learner.processes.meet([_pictures(micro) for micro in micros])
+    return [Shown(*picture) for turn in zip(*told, strict=True) for pictures in turn for picture in pictures]
+
+
+def _result(losses: Sequence[_Losses], norm: float, overflowed: bool) -> StepResult:
+    own = [loss for each in losses for loss in each.own]
+    prior = [loss for each in losses for loss in each.prior]
     skipped = "float16 overflowed; its loss scale is lower now" if overflowed else None
-    return StepResult(loss_N[~is_prior_N].mean().item(), prior, norm, skipped)
+    return StepResult(fmean(own), fmean(prior) if prior else None, norm, skipped)

@@ -51,11 +51,13 @@ class Origin:
         config: the resolved one, as plain values.
         hashes: of what the config only points to, by the config's key for it.
         version: of Veneer.
+        threads: that each of its processes computed with; None: it is not known.
     """
 
     config: Mapping[str, Any]
     hashes: Mapping[str, str]
     version: str
+    threads: int | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Tensor], origi
         "format": _FORMAT,
         "step": step,
         "version": origin.version,
+        "threads": origin.threads,
         "config": origin.config,
         "hashes": origin.hashes,
         "files": {STATE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}},
@@ -112,7 +115,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     content = _read(path, STATE)
     try:
         _compare(content, told["files"][STATE], path)
-        origin = Origin(told["config"], told["hashes"], told["version"])
+        origin = Origin(told["config"], told["hashes"], told["version"], told.get("threads"))
         return Checkpoint(path, int(told["step"]), origin, from_safetensors(content))
     except (KeyError, TypeError, SafetensorError) as error:  # sealed, but by another hand than ours
         raise UserError(f"is none of Veneer's ({error!r})", where=path) from error

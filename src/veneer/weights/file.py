@@ -15,9 +15,20 @@ from veneer.adapter.spec import Factors, LoraFactors
 from veneer.errors import UserError
 from veneer.files import atomic_write
 from veneer.weights.layouts import DIFFUSERS_KEY, Layout, factors_of, layout_of, network_of, resolve, to_diffusers
-from veneer.weights.safe import check_finite, decode, encode
+from veneer.weights.safe import check_finite, decode, encode, encoded_bytes
 
-__all__ = ["FILE_NAME", "AdapterFile", "AdapterInfo", "info", "load", "render", "save", "seal"]
+__all__ = [
+    "FILE_NAME",
+    "AdapterFile",
+    "AdapterInfo",
+    "file_in",
+    "info",
+    "load",
+    "render",
+    "rendered_bytes",
+    "save",
+    "seal",
+]
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 """The name that ``load_lora_weights`` looks for in a folder."""
@@ -87,9 +98,19 @@ def save(adapter: AdapterFile, path: Path) -> str:
 
 def render(adapter: AdapterFile) -> bytes:
     """The bytes that ``save`` writes, with a hash of the tensors and their strength among the metadata."""
-    tensors, config = to_diffusers(adapter.factors)
-    layout = {DIFFUSERS_KEY: config, "format": "pt"}
+    tensors, layout = _laid_out(adapter)
     return encode(tensors, {**adapter.metadata, **layout, _SEAL: _seal(tensors, layout)})
+
+
+def rendered_bytes(adapter: AdapterFile) -> int:
+    """How many bytes ``render`` makes; the factors need have no numbers."""
+    tensors, layout = _laid_out(adapter)
+    return encoded_bytes(tensors, {**adapter.metadata, **layout, _SEAL: hashlib.sha256().hexdigest()})
+
+
+def _laid_out(adapter: AdapterFile) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors, config = to_diffusers(adapter.factors)
+    return tensors, {DIFFUSERS_KEY: config, "format": "pt"}
 
 
 def seal(path: Path) -> tuple[str | None, str]:
@@ -98,7 +119,7 @@ def seal(path: Path) -> tuple[str | None, str]:
     Raises:
         UserError: the file cannot be read.
     """
-    tensors, metadata = decode(_file_in(path))
+    tensors, metadata = decode(file_in(path))
     layout = {key: metadata[key] for key in (DIFFUSERS_KEY, "format") if key in metadata}
     return metadata.get(_SEAL), _seal(tensors, layout)
 
@@ -119,7 +140,7 @@ def load(path: Path, networks: Mapping[str, nn.Module] | None = None) -> Adapter
         UserError: the file is a pickle, is broken, holds NaN or infinity, a tensor nobody asked for, or half an
             adapter.
     """
-    path = _file_in(path)
+    path = file_in(path)
     layout, raw, metadata = _read(path)
     try:
         return AdapterFile(resolve(raw, layout, networks), metadata)
@@ -129,7 +150,7 @@ def load(path: Path, networks: Mapping[str, nn.Module] | None = None) -> Adapter
 
 def info(path: Path) -> AdapterInfo:
     """Sum up an adapter file; it is read whole, with all of :func:`load`'s checks that need no base."""
-    path = _file_in(path)
+    path = file_in(path)
     layout, raw, metadata = _read(path)
     content = path.read_bytes()
     return AdapterInfo(
@@ -145,7 +166,12 @@ def info(path: Path) -> AdapterInfo:
     )
 
 
-def _file_in(path: Path) -> Path:
+def file_in(path: Path) -> Path:
+    """The adapter file that a path means: itself, or in a folder the one of a usual name.
+
+    Raises:
+        UserError: the folder has none.
+    """
     if not path.is_dir():
         return path
     for name in (FILE_NAME, _PEFT_NAME):

@@ -15,11 +15,21 @@ from torch import Tensor
 
 from veneer.errors import UserError
 
-__all__ = ["check_finite", "decode", "encode", "first_not_finite"]
+__all__ = ["check_finite", "decode", "encode", "encoded_bytes", "first_not_finite"]
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(1, 6)))
 """torch.save writes a zip; before 1.6, and pickle itself, a protocol mark."""
+
+_DTYPE_NAMES = {
+    torch.int64: "I64",
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+}
+_DTYPES = tuple(_DTYPE_NAMES)
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -31,9 +41,22 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     # copies, for the library refuses tensors that share memory
     own = {name: tensors[name].detach().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
     whole = to_safetensors(own, dict(metadata))
-    header = json.dumps(_header(whole), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    header = _written(_header(whole))
     header += b" " * (-len(header) % 8)
     return len(header).to_bytes(8, "little") + header + whole[_data(whole) :]
+
+
+def encoded_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
+    """How many bytes :func:`encode` makes of them; their numbers are not looked at, so they need have none."""
+    # the library lays the widest types first, and names of one type in their order
+    ordered = sorted(sorted(tensors), key=lambda name: _DTYPES.index(tensors[name].dtype))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name in ordered:
+        start, end = end, end + tensors[name].numel() * tensors[name].element_size()
+        dtype = _DTYPE_NAMES[tensors[name].dtype]
+        header[name] = {"data_offsets": [start, end], "dtype": dtype, "shape": list(tensors[name].shape)}
+    return 8 + -(-len(_written(header)) // 8) * 8 + end
 
 
 def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -60,6 +83,10 @@ def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(reason, where=path, remedy="fetch it again") from error
     check_finite(tensors, path)
     return tensors, _header(content).get("__metadata__") or {}
+
+
+def _written(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def _header(content: bytes) -> dict[str, Any]:

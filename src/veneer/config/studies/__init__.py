@@ -1,0 +1,1 @@
+"""Ready-made studies, for ``veneer study NAME --config CONFIG``."""

@@ -1,0 +1,50 @@
+"""All kinds of events that a run tells and that its log, ``run.jsonl``, may hold: docs/events.md is made of them."""
+
+from __future__ import annotations
+
+from veneer.evaluate.figures import Evaluated, Score
+from veneer.run.failing import Failed
+from veneer.run.keeping import Checkpointed
+from veneer.run.memory import MemoryTaken
+from veneer.run.resume import Resumed
+from veneer.run.sampling import Sampled
+from veneer.run.selecting import BestKept, EarlyStopped
+from veneer.run.tracking import Tracked
+from veneer.run.training import PriorPainting, Saved, Surveyed
+from veneer.train.events import (
+    CheckpointDue,
+    EvaluationDue,
+    Finished,
+    Planned,
+    SampleDue,
+    StepDone,
+    Stopped,
+    Warned,
+)
+
+__all__ = ["EVENTS"]
+
+EVENTS: tuple[type, ...] = (
+    Surveyed,
+    PriorPainting,
+    Resumed,
+    Planned,
+    Tracked,
+    StepDone,
+    SampleDue,
+    Sampled,
+    EvaluationDue,
+    Evaluated,
+    CheckpointDue,
+    Checkpointed,
+    Warned,
+    Stopped,
+    EarlyStopped,
+    Finished,
+    MemoryTaken,
+    BestKept,
+    Saved,
+    Score,
+    Failed,
+)
+"""In about the order in which a run tells them."""

@@ -1,0 +1,94 @@
+"""Sample sheets painted while training, and the strip that they make."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veneer.config.schema import RunConfig
+from veneer.errors import UserError
+from veneer.family.base import Family
+from veneer.run.compare import paint
+from veneer.run.folder import SAMPLES, TIMELAPSE, sheets_in, write_picture
+from veneer.run.sheets import note_in, pictures_in, write_sheet
+from veneer.sample.sheet import sheet
+from veneer.sample.timelapse import evenly, timelapse
+from veneer.train.events import Warned
+
+__all__ = ["Painter", "Sampled"]
+
+_COLUMNS = 12  # of the strip; with 128 pixels a picture it is 1,768 wide
+_SMALL, _LARGE = 128, 256  # side of a picture on a sheet, in pixels
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """A sample sheet was painted.
+
+    Attributes:
+        step: after which; 0: by the base.
+        path: of the sheet.
+        timelapse: the strip of all sheets so far.
+    """
+
+    step: int
+    path: Path
+    timelapse: Path
+
+
+class Painter:
+    """Paints a run's sample sheets, the same prompts from the same seeds each time.
+
+    What finds no room on the disk is not worth the run: it is told, and the run goes on.
+
+    Args:
+        family: carries the adapter in training.
+        config: of the run.
+        prompts: what to paint.
+        tell: is told of each sheet.
+    """
+
+    def __init__(
+        self, family: Family, config: RunConfig, prompts: tuple[str, ...], tell: Callable[[object], None]
+    ) -> None:
+        self._family, self._config, self._prompts, self._tell = family, config, prompts, tell
+        self._cell = min(max(family.resolution, _SMALL), _LARGE)
+
+    def paint(self, step: int) -> None:
+        """Paint the sheet of a step, and bring the strip up to date."""
+        pictures = paint(self._family, self._prompts, self._config)
+        path = self._config.output / SAMPLES / f"step-{step:09d}.png"
+        page = sheet([[picture] for picture in pictures], labels=self._prompts, cell=self._cell)
+        try:
+            write_sheet(page, path, self._note())
+            self._tell(Sampled(step, path, self._write_strip()))
+        except UserError as fault:
+            self._tell(Warned(f"no samples of step {step}: {fault}"))
+
+    def rebuild(self) -> None:
+        """Make the strip of the sheets that an earlier process left, if there are any."""
+        try:
+            if self._kept():
+                self._write_strip()
+        except UserError as fault:
+            self._tell(Warned(f"no strip of the samples so far: {fault}"))
+
+    def _write_strip(self) -> Path:
+        kept = self._kept()
+        read = {step: pictures_in(kept[step]) for step in evenly(list(kept), _COLUMNS)}
+        pictures = {step: [row[0] for row in rows] for step, rows in read.items() if rows is not None}
+        return write_picture(timelapse(pictures, self._prompts), self._config.output / SAMPLES / TIMELAPSE)
+
+    def _kept(self) -> dict[int, Path]:
+        """The sheets that were painted as this run paints: after a change of prompts the strip begins anew."""
+        return {step: path for step, path in sheets_in(self._config.output).items() if note_in(path) == self._note()}
+
+    def _note(self) -> dict[str, Any]:
+        sample = self._config.sample
+        painted = [self._prompts, sample.steps, sample.guidance, self._config.seed]
+        sha256 = hashlib.sha256(json.dumps(painted).encode()).hexdigest()
+        return {"cell": self._cell, "columns": [], "labels": list(self._prompts), "painted": sha256}

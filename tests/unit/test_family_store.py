@@ -1,0 +1,102 @@
+"""What is kept on disk of a base's work is what the base would make again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from veneer.config.load import build_config, resolve
+from veneer.config.schema import RunConfig
+from veneer.data.preflight import survey
+from veneer.family.base import Family
+from veneer.family.registry import load_family
+from veneer.family.store import Store
+from veneer.train.loop import train
+
+
+def counted(value: float) -> tuple[Callable[[], dict[str, Tensor]], list[int]]:
+    calls: list[int] = []
+
+    def make() -> dict[str, Tensor]:
+        calls.append(1)
+        return {"it": torch.tensor([value])}
+
+    return make, calls
+
+
+def test_a_key_is_made_once_and_read_from_then_on(tmp_path: Path) -> None:
+    make, calls = counted(3.0)
+    for _ in range(2):
+        assert Store(tmp_path, "base").kept(("posterior", "id", 64, False), make)["it"].item() == 3.0
+    assert len(calls) == 1
+
+
+KEYS = [
+    ("posterior", "id", 64, False),
+    ("posterior", "id", 64, True),
+    ("posterior", "id", 32, False),
+    ("caption", "id"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), list(itertools.combinations(KEYS, 2)))
+def test_all_that_a_picture_depends_on_is_in_its_key(
+    one: tuple[object, ...], other: tuple[object, ...], tmp_path: Path
+) -> None:
+    store = Store(tmp_path, "base")
+    store.kept(one, counted(1.0)[0])
+    assert store.kept(other, counted(2.0)[0])["it"].item() == 2.0
+
+
+def test_another_base_has_other_numbers(tmp_path: Path) -> None:
+    Store(tmp_path, "one").kept(("caption", "a cat"), counted(1.0)[0])
+    assert Store(tmp_path, "other").kept(("caption", "a cat"), counted(2.0)[0])["it"].item() == 2.0
+
+
+def test_a_torn_file_is_made_anew(tmp_path: Path) -> None:
+    store = Store(tmp_path, "base")
+    store.kept(("caption", "a cat"), counted(1.0)[0])
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-2])
+    make, calls = counted(1.0)
+    assert store.kept(("caption", "a cat"), make)["it"].item() == 1.0
+    assert len(calls) == 1
+    assert store.kept(("caption", "a cat"), make)["it"].item() == 1.0
+    assert len(calls) == 1
+
+
+def config_of(base: Path, pictures: Path, cache: Path | None) -> RunConfig:
+    data = {
+        "sources": [{"path": str(pictures)}],
+        "held_out": 0,
+        "flip": True,
+        "cache": None if cache is None else str(cache),
+    }
+    mapping = {"base": str(base), "data": data, "train": {"steps": 4, "batch": 4, "checkpoint_every": 0}}
+    return build_config(mapping, origin="a test")
+
+
+def losses(config: RunConfig, family: Family) -> list[float]:
+    config = resolve(config, family.resolution)
+    return [event.loss for event in train(config, family, survey(config.data)) if hasattr(event, "loss")]
+
+
+def test_a_run_with_a_cache_is_the_run_without_one_and_a_second_one_encodes_nothing(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_family(str(tiny_base))
+    plain = losses(config_of(tiny_base, tiny_pictures, None), family)
+    config = config_of(tiny_base, tiny_pictures, tmp_path / "cache")
+    assert losses(config, family) == plain
+
+    def refuse(*given: object) -> None:
+        raise AssertionError("was encoded again")
+
+    monkeypatch.setattr(type(family), "encode_image", refuse)
+    monkeypatch.setattr(type(family), "encode_text", refuse)
+    assert losses(config, family) == plain
