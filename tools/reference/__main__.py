@@ -1,4 +1,4 @@
-"""Write ``docs/configuration.md`` from the schema and the presets: ``python -m tools.reference``."""
+"""Write ``docs/configuration.md`` and ``docs/events.md`` from what they tell of: ``python -m tools.reference``."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from tools.reference import events
 from veneer.config.load import list_presets
 from veneer.config.schema import RunConfig
 
@@ -103,3 +104,4 @@ def _preset(name: str) -> str:
 if __name__ == "__main__":
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), "utf-8")
+    events.PAGE.write_text(events.page(), "utf-8")
