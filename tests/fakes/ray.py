@@ -161,6 +161,9 @@ class _Tuner:
     ) -> None:
         self._ray, self._function, self._space, self._how = ray, function, param_space, tune_config
         self._run = run_config
+        for callback in self._run.callbacks:  # Ray pickles them with all else that a restart would want
+            made, *_ = callback.__reduce_ex__(2)
+            assert made.__name__ == "Callback", "what a callback holds cannot be pickled"
         ray.config = run_config
 
     def fit(self) -> list[Result]:

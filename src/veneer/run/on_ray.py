@@ -173,7 +173,9 @@ def _fit(
     def on_trial_complete(self: Any, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         enter(trial.config)
 
-    live = type("Live", (tune.Callback,), {"on_trial_complete": on_trial_complete})
+    # Ray writes its callbacks down for a restart that is never asked for; this one holds what cannot be written
+    gone = {"__reduce__": lambda self: (tune.Callback, ())}
+    live = type("Live", (tune.Callback,), {"on_trial_complete": on_trial_complete, **gone})
 
     needs = {"cpu": 1, "gpu": 1} if ray.cluster_resources().get("GPU") else {"cpu": 1}
     given = {"study": lab.study, "folder": lab.folder.resolve(), "home": Path.cwd(), "jobs": jobs}
