@@ -176,6 +176,20 @@ def test_a_torn_line_is_passed_over(run: Path, tmp_path: Path) -> None:
     assert evidence.ending.how == "cut off" and evidence.held_out is not None
 
 
+def test_a_run_that_was_stopped_and_goes_on_is_judged_by_its_last_life(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    log = tmp_path / "run" / LOG
+    steps = [line for line in log.read_text().splitlines() if '"StepDone"' in line][:2]
+    stopped = [*steps, json.dumps({"event": "Stopped", "seconds": 1, "step": 2})]
+    resumed = json.dumps({"event": "Resumed", "seconds": 0, "step": 2, "path": "c", "losses": []})
+    endings = []
+    for lines in (stopped, [*stopped, resumed]):
+        log.write_text("".join(f"{line}\n" for line in lines))
+        ending = gather(tmp_path / "run").ending
+        endings.append((ending.how, ending.step))
+    assert endings == [("stopped", 2), ("cut off", 2)]
+
+
 def test_pictures_that_are_gone_are_missed_and_no_fault(run: Path, tmp_path: Path, config: RunConfig) -> None:
     shutil.copytree(run, tmp_path / "run")
     gone = config.data.model_copy(

@@ -17,7 +17,6 @@ torchao_fp8  8 bits with an exponent of 4 (E4M3), a scale for each row          
 from __future__ import annotations
 
 import importlib
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,6 +27,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from veneer.errors import UserError
+from veneer.quiet import without_notices
 
 __all__ = ["FORMS", "NONE", "Form", "form_named"]
 
@@ -87,17 +87,14 @@ class Form:
         Raises:
             UserError: it is not, or it does not work here.
         """
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # both tell of kernels for hardware that is not here
         try:
-            importlib.import_module(self.library)
+            with without_notices():  # both tell of kernels for hardware that is not here
+                importlib.import_module(self.library)
         except ImportError as fault:
             missing = isinstance(fault, ModuleNotFoundError) and fault.name == self.library
             what = "is not installed" if missing else f"cannot be imported: {str(fault).splitlines()[0]}"
             remedy = f"pip install 'veneer[{self.library}]'"
             raise UserError(f"{self.name} needs {self.library}, which {what}", where=_WHERE, remedy=remedy) from fault
-        finally:
-            logging.disable(before)
 
 
 def form_named(name: str) -> Form:

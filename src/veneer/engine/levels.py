@@ -123,7 +123,7 @@ def _recompute(model: nn.Module) -> _Attributes:
     """Turn block checkpointing on; return what every block had before."""
     before = [(module, _switches(module)) for module in model.modules()]
     try:
-        recompute_blocks({"model": model}, True)
+        recompute_blocks(model)
     except (AttributeError, ValueError) as fault:
         raise UserError(f"{type(model).__name__} has no blocks to compute again", remedy="use leaner") from fault
     for module, had in before:

@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -32,7 +33,19 @@ from torch.nn import functional
 
 from veneer.engine.frozen import Window, product_dtype
 
-__all__ = ["Adapter", "Layer", "Linear", "Operands", "Order", "Shape", "adapted", "order", "output", "shape_of"]
+__all__ = [
+    "Adapter",
+    "Layer",
+    "Linear",
+    "MatrixProduct",
+    "Operands",
+    "Order",
+    "Shape",
+    "adapted",
+    "order",
+    "output",
+    "shape_of",
+]
 
 
 class Shape(NamedTuple):
@@ -115,12 +128,8 @@ class Layer(Protocol):
         """Of a weight of ``shape``."""
 
 
-class Linear(NamedTuple):
-    """The matrix product of (..., in) with (out, in)."""
-
-    def read(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """The weight itself, or a copy in another precision."""
-        return weight.to(dtype)
+class MatrixProduct:
+    """The product of (..., in) with (out, in), however the latter is held."""
 
     def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         """(..., out)."""
@@ -133,6 +142,15 @@ class Linear(NamedTuple):
     def weight_gradient(self, dy: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
         """(out, in)."""
         return dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])
+
+
+@dataclass(frozen=True)
+class Linear(MatrixProduct):
+    """That of a plain linear layer."""
+
+    def read(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """The weight itself, or a copy in another precision."""
+        return weight.to(dtype)
 
 
 class Adapter(NamedTuple):

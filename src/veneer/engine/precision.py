@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from veneer.errors import UserError
 from veneer.family.base import Family
@@ -56,26 +54,14 @@ def precision_of(name: str, device: torch.device) -> Precision:
     return Precision(_DTYPES[name], device)
 
 
-def recompute_blocks(networks: Mapping[str, nn.Module], on: bool) -> None:
-    """Turn each model's own gradient checkpointing on or off (Chen et al. 2016).
+def recompute_blocks(model: Any) -> None:
+    """Turn a model's own gradient checkpointing on (Chen et al. 2016).
 
     The non-reentrant form is asked for: it needs no gradient on a block's input, of which a frozen model has none.
     """
-    for network in networks.values():
-        if hasattr(network, "enable_gradient_checkpointing"):
-            _switch_diffusers(network, on)
-        else:
-            _switch_transformers(network, on)
-
-
-def _switch_diffusers(model: Any, on: bool) -> None:
-    (model.enable_gradient_checkpointing if on else model.disable_gradient_checkpointing)()
-
-
-def _switch_transformers(model: Any, on: bool) -> None:
-    # renamed within version 5, and the old name warns
+    if hasattr(model, "enable_gradient_checkpointing"):
+        model.enable_gradient_checkpointing()
+        return
+    # renamed within transformers 5, and the old name warns
     kind = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
-    if on:
-        getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})
-    else:
-        getattr(model, f"{kind}_checkpointing_disable")()
+    getattr(model, f"{kind}_checkpointing_enable")({"use_reentrant": False})

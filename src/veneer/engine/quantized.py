@@ -19,12 +19,13 @@ from torch.nn import functional
 
 from veneer.engine.forms import NONE, Form, form_named
 from veneer.engine.frozen import product_dtype
+from veneer.engine.lora_linear import MatrixProduct
 from veneer.errors import UserError
 
 __all__ = ["Packed", "Quantized", "check_form", "form_of", "parameter_count", "quantize"]
 
 
-class Packed:
+class Packed(MatrixProduct):
     """The weights of one layer, as a map that is applied: ``Layer`` of :mod:`veneer.engine.lora_linear`.
 
     Args:
@@ -39,18 +40,6 @@ class Packed:
     def read(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """The weights, (out, in); ``weight`` stands for them and is not looked at."""
         return self._form.unpack(self._parts, self._shape, dtype)
-
-    def apply(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        """(..., out), by weights that were read."""
-        return functional.linear(x, weight, bias)
-
-    def input_gradient(self, dy: Tensor, weight: Tensor, shape: torch.Size) -> Tensor:
-        """(..., in), from (..., out)."""
-        return torch.matmul(dy, weight)
-
-    def weight_gradient(self, dy: Tensor, x: Tensor, shape: torch.Size) -> Tensor:
-        """(out, in)."""
-        return dy.reshape(-1, dy.shape[-1]).T @ x.reshape(-1, x.shape[-1])
 
 
 class _Copy(Tensor):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 from veneer.evaluate.figures import Evaluated
 from veneer.evaluate.plain import from_plain
 from veneer.evaluate.report.content import Course, Curve, Ending, Point
+from veneer.run.log import events_in
 from veneer.run.smooth import Smooth
 
 __all__ = ["read_log"]
@@ -59,7 +59,7 @@ class _Reader:
         elif event == "Warned":
             self._warn(line["text"])
         elif event == "MemoryTaken":
-            self._memory = line["peak"] - line["before"]
+            self._memory = line["peak"]
         elif event == "Resumed":
             self._ending = replace(self._open, step=line["step"])
         else:
@@ -153,17 +153,6 @@ def read_log(path: Path, steps: int, *, running: bool = False) -> Course | None:
     if not path.is_file():
         return None
     reader = _Reader(steps, running)
-    for line in _lines(path):
+    for line in events_in(path):
         reader.add(line)
     return reader.course()
-
-
-def _lines(path: Path) -> Iterator[Line]:
-    with path.open("rb") as log:
-        for text in log:
-            try:
-                line = json.loads(text)
-            except ValueError:  # what a killed process left of its last line
-                continue
-            if isinstance(line, dict):
-                yield line

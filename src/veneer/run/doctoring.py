@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -46,6 +45,7 @@ from veneer.plan.sketch import sketch_folder
 from veneer.run.base import load_base
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG
 from veneer.run.lock import is_locked
+from veneer.run.log import events_in
 from veneer.run.planning import Pictures as Shown
 from veneer.run.planning import rehearse
 from veneer.weights.checkpoint import checkpoints_in
@@ -119,9 +119,7 @@ def _with_measures(evidence: Evidence, dataset: Dataset | None, factors: Factors
 def _read(folder: Path) -> tuple[RunConfig, list[Line]]:
     if not (folder / CONFIG).is_file():
         raise _no_run(folder)
-    log = folder / LOG
-    lines = [_line(text) for text in log.read_text("utf-8").splitlines()] if log.is_file() else []
-    return load_config(folder / CONFIG), [line for line in lines if line]
+    return load_config(folder / CONFIG), list(events_in(folder / LOG))
 
 
 def _no_run(folder: Path) -> UserError:
@@ -131,14 +129,6 @@ def _no_run(folder: Path) -> UserError:
     return UserError(what, where=folder, remedy=f"give {wanted}")
 
 
-def _line(text: str) -> Line:
-    try:
-        line = json.loads(text)
-    except ValueError:  # the last one of a process that was killed
-        return {}
-    return line if isinstance(line, dict) else {}
-
-
 @dataclass(frozen=True)
 class _Log:
     """A run's log, event by event."""
@@ -146,7 +136,7 @@ class _Log:
     lines: Sequence[Line]
 
     def _of(self, name: str) -> list[Line]:
-        return [line for line in self.lines if line.get("event") == name]
+        return [line for line in self.lines if line["event"] == name]
 
     @property
     def steps(self) -> list[tuple[int, float, float]]:
@@ -179,15 +169,16 @@ class _Log:
         return Pictures(told.get("train", 0), told.get("held_out", 0), few, len(rejected), twins=0)
 
     def ending(self, *, is_running: bool) -> Ending:
-        ending = Ending("running" if is_running else "cut off", 0)
+        ending = opened = Ending("running" if is_running else "cut off", 0)
         for line in self.lines:
-            ending = _after(ending, line)
+            # whoever goes on with a run that was stopped has yet to end it
+            ending = _after(opened if line["event"] == "Resumed" else ending, line)
         return ending
 
 
 def _after(ending: Ending, line: Line) -> Ending:
     """How a log ends that ends with this line."""
-    event = line.get("event")
+    event = line["event"]
     if event in ("StepDone", "Resumed"):
         return replace(ending, step=line["step"])
     if event in ("Finished", "Stopped"):

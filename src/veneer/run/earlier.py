@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from veneer.run.log import events_in
 
 __all__ = ["Earlier", "look_back"]
 
@@ -34,7 +35,7 @@ class Earlier:
 
 def look_back(log: Path, step: int) -> Earlier:
     """What a log tells of a run that goes on after ``step``; nothing where there is no log."""
-    events = list(_events(log))
+    events = list(events_in(log))
     steps = [event for event in events if event["event"] == "StepDone"]
     losses = [event["loss"] for event in steps if event["step"] <= step]
     return Earlier(
@@ -43,16 +44,3 @@ def look_back(log: Path, step: int) -> Earlier:
         scored=any(event["event"] == "Score" for event in events),
         tracked={event["tracker"]: event for event in events if event["event"] == "Tracked"},
     )
-
-
-def _events(log: Path) -> Iterator[dict[str, Any]]:
-    if not log.exists():
-        return
-    with log.open("rb") as lines:
-        for line in lines:
-            try:
-                told = json.loads(line)
-            except ValueError:  # what a killed process left of its last line
-                continue
-            if isinstance(told, dict) and "event" in told:
-                yield told

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from veneer.adapter.algebra import merge
+from veneer.adapter.applied import applied
 from veneer.adapter.spec import Factors
 from veneer.config.load import build_config, load_config, resolve
 from veneer.config.schema import DataConfig, RunConfig, SourceConfig
@@ -270,11 +270,8 @@ def _paint(case: _Case, captions: Sequence[str], purpose: str) -> list[Image.Ima
 
 
 def _paint_adapted(case: _Case, captions: Sequence[str], purpose: str) -> list[Image.Image]:
-    merged = merge(case.family.networks, [(case.factors, 1.0)])
-    try:
+    with applied(case.family.networks, case.factors):
         return _paint(case, captions, purpose)
-    finally:
-        merged.undo()
 
 
 def _step_of(adapter: AdapterFile) -> int | None:

@@ -7,17 +7,18 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from veneer.files import atomic_write
 from veneer.train.events import Warned
 
-__all__ = ["EventLog", "Teller", "cut_log"]
+__all__ = ["EventLog", "Teller", "cut_log", "events_in"]
 
 
 class Teller:
@@ -99,6 +100,23 @@ class EventLog:
             self.fault = self.fault or error
             with suppress(OSError):
                 self._file.truncate(self._size)
+
+
+def events_in(path: Path) -> Iterator[dict[str, Any]]:
+    """The events that a log tells, in their order; none where there is no log.
+
+    What a killed process left of its last line is passed over.
+    """
+    if not path.is_file():
+        return
+    with path.open("rb") as lines:
+        for line in lines:
+            try:
+                told = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(told, dict) and "event" in told:
+                yield told
 
 
 def cut_log(path: Path, step: int) -> None:

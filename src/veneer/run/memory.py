@@ -27,11 +27,6 @@ class MemoryTaken:
     before: int
     peak: int
 
-    @property
-    def taken(self) -> int:
-        """What the run added, which is what a plan speaks of."""
-        return self.peak - self.before
-
 
 class MemoryWatch:
     """Tells what a run took once it is trained; made before the base is loaded.

@@ -91,6 +91,12 @@ class Surveyed:
     rejected: Mapping[str, str]
     notes: tuple[str, ...]
 
+    @classmethod
+    def of(cls, pictures: Dataset) -> Surveyed:
+        """What is told of pictures that were looked over."""
+        rejected = {str(one.path): one.reason for one in (*pictures.train.rejected, *pictures.held_out.rejected)}
+        return cls(len(pictures.train.samples), len(pictures.held_out.samples), rejected, pictures.notes)
+
 
 @dataclass(frozen=True)
 class PriorPainting:
@@ -174,7 +180,7 @@ def run_training(
             tell.add(MemoryWatch(tell))
         start = _start(config, resume, overwrite, tell, processes)
         pictures = survey(config.data)
-        tell(_surveyed(pictures))
+        tell(Surveyed.of(pictures))
         check_held_out(config, pictures)
         family = load_base(config.base, **held_as(config))
         for note in notes_on(pictures, config, family):
@@ -264,11 +270,6 @@ def _keeper(run: Identity, start: Checkpoint | None, tell: Listener, processes: 
     last = None if start is None else (start.step, start.path)
     folder, keep = run.config.output / CHECKPOINTS, run.config.train.keep
     return Keeper(folder, keep, run.origin, tell, last, writes=processes.is_first)
-
-
-def _surveyed(pictures: Dataset) -> Surveyed:
-    rejected = {str(one.path): one.reason for one in (*pictures.train.rejected, *pictures.held_out.rejected)}
-    return Surveyed(len(pictures.train.samples), len(pictures.held_out.samples), rejected, pictures.notes)
 
 
 def paint_prior(config: RunConfig, family: Family, listen: Listener = _ignore) -> None:

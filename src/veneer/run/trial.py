@@ -34,7 +34,7 @@ from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, clear, make_writable
 from veneer.run.identity import BASE, PICTURES, PRIOR, Identity
 from veneer.run.keeping import Keeper
 from veneer.run.lock import locked
-from veneer.run.log import EventLog, Teller, cut_log
+from veneer.run.log import EventLog, Teller, cut_log, events_in
 from veneer.run.resume import Resumed, check_same
 from veneer.run.stopping import Interrupted, stopping_at_signals
 from veneer.run.training import Listener, Surveyed, paint_prior
@@ -128,7 +128,7 @@ class Lab:
         if not self._unseen:
             remedy = "set run.data.held_out: a share, or a folder of pictures"
             raise UserError("no picture is held out to measure on", where=study.origin, remedy=remedy)
-        listen(_surveyed(self._pictures(run)))
+        listen(Surveyed.of(self._pictures(run)))
         self.family: Family = load_base(run.base, **held_as(run))
         self._base_hash = fingerprint(run.base)
         self.rod = resolve(run, self.family.resolution)
@@ -162,7 +162,7 @@ class Lab:
         if config.data.prior is not None:
             paint_prior(config.model_copy(update={"seed": self.rod.seed}), self.family, self._listen)
             hashes[PRIOR] = read_prior(config).fingerprint()
-        # recomputing changes no bit of the adapter, but the time and the memory that the table tells
+        # levels of memory that give the same bits do not take the time and the memory that the table tells
         digest = _hash({**essence(config), "train.memory": config.train.memory, **hashes})
         output = self.folder / TRIALS / f"{_slug(point.name)}-seed{seed}-{digest[:_DIGITS]}"
         return Trial(point, Identity(config.model_copy(update={"output": output}), hashes), digest)
@@ -347,19 +347,13 @@ def _watch(trainer: Trainer, run: Identity, keeper: Keeper, tell: Listener) -> F
 def _seconds(log: Path) -> float:
     """Of training: from each start's plan to its last step, over all the starts that the log tells of."""
     total = began = last = 0.0
-    for line in log.read_text("utf-8").splitlines():
-        told = json.loads(line)
+    for told in events_in(log):
         if told["event"] == "Planned":
             total += last - began
             began = last = told["seconds"]
         elif told["event"] == "StepDone":
             last = told["seconds"]
     return round(total + last - began, 3)
-
-
-def _surveyed(pictures: Dataset) -> Surveyed:
-    rejected = {str(one.path): one.reason for one in (*pictures.train.rejected, *pictures.held_out.rejected)}
-    return Surveyed(len(pictures.train.samples), len(pictures.held_out.samples), rejected, pictures.notes)
 
 
 def _slug(name: str) -> str:

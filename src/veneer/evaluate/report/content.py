@@ -91,7 +91,7 @@ class Course:
         warnings: that were told, the first ones.
         more_warnings: how many came after those.
         step_seconds: median time of a step; None where the log does not tell.
-        memory_bytes: that the training took at its fullest moment; None likewise.
+        memory_bytes: in use at the fullest moment of training, by the whole process on a CPU; None likewise.
     """
 
     ending: Ending
