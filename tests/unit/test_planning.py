@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -27,9 +28,12 @@ from veneer.plan.machine import free_memory, process_memory
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
 from veneer.run import planning
 from veneer.run.base import load_base
+from veneer.run.folder import CHECKPOINTS, PLAN
 from veneer.run.planning import Pictures, foresee, look_ahead, plan_run
+from veneer.run.training import run_training
 from veneer.train.loop import Trainer
 from veneer.train.step import train_step
+from veneer.weights.checkpoint import checkpoints_in
 
 MB = 10**6
 
@@ -124,6 +128,19 @@ def test_the_public_door_gives_memory_disk_and_course(plan: Plan) -> None:
     assert plan.disk is not None and plan.course is not None
     assert (plan.course.pictures, plan.course.shown) == (12, 6)
     assert f"all tensors of a {STEP}" in str(plan) and "disk: " in str(plan)
+
+
+def test_the_best_adapter_takes_room_in_a_file_and_in_each_checkpoint(
+    config: RunConfig, plan: Plan, tmp_path: Path
+) -> None:
+    scored = changed(changed(config, "evaluate", every=2, pictures=2, draws=1), "data", held_out=0.25)
+    scored = changed(scored, "train", checkpoint_every=2).model_copy(update={"output": tmp_path / "run"})
+    run_training(scored)
+    (planned, before) = (json.loads((tmp_path / "run" / PLAN).read_text())["disk"], plan.disk)
+    real = sum(path.stat().st_size for path in checkpoints_in(tmp_path / "run" / CHECKPOINTS)[-1].iterdir())
+    assert (
+        before and planned["checkpoint"] > before.checkpoint and planned["checkpoint"] == pytest.approx(real, rel=0.15)
+    )
 
 
 def test_parts_of_the_step_are_named(plan: Plan, family: Family) -> None:

@@ -10,7 +10,7 @@ import torch
 
 from veneer.engine.memory import memory_in_use
 
-__all__ = ["PeakMemory"]
+__all__ = ["PeakMemory", "begin_anew"]
 
 _RESET = Path("/proc/self/clear_refs")
 
@@ -32,7 +32,7 @@ class PeakMemory:
             self._measures = True
         else:
             _give_back()
-            self._measures = _begin_anew()
+            self._measures = begin_anew()
 
     def bytes(self) -> int | None:
         """The peak so far; None where the system does not tell."""
@@ -40,7 +40,7 @@ class PeakMemory:
         return None if in_use is None else in_use.peak
 
 
-def _begin_anew() -> bool:
+def begin_anew() -> bool:
     """Set the process's peak back to what it holds (proc(5), /proc/pid/clear_refs); False where that cannot be."""
     try:
         _RESET.write_text("5")

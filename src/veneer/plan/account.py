@@ -83,7 +83,7 @@ class Disk:
     Attributes:
         checkpoint: bytes of one.
         keep: how many there are at the end.
-        result: bytes of the adapter's file.
+        result: bytes of the adapter's file, and of the best one's beside it where there is one.
     """
 
     checkpoint: int

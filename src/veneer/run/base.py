@@ -9,16 +9,18 @@ from typing import TypedDict
 import torch
 from torch import nn
 
+from veneer.config.load import load_config
 from veneer.config.schema import RunConfig
 from veneer.engine.forms import NONE, form_named
 from veneer.engine.quantized import form_of, quantize
 from veneer.errors import UserError
 from veneer.family.base import Family
-from veneer.family.registry import load_family
+from veneer.family.registry import BUNDLED, load_family
 from veneer.plan.account import specs_of
 from veneer.plan.published import PUBLISHED
+from veneer.run.folder import config_beside
 
-__all__ = ["held_as", "hold", "load_base"]
+__all__ = ["base_beside", "held_as", "hold", "load_base"]
 
 
 def load_base(base: str, quantize: str = NONE, networks: Sequence[str] = ("unet",)) -> Family:
@@ -41,6 +43,12 @@ def load_base(base: str, quantize: str = NONE, networks: Sequence[str] = ("unet"
     for prefix in networks:
         _hold(family.networks[prefix], quantize, device)
     return family if device is None else family.to(device, torch.float32)
+
+
+def base_beside(file: Path) -> str:
+    """The base that an adapter's run names; the bundled one where its configuration is not at hand."""
+    config = config_beside(file)
+    return load_config(config).base if config.is_file() else BUNDLED
 
 
 class _Held(TypedDict, total=False):

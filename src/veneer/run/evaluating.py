@@ -25,7 +25,7 @@ from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
 from veneer.keyed import key
 from veneer.run.base import load_base
-from veneer.run.folder import CONFIG, COPYING, EVALUATED, make_writable, write_picture
+from veneer.run.folder import CONFIG, COPYING, EVALUATED, config_beside, make_writable, write_picture
 from veneer.run.identity import HASHES, PICTURES
 from veneer.sample.generate import generate
 from veneer.weights.file import AdapterFile, file_in, info, load
@@ -132,7 +132,7 @@ def folder_of(file: Path, how: Evaluating) -> Path:
 
 def _settle(file: Path, how: Evaluating) -> tuple[RunConfig, Dataset, list[str]]:
     """The run's config and its pictures; for a file without one the plainest config, and what the user named."""
-    path = (file if file.is_dir() else file.parent) / CONFIG
+    path = config_beside(file)
     notes: list[str] = []
     if path.is_file():
         config = load_config(path)

@@ -37,6 +37,7 @@ __all__ = [
     "claim",
     "clear",
     "clear_samples",
+    "config_beside",
     "make_writable",
     "sheets_in",
     "write_picture",
@@ -85,6 +86,11 @@ def make_writable(folder: Path, remedy: str) -> None:
             probe.write(b"probe")
     except OSError as error:
         raise UserError(f"cannot be written to: {error.strerror or error}", where=folder, remedy=remedy) from error
+
+
+def config_beside(file: Path) -> Path:
+    """Where the configuration of an adapter's run would be: in its folder, or beside its file."""
+    return (file if file.is_dir() else file.parent) / CONFIG
 
 
 def claim(folder: Path, *, overwrite: bool = False) -> None:

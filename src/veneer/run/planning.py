@@ -152,13 +152,19 @@ def rehearse(
         injection = trainer.injection
         adapted = _modules(family)
         counted = account(family.networks, injection, metadata, names)
-        disk = Disk(encoded_bytes(trainer.state_dict(), {}), config.train.keep, counted.file_bytes)
+        disk = _disk(config, encoded_bytes(trainer.state_dict(), {}), counted.file_bytes)
         rehearsal.conclude(trainer)
     phases = _phases(ledger, _growth(ledger, config.base, modules, adapted))
     memory = Memory(device.type, phases, rehearsal.caches)
     train = config.train
     course = Course(train.steps, train.batch, train.accumulate, pictures.shown if pictures else None)
     return replace(counted, memory=memory, course=course, disk=disk)
+
+
+def _disk(config: RunConfig, state: int, file: int) -> Disk:
+    """With scores on the way there is the best adapter as well: in a file, and in each checkpoint."""
+    best = file if config.evaluate.every else 0
+    return Disk(state + best, config.train.keep, file + best)
 
 
 def _modules(family: Family) -> int:

@@ -14,7 +14,6 @@ import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -23,6 +22,7 @@ from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import read_prior, survey
 from veneer.engine.memory import memory_in_use
+from veneer.engine.peak import begin_anew
 from veneer.engine.precision import device_of
 from veneer.errors import UserError
 from veneer.plan.machine import process_memory
@@ -34,7 +34,6 @@ from veneer.train.step import train_step
 
 __all__ = ["Probe", "main", "probe"]
 
-_RESET = Path("/proc/self/clear_refs")
 _MISTAKE = 2
 
 
@@ -116,6 +115,7 @@ def _measure(config: RunConfig) -> Probe:
     with closing(Trainer(config, family, pictures)) as trainer:
         trainer.feed.micros(0)
         meter.note(ENCODING)
+        trainer.relieve()
         train_step(trainer.learner, 0, trainer.feed.micros(0))
         began = time.perf_counter()
         train_step(trainer.learner, 1, trainer.feed.micros(0))
@@ -165,8 +165,8 @@ def _peak() -> int:
 def _reset() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    elif _RESET.exists():
-        _RESET.write_text("5")  # the peak begins anew (proc(5), /proc/pid/clear_refs)
+    else:
+        begin_anew()
 
 
 def _warm_up() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from veneer.adapter.algebra import merge
+from veneer.adapter.applied import applied
 from veneer.adapter.resize import resize, spectrum
 from veneer.adapter.spec import Factors
 from veneer.config.load import build_config, load_config, resolve
@@ -19,11 +19,10 @@ from veneer.evaluate.heldout import Losses, Ruler, chosen
 from veneer.evaluate.study import Outcome, Table, tabulate
 from veneer.evaluate.study_plot import plot
 from veneer.evaluate.study_text import as_csv, as_json, as_markdown
-from veneer.family.base import Family
 from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
-from veneer.run.base import load_base
-from veneer.run.folder import CONFIG, make_writable
+from veneer.run.base import base_beside, load_base
+from veneer.run.folder import CONFIG, config_beside, make_writable
 from veneer.run.training import Listener
 from veneer.train.events import Warned
 from veneer.weights.file import AdapterFile, file_in, info, load, render, save
@@ -101,7 +100,7 @@ def resize_adapter(file: Path, rank: int, out: Path | None = None, *, base: str 
     out = out or path.with_name(f"{path.stem}-rank{rank}.safetensors")
     if out.exists():
         raise UserError("is there already", where=out, remedy="choose another --out")
-    networks = None if told.layout == "diffusers" else load_base(base or _base_beside(file)).networks
+    networks = None if told.layout == "diffusers" else load_base(base or base_beside(file)).networks
     adapter = load(file, networks)
     try:
         factors = resize(adapter.factors, rank)
@@ -146,7 +145,8 @@ def study_ranks(
     ruler = Ruler(config, family, chosen(pictures, config.evaluate.pictures))
     base, outcomes = ruler.losses(), []
     for rank, factors in {**cut, highest: adapter.factors}.items():
-        losses = _losses(ruler, family, factors)
+        with applied(family.networks, factors):
+            losses = ruler.losses()
         outcomes.append(_outcome(rank, factors, losses, config.seed))
         listen(RankMeasured(rank, float(losses.mean()), values.kept(rank)))
     table = tabulate(outcomes, base, seeds=[config.seed], reference=f"rank {highest}", margin=how.margin)
@@ -160,14 +160,6 @@ def _powers(highest: int) -> list[int]:
     return [2**power for power in range(highest.bit_length()) if 2**power < highest]
 
 
-def _losses(ruler: Ruler, family: Family, factors: Factors) -> Losses:
-    merged = merge(family.networks, [(factors, 1.0)])
-    try:
-        return ruler.losses()
-    finally:
-        merged.undo()
-
-
 def _outcome(rank: int, factors: Factors, losses: Losses, seed: int) -> Outcome:
     size = sum(each.down.numel() + each.up.numel() for each in factors.values())
     return Outcome(f"rank {rank}", seed, size, len(render(AdapterFile(factors))), losses)
@@ -176,7 +168,7 @@ def _outcome(rank: int, factors: Factors, losses: Losses, seed: int) -> Outcome:
 def _rod(file: Path, how: Measuring) -> tuple[RunConfig, Manifest]:
     """What to measure with: the config of the adapter's run where that is at hand, and the pictures."""
     told = info(file)
-    place = (file if file.is_dir() else file.parent) / CONFIG
+    place = config_beside(file)
     if place.is_file():
         changes = [] if how.base is None else [f"base={json.dumps(how.base)}"]
         config = load_config(place, changes)
@@ -201,11 +193,6 @@ def _pictures(config: RunConfig, how: Measuring) -> Manifest:
     sources = build_config({"base": config.base, "data": {"sources": [{"path": str(how.data)}]}}, "--data").data.sources
     # a folder to measure on alone: nothing of it is trained on, so nothing need be kept apart
     return survey(config.data.model_copy(update={"sources": sources, "held_out": 0.0})).train
-
-
-def _base_beside(file: Path) -> str:
-    config = (file if file.is_dir() else file.parent) / CONFIG
-    return load_config(config).base if config.is_file() else BUNDLED
 
 
 def _write(study: RankStudy, out: Path, listen: Listener) -> None:

@@ -14,12 +14,10 @@ from typing import Any
 from transformers.utils import logging
 
 from veneer.adapter.algebra import merge
-from veneer.config.load import load_config
 from veneer.errors import UserError
 from veneer.family.base import Family
-from veneer.family.registry import BUNDLED
-from veneer.run.base import load_base
-from veneer.run.folder import CONFIG, make_writable, write_picture
+from veneer.run.base import base_beside, load_base
+from veneer.run.folder import make_writable, write_picture
 from veneer.sample.generate import generate
 from veneer.weights.file import info, load
 
@@ -93,14 +91,9 @@ def _save(family: Family, folder: Path) -> None:
 def _with_adapter(file: Path, base: str | None, scale: float) -> Family:
     """The base with an adapter merged into it; what is wrong with the file is said before the base is loaded."""
     info(file)
-    family = load_base(base or _base_beside(file))
+    family = load_base(base or base_beside(file))
     merge(family.networks, [(load(file, family.networks).factors, scale)])
     return family
-
-
-def _base_beside(file: Path) -> str:
-    config = (file if file.is_dir() else file.parent) / CONFIG
-    return load_config(config).base if config.is_file() else BUNDLED
 
 
 def _name(row: int, prompt: str, seed: int) -> str:

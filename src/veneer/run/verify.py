@@ -13,7 +13,7 @@ from veneer.data.preflight import read_prior, survey
 from veneer.errors import UserError
 from veneer.family.fingerprint import fingerprint
 from veneer.family.registry import BUNDLED
-from veneer.run.folder import CONFIG
+from veneer.run.folder import CONFIG, config_beside
 from veneer.run.identity import BASE, CONFIG_HASH, HASHES, PICTURES, PRIOR
 from veneer.weights.file import info, seal
 
@@ -79,7 +79,7 @@ def _check(what: str, told: str, way: Callable[[], str]) -> Check:
 
 
 def _config_beside(file: Path) -> RunConfig | None:
-    path = (file if file.is_dir() else file.parent) / CONFIG
+    path = config_beside(file)
     return load_config(path) if path.is_file() else None
 
 

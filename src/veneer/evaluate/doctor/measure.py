@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 
 import numpy as np
 
-from veneer.adapter.algebra import merge
+from veneer.adapter.applied import applied
 from veneer.adapter.spec import Factors
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Sample
@@ -50,9 +49,8 @@ def measure(
     asked = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"draws": _DRAWS})})
     rulers = _rulers(asked, family, sets)
     base = _losses(rulers)
-    with _merged(family, factors):
+    with applied(family.networks, factors):
         adapter = _losses(rulers)
-
     return Measured(
         train_captions=_exchange("train", sets, base, adapter),
         held_captions=_exchange("held", sets, base, adapter),
@@ -108,15 +106,6 @@ def _losses(rulers: Mapping[str, Ruler]) -> dict[str, Losses]:
     return {name: ruler.losses() for name, ruler in rulers.items()}
 
 
-@contextmanager
-def _merged(family: Family, factors: Factors) -> Iterator[None]:
-    merged = merge(family.networks, [(factors, 1.0)])
-    try:
-        yield
-    finally:
-        merged.undo()
-
-
 def _effect(before: Losses, after: Losses) -> Effect:
     return effect_of(paired_difference(after, before))
 
@@ -143,6 +132,6 @@ def _text_encoder(
     if len(alone) == len(factors):
         return None
     name = "held" if "held" in rulers else "train"
-    with _merged(family, alone):
+    with applied(family.networks, alone):
         before = rulers[name].losses()
     return _effect(before, whole[name])
