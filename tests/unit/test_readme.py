@@ -41,7 +41,23 @@ def test_commands(desk: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
         assert main([*words, *base, *QUICK.get(words[0], ())]) == 0, words
     assert len(list((desk / "turtles").glob("*.png"))) == 4
     assert (desk / "merged" / "model_index.json").is_file()
+    _table(tiny_base)
     _python(desk)
+
+
+def _table(base: Path) -> None:
+    """The verb of each question, on what the commands left; a study is run by the test of its own page."""
+    text = (ROOT / "README.md").read_text("utf-8")
+    rows = re.findall(r"^\|[^|]+\| `(veneer [^`]+)` \| \[(docs/\w+\.md)\]", text, re.M)
+    assert [command.split()[1] for command, _ in rows] == ["plan", "evaluate", "report", "doctor", "study"]
+    quick = {"plan": (f"base={base}",), "evaluate": ("--paint", "0"), "doctor": (), "report": ()}
+    for command, page in rows:
+        verb = command.split()[1]
+        if verb == "study":
+            assert command in (ROOT / page).read_text("utf-8").splitlines()
+        else:
+            # the doctor's code is 1 where he finds something, as he may in so short a training
+            assert main([*shlex.split(command)[1:], *quick[verb]]) in ((0, 1) if verb == "doctor" else (0,)), command
 
 
 def _python(desk: Path) -> None:
