@@ -22,7 +22,7 @@ from veneer.evaluate.report.content import Course, Ending, Point, Report
 from veneer.evaluate.report.markup import Markup, element, joined
 from veneer.evaluate.report.page import page
 from veneer.evaluate.report.plots import intervals_plot, loss_plot, scores_plot
-from veneer.evaluate.report.words import bytes_in_words, ending_in_words, verdict_of_run
+from veneer.evaluate.report.words import ending_in_words, verdict_of_run
 from veneer.run.reporting import report_json
 
 EVIL = "<script>alert(1)</script>\"' onload=x &amp; $title </title> é"
@@ -178,12 +178,6 @@ def test_verdicts() -> None:
 @pytest.mark.parametrize("how", ["finished", "stopped early", "stopped", "failed", "cut off", "running"])
 def test_every_ending_has_words(how: Any) -> None:
     assert "300" in ending_in_words(Ending(how, 120, 300, "a fault"))
-
-
-def test_bytes_are_counted_as_disks_do() -> None:
-    assert [bytes_in_words(n).replace("\xa0", " ") for n in (12, 1_234, 2_100_000, 345_678_901, 3.44e9)] == [
-        *("12 B", "1.2 kB", "2.1 MB", "346 MB", "3.4 GB")
-    ]
 
 
 @given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))

@@ -18,7 +18,7 @@ from veneer.evaluate.heldout import Losses, paired_difference
 from veneer.evaluate.student import t_quantile
 from veneer.evaluate.study import Failure, Outcome, Table, difference, tabulate
 from veneer.evaluate.study_plot import plot
-from veneer.evaluate.study_text import as_csv, as_json, as_markdown, bytes_in_words
+from veneer.evaluate.study_text import as_csv, as_json, as_markdown
 
 
 def crossed(random: np.random.Generator, seeds: int, pictures: int, by: Sequence[float]) -> dict[int, Losses]:
@@ -196,7 +196,7 @@ def test_markdown_has_every_way_and_every_failure() -> None:
     lines = as_markdown(study({"rank 1": 0.7, "rank 8": 0.5}, failures=failed)).splitlines()
     cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in lines if line.startswith("| ")}
     assert cells["point"][:2] == ["point", "parameters"] and "against rank 8" in cells["point"]
-    assert cells["rank 1"][1] == "1,000" and cells["rank 1"][-1] == "4.0 kB" and cells["rank 1"][-3] == "2 s"
+    assert cells["rank 1"][1] == "1,000" and cells["rank 1"][-1] == "4.00 KB" and cells["rank 1"][-3] == "2 s"
     assert len({len(line) for line in cells.values()}) == 1
     assert "- not done: rank 64, seed 1: out of memory" in lines
     assert "20 pictures held out" in lines[-1] and "two-way" in lines[-1]
@@ -221,11 +221,3 @@ def test_the_plot_is_a_picture_that_repeats() -> None:
     assert picture.width == 1500 and picture.format == "PNG"
     assert plot(table, "a study") == content
     assert plot(study({"rank 1": 0.6, "rank 2": 0.5, "rank 8": 0.5}), "a study") != content
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [(12, "12 B"), (4000, "4.0 kB"), (123_456, "123 kB"), (2_100_000, "2.1 MB"), (7 * 10**9, "7.0 GB")],
-)
-def test_bytes_in_words(count: int, text: str) -> None:
-    assert bytes_in_words(count) == text

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from veneer.evaluate.study import Difference, Row, Table
+from veneer.plan.memory import as_text
 
-__all__ = ["as_csv", "as_json", "as_markdown", "bytes_in_words"]
+__all__ = ["as_csv", "as_json", "as_markdown"]
 
 
 def as_markdown(table: Table, settings: Mapping[str, str] | None = None) -> str:
@@ -61,8 +62,8 @@ def _cells(row: Row, table: Table, settings: Mapping[str, str] | None) -> list[s
         *against,
         str(done) if done == asked else f"{done} of {asked}",
         "" if row.seconds is None else f"{row.seconds:.0f} s",
-        "" if row.memory_bytes is None else bytes_in_words(row.memory_bytes),
-        bytes_in_words(row.file_bytes),
+        "" if row.memory_bytes is None else as_text(row.memory_bytes),
+        as_text(row.file_bytes),
     ]
 
 
@@ -82,14 +83,6 @@ def _method(table: Table, seeds: int) -> str:
         else "over pictures"
     )
     return f"{text} Differences are paired by picture and seed; 95 % intervals {how}, each for itself."
-
-
-def bytes_in_words(count: int) -> str:
-    """Such as ``2.1 MB``, by powers of ten as disks count."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.1f} {unit}" if count < 100 * size else f"{count / size:.0f} {unit}"
-    return f"{count} B"
 
 
 def as_json(table: Table) -> dict[str, Any]:

@@ -11,7 +11,6 @@ from veneer.evaluate.report.content import Advised, Painting, Planned, Report, S
 from veneer.evaluate.report.markup import Markup, element, joined, text
 from veneer.evaluate.report.plots import band_name, bands_plots, intervals_plot, loss_plot, scores_plot
 from veneer.evaluate.report.words import (
-    bytes_in_words,
     change,
     ending_in_words,
     figure,
@@ -21,6 +20,7 @@ from veneer.evaluate.report.words import (
     share,
     signed,
 )
+from veneer.plan.memory import as_text
 
 __all__ = ["page"]
 
@@ -376,7 +376,7 @@ def _amount(value: float | None, unit: str) -> str:
     if value is None:
         return _DASH
     if unit == "bytes":
-        return figure(value, bytes_in_words(value))
+        return figure(value, as_text(round(value)).replace(" ", "\N{NO-BREAK SPACE}"))
     return figure(value, f"{number(value, '.3f')}\N{NO-BREAK SPACE}s" if unit == "seconds" else f"{value:,.0f}")
 
 

@@ -9,7 +9,6 @@ from veneer.evaluate.report.content import Course, Ending, Tone
 from veneer.evaluate.report.markup import Markup, element, joined, text
 
 __all__ = [
-    "bytes_in_words",
     "change",
     "ending_in_words",
     "figure",
@@ -30,7 +29,6 @@ _TONES: dict[Verdict, Tone] = {
     "no effect": "unclear",
     "too few pictures to tell": "unclear",
 }
-_UNITS = {"GB": 10**9, "MB": 10**6, "kB": 10**3}
 
 
 def number(value: float, form: str = ".4f") -> str:
@@ -46,14 +44,6 @@ def signed(value: float) -> str:
 def share(value: float, form: str = "+.1%") -> str:
     """A part of a whole, in percent with a space as in ``95 %``."""
     return number(value, form).replace("%", "\N{NO-BREAK SPACE}%") if value else "0\N{NO-BREAK SPACE}%"
-
-
-def bytes_in_words(count: float) -> str:
-    """Such as ``2.1 MB``, by powers of ten as disks count."""
-    for unit, size in _UNITS.items():
-        if abs(count) >= size:
-            return number(count / size, ".1f" if abs(count) < 100 * size else ".0f") + f"\N{NO-BREAK SPACE}{unit}"
-    return f"{count:.0f}\N{NO-BREAK SPACE}B"
 
 
 def figure(value: float, said: str) -> Markup:
