@@ -15,7 +15,7 @@ from torch import nn
 from veneer.plan.heap import Heap
 from veneer.plan.ledger import Block, Ledger, Trace
 from veneer.plan.memory import ENCODING, LOADING, STEP
-from veneer.plan.process import grown, loaded
+from veneer.plan.process import _held, grown, loaded
 from veneer.plan.stored import Stored, Weights, stored
 from veneer.plan.workspace import KERNEL, workspace
 
@@ -92,6 +92,22 @@ def test_a_convolution_copies_its_weight_what_goes_in_and_what_comes_out() -> No
     picture = 4 * 2 * 64 * 16 * 16
     assert sizes == [4 * 64 * 64 * 9, picture, picture]
     assert kernel is not None and kernel == _taken_by(64, 16)[1] != _taken_by(64, 8)[1]
+
+
+def test_weights_that_leave_take_what_was_read_of_them_along() -> None:
+    parts = {name: nn.Linear(100, 100, bias=False) for name in ("stays", "leaves")}
+    ledger = Ledger(torch.device("cpu"))
+    ledger.phase(STEP)
+    networks = ledger.without_numbers(parts)
+    with ledger.open():
+        x = torch.zeros(1, 100)
+        for network in networks.values():
+            network(x)
+        del networks["leaves"], network
+    trace = ledger.trace
+    of_weights = trace._replace(events=[event for event in trace.events if not trace.blocks[abs(event) - 1].taken])
+    assert (max(_held(of_weights, mapped=True)), _held(of_weights, mapped=True)[-1]) == (80_000, 40_000)
+    assert set(_held(of_weights, mapped=False)) == {0}  # copies were there in the beginning
 
 
 def test_other_operations_take_nothing() -> None:

@@ -104,6 +104,9 @@ class Ledger:
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}
         self._unread: set[int] = set()
+        self._read: dict[
+            int, int
+        ] = {}  # what stands for a weight's numbers since they were read, by the weight's number
         self._kernels: set[object] = set()
         self._loaded = 0
         self._blocks: list[Block] = []
@@ -186,7 +189,7 @@ class Ledger:
                 number, _ = self._known.get(tensor.untyped_storage()._cdata, (-1, None))
                 if number in self._unread:
                     self._unread.remove(number)
-                    self._take(Block(0, read=self._blocks[number].size))
+                    self._read[number] = self._take(Block(0, read=self._blocks[number].size))
 
     @contextmanager
     def borrowed(self, sizes: Sequence[int], kernel: object) -> Iterator[None]:
@@ -231,7 +234,7 @@ class Ledger:
 
     def _leaving(self, place: int, number: int) -> Callable[[object], None]:
         def leave(_: object) -> None:
-            self._events.append(-number - 1)
+            self._events += [-gone - 1 for gone in (number, self._read.pop(number, None)) if gone is not None]
             del self._known[place]
 
         return leave

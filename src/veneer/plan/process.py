@@ -51,8 +51,12 @@ def loaded(stored: Stored, modules: int) -> int:
 
 
 def _held(trace: Trace, mapped: bool) -> list[int]:
-    """Bytes of the heap and of weights that were read: before the first event, and after each."""
-    heap, places, read = Heap(), dict[int, list[tuple[int | None, int]]](), 0
+    """Bytes of the heap and of weights, before the first event and after each.
+
+    Weights in their file count from when they are read until they leave. Copies are there from the start, and to the
+    end: what they give back lies between blocks that live, and was not seen to leave the process.
+    """
+    heap, places, weights = Heap(), dict[int, list[tuple[int | None, int]]](), 0
     held = [0]
     for event in trace.events:
         number = abs(event) - 1
@@ -60,10 +64,11 @@ def _held(trace: Trace, mapped: bool) -> list[int]:
         if event < 0:
             for place in places.pop(number, ()):
                 heap.give(*place)
+            weights -= block.read if mapped else 0
         else:
-            read += block.read if mapped else 0
+            weights += block.read if mapped else 0
             if block.taken:
                 sizes = (block.taken, _NOTE) if block.size else (block.taken,)
                 places[number] = [heap.take(size) for size in sizes]
-        held.append(heap.held + read)
+        held.append(heap.held + weights)
     return held
