@@ -154,6 +154,7 @@ def test_a_bar_says_when_it_paints_and_its_time_goes_on(clock: Clock) -> None:
     console = Console(file=text, force_terminal=True, width=80)
     progress = Progress(console)
     progress(Planned(PLAN, 0, 10))
+    assert [task.description for task in progress._bar.tasks] == ["encoding"]
     clock.now = 0.5
     progress(step(1))
     assert str(progress._pace) == "2.0 steps/s  0:04 left"

@@ -79,7 +79,8 @@ class Progress:
         memory = event.plan.memory
         self._planned = None if memory is None else memory.peak
         self._pace.begin(event.start_step, event.steps)
-        self._task = self._bar.add_task("training", total=event.steps, completed=event.start_step)
+        # before the first step the pictures are encoded, which may take a while
+        self._task = self._bar.add_task("encoding", total=event.steps, completed=event.start_step)
 
     def _advance(self, event: StepDone) -> None:
         self._pace.step(event.step)
