@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
+
+# one thread a process, before torch is loaded: files are tested beside one another, a process for each core
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # a busy machine is slow now and then, which is no fault of the code
 settings.register_profile("veneer", deadline=None)
