@@ -39,7 +39,7 @@ WATCHING_PAGE = PAGE.with_name("watching.md")
 BAR, BAR_THREAD, LOG, TRACKER, SHEETS = "bar", "bar, in its thread", "run.jsonl", "TensorBoard", "sheets and strip"
 WHAT = {
     BAR: "the bar, told of each event",
-    BAR_THREAD: "the bar drawn, twice a second, in a thread of its own",
+    BAR_THREAD: "the bar drawn, once a second, in a thread of its own",
     LOG: "`run.jsonl`",
     TRACKER: "TensorBoard, its import with it",
     SHEETS: "sample sheets put together and written, and the strip of them",

@@ -101,6 +101,19 @@ def test_the_strip_is_brought_up_to_date_with_each_sheet(config: RunConfig) -> N
     assert counts == [1, 2, 3, 4]
 
 
+def test_no_sheet_is_read_twice_for_the_strip(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+
+    def pictures_in(path: Path) -> list[list[Image.Image]] | None:
+        read.append(path)
+        return sheets.pictures_in(path)
+
+    monkeypatch.setattr(sampling, "pictures_in", pictures_in)
+    run_training(config)
+    assert read == list(sheets_in(config.output).values())
+    assert len(columns(config)) == 4
+
+
 def test_many_steps_make_no_endless_strip(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "_COLUMNS", 3)
     run_training(changed(config, "sample", every=1))

@@ -153,8 +153,8 @@ class _Bar(RichProgress):
     def __init__(self, console: Console, pace: _Pace) -> None:
         self.under = ""
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=None), MofNCompleteColumn(), _PaceColumn(pace))
-        # drawn in a thread that takes its time from training: twice a second is as lively as a bar needs to be
-        super().__init__(*columns, console=console, disable=not console.is_terminal, refresh_per_second=2)
+        # drawn in a thread that takes its time from training: once a second is as lively as a bar needs to be
+        super().__init__(*columns, console=console, disable=not console.is_terminal, refresh_per_second=1)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The bar and the line."""

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.family.base import Family
 from veneer.run.compare import paint
 from veneer.run.folder import SAMPLES, TIMELAPSE, sheets_in, write_picture
 from veneer.run.sheets import note_in, pictures_in, write_sheet
-from veneer.sample.sheet import sheet
+from veneer.sample.sheet import fitted, sheet
 from veneer.sample.timelapse import evenly, timelapse
 from veneer.train.events import Warned
 
@@ -57,6 +59,7 @@ class Painter:
     ) -> None:
         self._family, self._config, self._prompts, self._tell = family, config, prompts, tell
         self._cell = min(max(family.resolution, _SMALL), _LARGE)
+        self._read: dict[int, list[Image.Image]] = {}  # the strip's columns by step, so that no sheet is read twice
 
     def paint(self, step: int) -> None:
         """Paint the sheet of a step, and bring the strip up to date."""
@@ -79,9 +82,9 @@ class Painter:
 
     def _write_strip(self) -> Path:
         kept = self._kept()
-        read = {step: pictures_in(kept[step]) for step in evenly(list(kept), _COLUMNS)}
-        pictures = {step: [row[0] for row in rows] for step, rows in read.items() if rows is not None}
-        return write_picture(timelapse(pictures, self._prompts), self._config.output / SAMPLES / TIMELAPSE)
+        columns = {step: self._read.get(step) or _column(kept[step]) for step in evenly(list(kept), _COLUMNS)}
+        self._read = {step: column for step, column in columns.items() if column}
+        return write_picture(timelapse(self._read, self._prompts), self._config.output / SAMPLES / TIMELAPSE)
 
     def _kept(self) -> dict[int, Path]:
         """The sheets that were painted as this run paints: after a change of prompts the strip begins anew."""
@@ -92,3 +95,8 @@ class Painter:
         painted = [self._prompts, sample.steps, sample.guidance, self._config.seed]
         sha256 = hashlib.sha256(json.dumps(painted).encode()).hexdigest()
         return {"cell": self._cell, "columns": [], "labels": list(self._prompts), "painted": sha256}
+
+
+def _column(path: Path) -> list[Image.Image]:
+    """The pictures of a sheet, a row each; none where it cannot be read."""
+    return [fitted(row[0], _SMALL) for row in pictures_in(path) or ()]

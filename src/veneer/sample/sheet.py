@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-__all__ = ["sheet", "table_of"]
+__all__ = ["fitted", "sheet", "table_of"]
 
 _HEADING_LINES = 3
 
@@ -53,7 +53,7 @@ def sheet(
     _write_labels(paper, layout, labels[: len(rows)])
     for down, row in enumerate(rows):
         for across, picture in enumerate(row):
-            paper.paste(_fitted(picture, cell), _corner(layout, down, across))
+            paper.paste(fitted(picture, cell), _corner(layout, down, across))
     return paper
 
 
@@ -86,7 +86,7 @@ def _corner(layout: _Layout, down: int, across: int) -> tuple[int, int]:
     return layout.left + layout.gap + across * pitch, layout.top + layout.gap + down * pitch
 
 
-def _fitted(picture: Image.Image, cell: int) -> Image.Image:
+def fitted(picture: Image.Image, cell: int) -> Image.Image:
     """The picture on a white square of ``cell`` pixels, larger or smaller but never stretched."""
     scale = cell / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
