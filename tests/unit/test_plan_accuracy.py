@@ -23,3 +23,8 @@ def test_all_cases_were_measured() -> None:
 def test_the_error_is_the_planned_over_the_measured_peak() -> None:
     of = {"planned": {"loading": 80, "step": 105}, "measured": {"loading": 90, "step": 100}}
     assert error(of) == 0.05 or abs(error(of) - 0.05) < 1e-12
+
+
+def test_the_whole_process_is_planned_within_five_percent() -> None:
+    for name, of in json.loads(FIGURES.read_text())["cases"].items():
+        assert abs(error(of, of["before"])) <= 0.05, name

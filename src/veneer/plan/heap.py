@@ -3,15 +3,17 @@
 PyTorch takes memory for the CPU with ``posix_memalign``, and glibc's malloc (malloc/malloc.c, release 2.36) serves it
 so: the smallest hole that is large enough; else, from a threshold on, pages of its own (mmap), which go back to the
 system when they are freed; else the heap grows at its top. A freed block joins the holes beside it. The heap shrinks
-only at its top, and only when more than another threshold is free there. Both thresholds move: whenever a block with
-pages of its own is freed, up to 32 MiB large, blocks of that size go to the heap from then on (malloc.c,
-``__libc_free``). So after a first step the activations of the following ones are in the heap, and what lies in holes
-between them stays held.
+only at its top, and only when more than another threshold is free there. Unless they were set
+(:mod:`veneer.pages`), both thresholds move: whenever a block with pages of its own is freed, up to 32 MiB large, blocks
+of that size go to the heap from then on (malloc.c, ``__libc_free``). So after a first step the activations of the
+following ones are in the heap, and what lies in holes between them stays held.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+
+from veneer.pages import Thresholds
 
 __all__ = ["Heap"]
 
@@ -19,7 +21,6 @@ _ALIGNMENT, _HEADER, _LEAST = 16, 8, 32  # MALLOC_ALIGNMENT, SIZE_SZ, MINSIZE of
 _MEMALIGN = 64  # c10::gAlignment
 _PAGE = 4096
 _PAD = 128 * 1024  # M_TOP_PAD
-_MMAP, _TRIM = 128 * 1024, 128 * 1024  # the thresholds in the beginning
 _MMAP_MOST = 32 * 1024 * 1024  # DEFAULT_MMAP_THRESHOLD_MAX
 
 
@@ -28,10 +29,15 @@ def _pages(size: int) -> int:
 
 
 class Heap:
-    """glibc's main arena, as far as it decides what is held: no small bins, for tensors' blocks are large."""
+    """glibc's main arena, as far as it decides what is held: no small bins, for tensors' blocks are large.
 
-    def __init__(self) -> None:
-        self._mmap_threshold, self._trim_threshold = _MMAP, _TRIM
+    Args:
+        thresholds: in the beginning.
+    """
+
+    def __init__(self, thresholds: Thresholds) -> None:
+        self._mmap_threshold, self._trim_threshold = thresholds.own_pages, thresholds.free_at_the_end
+        self._most = _MMAP_MOST if thresholds.move else 0
         self._mapped = 0
         self._top = self._end = 0  # where the heap's last, free block begins, and the heap's end
         self._holes: list[tuple[int, int]] = []  # (size, start), sorted
@@ -76,7 +82,7 @@ class Heap:
         """Give back what :meth:`take` returned."""
         if start is None:
             self._mapped -= size
-            if self._mmap_threshold < size <= _MMAP_MOST:
+            if self._mmap_threshold < size <= self._most:
                 self._mmap_threshold, self._trim_threshold = size, 2 * size
             return
         start, end = self._joined(start, start + size)

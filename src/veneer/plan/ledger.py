@@ -104,9 +104,7 @@ class Ledger:
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._known: dict[int, tuple[int, weakref.ref[Any]]] = {}
         self._unread: set[int] = set()
-        self._read: dict[
-            int, int
-        ] = {}  # what stands for a weight's numbers since they were read, by the weight's number
+        self._read: dict[int, int] = {}  # by a weight's number: what stands for its numbers since they were read
         self._kernels: set[object] = set()
         self._loaded = 0
         self._blocks: list[Block] = []
@@ -135,9 +133,20 @@ class Ledger:
 
     def claim_rest(self, role: str) -> None:
         """Say what everything is for that is held now and that nobody has claimed."""
-        for number in [number for number, _ in self._known.values() if number not in self._claimed]:
+        self._claim_rest(role)
+
+    def claim_rest_as_weights(self, role: str) -> None:
+        """The same of weights that were away and are back, none of which has been read since."""
+        for number in self._claim_rest(role):
+            self._blocks[number] = Block(self._blocks[number].size)
+            self._unread.add(number)
+
+    def _claim_rest(self, role: str) -> list[int]:
+        rest = [number for number, _ in self._known.values() if number not in self._claimed]
+        for number in rest:
             self._roles[number] = role
             self._claimed.add(number)
+        return rest
 
     def without_numbers(self, thing: T) -> T:
         """A deep copy of anything, in which every tensor has lost its numbers."""

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from veneer.pages import thresholds
 from veneer.plan.heap import Heap
 from veneer.plan.ledger import Trace
-from veneer.plan.memory import LOADING
+from veneer.plan.memory import ENCODING, LOADING
 from veneer.plan.stored import Stored
 
 __all__ = ["grown", "loaded"]
 
-_CODE_LOADING, _CODE = 5_000_000, 12_000_000
-"""Bytes of the libraries' files that loading reads, and all that a run reads."""
+_CODE_LOADING, _CODE_ENCODING, _CODE = 5_000_000, 12_000_000, 22_000_000
+"""Bytes of the libraries' files that loading reads, that a forward pass has read as well, and all that a run reads."""
 _MODULE = 5_000
 """Bytes of Python's objects that go with a module: its dictionaries, parameters and names."""
 _NOTE = 1_500
@@ -39,7 +40,8 @@ def grown(trace: Trace, stored: Stored, modules: int, adapted: int) -> Mapping[s
     found = {}
     for (name, start), end in zip(trace.phases, ends, strict=True):
         most = max(held[start : end + 1])
-        found[name] = stored.copied + most + _CODE + adapted * _MODULE
+        code = _CODE_ENCODING if name == ENCODING else _CODE
+        found[name] = stored.copied + most + code + adapted * _MODULE
         if name == LOADING:
             found[name] = max(stored.loading, loaded(stored, modules))
     return found
@@ -56,7 +58,7 @@ def _held(trace: Trace, mapped: bool) -> list[int]:
     Weights in their file count from when they are read until they leave. Copies are there from the start, and to the
     end: what they give back lies between blocks that live, and was not seen to leave the process.
     """
-    heap, places, weights = Heap(), dict[int, list[tuple[int | None, int]]](), 0
+    heap, places, weights = Heap(thresholds()), dict[int, list[tuple[int | None, int]]](), 0
     held = [0]
     for event in trace.events:
         number = abs(event) - 1

@@ -280,11 +280,12 @@ class _Rehearsal:
 
     def conclude(self, trainer: Trainer) -> None:
         """The sheet and the score, with the adapter merged."""
-        factors = trainer.injection.factors()
-        trainer.close()
-        self._ledger.claim_rest("weights that come back")
         count = min(_PAINTED_AT_ONCE, len(self._config.sample.prompts) or _PAINTED_AT_ONCE)
         self._ledger.phase(f"painting {count} picture{'s' if count > 1 else ''}")
+        factors = trainer.injection.factors()
+        self._ledger.claim_rest("adapter")
+        trainer.close()
+        self._ledger.claim_rest_as_weights("weights that come back")
         with applied(self._family.networks, factors), torch.no_grad():
             self._ledger.claim_rest("merged weights")
             self._paint(count)

@@ -25,6 +25,7 @@ from veneer.engine.memory import memory_in_use
 from veneer.engine.peak import begin_anew
 from veneer.engine.precision import device_of
 from veneer.errors import UserError
+from veneer.pages import engage, thresholds
 from veneer.plan.machine import process_memory
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, as_text, table
 from veneer.run.base import held_as, load_base
@@ -35,6 +36,7 @@ from veneer.train.step import train_step
 __all__ = ["Probe", "main", "probe"]
 
 _MISTAKE = 2
+_OWN_PAGES = "--own-pages"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ def probe(config: RunConfig) -> Probe:
     Raises:
         UserError: what the run would be refused for.
     """
-    command = [sys.executable, "-m", "veneer.run.probing"]
+    # it takes its memory as this process does
+    command = [sys.executable, "-m", "veneer.run.probing", *([] if thresholds().move else [_OWN_PAGES])]
     done = subprocess.run(command, input=config.model_dump_json(), capture_output=True, text=True)
     try:
         told = json.loads(done.stdout.splitlines()[-1])
@@ -93,6 +96,8 @@ def probe(config: RunConfig) -> Probe:
 
 def main() -> int:
     """Be the process that probes."""
+    if _OWN_PAGES in sys.argv:
+        engage()
     config = build_config(json.loads(sys.stdin.read()), "probe")
     try:
         told = asdict(_measure(config))
