@@ -109,6 +109,52 @@ def test_overrides_and_another_run(tmp_path: Path) -> None:
     assert search is not None and search.trials == 3 and set(search.space) == {"adapter.rank", "train.steps"}
 
 
+def test_an_override_may_name_a_run(tmp_path: Path) -> None:
+    named = tmp_path / "run.yaml"
+    named.write_text(dump_config(run(seed=3)), "utf-8")
+    assert load_study(Path("rank"), [f"run={named}"]).run == run(seed=3)
+    changed = load_study(Path("rank"), [f"run={named}", "run.train.steps=9"]).run
+    assert changed == run(seed=3, train={"steps": 9})
+    file = tmp_path / "study.yaml"
+    file.write_text(f"run: {named}\ngrid: {{adapter.rank: [1]}}\n", "utf-8")
+    assert load_study(file, ["run.train.steps=9"]).run == changed
+
+
+@pytest.mark.parametrize(
+    ("text", "override"),
+    [
+        ("grid:", "grid.adapter.rank=[1, 2]"),
+        ("search:", "search.space.adapter.rank=[1, 2]"),
+        ("search: {space: }", "search.space.adapter.rank=[1, 2]"),
+    ],
+)
+def test_an_override_fills_a_blank_section(text: str, override: str, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(text, "utf-8")
+    config = load_study(file, [override], run()).config
+    assert (config.grid or (config.search and config.search.space)) == {"adapter.rank": (1, 2)}
+    file.write_text(f"{text}\nrun:", "utf-8")
+    told = ["run.base=bundled", "run.data={sources: [{path: pictures}]}"]
+    assert load_study(file, [override, *told]).run == run()
+
+
+@pytest.mark.parametrize(
+    ("text", "override", "told"),
+    [
+        ("grid: 3", "grid.adapter.rank=[1]", "grid.adapter.rank=[1]: grid is 3 in the study, which has no keys to set"),
+        ("search: {space: [1]}", "search.space.adapter.rank=[1]", "space is [1] in the study"),
+        ("grid: {adapter.rank: [1]}", "run=", "has no run to study"),
+        ("grid: {adapter.rank: [1]}\nrun: [3]", "run.seed=1", "run is [3] in the study"),
+    ],
+)
+def test_an_override_of_what_has_no_keys_is_refused(text: str, override: str, told: str, tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(text, "utf-8")
+    with pytest.raises(UserError) as caught:
+        load_study(file, [override])
+    assert told in str(caught.value)
+
+
 def test_it_is_written_so_that_it_reads_back_equal(tmp_path: Path) -> None:
     of = study(grid={"adapter.targets": [["to_q"], ["to_v"]]}, seeds=[1, 2], margin=0.1, reference="targets to_v")
     (tmp_path / "study.yaml").write_text(dump_study(of.config), "utf-8")

@@ -380,6 +380,21 @@ def test_a_study_goes_beside_its_runs_output(make: Callable[..., Study]) -> None
     assert study_folder(make({"output": "runs/shapes"})) == Path("runs/shapes-study")
 
 
+@pytest.mark.parametrize(("output", "above"), [(".", "here"), ("..", "above")])
+def test_a_study_goes_beside_a_working_directory(
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str, above: str
+) -> None:
+    (tmp_path / "above" / "here").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "above" / "here")
+    (place,) = tmp_path.rglob(above)
+    assert study_folder(make({"output": output})) == place.with_name(f"{above}-study")
+
+
+def test_nothing_is_beside_the_root_of_a_disk(make: Callable[..., Study]) -> None:
+    with pytest.raises(UserError, match=r"run\.output: has no place beside it for a study; choose one with --out"):
+        study_folder(make({"output": "/"}))
+
+
 def test_the_command_line(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -249,10 +249,9 @@ def _study(document: Document, origin: str, name: str, overrides: Sequence[str],
     places = {key: f"{origin}:{line}" for key, line in document.lines.items()}
     if run is not None:
         values["run"] = run.model_dump(mode="json")
-    elif isinstance(values.get("run"), str) and values["run"]:
-        values["run"] = _named_run(Path(values["run"])).model_dump(mode="json")
     for override in overrides:
         _override(values, override)
+    _read_run(values)
     try:
         config = StudyConfig.model_validate(values)
     except ValidationError as error:
@@ -265,6 +264,13 @@ def _study(document: Document, origin: str, name: str, overrides: Sequence[str],
     return study
 
 
+def _read_run(values: dict[str, Any]) -> None:
+    """Put what a run's name stands for in its place."""
+    named = values.get("run")
+    if isinstance(named, str) and named:
+        values["run"] = _named_run(Path(named)).model_dump(mode="json")
+
+
 def _named_run(path: Path) -> RunConfig:
     return config_from_folder(path, None) if path.expanduser().is_dir() else load_config(path.expanduser())
 
@@ -274,15 +280,27 @@ def _override(values: dict[str, Any], override: str) -> None:
     name, value = parse_override(override)
     head, _, rest = name.partition(".")
     if head == "run" and rest:
-        set_key(values.setdefault("run", {}), rest, value, override)
+        _read_run(values)
+        set_key(_section(values, "run", override), rest, value, override)
     elif head == "grid" and rest:
-        values.setdefault("grid", {})[rest] = value
+        _section(values, "grid", override)[rest] = value
     elif name.startswith("search.space."):
-        values.setdefault("search", {}).setdefault("space", {})[name.removeprefix("search.space.")] = value
+        space = _section(_section(values, "search", override), "space", override)
+        space[name.removeprefix("search.space.")] = value
     elif head == "search" and rest:
-        values.setdefault("search", {})[rest] = value
+        _section(values, "search", override)[rest] = value
     else:
         values[name] = value
+
+
+def _section(values: dict[str, Any], name: str, override: str) -> dict[str, Any]:
+    """A section to set a key in; one that is not there, or blank, is made."""
+    if values.get(name) is None:
+        values[name] = {}
+    section = values[name]
+    if not isinstance(section, dict):
+        raise UserError(f"{name} is {section!r} in the study, which has no keys to set", where=override)
+    return section
 
 
 def _check(study: Study) -> None:

@@ -90,8 +90,16 @@ class StudyResult:
 
 
 def study_folder(study: Study) -> Path:
-    """Where a study goes unless it is told otherwise: beside its run's own output."""
+    """Where a study goes unless it is told otherwise: beside its run's own output.
+
+    Raises:
+        UserError: nothing can be beside that.
+    """
     output = study.run.output
+    if output.name in ("", ".."):  # names the working directory, or one above, without saying its name
+        output = output.resolve()
+    if not output.name:
+        raise UserError("has no place beside it for a study", where="run.output", remedy="choose one with --out FOLDER")
     return output.with_name(f"{output.name}-{study.name}")
 
 
