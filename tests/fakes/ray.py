@@ -85,6 +85,7 @@ class FakeRay:
         reports: of all trials, in order.
         needs: resources of a trial, as asked for last.
         running: between ``init`` and ``shutdown``.
+        study: Optuna's of the last search.
     """
 
     def __init__(
@@ -93,6 +94,7 @@ class FakeRay:
         self.reports: list[dict[str, Any]] = []
         self.needs: Mapping[str, float] = {}
         self.config: Any = None
+        self.study: Any = None
         self.running = False
         self._stops, self._gpus = stops, gpus
         self._now = Result({})
@@ -149,7 +151,7 @@ class FakeRay:
             self._now.error = fault
             return self._now
         for callback in callbacks:
-            callback.on_trial_complete(0, [], SimpleNamespace(config=config))
+            callback.on_trial_complete(0, [], SimpleNamespace(config=config, last_result=self._now.metrics))
         return self._now
 
 
@@ -176,6 +178,7 @@ class _Tuner:
             for values in itertools.product(*(each["grid_search"] for each in self._space.values())):
                 yield self._ray.run(self._function, dict(zip(self._space, values, strict=True)), self._run.callbacks)
             return
+        self._ray.study = proposer.study
         for _ in range(self._how.num_samples):
             asked = proposer.suggest()
             result = self._ray.run(self._function, asked.params, self._run.callbacks)

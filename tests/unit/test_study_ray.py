@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,11 @@ import pytest
 
 from tests.fakes.ray import FakeRay
 from tests.studies import Heard, draw_adapter, lighten
+from veneer.cli.study import study_command
 from veneer.config.study import Study, build_study
 from veneer.errors import UserError
 from veneer.run import trial as trials
-from veneer.run.on_ray import rungs
+from veneer.run.on_ray import need_ray, rungs
 from veneer.run.studying import TrialEnds, run_study
 
 
@@ -110,7 +112,40 @@ def test_a_search_reports_at_its_rungs_and_trains_all_seeds_of_what_is_not_stopp
     (row,) = table.rows
     assert set(row.losses) == {0, 1} and ray.reports[2]["loss"] == pytest.approx(row.loss)
     assert len({report["loss"] for report in ray.reports[:3]}) == 3  # each time of the adapter as it is then
-    assert table.failures[0].reason.startswith("stopped early after 3 of 9 steps, at a loss of 1.")
+    (stopped,) = table.stopped
+    assert str(stopped).startswith("stopped early after 3 of 9 steps, at a loss of 1.") and not table.failures
+    assert f"- {stopped.point}, seed 0: {stopped}" in (tmp_path / "study.md").read_text("utf-8")
+
+
+def test_what_was_stopped_early_is_known_to_the_same_command(
+    run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second of two proposals is stopped: all is as it should be, and there is nothing left to do."""
+    ray = FakeRay(monkeypatch, lambda told: len(ray.reports) > 3 and told["step"] == 3)
+    assert study_command(search_of(run, 2, [0]), tmp_path, "ray")
+    assert [report["step"] for report in ray.reports] == [1, 3, 9, 1, 3]
+    loss, told = ray.reports[-1]["loss"], capsys.readouterr().out
+    assert (
+        f"seed 0: stopped early after 3 of 9 steps, at a loss of {loss:.4f}\n" in told and "came to nothing" not in told
+    )
+    before = (tmp_path / "study.json").read_bytes()
+    ray.reports.clear()
+    assert study_command(search_of(run, 2, [0]), tmp_path, "ray")
+    assert not ray.reports and (tmp_path / "study.json").read_bytes() == before
+    assert f"at a loss of {loss:.4f} (done before)" in capsys.readouterr().out
+
+
+def test_the_sampler_is_told_what_it_had_learned_of_what_was_stopped(
+    run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = FakeRay(monkeypatch, lambda told: len(ray.reports) > 3 and told["step"] == 3)
+    run_study(search_of(run, 2, [0]), tmp_path, on="ray")
+    losses = {ray.reports[2]["loss"], ray.reports[4]["loss"]}
+    ray.reports.clear()
+    table = run_study(search_of(run, 3, [0]), tmp_path, on="ray").table
+    values = {trial.value for trial in ray.study.trials[:2]}
+    assert values == losses and len(ray.study.trials) == 3
+    assert len(table.rows) + len(table.stopped) == 3
 
 
 @pytest.mark.usefixtures("drawn")
@@ -149,5 +184,15 @@ def test_without_ray_it_is_said_what_to_install(
     run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
+    heard = Heard()
     with pytest.raises(UserError, match=r"pip install 'veneer\[ray\]'"):
-        run_study(grid_of(run), tmp_path, on="ray")
+        run_study(grid_of(run), tmp_path, on="ray", listen=heard)
+    assert not heard.events  # before the pictures are read
+
+
+def test_ctrl_c_is_left_to_us(run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray's own handler would let what was cut end as if its scheduler had stopped it."""
+    monkeypatch.delenv("TUNE_DISABLE_SIGINT_HANDLER", raising=False)
+    FakeRay(monkeypatch)
+    need_ray()
+    assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"

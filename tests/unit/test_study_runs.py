@@ -19,10 +19,11 @@ from tests.training import laid_over
 from veneer.adapter.algebra import merge
 from veneer.cli.main import main
 from veneer.config.load import load_config, resolve
-from veneer.config.study import Study, build_study, dump_study
+from veneer.config.study import Study, build_study, dump_study, points_of
 from veneer.data.preflight import survey
 from veneer.errors import UserError
 from veneer.evaluate.heldout import Losses, heldout_losses
+from veneer.evaluate.study import Failure
 from veneer.evaluate.study_plot import plot
 from veneer.family.registry import load_family
 from veneer.plan.account import plan
@@ -30,7 +31,7 @@ from veneer.run import studying
 from veneer.run import trial as trials
 from veneer.run.folder import CONFIG, LOG
 from veneer.run.stopping import Interrupted
-from veneer.run.studying import TrialBegins, TrialEnds, run_study, study_folder
+from veneer.run.studying import Book, TrialBegins, TrialEnds, run_study, study_folder
 from veneer.run.training import PriorPainting, run_training
 from veneer.run.trial import TRIALS
 from veneer.train.events import StepDone, Warned
@@ -421,5 +422,32 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_place_that_there_is_not(make: Callable[..., Study], tmp_path: Path) -> None:
+    heard = Heard()
     with pytest.raises(UserError, match="--on moon"):
-        run_study(make(), tmp_path, on="moon")
+        run_study(make(), tmp_path / "study", on="moon", listen=heard)
+    assert not heard.events and not (tmp_path / "study").exists()  # before the pictures are read
+
+
+@pytest.mark.usefixtures("drawn")
+def test_the_table_is_written_anew_after_each_training(make: Callable[..., Study], tmp_path: Path) -> None:
+    """So that what is killed has one."""
+    counts: list[int] = []
+
+    def listen(event: object) -> None:
+        if isinstance(event, TrialEnds):
+            told = json.loads((tmp_path / "study.json").read_text("utf-8"))
+            counts.append(sum(len(row["losses"]) for row in told["rows"]))
+
+    run_study(make(), tmp_path, listen=listen)
+    assert counts == [1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("drawn")
+def test_what_ended_later_is_no_failure(make: Callable[..., Study], tmp_path: Path) -> None:
+    lab = trials.Lab(make(), tmp_path, Heard())
+    book = Book(lab, Heard())
+    (first, _) = points_of(lab.study.config)
+    trial = lab.trial(first, 0)
+    book.fail(Failure(first.name, 0, "the machine went away"))
+    book.enter(lab.run(trial, Heard()))
+    assert not book.table().failures

@@ -74,6 +74,16 @@ def test_without_optuna_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPat
         space_of(search())
 
 
+def test_a_search_without_optuna_is_refused_before_the_pictures_are_read(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, heard = study_of(tiny_base, tiny_pictures, SPACE, 5), Heard()
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=r"pip install 'veneer\[search\]'"):
+        run_study(study, tmp_path, listen=heard)
+    assert not heard.events
+
+
 def study_of(base: Path, pictures: Path, space: dict[str, Any], trials: int) -> Study:
     run = {
         "base": str(base),

@@ -72,11 +72,12 @@ class _Screen:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
             self._bar = None
+        known = " (done before)" if event.known else ""
         if event.loss is None:
-            _say(self._console, f"  {event.point}, seed {event.seed} came to nothing: {event.reason}")
+            told = f": {event.reason}{known}" if event.early else f" came to nothing: {event.reason}"
+            _say(self._console, f"  {event.point}, seed {event.seed}{told}")
             return
         self._done += not event.known
-        known = " (done before)" if event.known else ""
         _say(self._console, f"  {event.point}, seed {event.seed}: held-out loss {event.loss:.4f}{known}")
 
     def _left(self, event: TrialBegins) -> str:

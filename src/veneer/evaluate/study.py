@@ -20,7 +20,7 @@ import numpy as np
 from veneer.evaluate.heldout import Losses, paired_difference
 from veneer.evaluate.student import t_quantile
 
-__all__ = ["Advice", "Difference", "Failure", "Outcome", "Row", "Table", "difference", "tabulate"]
+__all__ = ["Advice", "Difference", "Failure", "Outcome", "Row", "StoppedEarly", "Table", "difference", "tabulate"]
 
 _EQUAL = 1.25  # ways whose parameters differ by less than this factor are not told apart by size
 
@@ -61,6 +61,29 @@ class Failure:
     point: str
     seed: int
     reason: str
+
+
+@dataclass(frozen=True)
+class StoppedEarly:
+    """A training that a search ended by design, for it did worse than others after as many steps.
+
+    Attributes:
+        point: the way it was trained.
+        seed: of the training.
+        step: steps that it did.
+        steps: of a whole training.
+        loss: mean held-out loss after ``step``.
+    """
+
+    point: str
+    seed: int
+    step: int
+    steps: int
+    loss: float
+
+    def __str__(self) -> str:
+        """When, and at which loss."""
+        return f"stopped early after {self.step} of {self.steps} steps, at a loss of {self.loss:.4f}"
 
 
 @dataclass(frozen=True)
@@ -154,6 +177,7 @@ class Table:
         seeds: asked for.
         margin: share of the reference's gain that may be lost.
         advice: None without any row.
+        stopped: trainings that were ended early by design; they are in no row.
     """
 
     rows: tuple[Row, ...]
@@ -165,6 +189,7 @@ class Table:
     seeds: tuple[int, ...]
     margin: float
     advice: Advice | None
+    stopped: tuple[StoppedEarly, ...] = ()
 
 
 def difference(first: Mapping[int, Losses], second: Mapping[int, Losses]) -> Difference | None:
@@ -218,6 +243,7 @@ def tabulate(
     *,
     seeds: Sequence[int],
     failures: Sequence[Failure] = (),
+    stopped: Sequence[StoppedEarly] = (),
     reference: str | None = None,
     margin: float = 0.02,
 ) -> Table:
@@ -227,7 +253,8 @@ def tabulate(
         outcomes: of all trainings that ended, in the order of the table.
         base: the base's losses, (pictures, draws).
         seeds: asked for.
-        failures: of the others.
+        failures: of those that came to nothing.
+        stopped: of those that were ended early.
         reference: name of the way to compare with; default: that of the lowest loss, as for a search.
         margin: share of the reference's gain that a smaller way may lose.
     """
@@ -240,7 +267,8 @@ def tabulate(
     rows = tuple(_row(group, losses, base, named, best) for group in ways.values())
     advice = _advise(rows, named, margin, chosen=reference is None) if rows else None
     pictures, draws = base.shape
-    return Table(rows, tuple(failures), named, float(base.mean()), pictures, draws, tuple(seeds), margin, advice)
+    measured = float(base.mean()), pictures, draws
+    return Table(rows, tuple(failures), named, *measured, tuple(seeds), margin, advice, tuple(stopped))
 
 
 def _mean(losses: Mapping[int, Losses]) -> float:

@@ -25,6 +25,7 @@ def as_markdown(table: Table, settings: Mapping[str, str] | None = None) -> str:
     seeds = max((len(row.losses) for row in table.rows), default=0)
     parts = [_grid(_head(table, settings), [_cells(row, table, settings) for row in table.rows])] if table.rows else []
     parts += [f"- not done: {each.point}, seed {each.seed}: {each.reason}" for each in table.failures]
+    parts += [f"- {each.point}, seed {each.seed}: {each}" for each in table.stopped]
     if table.advice is not None:
         parts += ["", table.advice.text]
     if table.rows:

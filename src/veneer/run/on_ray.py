@@ -5,6 +5,7 @@ there, a trial whose machine went away goes on from its checkpoint, and the same
 
 Of a grid every trial is trained to its end, for the table compares ends. Of a search, ASHA (Li et al. 2020) compares
 proposals by their held-out loss after a ninth and a third of the steps, and stops all but the best third each time.
+That is no failure: it is noted in the trial's folder, and the same call again takes it for done.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from veneer.run.studying import Book, budget_points, failure_of
 from veneer.run.trial import Lab, Trial
 from veneer.train.events import StepDone
 
-__all__ = ["run_on_ray", "rungs"]
+__all__ = ["need_ray", "run_on_ray", "rungs"]
 
 _FACTOR = 3
 _TRIES = 1  # once more, where the machine went away
@@ -45,11 +46,9 @@ def run_on_ray(lab: Lab, book: Book) -> None:
     Raises:
         UserError: Ray is not installed.
     """
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its own tables, which verbose=0 does not silence
-    try:
-        import ray
-    except ImportError:
-        raise UserError("is not installed", where="--on ray", remedy="pip install 'veneer[ray]'") from None
+    need_ray()
+    import ray
+
     ours = not ray.is_initialized()
     if ours:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level="error")
@@ -58,6 +57,21 @@ def run_on_ray(lab: Lab, book: Book) -> None:
     finally:
         if ours:
             ray.shutdown()
+
+
+def need_ray() -> None:
+    """See that Ray is there.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # its own tables, which verbose=0 does not silence
+    # it would take what Ctrl-C cut for what its scheduler stopped
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+    try:
+        import ray  # noqa: F401
+    except ImportError:
+        raise UserError("is not installed", where="--on ray", remedy="pip install 'veneer[ray]'") from None
 
 
 def _run_all(lab: Lab, book: Book) -> None:
@@ -71,7 +85,7 @@ def _run_all(lab: Lab, book: Book) -> None:
         return
     jobs = [(trial.point, trial.run.config.seed) for trial in left]
     space = {"job": tune.grid_search(list(range(len(left))))}
-    results = _fit(lab, space, jobs, tune.TuneConfig(), lambda config: _enter_done(lab, book, left[config["job"]]))
+    results = _fit(lab, space, jobs, tune.TuneConfig(), lambda config, _: _enter_done(lab, book, left[config["job"]]))
     for result in results:
         trial = left[result.config["job"]]
         if not _enter_done(lab, book, trial):
@@ -109,9 +123,8 @@ def _search(lab: Lab, book: Book) -> None:
         metric="loss", mode="min", search_alg=proposer, scheduler=asha, num_samples=search.trials - len(known)
     )
 
-    def enter(config: Mapping[str, Any]) -> None:
-        for trial in _trials(lab, point_of(changes_of(config))):
-            _enter_done(lab, book, trial)
+    def enter(config: Mapping[str, Any], told: Mapping[str, Any]) -> None:
+        _enter_ended(lab, book, _trials(lab, point_of(changes_of(config))), told)
 
     for result in _fit(lab, {}, None, how, enter):
         _close(lab, book, point_of(changes_of(result.config)), result)
@@ -128,15 +141,25 @@ def _trials(lab: Lab, point: Point) -> list[Trial]:
 def _close(lab: Lab, book: Book, point: Point, result: Any) -> None:
     """Enter a proposal that Ray is done with: its trials, or why there are none."""
     trials = _trials(lab, point)
-    left = [trial for trial in trials if not _enter_done(lab, book, trial)]
-    if left and result.error is not None:
-        book.fail(failure_of(left[0], result.error))
-    elif left:
-        step, loss = result.metrics["step"], result.metrics["loss"]
-        reason = f"stopped early after {step} of {lab.rod.train.steps} steps, at a loss of {loss:.4f}"
-        book.fail(Failure(point.name, left[0].run.config.seed, reason))
-    elif not trials:
+    left = _left(lab, book, trials)
+    if not trials:
         book.fail(Failure(point.name, lab.study.config.seeds[0], _last_line(result.error)))
+    elif left and result.error is not None:
+        book.fail(failure_of(left[0], result.error))
+    elif left and (point.name, left[0].run.config.seed) not in book.stopped:
+        _enter_ended(lab, book, trials, result.metrics)
+
+
+def _enter_ended(lab: Lab, book: Book, trials: Sequence[Trial], told: Mapping[str, Any]) -> None:
+    """Enter a proposal that ended without a fault; what is not done of it the scheduler stopped at its last report."""
+    left = _left(lab, book, trials)
+    if left and told:
+        book.stop(lab.stop(left[0], told["step"], told["loss"]))
+
+
+def _left(lab: Lab, book: Book, trials: Sequence[Trial], *, known: bool = False) -> list[Trial]:
+    """Those that are not done; the others are entered."""
+    return [trial for trial in trials if not _enter_done(lab, book, trial, known=known)]
 
 
 def _last_line(fault: BaseException | None) -> str:
@@ -146,17 +169,29 @@ def _last_line(fault: BaseException | None) -> str:
 
 
 def _known(lab: Lab, book: Book) -> list[tuple[dict[str, Any], float]]:
-    """Proposals of earlier sessions that are done with all seeds, and their losses; they are entered."""
-    search, seeds = lab.study.config.search, lab.study.config.seeds
+    """Proposals of earlier sessions that are done with all seeds, or stopped, and their losses; they are entered."""
+    search = lab.study.config.search
     assert search is not None
     space, found = space_of(search), []
-    for changes in lab.done():
+    for changes in lab.tried():
         params, trials = params_of(changes, space), _trials(lab, point_of(changes))
-        if params is None or not trials or not all([_enter_done(lab, book, trial, known=True) for trial in trials]):
-            continue
-        losses = [float(book.outcomes[trials[0].point.name, seed].losses.mean()) for seed in seeds]
-        found.append((params, sum(losses) / len(losses)))
+        loss = _known_loss(lab, book, trials) if params is not None and trials else None
+        if params is not None and loss is not None:
+            found.append((params, loss))
     return found
+
+
+def _known_loss(lab: Lab, book: Book, trials: Sequence[Trial]) -> float | None:
+    """What the sampler learned of a proposal: the mean loss of its seeds, or the loss that it was stopped at."""
+    left = _left(lab, book, trials, known=True)
+    if not left:
+        done = [book.outcomes[trial.point.name, trial.run.config.seed] for trial in trials]
+        return sum(float(outcome.losses.mean()) for outcome in done) / len(done)
+    stopped = lab.stopped(left[0])
+    if stopped is None:
+        return None
+    book.stop(stopped, known=True)
+    return stopped.loss
 
 
 def _fit(
@@ -164,14 +199,14 @@ def _fit(
     space: Mapping[str, Any],
     jobs: Sequence[tuple[Point, int]] | None,
     how: Any,
-    enter: Callable[[Mapping[str, Any]], object],
+    enter: Callable[[Mapping[str, Any], Mapping[str, Any]], object],
 ) -> Any:
-    """Let Ray Tune do its trials; ``enter`` is called with the configuration of each when it is done."""
+    """Let Ray Tune do its trials; ``enter`` is called with the configuration and the last report of each that ended."""
     import ray
     from ray import tune
 
     def on_trial_complete(self: Any, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        enter(trial.config)
+        enter(trial.config, trial.last_result or {})
 
     # Ray writes its callbacks down for a restart that is never asked for; this one holds what cannot be written
     gone = {"__reduce__": lambda self: (tune.Callback, ())}

@@ -11,14 +11,14 @@ from pathlib import Path
 from veneer.config.load import resolve
 from veneer.config.study import Point, Study, config_of_point, dump_study, point_of, points_of
 from veneer.errors import UserError
-from veneer.evaluate.study import Failure, Outcome, Table, tabulate
+from veneer.evaluate.study import Failure, Outcome, StoppedEarly, Table, tabulate
 from veneer.evaluate.study_plot import plot
 from veneer.evaluate.study_text import as_csv, as_json, as_markdown
 from veneer.files import atomic_write
 from veneer.plan.account import plan
 from veneer.run.folder import make_writable
 from veneer.run.lock import locked
-from veneer.run.proposing import Proposer
+from veneer.run.proposing import Proposer, space_of
 from veneer.run.training import Listener
 from veneer.run.trial import Lab, Trial
 from veneer.train.events import Warned
@@ -62,9 +62,10 @@ class TrialEnds:
     Attributes:
         point: the way it was trained.
         seed: of the training.
-        loss: mean held-out loss; None if it came to nothing.
-        reason: why it came to nothing.
+        loss: mean held-out loss; None if it came to nothing, or was ended early.
+        reason: why it came to nothing, or when it was ended.
         known: it was done already, in an earlier session.
+        early: it was ended early by design.
     """
 
     point: str
@@ -72,6 +73,7 @@ class TrialEnds:
     loss: float | None
     reason: str | None = None
     known: bool = False
+    early: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,8 @@ def study_folder(study: Study) -> Path:
 def run_study(study: Study, folder: Path, *, on: str = "here", listen: Listener = lambda event: None) -> StudyResult:
     """Train every point with every seed, measure each on the same held-out pictures, and compare them.
 
-    Everything that can be refused is refused before the first training. Trials that are done are not done again: they
+    Everything that can be refused is refused before the first training: a place or a library that there is not, before
+    the pictures are read. Trials that are done are not done again: they
     are known by a hash of their configuration, base and pictures. One that fails is named in the table, and is tried
     again by the next call. The table is written anew after each.
 
@@ -119,12 +122,13 @@ def run_study(study: Study, folder: Path, *, on: str = "here", listen: Listener 
     Raises:
         UserError: the study cannot be run as it is, or none of its trainings ended.
     """
+    run = _runner(study, on)
     make_writable(folder, "choose another --out FOLDER")
     with locked(folder):
         lab = Lab(study, folder, listen)
         book = Book(lab, listen)
         try:
-            _runner(study, on)(lab, book)
+            run(lab, book)
         except BaseException:
             book.save()  # a study that is stopped has a table of what is done
             raise
@@ -132,17 +136,25 @@ def run_study(study: Study, folder: Path, *, on: str = "here", listen: Listener 
 
 
 def _runner(study: Study, on: str) -> Callable[[Lab, Book], None]:
-    if on == "ray":
-        from veneer.run.on_ray import run_on_ray
+    """What does the trials of a study.
 
-        return run_on_ray
-    if on != "here":
+    Raises:
+        UserError: there is no such place, or what it or the search needs is not installed.
+    """
+    if on not in ("here", "ray"):
         raise UserError("is no place to run on", where=f"--on {on}", remedy="use here or ray")
+    if study.config.search is not None:
+        space_of(study.config.search)
+    if on == "ray":
+        from veneer.run.on_ray import need_ray, run_on_ray
+
+        need_ray()
+        return run_on_ray
     return _run_all if study.config.search is None else _search
 
 
 class Book:
-    """Where a study's results are entered.
+    """Where a study's results are entered; its table is written anew after each that is new.
 
     Args:
         lab: of the study.
@@ -153,6 +165,7 @@ class Book:
         listen: as above.
         outcomes: by point and seed.
         failures: likewise; one that ended later is no failure.
+        stopped: likewise, what was ended early; one that was trained whole later is not.
         order: of the points in the table.
         ranks: by point, where they were counted for a budget.
     """
@@ -161,21 +174,34 @@ class Book:
         self.lab, self.listen = lab, listen
         self.outcomes: dict[tuple[str, int], Outcome] = {}
         self.failures: dict[tuple[str, int], Failure] = {}
+        self.stopped: dict[tuple[str, int], StoppedEarly] = {}
         self.ranks: dict[str, str] | None = None
         self.order: list[str] = []
         self._base = lab.base_losses()
 
     def enter(self, outcome: Outcome, known: bool = False) -> None:
         """A trial is done; ``known``: it was already."""
-        self.outcomes[outcome.point, outcome.seed] = outcome
-        self._note(outcome.point)
-        self.listen(TrialEnds(outcome.point, outcome.seed, float(outcome.losses.mean()), known=known))
+        place = outcome.point, outcome.seed
+        self.outcomes[place] = outcome
+        self.failures.pop(place, None)
+        self.stopped.pop(place, None)
+        self._note(outcome.point, known)
+        self.listen(TrialEnds(*place, float(outcome.losses.mean()), known=known))
 
     def fail(self, failure: Failure) -> None:
         """A trial came to nothing."""
         self.failures[failure.point, failure.seed] = failure
+        self.stopped.pop((failure.point, failure.seed), None)
         self._note(failure.point)
         self.listen(TrialEnds(failure.point, failure.seed, None, failure.reason))
+
+    def stop(self, stopped: StoppedEarly, known: bool = False) -> None:
+        """A trial was ended early; ``known``: in an earlier session."""
+        place = stopped.point, stopped.seed
+        self.stopped[place] = stopped
+        self.failures.pop(place, None)
+        self._note(stopped.point, known)
+        self.listen(TrialEnds(*place, None, str(stopped), known, early=True))
 
     def table(self) -> Table:
         """Of what is entered so far."""
@@ -186,6 +212,7 @@ class Book:
             self._base,
             seeds=config.seeds,
             failures=list(self.failures.values()),
+            stopped=list(self.stopped.values()),
             reference=None if config.search else config.reference or self.order[-1],
             margin=config.margin,
         )
@@ -202,15 +229,17 @@ class Book:
             UserError: there is nothing in it.
         """
         if not self.outcomes:
-            first = next(iter(self.failures.values()))
-            what = f"no training of the study ended; {first.point}, seed {first.seed}: {first.reason}"
-            raise UserError(what, where=self.lab.folder)
+            told = [f"{each.point}, seed {each.seed}: {each.reason}" for each in self.failures.values()]
+            told += [f"{each.point}, seed {each.seed}: {each}" for each in self.stopped.values()]
+            raise UserError(f"no training of the study ended; {told[0]}", where=self.lab.folder)
         table = self.table()
         return StudyResult(table, self.lab.folder, (*self._write(table), *self._plot(table)))
 
-    def _note(self, point: str) -> None:
+    def _note(self, point: str, known: bool = False) -> None:
         if point not in self.order:
             self.order.append(point)
+        if not known:  # what was known is in the table of before, or will be in the next
+            self.save()
 
     def _write(self, table: Table) -> list[Path]:
         told = {

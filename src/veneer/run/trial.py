@@ -24,7 +24,7 @@ from veneer.engine.peak import PeakMemory
 from veneer.engine.precision import device_of
 from veneer.errors import UserError
 from veneer.evaluate.heldout import Losses, Ruler, chosen
-from veneer.evaluate.study import Outcome
+from veneer.evaluate.study import Outcome, StoppedEarly
 from veneer.family.base import Family
 from veneer.family.fingerprint import fingerprint
 from veneer.files import atomic_write
@@ -49,6 +49,8 @@ __all__ = ["TRIALS", "Lab", "Trial"]
 TRIALS = "trials"
 """Folder of a study's trainings."""
 _FACTS = "trial.json"
+_STOPPED = "stopped"
+"""What the file begins with that tells of a training that was ended early; the rest of its name is the rod's."""
 _DIGITS = 10  # of a hash in a name: one in a million million by chance
 
 
@@ -192,9 +194,21 @@ class Lab:
         """Mean held-out loss of the networks as they stand: within a training, of its adapter so far."""
         return float(self._measure().mean())
 
-    def done(self) -> list[Mapping[str, Any]]:
-        """The changes of every way that some trial in the folder was trained, each once."""
-        found = [_read(path) for path in sorted((self.folder / TRIALS).glob(f"*/{_FACTS}"))]
+    def stop(self, trial: Trial, step: int, loss: float) -> StoppedEarly:
+        """Note that a trial was ended early by design, after ``step`` and at a mean held-out loss; it stays known."""
+        told = {"digest": trial.digest, "changes": dict(trial.point.changes), "step": step, "loss": loss}
+        atomic_write(trial.folder / self._score_name(_STOPPED), _json(told))
+        return self._early(trial, told)
+
+    def stopped(self, trial: Trial) -> StoppedEarly | None:
+        """How a trial was ended early, if it was."""
+        told = _read(trial.folder / self._score_name(_STOPPED))
+        return self._early(trial, told) if told is not None and told.get("digest") == trial.digest else None
+
+    def tried(self) -> list[Mapping[str, Any]]:
+        """The changes of every way that some trial in the folder was trained, or begun and ended early, each once."""
+        names = (_FACTS, self._score_name(_STOPPED))
+        found = [_read(path) for name in names for path in sorted((self.folder / TRIALS).glob(f"*/{name}"))]
         changes = [json.dumps(facts["changes"]) for facts in found if facts]
         return [json.loads(text) for text in dict.fromkeys(changes)]
 
@@ -279,6 +293,10 @@ class Lab:
     def _score_name(self, what: str) -> str:
         """Measured otherwise, it is another file."""
         return f"{what}-{self._rule[:_DIGITS]}.json"
+
+    def _early(self, trial: Trial, told: Mapping[str, Any]) -> StoppedEarly:
+        config = trial.run.config
+        return StoppedEarly(trial.point.name, config.seed, told["step"], config.train.steps, told["loss"])
 
     def _outcome(self, trial: Trial, facts: _Facts, losses: Losses) -> Outcome:
         told = trial.point.name, facts.seed, facts.trainable, facts.file_bytes
