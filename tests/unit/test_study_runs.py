@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import sys
@@ -12,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from tests.conftest import write_tiny_pictures
 from tests.studies import Heard, draw_adapter, lighten, shared_base
 from tests.training import laid_over
 from veneer.adapter.algebra import merge
+from veneer.cli import study as screen
 from veneer.cli.main import main
 from veneer.config.load import load_config, resolve
 from veneer.config.study import Study, build_study, dump_study, points_of
@@ -409,6 +412,22 @@ def test_the_command_line(
     assert load_config(next((tmp_path / "out" / TRIALS).glob("rank-1-*")) / CONFIG).data.trigger == "sks"
     assert main([*words, *where]) == 0
     assert "(done before)" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_stopped_study_gives_the_terminal_back(
+    make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object) -> None:
+        raise Interrupted(2, 1)
+
+    written, errors = io.StringIO(), sys.stderr
+    monkeypatch.setattr(trials, "_train_alone", stop)
+    monkeypatch.setattr(screen, "Console", lambda: Console(file=written, force_terminal=True, width=80))
+    with pytest.raises(Interrupted):
+        screen.study_command(make(), tmp_path, "here")
+    hidden, shown = "\x1b[?25l", "\x1b[?25h"
+    assert written.getvalue().rfind(shown) > written.getvalue().rfind(hidden) > 0 and sys.stderr is errors
 
 
 def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 
 from rich.console import Console
 
@@ -26,7 +27,8 @@ def study_command(study: Study, out: Path | None, on: str) -> bool:
     console = Console()
     folder = out or study_folder(study)
     _say(console, f"study {study.name} in {folder}")
-    result = run_study(study, folder, on=on, listen=_Screen(console))
+    with _Screen(console) as screen:
+        result = run_study(study, folder, on=on, listen=screen)
     _say(console, "\n" + (folder / "study.md").read_text("utf-8"))
     _say(console, "\n".join(f"written: {path}" for path in result.files))
     return not result.table.failures
@@ -40,22 +42,32 @@ def resize_command(file: Path, ranks: Sequence[int], out: Path | None, how: Meas
             raise UserError("one rank is needed", where="--rank", remedy="or --study, to see which is enough")
         _say(console, str(resize_adapter(file, ranks[0], out, base=how.base)))
         return
-    study = study_ranks(file, ranks, how, out=out, listen=_Screen(console))
+    with _Screen(console) as screen:
+        study = study_ranks(file, ranks, how, out=out, listen=screen)
     _say(console, "\n" + as_markdown(study.table))
     if study.advised is not None and f"rank {study.advised}" != study.table.reference:
         _say(console, f"veneer adapter resize {file} --rank {study.advised}")
 
 
 class _Screen:
-    """Says what a study tells; each training has a bar of its own."""
+    """Says what a study tells; each training has a bar of its own, which leaves the terminal whatever ends it."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bar: Progress | None = None
         self._began, self._done = time.monotonic(), 0
 
+    def __enter__(self) -> _Screen:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+
     def __call__(self, event: object) -> None:
         if isinstance(event, TrialBegins):
+            self._close()
             _say(self._console, f"[{event.number}/{event.count}] {event.point}, seed {event.seed}{self._left(event)}")
             self._bar = Progress(self._console)
             self._bar.__enter__()
@@ -68,10 +80,13 @@ class _Screen:
         if self._bar is not None:
             self._bar(event)
 
-    def _end(self, event: TrialEnds) -> None:
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.__exit__(None, None, None)
             self._bar = None
+
+    def _end(self, event: TrialEnds) -> None:
+        self._close()
         known = " (done before)" if event.known else ""
         if event.loss is None:
             told = f": {event.reason}{known}" if event.early else f" came to nothing: {event.reason}"
