@@ -184,6 +184,41 @@ def test_few_seeds_and_a_chosen_reference_are_said() -> None:
     assert chosen.reference == chosen.advice.best and "flatters" in chosen.advice.text  # type: ignore[union-attr]
 
 
+def test_where_none_is_smaller_none_is_said_to_lose() -> None:
+    advice = study({"rank 1": 0.5, "rank 2": 0.5, "rank 8": 0.4}, reference="rank 1").advice
+    assert advice is not None and advice.smallest == "rank 1"
+    assert "None is smaller than rank 1" in advice.text and "loses" not in advice.text
+
+
+def done_with(*ways: tuple[str, float, tuple[int, ...]]) -> Table:
+    """Ways by name, loss and the seeds that are done."""
+    return tabulate(
+        [Outcome(name, seed, SIZES[name], 9, np.full((5, 1), loss)) for name, loss, seeds in ways for seed in seeds],
+        np.ones((5, 1)),
+        seeds=(0, 1),
+        reference="rank 8",
+    )
+
+
+def test_what_shares_no_seed_is_not_said_to_lose() -> None:
+    reference = ("rank 8", 0.5, (0,))
+    alone = done_with(("rank 1", 0.5, (1,)), reference).advice
+    assert alone is not None and alone.smallest is None and "loses" not in alone.text
+    assert "Not compared with rank 8, for no seed is done of both: rank 1." in alone.text
+    worse = done_with(("rank 1", 0.5, (1,)), ("rank 2", 0.7, (0,)), reference).advice
+    assert worse is not None and worse.smallest == "rank 8"
+    assert "Every smaller one that is compared loses" in worse.text and "of both: rank 1." in worse.text
+    equal = done_with(("rank 1", 0.5, (1,)), ("rank 2", 0.5, (0,)), reference).advice
+    assert equal is not None and equal.smallest == "rank 2" and "of both: rank 1." in equal.text
+
+
+def test_what_shares_no_seed_with_the_best_is_not_told_apart_from_it() -> None:
+    none = done_with(("rank 1", 0.7, (1,)), ("rank 8", 0.5, (0,))).advice
+    some = done_with(("rank 1", 0.7, (1,)), ("rank 2", 0.7, (0,)), ("rank 8", 0.5, (0,))).advice
+    assert none is not None and "told apart" not in none.text and "Not compared with rank 8" in none.text
+    assert some is not None and "every other that has a seed in common with it is told apart" in some.text
+
+
 def test_alike_sizes_have_no_smallest() -> None:
     rows = study({"rank 1": 0.7, "rank 2": 0.5, "rank 8": 0.5})
     alike = [Outcome(r.point, s, 1000, 4000, np.full((5, 1), v)) for r in rows.rows for s, v in r.losses.items()]

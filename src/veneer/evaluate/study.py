@@ -308,7 +308,7 @@ def _advise(rows: Sequence[Row], reference: str | None, margin: float, *, chosen
     """What the rows say; ``chosen``: the reference is but the best of them."""
     best = min(rows, key=lambda row: row.loss)
     equals = tuple(row.point for row in rows if row.versus_best is not None and not row.versus_best.excludes_zero)
-    texts = [_best_in_words(best, equals, len(rows))]
+    texts = [_best_in_words(best, equals, rows)]
     if chosen and len(rows) > 1:
         texts.append("It was chosen among them on these pictures, which flatters it: confirm it with other seeds.")
     smallest = None
@@ -323,13 +323,21 @@ def _advise(rows: Sequence[Row], reference: str | None, margin: float, *, chosen
     return Advice(best.point, equals, smallest, " ".join(texts))
 
 
-def _best_in_words(best: Row, equals: Sequence[str], count: int) -> str:
-    if count == 1:
+def _best_in_words(best: Row, equals: Sequence[str], rows: Sequence[Row]) -> str:
+    if len(rows) == 1:
         return f"{best.point} against the base: {best.versus_base}."
+    alone = [row.point for row in rows if row is not best and row.versus_best is None]
     text = f"The lowest loss is that of {best.point}"
-    if not equals:
-        return f"{text}, and every other is told apart from it."
-    return f"{text}; not told apart from it: {', '.join(equals)}."
+    if equals:
+        text += f"; not told apart from it: {', '.join(equals)}"
+    elif len(alone) < len(rows) - 1:
+        text += f", and every other {'that has a seed in common with it ' if alone else ''}is told apart from it"
+    return f"{text}.{_not_compared(alone, best)}"
+
+
+def _not_compared(points: Sequence[str], other: Row) -> str:
+    """A sentence on the ways that share no seed with another; nothing if there are none."""
+    return f" Not compared with {other.point}, for no seed is done of both: {', '.join(points)}." if points else ""
 
 
 def _smallest(rows: Sequence[Row], reference: Row, margin: float) -> tuple[str | None, str]:
@@ -341,15 +349,22 @@ def _smallest(rows: Sequence[Row], reference: Row, margin: float) -> tuple[str |
     if reference.versus_base.high >= 0:
         return None, f"{reference.point} is not shown to help over the base, so no smaller one is advised."
     allowed = margin * gain
-    for row in sorted(rows, key=lambda row: row.trainable):
+    smaller = [row for row in sorted(rows, key=lambda row: row.trainable) if row.trainable < reference.trainable]
+    if not smaller:
+        return reference.point, f"None is smaller than {reference.point}, which the others are compared with."
+    alone = _not_compared([row.point for row in smaller if row.versus_reference is None], reference)
+    for row in smaller:
         gap = row.versus_reference
-        if row.trainable >= reference.trainable or gap is None or gap.low > 0 or gap.mean > allowed:
+        if gap is None or gap.low > 0 or gap.mean > allowed:
             continue
         return row.point, (
             f"The smallest that loses nothing against {reference.point} is {row.point}: {gap}, where {allowed:.4f} is "
-            f"allowed ({margin:.0%} of the gain of {gain:.4f}); by the interval, {_at_most(gap, gain, margin)}."
+            f"allowed ({margin:.0%} of the gain of {gain:.4f}); by the interval, {_at_most(gap, gain, margin)}.{alone}"
         )
-    return reference.point, f"Every smaller one loses against {reference.point}, or more than {margin:.0%} of its gain."
+    if all(row.versus_reference is None for row in smaller):
+        return None, alone.lstrip()
+    who = f"Every smaller one{' that is compared' if alone else ''}"
+    return reference.point, f"{who} loses against {reference.point}, or more than {margin:.0%} of its gain.{alone}"
 
 
 def _at_most(gap: Difference, gain: float, margin: float) -> str:
