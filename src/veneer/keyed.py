@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["key", "torch_generator", "uniform"]
+__all__ = ["MAX_SEED", "key", "torch_generator", "uniform"]
+
+MAX_SEED = 2**63 - 1
+"""The greatest seed that a user may give: PyTorch takes less than 2**64, and those of a sheet count on from it."""
 
 
 def key(*parts: int | str) -> int:

@@ -18,6 +18,7 @@ from veneer.__main__ import main as door
 from veneer.cli.app import app
 from veneer.cli.main import main
 from veneer.errors import UserError
+from veneer.keyed import MAX_SEED
 
 PROGRAM = "import sys; from veneer.__main__ import main; sys.exit(main())"  # as pip's script for it
 VERBS = (
@@ -73,6 +74,11 @@ def test_every_verb_explains_all_its_options(verb: Sequence[str], capsys: pytest
     text = capsys.readouterr().out
     assert f"Usage: veneer {' '.join(verb)} " in text
     assert not re.search(r"^  -\S+( \S+)?$", text, re.MULTILINE)  # an option without a word about it
+
+
+def test_a_seed_that_no_generator_takes_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "sample", "adapter", "--prompt", "a turtle", "--seed", str(2**64))
+    assert "'--seed'" in line and line.endswith(str(MAX_SEED))
 
 
 def test_verbs_are_all_here() -> None:

@@ -33,6 +33,7 @@ from veneer.config.schema import (
     TrainConfig,
 )
 from veneer.errors import UserError
+from veneer.keyed import MAX_SEED
 
 MINIMAL = "base: bundled\ndata:\n  sources: [{path: pictures}]\n"
 
@@ -261,7 +262,7 @@ configs = of(
     RunConfig,
     base=words,
     data=data_configs,
-    seed=st.integers(0),
+    seed=st.integers(0, MAX_SEED),
     output=folders,
     adapter=of(AdapterConfig, **ranked, text_encoder=st.none() | text_encoders),
     objective=of(ObjectiveConfig, gamma=positives),

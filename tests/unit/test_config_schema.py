@@ -14,6 +14,7 @@ from veneer.config.keys import known_keys, nearest
 from veneer.config.load import build_config
 from veneer.config.schema import DataConfig, RunConfig, SourceConfig
 from veneer.errors import UserError
+from veneer.keyed import MAX_SEED
 
 MINIMAL: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "pictures"}]}}
 
@@ -88,6 +89,7 @@ def test_a_config_cannot_be_changed() -> None:
         ("sample.guidance", 0.5, "is 0.5, but should be at least 1"),
         ("base", None, "is null, but should be text"),
         ("seed", -1, "is -1, but should be at least 0"),
+        ("seed", MAX_SEED + 1, "is 9223372036854775808, but should be at most 9223372036854775807"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_whole_key(key: str, value: object, fault: str) -> None:

@@ -210,6 +210,7 @@ def test_what_decides_the_measure_is_the_same_for_all(key: str) -> None:
         ("search: {by: chance, space: {adapter.rank: [1]}}", "search.by: should be 'optuna'"),
         ("search: {space: {adapter.rank: [1]}}\nreference: a", "which a search has none of"),
         ("seeds: [0, 0]\ngrid: {adapter.rank: [1]}", "a seed is given twice"),
+        ("seeds: [9223372036854775808]\ngrid: {adapter.rank: [1]}", "seeds.0: should be less than or equal to 922"),
         ("seeds: []\ngrid: {adapter.rank: [1]}", "s.yaml:1: seeds: should be a list that is not empty"),
         ("margin: 1.5\ngrid: {adapter.rank: [1]}", "margin: should be less than 1"),
         ("grid: {adapter.rank: [1, 2]}\nreference: rank 3", "reference: no point is called 'rank 3'; did you mean"),

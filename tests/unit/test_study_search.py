@@ -12,6 +12,7 @@ import pytest
 from tests.studies import Heard, draw_adapter, lighten
 from veneer.config.study import SearchConfig, Study, build_study
 from veneer.errors import UserError
+from veneer.keyed import MAX_SEED
 from veneer.run import trial as trials
 from veneer.run.proposing import Proposer, changes_of, params_of, space_of
 from veneer.run.stopping import Interrupted
@@ -51,6 +52,10 @@ def test_proposals_lie_in_the_space_and_repeat() -> None:
     assert {json.dumps(changes["adapter.targets"]) for changes in found} == {'["to_q"]', '["to_q", "to_v"]'}
     assert all(1e-3 <= changes["train.optimizer.rate"] <= 1e-1 for changes in found)
     assert found[:12] == propose(0) != propose(1)
+
+
+def test_any_seed_that_a_run_may_have_proposes() -> None:
+    assert propose(MAX_SEED, 2)
 
 
 def test_proposals_learn_from_what_they_are_told() -> None:

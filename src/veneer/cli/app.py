@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from veneer import __version__
+from veneer.keyed import MAX_SEED
 
 __all__ = ["app"]
 
@@ -137,7 +138,8 @@ def sample(
     prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="What to paint; may be repeated.")],
     base: _Base = None,
     seed: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Seed of a prompt's first picture; the others count on.")
+        int,
+        typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of a prompt's first picture; the others count on."),
     ] = 0,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of each prompt.")] = 1,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the pictures go.")] = Path("samples"),

@@ -30,6 +30,7 @@ _SHOULD_BE: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "greater_than": lambda context: f"greater than {context['gt']:g}",
     "greater_than_equal": lambda context: f"at least {context['ge']:g}",
     "less_than": lambda context: f"less than {context['lt']:g}",
+    "less_than_equal": lambda context: f"at most {context['le']}",
     "too_short": lambda context: "a list that is not empty",
 }
 _SHOWN = 60

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from veneer.config.colour import rgb
+from veneer.keyed import MAX_SEED
 
 __all__ = [
     "AdapterConfig",
@@ -67,6 +68,7 @@ def _share_or_folder(value: object) -> str:
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Folder = Annotated[Path, BeforeValidator(_as_path)]
 Words = Annotated[str, AfterValidator(_words)]
 Targets = Annotated[tuple[Words, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
@@ -280,7 +282,7 @@ class RunConfig(_Section):
     """``bundled``, a diffusers folder, a ``.safetensors`` file, or a hub id."""
     data: DataConfig
     """The pictures."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Of everything random."""
     output: Folder = Path("runs/adapter")
     """Folder of the run's results."""

@@ -21,7 +21,7 @@ from pydantic_core import ErrorDetails
 from veneer.config.document import Document, Key, read_utf8, read_yaml, write_yaml
 from veneer.config.keys import dotted
 from veneer.config.load import build_config, config_from_folder, load_config, parse_override, set_key
-from veneer.config.schema import AdapterConfig, Count, RunConfig, Share, TextEncoderAdapterConfig, Words
+from veneer.config.schema import AdapterConfig, Count, RunConfig, Seed, Share, TextEncoderAdapterConfig, Words
 from veneer.errors import UserError
 
 __all__ = [
@@ -135,7 +135,7 @@ class StudyConfig(_Section):
 
     run: Annotated[str | dict[str, Any] | None, BeforeValidator(_run)] = None
     """The run that is changed: its configuration, the file of one, or a folder of pictures."""
-    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1), BeforeValidator(_as_tuple)] = (
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(_as_tuple)] = (
         0,
         1,
         2,

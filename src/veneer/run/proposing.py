@@ -34,7 +34,8 @@ class Proposer:
         self._space = space_of(search)
         import optuna
 
-        self._study = optuna.create_study(direction="minimize", sampler=optuna.samplers.TPESampler(seed=seed))
+        sampler = optuna.samplers.TPESampler(seed=seed % 2**32)  # NumPy's old generator takes no more
+        self._study = optuna.create_study(direction="minimize", sampler=sampler)
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
         """The next point's changes, and the trial that its loss is to be told for."""
