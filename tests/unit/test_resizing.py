@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -123,9 +124,25 @@ def test_the_command_line(run: Path, tiny_pictures: Path, tmp_path: Path, capsys
     }
     told = json.loads((tmp_path / "ranks" / "ranks.json").read_text("utf-8"))
     assert set(told["kept"]) == {"rank 1", "rank 2", "rank 4"} and told["margin"] == 0.1
-    for words, fault in (([], "--rank: one rank is needed"), (["--rank", "9"], "not more than 9")):
+    for words, fault in (
+        ([], "--rank: one rank is needed"),
+        (["--rank", "9"], "not more than 9"),
+        (["--rank", "2", "--data", str(tiny_pictures)], "--data: means something only with --study"),
+        (["--rank", "2", "--margin", "0.02"], "--margin: means something only with --study"),
+    ):
         assert main(["adapter", "resize", str(run), *words]) == 2
         assert fault in capsys.readouterr().err
+
+
+def test_the_advised_command_is_one_that_a_shell_takes(
+    run: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a space in the file's name, and the base that was asked for."""
+    file = shutil.copy(run / FILE_NAME, tmp_path / "my style.safetensors")
+    words = ["adapter", "resize", str(file), "--base", str(tiny_base)]
+    assert main([*words, "--study", "--data", str(tiny_pictures), "--rank", "1", "--margin", "1"]) == 0
+    printed = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert printed == ["veneer", *words[:3], "--rank", "1", *words[3:]]
 
 
 def test_ranks_that_cannot_be_are_refused(run: Path, tmp_path: Path) -> None:

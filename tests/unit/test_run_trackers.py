@@ -320,3 +320,13 @@ def test_a_tracker_that_fails_at_the_end_costs_no_result(config: RunConfig, monk
 def test_a_skipped_step_has_no_loss_and_no_norm() -> None:
     found = figures_of(StepDone(1, float("nan"), None, {"unet": 0.1}, float("inf")), float("nan"))
     assert {name for name in found if not name.startswith("memory/")} == {"rate/unet"}
+
+
+def test_the_command_that_shows_a_run_is_one_that_a_shell_takes(tmp_path: Path) -> None:
+    tracker = TensorBoard(Place(tmp_path, "p", "r", {}))
+    tracker.close(failed=False)
+    (tmp_path / "my run").mkdir()
+    spaced = TensorBoard(Place(tmp_path / "my run", "p", "r", {}))
+    spaced.close(failed=False)
+    assert tracker.shown_by == f"tensorboard --logdir {tmp_path / TENSORBOARD}"
+    assert spaced.shown_by == f"tensorboard --logdir '{tmp_path / 'my run' / TENSORBOARD}'"

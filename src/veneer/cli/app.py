@@ -327,9 +327,14 @@ def resize(
     ] = None,
     base: _Base = None,
     margin: Annotated[
-        float,
-        typer.Option(min=0.0, max=1.0, metavar="X", help="With --study: share of the adapter's gain that may be lost."),
-    ] = 0.02,
+        float | None,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            metavar="X",
+            help="With --study: share of the adapter's gain that may be lost. Default: 0.02.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -338,10 +343,13 @@ def resize(
     ] = None,
 ) -> None:
     """Cut an adapter to a lower rank, by SVD."""
-    from veneer.cli.study import resize_command
+    from veneer.cli.study import refuse_unused, resize_command
     from veneer.run.resizing import Measuring
 
-    resize_command(file, rank or (), out, Measuring(base=base, data=data, margin=margin), measured=study)
+    if not study:
+        refuse_unused({"--data": data, "--margin": margin}, "--study")
+    how = Measuring(base=base, data=data) if margin is None else Measuring(base=base, data=data, margin=margin)
+    resize_command(file, rank or (), out, how, measured=study)
 
 
 @adapter.command("merge")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
@@ -19,7 +20,7 @@ from veneer.run.studying import TrialBegins, TrialEnds, run_study, study_folder
 from veneer.run.training import PriorPainting, Surveyed
 from veneer.train.events import Warned
 
-__all__ = ["resize_command", "study_command"]
+__all__ = ["refuse_unused", "resize_command", "study_command"]
 
 
 def study_command(study: Study, out: Path | None, on: str) -> bool:
@@ -46,7 +47,15 @@ def resize_command(file: Path, ranks: Sequence[int], out: Path | None, how: Meas
         study = study_ranks(file, ranks, how, out=out, listen=screen)
     _say(console, "\n" + as_markdown(study.table))
     if study.advised is not None and f"rank {study.advised}" != study.table.reference:
-        _say(console, f"veneer adapter resize {file} --rank {study.advised}")
+        words = ["adapter", "resize", str(file), "--rank", str(study.advised)]
+        _say(console, shlex.join(["veneer", *words, *(["--base", how.base] if how.base else [])]))
+
+
+def refuse_unused(options: Mapping[str, object], without: str) -> None:
+    """Refuse options that mean something only beside another, which is not given; None is one that is not given."""
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"means something only with {without}", where=name)
 
 
 class _Screen:

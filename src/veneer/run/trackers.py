@@ -90,7 +90,7 @@ class TensorBoard:
         self._event, self._summary, self._checksum = event_pb2, summary_pb2, masked_crc32c
         folder = place.folder / TENSORBOARD
         folder.mkdir(exist_ok=True)
-        self.shown_by = f"tensorboard --logdir {folder}"
+        self.shown_by = f"tensorboard --logdir {shlex.quote(str(folder))}"
         # the readers take the files in the order of their names
         path = folder / f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self._file = path.open("xb", buffering=0)
@@ -192,7 +192,7 @@ class Wandb:
             settings=wandb.Settings(console="off"),  # else it would keep every stroke of the bar
         )
         # without a connection there is no page, and its files lie above those of the run
-        self.shown_by = self._run.url or f"wandb sync {Path(self._run.dir).parent}"
+        self.shown_by = self._run.url or f"wandb sync {shlex.quote(str(Path(self._run.dir).parent))}"
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Take one point of each curve."""
