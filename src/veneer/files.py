@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
 from veneer.errors import UserError
 
-__all__ = ["atomic_write", "remove_folder", "sync_folder", "write_folder", "write_synced"]
+__all__ = ["atomic_write", "name_beside", "remove_folder", "sync_folder", "write_folder", "write_synced"]
 
 _PIECE = 2**24  # bytes a write: a signal or a full disk is noticed soon, and few calls are made
+
+
+def name_beside(path: Path) -> Path:
+    """A hidden name beside a place, for what is written before it takes that place; no other writer has the same.
+
+    A process's number is no such name: two containers that share a folder may have the same, and two threads do.
+    """
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
 def atomic_write(path: Path, content: bytes) -> None:
@@ -20,7 +29,7 @@ def atomic_write(path: Path, content: bytes) -> None:
     Raises:
         UserError: the folder cannot be made or written to.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = name_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

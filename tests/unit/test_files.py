@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from veneer import files
 from veneer.errors import UserError
 from veneer.files import atomic_write, remove_folder, write_folder, write_synced
 
@@ -17,6 +18,24 @@ def test_writes_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
     atomic_write(path, b"two")
     assert path.read_bytes() == b"two"
     assert os.listdir(path.parent) == ["file"]
+
+
+def test_two_that_write_the_same_file_do_not_write_into_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of one process, or of two that have the same number in two containers."""
+    write, used = files.write_synced, []
+
+    def other_comes_between(path: Path, content: bytes) -> None:
+        used.append(path)
+        if len(used) == 1:
+            atomic_write(tmp_path / "file", b"other")
+        write(path, content)
+
+    monkeypatch.setattr(files, "write_synced", other_comes_between)
+    atomic_write(tmp_path / "file", b"one")
+    assert len(set(used)) == 2 and os.listdir(tmp_path) == ["file"]
+    assert (tmp_path / "file").read_bytes() == b"one"
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

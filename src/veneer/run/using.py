@@ -16,6 +16,7 @@ from transformers.utils import logging
 from veneer.adapter.algebra import merge
 from veneer.errors import UserError
 from veneer.family.base import Family
+from veneer.files import name_beside
 from veneer.run.base import base_beside, load_base
 from veneer.run.folder import make_writable, write_picture
 from veneer.sample.generate import generate
@@ -106,7 +107,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill that takes its name only when it is full."""
     if folder.exists():
         raise UserError("is there already", where=folder, remedy="choose another --out")
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    beside = name_beside(folder)
     try:
         try:
             beside.mkdir(parents=True)
