@@ -232,3 +232,19 @@ def test_a_fingerprint_is_of_what_training_sees() -> None:
     assert Manifest((other, replace(sample, path=Path("c.png")))).fingerprint() == fingerprint
     changed = [replace(sample, captions=("a dog",)), replace(sample, repeats=2), replace(sample, id=content_id(b"c"))]
     assert len({fingerprint, *(Manifest((one, other)).fingerprint() for one in changed)}) == 4
+
+
+def test_half_a_character_is_refused_and_a_whole_one_is_not(tmp_path: Path) -> None:
+    """JSON may write an emoji as the two halves of its UTF-16 pair; one alone is no text."""
+    touch(tmp_path, "a.png")
+    (tmp_path / "metadata.jsonl").write_text(r'{"file_name": "a.png", "text": "a \ud83d\ude00"}')
+    assert captions(tmp_path) == {"a.png": ("a \U0001f600",)}
+    for text in (r'"a \ud83d"', r'["a cat", "\ude00 a"]'):
+        (tmp_path / "metadata.jsonl").write_text(f'\n{{"file_name": "a.png", "text": {text}}}')
+        assert r"metadata.jsonl:2: 'text' has half a character, \ud" in refused(tmp_path, "tok")
+
+
+def test_half_a_character_in_a_text_file_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png")
+    (tmp_path / "a.txt").write_bytes(b"a \xed\xa0\xbd")
+    assert "a.txt: not UTF-8 at byte 2" in refused(tmp_path, "tok")

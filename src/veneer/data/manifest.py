@@ -277,7 +277,17 @@ def _captions_in(row: dict[str, Any], where: str) -> tuple[str, ...]:
     captions = text if isinstance(text, list) else [] if text is None else [text]
     if not all(isinstance(caption, str) for caption in captions):
         raise UserError("'text' should be a caption or a list of captions", where=where)
+    for caption in captions:
+        _refuse_half_characters(caption, where)
     return tuple(caption.strip() for caption in captions if caption.strip())
+
+
+def _refuse_half_characters(caption: str, where: str) -> None:
+    """JSON can write half of a UTF-16 pair, which is no text: no tokenizer takes it, and no file. UTF-8 cannot."""
+    half = re.search(r"[\ud800-\udfff]", caption)
+    if half:
+        what = f"'text' has half a character, \\u{ord(half[0]):x}"
+        raise UserError(what, where=where, remedy="write the caption anew, e.g. with ensure_ascii=False")
 
 
 def _refuse_uncaptioned(folder: Path, said: dict[Path, _Said]) -> None:
