@@ -169,6 +169,17 @@ def test_disabled_is_the_base(networks: dict[str, nn.Module]) -> None:
     assert [parameter.requires_grad for parameter in injection.parameters()] == flags
 
 
+def test_disabled_within_disabled_stays_so(networks: dict[str, nn.Module]) -> None:
+    before = networks["unet"](picture())
+    injection = inject(networks, {"unet": spec("to_q")}, 0)
+    fill(injection)
+    with injection.disabled():
+        with injection.disabled():
+            pass
+        assert torch.equal(networks["unet"](picture()), before)
+    assert not torch.equal(networks["unet"](picture()), before)
+
+
 def test_dropout_is_active_in_training_only(networks: dict[str, nn.Module]) -> None:
     networks["unet"].eval()
     injection = inject(networks, {"unet": spec("to_q", dropout=0.5)}, 0)

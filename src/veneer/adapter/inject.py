@@ -120,18 +120,17 @@ class Injection:
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """The base's own behaviour inside; nothing but a switch is changed."""
+        """The base's own behaviour inside; nothing but a switch is changed, and it is left as it was found."""
         parameters = [(parameter, parameter.requires_grad) for parameter in self.parameters()]
-        self._enable(False)
+        switches = [(site.adapted, not site.adapted.disable_adapters) for site in self._sites.values()]
+        for layer, _ in switches:
+            layer.enable_adapters(False)
         try:
             yield
         finally:
-            self._enable(True)
+            for layer, enabled in switches:
+                layer.enable_adapters(enabled)
             _set_flags(parameters)
-
-    def _enable(self, enabled: bool) -> None:
-        for site in self._sites.values():
-            site.adapted.enable_adapters(enabled)
 
     def eject(self) -> None:
         """Put the very modules back that were there before, and their ``requires_grad``; a second call does nothing."""
