@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -60,6 +61,37 @@ def test_combine_is_the_weighted_sum(parts: list[tuple[int, float, float, tuple[
         assert (each.rank, each.scale) == (sum(term.rank for term, _ in terms), 1.0)
         expected = torch.stack([weight * delta_weight(term) for term, weight in terms]).sum(0)
         torch.testing.assert_close(delta_weight(each), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_combine_does_not_round_what_is_in_half_precision(dtype: torch.dtype) -> None:
+    part = {name: factors.to("cpu", dtype) for name, factors in adapter(0).items()}
+    whole = combine([(part, 0.7), (adapter(1), 0.3)])
+    for name, factors in whole.items():
+        wide = [delta_weight(each.to("cpu", torch.float64)) for each in (part[name], adapter(1)[name])]
+        exact = 0.7 * wide[0] + 0.3 * wide[1]
+        gap = delta_weight(factors.to("cpu", torch.float64)) - exact
+        assert factors.down.dtype == factors.up.dtype == torch.float32
+        assert float(gap.norm() / exact.norm()) < 1e-6
+
+
+@pytest.mark.parametrize("weight", ["0.5", None, float("nan"), float("inf")])
+def test_a_weight_that_is_no_finite_number_is_refused(networks: dict[str, nn.Module], weight: Any) -> None:
+    before = weights(networks)
+    stack = AdapterStack(networks)
+    stack.add("a", adapter(0))
+    added = weights(networks)
+    for act in (
+        lambda: stack.add("b", adapter(1), weight),
+        lambda: stack.weights({"a": weight}),
+        lambda: merge(networks, [(adapter(1), weight)]),
+        lambda: combine([(adapter(0), 1.0), (adapter(1), weight)]),
+    ):
+        with pytest.raises(UserError, match="the weight of adapter "):
+            act()
+        assert equal(weights(networks), added) and stack.names == ("a",)
+    stack.clear()
+    assert equal(weights(networks), before)
 
 
 def test_combine_refuses_different_architectures() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -50,6 +52,19 @@ X = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(9))
 
 def hooks(net: nn.Module) -> int:
     return sum(len(module._forward_hooks) for module in net.modules())
+
+
+@pytest.mark.parametrize("weight", ["0.5", None, [1.0], float("nan"), float("inf")])
+def test_a_weight_that_is_no_finite_number_is_refused(bank: AdapterBank, weight: Any) -> None:
+    with pytest.raises(UserError, match="the weight of adapter 'a' is "), bank.rows([("a", weight)]):
+        pass
+
+
+@pytest.mark.parametrize("row", [3, ("a", 0.5, 1), ("a",), (3, 0.5), ["a", 0.5], {"a"}])
+def test_a_row_that_is_none_is_refused(bank: AdapterBank, row: Any) -> None:
+    with pytest.raises(UserError, match="a row is ") as caught, bank.rows([row]):
+        pass
+    assert repr(row) in str(caught.value)
 
 
 def test_adding_and_removing(bank: AdapterBank) -> None:

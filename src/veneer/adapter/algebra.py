@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from veneer.adapter.functional import delta_weight
 from veneer.adapter.locate import Layer, fit, layers_of
-from veneer.adapter.spec import Factors, LoraFactors
+from veneer.adapter.spec import Factors, LoraFactors, check_weight
 from veneer.errors import UserError
 
 __all__ = ["Merged", "combine", "is_mergeable", "merge"]
@@ -18,11 +18,13 @@ __all__ = ["Merged", "combine", "is_mergeable", "merge"]
 def combine(adapters: Sequence[tuple[Factors, float]]) -> dict[str, LoraFactors]:
     """One adapter that does what the weighted sum of several does, exactly: their ranks side by side.
 
-    sum_i w_i s_i B_i A_i = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...], with alpha = r.
+    sum_i w_i s_i B_i A_i = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...], with alpha = r. The factors are float32 at
+    least: in half precision w_i s_i B_i would be rounded by up to 1 in 2,000.
 
     Raises:
-        UserError: two of them disagree on the shape of a layer.
+        UserError: two of them disagree on the shape of a layer, or a weight is no finite number.
     """
+    _check_weights(adapters)
     names = sorted({name for factors, _ in adapters for name in factors})
     return {name: _stack(name, [(f[name], weight) for f, weight in adapters if name in f]) for name in names}
 
@@ -31,9 +33,19 @@ def _stack(name: str, parts: list[tuple[LoraFactors, float]]) -> LoraFactors:
     shapes = {part.shape for part, _ in parts}
     if len(shapes) > 1:
         raise UserError(f"the adapters are of different architectures: {name} is {' and '.join(map(str, shapes))}")
-    down = torch.cat([part.down for part, _ in parts])
-    up = torch.cat([part.up * (weight * part.scale) for part, weight in parts], dim=1)
+    down = torch.cat([_wide(part.down) for part, _ in parts])
+    up = torch.cat([_wide(part.up) * (weight * part.scale) for part, weight in parts], dim=1)
     return LoraFactors(down, up, alpha=float(len(down)))
+
+
+def _wide(factor: Tensor) -> Tensor:
+    """In float32 at least."""
+    return factor.to(torch.promote_types(factor.dtype, torch.float32))
+
+
+def _check_weights(adapters: Sequence[tuple[Factors, float]]) -> None:
+    for place, (_, weight) in enumerate(adapters, start=1):
+        check_weight(weight, f"adapter {place} of {len(adapters)}")
 
 
 class Merged:
@@ -62,8 +74,10 @@ def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[Factors, f
     The originals are set aside, not written over. The sum is taken in float32 at least, and rounded once.
 
     Raises:
-        UserError: an adapter is of another architecture, or the base is quantised; no network has been changed then.
+        UserError: an adapter is of another architecture, a weight is no finite number, or the base is quantised; no
+            network has been changed then.
     """
+    _check_weights(adapters)
     layers = layers_of(networks)
     fitted = [(fit(factors, layers), weight) for factors, weight in adapters]
     _refuse_quantised({name: layers[name] for factors, _ in fitted for name in factors})

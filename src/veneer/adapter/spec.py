@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from veneer.errors import UserError
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["AdapterSpec", "Factors", "LoraFactors"]
+__all__ = ["AdapterSpec", "Factors", "LoraFactors", "check_weight"]
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,20 @@ class LoraFactors:
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LoraFactors:
         """The same factors elsewhere."""
         return LoraFactors(self.down.to(device, dtype), self.up.to(device, dtype), self.alpha)
+
+
+def check_weight(weight: object, adapter: str) -> None:
+    """Refuse a strength that is no finite number.
+
+    Args:
+        weight: what the adapter's delta W is multiplied by.
+        adapter: names it in the message.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not isinstance(weight, (Real, Tensor)) or not math.isfinite(weight):
+        raise UserError(f"the weight of {adapter} is {weight!r}", remedy="use a number; 1 is what it was trained at")
 
 
 Factors = Mapping[str, LoraFactors]

@@ -8,7 +8,7 @@ from torch import nn
 
 from veneer.adapter.algebra import merge
 from veneer.adapter.locate import fit, layers_of
-from veneer.adapter.spec import Factors
+from veneer.adapter.spec import Factors, check_weight
 from veneer.errors import UserError
 
 __all__ = ["AdapterStack"]
@@ -34,17 +34,24 @@ class AdapterStack:
         """Put an adapter on top.
 
         Raises:
-            UserError: the name is taken, or the adapter is of another architecture; the stack is as it was then.
+            UserError: the name is taken, the adapter is of another architecture, or the weight is no finite number; the
+                stack is as it was then.
         """
         if name in self._adapters:
             raise UserError(f"an adapter {name!r} is loaded already", remedy="remove it first, or use another name")
+        check_weight(weight, f"adapter {name!r}")
         fitted = fit(factors, layers_of(self._networks))
         self._become({**self._adapters, name: (fitted, weight)})
 
     def weights(self, weights: Mapping[str, float]) -> None:
-        """Set the strength of some adapters; those not named keep theirs."""
-        for name in weights:
+        """Set the strength of some adapters; those not named keep theirs.
+
+        Raises:
+            UserError: one is not loaded, or its weight is no finite number; the stack is as it was then.
+        """
+        for name, weight in weights.items():
             self._check(name)
+            check_weight(weight, f"adapter {name!r}")
         self._become({name: (f, weights.get(name, old)) for name, (f, old) in self._adapters.items()})
 
     def remove(self, name: str) -> None:

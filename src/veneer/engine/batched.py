@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TypeAlias
@@ -11,7 +10,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from veneer.adapter.locate import Layer, fit, layers_of
-from veneer.adapter.spec import Factors, LoraFactors
+from veneer.adapter.spec import Factors, LoraFactors, check_weight
 from veneer.engine.rowwise import Parts, RowwiseHook
 from veneer.errors import UserError
 
@@ -74,8 +73,8 @@ class AdapterBank:
                 for classifier-free guidance (Ho and Salimans 2022): rows b and b + B are of one picture.
 
         Raises:
-            UserError: an adapter is not in the bank, a weight is no number, or rows are set already; and inside, when
-                a batch has another number of rows.
+            UserError: a row is none of these, an adapter is not in the bank, a weight is no finite number, or rows are
+                set already; and inside, when a batch has another number of rows.
         """
         if self._set:
             raise UserError("rows are set already", remedy="leave that block first")
@@ -92,11 +91,10 @@ class AdapterBank:
 
     def _weighted(self, row: Row) -> dict[str, float]:
         """A row's adapters that do something, by name."""
-        named = {row: 1.0} if isinstance(row, str) else dict([row] if isinstance(row, tuple) else row or {})
+        named = _named(row)
         for name, weight in named.items():
             self._check(name)
-            if not math.isfinite(weight):
-                raise UserError(f"the weight of adapter {name!r} is {weight}")
+            check_weight(weight, f"adapter {name!r}")
         return {name: weight for name, weight in named.items() if weight}
 
     def _on_layer(self, path: str, rows: list[dict[str, float]]) -> list[Parts]:
@@ -115,6 +113,20 @@ class AdapterBank:
         for prefix in sorted(prefixes):
             if any(module._compiled_call_impl is not None for module in self._networks[prefix].modules()):
                 raise UserError(f"{prefix} is compiled, which leaves no place for adapters", remedy="do not compile it")
+
+
+def _named(row: object) -> dict[str, float]:
+    """A row's weights by name, as it gives them."""
+    match row:
+        case None:
+            return {}
+        case str():
+            return {row: 1.0}
+        case (str() as name, weight) if isinstance(row, tuple):
+            return {name: weight}  # type: ignore[dict-item]  # checked where all weights are
+        case Mapping():
+            return dict(row)
+    raise UserError(f"a row is {row!r}", remedy="give a name, (name, weight), {name: weight, ...}, or None")
 
 
 def _check_layer(path: str, layer: Layer) -> None:
