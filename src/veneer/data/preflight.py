@@ -7,7 +7,7 @@ list) ends the run before it starts.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,8 @@ class Dataset:
     Attributes:
         train: pictures to learn from, and all that were put aside from the sources.
         held_out: pictures that training never sees; empty if there are too few to spare any.
-        near: pairs of pictures that look the same but are different files.
+        near: pairs of pictures that look the same but are different files; of many that all do, each is in a pair with
+            one on its own side, of training or held out, and in one with one on the other side, if there are any.
         notes: what the user may want to know, a sentence each.
     """
 
@@ -77,7 +78,7 @@ def survey(config: DataConfig) -> Dataset:
         train, held = _split(looked, config.held_out)
     if not train.samples:
         raise UserError(f"no picture can be used: {_few(_reasons(train.rejected))}", where=config.sources[0].path)
-    near = _near_paths({**looked.thumbs, **held.thumbs}, {**looked.samples, **held.samples})
+    near = _near_paths({**looked.thumbs, **held.thumbs}, {**looked.samples, **held.samples}, held.samples.keys())
     notes = (*_source_notes(config.sources), *_notes(config, looked.twins, train, held, near))
     return Dataset(train.manifest(), held.manifest(), near, notes)
 
@@ -166,8 +167,11 @@ def _without(looked: _Looked, held: _Looked) -> _Looked:
     return replace(looked, samples=kept, rejected=(*looked.rejected, *reasons))
 
 
-def near_duplicates(thumbs: NDArray[np.uint8]) -> list[tuple[int, int]]:
+def near_duplicates(thumbs: NDArray[np.uint8], held_N: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Pairs of thumbnails (N, H, W, 3) no cell of which differs by more than a few levels, as places in order.
+
+    Each is paired with the first that is like it among those of its own side, held out or not, and with the first of
+    the other side: at most 2N pairs, where all would be N^2/2 of pictures that are all alike.
 
     Sums over D cells cannot differ by more than D times what cells do, so only thumbnails of like brightness are
     compared: exact, and quick.
@@ -176,17 +180,22 @@ def near_duplicates(thumbs: NDArray[np.uint8]) -> list[tuple[int, int]]:
     sum_N = flat_ND.sum(axis=1, dtype=np.int64)
     order = np.argsort(sum_N, kind="stable")
     ends = np.searchsorted(sum_N[order], sum_N[order] + _NEAR * flat_ND.shape[1], side="right")
-    pairs: list[tuple[int, int]] = []
+    count = len(thumbs)
+    first_N2 = np.full((count, 2), count)  # of the own side, of the other; count: none
     for place, (index, end) in enumerate(zip(order, ends, strict=True)):
         others = order[place + 1 : end]
-        alike = np.abs(flat_ND[others] - flat_ND[index]).max(axis=1, initial=0) <= _NEAR
-        pairs += [(min(index, other), max(index, other)) for other in others[alike]]
-    return sorted((int(first), int(second)) for first, second in pairs)
+        alike = others[np.abs(flat_ND[others] - flat_ND[index]).max(axis=1, initial=0) <= _NEAR]
+        across = (held_N[alike] != held_N[index]).astype(int)
+        first_N2[alike, across] = np.minimum(first_N2[alike, across], index)
+        for side in (0, 1):
+            first_N2[index, side] = min(first_N2[index, side], alike[across == side].min(initial=count))
+    found = ((index, int(other)) for index, pair in enumerate(first_N2) for other in pair if other < count)
+    return sorted({(min(pair), max(pair)) for pair in found})
 
 
-def _near_paths(thumbs: dict[str, Thumb], samples: dict[str, Sample]) -> tuple[tuple[Path, Path], ...]:
+def _near_paths(thumbs: dict[str, Thumb], samples: dict[str, Sample], held: Set[str]) -> tuple[tuple[Path, Path], ...]:
     paths = [samples[id].path for id in thumbs]
-    pairs = near_duplicates(np.stack(list(thumbs.values())))
+    pairs = near_duplicates(np.stack(list(thumbs.values())), np.array([id in held for id in thumbs]))
     return tuple((paths[first], paths[second]) for first, second in pairs)
 
 
