@@ -17,6 +17,7 @@ from veneer.engine.precision import Precision, precision_of
 from veneer.errors import UserError
 from veneer.family.base import Family
 from veneer.family.registry import load_family
+from veneer.train import step
 from veneer.train.step import MicroBatch, NonFinite, train_step
 
 BOTH: dict[str, Any] = {"text_encoder": {}}
@@ -125,6 +126,16 @@ def test_dropout_changes_gradients_and_is_keyed(family: Family, tiny_pictures: P
     torch.set_rng_state(torch_state)
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert any(not torch.equal(first[name], without[name]) for name in first)
+
+
+def test_dropout_seeds_no_generator_but_those_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another GPU's may be drawn from meanwhile; here only the CPU's is in use."""
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("all GPUs are seeded"))
+    before = torch.get_rng_state()
+    with step._keyed_dropout(torch.device("cpu"), 2**62):
+        drawn = torch.rand(3)
+    assert torch.equal(drawn, torch.rand(3, generator=torch.Generator().manual_seed(2**62)))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_dropout_is_another_in_each_step_and_micro_batch(family: Family, tiny_pictures: Path) -> None:

@@ -248,8 +248,18 @@ def _keyed_dropout(device: torch.device, seed: int) -> Iterator[None]:
     """
     devices = [] if device.type == "cpu" else [device]
     with torch.random.fork_rng(devices, device_type="cuda" if device.type == "cpu" else device.type):
-        torch.manual_seed(seed)
+        _seed(device, seed)
         yield
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed the generators of the CPU and of one device: ``torch.manual_seed`` would seed every other GPU's too."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    elif device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _conditioning(learner: Learner, micro: MicroBatch) -> Tensor:
