@@ -150,6 +150,31 @@ def test_what_is_not_at_hand_is_said_and_is_no_fault(run: Path, capsys: pytest.C
     assert "config          not checked: no config.yaml beside the file" in capsys.readouterr().out
 
 
+def test_a_base_is_not_sought_by_its_name_alone(
+    run: Path, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies under that name in the working directory may be anything."""
+    (run / CONFIG).unlink()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    other = Path(shutil.copytree(tiny_base, tiny_base.name))
+    weights = next((other / "unet").glob("*.safetensors"))
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    (check,) = (check for check in verify_adapter(run) if check.what == "base")
+    assert check.found is None and "name it with --base" in str(check.missing)
+    assert verdicts(run, base=str(tiny_base))["base"] == "ok"
+
+
+def test_the_bundled_base_is_known_by_its_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run / CONFIG).unlink()
+    with safe_open(run / FILE_NAME, "pt") as file:
+        metadata = file.metadata()
+    save_file(load_file(run / FILE_NAME), run / FILE_NAME, {**metadata, "veneer.base": "bundled"})
+    monkeypatch.setattr("veneer.run.verify.fingerprint", lambda base: {"bundled": metadata["veneer.base.sha256"]}[base])
+    assert verdicts(run)["base"] == "ok"
+
+
 def test_a_file_by_others_tells_nothing(run: Path) -> None:
     save_file(load_file(run / FILE_NAME), run / FILE_NAME)
     with pytest.raises(UserError, match="tells nothing of its making"):

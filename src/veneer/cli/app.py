@@ -298,7 +298,17 @@ def info(file: _AdapterFile) -> None:
 
 
 @adapter.command("verify")
-def verify(file: _AdapterFile, base: _Base = None) -> None:
+def verify(
+    file: _AdapterFile,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="'bundled', a diffusers folder or a hub id. Default: what config.yaml beside the adapter says, "
+            "or 'bundled' if the adapter does.",
+        ),
+    ] = None,
+) -> None:
     """Check an adapter against what it tells of its making."""
     from veneer.cli.show import checks_text
     from veneer.run.verify import verify_adapter

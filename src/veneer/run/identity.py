@@ -15,10 +15,12 @@ from veneer.data.preflight import Dataset, read_prior
 from veneer.family.fingerprint import fingerprint
 from veneer.weights.checkpoint import Origin
 
-__all__ = ["BASE", "CONFIG_HASH", "HASHES", "PICTURES", "PRIOR", "Identity", "identify"]
+__all__ = ["BASE", "BASE_NAME", "CONFIG_HASH", "HASHES", "PICTURES", "PRIOR", "Identity", "identify"]
 
 BASE, PICTURES, PRIOR = "base", "data.sources", "data.prior.path"
 """The config's keys for what it only points to; each has a fingerprint."""
+BASE_NAME = "veneer.base"
+"""In an adapter file's metadata: the last part of the base's path or hub id."""
 CONFIG_HASH = "veneer.config.sha256"
 """In an adapter file's metadata: of the settings."""
 HASHES: Mapping[str, str] = {
@@ -52,7 +54,7 @@ class Identity:
         config = self.config
         told = {
             "veneer.version": __version__,
-            "veneer.base": Path(config.base).name,
+            BASE_NAME: Path(config.base).name,
             "veneer.steps": str(config.train.steps),
             "veneer.seed": str(config.seed),
             CONFIG_HASH: config_hash(config),

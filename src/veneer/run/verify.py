@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from veneer.errors import UserError
 from veneer.family.fingerprint import fingerprint
 from veneer.family.registry import BUNDLED
 from veneer.run.folder import CONFIG, config_beside
-from veneer.run.identity import BASE, CONFIG_HASH, HASHES, PICTURES, PRIOR
+from veneer.run.identity import BASE, BASE_NAME, CONFIG_HASH, HASHES, PICTURES, PRIOR
 from veneer.weights.file import info, seal
 
 __all__ = ["Check", "verify_adapter"]
@@ -50,7 +50,8 @@ def verify_adapter(file: Path, *, base: str | None = None) -> list[Check]:
 
     Args:
         file: the adapter, or the folder of its run.
-        base: where its base is; default: what the config beside it says.
+        base: where its base is; default: what the config beside it says, or the bundled one where the file says so. The
+            file tells any other by its folder's name alone, under which something else may be at hand.
 
     Raises:
         UserError: the file cannot be read, or tells nothing of its making.
@@ -60,10 +61,10 @@ def verify_adapter(file: Path, *, base: str | None = None) -> list[Check]:
         raise UserError("tells nothing of its making, so there is nothing to verify", where=file)
     metadata = info(file).metadata
     config = _config_beside(file)
-    base = base or (config.base if config else metadata.get("veneer.base"))
+    base = base or (config.base if config else _bundled(metadata))
     ways: dict[str, tuple[str, Callable[[], str]]] = {
         "config": (CONFIG_HASH, lambda: config_hash(_needed(config))),
-        "base": (HASHES[BASE], lambda: fingerprint(base or BUNDLED)),
+        "base": (HASHES[BASE], lambda: fingerprint(_named(base))),
         "pictures": (HASHES[PICTURES], lambda: survey(_needed(config).data).train.fingerprint()),
         "class pictures": (HASHES[PRIOR], lambda: read_prior(_needed(config)).fingerprint()),
     }
@@ -81,6 +82,16 @@ def _check(what: str, told: str, way: Callable[[], str]) -> Check:
 def _config_beside(file: Path) -> RunConfig | None:
     path = config_beside(file)
     return load_config(path) if path.is_file() else None
+
+
+def _bundled(metadata: Mapping[str, str]) -> str | None:
+    return BUNDLED if metadata.get(BASE_NAME) == BUNDLED else None
+
+
+def _named(base: str | None) -> str:
+    if base is None:
+        raise UserError(f"no {CONFIG} beside the file tells where it is", remedy="name it with --base")
+    return base
 
 
 def _needed(config: RunConfig | None) -> RunConfig:
