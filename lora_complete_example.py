@@ -4,6 +4,7 @@ It needs no GPU and no download: the base model and the pictures come with Venee
 Diffusion 1.x or 2.x and pictures of your own in their place.
 """
 
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
@@ -61,8 +62,14 @@ def main(base: str, data: Path | None, output: Path, steps: int) -> None:
     # held-out things: base, adapter and the real picture side by side, from the same seeds
     veneer.side_by_side(fresh, adapter, subjects, config).save(output / "sheet.png")
     print(f"{output / 'test_image.png'}: {subjects.prompts[0]}\n{output / 'sheet.png'}: {', '.join(subjects.prompts)}")
-    print(veneer.score_adapter(config, fresh, dataset, adapter))
+    if dataset.held_out.samples:
+        print(veneer.score_adapter(config, fresh, dataset, adapter))
+    else:
+        print("no picture was held out, so there is no score")
 
 
 if __name__ == "__main__":
-    main(**vars(parser.parse_args()))
+    try:
+        main(**vars(parser.parse_args()))
+    except veneer.UserError as mistake:
+        sys.exit(f"error: {mistake}")

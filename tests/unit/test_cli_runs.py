@@ -6,6 +6,8 @@ import io
 import json
 import os
 import runpy
+import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -356,6 +358,29 @@ def test_an_adapter_of_another_architecture(
     merging = ("adapter", "merge", str(tmp_path / "other.safetensors"), "--out", str(tmp_path / "m"))
     assert main([*merging, "--base", str(tiny_base)]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other.safetensors", "out"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [(["--data", "/nonexistent"], "/nonexistent: no such folder"), (["--steps", "0"], "train.steps: is 0, but should")],
+)
+def test_the_example_tells_a_mistake_in_one_line(
+    words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = str(ROOT / "lora_complete_example.py")
+    monkeypatch.setattr(sys, "argv", [example, *words, "--output", str(tmp_path / "out")])
+    with pytest.raises(SystemExit, match=f"^error: .*{told}[^\n]*$"):
+        runpy.run_path(example, run_name="__main__")
+
+
+def test_the_example_on_too_few_pictures_to_hold_any_out(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = shutil.copytree(tiny_pictures, tmp_path / "few")
+    lines = (few / "metadata.jsonl").read_text("utf-8").splitlines()
+    (few / "metadata.jsonl").write_text("\n".join(lines[:4]), "utf-8")
+    runpy.run_path(str(ROOT / "lora_complete_example.py"))["main"](str(tiny_base), few, tmp_path / "out", 2)
+    assert capsys.readouterr().out.splitlines()[-1] == "no picture was held out, so there is no score"
 
 
 def test_the_example_on_a_base_and_pictures_of_ones_own(
