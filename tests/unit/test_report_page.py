@@ -16,14 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reports import Page, curve, evaluated, evaluation, numbers_in, report, score
-from veneer.evaluate.figures import Evaluation, Score
+from veneer.evaluate.figures import Band, Evaluation, Score
 from veneer.evaluate.report.axes import Frame, Scale, ticks
 from veneer.evaluate.report.content import Course, Ending, Point, Report
 from veneer.evaluate.report.markup import Markup, element, joined
 from veneer.evaluate.report.page import page
-from veneer.evaluate.report.plots import intervals_plot, loss_plot, scores_plot
+from veneer.evaluate.report.plots import bands_plots, intervals_plot, loss_plot, scores_plot
 from veneer.evaluate.report.words import ending_in_words, verdict_of_run
 from veneer.run.reporting import report_json
+from veneer.run.smooth import Smooth
 
 EVIL = "<script>alert(1)</script>\"' onload=x &amp; $title </title> é"
 NOTHING = Report("run", "unmeasured", "Not known.", None, None, None, None, (), (), None, (), None, ())
@@ -210,9 +211,13 @@ def test_the_loss_is_drawn_where_it_is() -> None:
 
 def test_one_wild_step_does_not_flatten_the_plot() -> None:
     tame = curve()
-    wild = replace(tame, points=(*tame.points[:-1], Point(300, 1e6, 1e6, 1e6, 1.03)))
-    before, after = (np.array(places(loss_plot(each), "line first")[:-1]) for each in (tame, wild))
-    assert np.abs(before - after).max() < 8
+    smooth = Smooth(point.smoothed or 0.0 for point in tame.points[:-1])
+    wild = replace(tame, points=(*tame.points[:-1], Point(300, 1e6, 1e6, 1e6, smooth.add(1e6))))
+    before, after = (np.array(places(loss_plot(each), "line first")) for each in (tame, wild))
+    assert np.abs(before[:-1] - after[:-1]).max() < 8
+    # what is beyond the plot ends at its edge, not on the page above it
+    assert after[-1, 1] == after[:, 1].min() == min(y for _, y in places(loss_plot(wild), "line raw"))
+    assert after[-1, 1] >= 0
 
 
 def test_steps_that_share_a_point_show_their_range() -> None:
@@ -228,6 +233,20 @@ def test_scores_have_their_intervals_and_the_best_its_mark() -> None:
     line_, area = places(plot, "line first"), places(plot, "area first")
     assert all(high[1] < mean[1] < low[1] for high, mean, low in zip(area[:3], line_, area[:2:-1], strict=True))
     assert "step 200: \u221230.3\xa0% (\u22120.3333), 95 % interval \u22120.3833 to \u22120.2833" in plot
+
+
+def test_a_run_that_went_on_with_other_draws_shows_the_parts_of_time_that_it_has_now() -> None:
+    """Eight draws fill four parts and ten fill five."""
+    earlier, last = evaluated(100, -0.2, 100), evaluated(300, -0.4, 300)
+    now = tuple(Band(place / 5, (place + 1) / 5, score(-0.3, base=2.0)) for place in range(5))
+    scores = (earlier, replace(earlier, step=200, bands=now), replace(last, bands=now))
+    assert [plot.count("dot first") for plot in bands_plots(scores)] == [2] * 5
+    course = Course(Ending("finished", 300, 300), None, scores, (), 0, None, None)
+    shown = Page(page(replace(report(), course=course)))
+    assert "Time 0.8 to 1, near noise" in shown.text
+    whole_time = replace(earlier, bands=earlier.bands[:1])
+    course = replace(course, scores=(whole_time, last))
+    assert "Time 0.75 to 1" in Page(page(replace(report(), course=course))).text
 
 
 def test_an_open_interval_is_not_drawn() -> None:

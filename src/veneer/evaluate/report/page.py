@@ -236,7 +236,7 @@ def _figure(title: str, keys: str, plot: Markup) -> Markup:
 
 def _bands_over_steps(report: Report) -> Markup:
     scores = report.course.scores if report.course else ()
-    if not scores or len(scores[0].bands) < 2:
+    if not scores or len(scores[-1].bands) < 2:
         return Markup()
     named = zip(scores[-1].bands, bands_plots(scores), strict=True)
     plots = (element("figure", element("figcaption", band_name(band).capitalize()), plot) for band, plot in named)

@@ -29,7 +29,7 @@ def loss_plot(curve: Curve) -> Markup:
     losses = [value for point in points for value in (point.loss, point.smoothed) if value is not None]
     shown = _main_part(losses)
     frame = Frame.of(_SIZE, (0, curve.points[-1].step), shown)
-    smoothed = place([(point.step, point.smoothed or 0.0) for point in points], frame)
+    smoothed = place([(point.step, _within(point.smoothed or 0.0, frame)) for point in points], frame)
     about = (
         f"Training loss over {curve.points[-1].step:,} steps; smoothed, it ends at {number(points[-1].smoothed or 0)}."
     )
@@ -99,9 +99,13 @@ def scores_plot(scores: Sequence[Evaluated]) -> Markup:
 
 
 def bands_plots(scores: Sequence[Evaluated]) -> list[Markup]:
-    """The same on held-out pictures by parts of time, a plot each, all of one scale."""
-    steps = [each.step for each in scores]
-    bands = list(zip(*(each.bands for each in scores), strict=True))
+    """The same on held-out pictures by parts of time, a plot each, all of one scale.
+
+    Scores by other parts than the last one's are left out: a run that goes on may be asked for more draws.
+    """
+    alike = [each for each in scores if len(each.bands) == len(scores[-1].bands)]
+    steps = [each.step for each in alike]
+    bands = list(zip(*(each.bands for each in alike), strict=True))
     frame = _frame(_SMALL, steps, [each.score for group in bands for each in group])
     return [_band_plot(steps, group, frame) for group in bands]
 
