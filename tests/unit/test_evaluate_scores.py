@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 from tests.judges import write_tiny_clip, write_tiny_dino, write_tiny_head
 from veneer.errors import UserError
 from veneer.evaluate.figures import PictureScore
-from veneer.evaluate.scores import Judges, Models, frechet, kernel, load_judges, score_pictures
+from veneer.evaluate.scores import Judges, Models, Seer, frechet, kernel, load_judges, score_pictures
 
 CAPTIONS = [f"a cat number {number}" for number in range(9)]
 
@@ -147,6 +148,27 @@ def test_kernel_distance_is_the_unbiased_estimate() -> None:
     assert kernel(x, y) == pytest.approx(own[0] + own[1] - 2 * cross, rel=1e-9)
 
 
+def test_distances_are_the_same_to_the_bit_and_disturb_nobody_s_numbers() -> None:
+    random = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(64, 12, generator=random, dtype=torch.float64) for _ in range(2))
+    state = torch.get_rng_state()
+    first = kernel(x, y)
+    assert torch.equal(torch.get_rng_state(), state)
+    found = set()
+    for _ in range(8):
+        torch.rand(3)
+        found.add(kernel(x, y))
+    assert found == {first}
+
+
+def test_no_picture_is_seen_twice_by_one_model(judges: Judges, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    see = Seer.see
+    monkeypatch.setattr(Seer, "see", lambda self, images: (seen.append(len(images)), see(self, images))[1])
+    score_pictures(judges, CAPTIONS, *(pictures(seed) for seed in range(3)))
+    assert sum(seen) == 2 * 3 * len(CAPTIONS)  # two models, three sets
+
+
 def test_sets_of_few_pictures_have_no_distance(judges: Judges) -> None:
     given: list[Any] = [CAPTIONS[:4], *(pictures(seed, 4) for seed in range(3))]
     scores, notes = score_pictures(judges, *given)
@@ -179,6 +201,20 @@ def test_weights_that_are_not_there_are_one_line(option: str, name: str, tmp_pat
     assert "\n" not in str(caught.value)
 
 
+def test_weights_that_are_cut_off_are_one_line(models: Models, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(str(models.dino), tmp_path / "dino"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"DINO's weights are not there .*; --dino takes a folder"):
+        load_judges(Models(dino=str(folder)))
+
+
+def test_a_model_that_sees_no_picture_by_itself_is_no_dino(models: Models) -> None:
+    with pytest.raises(UserError, match=r"is no DINO: it sees no picture .*; --dino takes a folder") as caught:
+        load_judges(Models(dino=models.clip))
+    assert "\n" not in str(caught.value)
+
+
 def test_another_model_is_no_clip(models: Models) -> None:
     with pytest.raises(UserError, match=r"(is no CLIP|CLIP's weights are not there)"):
         load_judges(Models(clip=models.dino))
@@ -188,9 +224,15 @@ def test_heads_that_do_not_fit_are_refused(models: Models, tmp_path: Path) -> No
     wide = write_tiny_head(tmp_path / "wide.safetensors", width=9)
     save_file({"layers.0.weight": torch.ones(3, 8), "layers.0.bias": torch.ones(3)}, tmp_path / "three.safetensors")
     (tmp_path / "head.pth").write_bytes(b"PK\x03\x04")
+    linear = {"layers.0.weight": torch.ones(4, 8), "layers.0.bias": torch.ones(4)}
+    norm = {"layers.1.weight": torch.ones(4), "layers.1.bias": torch.ones(4)}
+    save_file(linear | norm, tmp_path / "norm.safetensors")
+    save_file({"layers.0.weight": torch.ones(1, 8), "layers.0.bias": torch.ones(8)}, tmp_path / "bias.safetensors")
     cases = [
         (Models(clip=models.clip, aesthetic=wide), "takes 9 numbers, and this CLIP gives 8"),
         (Models(clip=models.clip, aesthetic=tmp_path / "three.safetensors"), "is no aesthetic head"),
+        (Models(clip=models.clip, aesthetic=tmp_path / "norm.safetensors"), "is no aesthetic head"),
+        (Models(clip=models.clip, aesthetic=tmp_path / "bias.safetensors"), "is no aesthetic head"),
         (Models(clip=models.clip, aesthetic=tmp_path / "head.pth"), "pickle"),
         (Models(aesthetic=models.aesthetic), "name that with --clip"),
     ]

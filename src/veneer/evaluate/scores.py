@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from veneer.errors import UserError
@@ -161,14 +162,14 @@ def score_pictures(
         The scores, and a sentence for each that could not be had.
     """
     scores, notes = [], []
+    seen: list[Tensor] = []
     for name, seer in (("clip", judges.clip), ("dino", judges.dino)):
         if seer is not None:
             seen = [seer.see(images) for images in (real, base, adapter)]
             scores += _one_by_one(judges, name, seer, captions, seen, seed)
-    name, seer = ("dino", judges.dino) if judges.dino else ("clip", judges.clip)
-    if seer is not None:
-        try:
-            scores += _set_by_set(name, [seer.see(images).double() for images in (real, base, adapter)])
+    if seen:
+        try:  # by DINO's features where there are some, which were seen last
+            scores += _set_by_set("dino" if judges.dino else "clip", [each.double() for each in seen])
         except UserError as fault:
             notes.append(str(fault))
     return tuple(scores), notes
@@ -244,7 +245,10 @@ def _compared(make: Callable[[], Any], real_ND: Tensor, painted_MD: Tensor) -> f
     metric.set_dtype(torch.float64)
     metric.update(real_ND, real=True)
     metric.update(painted_MD, real=False)
-    found = metric.compute()
+    with torch.random.fork_rng(devices=[]):
+        # KID draws its subsets from PyTorch's own generator: of one subset with all in it the order, so the last bits
+        torch.default_generator.manual_seed(0)
+        found = metric.compute()
     return float(found[0] if isinstance(found, tuple) else found)
 
 
@@ -288,13 +292,31 @@ def _load_clip(where: str) -> Seer:
 
     model, processor = _from_pretrained(CLIPModel, where, "CLIP", "--clip")
     tokenizer, _ = _from_pretrained(AutoTokenizer, where, "CLIP", "--clip", alone=True)
-    return Seer(model, processor, tokenizer)
+    return _tried(Seer(model, processor, tokenizer), where, "CLIP", "--clip")
 
 
 def _load_dino(where: str) -> Seer:
     from transformers import AutoModel
 
-    return Seer(*_from_pretrained(AutoModel, where, "DINO", "--dino"))
+    return _tried(Seer(*_from_pretrained(AutoModel, where, "DINO", "--dino")), where, "DINO", "--dino")
+
+
+def _tried(seer: Seer, where: str, name: str, option: str) -> Seer:
+    """It, once it has seen a picture: another model may load and fail only when all is painted."""
+    try:
+        seer.see([_blank()])
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        remedy = f"{option} takes a folder or a hub id of such a model"
+        raise UserError(f"is no {name}: it sees no picture ({_reason(error)})", where=where, remedy=remedy) from error
+    return seer
+
+
+def _blank() -> Image.Image:
+    return Image.new("RGB", (64, 64))
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
 
 
 def _from_pretrained(kind: Any, where: str, name: str, option: str, alone: bool = False) -> tuple[Any, Any]:
@@ -306,10 +328,9 @@ def _from_pretrained(kind: Any, where: str, name: str, option: str, alone: bool 
             return kind.from_pretrained(where), None
         model, told = kind.from_pretrained(where, use_safetensors=True, output_loading_info=True)
         processor = AutoImageProcessor.from_pretrained(where, backend="pil")
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         remedy = f"{option} takes a folder or a hub id of such a model in safetensors"
-        raise UserError(f"{name}'s weights are not there ({reason})", where=where, remedy=remedy) from error
+        raise UserError(f"{name}'s weights are not there ({_reason(error)})", where=where, remedy=remedy) from error
     if told["missing_keys"]:
         first = sorted(told["missing_keys"])[0]
         raise UserError(f"is no {name}: it has no {first}", where=where, remedy=f"{option} takes such a model whole")
@@ -322,16 +343,23 @@ def _load_head(path: Path, clip: Seer) -> AestheticHead:
     layers = [
         (tensors[name].float(), tensors[f"{name[:-6]}bias"].float()) for name in names if f"{name[:-6]}bias" in tensors
     ]
-    widths = [weight.shape for weight, _ in layers]
-    fits = all(first[0] == second[1] for first, second in itertools.pairwise(widths))
-    if not layers or not fits or widths[-1][0] != 1:
+    if not layers or not _are_in_line(layers):
         raise UserError("is no aesthetic head: linear layers that end in one number", where=path)
-    seen = clip.see([Image.new("RGB", (64, 64))]).shape[1]
+    widths = [weight.shape for weight, _ in layers]
+    seen = clip.see([_blank()]).shape[1]
     if widths[0][1] != seen:
         raise UserError(
             f"takes {widths[0][1]} numbers, and this CLIP gives {seen}", where=path, remedy="use the CLIP it is of"
         )
     return AestheticHead(layers)
+
+
+def _are_in_line(layers: Sequence[tuple[Tensor, Tensor]]) -> bool:
+    """Whether each is linear, takes what the one before gives, and the last gives one number."""
+    if any(weight.ndim != 2 or bias.shape != weight.shape[:1] for weight, bias in layers):
+        return False
+    pairs = itertools.pairwise(weight.shape for weight, _ in layers)
+    return all(first[0] == second[1] for first, second in pairs) and layers[-1][0].shape[0] == 1
 
 
 def _place(name: str) -> tuple[int, ...]:
