@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,14 @@ def test_an_evaluation_comes_back_as_it_went(evaluation: Evaluation, tmp_path: P
     told = json.loads((tmp_path / EVALUATION).read_text("utf-8"), parse_constant=refuse)
     assert told == to_plain(evaluation)
     assert as_json(evaluation) == (tmp_path / EVALUATION).read_text("utf-8")
+
+
+def test_a_name_that_is_no_text_is_written_too(tmp_path: Path) -> None:
+    """POSIX lets a file's name be any bytes, which Python reads as surrogates."""
+    name = os.fsdecode(b"pictures/\xff.png")
+    evaluation = replace(WHOLE, notes=(f"{name} and a ca\u00f1on",))
+    write_evaluation(evaluation, tmp_path)
+    assert read_evaluation(tmp_path) == evaluation
 
 
 def test_open_ends_are_null() -> None:

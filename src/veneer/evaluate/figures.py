@@ -296,8 +296,8 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
 
 
 def as_json(evaluation: Evaluation) -> str:
-    """The text of ``evaluation.json``."""
-    return json.dumps(to_plain(evaluation), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    """The text of ``evaluation.json``; ASCII, for a picture's name need not be text in any encoding."""
+    return json.dumps(to_plain(evaluation), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def read_evaluation(folder: Path) -> Evaluation | None:
