@@ -250,3 +250,18 @@ def test_other_things_are_named_by_no_caption() -> None:
     assert "a turtle emoji" in captions_of_others("bundled", [], 999)
     assert "an ant emoji" in captions_of_others("bundled", known, 999)
     assert "a horse" not in captions_of_others("some/base", ["This is a horse, running"], 99)
+
+
+@pytest.mark.parametrize(
+    ("known", "lacking"),
+    [
+        ("a photo of sks dog", {"a dog in a park"}),
+        ("two dogs", {"a dog in a park"}),
+        ("sks shoes on a beach", {"a pair of shoes"}),
+        ("a Cat", {"two cats on a sofa"}),
+        ("a hotdog and a carpet", set()),
+    ],
+)
+def test_no_everyday_thing_shows_the_subject(known: str, lacking: set[str]) -> None:
+    everything = captions_of_others("some/base", [], 999)
+    assert set(everything) - set(captions_of_others("some/base", [known], 999)) == lacking
