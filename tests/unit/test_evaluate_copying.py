@@ -53,7 +53,7 @@ def test_copies_are_found_either_way_round(config: RunConfig, family: Family, pi
     one, two = (picture_of(pictures.train.samples[place], config, 16) for place in (3, 5))
     mirrored = two.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     given = [painted("new", blot(1000)), painted("same", one), painted("mirrored", mirrored)]
-    found = find_copies(config, family, pictures, given)
+    found, _ = find_copies(config, family, pictures, given)
     near = {each.picture: each for each in found.samples}
     same, turned, new = (near[f"evaluation/{name}.png"] for name in ("same", "mirrored", "new"))
     assert same.nearest == str(pictures.train.samples[3].path) and not same.mirrored
@@ -69,7 +69,8 @@ def test_the_angle_and_the_distance_are_those_of_the_definition(
     config: RunConfig, family: Family, pictures: Dataset
 ) -> None:
     image = blot(7)
-    (found,) = find_copies(config, family, pictures, [painted("x", image)]).samples
+    copying, _ = find_copies(config, family, pictures, [painted("x", image)])
+    (found,) = copying.samples
 
     def latent(picture: Image.Image) -> np.ndarray:
         pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).float() / 127.5 - 1
@@ -88,7 +89,7 @@ def test_the_angle_and_the_distance_are_those_of_the_definition(
 def test_held_out_pictures_are_the_yardstick_where_there_are_enough(
     config: RunConfig, family: Family, pictures: Dataset
 ) -> None:
-    found = find_copies(config, family, pictures, [painted(str(seed), blot(seed + 50)) for seed in range(4)])
+    found, _ = find_copies(config, family, pictures, [painted(str(seed), blot(seed + 50)) for seed in range(4)])
     assert found.yardstick == "held-out pictures" and len(found.real) == 21
     assert {each.picture for each in found.real} == {str(sample.path) for sample in pictures.held_out.samples}
     assert found.threshold == min(each.angle for each in found.real)
@@ -100,15 +101,50 @@ def test_else_training_pictures_help_each_held_against_the_others(
     config: RunConfig, family: Family, pictures: Dataset
 ) -> None:
     few = Dataset(pictures.train, Manifest(pictures.held_out.samples[:2]))
-    found = find_copies(config, family, few, [painted("x", blot(99))])
+    found, _ = find_copies(config, family, few, [painted("x", blot(99))])
     assert found.yardstick == "held-out and training pictures" and len(found.real) == 2 + 9
     assert all(each.picture != each.nearest for each in found.real)
     assert found.threshold > 1
 
 
+@pytest.fixture
+def with_lookalikes(config: RunConfig, pictures: Dataset, tmp_path: Path) -> Dataset:
+    """A training picture that is there again as JPEG, another one mirrored, a third one among the held-out ones."""
+    turned = Image.Transpose.FLIP_LEFT_RIGHT
+    again, mirrored, leaked = (Image.open(pictures.train.samples[place].path) for place in (0, 1, 2))
+    again.save(tmp_path / "again.jpg", quality=90)
+    mirrored.transpose(turned).save(tmp_path / "mirrored.png")
+    leaked.resize((30, 30)).save(tmp_path / "leaked.png")
+    source = config.data.sources[0].model_copy(update={"path": tmp_path})
+    more = survey(config.data.model_copy(update={"sources": (source,), "held_out": 0.0})).train.samples
+    train = [*pictures.train.samples, *(each for each in more if each.path.stem != "leaked")]
+    leak = next(each for each in more if each.path.stem == "leaked")
+    return Dataset(Manifest(tuple(train)), Manifest((leak, *pictures.held_out.samples[:2])))
+
+
+def test_lookalikes_among_the_real_pictures_hide_no_copy(
+    config: RunConfig, family: Family, pictures: Dataset, with_lookalikes: Dataset
+) -> None:
+    copied = picture_of(pictures.train.samples[5], config, 16)
+    nearly = Image.fromarray((np.asarray(copied) * 0.9).astype(np.uint8))
+    found, notes = find_copies(config, family, with_lookalikes, [painted("nearly", nearly)])
+    # of 14 the leak, and two pairs
+    assert len(found.real) == 14 - 5 and found.samples[0].flagged
+    assert notes == ["5 real pictures look like a training picture, so left out of what a copy is told by"]
+    apart, none = find_copies(config, family, Dataset(pictures.train, with_lookalikes.held_out), [])
+    assert len(apart.real) == 9 + 2 and none == [notes[0].replace("5 real pictures look", "1 real picture looks")]
+
+
+def test_lookalikes_alone_tell_no_copy(config: RunConfig, family: Family, with_lookalikes: Dataset) -> None:
+    pair = [each for each in with_lookalikes.train.samples if each.path.stem == "again"]
+    twins = Dataset(Manifest((with_lookalikes.train.samples[0], *pair)), Manifest())
+    with pytest.raises(UserError, match="too few real pictures"):
+        find_copies(config, family, twins, [painted("x", blot(1))])
+
+
 def test_what_a_real_picture_would_do_is_seldom_flagged(config: RunConfig, family: Family, pictures: Dataset) -> None:
     """Pictures of the same kind as the held-out ones: about as many as luck has it."""
-    found = find_copies(config, family, pictures, [painted(str(seed), blot(seed + 500)) for seed in range(60)])
+    found, _ = find_copies(config, family, pictures, [painted(str(seed), blot(seed + 500)) for seed in range(60)])
     assert found.flagged <= found.expected + 6
 
 
@@ -121,7 +157,7 @@ def test_one_picture_is_nothing_to_compare_with(config: RunConfig, family: Famil
 def test_they_are_shown_beside_each_other(config: RunConfig, family: Family, pictures: Dataset) -> None:
     copied = picture_of(pictures.train.samples[0], config, 16)
     given = [painted("new", blot(1000)), painted("same", copied)]
-    found = find_copies(config, family, pictures, given)
+    found, _ = find_copies(config, family, pictures, given)
     paper = copying_sheet(found, given, pictures, config, 16)
     again = copying_sheet(found, given, pictures, config, 16)
     assert np.array_equal(np.asarray(paper), np.asarray(again))

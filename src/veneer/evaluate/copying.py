@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Sample
-from veneer.data.preflight import Dataset
+from veneer.data.preflight import Dataset, near_duplicates
 from veneer.data.transform import load_centered
 from veneer.errors import UserError
 from veneer.evaluate.figures import Copying, Neighbour
@@ -31,6 +32,8 @@ __all__ = ["Painted", "copying_sheet", "find_copies", "picture_of"]
 _ENOUGH = 20
 """Held-out pictures from which on they are the yardstick alone: by luck one sample in 21 is nearer than all of them."""
 _COLUMNS = 8
+_THUMB = 8
+"""Cells along a side of the thumbnails by which lookalikes are told, as the preflight's."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ class _Query:
 
 
 class _Gallery:
-    """The training pictures, by the direction of their latents.
+    """The training pictures, by the direction of their latents, and by a thumbnail.
 
     Args:
         family: whose autoencoder is asked.
@@ -76,7 +79,9 @@ class _Gallery:
 
     def __init__(self, family: Family, config: RunConfig, samples: Sequence[Sample]) -> None:
         self._family, self._config, self._samples = family, config, samples
-        self._directions_ND = torch.stack([self._direction(self.pixels_of(sample)) for sample in samples])
+        pixels = [self.pixels_of(sample) for sample in samples]
+        self._directions_ND = torch.stack([self._direction(each) for each in pixels])
+        self._thumbs = [_thumb(each) for each in pixels]
 
     def pixels_of(self, sample: Sample) -> Tensor:
         """A real picture's middle square at the base's own resolution."""
@@ -101,16 +106,33 @@ class _Gallery:
             flagged=False,
         )
 
+    def lookalikes(self, queries: Sequence[_Query]) -> set[int]:
+        """Places of the queries that look like a training picture other than themselves, either way round."""
+        ways = [_thumb(way) for each in queries for way in (each.pixels_CHW, each.pixels_CHW.flip(-1))]
+        count = len(self._thumbs)
+        pairs = near_duplicates(np.stack([*self._thumbs, *ways]))
+        found = ((one, (other - count) // 2) for one, other in pairs if one < count <= other)
+        return {place for one, place in found if queries[place].own != one}
+
     def _direction(self, pixels_CHW: Tensor) -> Tensor:
         latent_D = self._family.encode_image(pixels_CHW[None]).mean.flatten().double().cpu()
         return nn.functional.normalize(latent_D, dim=0)
 
 
-def find_copies(config: RunConfig, family: Family, pictures: Dataset, painted: Sequence[Painted]) -> Copying:
+def _thumb(pixels_CHW: Tensor) -> npt.NDArray[np.uint8]:
+    """A picture (3, H, W) in [-1, 1] as the means of a few cells (8, 8, 3), 0 to 255."""
+    cells_CHW = nn.functional.adaptive_avg_pool2d(pixels_CHW, _THUMB).add(1.0).mul(127.5).round().to(torch.uint8)
+    thumb: npt.NDArray[np.uint8] = cells_CHW.permute(1, 2, 0).numpy()
+    return thumb
+
+
+def find_copies(
+    config: RunConfig, family: Family, pictures: Dataset, painted: Sequence[Painted]
+) -> tuple[Copying, list[str]]:
     """Look for the nearest training picture of each painted one, and of real ones.
 
     The yardstick are the held-out pictures. Where these are fewer than 20, training pictures are added, each held
-    against the others.
+    against the others. A real picture that looks like a training picture is no yardstick: it would hide any copy.
 
     Args:
         config: background, and how many real pictures at most.
@@ -118,26 +140,47 @@ def find_copies(config: RunConfig, family: Family, pictures: Dataset, painted: S
         pictures: those trained on, all of which are looked at, and those held out.
         painted: with the adapter.
 
+    Returns:
+        What was found, and a sentence if pictures were left out of the yardstick.
+
     Raises:
         UserError: there are too few real pictures to compare with.
     """
     samples = pictures.train.samples
-    held_out = chosen(pictures.held_out, config.evaluate.pictures).samples
-    alone = len(held_out) >= _ENOUGH
-    others = () if alone or len(samples) < 2 else chosen(pictures.train, config.evaluate.pictures).samples
-    if not samples or not (held_out or others):
-        what = "there are too few real pictures to tell a copy by"
-        raise UserError(what, remedy="one training picture and one held-out one are the least")
+    most = config.evaluate.pictures
+    if not samples:
+        raise _too_few()
     gallery = _Gallery(family, config, samples)
-    place_of = {sample.id: place for place, sample in enumerate(samples)}
-    queries = [(sample, -1) for sample in held_out] + [(sample, place_of[sample.id]) for sample in others]
-    real = [gallery.nearest(_real(gallery, sample, own)) for sample, own in queries]
+    yardstick, alike = _unlike(gallery, [(sample, -1) for sample in chosen(pictures.held_out, most).samples])
+    alone = len(yardstick) >= _ENOUGH
+    if not alone and len(samples) > 1:
+        place_of = {sample.id: place for place, sample in enumerate(samples)}
+        more = [(sample, place_of[sample.id]) for sample in chosen(pictures.train, most).samples]
+        others, alike_too = _unlike(gallery, more)
+        yardstick, alike = yardstick + others, alike + alike_too
+    if not yardstick:
+        raise _too_few()
+    real = [gallery.nearest(each) for each in yardstick]
     found = [gallery.nearest(_Query(each.caption, each.file, _pixels(each.image, family))) for each in painted]
-    return _judged(found, real, "held-out pictures" if alone else "held-out and training pictures")
+    return _judged(found, real, "held-out pictures" if alone else "held-out and training pictures"), _left_out(alike)
 
 
-def _real(gallery: _Gallery, sample: Sample, own: int) -> _Query:
-    return _Query(sample.captions[0], str(sample.path), gallery.pixels_of(sample), own)
+def _too_few() -> UserError:
+    what = "there are too few real pictures to tell a copy by"
+    return UserError(what, remedy="one training picture and one held-out one that looks different are the least")
+
+
+def _left_out(count: int) -> list[str]:
+    looks = "picture looks" if count == 1 else "pictures look"
+    told = f"{count} real {looks} like a training picture, so left out of what a copy is told by"
+    return [told] if count else []
+
+
+def _unlike(gallery: _Gallery, pictures: Sequence[tuple[Sample, int]]) -> tuple[list[_Query], int]:
+    """Real pictures, each with its place among the training pictures, less lookalikes of these; and how many are."""
+    queries = [_Query(sample.captions[0], str(sample.path), gallery.pixels_of(sample), own) for sample, own in pictures]
+    alike = gallery.lookalikes(queries)
+    return [each for place, each in enumerate(queries) if place not in alike], len(alike)
 
 
 def _pixels(image: Image.Image, family: Family) -> Tensor:

@@ -237,7 +237,7 @@ def _copying(case: _Case, count: int, notes: list[str]) -> Copying | None:
     images = _paint_adapted(case, captions, "copying")
     painted = [Painted(*each) for each in zip(captions, names, images, strict=True)]
     try:
-        copying = find_copies(case.config, case.family, case.pictures, painted)
+        copying, left_out = find_copies(case.config, case.family, case.pictures, painted)
     except UserError as fault:
         notes.append(f"no look for copies: {fault}")
         return None
@@ -249,6 +249,7 @@ def _copying(case: _Case, count: int, notes: list[str]) -> Copying | None:
 
 
 def _scores(case: _Case, judges: Judges, notes: list[str]) -> tuple[PictureScore, ...]:
+    notes += left_out
     """Let the user's models judge what base and adapter paint of the held-out captions."""
     samples = chosen(case.pictures.held_out, case.config.evaluate.pictures).samples
     if not judges or not samples:
