@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from tests.judges import write_tiny_clip, write_tiny_dino
 from tests.running import quick_config
 from veneer.cli.main import main
+from veneer.config.load import load_config, write_config
 from veneer.errors import UserError
 from veneer.evaluate.figures import EVALUATION, Evaluation, read_evaluation
 from veneer.evaluate.others import captions_of_others
@@ -157,6 +159,66 @@ def test_the_trigger_is_in_the_captions_but_not_in_those_of_other_things(
     monkeypatch.setattr("veneer.run.evaluating.load_base", lambda base: Spy())
     evaluate_adapter(alone, Evaluating(base=str(tiny_base), data=(new,), prior=new, trigger="sks", paint=0))
     assert {"thing 0, sks", "thing 0"} <= set(said)
+
+
+def test_the_file_s_own_trigger_calls_it_unless_another_is_given(
+    run: Path, alone: Path, new: Path, tiny_base: Path
+) -> None:
+    """As beside its run, where the configuration tells the trigger."""
+    beside = evaluate_adapter(run, Evaluating(data=(new,), paint=0))
+    own, other = (
+        evaluate_adapter(alone, Evaluating(base=str(tiny_base), data=(new,), trigger=trigger, paint=0))
+        for trigger in (None, "zwx")
+    )
+    assert beside.held_out and own.held_out and other.held_out and beside.held_out.draws != own.held_out.draws
+    told = evaluate_adapter(alone, Evaluating(base=str(tiny_base), data=(new,), trigger="sks", paint=0))
+    assert own.held_out == told.held_out and own.held_out.base != other.held_out.base
+
+
+def test_a_trigger_is_for_the_pictures_that_are_named(run: Path, new: Path) -> None:
+    plain = evaluate_adapter(run, Evaluating(data=(new,), paint=0))
+    other = evaluate_adapter(run, Evaluating(data=(new,), trigger="zwx", paint=0))
+    assert plain.held_out and other.held_out and plain.held_out.base != other.held_out.base
+    with pytest.raises(UserError, match=r"--trigger: is for the captions of pictures that are named, and none are"):
+        evaluate_adapter(run, Evaluating(trigger="zwx", paint=0))
+    for path in new.glob("*.txt"):
+        path.unlink()
+    evaluate_adapter(run, Evaluating(data=(new,), trigger="zwx", paint=0))  # words that stand for a caption
+
+
+def test_another_base_than_the_file_tells_of_is_told(
+    run: Path, alone: Path, new: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    other = Path(shutil.copytree(tiny_base, tmp_path / "other"))
+    (weights,) = (other / "vae").glob("*.safetensors")
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    doubt = f"{other} is not the base that the adapter's file tells of, so it may do less here than on its own"
+    assert doubt in evaluate_adapter(alone, Evaluating(base=str(other), data=(new,), paint=0)).notes
+    assert doubt in evaluate_adapter(run, Evaluating(base=str(other), paint=0)).notes
+    assert not any("base" in note for note in evaluate_adapter(run, Evaluating(paint=0)).notes)
+
+
+def test_what_the_run_held_out_of_its_folder_is_not_taken_for_trained_on(run: Path, tiny_pictures: Path) -> None:
+    plain = evaluate_adapter(run, Evaluating(paint=0))
+    assert evaluate_adapter(run, Evaluating(training=(tiny_pictures,), paint=0)) == plain
+
+
+def test_pictures_of_the_class_have_the_run_s_prompt_for_a_caption(
+    run: Path, new: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in new.glob("*.txt"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"5 of 5 pictures have no caption: .*; write a \.txt beside each$"):
+        evaluate_adapter(run, Evaluating(prior=new, paint=0))
+    found = []
+    for prompt in ("a shape", "a cat"):
+        config = load_config(run / CONFIG, [f"data.prior={{prompt: {prompt}, path: {new}}}"])
+        write_config(config, run / CONFIG)
+        own = evaluate_adapter(run, Evaluating(paint=0)).drift
+        named = evaluate_adapter(run, Evaluating(prior=new, paint=0))
+        assert own is not None and named.drift == own and named.drift_source == str(new)
+        found.append(own)
+    assert found[0] != found[1]
 
 
 def test_pictures_to_measure_on_that_were_trained_on_are_left_out(run: Path, new: Path, tiny_pictures: Path) -> None:

@@ -183,7 +183,12 @@ def evaluate(
         ),
     ] = None,
     trigger: Annotated[
-        str | None, typer.Option(metavar="TOKEN", help="Words that call an adapter without a config.yaml beside it.")
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="Words that call the adapter, for captions of --data and --training. Default: the run's, else those "
+            "that the file tells.",
+        ),
     ] = None,
     paint: Annotated[
         int, typer.Option(min=0, metavar="N", help="Pictures painted of other things, and to look for copies.")

@@ -30,6 +30,7 @@ __all__ = [
     "Manifest",
     "Rejected",
     "Sample",
+    "Uncaptioned",
     "content_id",
     "find_pictures",
     "read_folder",
@@ -92,6 +93,30 @@ class Manifest:
         lines = sorted(json.dumps([sample.id, sample.captions, sample.repeats]) for sample in self.samples)
         return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
 
+    def without(self, others: Manifest) -> Manifest:
+        """These less pictures of the same bytes among the others."""
+        ids = {sample.id for sample in others.samples}
+        return Manifest(tuple(sample for sample in self.samples if sample.id not in ids), self.rejected)
+
+
+class Uncaptioned(UserError):
+    """Pictures have no caption, and no trigger stands for one.
+
+    Args:
+        what: how many, and the first ones.
+        where: their folder.
+        captions: what to do so that they have some; for callers that take no trigger.
+        remedy: what to do.
+    """
+
+    def __init__(self, what: str, *, where: object, captions: str, remedy: str) -> None:
+        self.captions = captions
+        super().__init__(what, where=where, remedy=remedy)
+
+    def without_trigger(self) -> UserError:
+        """The same to those who cannot give a trigger."""
+        return UserError(self.what, where=self.where, remedy=self.captions)
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -127,8 +152,8 @@ def read_folder(source: SourceConfig, trigger: str | None) -> Listing:
     """List a folder's pictures with their captions, sorted by path.
 
     Raises:
-        UserError: there is no such folder or no picture in it, a caption cannot be read, or one is missing and no
-            trigger can stand for it.
+        Uncaptioned: a caption is missing and no trigger can stand for it.
+        UserError: there is no such folder or no picture in it, or a caption cannot be read.
     """
     files = _files_below(source.path)
     pictures = [path for path in files if _is_picture(path)]
@@ -296,9 +321,9 @@ def _refuse_uncaptioned(folder: Path, said: dict[Path, _Said]) -> None:
         return
     first = ", ".join(where for _, where in missing[:3])
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
-    remedy = "write a .txt beside each, or give words that stand for a caption: --trigger WORDS"
+    captions = "write a .txt beside each"
+    remedy = f"{captions}, or give words that stand for a caption: --trigger WORDS"
     if any(path.with_suffix(".caption").is_file() for path, _ in missing):
-        remedy = "captions in .caption files are not read: rename them to .txt"
-    raise UserError(
-        f"{len(missing)} of {len(said)} pictures have no caption: {first}{more}", where=folder, remedy=remedy
-    )
+        captions = remedy = "captions in .caption files are not read: rename them to .txt"
+    what = f"{len(missing)} of {len(said)} pictures have no caption: {first}{more}"
+    raise Uncaptioned(what, where=folder, captions=captions, remedy=remedy)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from veneer.adapter.applied import applied
 from veneer.adapter.spec import Factors
 from veneer.config.load import build_config, load_config, resolve
 from veneer.config.schema import DataConfig, RunConfig, SourceConfig
-from veneer.data.manifest import Manifest
+from veneer.data.manifest import Manifest, Uncaptioned
 from veneer.data.preflight import Dataset, read_prior, survey
 from veneer.errors import UserError
 from veneer.evaluate.copying import Painted, copying_sheet, find_copies, picture_of
@@ -25,8 +25,9 @@ from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
 from veneer.keyed import key
 from veneer.run.base import load_base
+from veneer.run.doubts import base_doubts, never_seen
 from veneer.run.folder import CONFIG, COPYING, EVALUATED, config_beside, make_writable, write_picture
-from veneer.run.identity import HASHES, PICTURES
+from veneer.run.identity import HASHES, PICTURES, TRIGGER
 from veneer.sample.generate import generate
 from veneer.weights.file import AdapterFile, file_in, info, load
 
@@ -44,7 +45,7 @@ class Evaluating:
         data: folders of pictures that it never saw.
         training: folders of pictures that it was trained on.
         prior: folder of pictures of other things, which it should leave alone.
-        trigger: of an adapter without a config.
+        trigger: words in the captions of ``data`` and ``training``; default: the run's, else those that the file tells.
         paint: pictures painted to look for copies, and by the base, where there is no prior, of other things; 0: none.
         models: of the user's, that judge pictures.
         out: folder for the results; default: the run's, or for a file one beside it that is named after it.
@@ -98,15 +99,15 @@ def evaluate_adapter(file: Path, how: Evaluating | None = None, listen: Listener
         UserError: there is nothing to measure on, or what the user named is not there.
     """
     how = how or Evaluating()
-    info(file)  # what is wrong with the file is said before anything that takes long
+    told = info(file).metadata  # what is wrong with the file is said before anything that takes long
     judges = load_judges(how.models)
-    config, pictures, notes = _settle(file, how)
+    config, pictures, notes = _settle(file, how, told)
     out = folder_of(file, how)
     make_writable(out, "choose another --out")
     family = load_base(config.base)
     adapter = load(file, family.networks)
     case = _Case(resolve(config, family.resolution), family, adapter.factors, pictures, out, listen)
-    notes += _doubts(adapter, pictures)
+    notes += [*base_doubts(told, config.base), *_doubts(adapter, pictures)]
     others, source = _others(case, how)
     listen(Working("measuring the denoising loss of base and adapter"))
     found = compare(case.config, family, kinds_of(case.config, pictures) | {DRIFT: others}, case.factors)
@@ -130,21 +131,28 @@ def folder_of(file: Path, how: Evaluating) -> Path:
     return how.out or (file if file.is_dir() else file.with_name(f"{file.stem}-evaluation"))
 
 
-def _settle(file: Path, how: Evaluating) -> tuple[RunConfig, Dataset, list[str]]:
+def _settle(file: Path, how: Evaluating, told: Mapping[str, str]) -> tuple[RunConfig, Dataset, list[str]]:
     """The run's config and its pictures; for a file without one the plainest config, and what the user named."""
     path = config_beside(file)
+    if how.trigger is not None and not (how.data or how.training):
+        what = "is for the captions of pictures that are named, and none are"
+        raise UserError(what, where="--trigger", remedy="name some with --data FOLDER, or leave it out")
     notes: list[str] = []
     if path.is_file():
         config = load_config(path)
         config = config.model_copy(update={"base": how.base or config.base})
         own = _own(config, how, notes)
     elif how.data:
-        config, own = _plain_config(how), Dataset(Manifest(), Manifest())
+        config, own = _plain_config(how, told.get(TRIGGER)), Dataset(Manifest(), Manifest())
     else:
         what, remedy = f"no {CONFIG} beside the adapter says what to measure on", "name pictures with --data FOLDER"
         raise UserError(what, where=file, remedy=remedy)
-    train = _read(how.training, config) if how.training else own.train
-    held_out = _never_seen(_read(how.data, config) if how.data else own.held_out, train, notes)
+    words = how.trigger or config.data.trigger
+    train = _read(how.training, config, words) if how.training else own.train
+    if not how.data:  # the folder that was trained on holds what the run kept from training as well
+        train = train.without(own.held_out)
+    held_out, seen = never_seen(_read(how.data, config, words) if how.data else own.held_out, train)
+    notes += seen
     if not held_out.samples:
         notes.append("no picture is held out, so nothing tells what the adapter does with what it never saw")
     if not train.samples:
@@ -154,9 +162,9 @@ def _settle(file: Path, how: Evaluating) -> tuple[RunConfig, Dataset, list[str]]
     return config, Dataset(train, held_out), notes
 
 
-def _plain_config(how: Evaluating) -> RunConfig:
+def _plain_config(how: Evaluating, trigger: str | None) -> RunConfig:
     sources = [{"path": str(folder)} for folder in how.data]
-    data = {"sources": sources, "held_out": 0.0, "trigger": how.trigger}
+    data = {"sources": sources, "held_out": 0.0, "trigger": how.trigger or trigger}
     return build_config({"base": how.base or BUNDLED, "data": data}, "the command line")
 
 
@@ -173,21 +181,10 @@ def _own(config: RunConfig, how: Evaluating, notes: list[str]) -> Dataset:
         return Dataset(Manifest(), Manifest())
 
 
-def _read(folders: Sequence[Path], config: RunConfig, trigger: bool = True) -> Manifest:
-    """All pictures of folders, captioned as the run's are."""
+def _read(folders: Sequence[Path], config: RunConfig, trigger: str | None) -> Manifest:
+    """All pictures of folders, captioned as the run's are, with a trigger of their own."""
     sources = tuple(SourceConfig(path=path) for path in folders)
-    words = config.data.trigger if trigger else None
-    return survey(DataConfig(sources=sources, held_out=0.0, trigger=words, background=config.data.background)).train
-
-
-def _never_seen(held_out: Manifest, train: Manifest, notes: list[str]) -> Manifest:
-    seen = {sample.id for sample in train.samples}
-    left = tuple(sample for sample in held_out.samples if sample.id not in seen)
-    if len(left) < len(held_out.samples):
-        notes.append(
-            f"{len(held_out.samples) - len(left)} pictures to measure on were trained on, so they are left out"
-        )
-    return Manifest(left, held_out.rejected)
+    return survey(DataConfig(sources=sources, held_out=0.0, trigger=trigger, background=config.data.background)).train
 
 
 def _doubts(adapter: AdapterFile, pictures: Dataset) -> list[str]:
@@ -202,7 +199,7 @@ def _others(case: _Case, how: Evaluating) -> tuple[Manifest, str | None]:
     """Pictures of other things, and where they are from: the user's, the run's of the class, or the base's own."""
     config, most = case.config, case.config.evaluate.pictures
     if how.prior is not None:
-        return chosen(_read([how.prior], config, trigger=False), most), str(how.prior)
+        return chosen(_read_prior(how.prior, config), most), str(how.prior)
     of_class = read_prior(config)
     if of_class.samples:
         return chosen(of_class, most), "pictures of the class"
@@ -214,6 +211,17 @@ def _others(case: _Case, how: Evaluating) -> tuple[Manifest, str | None]:
     return _paint_others(case, captions), "pictures that the base painted of other things"
 
 
+def _read_prior(folder: Path, config: RunConfig) -> Manifest:
+    """Pictures of other things; of the class, which a run paints or takes without captions, by its prior's prompt."""
+    try:
+        return _read([folder], config, trigger=None)
+    except Uncaptioned as fault:
+        if config.data.prior is None:
+            raise fault.without_trigger() from None
+    prior = config.data.prior.model_copy(update={"path": folder})
+    return read_prior(config.model_copy(update={"data": config.data.model_copy(update={"prior": prior})}))
+
+
 def _paint_others(case: _Case, captions: Sequence[str]) -> Manifest:
     folder = case.out / EVALUATED / _OTHERS
     for earlier in folder.glob("other-*"):
@@ -221,7 +229,7 @@ def _paint_others(case: _Case, captions: Sequence[str]) -> Manifest:
     for place, image in enumerate(_paint(case, captions, _OTHERS)):
         write_picture(image, folder / f"other-{place:03d}.png")
         atomic_write(folder / f"other-{place:03d}.txt", captions[place].encode())
-    return _read([folder], case.config, trigger=False)
+    return _read([folder], case.config, trigger=None)
 
 
 def _copying(case: _Case, count: int, notes: list[str]) -> Copying | None:
@@ -241,6 +249,7 @@ def _copying(case: _Case, count: int, notes: list[str]) -> Copying | None:
     except UserError as fault:
         notes.append(f"no look for copies: {fault}")
         return None
+    notes += left_out
     for each in painted:
         write_picture(each.image, case.out / each.file)
     paper = copying_sheet(copying, painted, case.pictures, case.config, case.family.resolution)
@@ -249,7 +258,6 @@ def _copying(case: _Case, count: int, notes: list[str]) -> Copying | None:
 
 
 def _scores(case: _Case, judges: Judges, notes: list[str]) -> tuple[PictureScore, ...]:
-    notes += left_out
     """Let the user's models judge what base and adapter paint of the held-out captions."""
     samples = chosen(case.pictures.held_out, case.config.evaluate.pictures).samples
     if not judges or not samples:

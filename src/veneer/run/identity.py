@@ -15,7 +15,7 @@ from veneer.data.preflight import Dataset, read_prior
 from veneer.family.fingerprint import fingerprint
 from veneer.weights.checkpoint import Origin
 
-__all__ = ["BASE", "BASE_NAME", "CONFIG_HASH", "HASHES", "PICTURES", "PRIOR", "Identity", "identify"]
+__all__ = ["BASE", "BASE_NAME", "CONFIG_HASH", "HASHES", "PICTURES", "PRIOR", "TRIGGER", "Identity", "identify"]
 
 BASE, PICTURES, PRIOR = "base", "data.sources", "data.prior.path"
 """The config's keys for what it only points to; each has a fingerprint."""
@@ -23,6 +23,8 @@ BASE_NAME = "veneer.base"
 """In an adapter file's metadata: the last part of the base's path or hub id."""
 CONFIG_HASH = "veneer.config.sha256"
 """In an adapter file's metadata: of the settings."""
+TRIGGER = "veneer.trigger"
+"""There too: the words that call it."""
 HASHES: Mapping[str, str] = {
     BASE: "veneer.base.sha256",
     PICTURES: "veneer.data.fingerprint",
@@ -60,7 +62,7 @@ class Identity:
             CONFIG_HASH: config_hash(config),
             **{HASHES[key]: value for key, value in self.hashes.items()},
         }
-        return told if config.data.trigger is None else told | {"veneer.trigger": config.data.trigger}
+        return told if config.data.trigger is None else told | {TRIGGER: config.data.trigger}
 
 
 def identify(config: RunConfig, pictures: Dataset) -> Identity:
