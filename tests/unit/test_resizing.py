@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image, ImageOps
+from safetensors.torch import load_file, save_file
 
 from veneer.adapter.algebra import merge
 from veneer.adapter.functional import delta_weight
@@ -26,6 +28,7 @@ from veneer.keyed import torch_generator
 from veneer.run.folder import CONFIG
 from veneer.run.identity import identify
 from veneer.run.resizing import Measuring, resize_adapter, study_ranks
+from veneer.train.events import Warned
 from veneer.weights.file import FILE_NAME, AdapterFile, info, load, save
 
 
@@ -104,11 +107,57 @@ def test_pictures_of_its_own(run: Path, tiny_base: Path, tiny_pictures: Path, tm
     shutil.copy(run / FILE_NAME, tmp_path / "style.safetensors")
     with pytest.raises(UserError, match="--data FOLDER"):
         study_ranks(tmp_path / "style.safetensors")
-    how = Measuring(base=str(tiny_base), data=tiny_pictures, draws=2)
+    new = changed(tiny_pictures, tmp_path / "new")
+    how = Measuring(base=str(tiny_base), data=new, draws=2)
     alone = study_ranks(tmp_path / "style.safetensors", [2], how)
-    beside = study_ranks(run, [2], Measuring(data=tiny_pictures))
+    beside = study_ranks(run, [2], Measuring(data=new))
     assert alone.table.pictures == 12
     assert [row.loss for row in alone.table.rows] == [row.loss for row in beside.table.rows]
+
+
+def changed(folder: Path, to: Path) -> Path:
+    """The same pictures as other files."""
+    shutil.copytree(folder, to)
+    for path in to.glob("*.png"):
+        ImageOps.invert(Image.open(path).convert("RGB")).save(path)
+    return to
+
+
+def test_pictures_that_were_trained_on_say_nothing_of_ranks(
+    run: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    heard: list[object] = []
+    study = study_ranks(run, [2], Measuring(data=tiny_pictures), listen=heard.append)
+    assert study.table.pictures == 3
+    assert heard[0] == Warned("9 pictures to measure on were trained on, so left out")
+    held_out = {sample.path.name for sample in survey(load_config(run / CONFIG).data).held_out.samples}
+    seen = Path(shutil.copytree(tiny_pictures, tmp_path / "seen"))
+    for name in held_out:
+        (seen / name).unlink()
+    lines = (seen / "metadata.jsonl").read_text().splitlines(keepends=True)
+    (seen / "metadata.jsonl").write_text("".join(x for x in lines if json.loads(x)["file_name"] not in held_out))
+    with pytest.raises(UserError, match="every picture in it was trained on"):
+        study_ranks(run, [2], Measuring(data=seen))
+    # the run's pictures may be gone, and then nobody can tell
+    gone = Path(shutil.copytree(run, tmp_path / "gone"))
+    (gone / CONFIG).write_text((gone / CONFIG).read_text().replace(str(tiny_pictures), str(tmp_path / "none")))
+    study_ranks(gone, [2], Measuring(data=tiny_pictures), listen=heard.append)
+    assert any("the run's own pictures: " in str(event) for event in heard)
+
+
+def test_another_base_or_no_captions_are_told(run: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(tiny_base, tmp_path / "other"))
+    (weights,) = (other / "vae").glob("*.safetensors")
+    save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
+    heard: list[object] = []
+    study_ranks(run, [2], Measuring(base=str(other)), listen=heard.append)
+    assert "is not the base that the adapter's file tells of" in str(heard[0])
+    plain = AdapterFile(load(run).factors)
+    save(plain, tmp_path / "plain.safetensors")
+    new = changed(tiny_pictures, tmp_path / "new")
+    (new / "metadata.jsonl").unlink()
+    with pytest.raises(UserError, match=r"have no caption: .*; write a \.txt beside each$"):
+        study_ranks(tmp_path / "plain.safetensors", [2], Measuring(base=str(tiny_base), data=new))
 
 
 def test_the_command_line(run: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -148,6 +197,8 @@ def test_the_advised_command_is_one_that_a_shell_takes(
 def test_ranks_that_cannot_be_are_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not more than 9"):
         study_ranks(run, [9])
+    with pytest.raises(UserError, match="the adapter's rank is 4 already; name lower ones with --rank"):
+        study_ranks(run, [4])
     one = resize_adapter(run, 1, tmp_path / "one.safetensors")
     shutil.copy(run / CONFIG, tmp_path / CONFIG)
     with pytest.raises(UserError, match="rank is 1, which nothing is below"):

@@ -12,7 +12,7 @@ from veneer.adapter.resize import resize, spectrum
 from veneer.adapter.spec import Factors
 from veneer.config.load import build_config, load_config, resolve
 from veneer.config.schema import RunConfig
-from veneer.data.manifest import Manifest
+from veneer.data.manifest import Manifest, Uncaptioned
 from veneer.data.preflight import survey
 from veneer.errors import UserError
 from veneer.evaluate.heldout import Losses, Ruler, chosen
@@ -22,7 +22,9 @@ from veneer.evaluate.study_text import as_csv, as_json, as_markdown
 from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
 from veneer.run.base import base_beside, load_base
+from veneer.run.doubts import base_doubts, never_seen
 from veneer.run.folder import CONFIG, config_beside, make_writable
+from veneer.run.identity import TRIGGER
 from veneer.run.training import Listener
 from veneer.train.events import Warned
 from veneer.weights.file import AdapterFile, file_in, info, load, render, save
@@ -125,7 +127,7 @@ def study_ranks(
         ranks: to cut to; default: the powers of two below the adapter's rank.
         how: pictures, base, margin.
         out: folder for the table and the plot; default: none are written.
-        listen: is told each rank's score.
+        listen: is told each rank's score, and what is doubtful about them.
 
     Raises:
         UserError: there is nothing to measure on, or the adapter has no rank to lose.
@@ -133,14 +135,18 @@ def study_ranks(
     how = how or Measuring()
     if out is not None:
         make_writable(out, "choose another --out")
-    config, pictures = _rod(file, how)
+    config, pictures, doubts = _rod(file, how)
+    for doubt in doubts:
+        listen(Warned(doubt))
     family = load_base(config.base)
     config = resolve(config, family.resolution)
     adapter = load(file, family.networks)
     highest = max(each.rank for each in adapter.factors.values())
     cut = {rank: resize(adapter.factors, rank) for rank in sorted(set(ranks) or _powers(highest)) if rank != highest}
-    if not cut:
+    if not cut and highest == 1:
         raise UserError("the adapter's rank is 1, which nothing is below", where=file)
+    if not cut:
+        raise UserError(f"the adapter's rank is {highest} already", where=file, remedy="name lower ones with --rank")
     values = spectrum(adapter.factors)
     ruler = Ruler(config, family, chosen(pictures, config.evaluate.pictures))
     base, outcomes = ruler.losses(), []
@@ -165,34 +171,53 @@ def _outcome(rank: int, factors: Factors, losses: Losses, seed: int) -> Outcome:
     return Outcome(f"rank {rank}", seed, size, len(render(AdapterFile(factors))), losses)
 
 
-def _rod(file: Path, how: Measuring) -> tuple[RunConfig, Manifest]:
-    """What to measure with: the config of the adapter's run where that is at hand, and the pictures."""
-    told = info(file)
+def _rod(file: Path, how: Measuring) -> tuple[RunConfig, Manifest, list[str]]:
+    """What to measure with: the config of the adapter's run where that is at hand, the pictures, and doubts of both."""
+    told = info(file).metadata
     place = config_beside(file)
     if place.is_file():
         changes = [] if how.base is None else [f"base={json.dumps(how.base)}"]
         config = load_config(place, changes)
     elif how.data is not None:
-        data = {"sources": [{"path": str(how.data)}], "trigger": told.metadata.get("veneer.trigger")}
+        data = {"sources": [{"path": str(how.data)}], "trigger": told.get(TRIGGER)}
         config = build_config({"base": how.base or BUNDLED, "data": data}, "command line")
     else:
         remedy = "name a folder of pictures that the adapter never saw, --data FOLDER"
         raise UserError(f"no {CONFIG} lies beside the adapter to tell what its run held out", where=file, remedy=remedy)
     if how.draws is not None:
         config = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"draws": how.draws})})
-    return config, _pictures(config, how)
+    pictures, doubts = _pictures(config, how, is_its_run=place.is_file())
+    return config, pictures, [*base_doubts(told, config.base), *doubts]
 
 
-def _pictures(config: RunConfig, how: Measuring) -> Manifest:
+def _pictures(config: RunConfig, how: Measuring, *, is_its_run: bool) -> tuple[Manifest, list[str]]:
+    """Pictures to measure on that the run, where it is known, did not train on."""
     if how.data is None:
         found = survey(config.data).held_out
         if not found.samples:
             remedy = "name a folder of pictures that the adapter never saw, --data FOLDER"
             raise UserError("the run held no picture out", where=CONFIG, remedy=remedy)
-        return found
-    sources = build_config({"base": config.base, "data": {"sources": [{"path": str(how.data)}]}}, "--data").data.sources
-    # a folder to measure on alone: nothing of it is trained on, so nothing need be kept apart
-    return survey(config.data.model_copy(update={"sources": sources, "held_out": 0.0})).train
+        return found, []
+    named = _named(how.data, config)
+    if not is_its_run:
+        return named, []
+    try:
+        left, doubts = never_seen(named, survey(config.data).train)
+    except UserError as fault:  # they may be gone
+        return named, [f"the run's own pictures: {fault}"]
+    if not left.samples:
+        remedy = "name a folder of pictures that the adapter never saw"
+        raise UserError("every picture in it was trained on", where=how.data, remedy=remedy)
+    return left, doubts
+
+
+def _named(folder: Path, config: RunConfig) -> Manifest:
+    """All pictures of a folder: nothing of it is trained on, so nothing need be kept apart."""
+    sources = build_config({"base": config.base, "data": {"sources": [{"path": str(folder)}]}}, "--data").data.sources
+    try:
+        return survey(config.data.model_copy(update={"sources": sources, "held_out": 0.0})).train
+    except Uncaptioned as fault:
+        raise fault.without_trigger() from None
 
 
 def _write(study: RankStudy, out: Path, listen: Listener) -> None:
