@@ -23,6 +23,7 @@ from veneer.config.schema import RunConfig, TextEncoderAdapterConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
 from veneer.errors import UserError
+from veneer.evaluate.doctor import endings
 from veneer.evaluate.doctor.endings import memory_changes
 from veneer.evaluate.doctor.finding import Change
 from veneer.evaluate.doctor.measure import exchanged, measure, without_words
@@ -182,12 +183,27 @@ def test_a_run_that_was_stopped_and_goes_on_is_judged_by_its_last_life(run: Path
     steps = [line for line in log.read_text().splitlines() if '"StepDone"' in line][:2]
     stopped = [*steps, json.dumps({"event": "Stopped", "seconds": 1, "step": 2})]
     resumed = json.dumps({"event": "Resumed", "seconds": 0, "step": 2, "path": "c", "losses": []})
-    endings = []
+    found = []
     for lines in (stopped, [*stopped, resumed]):
         log.write_text("".join(f"{line}\n" for line in lines))
         ending = gather(tmp_path / "run").ending
-        endings.append((ending.how, ending.step))
-    assert endings == [("stopped", 2), ("cut off", 2)]
+        found.append((ending.how, ending.step))
+    assert found == [("stopped", 2), ("cut off", 2)]
+
+
+def test_a_run_whose_patience_ran_out_has_ended_though_steps_are_left(run: Path, tmp_path: Path) -> None:
+    """Also one that was killed on its last paintings and resumed: it does not say again why it ended."""
+    shutil.copytree(run, tmp_path / "run")
+    log = tmp_path / "run" / LOG
+    steps = [line for line in log.read_text().splitlines() if '"StepDone"' in line][:4]
+    early, resumed, finished = (
+        json.dumps({"event": event, "seconds": 1, "step": 4}) for event in ("EarlyStopped", "Resumed", "Finished")
+    )
+    for last in ([early, finished], [early, resumed, finished]):
+        log.write_text("".join(f"{line}\n" for line in [*steps, *last]))
+        evidence = gather(tmp_path / "run")
+        assert (evidence.ending.how, evidence.ending.step) == ("stopped early", 4)
+        assert evidence.has_finished and endings.stopped(evidence) is None
 
 
 def test_pictures_that_are_gone_are_missed_and_no_fault(run: Path, tmp_path: Path, config: RunConfig) -> None:

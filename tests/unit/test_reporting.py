@@ -246,7 +246,13 @@ def test_a_log_that_is_too_long_for_the_doctor(tmp_path: Path, monkeypatch: pyte
     ("last", "how"),
     [
         ([], "cut off"),
-        ([{"event": "Finished", "step": 3}], "finished"),
+        # a run that is resumed where its patience had run out does not say so again
+        ([{"event": "Finished", "step": 3}], "stopped early"),
+        (
+            [{"event": "EarlyStopped", "step": 3}, {"event": "Resumed", "step": 3}, {"event": "Finished", "step": 3}],
+            "stopped early",
+        ),
+        ([step_done(4, 1.0), step_done(5, 1.0), {"event": "Finished", "step": 5}], "finished"),
         ([{"event": "EarlyStopped", "step": 3}, {"event": "Finished", "step": 3}], "stopped early"),
         ([{"event": "Stopped", "step": 3}], "stopped"),
         ([{"event": "Failed", "kind": "X", "text": "a fault"}], "failed"),
@@ -259,7 +265,8 @@ def test_a_log_that_is_too_long_for_the_doctor(tmp_path: Path, monkeypatch: pyte
 def test_endings(last: list[dict[str, Any]], how: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", 5, [*huge(3), *last])
     course = read_log(folder / LOG, 5)
-    assert course and (course.ending.how, course.ending.step, course.ending.steps) == (how, 3, 5)
+    done = 5 if how == "finished" else 3
+    assert course and (course.ending.how, course.ending.step, course.ending.steps) == (how, done, 5)
 
 
 def test_warnings_are_counted_and_not_endless(tmp_path: Path) -> None:

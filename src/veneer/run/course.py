@@ -6,7 +6,6 @@ import math
 from collections import Counter, deque
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 from veneer.evaluate.figures import Evaluated
 from veneer.evaluate.plain import from_plain
 from veneer.evaluate.report.content import Course, Curve, Ending, Point
+from veneer.run.endings import Ended, ended_after
 from veneer.run.log import events_in
 from veneer.run.smooth import Smooth
 
@@ -37,7 +37,8 @@ class _Reader:
     """
 
     def __init__(self, steps: int, running: bool) -> None:
-        self._open = self._ending = Ending("running" if running else "cut off", 0, steps)
+        self._steps, self._running = steps, running
+        self._ending = Ended.unknown(running=running)
         self._curve = _CurveMaker(max(1, math.ceil(steps / _POINTS)))
         self._scores: dict[int, Evaluated] = {}
         self._warnings: Counter[str] = Counter()
@@ -49,6 +50,7 @@ class _Reader:
     def add(self, line: Line) -> None:
         """Take in one event; one of another version that lacks what is wanted is passed over."""
         with suppress(KeyError, TypeError, ValueError, AttributeError):
+            self._ending = ended_after(self._ending, line, self._steps, running=self._running)
             self._take(str(line["event"]), line)
 
     def _take(self, event: str, line: Line) -> None:
@@ -60,10 +62,6 @@ class _Reader:
             self._warn(line["text"])
         elif event == "MemoryTaken":
             self._memory = line["peak"]
-        elif event == "Resumed":
-            self._ending = replace(self._open, step=line["step"])
-        else:
-            self._ending = _ended(self._ending, event, line)
 
     def _warn(self, text: str) -> None:
         if text in self._warnings or len(self._warnings) < _WARNINGS:
@@ -74,7 +72,6 @@ class _Reader:
     def _step(self, line: Line) -> None:
         step, seconds = int(line["step"]), float(line["seconds"])
         self._curve.add(step, math.nan if line["loss"] is None else float(line["loss"]))
-        self._ending = replace(self._ending, step=step)
         if self._before is not None and self._before[0] == step - 1 and seconds > self._before[1]:
             self._gaps.append(seconds - self._before[1])
         self._before = step, seconds
@@ -83,7 +80,7 @@ class _Reader:
         """All of it, once the last line is in."""
         warnings = [text if count == 1 else f"{text} ({count:,} times)" for text, count in self._warnings.items()]
         return Course(
-            ending=self._ending,
+            ending=Ending(self._ending.how, self._ending.step, self._steps, self._ending.text),
             curve=self._curve.curve(),
             scores=tuple(self._scores[step] for step in sorted(self._scores)),
             warnings=tuple(warnings),
@@ -127,19 +124,6 @@ class _CurveMaker:
             return None
         self._close()
         return Curve(tuple(self._points), self._width, self._skipped)
-
-
-def _ended(ending: Ending, event: str, line: Line) -> Ending:
-    """How a log ends that ends with this event."""
-    if event == "EarlyStopped":
-        return replace(ending, how="stopped early")
-    if event == "Finished":
-        return ending if ending.how == "stopped early" else replace(ending, how="finished")
-    if event == "Stopped":
-        return replace(ending, how="stopped")
-    if event == "Failed":
-        return replace(ending, how="failed", text=line["text"])
-    return ending
 
 
 def read_log(path: Path, steps: int, *, running: bool = False) -> Course | None:

@@ -43,6 +43,7 @@ from veneer.family.registry import BUNDLED
 from veneer.plan.memory import Memory as PlannedMemory
 from veneer.plan.sketch import sketch_folder
 from veneer.run.base import load_base
+from veneer.run.endings import Ended, ended_after
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG
 from veneer.run.lock import is_locked
 from veneer.run.log import events_in
@@ -86,7 +87,7 @@ def gather(folder: Path, *, measured: bool = False) -> Evidence:
     found = read_evaluation(folder)
     evidence = Evidence(
         config=config,
-        ending=log.ending(is_running=is_locked(folder)),
+        ending=log.ending(config.train.steps, is_running=is_locked(folder)),
         stretches=stretches_of(log.steps),
         skipped=log.skipped,
         overflowed=log.overflowed,
@@ -168,24 +169,11 @@ class _Log:
         few = dict(list(rejected.items())[:_EXAMPLES])
         return Pictures(told.get("train", 0), told.get("held_out", 0), few, len(rejected), twins=0)
 
-    def ending(self, *, is_running: bool) -> Ending:
-        ending = opened = Ending("running" if is_running else "cut off", 0)
+    def ending(self, steps: int, *, is_running: bool) -> Ending:
+        ended = Ended.unknown(running=is_running)
         for line in self.lines:
-            # whoever goes on with a run that was stopped has yet to end it
-            ending = _after(opened if line["event"] == "Resumed" else ending, line)
-        return ending
-
-
-def _after(ending: Ending, line: Line) -> Ending:
-    """How a log ends that ends with this line."""
-    event = line["event"]
-    if event in ("StepDone", "Resumed"):
-        return replace(ending, step=line["step"])
-    if event in ("Finished", "Stopped"):
-        return replace(ending, how="finished" if event == "Finished" else "stopped")
-    if event == "Failed":
-        return replace(ending, how="failed", kind=line["kind"], text=line["text"])
-    return ending
+            ended = ended_after(ended, line, steps, running=is_running)
+        return Ending(ended.how, ended.step, ended.kind, ended.text)
 
 
 def _number(value: float | None) -> float:

@@ -39,13 +39,14 @@ class Ending:
     """How a run's log ends.
 
     Attributes:
-        how: ``cut off`` means that the log ends in the middle of training and nobody is at work on it.
+        how: ``cut off`` means that the log ends in the middle of training and nobody is at work on it, ``stopped
+            early`` that its patience ran out.
         step: the last step that was done.
         kind: class of the fault that ended it, e.g. ``OutOfMemoryError``; empty without one.
         text: what the fault says.
     """
 
-    how: Literal["finished", "stopped", "failed", "cut off", "running"]
+    how: Literal["finished", "stopped early", "stopped", "failed", "cut off", "running"]
     step: int
     kind: str = ""
     text: str = ""
@@ -306,8 +307,8 @@ class Evidence:
 
     @property
     def has_finished(self) -> bool:
-        """Whether all steps were done."""
-        return self.ending.how == "finished"
+        """Whether all steps were done, or as many as the run's patience allowed."""
+        return self.ending.how in ("finished", "stopped early")
 
 
 _ADAPTER = TypeAdapter(Evidence)

@@ -141,7 +141,7 @@ def rate_too_low(evidence: Evidence) -> Finding | None:
         return None
     if _is_gained(evidence.held_out) or (gain is not None and _is_learned(gain)):
         return None
-    said = [f"{train.steps} steps at a rate of {train.optimizer.rate:g}", *_sizes(evidence)]
+    said = [f"{evidence.ending.step} steps at a rate of {train.optimizer.rate:g}", *_sizes(evidence)]
     said += [gain.told] if gain else []
     said += [f"the held-out loss changes by {interval(evidence.held_out)}"] if evidence.held_out else []
     rate = Change("train.optimizer.rate", _usual(train.optimizer.rate * 10), "and tenfold again until it learns")
