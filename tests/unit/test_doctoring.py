@@ -18,7 +18,7 @@ from veneer.adapter.functional import delta_weight
 from veneer.adapter.locate import layers_of
 from veneer.adapter.spec import LoraFactors
 from veneer.cli.main import main
-from veneer.config.load import write_config
+from veneer.config.load import load_config, write_config
 from veneer.config.schema import RunConfig, TextEncoderAdapterConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
@@ -30,7 +30,7 @@ from veneer.evaluate.doctor.measure import exchanged, measure, without_words
 from veneer.evaluate.heldout import Ruler, heldout_losses
 from veneer.family.registry import load_family
 from veneer.plan.memory import as_text
-from veneer.run.doctoring import gather
+from veneer.run.doctoring import doctor_run, gather
 from veneer.run.failing import Failed, telling_faults
 from veneer.run.folder import CONFIG, LOG
 from veneer.run.lock import locked
@@ -168,6 +168,37 @@ def test_a_killed_run(config: RunConfig, tmp_path: Path) -> None:
         assert gather(tmp_path / "run").ending.how == "running"
 
 
+def test_a_folder_without_a_log_is_judged_by_what_is_there(run: Path, config: RunConfig, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / LOG).unlink()
+    evidence = gather(tmp_path / "run")
+    # the steps are those that the adapter's file tells
+    assert (evidence.ending.how, evidence.ending.step, evidence.memory) == ("unknown", 6, None)
+    assert (evidence.pictures.train, evidence.pictures.held_out) == (9, 3)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(run / CONFIG, bare / CONFIG)
+    diagnosis, evidence = doctor_run(bare)
+    assert evidence.ending.step == 0 and evidence.pictures.train == 9
+    assert not {"cut_off", "out_of_memory", "few_pictures"} & {finding.name for finding in diagnosis.findings}
+    assert "its log, run.jsonl, must be here" in [one.how for one in diagnosis.unjudged]
+    gone = load_config(bare / CONFIG, [f"data.sources=[{{path: {tmp_path / 'x'}}}]"])
+    write_config(gone, bare / CONFIG)
+    diagnosis, evidence = doctor_run(bare)
+    assert evidence.pictures.train == 0
+    assert [finding.name for finding in diagnosis.findings] == ["trigger_unused"]  # of its configuration
+    assert not any("0 training" in said for finding in diagnosis.findings for said in finding.evidence)
+
+
+def test_many_pictures_that_no_log_counted_are_not_looked_at_unasked(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / LOG).unlink()
+    monkeypatch.setattr("veneer.run.doctoring._QUICKLY", 11)
+    assert gather(tmp_path / "run").pictures.alike is None
+
+
 def test_a_torn_line_is_passed_over(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     log = tmp_path / "run" / LOG
@@ -230,12 +261,15 @@ def test_twins_and_lookalikes_are_counted(run: Path, config: RunConfig, tiny_pic
         lines += json.dumps({"file_name": name, "text": "a copy"}) + "\n"
     (folder / "metadata.jsonl").write_text(lines, "utf-8")
     source = config.data.sources[0].model_copy(update={"path": folder})
-    data = config.data.model_copy(update={"sources": (source,), "held_out": 0.0})
+    data = config.data.model_copy(update={"sources": (source,), "held_out": 0.0, "resolution": 16})
     shutil.copytree(run, tmp_path / "run")
     write_config(gather(run).config.model_copy(update={"data": data}), tmp_path / "run" / CONFIG)
     pictures = gather(tmp_path / "run").pictures
     assert (pictures.twins, pictures.alike) == (1, 2)
-    assert pictures.examples == ("alike.jpg", "blue_circle.png")
+    assert pictures.examples == ("alike.jpg", "blue_circle.png") and pictures.small_examples == ()
+    Image.open(folder / "red_cross.png").resize((10, 10)).save(folder / "red_cross.png")
+    pictures = gather(tmp_path / "run").pictures
+    assert pictures.examples == ("alike.jpg", "blue_circle.png") and pictures.small_examples == ("red_cross.png",)
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:

@@ -54,7 +54,8 @@ def diagnosis_text(diagnosis: Diagnosis, evidence: Evidence, folder: Path) -> st
 
 def _healthy_text(evidence: Evidence) -> str:
     score = f"; the held-out loss changes by {interval(evidence.held_out)}" if evidence.held_out else ""
-    return f"Nothing ails this run, as far as can be seen: {evidence.ending.step} steps{score}."
+    steps = f"{evidence.ending.step} steps" if evidence.ending.step else "its steps are not known"
+    return f"Nothing ails this run, as far as can be seen: {steps}{score}."
 
 
 def _finding_text(finding: Finding) -> str:

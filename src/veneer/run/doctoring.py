@@ -18,7 +18,7 @@ import veneer.base
 from veneer.adapter.spec import Factors, LoraFactors
 from veneer.config.load import load_config
 from veneer.config.schema import RunConfig
-from veneer.data.manifest import Manifest, read_folder
+from veneer.data.manifest import Manifest, find_pictures, read_folder
 from veneer.data.preflight import Dataset, survey
 from veneer.errors import UserError
 from veneer.evaluate.doctor.curve import stretches_of
@@ -49,8 +49,9 @@ from veneer.run.lock import is_locked
 from veneer.run.log import events_in
 from veneer.run.planning import Pictures as Shown
 from veneer.run.planning import rehearse
+from veneer.run.training import Surveyed
 from veneer.weights.checkpoint import checkpoints_in
-from veneer.weights.file import FILE_NAME, load
+from veneer.weights.file import FILE_NAME, AdapterFile, load
 
 __all__ = ["doctor_run", "gather"]
 
@@ -80,18 +81,18 @@ def doctor_run(folder: Path, *, measured: bool = False) -> tuple[Diagnosis, Evid
 
 def gather(folder: Path, *, measured: bool = False) -> Evidence:
     """Read a run's folder, as :func:`doctor_run` does."""
-    config, lines = _read(folder)
-    log = _Log(lines)
+    config, log = _read(folder)
     dataset = _dataset(config, log.pictures, measured)
-    factors = load(folder).factors if (folder / FILE_NAME).is_file() else {}
+    adapter = load(folder) if (folder / FILE_NAME).is_file() else AdapterFile({})
+    factors = adapter.factors
     found = read_evaluation(folder)
     evidence = Evidence(
         config=config,
-        ending=log.ending(config.train.steps, is_running=is_locked(folder)),
+        ending=log.ending(config.train.steps, is_running=is_locked(folder)) if log.is_there else _unlogged(adapter),
         stretches=stretches_of(log.steps),
         skipped=log.skipped,
         overflowed=log.overflowed,
-        pictures=log.pictures if dataset is None else _looked(config, log.pictures, dataset),
+        pictures=_pictures(config, log.pictures, dataset),
         captions=_captions(config, dataset),
         moved=_moved(factors, config.base),
         held_out=_told(found.held_out) if found else log.score,
@@ -117,10 +118,10 @@ def _with_measures(evidence: Evidence, dataset: Dataset | None, factors: Factors
         return replace(evidence, unmeasured=str(fault))
 
 
-def _read(folder: Path) -> tuple[RunConfig, list[Line]]:
+def _read(folder: Path) -> tuple[RunConfig, _Log]:
     if not (folder / CONFIG).is_file():
         raise _no_run(folder)
-    return load_config(folder / CONFIG), list(events_in(folder / LOG))
+    return load_config(folder / CONFIG), _Log(list(events_in(folder / LOG)), (folder / LOG).is_file())
 
 
 def _no_run(folder: Path) -> UserError:
@@ -132,9 +133,15 @@ def _no_run(folder: Path) -> UserError:
 
 @dataclass(frozen=True)
 class _Log:
-    """A run's log, event by event."""
+    """A run's log, event by event.
+
+    Attributes:
+        lines: the events.
+        is_there: whether there is a log at all.
+    """
 
     lines: Sequence[Line]
+    is_there: bool
 
     def _of(self, name: str) -> list[Line]:
         return [line for line in self.lines if line["event"] == name]
@@ -163,17 +170,26 @@ class _Log:
         return tuple(Scored(line["step"], _effect(line["held_out"])) for line in self._of("Evaluated"))
 
     @property
-    def pictures(self) -> Pictures:
-        told = self._of("Surveyed")[-1] if self._of("Surveyed") else {}
-        rejected = dict(told.get("rejected", {}))
-        few = dict(list(rejected.items())[:_EXAMPLES])
-        return Pictures(told.get("train", 0), told.get("held_out", 0), few, len(rejected), twins=0)
+    def pictures(self) -> Pictures | None:
+        """As the run counted them; None if it does not tell."""
+        told = self._of("Surveyed")
+        return _counted(told[-1]["train"], told[-1]["held_out"], told[-1]["rejected"]) if told else None
 
     def ending(self, steps: int, *, is_running: bool) -> Ending:
         ended = Ended.unknown(running=is_running)
         for line in self.lines:
             ended = ended_after(ended, line, steps, running=is_running)
         return Ending(ended.how, ended.step, ended.kind, ended.text)
+
+
+def _counted(train: int, held_out: int, rejected: Mapping[str, str]) -> Pictures:
+    return Pictures(train, held_out, dict(list(rejected.items())[:_EXAMPLES]), len(rejected), twins=0)
+
+
+def _unlogged(adapter: AdapterFile) -> Ending:
+    """Without a log nothing tells how the run ended; the adapter's file tells its steps."""
+    told = adapter.metadata.get("veneer.steps", "")
+    return Ending("unknown", int(told) if told.isdecimal() else 0)
 
 
 def _number(value: float | None) -> float:
@@ -229,16 +245,23 @@ def _available(device: torch.device) -> int | None:
         return None
 
 
-def _dataset(config: RunConfig, told: Pictures, measured: bool) -> Dataset | None:
+def _dataset(config: RunConfig, told: Pictures | None, measured: bool) -> Dataset | None:
     """The pictures, looked over again; None where they are not here, or many and nobody asked."""
-    if not measured and told.train + told.held_out > _QUICKLY:
-        return None
     try:
-        return survey(config.data)
+        count = told.train + told.held_out if told else sum(len(find_pictures(one.path)) for one in config.data.sources)
+        return survey(config.data) if measured or count <= _QUICKLY else None
     except UserError:
         if measured:
             raise
         return None
+
+
+def _pictures(config: RunConfig, told: Pictures | None, dataset: Dataset | None) -> Pictures:
+    """As the run counted them, else as they are now, with what a look at them shows."""
+    if dataset is None:
+        return told or _counted(0, 0, {})
+    now = Surveyed.of(dataset)
+    return _looked(config, told or _counted(now.train, now.held_out, now.rejected), dataset)
 
 
 def _looked(config: RunConfig, told: Pictures, dataset: Dataset) -> Pictures:
@@ -255,8 +278,13 @@ def _looked(config: RunConfig, told: Pictures, dataset: Dataset) -> Pictures:
         leaked=len(leaked),
         small=len(small),
         smallest=min(short.values()),
-        examples=tuple(sorted(path.name for path in alike or small)[:_EXAMPLES]),
+        examples=_examples(alike),
+        small_examples=_examples(small),
     )
+
+
+def _examples(paths: Iterable[Path]) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in paths)[:_EXAMPLES])
 
 
 def _twins(config: RunConfig, train: Manifest) -> int:

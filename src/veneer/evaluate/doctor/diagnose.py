@@ -111,6 +111,8 @@ def _unjudged(evidence: Evidence) -> list[Unjudged]:
     if evidence.ending.how == "failed":
         return []
     measured, missing = evidence.measured, []
+    if evidence.ending.how == "unknown":
+        missing.append(Unjudged("How did it end, and how did its loss fall?", "its log, run.jsonl, must be here"))
     measure = "veneer doctor RUN --measure"
     if evidence.unmeasured:
         missing.append(

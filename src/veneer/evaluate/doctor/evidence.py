@@ -40,13 +40,13 @@ class Ending:
 
     Attributes:
         how: ``cut off`` means that the log ends in the middle of training and nobody is at work on it, ``stopped
-            early`` that its patience ran out.
+            early`` that its patience ran out, ``unknown`` that there is no log.
         step: the last step that was done.
         kind: class of the fault that ended it, e.g. ``OutOfMemoryError``; empty without one.
         text: what the fault says.
     """
 
-    how: Literal["finished", "stopped early", "stopped", "failed", "cut off", "running"]
+    how: Literal["finished", "stopped early", "stopped", "failed", "cut off", "running", "unknown"]
     step: int
     kind: str = ""
     text: str = ""
@@ -122,7 +122,7 @@ class Pictures:
     """The pictures of a run.
 
     Attributes:
-        train: how many are trained on.
+        train: how many are trained on; 0: nobody counted.
         held_out: how many are held out.
         rejected: why pictures were left out, by file; the first few.
         left_out: how many were.
@@ -131,7 +131,8 @@ class Pictures:
         leaked: held-out pictures that look like a training picture; None likewise.
         small: training pictures whose short side is below the resolution; None likewise.
         smallest: the shortest side; None likewise.
-        examples: names of some that are alike or small.
+        examples: names of some that are alike.
+        small_examples: names of some that are small.
     """
 
     train: int
@@ -144,6 +145,7 @@ class Pictures:
     small: int | None = None
     smallest: int | None = None
     examples: tuple[str, ...] = ()
+    small_examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,8 @@ def overfit(evidence: Evidence) -> Finding | None:
     if worse is None and apart is None and copied is None:
         return None
     said = [*(worse or ()), *(apart or ()), *(copied or ())]
-    said.append(f"each of {evidence.pictures.train} pictures was shown {evidence.showings:.0f} times")
+    if evidence.ending.step and evidence.pictures.train:
+        said.append(f"each of {evidence.pictures.train} pictures was shown {evidence.showings:.0f} times")
     advice = ("more pictures, of more different things",)
     return Finding("overfit", "The training pictures are learned by heart.", tuple(said), _less(evidence), advice)
 

@@ -155,7 +155,7 @@ def trigger_unused(evidence: Evidence) -> Finding | None:
 def few_pictures(evidence: Evidence) -> Finding | None:
     """So few pictures that there is no telling what they have in common."""
     count = evidence.pictures.train
-    if count >= FEW_PICTURES:
+    if count == 0 or count >= FEW_PICTURES:  # no run trains on none: nobody counted
         return None
     said = f"{count} training picture{'s' if count > 1 else ''}"
     advice = ("ten pictures or more for a subject, twenty or more for a style",)
@@ -168,7 +168,7 @@ def few_pictures(evidence: Evidence) -> Finding | None:
 def no_held_out(evidence: Evidence) -> Finding | None:
     """No picture is held out: nobody can tell whether the adapter learned or memorised."""
     pictures, asked = evidence.pictures, evidence.config.data.held_out
-    if pictures.held_out > 0:
+    if pictures.held_out > 0 or pictures.train == 0:
         return None
     said = (f"0 pictures are held out of {pictures.train}, and data.held_out is {asked}",)
     enough = pictures.train >= 2 * SCORED_PICTURES
@@ -221,7 +221,7 @@ def blurred(evidence: Evidence) -> Finding | None:
         return None
     count = f"{pictures.small} of {pictures.train}"
     said = [f"{count} pictures have a side below {side} pixels, down to {pictures.smallest}"]
-    said += [f"such as {', '.join(pictures.examples)}"] if pictures.examples else []
+    said += [f"such as {', '.join(pictures.small_examples)}"] if pictures.small_examples else []
     many = pictures.small >= _HALF * pictures.train
     advice = ("bigger pictures, or take the small ones out",)
     what = "Pictures smaller than the resolution are enlarged, so blur is learned."
