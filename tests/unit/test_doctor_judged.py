@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from tools.illnesses.__main__ import PAGE, is_right, table
 from tools.illnesses.cases import CASES, Case, planned_config
 from tools.illnesses.making import RECORDS, record_of
 from veneer.config.load import resolve
+from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.evaluate.doctor.diagnose import Diagnosis, diagnose
 from veneer.evaluate.doctor.evidence import Evidence, read_evidence
@@ -29,6 +31,13 @@ every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 def evidence_of(case: Case) -> Evidence:
     return read_evidence(record_of(case).read_bytes())
+
+
+def value_of(config: RunConfig, key: str) -> Any:
+    found: Any = config
+    for part in key.split("."):
+        found = getattr(found, part)
+    return found
 
 
 def names(diagnosis: Diagnosis) -> list[str]:
@@ -115,6 +124,9 @@ def test_every_change_is_one_that_a_configuration_can_take(case: Case) -> None:
             except UserError as fault:
                 pytest.fail(f"{finding.name}: {change.override}: {fault}")
             assert changed != evidence.config, change.override
+            # as it was meant, to the last digit but rounding
+            value = pytest.approx(change.value, rel=1e-9) if isinstance(change.value, float) else change.value
+            assert change.value == () or value_of(changed, change.key) == value
 
 
 def test_nothing_of_the_machine_is_recorded() -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from veneer.config.load import build_config, set_key
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.evaluate.doctor import endings, learning, pictures, settings
-from veneer.evaluate.doctor.curve import best, head, stretches_of, tail, training_gain
+from veneer.evaluate.doctor.curve import best, head, standard_error, stretches_of, tail, training_gain
 from veneer.evaluate.doctor.diagnose import EXPLAINS, RULES, diagnose
 from veneer.evaluate.doctor.evidence import (
     Captions,
@@ -29,6 +31,8 @@ from veneer.evaluate.doctor.evidence import (
     write_evidence,
 )
 from veneer.evaluate.doctor.finding import Change, Finding, Rule, percent, with_change
+from veneer.evaluate.doctor.measure import effect_of
+from veneer.evaluate.heldout import paired_difference
 
 STEPS = 200
 GAIN = Effect(-0.2, -0.24, -0.16, 0.6, 0.4, 32)
@@ -123,7 +127,23 @@ class TestCurve:
         gain = training_gain(evidence_of(training=None))
         assert gain is not None
         assert gain.share == pytest.approx((0.425 - 0.6) / 0.6, abs=0.01)
-        assert gain.error < 0.05
+        assert gain.reach < 0.1
+
+    def test_what_one_picture_gained_is_read_off_the_curve_too(self) -> None:
+        one = Effect(-0.5, None, None, 0.6, 0.1, 1)
+        assert training_gain(evidence_of(training=one)) == training_gain(evidence_of(training=None))
+
+    @pytest.mark.parametrize("pictures", [2, 3, 5, 64])
+    def test_the_standard_error_is_what_the_interval_was_made_of(self, pictures: int) -> None:
+        gains = np.random.default_rng(pictures).normal(-0.2, 0.05, pictures)
+        effect = effect_of(paired_difference(0.6 + gains[:, None], np.full((pictures, 1), 0.6)))
+        error = gains.std(ddof=1) / math.sqrt(pictures)
+        # from four pictures on the interval is the wider one of two
+        assert standard_error(effect) == pytest.approx(error, rel=1e-6 if pictures < 4 else 0.35)
+        assert standard_error(effect) >= error * (1 - 1e-6)
+
+    def test_one_picture_tells_nothing_of_others(self) -> None:
+        assert math.isinf(standard_error(Effect(-0.5, None, None, 0.6, 0.1, 1)))
 
     def test_a_weighted_loss_is_not_held_against_the_plain_one(self) -> None:
         weighted = config_of(**{"objective.weighting": "min_snr"})
@@ -268,6 +288,39 @@ class TestLearning:
         assert "12% of that gain" in finding.evidence[1]
         assert {"adapter.rank=2", "adapter.dropout=0.1", "train.optimizer.weight_decay=0.1"} <= set(overrides(finding))
 
+    @pytest.mark.parametrize(("pictures", "is_seen"), [(1, False), (2, True), (3, True)])
+    def test_a_gap_on_few_pictures_is_overfit_if_they_are_of_one_mind(self, pictures: int, is_seen: bool) -> None:
+        """As two or three are held out of a folder of twenty or thirty."""
+        alike = np.full((3, 1), 0.6) - np.array([[0.04], [0.06], [0.05]])
+        held_out = effect_of(paired_difference(alike[:pictures], np.full((pictures, 1), 0.6)))
+        evidence = evidence_of(held_out=held_out, training=Effect(-0.4, -0.45, -0.35, 0.6, 0.2, 18))
+        assert (learning.overfit(evidence) is not None) is is_seen
+        apart = np.full((2, 1), 0.6) - np.array([[0.2], [0.01]])
+        split = effect_of(paired_difference(apart, np.full((2, 1), 0.6)))
+        assert learning.overfit(replace(evidence, held_out=split)) is None
+
+    @pytest.mark.parametrize("pictures", [2, 3])
+    def test_a_score_of_few_pictures_that_was_better_before_is_overfit(self, pictures: int) -> None:
+        """Twice the standard error above the best; Student's interval of so few is many times that wide."""
+        gains = np.array([-0.2, -0.24, -0.22])[:pictures]
+        effect = effect_of(paired_difference(0.6 + gains[:, None], np.full((pictures, 1), 0.6)))
+        later = replace(effect, mean=effect.mean + 2.5 * standard_error(effect))
+        scored = tuple(Scored(step, one) for step, one in ((50, effect), (100, effect), (200, later)))
+        assert learning.overfit(evidence_of(scored=scored)) is not None
+        one = replace(effect, low=None, high=None, pictures=1)
+        assert learning.overfit(evidence_of(scored=tuple(replace(each, effect=one) for each in scored[:2]))) is None
+
+    def test_fewer_steps_leave_room_for_the_warm_up(self) -> None:
+        copies = Copies(5, 16, 0.4, ("p.png", "t.png"))
+        for warmup, first in ((0, "train.steps=66"), (70, "train.steps=140"), (150, "train.warmup=3")):
+            config = config_of(**{"train.warmup": warmup})
+            finding = found(learning.overfit, evidence_of(config, copies=copies))
+            assert overrides(finding)[0] == first
+            assert with_change(config, finding.changes[0]) != config
+        config = config_of(**{"train.warmup": 100})
+        finding = found(learning.drifted, evidence_of(config, drift=HARM))
+        assert with_change(config, finding.changes[0]) != config
+
     def test_a_score_that_was_better_before_is_overfit_and_says_when(self) -> None:
         scored = tuple(Scored(step, replace(GAIN, mean=mean)) for step, mean in ((50, -0.1), (100, -0.2), (200, -0.1)))
         finding = found(learning.overfit, evidence_of(scored=scored, checkpoints=(100, 200)))
@@ -373,6 +426,18 @@ class TestPictures:
         evidence = evidence_of()
         assert found(rule, replace(evidence, pictures=replace(evidence.pictures, **change))).level == level
 
+    def test_each_rule_names_its_own_pictures(self) -> None:
+        both = replace(
+            evidence_of().pictures, alike=30, small=80, smallest=24, examples=("a.png",), small_examples=("s.png",)
+        )
+        evidence = evidence_of(pictures=both)
+        assert "a.png" in found(pictures.duplicated, evidence).evidence[1]
+        assert "s.png" in found(pictures.blurred, evidence).evidence[1]
+
+    def test_nobody_counted_is_not_none(self) -> None:
+        nobody = evidence_of(pictures=Pictures(0, 0, {}, 0, twins=0), captions=None)
+        assert not {"few_pictures", "no_held_out"} & {one.name for one in diagnose(nobody).findings}
+
     def test_two_held_out_pictures_say_little(self) -> None:
         few = replace(GAIN, pictures=2)
         assert found(pictures.few_held_out, evidence_of(held_out=few)).level == "note"
@@ -417,6 +482,12 @@ class TestDiagnosis:
         unjudged = diagnose(bare).unjudged
         assert len(unjudged) == 5 and all(one.how for one in unjudged)
 
+    def test_without_a_log_nothing_is_said_of_the_ending(self) -> None:
+        unlogged = evidence_of(ending=Ending("unknown", 0), stretches=())
+        told = diagnose(unlogged)
+        assert not told.is_ill and any("run.jsonl" in one.how for one in told.unjudged)
+        assert not any("run.jsonl" in one.how for one in diagnose(evidence_of()).unjudged)
+
     def test_no_finding_without_evidence(self) -> None:
         with pytest.raises(AssertionError):
             Finding("overfit", "It is.", ())
@@ -427,6 +498,10 @@ class TestDiagnosis:
     [
         (Change("train.steps", 3, ""), "train.steps=3"),
         (Change("train.optimizer.rate", 1e-5, ""), "train.optimizer.rate=1e-05"),
+        (Change("train.optimizer.rate", 3 * 1e-4, ""), "train.optimizer.rate=0.0003"),
+        (Change("train.optimizer.rate", 0.00012345678, ""), "train.optimizer.rate=0.00012345678"),
+        (Change("adapter.alpha", 1024.0, ""), "adapter.alpha=1024"),
+        (Change("adapter.alpha", 1 / 3, ""), "adapter.alpha=0.3333333333333333"),
         (Change("data.flip", True, ""), "data.flip=true"),
         (Change("train.max_grad_norm", None, ""), "train.max_grad_norm=null"),
         (Change("data.trigger", "no: 1", ""), 'data.trigger="no: 1"'),
@@ -439,7 +514,8 @@ def test_changes_are_overrides(change: Change, override: str) -> None:
     found: Any = with_change(config_of(), change).model_dump()
     for part in change.key.split("."):
         found = found[part]
-    assert found == change.value if change.value != () else found is not None
+    value = pytest.approx(change.value, rel=1e-12) if isinstance(change.value, float) else change.value
+    assert found == value if change.value != () else found is not None
 
 
 def test_a_change_that_no_configuration_takes_is_refused() -> None:

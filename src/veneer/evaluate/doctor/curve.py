@@ -10,8 +10,10 @@ from itertools import groupby
 import numpy as np
 
 from veneer.evaluate.doctor.evidence import Effect, Evidence, Stretch
+from veneer.evaluate.interval import LEVEL
+from veneer.evaluate.student import t_quantile
 
-__all__ = ["Gain", "Part", "best", "head", "standard_error", "stretches_of", "tail", "training_gain"]
+__all__ = ["Gain", "Part", "best", "half_width", "head", "standard_error", "stretches_of", "tail", "training_gain"]
 
 _STRETCHES = 40
 _WINDOW = 0.25
@@ -45,12 +47,12 @@ class Gain:
 
     Attributes:
         share: the mean.
-        error: its standard error.
+        reach: half of its 95 % interval.
         told: where it comes from, a sentence.
     """
 
     share: float
-    error: float
+    reach: float
     told: str
 
 
@@ -116,28 +118,33 @@ def _error(told: Sequence[tuple[int, float, float | None]], total: int) -> float
 
 
 def training_gain(evidence: Evidence) -> Gain | None:
-    """Measured if it was, else read off the curve: its last quarter against the base's loss."""
+    """Measured if it was, else read off the curve: its last quarter against the first steps, which are nearly the base.
+
+    The base's own loss is no start to measure from: it is of other pictures, and of its error nothing is known but that
+    of a paired difference.
+    """
     measured = evidence.training
-    if measured is not None:
+    if measured is not None and measured.low is not None:
         told = f"on training pictures the loss goes {measured.before:.4f} -> {measured.after:.4f}"
-        return Gain(measured.share, standard_error(measured) / measured.before, told)
-    last, base = tail(evidence), _base_loss(evidence)
-    if last is None or base is None or last.first == 1:
+        return Gain(measured.share, half_width(measured) / measured.before, told)
+    first, last = head(evidence), tail(evidence)
+    if first is None or last is None or last.first == 1:
         return None
-    told = f"the training loss goes {base.loss:.4f} -> {last.loss:.4f} (its last quarter)"
-    return Gain((last.loss - base.loss) / base.loss, math.hypot(last.error, base.error) / base.loss, told)
+    told = f"the training loss goes {first.loss:.4f} -> {last.loss:.4f} (its last quarter)"
+    reach = _NORMAL * math.hypot(last.error, first.error)
+    return Gain((last.loss - first.loss) / first.loss, reach / first.loss, told)
+
+
+def half_width(effect: Effect) -> float:
+    """Half of its 95 % interval; infinite if that is open, for one picture tells nothing of others.
+
+    Two effects on different pictures differ for certain by more than the root of the sum of their squares: that of
+    standard errors times 2 would be crossed by luck much oftener where one is of two or three pictures.
+    """
+    return math.inf if effect.low is None or effect.high is None else (effect.high - effect.low) / 2
 
 
 def standard_error(effect: Effect) -> float:
-    """Of a paired difference, from its interval; 0 if that is open."""
-    if effect.low is None or effect.high is None:
-        return 0.0
-    return (effect.high - effect.low) / (2 * _NORMAL)
-
-
-def _base_loss(evidence: Evidence) -> Part | None:
-    """The base's, by the held-out score where the run's own loss is of that kind, else by the first steps."""
-    objective, score = evidence.config.objective, evidence.held_out
-    if score is not None and (objective.weighting, objective.timesteps) == ("none", "uniform"):
-        return Part(1, 1, score.before, standard_error(score))
-    return head(evidence)
+    """Of the paired difference, from its interval, which is Student's or wider, so rather too large."""
+    width = half_width(effect)
+    return width if math.isinf(width) else width / t_quantile(effect.pictures - 1, LEVEL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,10 +47,16 @@ def _as_yaml(value: Value) -> str:
     if isinstance(value, tuple):
         return f"[{', '.join(map(_as_yaml, value))}]"
     if isinstance(value, float):
-        return f"{value:.3g}"
+        return _as_number(value)
     if isinstance(value, str) and _PLAIN.fullmatch(value):
         return value
     return json.dumps(value, ensure_ascii=False)
+
+
+def _as_number(value: float) -> str:
+    """In few digits where nothing but rounding is lost by it, such as that of 3 x 0.0001."""
+    short = f"{value:.6g}"
+    return short if math.isclose(float(short), value, rel_tol=1e-9) else repr(value)
 
 
 def with_change(config: RunConfig, change: Change) -> RunConfig:

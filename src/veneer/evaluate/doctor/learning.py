@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from veneer.config.schema import AdapterConfig
-from veneer.evaluate.doctor.curve import Gain, best, standard_error, tail, training_gain
+from veneer.evaluate.doctor.curve import Gain, best, half_width, standard_error, tail, training_gain
 from veneer.evaluate.doctor.evidence import Effect, Evidence, Scored
 from veneer.evaluate.doctor.finding import Change, Finding, interval, percent, with_rank
 from veneer.evaluate.doctor.limits import (
@@ -111,7 +111,7 @@ def _is_destroyed(evidence: Evidence) -> bool:
 
 
 def _is_learned(gain: Gain) -> bool:
-    return gain.share < -LITTLE and gain.share < -2 * gain.error
+    return gain.share < -LITTLE and gain.share < -gain.reach
 
 
 def _calmer(evidence: Evidence) -> tuple[Change, ...]:
@@ -212,7 +212,7 @@ def overfit(evidence: Evidence) -> Finding | None:
 
 
 def _got_worse(evidence: Evidence) -> tuple[str, ...] | None:
-    """The held-out score was better on the way than at the end, by more than half its interval."""
+    """The held-out score was better on the way than at the end, by more than its standard error, and by a tenth."""
     if len(evidence.scored) < 3:
         return None
     lowest, last = _best_score(evidence.scored), evidence.scored[-1]
@@ -234,8 +234,8 @@ def _came_apart(evidence: Evidence) -> tuple[str, ...] | None:
     if score is None or gain is None or not _is_learned(gain):
         return None
     gap = score.share - gain.share
-    error = math.hypot(standard_error(score) / score.before, gain.error)
-    if score.share <= KEPT * gain.share or gap <= 2 * error:
+    by_luck = math.hypot(half_width(score) / score.before, gain.reach)
+    if score.share <= KEPT * gain.share or gap <= by_luck:
         return None
     kept = max(0.0, score.share / gain.share)
     return (
@@ -267,12 +267,21 @@ def _less(evidence: Evidence) -> tuple[Change, ...]:
 
 
 def _earlier(evidence: Evidence) -> Change:
-    steps = evidence.config.train.steps
     if len(evidence.scored) < 3:
-        return Change("train.steps", max(1, steps // 3), "stops before it has them by heart")
+        return _fewer_steps(evidence, evidence.config.train.steps // 3, "stops before it has them by heart")
     step = _best_score(evidence.scored).step
     kept = ", whose checkpoint is kept" if step in evidence.checkpoints else ""
-    return Change("train.steps", step, f"ends where held-out pictures were best{kept}")
+    return _fewer_steps(evidence, step, f"ends where held-out pictures were best{kept}")
+
+
+def _fewer_steps(evidence: Evidence, steps: int, why: str) -> Change:
+    """Fewer steps; where the warm-up would not end in them, as few as leave half for the rest, or a shorter warm-up."""
+    train = evidence.config.train
+    if steps > train.warmup:
+        return Change("train.steps", steps, why)
+    if 2 * train.warmup < train.steps:
+        return Change("train.steps", 2 * train.warmup, f"{why}, or nearly: the warm-up takes half")
+    return Change("train.warmup", max(steps, 1) // 20, "leaves room for fewer steps")
 
 
 def text_encoder_overcooked(evidence: Evidence) -> Finding | None:
@@ -327,7 +336,7 @@ def drifted(evidence: Evidence) -> Finding | None:
     config = evidence.config.data.prior
     told = f"the loss changes by {interval(drift)} ({percent(drift.share)} of the base's)"
     said = (f"on {evidence.drift_source or 'pictures of other things'} {told}",)
-    changes = [Change("train.steps", max(1, evidence.config.train.steps // 2), "less time to drift")]
+    changes = [_fewer_steps(evidence, evidence.config.train.steps // 2, "less time to drift")]
     if config is not None:
         changes.insert(0, Change("data.prior.weight", max(1.0, 2 * config.weight), "holds the class more firmly"))
     return Finding("drift", "What the adapter should leave alone changes along.", said, tuple(changes))

@@ -6,7 +6,7 @@ import math
 from pathlib import PureWindowsPath
 
 from veneer.data.manifest import with_trigger
-from veneer.evaluate.doctor.curve import standard_error
+from veneer.evaluate.doctor.curve import half_width
 from veneer.evaluate.doctor.evidence import Effect, Evidence, Exchange
 from veneer.evaluate.doctor.finding import Change, Finding, interval, percent, with_rank
 from veneer.evaluate.doctor.limits import FEW_PICTURES, MANY_PICTURES, SCORED_PICTURES, TOLD_APART
@@ -83,8 +83,8 @@ def _fits_no_better(train: Exchange, held: Exchange | None) -> bool:
 
 
 def _is_less(train: Effect, held: Effect) -> bool:
-    """Whether one effect is below another, beyond what their errors explain."""
-    return held.mean - train.mean > 2 * math.hypot(standard_error(held), standard_error(train))
+    """Whether one effect is below another, beyond what their intervals explain."""
+    return held.mean - train.mean > math.hypot(half_width(held), half_width(train))
 
 
 def _knows(held: Exchange | None) -> bool:
@@ -172,7 +172,8 @@ def no_held_out(evidence: Evidence) -> Finding | None:
         return None
     said = (f"0 pictures are held out of {pictures.train}, and data.held_out is {asked}",)
     enough = pictures.train >= 2 * SCORED_PICTURES
-    changes = (Change("data.held_out", max(0.1, 1.5 / pictures.train), "keeps some from training"),) if enough else ()
+    share = round(max(0.1, 1.5 / max(1, pictures.train)), 2)
+    changes = (Change("data.held_out", share, "keeps some from training"),) if enough else ()
     advice = () if enough else ("two pictures more, kept in a folder for data.held_out, are better than none",)
     what = "No picture is held out, so nobody can tell whether the adapter learned or memorised."
     return Finding("no_held_out", what, said, changes, advice, level="note")
