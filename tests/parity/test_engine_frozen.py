@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from veneer.engine import frozen, layers
+from veneer.engine.standing import plain_class
 
 SMALL = st.integers(1, 3)
 
@@ -210,4 +211,4 @@ def test_what_is_written_as_several_operations_keeps_its_input_alone(plain: Any,
 def test_every_class_is_found_by_its_name() -> None:
     for plain, own in layers.OWN.items():
         assert getattr(layers, own.__name__) is own and issubclass(own, plain)
-        assert layers.plain_class(own) is plain and layers.own_class(plain) is own
+        assert plain_class(own) is plain is plain_class(plain)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
+from torch.nn import functional
 
 from veneer.adapter.algebra import merge
 from veneer.adapter.applied import applied
 from veneer.adapter.spec import LoraFactors
-from veneer.engine import quantize
+from veneer.engine import Memory, prepare, quantize
 from veneer.engine.forms import FORMS
 from veneer.engine.quantized import Quantized, check_form, form_of, parameter_count
 from veneer.errors import UserError
@@ -46,13 +48,13 @@ def test_only_linear_layers_change(form: str) -> None:
     assert torch.equal(model[0].weight, before[0].weight)
     assert torch.equal(model[2].bias, before[2].bias)
     assert parameter_count(model) == count == sum(parameter.numel() for parameter in before.parameters())
-    assert form_of([model]) == form
+    assert form_of(model) == form
 
 
 def test_none_changes_nothing() -> None:
     model = network()
     assert quantize(model, "none") == 0
-    assert form_of([model]) == "none"
+    assert form_of(model) == "none"
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -86,17 +88,87 @@ def test_a_layer_in_two_places_stays_one() -> None:
     assert model[0] is model[2]
 
 
-def test_the_copy_of_a_weight_cannot_be_written_to() -> None:
+WRITES: dict[str, Callable[[torch.Tensor], object]] = {
+    "method": lambda weight: weight.add_(1),
+    "rare method": lambda weight: weight.addcmul_(weight, weight),
+    "data": lambda weight: weight.data.add_(1),
+    "operator": lambda weight: weight.__iadd__(1),
+    "rare operator": lambda weight: weight.__ipow__(2),
+    "item": lambda weight: weight.__setitem__(0, 1.0),
+    "copy": lambda weight: weight.copy_(torch.ones(8, 8)),
+    "init": lambda weight: nn.init.normal_(weight),
+    "init by name": lambda weight: nn.init.normal_(tensor=weight),
+    "out": lambda weight: torch.add(torch.ones(8, 8), 1, out=weight),
+    "one of several out": lambda weight: torch.max(torch.ones(8, 8, 2), 2, out=(weight, torch.zeros(8, 8).long())),
+    "of several": lambda weight: torch._foreach_mul_([weight], 2.0),
+    "in place by switch": lambda weight: functional.relu(weight, inplace=True),
+    "view": lambda weight: weight.detach().T[1:].mul_(2),
+    "one of several views": lambda weight: weight.unbind()[3].zero_(),
+}
+
+
+@pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
+def test_the_copy_of_a_weight_cannot_be_written_to(write: Callable[[torch.Tensor], object]) -> None:
     layer = Quantized(nn.Linear(8, 8), FORMS["bnb_nf4"])
-    for write in (
-        lambda: layer.weight.add_(1),
-        lambda: layer.weight.data.add_(1),
-        lambda: layer.weight.__iadd__(1),
-        lambda: layer.weight.copy_(torch.ones(8, 8)),
-    ):
-        with pytest.raises(UserError, match="the weight is quantised and this is a copy of it, so nothing can be"):
-            write()
-    assert type(layer.weight + 1) is torch.Tensor
+    with pytest.raises(UserError, match="the weight is quantised and this is a copy of it, so nothing can be"):
+        write(layer.weight)
+
+
+def test_the_copy_of_a_weight_can_be_read() -> None:
+    """What is computed with it is a plain tensor, and written to as ever."""
+    layer = Quantized(nn.Linear(8, 8), FORMS["bnb_nf4"])
+    weight, other = layer.weight, torch.zeros(8, 8)
+    other.add_(weight)
+    other += weight
+    torch.add(weight, weight, out=other)
+    assert torch.equal(other, 2 * weight)
+    for plain in (weight + 1, weight.clone(), weight.detach().clone(), weight.T @ weight, weight.max(dim=1).values):
+        assert type(plain) is torch.Tensor
+        plain.zero_()
+    assert torch.equal(weight.requires_grad_(False), layer.weight)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_it_loads_what_it_saved_to_the_bit_and_holds_what_else_is_loaded(form: str) -> None:
+    model, other = network(), network()
+    quantize(model, form)
+    parts = [part.clone() for part in model[2].parts]
+    model.load_state_dict(model.state_dict())
+    assert all(torch.equal(one, two) for one, two in zip(parts, model[2].parts, strict=True))
+    with torch.no_grad():
+        other[2].weight.neg_()
+    model.load_state_dict(other.state_dict())
+    quantize(other, form)
+    assert all(torch.equal(one, two) for one, two in zip(other[2].parts, model[2].parts, strict=True))
+    assert not all(torch.equal(one, two) for one, two in zip(parts, model[2].parts, strict=True))
+
+
+def test_what_it_cannot_load_is_said_as_of_a_plain_layer() -> None:
+    layer = Quantized(nn.Linear(8, 4), FORMS["bnb_nf4"])
+    state = layer.state_dict()
+    with pytest.raises(RuntimeError, match=r"Missing key.*weight"):
+        layer.load_state_dict({"bias": state["bias"]})
+    with pytest.raises(RuntimeError, match=r"size mismatch for weight: \(4, 4\) in the file and \(4, 8\) here"):
+        layer.load_state_dict({**state, "weight": torch.ones(4, 4)})
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*scale"):
+        layer.load_state_dict({**state, "scale": torch.ones(1)})
+    assert torch.equal(layer.state_dict()["weight"], state["weight"])
+
+
+@pytest.mark.parametrize("memory", ["exact", "leaner"])
+def test_a_bias_that_learns_has_its_gradient(memory: Memory) -> None:
+    model = network().requires_grad_(False)
+    quantize(model, "torchao_int8")
+    plain = network().requires_grad_(False)
+    plain.load_state_dict(model.state_dict())
+    prepare(model, memory)
+    x, gradients = torch.randn(2, 3, 6, 6), []
+    for each in (model, plain):
+        for layer in (each[2], each[3], each[4]):
+            layer.bias.requires_grad_(True)
+        each(x).square().sum().backward()
+        gradients.append([layer.bias.grad for layer in (each[2], each[3], each[4])])
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-4, atol=1e-5)
 
 
 def test_nothing_is_merged_into_it() -> None:
@@ -146,6 +218,12 @@ def test_what_cannot_be_quantised_is_refused() -> None:
     adapted = inject_adapter_in_model(LoraConfig(r=2, target_modules=["2"]), network())
     with pytest.raises(UserError, match="the network carries an adapter; take it out first"):
         quantize(adapted, "bnb_nf4")
+    prepared = network()
+    handle = prepare(prepared)
+    with pytest.raises(UserError, match="the network is prepared; undo that, quantise it, and prepare it again"):
+        quantize(prepared, "bnb_nf4")
+    handle.undo()
+    assert quantize(prepared, "bnb_nf4") == 2
 
 
 @pytest.mark.parametrize(("form", "library"), [("bnb_nf4", "bitsandbytes"), ("torchao_fp8", "torchao")])
@@ -158,10 +236,33 @@ def test_a_missing_library_is_named_with_its_extra(form: str, library: str, monk
 
 
 def test_a_base_in_another_form_is_not_trained_on() -> None:
-    model = network()
+    model, plain = network(), network()
     quantize(model, "bnb_nf4")
     check_form({"net": model}, "bnb_nf4")
-    with pytest.raises(
-        UserError, match=r"train\.quantize: is none, but the weights of the base's linear layers are bnb_nf4"
-    ):
+    check_form({"net": plain, "convolutions": nn.Sequential(nn.Conv2d(3, 3, 1))}, "none")
+    with pytest.raises(UserError, match=r"is none, but the weights of net's linear layers are bnb_nf4"):
         check_form({"net": model}, "none")
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
+def test_each_network_that_learns_must_be_in_that_form(first: bool) -> None:
+    model, plain = network(), network()
+    quantize(model, "bnb_nf4")
+    both = {"unet": model, "text_encoder": plain} if first else {"text_encoder": plain, "unet": model}
+    with pytest.raises(UserError) as caught:
+        check_form(both, "bnb_nf4")
+    assert str(caught.value) == (
+        "train.quantize: is bnb_nf4, but the weights of text_encoder's linear layers are none; "
+        f"load the base with quantize='bnb_nf4', networks={tuple(both)}"
+    )
+
+
+def test_a_network_that_is_held_by_halves_is_in_no_form() -> None:
+    model = nn.Sequential(network(), network())
+    quantize(model[0], "bnb_nf4")
+    assert form_of(model) == "bnb_nf4 and none"
+    for wanted in ("bnb_nf4", "none"):
+        with pytest.raises(UserError, match="are bnb_nf4 and none; load the base with"):
+            check_form({"net": model}, wanted)
+    with pytest.raises(UserError, match="the network's weights are bnb_nf4 and none already; load it again"):
+        quantize(model, "bnb_nf4")

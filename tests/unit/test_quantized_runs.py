@@ -72,10 +72,10 @@ def test_a_run_does_not_go_on_in_another_form(tiny_base: Path, tiny_pictures: Pa
 
 def test_networks_that_do_not_learn_keep_their_weights(tiny_base: Path) -> None:
     family = load_base(str(tiny_base), "bnb_int8")
-    assert form_of([family.networks["unet"]]) == "bnb_int8"
+    assert form_of(family.networks["unet"]) == "bnb_int8"
     assert not any(isinstance(module, Quantized) for module in family.networks["text_encoder"].modules())
     both = load_base(str(tiny_base), "bnb_int8", ("unet", "text_encoder"))
-    assert form_of([both.networks["text_encoder"]]) == "bnb_int8"
+    assert form_of(both.networks["text_encoder"]) == "bnb_int8"
 
 
 def test_the_plan_counts_the_bits(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ trainable weight, no gradient wanted, several adapters at once, is left to the c
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -21,8 +22,9 @@ from veneer.engine import frozen
 from veneer.engine.lora_linear import Adapter, Layer, Linear, Operands, adapted, output
 from veneer.engine.quantized import Quantized
 from veneer.engine.saving import remember, remembers_products
+from veneer.engine.standing import plain_class, stand
 
-__all__ = ["OWN", "own_class", "plain_class"]
+__all__ = ["OWN"]
 
 
 def _is_frozen(*modules: nn.Module) -> bool:
@@ -254,21 +256,11 @@ def _make(kind: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
     package = plain.__module__.partition(".")[0].capitalize()
     own = type(f"{package}{plain.__name__}", (kind, plain), {"__module__": __name__, "__doc__": plain.__doc__})
     globals()[own.__name__] = own
+    stand(own, plain)
     return own
 
 
-OWN: dict[type[nn.Module], type[nn.Module]] = {
+OWN: Mapping[type[nn.Module], type[nn.Module]] = {
     plain: _make(kind, plain) for kind, plains in _KINDS.items() for plain in plains
 }
-"""The class that stands for each plain one."""
-_PLAIN = {own: plain for plain, own in OWN.items()}
-
-
-def own_class(plain: type[nn.Module]) -> type[nn.Module] | None:
-    """What stands for a layer of exactly this class; None for all other classes, subclasses among them."""
-    return OWN.get(plain)
-
-
-def plain_class(own: type[nn.Module]) -> type[nn.Module]:
-    """What a class stands for: itself, if it is none of ours."""
-    return _PLAIN.get(own, own)
+"""The class that stands for a layer of exactly this class; none for others, subclasses among them."""

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from veneer.engine.between import Between, works_between
-from veneer.engine.layers import own_class, plain_class
+from veneer.engine.layers import OWN
 from veneer.engine.precision import recompute_blocks
 from veneer.engine.saving import Saving
+from veneer.engine.standing import is_prepared, plain_class
 from veneer.errors import UserError
 
 __all__ = ["MEMORY", "Memory", "Prepared", "prepare"]
@@ -45,7 +46,7 @@ def prepare(model: nn.Module, memory: Memory = "lean") -> Prepared:
     """
     if memory not in MEMORY:
         raise UserError(f"memory is {memory!r}", remedy=f"use {', '.join(MEMORY)}")
-    if any(type(module) is not plain_class(type(module)) for module in model.modules()):
+    if is_prepared(model):
         raise UserError("the network is prepared already", remedy="undo that first")
     return Prepared(model, memory)
 
@@ -67,7 +68,7 @@ class Prepared:
         if memory == "checkpoint":
             self._blocks = _recompute(model)
         for module in model.modules():
-            module.__class__ = own_class(type(module)) or type(module)
+            module.__class__ = OWN.get(type(module), type(module))
         opening = _Opening(products=memory == "leaner", between=works_between(model))
         self._hooks = [
             model.register_forward_pre_hook(opening.open),

@@ -7,7 +7,7 @@ read them anew. An adapter on top stays in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -16,10 +16,13 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from veneer.adapter.locate import layers_under
 from veneer.engine.forms import NONE, Form, form_named
 from veneer.engine.frozen import product_dtype
 from veneer.engine.lora_linear import MatrixProduct
+from veneer.engine.standing import is_prepared, plain_class
 from veneer.errors import UserError
 
 __all__ = ["Packed", "Quantized", "check_form", "form_of", "parameter_count", "quantize"]
@@ -43,30 +46,48 @@ class Packed(MatrixProduct):
 
 
 class _Copy(Tensor):
-    """A weight that was read. Whatever is computed with it is a plain tensor."""
+    """A weight that was read, or a view of it. Whatever else is computed with it is a plain tensor."""
 
     @classmethod
     def __torch_function__(
         cls, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func in _DATA or func.__name__ in _IN_PLACE:
+        named = kwargs or {}
+        if func in _DATA or any(isinstance(each, _Copy) for each in _written(func.__name__, args, named)):
             what = "the weight is quantised and this is a copy of it, so nothing can be merged into it"
             raise UserError(what, remedy="load the base in full for that")
         with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **(kwargs or {}))
+            result = func(*args, **named)
+            held = {leaf.untyped_storage().data_ptr() for leaf in tree_leaves(args) if isinstance(leaf, _Copy)}
+            return tree_map_only(Tensor, lambda each: _viewed(each, held), result)
+
+
+def _viewed(result: Tensor, held: set[int]) -> Tensor:
+    """What lies in the storage of a copy is one too, so that it is not written to by way of a view."""
+    is_view = type(result) is Tensor and result.layout is torch.strided and result.untyped_storage().data_ptr() in held
+    return result.as_subclass(_Copy) if is_view else result
+
+
+def _written(name: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> Iterator[object]:
+    """What a function of this name writes to: by PyTorch's convention its first argument, or ``out``."""
+    yield from tree_leaves(named.get("out"))
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in _OPERATORS or named.get("inplace") is True
+    if in_place and name not in _WRITES_NOTHING:
+        yield from tree_leaves((args or tuple(named.values()))[0])
 
 
 _DATA: tuple[Any, ...] = (cast(Any, Tensor.data).__get__, cast(Any, Tensor.data).__set__)
-_IN_PLACE = {"add_", "sub_", "mul_", "div_", "addmm_", "copy_", "zero_", "fill_", "__setitem__"} | {
-    f"__{operation}__" for operation in ("iadd", "isub", "imul", "itruediv")
-}
+_AUGMENTED = ("add", "and", "floordiv", "lshift", "mod", "mul", "or", "pow", "rshift", "sub", "truediv", "xor")
+_OPERATORS = {"__setitem__", *(f"__i{operation}__" for operation in _AUGMENTED)}
+_WRITES_NOTHING = {"requires_grad_"}
 
 
 class Quantized(nn.Linear):
     """A frozen linear layer whose weight is held in few bits; ``weight`` is a copy, read anew each time.
 
     The copy refuses to be written to, so that whoever would merge something into it hears of it. A state dict has it in
-    full, as a plain layer's, so that what is saved loads anywhere.
+    full, as a plain layer's, so that what is saved loads anywhere. What is loaded is held in this form; the weight that
+    the layer has already keeps its bits.
 
     Args:
         layer: the plain one; its bias stays its own.
@@ -120,6 +141,37 @@ class Quantized(nn.Linear):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[f"{prefix}weight"] = self._read()
 
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        key, shape = f"{prefix}weight", (self.out_features, self.in_features)
+        if key in unexpected_keys:
+            unexpected_keys.remove(key)
+        if key not in state_dict:
+            missing_keys.extend([key] if strict else [])
+        elif tuple(state_dict[key].shape) != shape:
+            error_msgs.append(f"size mismatch for {key}: {tuple(state_dict[key].shape)} in the file and {shape} here.")
+        else:
+            self._take(state_dict[key])
+
+    def _take(self, weight: Tensor) -> None:
+        """Hold another weight; packing what was read gives other bits now and then, so one's own is left as it is."""
+        own = self._read()
+        given = weight.detach().to(own.device, own.dtype)
+        if isinstance(own, FakeTensor) or torch.equal(given, own):
+            return
+        for mine, part in zip(self.parts, form_named(self.form).pack(given), strict=True):
+            mine.copy_(part)
+
 
 def _product(x: Tensor, bias: Tensor | None, packed: Packed, weight: Tensor) -> Tensor:
     dtype = product_dtype(x)
@@ -130,12 +182,15 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor | None, packed: Packed, weight: Tensor) -> Tensor:
         ctx.packed, ctx.weight, ctx.dtype = packed, weight, x.dtype
+        ctx.bias_dtype = None if bias is None else bias.dtype
         return _product(x, bias, packed, weight)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        return torch.matmul(dy, ctx.packed.read(ctx.weight, dy.dtype)).to(ctx.dtype), None, None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        dx = torch.matmul(dy, ctx.packed.read(ctx.weight, dy.dtype)).to(ctx.dtype)
+        wants_bias = ctx.needs_input_grad[1]
+        return dx, dy.reshape(-1, dy.shape[-1]).sum(0).to(ctx.bias_dtype) if wants_bias else None, None, None
 
 
 def quantize(network: nn.Module, form: str, device: torch.device | None = None) -> int:
@@ -153,11 +208,13 @@ def quantize(network: nn.Module, form: str, device: torch.device | None = None) 
         How many layers there were.
 
     Raises:
-        UserError: the library is not installed, or the network carries an adapter or is in another form already.
+        UserError: the library is not installed, or the network is prepared, carries an adapter or is in a form already.
     """
     if form == NONE:
         return 0
-    how, before = form_named(form), form_of([network])
+    how, before = form_named(form), form_of(network)
+    if is_prepared(network):
+        raise UserError("the network is prepared", remedy="undo that, quantise it, and prepare it again")
     if before != NONE:
         raise UserError(f"the network's weights are {before} already", remedy="load it again")
     if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
@@ -181,22 +238,29 @@ def _places(network: nn.Module) -> list[list[tuple[nn.Module, str]]]:
     return list(places.values())
 
 
-def form_of(networks: Iterable[nn.Module]) -> str:
-    """The form that networks' linear layers are held in; ``none`` for plain ones."""
-    modules = (module for network in networks for module in network.modules())
-    return next((module.form for module in modules if isinstance(module, Quantized)), NONE)
+def form_of(network: nn.Module) -> str:
+    """The form that a network's linear layers are held in; ``none`` for plain ones; several are told together."""
+    return " and ".join(_forms_in(network)) or NONE
+
+
+def _forms_in(network: nn.Module) -> list[str]:
+    """Of the layers that ``quantize`` would take, under adapters too."""
+    layers = [layer for _, layer in layers_under(network)]
+    found = {layer.form for layer in layers if isinstance(layer, Quantized)}
+    return sorted(found | {NONE for layer in layers if plain_class(type(layer)) is nn.Linear})
 
 
 def check_form(networks: Mapping[str, nn.Module], wanted: str) -> None:
-    """See that networks which are to be trained on are held as the configuration says.
+    """See that each network which is to be trained on is held as the configuration says.
 
     Raises:
-        UserError: they are not; what is trained on decides what is learned.
+        UserError: one is not; what is trained on decides what is learned.
     """
-    found = form_of(networks.values())
-    if found != wanted:
-        what = f"is {wanted}, but the weights of the base's linear layers are {found}"
-        raise UserError(what, where="train.quantize", remedy=f"load the base with quantize={wanted!r}")
+    for prefix, network in networks.items():
+        if _forms_in(network) not in ([], [wanted]):
+            what = f"is {wanted}, but the weights of {prefix}'s linear layers are {form_of(network)}"
+            remedy = f"load the base with quantize={wanted!r}, networks={tuple(networks)!r}"
+            raise UserError(what, where="train.quantize", remedy=remedy)
 
 
 def parameter_count(network: nn.Module) -> int:

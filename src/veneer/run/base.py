@@ -70,7 +70,7 @@ def hold(networks: Mapping[str, nn.Module], config: RunConfig) -> None:
 
 
 def _hold(network: nn.Module, form: str, device: torch.device | None) -> None:
-    if form_of([network]) != form:
+    if form_of(network) != form:
         quantize(network, form, device)
 
 
