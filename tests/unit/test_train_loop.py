@@ -27,6 +27,7 @@ from tests.training import (
 )
 from veneer.adapter.spec import Factors
 from veneer.data.preflight import survey
+from veneer.engine import prepare
 from veneer.errors import UserError
 from veneer.family.base import Family
 from veneer.family.registry import load_family
@@ -167,6 +168,37 @@ def test_the_base_has_its_bits_back_when_the_run_ends_or_is_left(family: Family,
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not any(getattr(m, "gradient_checkpointing", False) for n in family.networks.values() for m in n.modules())
+
+
+def put_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(veneer.train.loop, "optimizer_for", broken)
+
+
+@pytest.mark.parametrize("fault", ["a network that is prepared already", "any other"])
+def test_a_trainer_that_cannot_be_made_leaves_the_base_as_it_was(
+    tiny_base: Path, tiny_pictures: Path, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_family(str(tiny_base))
+    config = tiny_config(tiny_pictures, train={"memory": "checkpoint"})
+    encoder, handle = family.networks["text_encoder"], None
+    with monkeypatch.context() as patched:
+        if fault == "any other":
+            put_a_fault(patched)
+        else:
+            handle = prepare(encoder)
+        before = [(type(module), vars(module).keys()) for net in family.networks.values() for module in net.modules()]
+        flags = [p.requires_grad for net in family.networks.values() for p in net.parameters()]
+        with pytest.raises((UserError, KeyboardInterrupt)):
+            tiny_run(config, family)
+    after = [(type(module), vars(module).keys()) for net in family.networks.values() for module in net.modules()]
+    assert after == before
+    assert [p.requires_grad for net in family.networks.values() for p in net.parameters()] == flags
+    if handle is not None:
+        handle.undo()
+    assert isinstance(tiny_run(config, family)[-1], Finished)
 
 
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack
 from types import MappingProxyType
 
 from torch import Tensor
@@ -73,6 +74,9 @@ class Trainer:
         dataset: as for ``train``.
         processes: that train together, each with a trainer of its own; all of these do the same to the bit.
 
+    Raises:
+        UserError: as of ``train``; the base is as it was then.
+
     Attributes:
         processes: as above.
         injection: the adapter, live in the family's networks until ``close``.
@@ -92,11 +96,15 @@ class Trainer:
         self._objective = Objective.from_config(config.objective, family.noise)
         check_form({prefix: family.networks[prefix] for prefix in specs_of(config.adapter)}, config.train.quantize)
         self.feed = _feed(config, family, dataset, self._objective, processes)
-        self.injection = inject(family.networks, specs_of(config.adapter), config.seed)
-        self._parameters = dict(self.injection.named_parameters())
-        self.average = Average(self._parameters, config.train.ema)
-        self.learner = self._make_learner(precision)
-        self._prepared = [prepare(network, config.train.memory) for network in family.networks.values()]
+        with ExitStack() as undoing:
+            self.injection = inject(family.networks, specs_of(config.adapter), config.seed)
+            undoing.callback(self.injection.eject)
+            self._parameters = dict(self.injection.named_parameters())
+            self.average = Average(self._parameters, config.train.ema)
+            self.learner = self._make_learner(precision)
+            for network in family.networks.values():
+                undoing.callback(prepare(network, config.train.memory).undo)
+            self._undoing = undoing.pop_all()
 
     def run(self, metadata: Mapping[str, str] = _NO_METADATA, plan: Plan | None = None) -> Generator[Event, None, None]:
         """Train to the end, event by event.
@@ -169,9 +177,7 @@ class Trainer:
 
     def close(self) -> None:
         """Take the adapter out: the base as it was, bit for bit. A second call does nothing."""
-        for prepared in self._prepared:
-            prepared.undo()
-        self.injection.eject()
+        self._undoing.close()
         self._family.rest(())
 
     def _encode_ahead(self) -> None:
