@@ -107,6 +107,12 @@ def test_every_order_gives_the_same(way: Order, monkeypatch: pytest.MonkeyPatch)
     assert torch.equal(output(operands, bias, products), adapted(operands, bias, products))
 
 
+@pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 5, 3)], ids=["linear", "convolution"])
+def test_a_dropout_that_leaves_nothing_leaves_the_base(layer: nn.Module) -> None:
+    x = torch.randn(2, 6, 4, 4) if isinstance(layer, nn.Conv2d) else torch.randn(3, 6)
+    check(adapt(layer, 2, lora_dropout=1.0), x)
+
+
 @pytest.mark.parametrize("base", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])

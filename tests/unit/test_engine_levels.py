@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import copy
+import gc
+import inspect
 import pickle
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from diffusers import UNet2DConditionModel
 from peft import LoraConfig, get_peft_model_state_dict
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
 
 import veneer
+from benchmarks.kept import kept_bytes
 from tests.networks import NETWORKS, adapt, gradients, worst
-from veneer.engine import Memory, prepare
+from veneer.engine import Memory, prepare, saving, undo
 from veneer.errors import UserError
 
 LEVELS: tuple[Memory, ...] = ("exact", "lean", "leaner", "checkpoint")
@@ -109,8 +116,10 @@ def test_adapters_may_come_and_go_while_it_is_prepared() -> None:
     _, reference = gradients(network, model)
     assert worst(found, reference) < 1e-5
     assert all(type(module).__module__.partition(".")[0] != "veneer" for module in model.modules())
-    model.delete_adapters("default")
-    assert len(kinds) <= len(list(model.modules()))
+    prepared = prepare(model, "lean")
+    model.unload_lora()
+    prepared.undo()
+    assert [type(module) for module in model.modules()] == kinds
 
 
 def test_checkpointing_by_the_network_s_own_switch() -> None:
@@ -161,6 +170,156 @@ def test_an_error_inside_leaves_nothing_open() -> None:
     assert worst(gradients(network, model)[1], reference) < 1e-5
 
 
+def nothing_is_open() -> bool:
+    hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return hooks is None and torch.overrides._get_current_function_mode() is None and not saving._OPEN.stack
+
+
+@pytest.mark.parametrize("kind", ["sd", "sd3"])
+def test_an_interrupted_call_leaves_nothing_open(kind: str) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    network = NETWORKS[kind]
+    model: Any = adapt(network)
+    _, reference = gradients(network, model)
+    prepare(model, "lean")
+    last = list(model.modules())[-1].register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        network.call(model, torch.float32)
+    assert nothing_is_open()
+    assert torch.func.grad(torch.sin)(torch.tensor(0.0)) == 1
+    last.remove()
+    assert worst(gradients(network, model)[1], reference) < 1e-5
+
+
+def test_layers_that_were_wrapped_meanwhile_are_plain_again() -> None:
+    """As accelerate's hooks do it, by which diffusers moves layers from the CPU and back one by one."""
+    network = NETWORKS["sd, all of it"]
+    model = adapt(network)
+    output, reference = gradients(network, model)
+    prepared = prepare(model, "leaner")
+    modules = list(model.modules())
+    for module in modules:
+        add_hook_to_module(module, ModelHook())
+    assert worst(gradients(network, model)[1], reference) < 1e-5
+    prepared.undo()
+    for _ in ("with the hooks", "with what they leave behind"):
+        again, found = gradients(network, model)
+        assert torch.equal(again, output) and all(torch.equal(found[name], reference[name]) for name in reference)
+        for module in modules:
+            remove_hook_from_module(module)
+    prepare(model, "leaner")
+    assert worst(gradients(network, model)[1], reference) < 1e-5
+
+
+def test_a_layer_that_became_another_meanwhile_is_left_as_it_is() -> None:
+    """A parametrisation makes its weight of another that learns, and its class one of its own."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.SiLU(), nn.Conv2d(4, 4, 1)).requires_grad_(False)
+    plain = copy.deepcopy(model)
+    prepare(model, "lean")
+    x, found = torch.randn(2, 3, 6, 6, requires_grad=True), []
+    for each in (model, plain):
+        parametrizations.weight_norm(each[2]).parametrizations.requires_grad_(True)
+        each(x).square().sum().backward()
+        found.append([p.grad for p in each[2].parametrizations.parameters()])
+    assert len(found[0]) == 2
+    torch.testing.assert_close(found[0], found[1])
+
+
+@pytest.mark.parametrize("memory", LEVELS)
+def test_a_copy_can_be_undone_and_prepared_anew(memory: Memory) -> None:
+    network = NETWORKS["clip"]
+    model = adapt(network)
+    before = anatomy(model)[0]
+    prepared = prepare(model, memory)
+    _, expected = gradients(network, model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        undo(twin)
+        assert anatomy(twin)[0] == before
+        undo(twin)
+        again = prepare(twin, memory)
+        assert all(torch.equal(expected[name], gradient) for name, gradient in gradients(network, twin)[1].items())
+        again.undo()
+        assert anatomy(twin)[0] == before
+    undo(model)
+    assert anatomy(model)[0] == before
+    prepared.undo()
+
+
+def test_a_network_that_is_let_go_is_freed_at_once() -> None:
+    model = prepared = None
+    gc.disable()
+    try:
+        model = NETWORKS["clip"].make()
+        held = weakref.ref(model)
+        prepared = prepare(model, "lean")
+        del model, prepared
+        assert held() is None
+    finally:
+        gc.enable()
+
+
+def test_its_call_has_the_signature_it_had() -> None:
+    model = NETWORKS["sd"].make()
+    before = inspect.signature(model.forward)
+    prepare(model, "lean")
+    assert inspect.signature(model.forward) == before
+
+
+@pytest.mark.parametrize("memory", LEVELS)
+def test_hooks_around_a_call_get_what_is_kept(memory: Memory) -> None:
+    """PyTorch asks the innermost alone, and who asks for all on the CPU, or for all to be dropped, must get it."""
+    network = NETWORKS["sd"]
+    model = adapt(network)
+    prepare(model, memory)
+    _, expected = gradients(network, model)
+    packed: list[Tensor] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        packed.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        _, found = gradients(network, model)
+    assert len(packed) > 20
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("memory", LEVELS[:3])
+def test_a_call_that_is_recomputed_whole_keeps_its_input_alone(memory: Memory) -> None:
+    network = NETWORKS["sd"]
+    model: Any = adapt(network)
+    prepare(model, memory)
+    noisy, text = torch.randn(1, 4, 8, 8, requires_grad=True), torch.randn(1, 5, 24)
+    calls: list[object] = []
+    model.register_forward_pre_hook(lambda *arguments: calls.append(None))
+
+    def call(noisy: Tensor) -> Tensor:
+        sample: Tensor = model(noisy, torch.tensor([3]), text).sample
+        return sample
+
+    expected = torch.autograd.grad(call(noisy).square().sum(), noisy)[0]
+    whole: Any = checkpoint
+    found = torch.autograd.grad(whole(call, noisy, use_reentrant=False).square().sum(), noisy)[0]
+    assert torch.equal(found, expected)
+    assert len(calls) == 3
+    assert kept_bytes(lambda: whole(call, noisy, use_reentrant=False)) < 0.05 * kept_bytes(lambda: call(noisy))
+
+
+def test_a_second_derivative_is_an_error() -> None:
+    network = NETWORKS["sd"]
+    model = adapt(network)
+    prepare(model, "lean")
+    loss = network.call(model, torch.float32).square().sum()
+    learns = [p for p in model.parameters() if p.requires_grad]
+    first = torch.autograd.grad(loss, learns, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        torch.autograd.backward([gradient.square().sum() for gradient in first])
+
+
 def test_two_networks_at_two_levels_in_one_graph() -> None:
     network = NETWORKS["clip"]
     one, other = adapt(network), adapt(NETWORKS["sd"])
@@ -184,8 +343,12 @@ def test_what_cannot_be_is_said_in_a_line() -> None:
     with pytest.raises(UserError, match=r"memory is 'tiny'.*exact, lean, leaner, checkpoint"):
         prepare(model, "tiny")
     prepare(model)
-    with pytest.raises(UserError, match="prepared already"):
+    with pytest.raises(UserError, match=r"prepared already; undo that first: veneer\.engine\.undo\(network\)"):
         prepare(model)
+    bare = nn.Sequential(nn.Flatten())
+    prepare(bare)
+    with pytest.raises(UserError, match="prepared already"):
+        prepare(bare)
     plain = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(UserError, match="no blocks to compute again"):
         prepare(plain, "checkpoint")

@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from veneer.engine.levels import Memory as Memory
     from veneer.engine.levels import Prepared as Prepared
     from veneer.engine.levels import prepare as prepare
+    from veneer.engine.levels import undo as undo
     from veneer.engine.quantized import quantize as quantize
 
-__all__ = ["Memory", "Prepared", "prepare", "quantize"]
+__all__ = ["Memory", "Prepared", "prepare", "quantize", "undo"]
 
 
 def __getattr__(name: str) -> object:

@@ -7,7 +7,8 @@ trainable weight, no gradient wanted, several adapters at once, is left to the c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MethodType
 from typing import Any, cast
 
 import torch
@@ -27,6 +28,18 @@ from veneer.engine.standing import plain_class, stand
 __all__ = ["OWN"]
 
 
+def _plain(module: nn.Module) -> Callable[..., Any]:
+    """How the class that a layer stands for does ``forward``.
+
+    Not by ``super()``: a layer may be called by a ``forward`` that somebody (accelerate's hooks) took of it while it
+    was prepared, and be of its plain class again.
+    """
+    return MethodType(getattr(type(module), _STANDS_FOR, type(module)).forward, module)
+
+
+_STANDS_FOR = "_veneer_stands_for"
+
+
 def _is_frozen(*modules: nn.Module) -> bool:
     return not any(p.requires_grad for module in modules for p in module._parameters.values() if p is not None)
 
@@ -38,16 +51,22 @@ def _takes(x: Tensor, weight: Tensor) -> bool:
 
 def _wants_gradient(module: nn.Module, x: object, *rest: object) -> bool:
     """Whether this is the case the layers are for: one input that requires a gradient, weights that do not."""
-    plain = not rest and isinstance(x, Tensor) and x.requires_grad
+    plain = not rest and isinstance(x, Tensor) and x.requires_grad and _stands(module)
     return plain and torch.is_grad_enabled() and _is_frozen(module)
+
+
+def _stands(module: nn.Module) -> bool:
+    """Whether a layer is one of ours: no more after ``undo``, nor where somebody (parametrisations) made another."""
+    return plain_class(type(module)) is not type(module)
 
 
 class _Remembered(nn.Module):
     """Norms and activations that are one operation: their outputs are cheap to make again."""
 
     def forward(self, x: Any, *rest: Any, **named: Any) -> Any:
-        y = super().forward(x, *rest, **named)
-        return remember(y, super().forward, x) if _wants_gradient(self, x, *rest, *named) else y
+        plain = _plain(self)
+        y = plain(x, *rest, **named)
+        return remember(y, plain, x) if _wants_gradient(self, x, *rest, *named) else y
 
 
 class _Recomputed(nn.Module):
@@ -55,16 +74,18 @@ class _Recomputed(nn.Module):
 
     def forward(self, x: Any, *rest: Any, **named: Any) -> Any:
         if not _wants_gradient(self, x, *rest, *named):
-            return super().forward(x, *rest, **named)
-        return remember(frozen.recomputed(super().forward, x), super().forward, x)
+            return _plain(self)(x, *rest, **named)
+        plain = _plain(self)
+        return remember(frozen.recomputed(plain, x), plain, x)
 
 
 class _Geglu(nn.Module):
     """The gated activation: gelu's output is not kept."""
 
     def forward(self, x: Any, *rest: Any, **named: Any) -> Any:
-        if not torch.is_grad_enabled() or rest or named or not isinstance(x, Tensor) or x.device.type == "npu":
-            return super().forward(x, *rest, **named)
+        plain = not rest and not named and isinstance(x, Tensor) and x.device.type != "npu" and _stands(self)
+        if not plain or not torch.is_grad_enabled():
+            return _plain(self)(x, *rest, **named)
         projected = cast(Any, self).proj(x)
         if not projected.requires_grad:
             return frozen.geglu(projected)
@@ -87,9 +108,9 @@ class _Conv(nn.Module):
         layer = cast(Any, self)
         window = _window(layer)
         if window is None or not _wants_gradient(self, x, *rest, *named) or not _takes(x, layer.weight):
-            return super().forward(x, *rest, **named)
+            return _plain(self)(x, *rest, **named)
         if x.dim() != layer.weight.dim():  # no batch
-            return super().forward(x)
+            return _plain(self)(x)
         return frozen.conv(x, layer.weight, layer.bias, window)
 
 
@@ -99,13 +120,13 @@ class _Linear(nn.Module):
     def forward(self, x: Any, *rest: Any, **named: Any) -> Any:
         layer = cast(Any, self)
         if not _wants_gradient(self, x, *rest, *named) or not _takes(x, layer.weight):
-            return super().forward(x, *rest, **named)
+            return _plain(self)(x, *rest, **named)
         if layer.weight.dtype == frozen.product_dtype(x):
-            y = super().forward(x)
+            y = _plain(self)(x)
         else:
             y = frozen.linear(x, layer.weight, layer.bias)
         if layer.in_features <= layer.out_features and remembers_products(x):
-            remember(y, super().forward, x, products=1)
+            remember(y, _plain(self), x, products=1)
         return y
 
 
@@ -114,9 +135,9 @@ class _Read(nn.Module):
 
     def forward(self, x: Any, *rest: Any, **named: Any) -> Any:
         layer = cast(Any, self)
-        y = super().forward(x, *rest, **named)
+        y = _plain(self)(x, *rest, **named)
         wanted = _wants_gradient(self, x, *rest, *named) and layer.in_features <= layer.out_features
-        return remember(y, super().forward, x, products=1) if wanted and remembers_products(x) else y
+        return remember(y, _plain(self), x, products=1) if wanted and remembers_products(x) else y
 
 
 def _window(layer: Any) -> frozen.Window | None:
@@ -133,13 +154,13 @@ class _Lora(nn.Module):
         name = _only_adapter(cast(Any, self)) if torch.is_grad_enabled() and not rest and not named else None
         parts = None if name is None else _parts(cast(Any, self), name)
         if name is None or parts is None or not _fits(x, parts[0]):
-            return super().forward(x, *rest, **named)
+            return _plain(self)(x, *rest, **named)
         return _adapted(cast(Any, self), name, parts, x)
 
 
 def _only_adapter(layer: Any) -> str | None:
     """The one active adapter of a layer in its plain state."""
-    if layer.disable_adapters or layer.merged or not layer.cast_input_dtype_enabled:
+    if not _stands(layer) or layer.disable_adapters or layer.merged or not layer.cast_input_dtype_enabled:
         return None
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     return active[0] if len(active) == 1 and active[0] not in layer.lora_variant else None
@@ -176,7 +197,7 @@ def _adapted(layer: Any, name: str, parts: tuple[Any, Any, Any], x: Tensor) -> A
     base, down, up = parts
     of_base, of_down, of_up = (_map(part) for part in parts)
     if of_base is None or of_down is None or of_up is None:
-        return super(_Lora, layer).forward(x)
+        return _plain(layer)(x)
     mask, kept = _mask(layer.lora_dropout[name], x, down.weight.dtype)
     adapter = Adapter(of_base, of_down, of_up, layer.scaling[name], kept)
     weight = base.parts[0] if isinstance(base, Quantized) else base.weight
@@ -215,6 +236,8 @@ def _mask(dropout: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[Tensor | N
     if not isinstance(dropout, nn.Dropout) or not dropout.training or dropout.p == 0:
         return None, 1.0
     kept = 1.0 - dropout.p
+    if kept == 0:  # nothing is drawn, and nothing to be in proportion to
+        return torch.zeros_like(x, dtype=torch.bool), 1.0
     if x.device.type == "cpu":
         return torch.empty_like(x, dtype=torch.bool).bernoulli_(kept), kept
     # which numbers a kernel draws depends on the precision it runs in
@@ -254,7 +277,8 @@ _KINDS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
 def _make(kind: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
     """A class of this module, found by its name when a network is copied or pickled."""
     package = plain.__module__.partition(".")[0].capitalize()
-    own = type(f"{package}{plain.__name__}", (kind, plain), {"__module__": __name__, "__doc__": plain.__doc__})
+    about = {"__module__": __name__, "__doc__": plain.__doc__, _STANDS_FOR: plain}
+    own = type(f"{package}{plain.__name__}", (kind, plain), about)
     globals()[own.__name__] = own
     stand(own, plain)
     return own

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import threading
+import inspect
+from collections.abc import Callable
 from contextlib import ExitStack
+from types import MethodType
 from typing import Any, Literal, TypeAlias, get_args
+from weakref import ref
 
 import torch
 from torch import nn
@@ -12,11 +15,11 @@ from torch import nn
 from veneer.engine.between import Between, works_between
 from veneer.engine.layers import OWN
 from veneer.engine.precision import recompute_blocks
-from veneer.engine.saving import Saving
-from veneer.engine.standing import is_prepared, plain_class
+from veneer.engine.saving import Saving, is_overheard
+from veneer.engine.standing import FORWARD, is_prepared, plain_class
 from veneer.errors import UserError
 
-__all__ = ["MEMORY", "Memory", "Prepared", "prepare"]
+__all__ = ["MEMORY", "Memory", "Prepared", "prepare", "undo"]
 
 Memory: TypeAlias = Literal["exact", "lean", "leaner", "checkpoint"]
 """How little is kept for the backward pass, from all that autograd asks for to the inputs of blocks alone."""
@@ -37,6 +40,8 @@ def prepare(model: nn.Module, memory: Memory = "lean") -> Prepared:
     activation, or that is kept elsewhere. ``leaner``: linear layers' outputs are made again as well, where their
     inputs are there. ``checkpoint``: lean, and each block is computed again in the backward pass.
 
+    There is no second derivative through it: who asks for one (``create_graph``) hears of it in an error.
+
     Args:
         model: the whole network, the module that is called; it is changed in place until ``undo``.
         memory: the level.
@@ -47,8 +52,30 @@ def prepare(model: nn.Module, memory: Memory = "lean") -> Prepared:
     if memory not in MEMORY:
         raise UserError(f"memory is {memory!r}", remedy=f"use {', '.join(MEMORY)}")
     if is_prepared(model):
-        raise UserError("the network is prepared already", remedy="undo that first")
+        raise UserError("the network is prepared already", remedy="undo that first: veneer.engine.undo(network)")
+    if memory != "exact":
+        if memory == "checkpoint":
+            _recompute(model)
+        for module in model.modules():
+            module.__class__ = OWN.get(type(module), type(module))
+        before = vars(model).get("forward")
+        vars(model)["forward"] = vars(model)[FORWARD] = _Forward(
+            model, memory == "leaner", works_between(model), before
+        )
     return Prepared(model, memory)
+
+
+def undo(network: nn.Module) -> None:
+    """Make a network what it was before :func:`prepare`, whoever has the handle; a copy of a prepared one as well.
+
+    Adapters stay. Of a network that is not prepared nothing is changed.
+    """
+    for module in network.modules():
+        module.__class__ = plain_class(type(module))
+        _restore(module)
+        forward = vars(module).pop(FORWARD, None)
+        if forward is not None:
+            forward.retire()
 
 
 class Prepared:
@@ -61,67 +88,68 @@ class Prepared:
     def __init__(self, model: nn.Module, memory: Memory) -> None:
         self.memory = memory
         self._model: nn.Module | None = model
-        self._blocks: _Attributes = []
-        self._hooks: list[Any] = []
-        if memory == "exact":
-            return
-        if memory == "checkpoint":
-            self._blocks = _recompute(model)
-        for module in model.modules():
-            module.__class__ = OWN.get(type(module), type(module))
-        opening = _Opening(products=memory == "leaner", between=works_between(model))
-        self._hooks = [
-            model.register_forward_pre_hook(opening.open),
-            model.register_forward_hook(opening.close, always_call=True),
-        ]
 
     def undo(self) -> None:
         """Make the network what it was; adapters put in meanwhile stay. A second call does nothing."""
-        if self._model is None:
+        if self._model is not None:
+            model, self._model = self._model, None
+            undo(model)
+
+
+class _Forward:
+    """A prepared network's ``forward``: the one it had, with a ``Saving`` open if gradients are wanted.
+
+    It is no pair of hooks, for PyTorch calls none when a forward pass is interrupted (Ctrl-C), and what is open would
+    stay so. Who wraps a network's ``forward`` meanwhile keeps this one, which does nothing of its own after ``undo``.
+
+    Args:
+        model: the network; it is not held, so that it is freed when nobody else holds it.
+        products: of ``Saving``.
+        between: whether to look at what is done between layers.
+        before: what hung on the network as ``forward``, of somebody else's; None: it was its class's.
+    """
+
+    def __init__(self, model: nn.Module, products: bool, between: bool, before: Any) -> None:
+        self._model = ref(model)
+        self._products, self._between, self._before = products, between, before
+        self._retired = False
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        with ExitStack() as stack:
+            if not self._retired and torch.is_grad_enabled() and not is_overheard():
+                stack.enter_context(Saving(self._products))
+                if self._between:
+                    stack.enter_context(Between())
+            return self._plain()(*arguments, **named)
+
+    @property
+    def __signature__(self) -> inspect.Signature:
+        return inspect.signature(self._plain())
+
+    def _plain(self) -> Callable[..., Any]:
+        model = self._model()
+        assert model is not None
+        return MethodType(type(model).forward, model) if self._before is None else self._before
+
+    def retire(self) -> None:
+        """Put back what was there before, if nobody has put something over this."""
+        self._retired, model = True, self._model()
+        if model is None or vars(model).get("forward") is not self:
             return
-        model, self._model = self._model, None
-        for hook in self._hooks:
-            hook.remove()
-        for module in model.modules():
-            module.__class__ = plain_class(type(module))
-        _restore(self._blocks)
+        del vars(model)["forward"]
+        if self._before is not None:
+            vars(model)["forward"] = self._before
+
+    def __reduce__(self) -> tuple[type[_Forward], tuple[Any, ...], dict[str, Any]]:
+        """Copied and pickled with the network, for the copy."""
+        return _Forward, (self._model(), self._products, self._between, self._before), {"_retired": self._retired}
 
 
-class _Opening:
-    """Opens a ``Saving`` for each call of a network that wants gradients."""
-
-    def __init__(self, products: bool, between: bool) -> None:
-        self._products, self._between = products, between
-        self._local = threading.local()
-
-    def open(self, module: nn.Module, arguments: object) -> None:
-        stack = ExitStack()
-        if torch.is_grad_enabled():
-            stack.enter_context(Saving(self._products))
-            if self._between:
-                stack.enter_context(Between())
-        self._opened().append(stack)
-
-    def close(self, module: nn.Module, arguments: object, output: object) -> None:
-        self._opened().pop().close()
-
-    def _opened(self) -> list[ExitStack]:
-        """Of this thread's calls, the innermost last."""
-        if not hasattr(self._local, "opened"):
-            self._local.opened = []
-        opened: list[ExitStack] = self._local.opened
-        return opened
-
-    def __reduce__(self) -> tuple[type[_Opening], tuple[bool, bool]]:
-        """Copied and pickled with the network, without the calls that are under way."""
-        return _Opening, (self._products, self._between)
+_HAD = "_veneer_had"
 
 
-_Attributes: TypeAlias = "list[tuple[nn.Module, dict[str, Any]]]"
-
-
-def _recompute(model: nn.Module) -> _Attributes:
-    """Turn block checkpointing on; return what every block had before."""
+def _recompute(model: nn.Module) -> None:
+    """Turn block checkpointing on; every block notes what it had before."""
     before = [(module, _switches(module)) for module in model.modules()]
     try:
         recompute_blocks(model)
@@ -132,15 +160,17 @@ def _recompute(model: nn.Module) -> _Attributes:
             # transformers makes embeddings require a gradient, which this form of checkpointing does not need
             for hook in vars(module).get(_HOOKS, ()):
                 hook.remove()
-    return before
+        vars(module)[_HAD] = had
 
 
 def _switches(module: nn.Module) -> dict[str, Any]:
     return {name: vars(module)[name] for name in _SWITCHES if name in vars(module)}
 
 
-def _restore(before: _Attributes) -> None:
-    for module, had in before:
-        for name in _SWITCHES:
-            vars(module).pop(name, None)
-        vars(module).update(had)
+def _restore(module: nn.Module) -> None:
+    had = vars(module).pop(_HAD, None)
+    if had is None:
+        return
+    for name in _SWITCHES:
+        vars(module).pop(name, None)
+    vars(module).update(had)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
-__all__ = ["Saving", "is_noted", "remember", "remembers_products"]
+__all__ = ["Saving", "is_noted", "is_overheard", "remember", "remembers_products"]
 
 _NOTE = "_veneer_note"
 _WITH_STORAGE = (Tensor, nn.Parameter, FakeTensor)
@@ -145,6 +145,15 @@ class Saving:
     def _keep(tensor: Tensor) -> _Handle:
         recipe = _recipe_of(tensor)
         return _Kept(tensor) if recipe is None else _Made(recipe, tensor)
+
+
+def is_overheard() -> bool:
+    """Whether what is saved now goes to somebody else's hooks: moved to the CPU, say, or dropped and computed again.
+
+    PyTorch asks the innermost hooks alone, so a ``Saving`` opened within them would keep them from all they are for.
+    """
+    top: Any = torch._C._autograd._top_saved_tensors_default_hooks(False)
+    return top is not None and top[0] != Saving._keep
 
 
 class _Open(threading.local):

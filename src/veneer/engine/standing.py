@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["is_prepared", "plain_class", "stand"]
+__all__ = ["FORWARD", "is_prepared", "plain_class", "stand"]
+
+FORWARD = "_veneer_forward"
+"""Where a prepared network, not each of its layers, has what it does when it is called."""
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {}
 
@@ -20,5 +23,5 @@ def plain_class(own: type[nn.Module]) -> type[nn.Module]:
 
 
 def is_prepared(network: nn.Module) -> bool:
-    """Whether a layer of it has a class that stands for its own."""
-    return any(type(module) in _PLAIN for module in network.modules())
+    """Whether it, or a part of it, is."""
+    return any(type(module) in _PLAIN or FORWARD in vars(module) for module in network.modules())
