@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ def invented(config: RunConfig) -> Memory:
     """A memory in which each change has its price."""
     train = config.train
     kept = {"exact": 100, "lean": 60, "leaner": 50, "checkpoint": 10}[train.memory]
-    size = 1000 + config.adapter.rank * 5 + train.batch * kept // (1 if train.precision == "float32" else 2)
+    size = {"none": 1000, "torchao_int8": 700, "bnb_int8": 690, "bnb_nf4": 600}[train.quantize]
+    size += config.adapter.rank * 5 + train.batch * kept // (1 if train.precision == "float32" else 2)
     painted = 1200 if len(config.sample.prompts) == 1 else 1300
     return Memory("cpu", (Phase(STEP, size, {"all": size}), Phase("painting", painted, {"all": painted})), None)
 
@@ -25,6 +27,48 @@ def invented(config: RunConfig) -> Memory:
 def config_of(**sections: Any) -> RunConfig:
     values: dict[str, Any] = {"train": {"batch": 8, "accumulate": 1}, "adapter": {"rank": 16}}
     return tiny_config(Path("pictures"), **{**values, **sections})
+
+
+@pytest.fixture(autouse=True)
+def _installed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The libraries that quantise: none but those that a test asks for."""
+    there = getattr(request, "param", ())
+    find = importlib.util.find_spec
+
+    def found(name: str, package: str | None = None) -> Any:
+        missing = name in ("bitsandbytes", "torchao") and name not in there
+        return None if missing else find(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", found)
+
+
+BOTH = ("torchao", "bitsandbytes")
+
+
+@pytest.mark.parametrize(
+    ("_installed", "limit", "form"),
+    [
+        (BOTH, 1600, "torchao_int8"),
+        (BOTH, 1500, "bnb_nf4"),
+        (("torchao",), 1600, "torchao_int8"),
+        (("bitsandbytes",), 1600, "bnb_int8"),
+        (("torchao",), 1500, None),
+        ((), 1600, None),
+        (BOTH, 1400, None),
+    ],
+    indirect=["_installed"],
+)
+def test_frozen_weights_in_fewer_bits_where_a_library_is_there(limit: int, form: str | None) -> None:
+    """Of 1880, 300 to 400 are taken off."""
+    changes = [(change, peak) for change, peak in found(config_of(), limit) if "train.quantize" in change]
+    sizes = {"torchao_int8": 1580, "bnb_int8": 1570, "bnb_nf4": 1480}
+    assert changes == ([] if form is None else [({"train.quantize": form}, sizes[form])])
+
+
+@pytest.mark.parametrize("_installed", [BOTH], indirect=True)
+def test_weights_in_few_bits_are_not_held_in_other_bits(_installed: None) -> None:
+    config = config_of(train={"quantize": "torchao_int8", "batch": 8, "accumulate": 1})
+    assert not any("train.quantize" in change for change, _ in found(config, 1500))
 
 
 def found(config: RunConfig, limit: int) -> list[tuple[dict[str, Any], int]]:

@@ -17,6 +17,7 @@ torchao_fp8  8 bits with an exponent of 4 (E4M3), a scale for each row          
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,6 +81,11 @@ class Form:
             if dtype == torch.float64:
                 return self.read(parts, shape, torch.float32).to(dtype)
             return self.read(parts, shape, dtype)
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether the library is there; it is not imported for that, which takes memory."""
+        return importlib.util.find_spec(self.library) is not None
 
     def check(self) -> None:
         """See that the library is there.

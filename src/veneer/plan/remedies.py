@@ -10,6 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from veneer.config.schema import RunConfig, TrainConfig
+from veneer.engine.forms import FORMS, NONE
 from veneer.plan.memory import Memory, as_text
 
 __all__ = ["Remedy", "remedies", "verdict"]
@@ -18,6 +19,9 @@ Changes = Mapping[str, Any]
 Planner = Callable[[RunConfig], Memory]
 _LEVELS: tuple[str, ...] = get_args(TrainConfig.model_fields["memory"].annotation)
 """Of ``train.memory``, from the most to the least that is kept."""
+
+_FORMS = (("torchao_int8", "bnb_int8"), ("bnb_nf4",))
+"""Of ``train.quantize``, from the most to the fewest bits; of those of as many, the nearest to the base first."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,16 @@ def _ladders(config: RunConfig) -> Iterator[Sequence[Changes]]:
     yield [{"train.batch": size, "train.accumulate": total // size} for size in smaller]
     yield [{"train.memory": level} for level in _LEVELS[_LEVELS.index(train.memory) + 1 :]]
     yield [{"train.precision": "bfloat16"}] if train.precision == "float32" else []
+    yield [{"train.quantize": form} for form in _forms()] if train.quantize == NONE else []
     ranks = [config.adapter.rank >> halvings for halvings in range(1, config.adapter.rank.bit_length())]
     yield [{"adapter.rank": rank} for rank in ranks]
     yield [{"sample.prompts": ("a picture",)}] if len(config.sample.prompts) != 1 else []
+
+
+def _forms() -> Iterator[str]:
+    """Ways to hold the frozen weights, in 8 and in 4 bits, whose libraries are here."""
+    for alike in _FORMS:
+        yield from [form for form in alike if FORMS[form].is_installed][:1]
 
 
 def _mildest(config: RunConfig, planner: Planner, limit: int, ladder: Sequence[Changes]) -> Remedy | None:
