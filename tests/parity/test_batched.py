@@ -17,8 +17,8 @@ from peft import LoraConfig, get_peft_model
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.equations import lora_forward
 from veneer.adapter.algebra import combine, merge
-from veneer.adapter.functional import lora_forward
 from veneer.adapter.locate import layers_of
 from veneer.adapter.spec import Factors, LoraFactors
 from veneer.engine.batched import AdapterBank, Row

@@ -16,8 +16,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
+from tests.equations import lora_forward
 from veneer.adapter.algebra import merge
-from veneer.adapter.functional import delta_weight, lora_forward
+from veneer.adapter.functional import delta_weight
 from veneer.adapter.inject import Injection, inject
 from veneer.adapter.spec import AdapterSpec, LoraFactors
 
