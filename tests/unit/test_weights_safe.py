@@ -137,3 +137,43 @@ def test_what_was_read_outlives_the_file(tmp_path: Path) -> None:
     tensors, _ = decode(path)
     path.write_bytes(b"overwritten" * 20)
     assert torch.equal(tensors["a"], torch.ones(4, 4))
+
+
+@pytest.mark.parametrize("length", [0x180, 0x280, 0x380, 0x480, 0x580])
+def test_a_header_whose_length_looks_like_a_pickle_is_read(tmp_path: Path, length: int) -> None:
+    path, rest = tmp_path / "x.safetensors", {"t": torch.ones(2)}
+    spare = length - int.from_bytes(encode(rest, {"note": ""})[:2], "little")
+    path.write_bytes(encode(rest, {"note": "x" * spare}))
+    assert path.read_bytes()[:2] == bytes((0x80, length >> 8))
+    assert decode(path)[0]["t"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_an_alpha_may_be_an_integer_and_nothing_else_may(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(save({"a.alpha": torch.tensor(1, dtype=dtype)}))
+    assert decode(path)[0]["a.alpha"].item() == 1
+    path.write_bytes(save({"a.alpha": torch.ones(2, dtype=dtype)}))
+    with pytest.raises(UserError, match=r"a\.alpha is torch\."):
+        decode(path)
+
+
+EIGHTS = [torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz]
+
+
+@pytest.mark.parametrize("dtype", EIGHTS)
+def test_floats_of_eight_bits_are_read_to_the_same_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    numbers = torch.tensor([0.5, -1.75, 2.0**-6], dtype=dtype)
+    (tmp_path / "x.safetensors").write_bytes(save({"a": numbers}))
+    read = decode(tmp_path / "x.safetensors")[0]["a"]
+    assert read.dtype == torch.float32 and read.tolist() == [0.5, -1.75, 2.0**-6]
+    (tmp_path / "x.safetensors").write_bytes(save({"a": torch.tensor([float("nan")]).to(dtype)}))
+    with pytest.raises(UserError, match="tensor a holds NaN"):
+        decode(tmp_path / "x.safetensors")
+
+
+def test_a_type_that_torch_does_not_have_is_named(tmp_path: Path) -> None:
+    header = b'{"a":{"dtype":"F8_E8M0","shape":[8],"data_offsets":[0,8]}}'
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(UserError, match="holds numbers of type F8_E8M0; ask its maker"):
+        decode(tmp_path / "x.safetensors")

@@ -65,8 +65,8 @@ def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     The file is read, not mapped: what is in memory stays when the file is written over.
 
     Raises:
-        UserError: it is a pickle (which is not opened, for opening one can run code), is cut short, or holds a number
-            that is not finite.
+        UserError: it is a pickle (which is not opened, for opening one can run code), is cut short, or holds what
+            :func:`check_finite` refuses.
     """
     if path.suffix.lower() in _PICKLES:
         raise _pickle(path)
@@ -74,15 +74,28 @@ def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", where=path) from error
-    if content.startswith(_PICKLE_STARTS):
-        raise _pickle(path)
-    try:
-        tensors = from_safetensors(content)
-    except SafetensorError as error:
-        reason = f"is cut short or is no safetensors file ({error})"
-        raise UserError(reason, where=path, remedy="fetch it again") from error
+    tensors = {name: _wide(tensor) for name, tensor in _tensors(content, path).items()}
     check_finite(tensors, path)
     return tensors, _header(content).get("__metadata__") or {}
+
+
+def _tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        return from_safetensors(content)
+    except SafetensorError as error:
+        # only now: the length of a sound header may have a pickle's first bytes
+        if content.startswith(_PICKLE_STARTS):
+            raise _pickle(path) from None
+        reason = f"is cut short or is no safetensors file ({error})"
+        raise UserError(reason, where=path, remedy="fetch it again") from error
+    except KeyError as error:  # a type of the format that torch has no like of
+        what = f"holds numbers of type {error.args[0]}"
+        raise UserError(what, where=path, remedy="ask its maker for float16, bfloat16 or float32") from error
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    """Floats of 8 bits, which torch cannot compute with, in float32, which has each of them; others as they are."""
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() == 1 else tensor
 
 
 def _written(header: Mapping[str, Any]) -> bytes:
@@ -112,11 +125,19 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse tensors that are not numbers to compute with.
 
+    An alpha may be an integer: kohya's trainer keeps the number as the user gave it, whose default is 1.
+
     Raises:
         UserError: the first that holds NaN or infinity, or is of integers.
     """
     for name, tensor in tensors.items():
+        if _is_whole(tensor) and name.endswith(".alpha"):
+            continue
         if not tensor.is_floating_point():
             raise UserError(f"tensor {name} is {tensor.dtype}, not a floating point one", where=path)
         if not torch.isfinite(tensor).all():
             raise UserError(f"tensor {name} holds NaN or infinity", where=path, remedy="use an earlier checkpoint")
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return tensor.numel() == 1 and tensor.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
