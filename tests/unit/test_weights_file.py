@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from peft.utils.other import get_pattern_key
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -205,13 +206,33 @@ def test_refuses_metadata_that_leaves_the_strength_open(tmp_path: Path, config: 
         ({"unet.alpha_pattern": {"to_q": 3}}, 3.0),
         ({"unet.alpha_pattern": {"mid.to_q": 3}}, 3.0),
         ({"unet.alpha_pattern": {"^mid.to_q": 3}}, 3.0),
+        ({"unet.alpha_pattern": {r"^mid\.to_q": 3}}, 3.0),
+        ({"unet.alpha_pattern": {"mid.to_q$": 3}}, 3.0),
         ({"unet.alpha_pattern": {"^to_q": 3, "o_q": 5, "mid": 7}}, 8.0),
+        ({"unet.alpha_pattern": {"to_q": 3, "^mid.to_q": 5}}, 3.0),
+        ({"unet.alpha_pattern": {"^mid.to_q": 5, "to_q": 3}}, 5.0),
     ],
 )
 def test_reads_the_strength_as_peft_does(tmp_path: Path, extra: dict[str, object], alpha: float) -> None:
     config = json.dumps({"unet.r": 2, "unet.lora_alpha": 8} | extra)
     path = write(tmp_path / "x.safetensors", pair("unet.mid.to_q"), {DIFFUSERS_KEY: config})
     assert load(path).factors["unet.mid.to_q"].alpha == pytest.approx(alpha)
+    patterns = extra.get("unet.alpha_pattern", {})
+    assert isinstance(patterns, dict)
+    if patterns:
+        assert patterns.get(get_pattern_key(patterns, "mid.to_q"), 8) == alpha
+
+
+@pytest.mark.parametrize("pattern", ["(a+)+", ".*to_q", "to_q|to_k", "to_[qk]", r"to_\w", "mid.to_q{1,9}"])
+def test_a_pattern_that_is_no_name_is_refused_and_not_run(tmp_path: Path, pattern: str) -> None:
+    config = json.dumps({"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": {pattern: 2}})
+    path = write(tmp_path / "x.safetensors", pair(f"unet.{'a' * 60}!"), {DIFFUSERS_KEY: config})
+    assert f"the pattern {pattern} is not a layer's name".replace("\\", "\\\\") in refused(path)
+
+
+@pytest.mark.parametrize("name", ["unet." + "x" * 600, "unet.\x1b[2J", "unet.a\nb"])
+def test_refuses_a_name_that_no_layer_has(tmp_path: Path, name: str) -> None:
+    assert refused(write(tmp_path / "x.safetensors", pair(name))).startswith("has a tensor of which the name is no")
 
 
 def peft_folder(tmp_path: Path, layer: str, config: object) -> Path:
@@ -252,6 +273,12 @@ def test_reads_kohya_against_the_base(tmp_path: Path) -> None:
         "unet.mid.to_q": 6.0,
         "text_encoder.encoder.fc1": 2.0,
     }
+
+
+def test_reads_the_alpha_that_kohya_writes_by_default(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", kohya("lora_unet_mid_to_q", torch.tensor(1)))
+    assert load(path, network()).factors["unet.mid.to_q"].scale == 0.5
+    assert info(path).alphas == (1.0,)
 
 
 def test_kohya_needs_a_base_that_has_its_layers(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ _KOHYA_PARTS = {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "al
 # transformers 5 dropped this level from CLIPTextModel; files keep it, for every reader knows it and only new ones
 # know the other
 _CLIP_FILE, _CLIP = "text_encoder.text_model.", "text_encoder."
+_LONGEST = 500  # characters of a tensor's name; a Flux block's has less than 100
 
 
 @dataclass
@@ -75,6 +76,8 @@ def factors_of(
     table = _KOHYA_PARTS if layout == "kohya" else _PARTS
     parts: dict[str, _Parts] = {}
     for name, tensor in tensors.items():
+        if len(name) > _LONGEST or not name.isprintable():
+            raise UserError(f"has a tensor of which the name is no layer's: {name[:40]!r}")
         layer, kind = _split(name, table)
         each = parts.setdefault(layer.removeprefix(_PEFT_ROOT), _Parts())
         if getattr(each, kind) is not None:
@@ -82,7 +85,8 @@ def factors_of(
         setattr(each, kind, tensor)
     if not parts:
         raise UserError("holds no adapter: there is no tensor in it")
-    return {layer: _factors(layer, each, layout, config) for layer, each in sorted(parts.items())}
+    strengths = None if config is None else _Strengths(config, layout)
+    return {layer: _factors(layer, each, strengths) for layer, each in sorted(parts.items())}
 
 
 def _split(name: str, table: Mapping[str, str]) -> tuple[str, str]:
@@ -92,7 +96,7 @@ def _split(name: str, table: Mapping[str, str]) -> tuple[str, str]:
     raise UserError(f"tensor {name} is not of a plain LoRA", remedy="only A, B and alpha are understood")
 
 
-def _factors(layer: str, parts: _Parts, layout: Layout, config: Mapping[str, Any] | None) -> LoraFactors:
+def _factors(layer: str, parts: _Parts, strengths: _Strengths | None) -> LoraFactors:
     if parts.down is None or parts.up is None:
         lacking = "A (down)" if parts.down is None else "B (up)"
         raise UserError(f"{layer} has no {lacking}", remedy="the file is not whole")
@@ -100,37 +104,93 @@ def _factors(layer: str, parts: _Parts, layout: Layout, config: Mapping[str, Any
     if parts.alpha is not None and parts.alpha.numel() != 1:
         raise UserError(f"{layer}.alpha is not one number but {parts.alpha.numel()}")
     alpha = float(rank) if parts.alpha is None else float(parts.alpha)
-    if config is not None:
-        alpha = _alpha(layer, rank, config if layout == "peft" else _part_of(layer, config))
+    if strengths is not None:
+        alpha = strengths.alpha(layer, rank)
     try:
         return LoraFactors(parts.down, parts.up, alpha)
     except UserError as error:
         raise UserError(error.what, where=layer) from error
 
 
-def _part_of(layer: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The config of the layer's network: diffusers prefixes the keys, unless the file is of one network alone."""
-    prefix = network_of(layer, "diffusers")
-    return config if prefix is None else {k.removeprefix(f"{prefix}."): v for k, v in config.items()}
+class _Strengths:
+    """What a config tells of strengths.
+
+    Args:
+        config: peft's, or diffusers'.
+        layout: of the file.
+    """
+
+    def __init__(self, config: Mapping[str, Any], layout: Layout) -> None:
+        self._config, self._layout = config, layout
+        self._parts: dict[str | None, _Strength] = {}
+
+    def alpha(self, layer: str, rank: int) -> float:
+        """The alpha of a layer, such that alpha/r is the strength that peft would use.
+
+        Raises:
+            UserError: the config does not tell it, or tells another rank.
+        """
+        try:
+            declared, alpha = self._part(layer).of(_path_of(layer))
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            raise UserError(f"its config does not tell the strength of {layer} ({error!r:.200})") from error
+        if declared != rank:
+            raise UserError(f"its config says rank {declared!s:.20} for {layer}, whose tensors have rank {rank}")
+        return alpha
+
+    def _part(self, layer: str) -> _Strength:
+        """Of the layer's network: diffusers prefixes the keys, unless the file is of one network alone."""
+        prefix = None if self._layout == "peft" else network_of(layer, "diffusers")
+        if prefix not in self._parts:
+            own = {key.removeprefix(f"{prefix}."): value for key, value in self._config.items()}
+            self._parts[prefix] = _Strength(self._config if prefix is None else own)
+        return self._parts[prefix]
 
 
-def _alpha(layer: str, rank: int, config: Mapping[str, Any]) -> float:
-    """The alpha that a peft config gives a layer, such that alpha/r is the strength that peft would use."""
-    try:
-        declared = _by_pattern(config.get("rank_pattern"), layer, config["r"])
-        alpha = float(_by_pattern(config.get("alpha_pattern"), layer, config["lora_alpha"]))
-        rank_stabilised = bool(config.get("use_rslora", False))
-    except (KeyError, TypeError, ValueError, AttributeError, re.error) as error:
-        raise UserError(f"its config does not tell the strength of {layer} ({error!r})") from error
-    if declared != rank:
-        raise UserError(f"its config says rank {declared} for {layer}, whose tensors have rank {rank}")
-    return alpha * math.sqrt(rank) if rank_stabilised else alpha  # Kalajdzievski 2023: alpha / sqrt(r)
+class _Strength:
+    """A peft config of one network."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._ranks = _ByPattern(config.get("rank_pattern"), config["r"])
+        self._alphas = _ByPattern(config.get("alpha_pattern"), config["lora_alpha"])
+        self._rank_stabilised = bool(config.get("use_rslora", False))
+
+    def of(self, path: str) -> tuple[Any, float]:
+        """Rank and alpha of a layer, such that alpha/r is its strength."""
+        rank, alpha = self._ranks[path], float(self._alphas[path])
+        return rank, alpha * math.sqrt(rank) if self._rank_stabilised else alpha  # Kalajdzievski 2023: alpha / sqrt(r)
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, layer: str, default: Any) -> Any:
-    """As peft looks a layer up: the first pattern that its path, or an ending of it at a dot, is."""
-    path = layer.partition(".")[2] if layer.partition(".")[0] in _NETWORKS else layer
-    return next((v for k, v in (patterns or {}).items() if re.match(rf"(.*\.)?({k})$", path)), default)
+class _ByPattern:
+    """Values by layer as peft looks them up: the first pattern that its path, or an ending of it at a dot, is.
+
+    peft takes patterns as regular expressions, and one can be made that takes longer than anybody lives. What writes
+    such files writes paths, with ``^`` before one that is no ending; only these are read.
+    """
+
+    def __init__(self, patterns: Mapping[str, Any] | None, default: Any) -> None:
+        self._default = default
+        self._first: dict[tuple[bool, str], tuple[int, Any]] = {}
+        for place, (pattern, value) in enumerate((patterns or {}).items()):
+            self._first.setdefault((pattern.startswith("^"), _literal(pattern)), (place, value))
+
+    def __getitem__(self, path: str) -> Any:
+        parts = path.split(".")
+        names = [(True, path), *((False, ".".join(parts[start:])) for start in range(len(parts)))]
+        found = [self._first[name] for name in names if name in self._first]
+        return min(found, key=lambda each: each[0])[1] if found else self._default
+
+
+def _literal(pattern: str) -> str:
+    """The path that a pattern is; a dot means a dot, though to the letter it is any character."""
+    path = re.sub(r"\\(\W)", r"\1", pattern.removeprefix("^").removesuffix("$"))
+    if re.search(r"[^\w.\- ]", path):
+        raise ValueError(f"the pattern {pattern} is not a layer's name")
+    return path
+
+
+def _path_of(layer: str) -> str:
+    return layer.partition(".")[2] if layer.partition(".")[0] in _NETWORKS else layer
 
 
 def network_of(layer: str, layout: Layout) -> str | None:
