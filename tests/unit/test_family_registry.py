@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from veneer.errors import UserError
-from veneer.family.registry import detect, load_family
+from veneer.family.registry import detect, load_family, telling
+from veneer.plan.ledger import Ledger
+from veneer.plan.sketch import sketch
 
 
 def copy_of(base: Path, folder: Path) -> Path:
@@ -61,7 +64,9 @@ def test_another_family_is_named(tmp_path: Path) -> None:
         detect(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}"])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"_class_name": ["StableDiffusionPipeline"]}', '{"_class_name": null}', "[" * 10**5]
+)
 def test_a_broken_index(tmp_path: Path, text: str) -> None:
     (tmp_path / "model_index.json").write_text(text)
     with pytest.raises(UserError, match="names no pipeline class"):
@@ -135,3 +140,63 @@ def test_a_single_file_that_cannot_be_loaded_says_what_it_needs(tmp_path: Path) 
     path.write_bytes(b"no safetensors")
     with pytest.raises(UserError, match="a single file needs its configs"):
         load_family(str(path))
+
+
+def cut_short(base: Path) -> None:
+    weights = base / "text_encoder" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+
+
+def told(part: str, **values: object) -> Callable[[Path], None]:
+    """Write values into a part's config; None takes a key out."""
+
+    def spoil(base: Path) -> None:
+        (path,) = (base / part).glob("*config.json")
+        config = {**json.loads(path.read_text()), **values}
+        path.write_text(json.dumps({key: value for key, value in config.items() if value is not None}))
+
+    return spoil
+
+
+def other_scheduler(base: Path) -> None:
+    index = json.loads((base / "model_index.json").read_text())
+    index["scheduler"] = ["diffusers", "FlowMatchEulerDiscreteScheduler"]
+    (base / "model_index.json").write_text(json.dumps(index))
+
+
+def no_tokenizer(base: Path) -> None:
+    shutil.rmtree(base / "tokenizer")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (cut_short, r"cannot be loaded \(SafetensorError: "),
+        (told("vae", block_out_channels=None), "cannot be loaded .*; it must be complete"),
+        (told("vae", scaling_factor="x"), "the autoencoder's scaling_factor is 'x'; it must be a number above 0"),
+        (told("unet", sample_size=[2, 4]), r"the UNet's sample_size is \[2, 4\]"),
+        (told("unet", attention_head_dim=0), r"cannot be loaded \(ZeroDivisionError: "),
+        (other_scheduler, "the scheduler is a FlowMatchEulerDiscreteScheduler, which has no alphas_cumprod"),
+        (told("scheduler", prediction_type="flow"), "the scheduler predicts 'flow'"),
+        (no_tokenizer, r"the tokenizer cuts captions at 1e\+30 tokens, the text encoder reads 16"),
+    ],
+)
+def test_a_broken_base_is_one_line(tiny_base: Path, tmp_path: Path, spoil: Callable[[Path], None], words: str) -> None:
+    base = copy_of(tiny_base, tmp_path / "base")
+    spoil(base)
+    with pytest.raises(UserError, match=words) as caught:
+        load_family(str(base))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_plan_of_a_broken_base_is_one_line_too(tiny_base: Path, tmp_path: Path) -> None:
+    base = copy_of(tiny_base, tmp_path / "base")
+    told("unet", attention_head_dim=0)(base)
+    with pytest.raises(UserError, match=r"cannot be loaded \(ZeroDivisionError: "):
+        sketch(str(base), Ledger(torch.device("cpu")), torch.float32)
+
+
+def test_an_error_without_words_is_told_by_its_name() -> None:
+    words = r"base: cannot be loaded \(AssertionError: \); fetch it"
+    with pytest.raises(UserError, match=words), telling("base", "fetch it"):
+        raise AssertionError

@@ -13,7 +13,7 @@ from veneer.errors import UserError
 from veneer.family.base import Family
 from veneer.family.quiet import quietly
 
-__all__ = ["BUNDLED", "detect", "detect_on_hub", "load_family"]
+__all__ = ["BUNDLED", "detect", "detect_on_hub", "load_family", "telling"]
 
 BUNDLED = "bundled"
 _PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
@@ -48,7 +48,7 @@ def _parts_of(source: str, pipeline: Any) -> Callable[[str], Any]:
 
     def load(name: str) -> Any:
         folder, kind = places[name]
-        with quietly(), _telling(source, "it must be there, complete, until the run ends"):
+        with quietly(), telling(source, "it must be there, complete, until the run ends"):
             return kind.from_pretrained(source, subfolder=folder, use_safetensors=True).float()
 
     return load
@@ -95,13 +95,15 @@ def detect(folder: Path) -> str:
     if not index.is_file():
         raise UserError("holds no model_index.json", where=folder, remedy="give a base in diffusers' folder layout")
     try:
-        name = json.loads(index.read_text())["_class_name"]
-    except (ValueError, KeyError, TypeError) as error:
+        name = json.loads(index.read_text("utf-8"))["_class_name"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"names no pipeline class ({error})", where=index, remedy="download the base again") from error
     return _known(name, index)
 
 
-def _known(name: str, where: object) -> str:
+def _known(name: object, where: object) -> str:
+    if not isinstance(name, str):
+        raise UserError(f"names no pipeline class but {name!r:.40}", where=where, remedy="download the base again")
     if name not in _FAMILIES:
         raise UserError(f"is a {name}", where=where, remedy=f"known are {', '.join(_FAMILIES)}")
     return name
@@ -119,7 +121,7 @@ def detect_on_hub(base: str) -> str:
     from diffusers import DiffusionPipeline
 
     try:
-        name = DiffusionPipeline.load_config(base)["_class_name"]
+        name = DiffusionPipeline.load_config(base).get("_class_name")
     except OSError as error:  # no network, no such repository, or no permission
         raise UserError(
             "is no folder here, and the hub does not give it", where=base, remedy="check the spelling and the network"
@@ -129,16 +131,24 @@ def detect_on_hub(base: str) -> str:
 
 def _quietly(loader: Callable[[str, bool], Family], source: str, single_file: bool) -> Family:
     """Load without the libraries' own bars and notices, and with their failures said in one line."""
-    with quietly(), _telling(source, _ALONE if single_file else "it must be complete and in safetensors"):
+    with quietly(), telling(source, _ALONE if single_file else "it must be complete and in safetensors"):
         return loader(source, single_file)
 
 
 @contextmanager
-def _telling(source: str, remedy: str) -> Iterator[None]:
+def telling(source: str, remedy: str) -> Iterator[None]:
+    """Say in one line whatever a library raises while it reads a base.
+
+    Raises:
+        UserError: it raised something: there is no end to what can be wrong in a base's many files, and each reader
+            fails in a way of its own.
+    """
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if isinstance(error, UserError):
-            raise
-        reason = str(error).strip().splitlines()[0]
+    except UserError:
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).strip().splitlines()), "")
+        if not isinstance(error, OSError | ValueError | RuntimeError):
+            reason = f"{type(error).__name__}: {reason}"  # its words alone tell little, such as a missing key
         raise UserError(f"cannot be loaded ({reason})", where=source, remedy=remedy) from error

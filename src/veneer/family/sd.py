@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast
 
@@ -41,14 +42,24 @@ class StableDiffusion:
                 f"{self._vae.config.latent_channels}",
                 remedy="use a text-to-image base, not an inpainting or depth model",
             )
+        self._check_text()
+        self._scale = _positive(self._vae.config.scaling_factor, "the autoencoder's scaling_factor")
         self._rest = Rest({"autoencoder": self._vae, "text_encoder": self._text_encoder}, load)
         self.networks: Mapping[str, nn.Module] = {"unet": self._unet, "text_encoder": self._text_encoder}
         self.noise = _noise_of(pipeline)
         pixels_a_latent = 2 ** (len(self._vae.config.block_out_channels) - 1)
-        self.resolution = int(self._unet.config.sample_size) * pixels_a_latent
+        self.resolution = int(_positive(self._unet.config.sample_size, "the UNet's sample_size")) * pixels_a_latent
         self._marks = int(self._tokenizer.num_special_tokens_to_add())
         self.text_length = int(self._tokenizer.model_max_length) - self._marks
         self.multiple = pixels_a_latent * 2 ** (len(self._unet.config.block_out_channels) - 1)
+
+    def _check_text(self) -> None:
+        """A tokenizer of other files than the text encoder's loads, and tells the text encoder nothing."""
+        config = self._text_encoder.config
+        cut, most = self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", None)
+        if most is not None and cut > most:
+            what = f"the tokenizer cuts captions at {cut:.3g} tokens, the text encoder reads {most}"
+            raise UserError(what, remedy="the folder tokenizer is not whole, or another base's")
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Captions to the text encoder's last hidden states, (B, L, D); cut at the tokenizer's length."""
@@ -74,8 +85,7 @@ class StableDiffusion:
         """Pixels in [-1, 1] to the scaled posterior (Rombach et al. 2022, appendix G)."""
         self._rest.wake("autoencoder")
         posterior = self._vae.encode(pixels_BCHW.to(self._vae.device, self._vae.dtype)).latent_dist
-        scale = self._vae.config.scaling_factor
-        return LatentDistribution(posterior.mean.float() * scale, posterior.std.float() * scale)
+        return LatentDistribution(posterior.mean.float() * self._scale, posterior.std.float() * self._scale)
 
     def predict(self, noisy_BCHW: Tensor, timestep_idx_B: Tensor, conditioning_BLD: Tensor) -> Tensor:
         """The UNet's output, (B, C, H, W), in the base's own parameterisation."""
@@ -85,7 +95,7 @@ class StableDiffusion:
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Scaled latents to pixels, clamped to [-1, 1]."""
         self._rest.wake("autoencoder")
-        latents = (latents_BCHW / self._vae.config.scaling_factor).to(self._vae.device, self._vae.dtype)
+        latents = (latents_BCHW / self._scale).to(self._vae.device, self._vae.dtype)
         return cast(Tensor, self._vae.decode(latents).sample).float().clamp(-1, 1)
 
     def pipeline(self) -> StableDiffusionPipeline:
@@ -104,11 +114,22 @@ class StableDiffusion:
         return self
 
 
+def _positive(value: object, what: str) -> float:
+    if not isinstance(value, int | float) or not 0 < value < math.inf:
+        raise UserError(f"{what} is {value!r:.40}", remedy="it must be a number above 0")
+    return value
+
+
 def _noise_of(pipeline: StableDiffusionPipeline) -> NoiseSchedule:
-    prediction = pipeline.scheduler.config.prediction_type
+    scheduler = pipeline.scheduler
+    alphas_T = getattr(scheduler, "alphas_cumprod", None)
+    if not isinstance(alphas_T, Tensor) or alphas_T.ndim != 1:
+        what = f"the scheduler is a {type(scheduler).__name__}, which has no alphas_cumprod"
+        raise UserError(what, remedy="use a base of DDPM's kind, whose noise is told by them")
+    prediction = scheduler.config.get("prediction_type")
     if prediction not in _PREDICTIONS:
         raise UserError(f"the scheduler predicts {prediction!r}", remedy=f"known are {', '.join(_PREDICTIONS)}")
     return NoiseSchedule(
-        alphas_cumprod_T=pipeline.scheduler.alphas_cumprod.float(),
+        alphas_cumprod_T=alphas_T.float(),
         prediction=cast(Literal["epsilon", "v_prediction", "sample"], prediction),
     )

@@ -15,7 +15,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 
 import veneer.base
 from veneer.family.base import Family, LatentDistribution, NoiseSchedule
-from veneer.family.registry import BUNDLED, detect, detect_on_hub, load_family
+from veneer.family.registry import BUNDLED, detect, detect_on_hub, load_family, telling
 from veneer.family.rest import Rest
 from veneer.family.sd import StableDiffusion
 from veneer.plan.ledger import Ledger
@@ -64,13 +64,18 @@ def published_base(name: str, ledger: Ledger, dtype: torch.dtype) -> Family:
 
 
 def sketch_folder(place: str | Path, ledger: Ledger) -> Family:
-    """A Stable Diffusion pipeline of a folder or of the hub from its configurations; no weights are read."""
+    """A Stable Diffusion pipeline of a folder or of the hub from its configurations; no weights are read.
+
+    Raises:
+        UserError: they are not whole, or do not fit together.
+    """
     where = {"pretrained_model_name_or_path": str(place)}
-    unet = UNet2DConditionModel.load_config(subfolder="unet", **where)
-    vae = AutoencoderKL.load_config(subfolder="vae", **where)
-    text_encoder = CLIPTextConfig.from_pretrained(str(place), subfolder="text_encoder")
-    scheduler = DDIMScheduler.from_pretrained(subfolder="scheduler", **where)
-    return _assemble(ledger, unet, vae, text_encoder, scheduler)
+    with telling(str(place), "it must be complete"):
+        unet = UNet2DConditionModel.load_config(subfolder="unet", **where)
+        vae = AutoencoderKL.load_config(subfolder="vae", **where)
+        text_encoder = CLIPTextConfig.from_pretrained(str(place), subfolder="text_encoder")
+        scheduler = DDIMScheduler.from_pretrained(subfolder="scheduler", **where)
+        return _assemble(ledger, unet, vae, text_encoder, scheduler)
 
 
 def _stable_diffusion(published: Published, ledger: Ledger, dtype: torch.dtype) -> Family:
