@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from pathlib import Path
@@ -23,7 +24,7 @@ from veneer.run.training import run_training
 from veneer.train.events import StepDone, Warned
 from veneer.train.feed import Feed
 from veneer.train.step import NonFinite
-from veneer.weights.checkpoint import MANIFEST, STATE
+from veneer.weights.checkpoint import MANIFEST, STATE, _sealed
 from veneer.weights.file import FILE_NAME
 
 NEWEST = Resume()
@@ -287,6 +288,35 @@ def test_another_base_is_refused(
     flip(weights)
     with pytest.raises(UserError, match=r"then: base: [0-9a-f]{12} -> [0-9a-f]{12};"):
         run_training(quick_config(config.output / "base", tiny_pictures, config.output), resume=NEWEST)
+
+
+def test_a_base_with_other_settings_is_refused_by_their_names(
+    config: RunConfig, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(config, StepDone, 2)
+    base = Path(shutil.copytree(tiny_base, tmp_path / "copy"))
+    path = base / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "v_prediction"}))
+    other = load_family(str(base))
+    monkeypatch.setattr("veneer.run.training.load_base", lambda base: other)
+    changed = config.model_copy(update={"base": str(base)})
+    named = r"then: base\.scheduler\.prediction_type: epsilon -> v_prediction; undo it, or --allow-change base if"
+    with pytest.raises(UserError, match=named):
+        run_training(changed, resume=NEWEST)
+    run_training(changed, resume=Resume(allow=("base",)))
+
+
+def test_a_checkpoint_that_does_not_tell_the_settings_of_its_base_is_gone_on_from_with_a_word(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, whole: tuple[str, str]
+) -> None:
+    def without(told: dict[str, Any]) -> bytes:
+        return _sealed({key: value for key, value in told.items() if key != "base"})
+
+    with monkeypatch.context() as patch:
+        patch.setattr("veneer.weights.checkpoint._sealed", without)
+        killed(config, StepDone, 2)
+    assert any("does not tell the settings of its base" in word for word in warnings(told(config, NEWEST)))
+    assert hashes(config.output) == whole
 
 
 def test_more_steps_are_fine_where_the_rate_does_not_fall(config: RunConfig, whole: tuple[str, str]) -> None:

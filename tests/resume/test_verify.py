@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +70,9 @@ def test_a_file_tells_what_it_was_made_of(made: Path, tiny_base: Path) -> None:
 def test_a_sound_file_is_ok_in_all(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapter", "verify", str(made)]) == 0
     rows = [line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
-    assert rows == [[what, "ok"] for what in ("tensors", "config", "base", "pictures", "class pictures")]
+    assert rows == [
+        [what, "ok"] for what in ("tensors", "config", "base", "base settings", "pictures", "class pictures")
+    ]
 
 
 def test_the_same_run_elsewhere_gives_the_same_bytes(made: Path, shared: None, tiny_base: Path, tmp_path: Path) -> None:
@@ -137,12 +140,31 @@ def test_another_base_differs(run: Path, tiny_base: Path, tmp_path: Path) -> Non
     assert verdicts(run, base=str(base))["base"] == "differs"
 
 
+def test_a_base_with_other_settings_differs(run: Path, tiny_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    assert verdicts(run, base=str(base))["base settings"] == "ok"
+    path = base / "vae" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "scaling_factor": 0.5}))
+    found = verdicts(run, base=str(base))
+    assert (found["base"], found["base settings"]) == ("ok", "differs")
+
+
+def test_a_file_that_tells_no_settings_of_its_base_is_verified_without(run: Path, tiny_base: Path) -> None:
+    with safe_open(run / FILE_NAME, "pt") as file:
+        metadata = file.metadata()
+    del metadata["veneer.base.settings.sha256"]
+    save_file(load_file(run / FILE_NAME), run / FILE_NAME, metadata)
+    found = verdicts(run, base=str(tiny_base))
+    assert "base settings" not in found and set(found.values()) == {"ok"}
+
+
 def test_what_is_not_at_hand_is_said_and_is_no_fault(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / CONFIG).unlink()
     assert verdicts(run) == {
         "tensors": "ok",
         "config": "missing",
         "base": "missing",
+        "base settings": "missing",
         "pictures": "missing",
         "class pictures": "missing",
     }

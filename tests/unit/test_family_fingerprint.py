@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 import veneer.base
 from veneer.errors import UserError
-from veneer.family.fingerprint import fingerprint
+from veneer.family.fingerprint import fingerprint, settings_hash, settings_of
 
 
 def test_a_copy_is_the_same_base_whatever_lies_beside_its_weights(tiny_base: Path, tmp_path: Path) -> None:
@@ -65,3 +66,52 @@ def test_what_is_not_here_is_said_so(base: str, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(UserError, match=f"{base}: is not on this machine"):
         fingerprint(base)
+
+
+@pytest.mark.parametrize(
+    ("part", "file", "key", "value"),
+    [
+        ("scheduler", "scheduler_config", "prediction_type", "v_prediction"),
+        ("scheduler", "scheduler_config", "beta_end", 0.02),
+        ("scheduler", "scheduler_config", "rescale_betas_zero_snr", True),
+        ("scheduler", "scheduler_config", "trained_betas", [0.01] * 1000),
+        ("vae", "config", "scaling_factor", 0.5),
+        ("vae", "config", "act_fn", "relu"),
+        ("unet", "config", "flip_sin_to_cos", False),
+        ("text_encoder", "config", "hidden_act", "gelu"),
+        ("tokenizer", "tokenizer_config", "model_max_length", 12),
+    ],
+)
+def test_a_setting_that_changes_numbers_is_another_base_of_the_same_weights(
+    tiny_base: Path, tmp_path: Path, part: str, file: str, key: str, value: object
+) -> None:
+    copy = Path(shutil.copytree(tiny_base, tmp_path / "copy"))
+    path = copy / part / f"{file}.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+    before, after = settings_of(str(tiny_base)), settings_of(str(copy))
+    name = "tokenizer.length" if part == "tokenizer" else f"{part}.{key}"
+    assert {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)} == {name}
+    assert settings_hash(before) != settings_hash(after)
+    assert fingerprint(str(copy)) == fingerprint(str(tiny_base))
+
+
+def test_another_word_for_a_token_is_another_base(tiny_base: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_base, tmp_path / "copy"))
+    for path in (copy / "tokenizer").glob("*"):
+        path.write_text(path.read_text("utf-8").replace('"b</w>"', '"bb</w>"'), "utf-8")
+    assert settings_of(str(copy)) != settings_of(str(tiny_base))
+
+
+def test_what_only_paints_and_what_a_class_takes_by_itself_is_the_same_base(tiny_base: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiny_base, tmp_path / "copy"))
+    for place, values in {
+        "scheduler/scheduler_config": {"steps_offset": 1, "clip_sample": False},
+        "unet/config": {"sample_size": 16, "_diffusers_version": "0.41.0", "mid_block_scale_factor": 1},
+    }.items():
+        path = copy / f"{place}.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+    assert settings_of(str(copy)) == settings_of(str(tiny_base))
+
+
+def test_settings_are_short_and_of_plain_words(tiny_base: Path) -> None:
+    assert all(len(text) <= 60 and text.isprintable() for text in settings_of(str(tiny_base)).values())

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from torch import Tensor
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
+from veneer.family import cache
 from veneer.family.base import Family
 from veneer.family.registry import load_family
 from veneer.family.store import Store
@@ -100,3 +103,35 @@ def test_a_run_with_a_cache_is_the_run_without_one_and_a_second_one_encodes_noth
     monkeypatch.setattr(type(family), "encode_image", refuse)
     monkeypatch.setattr(type(family), "encode_text", refuse)
     assert losses(config, family) == plain
+
+
+def test_a_base_with_other_settings_is_served_nothing_of_this_one(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    losses(config_of(tiny_base, tiny_pictures, tmp_path / "cache"), load_family(str(tiny_base)))
+    copy = Path(shutil.copytree(tiny_base, tmp_path / "copy"))
+    path = copy / "vae" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "scaling_factor": 0.5}))
+    other = load_family(str(copy))
+    plain = losses(config_of(copy, tiny_pictures, None), other)
+    assert losses(config_of(copy, tiny_pictures, tmp_path / "cache"), other) == plain
+
+
+@pytest.mark.parametrize(
+    ("what", "value"),
+    [
+        ("torch.__version__", "0.0"),
+        ("torch.get_num_threads", lambda: 77),
+        ("torch.backends.cpu.get_cpu_capability", lambda: "abacus"),
+        ("veneer.family.cache.fingerprint", lambda base: "other weights"),
+    ],
+)
+def test_what_moves_the_last_bits_has_a_cache_of_its_own(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, value: object
+) -> None:
+    family, config = load_family(str(tiny_base)), config_of(tiny_base, tiny_pictures, tmp_path)
+    one, same = cache.store_of(config, family), cache.store_of(config, family)
+    monkeypatch.setattr(what, value)
+    other = cache.store_of(config, family)
+    assert one is not None and same is not None and other is not None
+    assert one._base == same._base != other._base

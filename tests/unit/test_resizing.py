@@ -46,7 +46,7 @@ def run(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathF
         for path, layer in layers_of({"unet": family.networks["unet"]}).items()
         if path.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))
     }
-    save(AdapterFile(factors, identify(config, survey(config.data)).metadata), folder / FILE_NAME)
+    save(AdapterFile(factors, identify(config, survey(config.data), family).metadata), folder / FILE_NAME)
     return folder
 
 

@@ -47,6 +47,10 @@ class Family(Protocol):
     text_length: int
     """Tokens of a caption that the text encoder reads, not counting those that mark its beginning and end."""
 
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What its numbers depend on and its weights do not tell, each with a short text: scheduler, scaling, ..."""
+
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Captions to conditioning (B, L, D); gradients flow if the text encoder has an adapter in training."""
 

@@ -18,7 +18,7 @@ from veneer.data.loader import Pick
 from veneer.data.manifest import Sample
 from veneer.data.transform import is_flipped, load_centered, load_pixels
 from veneer.family.base import Family, LatentDistribution
-from veneer.family.fingerprint import fingerprint
+from veneer.family.fingerprint import fingerprint, settings_hash
 from veneer.family.store import Store
 from veneer.keyed import torch_generator
 
@@ -100,13 +100,23 @@ class Encoder:
 def store_of(config: RunConfig, family: Family) -> Store | None:
     """The store that a config names, for its base as it was loaded.
 
-    The number of threads is in its keys too: another one adds up in another order, and the last bits with it.
+    In its keys is all that the base's numbers depend on, to the last bit: weights, settings, and what adds up in which
+    order, which is another one with other threads, on another device and in another PyTorch.
     """
     if config.data.cache is None:
         return None
-    dtype = next(parameter.dtype for network in family.networks.values() for parameter in network.parameters())
+    one = next(parameter for network in family.networks.values() for parameter in network.parameters())
     held = "" if config.train.quantize == "none" else f" {config.train.quantize}"
-    return Store(config.data.cache, f"{fingerprint(config.base)} {dtype} {torch.get_num_threads()}{held}")
+    machine = f"{_kind_of(one.device)} {torch.__version__} {torch.get_num_threads()}"
+    base = f"{fingerprint(config.base)} {settings_hash(family.settings)} {one.dtype}"
+    return Store(config.data.cache, f"{base} {machine}{held}")
+
+
+def _kind_of(device: torch.device) -> str:
+    """Devices of one kind compute the same bits."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def noise_like(latent_1CHW: Tensor, pick: Pick, seed: int, purpose: str) -> Tensor:

@@ -1,15 +1,20 @@
-"""A base's identity: a hash of its weights' bytes, wherever they lie and whatever they are called."""
+"""A base's identity: a hash of its weights' bytes, wherever they lie and whatever they are called, and its settings.
+
+They are two, for a folder with another scheduler has the same weights, and to train on it is another training.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import veneer.base
 from veneer.errors import UserError
-from veneer.family.registry import BUNDLED
+from veneer.family.registry import BUNDLED, load_family
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "settings_hash", "settings_of"]
 
 _PIECE = 2**20
 
@@ -34,6 +39,20 @@ def fingerprint(base: str) -> str:
     if not lines:
         raise UserError("holds no weights in safetensors", where=place)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def settings_of(base: str) -> Mapping[str, str]:
+    """What :attr:`veneer.family.base.Family.settings` tells of a base, which is loaded for it and never fetched.
+
+    Raises:
+        UserError: it is not on this machine, or is broken.
+    """
+    return load_family(str(_place(base))).settings
+
+
+def settings_hash(settings: Mapping[str, str]) -> str:
+    """SHA-256 of a family's settings."""
+    return hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()
 
 
 def _place(base: str) -> Path:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import ModelMixin, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from veneer.errors import UserError
@@ -17,6 +20,19 @@ from veneer.family.rest import Loader, Rest
 __all__ = ["StableDiffusion"]
 
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_SCHEDULE = (
+    "prediction_type",
+    "num_train_timesteps",
+    "beta_schedule",
+    "beta_start",
+    "beta_end",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+"""Of a scheduler's settings, those of the forward process; all others are about painting."""
+_TEXT = ("hidden_act", "layer_norm_eps", "num_attention_heads", "num_hidden_layers")
+"""Of a text encoder's settings, those that no weight's shape tells."""
+_LONGEST = 60  # characters of a setting that are told; of a longer one it is a hash
 
 
 class StableDiffusion:
@@ -52,6 +68,18 @@ class StableDiffusion:
         self._marks = int(self._tokenizer.num_special_tokens_to_add())
         self.text_length = int(self._tokenizer.model_max_length) - self._marks
         self.multiple = pixels_a_latent * 2 ** (len(self._unet.config.block_out_channels) - 1)
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The forward process, the tokenizer, and of each network what its class would not take by itself."""
+        told: dict[str, Any] = {f"scheduler.{key}": self._pipeline.scheduler.config.get(key) for key in _SCHEDULE}
+        told |= {f"text_encoder.{key}": getattr(self._text_encoder.config, key, None) for key in _TEXT}
+        told |= {f"unet.{key}": value for key, value in _chosen(self._unet).items()}
+        told |= {f"vae.{key}": value for key, value in _chosen(self._vae).items()}
+        told["tokenizer.vocabulary"] = sorted(self._tokenizer.get_vocab().items())
+        told["tokenizer.length"] = self._tokenizer.model_max_length
+        told["tokenizer.padding"] = self._tokenizer.pad_token_id
+        return {key: _short(value) for key, value in told.items() if value is not None}
 
     def _check_text(self) -> None:
         """A tokenizer of other files than the text encoder's loads, and tells the text encoder nothing."""
@@ -112,6 +140,22 @@ class StableDiffusion:
         self.rest(())
         self._pipeline.to(device, dtype)
         return self
+
+
+def _chosen(network: ModelMixin) -> dict[str, Any]:
+    """A network's settings but those at its class's default: a release that has new ones leaves these as they are."""
+    plain = {name: each.default for name, each in inspect.signature(type(network)).parameters.items()}
+    told = {key: value for key, value in network.config.items() if not key.startswith("_") and key != "sample_size"}
+    return {key: value for key, value in told.items() if _json(value) != _json(plain.get(key))}
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _short(value: object) -> str:
+    text = value if isinstance(value, str) else _json(value)
+    return text if len(text) <= _LONGEST else f"sha256 {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
 def _positive(value: object, what: str) -> float:

@@ -1,8 +1,8 @@
 """What a base made of pictures and captions, kept on disk for later runs and keyed on what it was made from.
 
-A key is a hash of everything that the numbers depend on: the base's weights and their dtype, the picture's bytes, the
-square that was cut, the caption. So nothing in a store is ever stale, runs of any kind may share one, and it can be
-deleted at any time.
+A key is a hash of everything that the numbers depend on: the base's weights and settings, the machine's kind, the
+picture's bytes, the square that was cut, the caption. So nothing in a store is ever stale, runs of any kind may share
+one, and it can be deleted at any time.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Store:
 
     Args:
         folder: made when the first tensors are kept.
-        base: what all keys have in common: the base's fingerprint and the dtype of its weights.
+        base: what all keys have in common: what its numbers depend on, as one text.
     """
 
     def __init__(self, folder: Path, base: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -12,10 +12,22 @@ from veneer import __version__
 from veneer.config.essence import config_hash
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset, read_prior
-from veneer.family.fingerprint import fingerprint
+from veneer.family.base import Family
+from veneer.family.fingerprint import fingerprint, settings_hash
 from veneer.weights.checkpoint import Origin
 
-__all__ = ["BASE", "BASE_NAME", "CONFIG_HASH", "HASHES", "PICTURES", "PRIOR", "TRIGGER", "Identity", "identify"]
+__all__ = [
+    "BASE",
+    "BASE_NAME",
+    "CONFIG_HASH",
+    "HASHES",
+    "PICTURES",
+    "PRIOR",
+    "SETTINGS_HASH",
+    "TRIGGER",
+    "Identity",
+    "identify",
+]
 
 BASE, PICTURES, PRIOR = "base", "data.sources", "data.prior.path"
 """The config's keys for what it only points to; each has a fingerprint."""
@@ -25,6 +37,8 @@ CONFIG_HASH = "veneer.config.sha256"
 """In an adapter file's metadata: of the settings."""
 TRIGGER = "veneer.trigger"
 """There too: the words that call it."""
+SETTINGS_HASH = "veneer.base.settings.sha256"
+"""The same of the base's own: its scheduler, its tokenizer and what else its weights do not tell."""
 HASHES: Mapping[str, str] = {
     BASE: "veneer.base.sha256",
     PICTURES: "veneer.data.fingerprint",
@@ -40,15 +54,18 @@ class Identity:
     Attributes:
         config: resolved.
         hashes: fingerprints by the config's key.
+        settings: the base's own, as its family tells them.
     """
 
     config: RunConfig
     hashes: Mapping[str, str]
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def origin(self) -> Origin:
         """As its checkpoints tell it."""
-        return Origin(self.config.model_dump(mode="json"), self.hashes, __version__, torch.get_num_threads())
+        threads = torch.get_num_threads()
+        return Origin(self.config.model_dump(mode="json"), self.hashes, __version__, threads, self.settings)
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -60,19 +77,21 @@ class Identity:
             "veneer.steps": str(config.train.steps),
             "veneer.seed": str(config.seed),
             CONFIG_HASH: config_hash(config),
+            SETTINGS_HASH: settings_hash(self.settings),
             **{HASHES[key]: value for key, value in self.hashes.items()},
         }
         return told if config.data.trigger is None else told | {TRIGGER: config.data.trigger}
 
 
-def identify(config: RunConfig, pictures: Dataset) -> Identity:
+def identify(config: RunConfig, pictures: Dataset, family: Family) -> Identity:
     """Take the fingerprints of a run; the base's weights are read once for it.
 
     Args:
         config: resolved; pictures of the class, where it wants some, have been painted.
         pictures: from ``survey``.
+        family: the base, loaded.
     """
     hashes = {BASE: fingerprint(config.base), PICTURES: pictures.train.fingerprint()}
     if config.data.prior is not None:
         hashes[PRIOR] = read_prior(config).fingerprint()
-    return Identity(config, hashes)
+    return Identity(config, hashes, family.settings)

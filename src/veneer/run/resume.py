@@ -13,7 +13,7 @@ from veneer.config.keys import known_keys, nearest
 from veneer.config.load import build_config
 from veneer.errors import UserError
 from veneer.run.folder import CHECKPOINTS, claim
-from veneer.run.identity import HASHES, Identity
+from veneer.run.identity import BASE, HASHES, Identity
 from veneer.train.events import Warned
 from veneer.weights.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 
@@ -116,14 +116,20 @@ def check_same(start: Checkpoint, run: Identity, allow: tuple[str, ...], tell: C
         raise UserError(f"{start.step} steps are done, and train.steps is {steps}", where=start.path)
     old = essence(build_config(start.origin.config, str(start.path)))
     changed = {**differences(old, essence(run.config)), **differences(start.origin.hashes, run.hashes)}
+    if start.origin.settings is not None:
+        own = differences(start.origin.settings, run.settings)
+        changed |= {f"{BASE}.{name}": values for name, values in own.items()}
     refused = [key for key in changed if not _is_free(key, changed[key], run) and not _is_allowed(key, allow)]
     if refused:
         named = ", ".join(f"{key}: {_shown(key, changed)}" for key in refused)
-        remedy = f"undo it, or --allow-change {refused[0]} if it is meant"
+        key = BASE if refused[0].startswith(f"{BASE}.") else refused[0]
+        remedy = f"undo it, or --allow-change {key} if it is meant"
         raise UserError(f"the run has changed since then: {named}", where=start.path, remedy=remedy)
     if start.origin.version != __version__:
         versions = f"{start.origin.version}, this is {__version__}"
         tell(Warned(f"the checkpoint is by Veneer {versions}; another release may end in other bits"))
+    if start.origin.settings is None:
+        tell(Warned("the checkpoint does not tell the settings of its base, such as its scheduler's; none is compared"))
     threads, here = start.origin.threads, run.origin.threads
     if threads is not None and threads != here:
         numbers = f"{threads} threads a process, here are {here}"

@@ -25,6 +25,7 @@ from veneer.errors import UserError
 from veneer.evaluate.figures import Evaluation, Score, write_evaluation
 from veneer.evaluate.heldout import DRIFT, chosen, compare, kinds_of
 from veneer.family.base import Family
+from veneer.family.fingerprint import settings_hash
 from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
 from veneer.keyed import key
@@ -187,7 +188,7 @@ def run_training(
             tell(Warned(note))
         config = resolve(config, family.resolution)
         processes.first(lambda: paint_prior(config, family, tell))
-        run = identify(config, pictures)
+        run = identify(config, pictures, family)
         _check_sight(run, processes)
         if start is not None and resume is not None:
             check_same(start, run, resume.allow, tell)
@@ -205,7 +206,8 @@ def _start(
 
 def _check_sight(run: Identity, processes: Processes) -> None:
     """See that all processes train on the same: on several machines each has files of its own."""
-    seen = processes.meet({**run.hashes, "its configuration": config_hash(run.config)})
+    own = {"its configuration": config_hash(run.config), "the base's settings": settings_hash(run.settings)}
+    seen = processes.meet({**run.hashes, **own})
     for rank, each in enumerate(seen):
         for what, value in each.items():
             if value != seen[0][what]:

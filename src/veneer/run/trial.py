@@ -132,11 +132,12 @@ class Lab:
             raise UserError("no picture is held out to measure on", where=study.origin, remedy=remedy)
         listen(Surveyed.of(self._pictures(run)))
         self.family: Family = load_base(run.base, **held_as(run))
-        self._base_hash = fingerprint(run.base)
+        self._base_hash, self._settings = fingerprint(run.base), self.family.settings
         self.rod = resolve(run, self.family.resolution)
         self._rule = _hash(
             {
                 "base": self._base_hash,
+                "base settings": dict(self._settings),
                 "pictures": self._measured.fingerprint(),
                 "draws": self.rod.evaluate.draws,
                 "data": self.rod.data.model_dump(mode="json", include={"resolution", "background", "crop"}),
@@ -165,9 +166,9 @@ class Lab:
             paint_prior(config.model_copy(update={"seed": self.rod.seed}), self.family, self._listen)
             hashes[PRIOR] = read_prior(config).fingerprint()
         # levels of memory that give the same bits do not take the time and the memory that the table tells
-        digest = _hash({**essence(config), "train.memory": config.train.memory, **hashes})
+        digest = _hash({**essence(config), "train.memory": config.train.memory, **hashes, **self._settings})
         output = self.folder / TRIALS / f"{_slug(point.name)}-seed{seed}-{digest[:_DIGITS]}"
-        return Trial(point, Identity(config.model_copy(update={"output": output}), hashes), digest)
+        return Trial(point, Identity(config.model_copy(update={"output": output}), hashes, self._settings), digest)
 
     def base_losses(self) -> Losses:
         """The base's losses on the held-out pictures, (pictures, draws); measured once for a folder."""

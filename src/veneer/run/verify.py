@@ -11,10 +11,10 @@ from veneer.config.load import load_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import read_prior, survey
 from veneer.errors import UserError
-from veneer.family.fingerprint import fingerprint
+from veneer.family.fingerprint import fingerprint, settings_hash, settings_of
 from veneer.family.registry import BUNDLED
 from veneer.run.folder import CONFIG, config_beside
-from veneer.run.identity import BASE, BASE_NAME, CONFIG_HASH, HASHES, PICTURES, PRIOR
+from veneer.run.identity import BASE, BASE_NAME, CONFIG_HASH, HASHES, PICTURES, PRIOR, SETTINGS_HASH
 from veneer.weights.file import info, seal
 
 __all__ = ["Check", "verify_adapter"]
@@ -65,6 +65,7 @@ def verify_adapter(file: Path, *, base: str | None = None) -> list[Check]:
     ways: dict[str, tuple[str, Callable[[], str]]] = {
         "config": (CONFIG_HASH, lambda: config_hash(_needed(config))),
         "base": (HASHES[BASE], lambda: fingerprint(_named(base))),
+        "base settings": (SETTINGS_HASH, lambda: settings_hash(settings_of(_named(base)))),
         "pictures": (HASHES[PICTURES], lambda: survey(_needed(config).data).train.fingerprint()),
         "class pictures": (HASHES[PRIOR], lambda: read_prior(_needed(config)).fingerprint()),
     }

@@ -52,12 +52,14 @@ class Origin:
         hashes: of what the config only points to, by the config's key for it.
         version: of Veneer.
         threads: that each of its processes computed with; None: it is not known.
+        settings: the base's own, which its weights do not tell, by name; None: they are not known.
     """
 
     config: Mapping[str, Any]
     hashes: Mapping[str, str]
     version: str
     threads: int | None = None
+    settings: Mapping[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Tensor], origi
         "step": step,
         "version": origin.version,
         "threads": origin.threads,
+        "base": origin.settings,
         "config": origin.config,
         "hashes": origin.hashes,
         "files": {STATE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}},
@@ -115,7 +118,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     content = _read(path, STATE)
     try:
         _compare(content, told["files"][STATE], path)
-        origin = Origin(told["config"], told["hashes"], told["version"], told.get("threads"))
+        origin = Origin(told["config"], told["hashes"], told["version"], told.get("threads"), told.get("base"))
         return Checkpoint(path, int(told["step"]), origin, from_safetensors(content))
     except (KeyError, TypeError, SafetensorError) as error:  # sealed, but by another hand than ours
         raise UserError(f"is none of Veneer's ({error!r})", where=path) from error
