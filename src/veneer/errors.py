@@ -18,4 +18,6 @@ class UserError(ValueError):
         self.what = what
         self.where = None if where is None else str(where)
         self.remedy = remedy
-        super().__init__(": ".join(p for p in (self.where, what) if p) + (f"; {remedy}" if remedy else ""))
+        text = ": ".join(p for p in (self.where, what) if p) + (f"; {remedy}" if remedy else "")
+        # a name that somebody gave, or a library's words, may have several
+        super().__init__(" ".join(text.splitlines()))

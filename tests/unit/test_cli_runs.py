@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 
 from tests.plans import plans_once  # noqa: F401
 from veneer.cli.main import main
@@ -342,6 +343,19 @@ def test_adapter_merge_writes_over_nothing(run: Run, tmp_path: Path, capsys: pyt
     (tmp_path / "merged").mkdir()
     assert main(["adapter", "merge", str(run.folder), "--out", str(tmp_path / "merged")]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_adapter_merge_on_a_full_disk_is_one_line_and_leaves_nothing(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(family: object, folder: Path) -> None:
+        (folder / "half").write_text("written")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("veneer.run.using._save", full)
+    assert main(["adapter", "merge", str(run.folder), "--out", str(tmp_path / "merged")]) == 2
+    assert "merged: cannot be written (" in (told := capsys.readouterr().err) and told.count("\n") == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_adapter_of_another_architecture(

@@ -127,6 +127,13 @@ def test_refuses_to_save_nothing_and_nan(tmp_path: Path) -> None:
     assert not (tmp_path / FILE_NAME).exists()
 
 
+@pytest.mark.parametrize("name", ["x.pt", "x.CKPT"])
+def test_refuses_to_save_under_a_name_that_it_would_not_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UserError, match="is a pickle's ending, and no pickle is read; use"):
+        save(adapter(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
 def test_refuses_to_save_what_overflows_its_dtype(tmp_path: Path) -> None:
     each = LoraFactors(torch.ones(1, 2).half(), torch.full((2, 1), 60000.0).half(), 2.0)
     with pytest.raises(UserError, match="NaN or infinity"):
@@ -185,6 +192,8 @@ def test_refuses_one_layer_under_two_names(tmp_path: Path) -> None:
     [
         ("{", "its config is not JSON"),
         ("[1]", "its config is not a JSON object"),
+        ('{"a":' * 10**5, "its config is not JSON"),
+        ('{"unet.r": 2, "unet.lora_alpha": 1' + "0" * 400 + "}", "does not tell the strength of unet.x"),
         ("{}", "its config does not tell the strength of unet.x (KeyError('r'))"),
         ('{"unet.r": 2}', "its config does not tell the strength of unet.x (KeyError('lora_alpha'))"),
         ('{"unet.r": 2, "unet.lora_alpha": "much"}', "does not tell the strength of unet.x"),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from transformers.utils import logging
 
 from veneer.adapter.algebra import merge
@@ -75,7 +76,11 @@ def merge_adapter(file: Path, out: Path, *, base: str | None = None, scale: floa
         scale: strength of the adapter.
     """
     with _new_folder(out) as beside:
-        _save(_with_adapter(file, base, scale), beside)
+        family = _with_adapter(file, base, scale)
+        try:
+            _save(family, beside)
+        except SafetensorError as error:  # what its library makes of a full disk
+            raise UserError(f"cannot be written ({error})", where=out) from error
     return out
 
 

@@ -15,7 +15,7 @@ from veneer.adapter.spec import Factors, LoraFactors
 from veneer.errors import UserError
 from veneer.files import atomic_write
 from veneer.weights.layouts import DIFFUSERS_KEY, Layout, factors_of, layout_of, network_of, resolve, to_diffusers
-from veneer.weights.safe import check_finite, decode, encode, encoded_bytes
+from veneer.weights.safe import PICKLES, check_finite, decode, encode, encoded_bytes
 
 __all__ = [
     "FILE_NAME",
@@ -86,10 +86,15 @@ def save(adapter: AdapterFile, path: Path) -> str:
         The file's SHA-256.
 
     Raises:
-        UserError: the adapter is empty or holds NaN or infinity, or the place cannot be written to.
+        UserError: the adapter is empty or holds NaN or infinity, or the place cannot be written to, or would not be
+            read under its name.
     """
     if not adapter.factors:
         raise UserError("the adapter is empty", where=path)
+    if path.suffix.lower() in PICKLES:
+        raise UserError(
+            f"{path.suffix} is a pickle's ending, and no pickle is read", where=path, remedy="use .safetensors"
+        )
     check_finite(to_diffusers(adapter.factors)[0], path)
     content = render(adapter)
     atomic_write(path, content)
@@ -202,7 +207,7 @@ def _config(path: Path, layout: Layout, metadata: Mapping[str, str]) -> dict[str
     if layout == "diffusers":
         return _json(metadata[DIFFUSERS_KEY]) if DIFFUSERS_KEY in metadata else None
     try:
-        text = (path.parent / _PEFT_CONFIG).read_text("utf-8")
+        text = (path.parent / _PEFT_CONFIG).read_bytes().decode("utf-8", "replace")
     except OSError as error:
         remedy = "it tells alpha, and so the adapter's strength"
         raise UserError(f"has no {_PEFT_CONFIG} beside it", remedy=remedy) from error
@@ -212,7 +217,7 @@ def _config(path: Path, layout: Layout, metadata: Mapping[str, str]) -> dict[str
 def _json(text: str) -> dict[str, Any]:
     try:
         config = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"its config is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise UserError("its config is not a JSON object")

@@ -15,9 +15,10 @@ from torch import Tensor
 
 from veneer.errors import UserError
 
-__all__ = ["check_finite", "decode", "encode", "encoded_bytes", "first_not_finite"]
+__all__ = ["PICKLES", "check_finite", "decode", "encode", "encoded_bytes", "first_not_finite"]
 
-_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+"""Endings of files that are pickles, and are not opened."""
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(1, 6)))
 """torch.save writes a zip; before 1.6, and pickle itself, a protocol mark."""
 
@@ -68,7 +69,7 @@ def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         UserError: it is a pickle (which is not opened, for opening one can run code), is cut short, or holds what
             :func:`check_finite` refuses.
     """
-    if path.suffix.lower() in _PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise _pickle(path)
     try:
         content = path.read_bytes()
