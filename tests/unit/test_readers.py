@@ -169,3 +169,10 @@ def test_damaged_bytes_of_captions(name: str, damage: Damage) -> None:
 def test_a_list_of_captions_that_says_anything(way: list[int], value: object) -> None:
     row = {"file_name": "a.png", "text": ["a cat", "a dog"]}
     read_captions("metadata.jsonl", json.dumps(replaced(row, way, value)).encode())
+
+
+def test_a_grid_of_more_points_than_memory_holds(tmp_path: Path) -> None:
+    grid = {f"adapter.key{number}": list(range(10)) for number in range(12)}
+    (tmp_path / "x.yaml").write_text(yaml.safe_dump({"run": CONFIG, "grid": grid}))
+    with pytest.raises(UserError, match="the grid makes 1,000,000,000,000 points, of which 10,000 are allowed"):
+        load_study(tmp_path / "x.yaml")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import difflib
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -54,6 +55,8 @@ FIXED = (
     "data.cache",
 )
 """Keys that are one for all points: another value would change what is measured, or where, and not what is trained."""
+
+_MOST_POINTS = 10_000
 
 
 class _Section(BaseModel):
@@ -159,6 +162,9 @@ class StudyConfig(_Section):
         ways = [name for name in ("grid", "points", "search") if getattr(self, name) is not None]
         if len(ways) != 1:
             raise ValueError(f"a study has one of grid, points and search, not {' and '.join(ways) or 'none'}")
+        count = math.prod(len(values) for values in (self.grid or {}).values())
+        if count > _MOST_POINTS:
+            raise ValueError(f"the grid makes {count:,} points, of which {_MOST_POINTS:,} are allowed")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("a seed is given twice, which would be the same training twice")
         if self.search is not None and (self.budget or self.reference):
