@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from veneer.errors import UserError
 from veneer.family.registry import detect, load_family, telling
@@ -93,6 +94,20 @@ def test_weights_cut_short_are_one_line(tiny_base: Path, tmp_path: Path) -> None
     with pytest.raises(UserError, match="cannot be loaded") as caught:
         load_family(str(base))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_base_that_lacks_a_weight_is_refused_and_not_filled_in_at_random(
+    tiny_base: Path, tmp_path: Path, part: str
+) -> None:
+    base = copy_of(tiny_base, tmp_path / "base")
+    (path,) = (base / part).glob("*.safetensors")
+    weights = load_file(path)
+    lost = next(name for name in sorted(weights) if "norm" in name)
+    del weights[lost]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(UserError, match=f"{part} has no .*norm.*, and 0 more weights are missing; fetch the base"):
+        load_family(str(base))
 
 
 def test_a_base_of_pickles_only_is_refused(tiny_base: Path, tmp_path: Path) -> None:

@@ -36,10 +36,26 @@ def _stable_diffusion(source: str, single_file: bool) -> Family:
         pipeline = StableDiffusionPipeline.from_single_file(source, safety_checker=None, **known)
     else:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            source, use_safetensors=True, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+            source, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **_networks_of(source)
         )
     # of a float16 file transformers makes a float16 network and diffusers a float32 one
     return StableDiffusion(pipeline.to(torch.float32), None if single_file else _parts_of(source, pipeline))
+
+
+def _networks_of(source: str) -> dict[str, Any]:
+    """A pipeline's networks with all their weights; left to itself it draws those at random that are not there."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    networks = {}
+    for name, kind in kinds.items():
+        options = {"subfolder": name, "use_safetensors": True, "output_loading_info": True}
+        networks[name], found = kind.from_pretrained(source, **options)
+        if lacking := sorted(found["missing_keys"]):
+            what = f"{name} has no {lacking[0]}, and {len(lacking) - 1} more weights are missing"
+            raise UserError(what, where=source, remedy="fetch the base again")
+    return networks
 
 
 def _parts_of(source: str, pipeline: Any) -> Callable[[str], Any]:
