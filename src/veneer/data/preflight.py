@@ -23,7 +23,7 @@ from veneer.data.manifest import Entry, Listing, Manifest, Rejected, Sample, con
 from veneer.errors import UserError
 from veneer.keyed import key
 
-__all__ = ["Dataset", "enlarged", "near_duplicates", "read_prior", "survey"]
+__all__ = ["Dataset", "enlarged", "lookalikes", "near_duplicates", "read_prior", "survey"]
 
 Thumb = NDArray[np.uint8]
 
@@ -167,6 +167,13 @@ def _without(looked: _Looked, held: _Looked) -> _Looked:
     return replace(looked, samples=kept, rejected=(*looked.rejected, *reasons))
 
 
+def lookalikes(thumbs: NDArray[np.uint8], thumb: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Which thumbnails (N, H, W, 3) differ from another (H, W, 3) in no cell by more than a few levels, (N,)."""
+    apart = np.abs(thumbs.astype(np.int16) - thumb.astype(np.int16))
+    alike: NDArray[np.bool_] = apart.max(axis=(1, 2, 3), initial=0) <= _NEAR
+    return alike
+
+
 def near_duplicates(thumbs: NDArray[np.uint8], held_N: NDArray[np.bool_]) -> list[tuple[int, int]]:
     """Pairs of thumbnails (N, H, W, 3) no cell of which differs by more than a few levels, as places in order.
 
@@ -176,7 +183,7 @@ def near_duplicates(thumbs: NDArray[np.uint8], held_N: NDArray[np.bool_]) -> lis
     Sums over D cells cannot differ by more than D times what cells do, so only thumbnails of like brightness are
     compared: exact, and quick.
     """
-    flat_ND = thumbs.reshape(len(thumbs), -1).astype(np.int16)
+    flat_ND = thumbs.reshape(len(thumbs), -1)
     sum_N = flat_ND.sum(axis=1, dtype=np.int64)
     order = np.argsort(sum_N, kind="stable")
     ends = np.searchsorted(sum_N[order], sum_N[order] + _NEAR * flat_ND.shape[1], side="right")
@@ -184,7 +191,7 @@ def near_duplicates(thumbs: NDArray[np.uint8], held_N: NDArray[np.bool_]) -> lis
     first_N2 = np.full((count, 2), count)  # of the own side, of the other; count: none
     for place, (index, end) in enumerate(zip(order, ends, strict=True)):
         others = order[place + 1 : end]
-        alike = others[np.abs(flat_ND[others] - flat_ND[index]).max(axis=1, initial=0) <= _NEAR]
+        alike = others[lookalikes(thumbs[others], thumbs[index])]
         across = (held_N[alike] != held_N[index]).astype(int)
         first_N2[alike, across] = np.minimum(first_N2[alike, across], index)
         for side in (0, 1):

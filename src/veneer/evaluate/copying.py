@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Sample
-from veneer.data.preflight import Dataset, near_duplicates
+from veneer.data.preflight import Dataset, lookalikes
 from veneer.data.transform import load_centered
 from veneer.errors import UserError
 from veneer.evaluate.figures import Copying, Neighbour
@@ -81,7 +81,7 @@ class _Gallery:
         self._family, self._config, self._samples = family, config, samples
         pixels = [self.pixels_of(sample) for sample in samples]
         self._directions_ND = torch.stack([self._direction(each) for each in pixels])
-        self._thumbs = [_thumb(each) for each in pixels]
+        self._thumbs = np.stack([_thumb(each) for each in pixels])
 
     def pixels_of(self, sample: Sample) -> Tensor:
         """A real picture's middle square at the base's own resolution."""
@@ -108,11 +108,14 @@ class _Gallery:
 
     def lookalikes(self, queries: Sequence[_Query]) -> set[int]:
         """Places of the queries that look like a training picture other than themselves, either way round."""
-        ways = [_thumb(way) for each in queries for way in (each.pixels_CHW, each.pixels_CHW.flip(-1))]
-        count = len(self._thumbs)
-        pairs = near_duplicates(np.stack([*self._thumbs, *ways]))
-        found = ((one, (other - count) // 2) for one, other in pairs if one < count <= other)
-        return {place for one, place in found if queries[place].own != one}
+        return {place for place, query in enumerate(queries) if self._has_lookalike(query)}
+
+    def _has_lookalike(self, query: _Query) -> bool:
+        ways = (_thumb(pixels_CHW) for pixels_CHW in (query.pixels_CHW, query.pixels_CHW.flip(-1)))
+        alike_2N = np.stack([lookalikes(self._thumbs, thumb) for thumb in ways])
+        if query.own >= 0:
+            alike_2N[:, query.own] = False
+        return bool(alike_2N.any())
 
     def _direction(self, pixels_CHW: Tensor) -> Tensor:
         latent_D = self._family.encode_image(pixels_CHW[None]).mean.flatten().double().cpu()
