@@ -63,6 +63,11 @@ def test_the_page_quotes_the_measured_run() -> None:
     assert published(overhead.WATCHING_PAGE, overhead.NAME) == overhead.sentence(figures), "run: python -m benchmarks"
 
 
+def test_the_measured_run_keeps_the_promise() -> None:
+    figures = figures_of(overhead.NAME)
+    assert sum(figures["shown"].values()) <= 0.01 * figures["training"]
+
+
 def test_no_tracker_is_imported_before_training() -> None:
     code = (
         "import sys; import veneer.cli.train, veneer.run.events;"

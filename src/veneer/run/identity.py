@@ -35,10 +35,10 @@ BASE_NAME = "veneer.base"
 """In an adapter file's metadata: the last part of the base's path or hub id."""
 CONFIG_HASH = "veneer.config.sha256"
 """In an adapter file's metadata: of the settings."""
-TRIGGER = "veneer.trigger"
-"""There too: the words that call it."""
 SETTINGS_HASH = "veneer.base.settings.sha256"
 """The same of the base's own: its scheduler, its tokenizer and what else its weights do not tell."""
+TRIGGER = "veneer.trigger"
+"""There too: the words that call it."""
 HASHES: Mapping[str, str] = {
     BASE: "veneer.base.sha256",
     PICTURES: "veneer.data.fingerprint",
