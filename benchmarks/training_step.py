@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 import veneer
-from benchmarks import models, peers, saved_bytes
+from benchmarks import models, peers
 from benchmarks.page import figures_of, keep, machine, show
 from benchmarks.timing import interleaved, ratio
 from veneer.config.schema import RunConfig
@@ -110,20 +110,8 @@ def section(figures: dict[str, Any]) -> str:
     for way, text in WHAT.items():
         rows.append(f"| {text} | {_middle(seconds[way]):.2f} | {ratio(seconds[way], seconds[PEER])} |")
     best = ratio(seconds[LEAN], seconds[PEER]).middle
-    rows += ["", f"Bar: `lean` {best:.3f} of {BAR} allowed. {_floor(seconds[PEER])}".rstrip(), ""]
+    rows += ["", f"Bar: `lean` {best:.3f} of {BAR} allowed.", ""]
     return "\n".join(rows)
-
-
-def _floor(peer: Sequence[float]) -> str:
-    """The frozen network's own forward and backward pass, as another benchmark measured it, over the example's step."""
-    known = figures_of(saved_bytes.NAME).get(str(PIXELS))
-    if known is None:
-        return ""
-    frozen = _middle(known["seconds"][saved_bytes.FROZEN])
-    return (
-        f"The floor: forward and backward pass of the frozen network alone took {frozen:.2f} s (see above, another "
-        f"run), {frozen / _middle(peer):.3f} of the example's step."
-    )
 
 
 def _middle(seconds: Sequence[float]) -> float:
