@@ -26,9 +26,9 @@ def main() -> int:
         with open(_HELP, encoding="utf-8") as text:
             sys.stdout.write(text.read())
         return 0
-    from veneer.pages import engage
+    from veneer.pages import ask
 
-    engage()  # before PyTorch is loaded
+    ask()  # before PyTorch is loaded
     try:
         from veneer.cli.main import main as run
     except KeyboardInterrupt:

@@ -1,23 +1,29 @@
-"""Pages of memory: large tensors get pages of their own, and large ones, and what holds them goes when they go.
+"""Pages of memory: on a large base, large tensors get pages of their own, and what holds them goes when they go.
 
 glibc's malloc lets the heap serve ever larger blocks, up to 32 MiB, once blocks of that size were freed (its threshold
-moves, malloc.c, ``__libc_free``). The heap shrinks only at its end, so holes between blocks that live stay held: more
-than a tenth of a training step on a full-size base, and nobody can foretell it. A threshold that is set does not move.
-Pages that come from the system each time cost time, of which PyTorch saves nearly all by asking for large pages
-(``THP_MEM_ALLOC_ENABLE``, c10/core/impl/alloc_cpu.cpp), where Linux gives them to those who ask.
+moves, malloc.c, ``__libc_free``). The heap shrinks only at its end, so holes between blocks that live stay held, and on
+a full-size base these were up to a sixth of a training step and could not be foretold. A threshold that is set does not
+move.
+
+Pages that come from the system each time cost time. PyTorch asks for large pages, which cost less
+(``THP_MEM_ALLOC_ENABLE``, c10/core/impl/alloc_cpu.cpp), where Linux gives them to those who ask. On a small base the
+holes are small as well, and not worth the time.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
-__all__ = ["Thresholds", "engage", "thresholds"]
+__all__ = ["Thresholds", "ask", "has_asked", "set_for", "thresholds_for"]
 
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 _WISH = "THP_MEM_ALLOC_ENABLE"
+_LARGE = 10**9
 _OWN_PAGES, _FREE_AT_THE_END = 1024**2, 32 * 1024**2
 _OUTSIDE = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")  # mallopt(3)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
@@ -39,26 +45,48 @@ class Thresholds:
     move: bool = True
 
 
-_now = Thresholds()
+_SET = Thresholds(_OWN_PAGES, _FREE_AT_THE_END, move=False)
+_asked = False
 
 
-def thresholds() -> Thresholds:
-    """Those of this process: glibc's own unless :func:`engage` set others."""
-    return _now
-
-
-def engage() -> bool:
-    """Let blocks of 1 MiB and more have pages of their own; before PyTorch is loaded, which looks once.
+def ask() -> bool:
+    """Ask for large pages, before PyTorch is loaded, which looks once; without them no threshold is set.
 
     Returns:
-        False and nothing is changed where Linux gives no large pages, the C library is not glibc, or its thresholds
-        were set from outside.
+        False and nothing is changed where Linux gives none, the C library is not glibc, or its thresholds were set from
+        outside.
     """
-    global _now
-    if _now.move and _gives_large_pages() and not _is_set_from_outside() and _set(_OWN_PAGES, _FREE_AT_THE_END):
+    global _asked
+    if not _asked and _gives_large_pages() and not _is_set_from_outside() and _mallopt() is not None:
         os.environ.setdefault(_WISH, "1")
-        _now = Thresholds(_OWN_PAGES, _FREE_AT_THE_END, move=False)
-    return not _now.move
+        _asked = True
+    return _asked
+
+
+def has_asked() -> bool:
+    """Whether :func:`ask` did."""
+    return _asked
+
+
+def thresholds_for(weights: int) -> Thresholds:
+    """What :func:`set_for` leaves this process with.
+
+    Args:
+        weights: of the base, in bytes of float32.
+    """
+    return _SET if _asked and weights >= _LARGE else Thresholds()
+
+
+def set_for(weights: int) -> None:
+    """Let blocks of 1 MiB and more have pages of their own, if the base is large and large pages were asked for.
+
+    Args:
+        weights: as above.
+    """
+    wanted, mallopt = thresholds_for(weights), _mallopt()
+    if mallopt is not None and not wanted.move:
+        mallopt(_M_MMAP_THRESHOLD, wanted.own_pages)
+        mallopt(_M_TRIM_THRESHOLD, wanted.free_at_the_end)
 
 
 def _gives_large_pages() -> bool:
@@ -72,9 +100,8 @@ def _is_set_from_outside() -> bool:
     return "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in _OUTSIDE)
 
 
-def _set(own_pages: int, free_at_the_end: int) -> bool:
+def _mallopt() -> Callable[[int, int], int] | None:
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        return cast("Callable[[int, int], int]", ctypes.CDLL(None).mallopt)
     except (AttributeError, OSError, TypeError):  # another C library
-        return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, own_pages) and mallopt(_M_TRIM_THRESHOLD, free_at_the_end))
+        return None

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.training import tiny_config
 from veneer import pages
+from veneer.__main__ import main
+from veneer.errors import UserError
+from veneer.run import probing
+from veneer.run.base import load_base
+from veneer.run.probing import probe
 
-OWN = 1024**2
+LARGE, SMALL = 4 * 10**9, 10**8
 HOLES = """
 import json, sys
-from veneer.pages import engage, thresholds
-engaged = engage() if "engage" in sys.argv else False
+from veneer.pages import ask, set_for
+asked = ask() if "ask" in sys.argv else False
 import torch
 from veneer.engine.memory import memory_in_use
+
+set_for(int(sys.argv[1]))
 
 def held():
     return memory_in_use().now
@@ -37,7 +47,7 @@ large, small = round_of_steps()
 with_all = held() - before
 large.clear()
 without = held() - before
-print(json.dumps([engaged, with_all, without, thresholds().own_pages]))
+print(json.dumps([asked, with_all, without]))
 """
 
 
@@ -49,39 +59,84 @@ def run(*arguments: str, **environment: str) -> Any:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A process whose thresholds nobody set, on a machine that gives large pages to those who ask."""
-    monkeypatch.setattr(pages, "_now", pages.Thresholds())
-    monkeypatch.setattr(pages, "_set", lambda *_: True)
-    monkeypatch.delenv("THP_MEM_ALLOC_ENABLE", raising=False)
+    """A process that has not asked, on a machine that gives large pages to those who ask."""
+    monkeypatch.setattr(pages, "_asked", False)
+    monkeypatch.setattr(pages, "_mallopt", lambda: lambda name, value: 1)
+    for name in ("THP_MEM_ALLOC_ENABLE", *pages._OUTSIDE):
+        monkeypatch.delenv(name, raising=False)
     place = tmp_path / "enabled"
     place.write_text("always [madvise] never\n")
     monkeypatch.setattr(pages, "_LARGE_PAGES", place)
     return place
 
 
-def test_what_large_tensors_held_goes_back_to_the_system() -> None:
-    engaged, with_all, without, own_pages = run("engage")
-    if not engaged:
+def test_on_a_large_base_what_large_tensors_held_goes_back_to_the_system() -> None:
+    asked, with_all, without = run(str(LARGE), "ask")
+    if not asked:
         pytest.skip("this machine gives no large pages, or has another C library")
-    assert own_pages == OWN
     assert with_all > 100e6
     assert without < 30e6  # the small ones and the heap's end
-    assert run()[2] > 100e6  # else this shows nothing: glibc's own thresholds leave holes
+    assert run(str(LARGE))[2] > 100e6  # else this shows nothing: glibc's own thresholds leave holes
 
 
-def test_it_is_set_once_and_the_plan_is_told(fresh: Path) -> None:
-    assert pages.thresholds().move
-    assert pages.engage() and pages.engage()
-    assert pages.thresholds() == pages.Thresholds(OWN, 32 * OWN, move=False)
+def test_who_asked_is_told_what_holds(fresh: Path) -> None:
+    assert not pages.has_asked()
+    assert pages.thresholds_for(LARGE).move
+    assert pages.ask() and pages.ask()
+    assert pages.has_asked()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
+    assert pages.thresholds_for(LARGE) == pages.Thresholds(1024**2, 32 * 1024**2, move=False)
+    assert pages.thresholds_for(SMALL) == pages.Thresholds()
+
+
+def test_a_base_that_is_loaded_sets_what_its_size_asks_for(
+    fresh: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[tuple[int, int]]()
+    monkeypatch.setattr(pages, "_mallopt", lambda: lambda name, value: told.append((name, value)))
+    load_base(str(tiny_base))
+    pages.ask()
+    load_base(str(tiny_base))
+    assert told == []
+    monkeypatch.setattr(pages, "_LARGE", 10**5)  # bytes, of which the tiny base has more
+    load_base(str(tiny_base))
+    assert told == [(-3, 1024**2), (-1, 32 * 1024**2)]
+
+
+def test_a_probe_takes_its_memory_as_this_process_does(
+    fresh: Path, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = list[list[str]]()
+
+    def start(command: list[str], **how: Any) -> Any:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, '{"before": 1, "peaks": {}, "seconds": 1.0}', "")
+
+    monkeypatch.setattr("veneer.run.probing.subprocess.run", start)
+    probe(tiny_config(tiny_pictures))
+    pages.ask()
+    probe(tiny_config(tiny_pictures))
+    monkeypatch.setattr(pages, "_asked", False)
+    for command in commands:
+        monkeypatch.setattr(sys, "argv", command[2:])
+        monkeypatch.setattr(sys, "stdin", io.StringIO('{"base": ""}'))
+        with suppress(UserError):
+            probing.main()
+        assert pages.has_asked() == (command is commands[1])
+
+
+def test_the_command_line_asks(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["veneer", "adapter", "info", "nowhere.safetensors"])
+    assert main() == 2
+    assert pages.has_asked()
 
 
 def test_without_large_pages_nothing_is_changed_for_it_would_cost_time(fresh: Path) -> None:
     fresh.write_text("always madvise [never]\n")
-    assert not pages.engage()
+    assert not pages.ask()
     fresh.unlink()
-    assert not pages.engage()
-    assert pages.thresholds().move and "THP_MEM_ALLOC_ENABLE" not in os.environ
+    assert not pages.ask()
+    assert pages.thresholds_for(LARGE).move and "THP_MEM_ALLOC_ENABLE" not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -89,11 +144,12 @@ def test_without_large_pages_nothing_is_changed_for_it_would_cost_time(fresh: Pa
 )
 def test_what_its_user_set_stays(fresh: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    assert not pages.engage()
-    assert pages.thresholds().move
+    assert not pages.ask()
+    assert pages.thresholds_for(LARGE).move
 
 
 def test_another_c_library_is_left_alone(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_set", lambda *_: False)
-    assert not pages.engage()
-    assert pages.thresholds().move
+    monkeypatch.setattr(pages, "_mallopt", lambda: None)
+    assert not pages.ask()
+    pages.set_for(LARGE)
+    assert pages.thresholds_for(LARGE).move

@@ -214,3 +214,16 @@ def test_what_is_on_another_device_is_not_this_ones() -> None:
         assert ledger.held == 0 and kept.shape == (KIB,)
 
     account_of(work)
+
+
+def test_weights_that_are_back_take_memory_when_they_are_read() -> None:
+    ledger = Ledger(torch.device("cpu"))
+    ledger.phase("all")
+    with ledger.open():
+        back = torch.empty(1000)
+        ledger.claim_rest_as_weights("weights that come back")
+        before = ledger.trace.blocks[:]
+        _ = back + 1
+    assert [(block.size, block.taken, block.read) for block in before] == [(4000, 0, 0)]
+    assert [block.read for block in ledger.trace.blocks if block.read] == [4000]
+    assert ledger.moments()["all"].parts["weights that come back"] == 4000

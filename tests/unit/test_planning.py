@@ -24,6 +24,7 @@ from veneer.family.base import Family
 from veneer.family.registry import load_family
 from veneer.plan import published, sketch
 from veneer.plan.account import Plan
+from veneer.plan.ledger import Ledger
 from veneer.plan.machine import free_memory, process_memory
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
 from veneer.run import planning
@@ -141,6 +142,20 @@ def test_the_best_adapter_takes_room_in_a_file_and_in_each_checkpoint(
     assert (
         before and planned["checkpoint"] > before.checkpoint and planned["checkpoint"] == pytest.approx(real, rel=0.15)
     )
+
+
+def test_parts_that_rest_come_back_when_the_steps_are_done(
+    config: RunConfig, family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = list[str]()
+    phase, close = Ledger.phase, Trainer.close
+    monkeypatch.setattr(Ledger, "phase", lambda self, name: (told.append(name), phase(self, name)))
+    monkeypatch.setattr(Trainer, "close", lambda self: (told.append("closed"), close(self)))
+    resting = config.model_copy(update={"train": config.train.model_copy(update={"offload": True})})
+    phases = memory_of(plan_run(resting, family)).phases
+    assert told.index("closed") == told.index(STEP) + 2  # in the phase after
+    after = phases[[each.name for each in phases].index(STEP) + 1]
+    assert "weights that come back" in after.parts
 
 
 def test_parts_of_the_step_are_named(plan: Plan, family: Family) -> None:

@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import veneer
 from tools.publish import publish
 from veneer.config.schema import RunConfig
-from veneer.pages import engage
+from veneer.pages import ask
 from veneer.plan.memory import as_text
 from veneer.plan.published import PUBLISHED
 from veneer.run.planning import look_ahead
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep the full-size base here")
     parser.add_argument("--only", default="", help="measure the cases alone whose names have this in them")
     arguments = parser.parse_args()
-    engage()  # as the command line does
+    ask()  # as the command line does
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.work or Path(temporary)
         if not arguments.only.startswith("bundled") and not (folder / "sd15").exists():

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from veneer.pages import thresholds
+from veneer.pages import Thresholds, thresholds_for
 from veneer.plan.heap import Heap
 from veneer.plan.ledger import Trace
 from veneer.plan.memory import ENCODING, LOADING
@@ -35,7 +35,7 @@ def grown(trace: Trace, stored: Stored, modules: int, adapted: int) -> Mapping[s
         modules: of the base.
         adapted: the same with the adapter in it.
     """
-    held = _held(trace, stored.mapped)
+    held = _held(trace, stored.mapped, thresholds_for(stored.weights))
     ends = [start for _, start in trace.phases[1:]] + [len(trace.events)]
     found = {}
     for (name, start), end in zip(trace.phases, ends, strict=True):
@@ -52,13 +52,13 @@ def loaded(stored: Stored, modules: int) -> int:
     return stored.copied + _CODE_LOADING + modules * _MODULE
 
 
-def _held(trace: Trace, mapped: bool) -> list[int]:
+def _held(trace: Trace, mapped: bool, thresholds: Thresholds) -> list[int]:
     """Bytes of the heap and of weights, before the first event and after each.
 
     Weights in their file count from when they are read until they leave. Copies are there from the start, and to the
     end: what they give back lies between blocks that live, and was not seen to leave the process.
     """
-    heap, places, weights = Heap(thresholds()), dict[int, list[tuple[int | None, int]]](), 0
+    heap, places, weights = Heap(thresholds), dict[int, list[tuple[int | None, int]]](), 0
     held = [0]
     for event in trace.events:
         number = abs(event) - 1

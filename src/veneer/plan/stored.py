@@ -45,9 +45,14 @@ class Stored:
     mapped: bool
 
     @property
+    def weights(self) -> int:
+        """Bytes of all of them in float32."""
+        return sum(4 * part.count for part in self.parts)
+
+    @property
     def copied(self) -> int:
         """Bytes that are held once all is loaded and nothing is computed yet."""
-        return 0 if self.mapped else sum(4 * part.count for part in self.parts)
+        return 0 if self.mapped else self.weights
 
     @property
     def loading(self) -> int:

@@ -16,6 +16,7 @@ from veneer.engine.quantized import form_of, quantize
 from veneer.errors import UserError
 from veneer.family.base import Family
 from veneer.family.registry import BUNDLED, load_family
+from veneer.pages import set_for
 from veneer.plan.account import specs_of
 from veneer.plan.published import PUBLISHED
 from veneer.run.folder import config_beside
@@ -39,6 +40,7 @@ def load_base(base: str, quantize: str = NONE, networks: Sequence[str] = ("unet"
     if quantize != NONE:
         form_named(quantize).check()
     family = load_family(base)
+    set_for(sum(4 * weight.numel() for network in family.networks.values() for weight in network.parameters()))
     device = torch.device("cuda") if torch.cuda.is_available() else None
     for prefix in networks:
         _hold(family.networks[prefix], quantize, device)

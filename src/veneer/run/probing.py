@@ -25,7 +25,7 @@ from veneer.engine.memory import memory_in_use
 from veneer.engine.peak import begin_anew
 from veneer.engine.precision import device_of
 from veneer.errors import UserError
-from veneer.pages import engage, thresholds
+from veneer.pages import ask, has_asked
 from veneer.plan.machine import process_memory
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, as_text, table
 from veneer.run.base import held_as, load_base
@@ -36,7 +36,7 @@ from veneer.train.step import train_step
 __all__ = ["Probe", "main", "probe"]
 
 _MISTAKE = 2
-_OWN_PAGES = "--own-pages"
+_LARGE_PAGES = "--large-pages"
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def probe(config: RunConfig) -> Probe:
         UserError: what the run would be refused for.
     """
     # it takes its memory as this process does
-    command = [sys.executable, "-m", "veneer.run.probing", *([] if thresholds().move else [_OWN_PAGES])]
+    command = [sys.executable, "-m", "veneer.run.probing", *([_LARGE_PAGES] if has_asked() else [])]
     done = subprocess.run(command, input=config.model_dump_json(), capture_output=True, text=True)
     try:
         told = json.loads(done.stdout.splitlines()[-1])
@@ -96,8 +96,8 @@ def probe(config: RunConfig) -> Probe:
 
 def main() -> int:
     """Be the process that probes."""
-    if _OWN_PAGES in sys.argv:
-        engage()
+    if _LARGE_PAGES in sys.argv:
+        ask()
     config = build_config(json.loads(sys.stdin.read()), "probe")
     try:
         told = asdict(_measure(config))
