@@ -10,9 +10,15 @@ from pathlib import Path
 
 from veneer.errors import UserError
 
-__all__ = ["atomic_write", "name_beside", "remove_folder", "sync_folder", "write_folder", "write_synced"]
+__all__ = ["atomic_write", "is_pickle", "name_beside", "remove_folder", "sync_folder", "write_folder", "write_synced"]
 
+_PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _PIECE = 2**24  # bytes a write: a signal or a full disk is noticed soon, and few calls are made
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file's ending says that it is a pickle: such are not opened, for opening one can run code."""
+    return path.suffix.lower() in _PICKLES
 
 
 def name_beside(path: Path) -> Path:

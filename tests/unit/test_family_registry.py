@@ -45,7 +45,7 @@ def test_a_v_prediction_base_says_so(tiny_base_v: Path) -> None:
     assert noise.alphas_cumprod_T[-1] == 0  # zero terminal SNR
 
 
-@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.pth", "model.bin"])
+@pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.pth", "model.bin", "model.pickle", "MODEL.CKPT"])
 def test_a_pickle_is_refused_unopened(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"\x80\x04")

@@ -12,11 +12,11 @@ import veneer.base
 from veneer.errors import UserError
 from veneer.family.base import Family
 from veneer.family.quiet import quietly
+from veneer.files import is_pickle
 
 __all__ = ["BUNDLED", "detect", "detect_on_hub", "load_family", "telling"]
 
 BUNDLED = "bundled"
-_PICKLES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
 _HUB_ID_PARTS = 2  # owner/name
 _ALONE = (
     "a single file needs its configs: from the hub, or from the diffusers folder (model_index.json) that it lies in"
@@ -86,7 +86,7 @@ def load_family(base: str) -> Family:
     if base == BUNDLED:
         base = str(veneer.base.path())
     path = Path(base).expanduser()
-    if path.suffix in _PICKLES:
+    if is_pickle(path):
         raise UserError(
             f"{path.suffix} is a pickle, which can run code when it is opened",
             where=path,

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from veneer.adapter.spec import Factors, LoraFactors
 from veneer.errors import UserError
-from veneer.files import atomic_write
+from veneer.files import atomic_write, is_pickle
 from veneer.weights.layouts import DIFFUSERS_KEY, Layout, factors_of, layout_of, network_of, resolve, to_diffusers
-from veneer.weights.safe import PICKLES, check_finite, decode, encode, encoded_bytes
+from veneer.weights.safe import check_finite, decode, encode, encoded_bytes
 
 __all__ = [
     "FILE_NAME",
@@ -91,7 +91,7 @@ def save(adapter: AdapterFile, path: Path) -> str:
     """
     if not adapter.factors:
         raise UserError("the adapter is empty", where=path)
-    if path.suffix.lower() in PICKLES:
+    if is_pickle(path):
         raise UserError(
             f"{path.suffix} is a pickle's ending, and no pickle is read", where=path, remedy="use .safetensors"
         )

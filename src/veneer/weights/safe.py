@@ -14,11 +14,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from veneer.errors import UserError
+from veneer.files import is_pickle
 
-__all__ = ["PICKLES", "check_finite", "decode", "encode", "encoded_bytes", "first_not_finite"]
+__all__ = ["check_finite", "decode", "encode", "encoded_bytes", "first_not_finite"]
 
-PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
-"""Endings of files that are pickles, and are not opened."""
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(1, 6)))
 """torch.save writes a zip; before 1.6, and pickle itself, a protocol mark."""
 
@@ -69,7 +68,7 @@ def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         UserError: it is a pickle (which is not opened, for opening one can run code), is cut short, or holds what
             :func:`check_finite` refuses.
     """
-    if path.suffix.lower() in PICKLES:
+    if is_pickle(path):
         raise _pickle(path)
     try:
         content = path.read_bytes()
