@@ -23,7 +23,7 @@ from veneer.engine import frozen
 from veneer.engine.lora_linear import Adapter, Layer, Linear, Operands, adapted, output
 from veneer.engine.quantized import Quantized
 from veneer.engine.saving import remember, remembers_products
-from veneer.engine.standing import plain_class, stand
+from veneer.engine.standing import STANDS_FOR, plain_base, plain_class
 
 __all__ = ["OWN"]
 
@@ -34,10 +34,7 @@ def _plain(module: nn.Module) -> Callable[..., Any]:
     Not by ``super()``: a layer may be called by a ``forward`` that somebody (accelerate's hooks) took of it while it
     was prepared, and be of its plain class again.
     """
-    return MethodType(getattr(type(module), _STANDS_FOR, type(module)).forward, module)
-
-
-_STANDS_FOR = "_veneer_stands_for"
+    return MethodType(plain_base(type(module)).forward, module)
 
 
 def _is_frozen(*modules: nn.Module) -> bool:
@@ -277,10 +274,9 @@ _KINDS: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
 def _make(kind: type[nn.Module], plain: type[nn.Module]) -> type[nn.Module]:
     """A class of this module, found by its name when a network is copied or pickled."""
     package = plain.__module__.partition(".")[0].capitalize()
-    about = {"__module__": __name__, "__doc__": plain.__doc__, _STANDS_FOR: plain}
+    about = {"__module__": __name__, "__doc__": plain.__doc__, STANDS_FOR: plain}
     own = type(f"{package}{plain.__name__}", (kind, plain), about)
     globals()[own.__name__] = own
-    stand(own, plain)
     return own
 
 

@@ -301,6 +301,7 @@ class _Adapted(torch.autograd.Function):
         bias: Tensor | None,
         adapter: Adapter,
     ) -> Tensor:
+        """Shapes as :func:`adapted` has them; what backward needs is kept, in the order of work that is cheapest."""
         operands = Operands(x, weight, down, up, mask)
         ctx.adapter, ctx.plan = adapter, _plan(operands, adapter)
         y, low = _output(operands, bias, adapter, ctx.plan)

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["FORWARD", "is_prepared", "plain_class", "stand"]
+__all__ = ["FORWARD", "STANDS_FOR", "is_prepared", "plain_base", "plain_class"]
 
 FORWARD = "_veneer_forward"
 """Where a prepared network, not each of its layers, has what it does when it is called."""
 
-_PLAIN: dict[type[nn.Module], type[nn.Module]] = {}
-
-
-def stand(own: type[nn.Module], plain: type[nn.Module]) -> None:
-    """Let one class stand for another."""
-    _PLAIN[own] = plain
+STANDS_FOR = "_veneer_stands_for"
+"""The attribute of one of our classes that has the plain class; classes made of ours by others inherit it."""
 
 
 def plain_class(own: type[nn.Module]) -> type[nn.Module]:
-    """What a class stands for: itself, if it is none of ours."""
-    return _PLAIN.get(own, own)
+    """What a class stands for: itself, if it is none of ours, be it made of one."""
+    plain: type[nn.Module] = vars(own).get(STANDS_FOR, own)
+    return plain
+
+
+def plain_base(kind: type[nn.Module]) -> type[nn.Module]:
+    """The same, of classes that others made of ours as well."""
+    plain: type[nn.Module] = getattr(kind, STANDS_FOR, kind)
+    return plain
 
 
 def is_prepared(network: nn.Module) -> bool:
     """Whether it, or a part of it, is."""
-    return any(type(module) in _PLAIN or FORWARD in vars(module) for module in network.modules())
+    return any(STANDS_FOR in vars(type(module)) or FORWARD in vars(module) for module in network.modules())
