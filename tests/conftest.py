@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from veneer.family.base import Family
 
 # one thread a process, before torch is loaded: files are tested beside one another, a process for each core
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -126,6 +129,14 @@ def write_tiny_base(folder: Path, prediction: str, zero_terminal_snr: bool) -> P
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a tiny random base that predicts epsilon; read only."""
     return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny", "epsilon", zero_terminal_snr=False)
+
+
+@pytest.fixture(scope="module")
+def family(tiny_base: Path) -> Family:
+    """The tiny base, loaded once for a file's tests; each leaves it as it found it."""
+    from veneer.family.registry import load_family
+
+    return load_family(str(tiny_base))
 
 
 @pytest.fixture(scope="session")

@@ -152,11 +152,6 @@ def test_runs_hold_the_rows_with_an_adapter_once_and_pad_little(ranks: list[int]
 
 
 @pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
-
-
-@pytest.fixture(scope="module")
 def adapters(family: Family) -> dict[str, Factors]:
     """Of different ranks, scales, targets and networks."""
     unet = {"unet": family.networks["unet"]}

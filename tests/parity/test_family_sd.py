@@ -11,12 +11,6 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from veneer.family.base import Family
-from veneer.family.registry import load_family
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 @pytest.fixture(scope="module")

@@ -30,11 +30,6 @@ from veneer.weights.file import FILE_NAME
 NEWEST = Resume()
 
 
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
-
-
 @pytest.fixture(autouse=True)
 def loaded_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run gives the base its bits back, so one is enough for all."""

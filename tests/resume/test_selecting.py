@@ -16,7 +16,6 @@ from veneer.errors import UserError
 from veneer.evaluate.figures import Evaluated, read_evaluation
 from veneer.evaluate.heldout import Losses, Ruler, evaluate
 from veneer.family.base import Family
-from veneer.family.registry import load_family
 from veneer.run.folder import BEST, CHECKPOINTS
 from veneer.run.resume import Resume
 from veneer.run.selecting import BestKept, EarlyStopped
@@ -28,11 +27,6 @@ from veneer.weights.file import FILE_NAME, info, load
 NEWEST = Resume()
 # by step: the best is that of step 4, and after it come none that are better
 COURSE = {1: 0.9, 2: 0.8, 3: 0.85, 4: 0.5, 5: 0.6, 6: 0.55, 7: 0.7, 8: 0.9}
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 @pytest.fixture(autouse=True)

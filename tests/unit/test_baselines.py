@@ -19,14 +19,8 @@ from tools.publish import published
 from veneer.config.load import build_config
 from veneer.data.preflight import survey
 from veneer.family.base import Family
-from veneer.family.registry import load_family
 
 NAMES = list(METHODS)
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 def predict(family: Family) -> torch.Tensor:

@@ -17,12 +17,6 @@ from veneer.data.preflight import Dataset, survey
 from veneer.errors import UserError
 from veneer.evaluate.copying import Painted, copying_sheet, find_copies, picture_of
 from veneer.family.base import Family
-from veneer.family.registry import load_family
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 @pytest.fixture(scope="module")

@@ -27,14 +27,8 @@ from veneer.evaluate.heldout import (
     kinds_of,
 )
 from veneer.family.base import Family
-from veneer.family.registry import load_family
 from veneer.plan.account import specs_of
 from veneer.train.events import Finished
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 @pytest.fixture(scope="module")

@@ -23,18 +23,12 @@ from veneer.evaluate.figures import EVALUATION, Evaluation, read_evaluation
 from veneer.evaluate.others import captions_of_others
 from veneer.evaluate.scores import Models
 from veneer.family.base import Family
-from veneer.family.registry import load_family
 from veneer.run.evaluating import Evaluating, evaluate_adapter
 from veneer.run.folder import CONFIG, COPYING, EVALUATED
 from veneer.run.training import run_training
 from veneer.weights.file import FILE_NAME
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 @pytest.fixture(autouse=True)

@@ -12,17 +12,11 @@ from torch import nn
 from tests.training import bits_of, tiny_config, tiny_run
 from veneer.errors import UserError
 from veneer.family.base import Family
-from veneer.family.registry import load_family
 from veneer.plan.account import plan, specs_of
 from veneer.train.events import Finished, Planned
 from veneer.weights.file import AdapterFile, info, save
 
 METADATA = {"veneer.version": "0.1.0", "trigger": "Ölgemälde, 油画"}
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 ADAPTERS: dict[str, dict[str, Any]] = {

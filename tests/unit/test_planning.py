@@ -40,11 +40,6 @@ MB = 10**6
 
 
 @pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
-
-
-@pytest.fixture(scope="module")
 def config(tiny_base: Path, tiny_pictures: Path) -> RunConfig:
     return tiny_config(
         tiny_pictures, base=str(tiny_base), train={"memory": "exact", "offload": False}, data={"held_out": 0.0}

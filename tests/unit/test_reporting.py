@@ -22,7 +22,6 @@ from veneer.errors import UserError
 from veneer.evaluate.figures import EVALUATION, read_evaluation, write_evaluation
 from veneer.evaluate.plain import to_plain
 from veneer.family.base import Family
-from veneer.family.registry import load_family
 from veneer.run.course import read_log
 from veneer.run.evaluating import Evaluating, evaluate_adapter
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, PLAN, REPORT, REPORT_DATA, SAMPLES, SHEET, clear
@@ -35,11 +34,6 @@ from veneer.weights.file import FILE_NAME
 
 ROOT = Path(__file__).parents[2]
 PROMPTS = ["a red cross", "a <b>bold</b> cat"]
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 @pytest.fixture(autouse=True)

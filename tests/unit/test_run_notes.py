@@ -14,13 +14,7 @@ from veneer.config.load import write_config
 from veneer.data import preflight
 from veneer.data.preflight import survey
 from veneer.family.base import Family
-from veneer.family.registry import load_family
 from veneer.run.notes import notes_on
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 def pictures_in(folder: Path, captions: list[str], side: int = 16) -> Path:

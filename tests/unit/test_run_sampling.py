@@ -15,7 +15,6 @@ from tests.running import killed, logged, quick_config, told
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.family.base import Family
-from veneer.family.registry import load_family
 from veneer.run import sampling, sheets
 from veneer.run.compare import paint
 from veneer.run.folder import SAMPLES, TIMELAPSE, sheets_in
@@ -26,11 +25,6 @@ from veneer.sample.sheet import table_of
 from veneer.train.events import StepDone, Warned
 
 PROMPTS = ["a red cross", "a blue circle"]
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 @pytest.fixture

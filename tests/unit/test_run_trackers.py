@@ -19,7 +19,6 @@ from veneer.cli.main import main
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig, TrackingConfig
 from veneer.family.base import Family
-from veneer.family.registry import load_family
 from veneer.run.folder import SAMPLES, TENSORBOARD
 from veneer.run.resume import Resume
 from veneer.run.smooth import Smooth
@@ -32,11 +31,6 @@ from veneer.weights.file import FILE_NAME
 
 FAKES = Path(__file__).parents[1] / "fakes"
 GOES_ON = Resume()
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 @pytest.fixture

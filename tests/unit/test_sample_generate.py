@@ -19,11 +19,6 @@ PROMPTS = ("a cat", "the dog", "a cat")
 SEEDS = (3, 4, 5)
 
 
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
-
-
 def levels(pictures: list[Image.Image]) -> np.ndarray:
     return np.stack([np.asarray(picture, dtype=np.int16) for picture in pictures])
 

@@ -16,15 +16,9 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tests.training import tiny_config, trainer_on
 from veneer.errors import UserError
 from veneer.family.base import Family
-from veneer.family.registry import load_family
 from veneer.train.average import Average, decay_at
 from veneer.train.events import CheckpointDue, Finished, SampleDue, StepDone
 from veneer.train.loop import Trainer
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 def random_walk(steps: int) -> list[Tensor]:

@@ -16,13 +16,7 @@ from veneer.data.preflight import survey
 from veneer.data.transform import load_pixels
 from veneer.family.base import Family, LatentDistribution
 from veneer.family.cache import Encoder
-from veneer.family.registry import load_family
 from veneer.train.step import MicroBatch
-
-
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
 
 
 def micros_of(family: Family, pictures: Path, step: int, **sections: Any) -> list[MicroBatch]:

@@ -39,11 +39,6 @@ from veneer.weights.file import AdapterFile
 from veneer.weights.file import save as save_file
 
 
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
-
-
 def trained(config: Any, family: Family) -> Factors:
     last = tiny_run(config, family)[-1]
     assert isinstance(last, Finished)

@@ -23,11 +23,6 @@ from veneer.train.step import MicroBatch, NonFinite, train_step
 BOTH: dict[str, Any] = {"text_encoder": {}}
 
 
-@pytest.fixture(scope="module")
-def family(tiny_base: Path) -> Family:
-    return load_family(str(tiny_base))
-
-
 def split(pictures: Path, batch: int, accumulate: int, **adapter: Any) -> Any:
     return tiny_config(pictures, train={"batch": batch, "accumulate": accumulate}, adapter=adapter)
 
