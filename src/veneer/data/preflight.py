@@ -23,11 +23,12 @@ from veneer.data.manifest import Entry, Listing, Manifest, Rejected, Sample, con
 from veneer.errors import UserError
 from veneer.keyed import key
 
-__all__ = ["Dataset", "enlarged", "lookalikes", "near_duplicates", "read_prior", "survey"]
+__all__ = ["THUMB", "Dataset", "enlarged", "lookalikes", "near_duplicates", "read_prior", "survey"]
 
 Thumb = NDArray[np.uint8]
 
-_THUMB = 8
+THUMB = 8
+"""Cells along a side of a thumbnail, by which pictures that look alike are told."""
 _NEAR = 24
 """Levels of 255 by which no cell of two alike thumbnails differs. Of 1,000 emoji drawings, 99 % of the copies resized
 or saved as JPEG of quality 75 or 90 stayed within it, and of the 499,500 pairs of different drawings none did."""
@@ -126,7 +127,7 @@ def _look(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Thumb
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from None
     image = decode(content, background)
-    thumb = np.asarray(image.resize((_THUMB, _THUMB), Image.Resampling.BOX))
+    thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
     return Sample(content_id(content), entry.path, entry.captions, *image.size, entry.repeats), thumb
 
 

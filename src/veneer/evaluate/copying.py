@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Sample
-from veneer.data.preflight import Dataset, lookalikes
+from veneer.data.preflight import THUMB, Dataset, lookalikes
 from veneer.data.transform import load_centered
 from veneer.errors import UserError
 from veneer.evaluate.figures import Copying, Neighbour
@@ -32,8 +32,6 @@ __all__ = ["Painted", "copying_sheet", "find_copies", "picture_of"]
 _ENOUGH = 20
 """Held-out pictures from which on they are the yardstick alone: by luck one sample in 21 is nearer than all of them."""
 _COLUMNS = 8
-_THUMB = 8
-"""Cells along a side of the thumbnails by which lookalikes are told, as the preflight's."""
 
 
 @dataclass(frozen=True)
@@ -123,8 +121,8 @@ class _Gallery:
 
 
 def _thumb(pixels_CHW: Tensor) -> npt.NDArray[np.uint8]:
-    """A picture (3, H, W) in [-1, 1] as the means of a few cells (8, 8, 3), 0 to 255."""
-    cells_CHW = nn.functional.adaptive_avg_pool2d(pixels_CHW, _THUMB).add(1.0).mul(127.5).round().to(torch.uint8)
+    """A picture (3, H, W) in [-1, 1] as the means of a few cells (8, 8, 3), 0 to 255; as the preflight has it."""
+    cells_CHW = nn.functional.adaptive_avg_pool2d(pixels_CHW, THUMB).add(1.0).mul(127.5).round().to(torch.uint8)
     thumb: npt.NDArray[np.uint8] = cells_CHW.permute(1, 2, 0).numpy()
     return thumb
 

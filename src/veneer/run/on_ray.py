@@ -10,6 +10,7 @@ That is no failure: it is noted in the trial's folder, and the same call again t
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,7 +70,7 @@ def need_ray() -> None:
     # it would take what Ctrl-C cut for what its scheduler stopped
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     try:
-        import ray  # noqa: F401
+        importlib.import_module("ray")
     except ImportError:
         raise UserError("is not installed", where="--on ray", remedy="pip install 'veneer[ray]'") from None
 

@@ -109,9 +109,9 @@ def run_study(study: Study, folder: Path, *, on: str = "here", listen: Listener 
     """Train every point with every seed, measure each on the same held-out pictures, and compare them.
 
     Everything that can be refused is refused before the first training: a place or a library that there is not, before
-    the pictures are read. Trials that are done are not done again: they
-    are known by a hash of their configuration, base and pictures. One that fails is named in the table, and is tried
-    again by the next call. The table is written anew after each.
+    the pictures are read. Trials that are done are not done again: they are known by a hash of their configuration,
+    base and pictures. One that fails is named in the table, and is tried again by the next call. The table is written
+    anew after each.
 
     Args:
         study: from ``load_study``.

@@ -172,7 +172,7 @@ def no_held_out(evidence: Evidence) -> Finding | None:
         return None
     said = (f"0 pictures are held out of {pictures.train}, and data.held_out is {asked}",)
     enough = pictures.train >= 2 * SCORED_PICTURES
-    share = round(max(0.1, 1.5 / max(1, pictures.train)), 2)
+    share = round(max(0.1, 1.5 / pictures.train), 2)
     changes = (Change("data.held_out", share, "keeps some from training"),) if enough else ()
     advice = () if enough else ("two pictures more, kept in a folder for data.held_out, are better than none",)
     what = "No picture is held out, so nobody can tell whether the adapter learned or memorised."
