@@ -25,15 +25,15 @@ def main(base: str, data: Path | None, output: Path, steps: int) -> None:
     # and of its pictures' pixels, so that here a batch of 8 is cheap and a rate ten times as high still stable. Its
     # colours burn at the usual guidance of 4.
     bundled = base == "bundled"
-    train_as = {"batch": 8, "optimizer": {"rate": 1e-3}} if bundled else {}
+    train_as = {"batch_size": 8, "learning_rate": 1e-3} if bundled else {}
     sample_as = {"guidance": 2.5} if bundled else {}
     config = veneer.build_config(
         {
             "base": base,
-            "output": str(output),
+            "output": {"dir": str(output)},
             "data": {"sources": [{"path": str(train)}], "held_out": held_out},
             "adapter": {"rank": 4},
-            "train": {"steps": steps, **train_as},
+            "train": {"max_steps": steps, **train_as},
             "sample": sample_as,
         },
         origin="the example's config",

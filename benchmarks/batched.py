@@ -113,7 +113,7 @@ def _ways(bench: _Bench, folder: Path) -> dict[str, Callable[[], object]]:
     for name, factors in adapters.items():
         bank.add(name, factors)
 
-    def together() -> None:
+    def distributed() -> None:
         with bank.rows(names, guidance=bench.copies == 2):
             bench.run(bench.pipeline, PICTURES)
 
@@ -139,7 +139,7 @@ def _ways(bench: _Bench, folder: Path) -> dict[str, Callable[[], object]]:
 
     return {
         BASE: lambda: bench.run(bench.pipeline, PICTURES),
-        BANK: together,
+        BANK: distributed,
         PEFT: mixed,
         ALONE: lambda: [bench.run(bench.pipeline, 1) for _ in names],
         FUSE: lambda: one_by_one(bench.fusing, (peers.fused(bench.fusing, files[name]) for name in names)),

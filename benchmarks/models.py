@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 import veneer
-from veneer.adapter.locate import layers_of
+from veneer.adapter.layers import layers_of
 from veneer.adapter.spec import Factors, LoraFactors
 
 __all__ = [

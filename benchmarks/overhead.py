@@ -30,7 +30,7 @@ from tools.publish import publish
 from veneer.cli.progress import Progress
 from veneer.config.schema import RunConfig
 from veneer.run import sampling
-from veneer.run.log import EventLog, Teller
+from veneer.run.log import EventBus, EventLog
 from veneer.run.tracking import Tracking
 from veneer.train.events import Finished, Planned
 
@@ -79,9 +79,9 @@ def metering(meter: Meter) -> Iterator[None]:
         (EventLog, "__call__", LOG),
         (Tracking, "__call__", TRACKER),
         (Tracking, "__exit__", TRACKER),
-        (sampling.Painter, "paint", SHEETS),
+        (sampling.SampleWriter, "paint", SHEETS),
         (sampling, "paint", None),
-        (Teller, "__call__", LOG),
+        (EventBus, "__call__", LOG),
     ]
     with ExitStack() as patched:
         for place, attribute, name in timed:
@@ -107,15 +107,15 @@ def measure(config: RunConfig) -> dict[str, Any]:
     meter, times = Meter(), {}
     with open(os.devnull, "w") as nowhere, metering(meter), Progress(_terminal(nowhere)) as progress:
 
-        def listen(event: object) -> None:
+        def callback(event: object) -> None:
             if isinstance(event, (Planned, Finished)):
                 times[type(event)] = time.perf_counter()
             progress(event)
 
-        veneer.run_training(config, listen=listen)
+        veneer.run_training(config, callback=callback)
     training = times[Finished] - times[Planned]
     shown = {name: round(meter.seconds[name], 4) for name in WHAT}
-    return {"machine": machine(), "steps": config.train.steps, "training": round(training, 2), "shown": shown}
+    return {"machine": machine(), "steps": config.train.max_steps, "training": round(training, 2), "shown": shown}
 
 
 def _terminal(nowhere: TextIO) -> Console:
@@ -127,9 +127,9 @@ def config_in(folder: Path, steps: int) -> RunConfig:
     return veneer.build_config(
         {
             "base": "bundled",
-            "output": str(folder / "run"),
+            "output": {"dir": str(folder / "run")},
             "data": {"sources": [{"path": str(veneer.demo_path() / "train")}], "held_out": 0.0},
-            "train": {"steps": steps, "optimizer": {"rate": 2e-3}},
+            "train": {"max_steps": steps, "learning_rate": 2e-3},
             "sample": {"every": 100, "steps": 10, "prompts": ["a turtle", "a violin", "a castle", "a carrot"]},
             "tracking": {"trackers": ["tensorboard"]},
         },

@@ -17,8 +17,8 @@ import torch
 import veneer
 from benchmarks import models
 from benchmarks.page import figures_of, keep, machine, show
-from veneer.engine.memory import memory_in_use
-from veneer.engine.peak import PeakMemory
+from veneer.engine.memory_usage import memory_in_use
+from veneer.engine.peak_memory import PeakMemory
 
 NAME = "peak_memory"
 BAR = 0.33

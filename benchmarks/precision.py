@@ -22,11 +22,11 @@ from benchmarks.page import ROOT, figures_of, keep, machine
 from benchmarks.timing import interleaved, ratio
 from tools.publish import publish
 from veneer.data.preflight import Dataset, survey
-from veneer.engine.forms import FORMS, NONE
+from veneer.engine.quantization import FORMS, NONE
 from veneer.engine.quantized import parameter_count, quantize
 from veneer.evaluate.heldout import Losses, chosen, heldout_losses, paired_difference
-from veneer.plan.ledger import Ledger
-from veneer.plan.published import PUBLISHED
+from veneer.family.published import PUBLISHED
+from veneer.plan.tracer import MemoryTracer
 from veneer.train.loop import Trainer
 from veneer.train.step import train_step
 
@@ -75,9 +75,9 @@ def weights_of(make: Callable[[], nn.Module], form: str) -> dict[str, int]:
     plain = make()
     linear = sum(m.weight.nbytes for m in plain.modules() if type(m) is nn.Linear)
     whole = sum(parameter.nbytes for parameter in plain.parameters())
-    ledger = Ledger(torch.device("cpu"))
-    with ledger.open():
-        held = ledger.furnish(plain, torch.float32)
+    tracer = MemoryTracer(torch.device("cpu"))
+    with tracer.open():
+        held = tracer.furnish(plain, torch.float32)
         quantize(held, form)
     tensors = [*held.parameters(), *(b for b in held.buffers() if b.dtype == torch.uint8)]
     total = sum(tensor.nbytes for tensor in tensors)
@@ -101,8 +101,8 @@ def _config(form: str, pictures: int) -> veneer.RunConfig:
     values: dict[str, Any] = {
         "base": "bundled",
         "data": {"sources": [{"path": str(demo / "train")}], "held_out": str(demo / "held_out"), "resolution": _SIDE},
-        "train": {"quantize": form, "batch": 4, "memory": "lean"},
-        "evaluate": {"pictures": pictures},
+        "train": {"quantization": form, "batch_size": 4, "memory": "lean"},
+        "validation": {"pictures": pictures},
     }
     return veneer.build_config(values, "benchmark")
 
@@ -116,7 +116,7 @@ def _step(form: str, base: Any, dataset: Dataset, pictures: int) -> Callable[[],
     """A step on pictures that are encoded already; the trainer is left open as long as the base is there."""
     trainer = Trainer(_config(form, pictures), base, dataset)
     micros = trainer.feed.micros(0)
-    return lambda: train_step(trainer.learner, 0, micros)
+    return lambda: train_step(trainer.context, 0, micros)
 
 
 def section(figures: dict[str, Any]) -> str:
@@ -133,7 +133,7 @@ def _weights(figures: dict[str, Any]) -> list[str]:
     return [
         "Stable Diffusion 1.5's UNet, in MB (10^6 bytes), counted:",
         "",
-        "| `train.quantize` | linear layers | all else | together | of float32 |",
+        "| `train.quantization` | linear layers | all else | together | of float32 |",
         "| --- | --- | --- | --- | --- |",
         *(
             f"| `{form}` | {linear / 1e6:,.1f} | {rest / 1e6:,.1f} | {both / 1e6:,.1f} | {both / whole:.3f} |"
@@ -148,7 +148,7 @@ def _skill(figures: dict[str, Any]) -> list[str]:
         f"The bundled base, on {figures['machine']}. Held-out loss of the base itself beside float32's "
         f"({losses[NONE]['base']:.4f}), with a 95 % interval over pictures; a training step of batch 4:",
         "",
-        "| `train.quantize` | loss over float32's | step, ms | over float32's |",
+        "| `train.quantization` | loss over float32's | step, ms | over float32's |",
         "| --- | --- | --- | --- |",
         *(_row(form, losses[form], seconds[form], seconds[NONE]) for form in _ALL),
     ]

@@ -75,15 +75,15 @@ def config_in(folder: Path, memory: str) -> RunConfig:
     return veneer.build_config(
         {
             "base": "bundled",  # named only; the networks are given
-            "output": str(folder / "run"),
+            "output": {"dir": str(folder / "run")},
             "data": {
                 "sources": [{"path": str(folder / "pictures")}],
                 "held_out": 0.0,
                 "resolution": PIXELS,
             },
-            "train": {"steps": 10_000, "batch": 1, "memory": memory, "checkpoint_every": 0},
+            "train": {"max_steps": 10_000, "batch_size": 1, "memory": memory, "checkpoint_every": 0},
             "sample": {"every": 0},
-            "evaluate": {"every": 0},
+            "validation": {"every": 0},
         },
         origin="benchmark",
     )

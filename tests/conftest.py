@@ -11,7 +11,7 @@ import pytest
 from hypothesis import settings
 
 if TYPE_CHECKING:
-    from veneer.family.base import Family
+    from veneer.family.protocol import Family
 
 # one thread a process, before torch is loaded: files are tested beside one another, a process for each core
 os.environ.setdefault("OMP_NUM_THREADS", "1")

@@ -9,7 +9,7 @@ import torch
 
 from veneer.config.schema import RunConfig
 from veneer.plan.account import Plan
-from veneer.run.planning import Pictures, Sketch, rehearse
+from veneer.plan.rehearsal import Pictures, Sketch, rehearse
 
 __all__ = ["plans_once"]
 

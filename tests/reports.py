@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from veneer.config.load import build_config, write_config
-from veneer.evaluate.figures import (
+from veneer.evaluate.results import (
     Band,
     Copying,
     Evaluated,
@@ -20,7 +20,7 @@ from veneer.evaluate.figures import (
     Score,
     verdict_of,
 )
-from veneer.evaluate.report.content import (
+from veneer.report.content import (
     Advised,
     Course,
     Curve,
@@ -147,7 +147,7 @@ def numbers_in(value: Any) -> Iterator[float]:
 def write_run(folder: Path, steps: int, lines: list[dict[str, Any]], **sections: Any) -> Path:
     """A run's folder of which there is but a config and a log."""
     data = {"sources": [{"path": "no/such/pictures"}]}
-    config = build_config({"base": "bundled", "data": data, "train": {"steps": steps}, **sections}, "test")
+    config = build_config({"base": "bundled", "data": data, "train": {"max_steps": steps}, **sections}, "test")
     folder.mkdir(parents=True)
     write_config(config, folder / CONFIG)
     text = "".join(json.dumps(line) + "\n" for line in lines)

@@ -13,11 +13,11 @@ from veneer.config.load import build_config
 from veneer.config.schema import RunConfig
 from veneer.run.folder import CHECKPOINTS, LOG
 from veneer.run.resume import Resume
-from veneer.run.training import run_training
+from veneer.run.session import run_training
 from veneer.weights.checkpoint import STATE, checkpoints_in
 from veneer.weights.file import FILE_NAME
 
-Listener = Callable[[object], None]
+Callback = Callable[[object], None]
 
 
 class Killed(BaseException):
@@ -28,30 +28,30 @@ def quick_config(base: Path, pictures: Path, output: Path, **sections: Any) -> R
     """Six steps, a checkpoint after each, and hardly a picture painted."""
     values: dict[str, Any] = {
         "base": str(base),
-        "output": str(output),
+        "output": {"dir": str(output)},
         "data": {"sources": [{"path": str(pictures)}]},
-        "train": {"steps": 6, "batch": 2, "optimizer": {"rate": 0.01}, "checkpoint_every": 1},
+        "train": {"max_steps": 6, "batch_size": 2, "learning_rate": 0.01, "checkpoint_every": 1},
         "sample": {"prompts": ["a red cross"], "steps": 1},
-        "evaluate": {"draws": 1},
+        "validation": {"draws": 1},
         "tracking": {"trackers": []},
     }
     return build_config(laid_over(values, sections), "test")
 
 
-def killing(kind: type, step: int) -> Listener:
+def killing(kind: type, step: int) -> Callback:
     """Dies when it is told of an event of a step."""
 
-    def listen(event: object) -> None:
+    def callback(event: object) -> None:
         if isinstance(event, kind) and getattr(event, "step", None) == step:
             raise Killed
 
-    return listen
+    return callback
 
 
 def killed(config: RunConfig, kind: type, step: int, resume: Resume | None = None) -> None:
     """Run until an event of a step, and die."""
     try:
-        run_training(config, resume=resume, listen=killing(kind, step))
+        run_training(config, resume=resume, callback=killing(kind, step))
     except Killed:
         return
     raise AssertionError(f"no {kind.__name__} of step {step}")
@@ -60,7 +60,7 @@ def killed(config: RunConfig, kind: type, step: int, resume: Resume | None = Non
 def told(config: RunConfig, resume: Resume | None = None, *, overwrite: bool = False) -> list[Any]:
     """All that a run tells until its end."""
     events: list[Any] = []
-    run_training(config, overwrite=overwrite, resume=resume, listen=events.append)
+    run_training(config, overwrite=overwrite, resume=resume, callback=events.append)
     return events
 
 

@@ -10,17 +10,18 @@ from typing import Any
 import pytest
 import torch
 
-from veneer.adapter.locate import layers_of
+from veneer.adapter.layers import layers_of
 from veneer.adapter.spec import LoraFactors
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset
-from veneer.family.base import Family
-from veneer.keyed import torch_generator
-from veneer.run import studying, trial
-from veneer.run.base import load_base
+from veneer.family.loading import load_base
+from veneer.family.protocol import Family
+from veneer.rng import torch_generator
 from veneer.run.folder import CONFIG
 from veneer.run.identity import Identity
+from veneer.study import run as study_run
+from veneer.study import trial
 from veneer.weights.file import FILE_NAME, AdapterFile, save
 
 __all__ = ["Heard", "draw_adapter", "lighten", "shared_base"]
@@ -31,7 +32,7 @@ def lighten(patch: pytest.MonkeyPatch) -> None:
 
     A study leaves its base as it was, so all of them can share one; ``test_study_runs.py`` sees that it does.
     """
-    patch.setattr(studying, "plot", lambda table, title: b"a plot")
+    patch.setattr(study_run, "plot", lambda table, title: b"a plot")
     patch.setattr(trial, "PeakMemory", lambda device: SimpleNamespace(bytes=lambda: 10**8))
     patch.setattr(trial, "load_base", shared_base)
 
@@ -56,19 +57,19 @@ class Heard:
 
 
 def draw_adapter(
-    run: Identity, family: Family, pictures: Dataset, listen: Callable[[object], None]
+    run: Identity, family: Family, pictures: Dataset, callback: Callable[[object], None]
 ) -> tuple[float, int | None]:
     """Stands for a training where a test asks what is trained, not how: an adapter drawn by its seed, and its files."""
     config = run.config
-    endings = tuple(f".{target}" for target in config.adapter.targets)
+    endings = tuple(f".{target}" for target in config.adapter.target_modules)
     factors = {
         path: _drawn(path, tuple(layer.weight.shape), config)
         for path, layer in layers_of({"unet": family.networks["unet"]}).items()
         if path.endswith(endings)
     }
-    config.output.mkdir(parents=True, exist_ok=True)
-    write_config(config, config.output / CONFIG)
-    save(AdapterFile(factors, run.metadata), config.output / FILE_NAME)
+    config.output.dir.mkdir(parents=True, exist_ok=True)
+    write_config(config, config.output.dir / CONFIG)
+    save(AdapterFile(factors, run.metadata), config.output.dir / FILE_NAME)
     return 0.5, 10**8
 
 

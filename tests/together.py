@@ -85,7 +85,7 @@ def begin(count: int, folder: Path, work: Callable[[int], Any]) -> list[Member]:
     return members
 
 
-def together(count: int, folder: Path, work: Callable[[int], Any]) -> list[Member]:
+def distributed(count: int, folder: Path, work: Callable[[int], Any]) -> list[Member]:
     """The same, ended."""
     members = begin(count, folder, work)
     for member in members:

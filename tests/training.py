@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset, survey
-from veneer.family.base import Family
-from veneer.keyed import torch_generator
+from veneer.family.protocol import Family
+from veneer.rng import torch_generator
 from veneer.train.events import Event, StepDone
 from veneer.train.loop import Trainer, train
 from veneer.train.step import train_step
@@ -28,7 +28,7 @@ def tiny_config(pictures: Path, **sections: Any) -> RunConfig:
     values: dict[str, Any] = {
         "base": "tiny",
         "data": {"sources": [{"path": str(pictures)}], "held_out": 0.25},
-        "train": {"steps": 3, "batch": 2, "optimizer": {"rate": 0.01}},
+        "train": {"max_steps": 3, "batch_size": 2, "learning_rate": 0.01},
     }
     return resolve(build_config(laid_over(values, sections), "test"), native_resolution=16)
 
@@ -90,7 +90,7 @@ def gradients_of(config: RunConfig, family: Family, step: int = 0) -> dict[str, 
     """The adapter's gradients in one step."""
     with trainer_on(config, family) as trainer:
         recorder = Recorder(dict(trainer.injection.named_parameters()))
-        train_step(replace(trainer.learner, optimizer=recorder), step, trainer.feed.micros(step))
+        train_step(replace(trainer.context, optimizer=recorder), step, trainer.feed.micros(step))
         return recorder.gradients
 
 

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from veneer.adapter.algebra import combine as combine
-    from veneer.adapter.algebra import merge as merge
     from veneer.adapter.inject import inject as inject
+    from veneer.adapter.merge import combine as combine
+    from veneer.adapter.merge import merge as merge
     from veneer.adapter.resize import resize as resize
     from veneer.adapter.spec import AdapterSpec as AdapterSpec
     from veneer.adapter.spec import LoraFactors as LoraFactors
@@ -27,39 +27,39 @@ if TYPE_CHECKING:
     from veneer.config.load import resolve as resolve
     from veneer.config.load import write_config as write_config
     from veneer.config.schema import RunConfig as RunConfig
-    from veneer.config.study import build_study as build_study
-    from veneer.config.study import load_study as load_study
     from veneer.data.preflight import survey as survey
+    from veneer.doctor.gather import doctor_run as doctor_run
     from veneer.engine.batched import AdapterBank as AdapterBank
-    from veneer.engine.levels import prepare as prepare
+    from veneer.engine.memory_levels import prepare as prepare
     from veneer.errors import UserError as UserError
-    from veneer.evaluate.figures import Evaluation as Evaluation
-    from veneer.evaluate.figures import Score as Score
-    from veneer.evaluate.figures import read_evaluation as read_evaluation
     from veneer.evaluate.heldout import evaluate as score_adapter
-    from veneer.run.base import load_base as load_base
-    from veneer.run.compare import side_by_side as side_by_side
-    from veneer.run.compare import subjects_of as subjects_of
-    from veneer.run.doctoring import doctor_run as doctor_run
-    from veneer.run.evaluating import Evaluating as Evaluating
-    from veneer.run.evaluating import evaluate_adapter as evaluate_adapter
-    from veneer.run.planning import make_plan as make_plan
-    from veneer.run.reporting import write_report as write_report
-    from veneer.run.resizing import Measuring as Measuring
-    from veneer.run.resizing import resize_adapter as resize_adapter
-    from veneer.run.resizing import study_ranks as study_ranks
+    from veneer.evaluate.results import Evaluation as Evaluation
+    from veneer.evaluate.results import Score as Score
+    from veneer.evaluate.results import read_evaluation as read_evaluation
+    from veneer.family.loading import load_base as load_base
+    from veneer.plan.rehearsal import make_plan as make_plan
+    from veneer.report.gather import write_report as write_report
+    from veneer.run.comparison import side_by_side as side_by_side
+    from veneer.run.comparison import subjects_of as subjects_of
     from veneer.run.resume import Resume as Resume
-    from veneer.run.stopping import Interrupted as Interrupted
-    from veneer.run.studying import run_study as run_study
-    from veneer.run.training import run_training as run_training
-    from veneer.run.using import Painting as Painting
-    from veneer.run.using import merge_adapter as merge_adapter
-    from veneer.run.using import sample_adapter as sample_adapter
-    from veneer.run.verify import verify_adapter as verify_adapter
+    from veneer.run.session import run_training as run_training
+    from veneer.run.signals import Interrupted as Interrupted
     from veneer.sample.generate import generate as generate
     from veneer.sample.generate import generate_each as generate_each
     from veneer.sample.sheet import sheet as sheet
+    from veneer.study.config import build_study as build_study
+    from veneer.study.config import load_study as load_study
+    from veneer.study.run import run_study as run_study
     from veneer.train.loop import train as train_adapter
+    from veneer.verbs.evaluate import Evaluating as Evaluating
+    from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
+    from veneer.verbs.resize import Measuring as Measuring
+    from veneer.verbs.resize import resize_adapter as resize_adapter
+    from veneer.verbs.resize import study_ranks as study_ranks
+    from veneer.verbs.sample import Painting as Painting
+    from veneer.verbs.sample import merge_adapter as merge_adapter
+    from veneer.verbs.sample import sample_adapter as sample_adapter
+    from veneer.verbs.verify import verify_adapter as verify_adapter
     from veneer.weights.file import FILE_NAME as FILE_NAME
     from veneer.weights.file import AdapterFile as AdapterFile
     from veneer.weights.file import info as adapter_info
@@ -134,27 +134,27 @@ _HOMES = {
     "AdapterFile": "veneer.weights.file:AdapterFile",
     "AdapterSpec": "veneer.adapter.spec:AdapterSpec",
     "AdapterStack": "veneer.adapter.stack:AdapterStack",
-    "Interrupted": "veneer.run.stopping:Interrupted",
+    "Interrupted": "veneer.run.signals:Interrupted",
     "LoraFactors": "veneer.adapter.spec:LoraFactors",
-    "Measuring": "veneer.run.resizing:Measuring",
-    "Painting": "veneer.run.using:Painting",
+    "Measuring": "veneer.verbs.resize:Measuring",
+    "Painting": "veneer.verbs.sample:Painting",
     "Progress": "veneer.cli.progress:Progress",
     "Resume": "veneer.run.resume:Resume",
     "RunConfig": "veneer.config.schema:RunConfig",
-    "Evaluation": "veneer.evaluate.figures:Evaluation",
-    "read_evaluation": "veneer.evaluate.figures:read_evaluation",
-    "evaluate_adapter": "veneer.run.evaluating:evaluate_adapter",
-    "Evaluating": "veneer.run.evaluating:Evaluating",
-    "Score": "veneer.evaluate.figures:Score",
+    "Evaluation": "veneer.evaluate.results:Evaluation",
+    "read_evaluation": "veneer.evaluate.results:read_evaluation",
+    "evaluate_adapter": "veneer.verbs.evaluate:evaluate_adapter",
+    "Evaluating": "veneer.verbs.evaluate:Evaluating",
+    "Score": "veneer.evaluate.results:Score",
     "UserError": "veneer.errors:UserError",
     "adapter_info": "veneer.weights.file:info",
     "base_path": "veneer.base:path",
     "build_config": "veneer.config.load:build_config",
-    "build_study": "veneer.config.study:build_study",
-    "combine": "veneer.adapter.algebra:combine",
+    "build_study": "veneer.study.config:build_study",
+    "combine": "veneer.adapter.merge:combine",
     "config_from_folder": "veneer.config.load:config_from_folder",
     "demo_path": "veneer.base:demo_path",
-    "doctor_run": "veneer.run.doctoring:doctor_run",
+    "doctor_run": "veneer.doctor.gather:doctor_run",
     "dump_config": "veneer.config.load:dump_config",
     "generate": "veneer.sample.generate:generate",
     "generate_each": "veneer.sample.generate:generate_each",
@@ -162,29 +162,29 @@ _HOMES = {
     "list_presets": "veneer.config.load:list_presets",
     "load_adapter": "veneer.weights.file:load",
     "load_config": "veneer.config.load:load_config",
-    "load_study": "veneer.config.study:load_study",
-    "load_base": "veneer.run.base:load_base",
-    "make_plan": "veneer.run.planning:make_plan",
-    "merge": "veneer.adapter.algebra:merge",
-    "merge_adapter": "veneer.run.using:merge_adapter",
+    "load_study": "veneer.study.config:load_study",
+    "load_base": "veneer.family.loading:load_base",
+    "make_plan": "veneer.plan.rehearsal:make_plan",
+    "merge": "veneer.adapter.merge:merge",
+    "merge_adapter": "veneer.verbs.sample:merge_adapter",
     "resize": "veneer.adapter.resize:resize",
-    "resize_adapter": "veneer.run.resizing:resize_adapter",
-    "prepare": "veneer.engine.levels:prepare",
+    "resize_adapter": "veneer.verbs.resize:resize_adapter",
+    "prepare": "veneer.engine.memory_levels:prepare",
     "resolve": "veneer.config.load:resolve",
-    "run_study": "veneer.run.studying:run_study",
-    "run_training": "veneer.run.training:run_training",
-    "sample_adapter": "veneer.run.using:sample_adapter",
+    "run_study": "veneer.study.run:run_study",
+    "run_training": "veneer.run.session:run_training",
+    "sample_adapter": "veneer.verbs.sample:sample_adapter",
     "save_adapter": "veneer.weights.file:save",
     "score_adapter": "veneer.evaluate.heldout:evaluate",
-    "study_ranks": "veneer.run.resizing:study_ranks",
-    "side_by_side": "veneer.run.compare:side_by_side",
-    "subjects_of": "veneer.run.compare:subjects_of",
+    "study_ranks": "veneer.verbs.resize:study_ranks",
+    "side_by_side": "veneer.run.comparison:side_by_side",
+    "subjects_of": "veneer.run.comparison:subjects_of",
     "sheet": "veneer.sample.sheet:sheet",
     "survey": "veneer.data.preflight:survey",
     "train_adapter": "veneer.train.loop:train",
-    "verify_adapter": "veneer.run.verify:verify_adapter",
+    "verify_adapter": "veneer.verbs.verify:verify_adapter",
     "write_config": "veneer.config.load:write_config",
-    "write_report": "veneer.run.reporting:write_report",
+    "write_report": "veneer.report.gather:write_report",
 }
 """Where each public name lives; the names of subpackages are not among them, for an import of one would hide it."""
 
@@ -193,9 +193,9 @@ def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'veneer' has no attribute {name!r}")
     module, _, attribute = _HOMES[name].partition(":")
-    from veneer.quiet import without_notices
+    from veneer.silence import silence_notices
 
-    with without_notices():
+    with silence_notices():
         value = getattr(import_module(module), attribute)
     globals()[name] = value
     return value

@@ -26,7 +26,7 @@ def main() -> int:
         with open(_HELP, encoding="utf-8") as text:
             sys.stdout.write(text.read())
         return 0
-    from veneer.pages import ask
+    from veneer.malloc import ask
 
     ask()  # before PyTorch is loaded
     try:

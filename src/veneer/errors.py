@@ -10,12 +10,16 @@ class UserError(ValueError):
 
     Args:
         what: what is wrong.
+        code: what kind of mistake it is, for programs and tests: ``room.problem``, such as ``config.unknown_key``.
         where: the file, line or config key it was found in.
         remedy: what to do about it.
     """
 
-    def __init__(self, what: str, *, where: object | None = None, remedy: str | None = None) -> None:
+    def __init__(
+        self, what: str, *, code: str = "unclassified", where: object | None = None, remedy: str | None = None
+    ) -> None:
         self.what = what
+        self.code = code
         self.where = None if where is None else str(where)
         self.remedy = remedy
         text = ": ".join(p for p in (self.where, what) if p) + (f"; {remedy}" if remedy else "")

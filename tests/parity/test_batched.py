@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.equations import lora_forward
-from veneer.adapter.algebra import combine, merge
-from veneer.adapter.locate import layers_of
+from veneer.adapter.layers import layers_of
+from veneer.adapter.merge import combine, merge
 from veneer.adapter.spec import Factors, LoraFactors
 from veneer.engine.batched import AdapterBank, Row
 from veneer.engine.rowwise import runs_of
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.sample.generate import generate, generate_each
 
@@ -78,16 +78,16 @@ def check_layer(layer: Any, x: Tensor, rows: Sequence[Row], ranks: Mapping[str, 
         bank.add(name, {"net.layer": factors})
     base = layer(x)
     with bank.rows(rows, guidance=copies == 2):
-        together = layer(x)
+        distributed = layer(x)
     geometry = {} if isinstance(layer, nn.Linear) else {"stride": layer.stride, "padding": layer.padding}
     for place in range(len(x)):
         parts = _parts(rows[place % len(rows)])
         whole = combine([({"net.layer": made[name]}, weight) for name, weight in parts.items()]).get("net.layer")
         if whole is None:
-            assert torch.equal(together[place], base[place])
+            assert torch.equal(distributed[place], base[place])
         else:
             alone = lora_forward(x[place : place + 1], layer.weight, layer.bias, whole, **geometry)
-            torch.testing.assert_close(together[place : place + 1], alone, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(distributed[place : place + 1], alone, rtol=1e-10, atol=1e-10)
 
 
 def _parts(row: Row) -> dict[str, float]:
@@ -195,17 +195,17 @@ def test_a_denoiser_is_each_row_alone(
         bank.add(name, factors)
     base = denoised(unet, 6 * copies)
     with bank.rows(ROWS, guidance=copies == 2):
-        together = denoised(unet, 6 * copies)
+        distributed = denoised(unet, 6 * copies)
     changed = 0
     for place in range(6 * copies):
         parts = [(adapters[name], weight) for name, weight in _parts(ROWS[place % 6]).items()]
         merged = merge(family.networks, parts)
         alone = denoised(unet, 1, place)[0]
         merged.undo()
-        torch.testing.assert_close(together[place], alone, rtol=0, atol=TOLERANCE[dtype])
-        changed += (together[place] - base[place]).abs().max().item() > 2 * TOLERANCE[dtype]
+        torch.testing.assert_close(distributed[place], alone, rtol=0, atol=TOLERANCE[dtype])
+        changed += (distributed[place] - base[place]).abs().max().item() > 2 * TOLERANCE[dtype]
     assert changed == 4 * copies  # the yardstick can tell: all but None and the one that changes no denoiser
-    assert torch.equal(together[2], base[2])
+    assert torch.equal(distributed[2], base[2])
     assert torch.equal(denoised(unet, 6 * copies), base)
 
 
@@ -213,11 +213,11 @@ def test_under_autocast_it_is_each_row_alone(family: Family, bank: AdapterBank, 
     unet = family.networks["unet"]
     with torch.autocast("cpu", torch.bfloat16):
         with bank.rows(ROWS):
-            together = denoised(unet, 6)
+            distributed = denoised(unet, 6)
         merged = merge(family.networks, [(adapters["all"], 1.0)])
         alone = denoised(unet, 1, 1)
         merged.undo()
-    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=TOLERANCE[torch.bfloat16])
+    torch.testing.assert_close(distributed[1:2], alone, rtol=0, atol=TOLERANCE[torch.bfloat16])
 
 
 def test_channels_last_changes_nothing(tiny_base: Path, bank: AdapterBank, family: Family) -> None:
@@ -283,14 +283,14 @@ def test_pictures_are_those_of_each_adapter_alone(
     family: Family, bank: AdapterBank, adapters: dict[str, Factors], guidance: float
 ) -> None:
     seeds = list(range(6))
-    together = levels(generate_each(family, bank, ROWS, PROMPTS, seeds, steps=3, guidance=guidance, batch=4))
+    distributed = levels(generate_each(family, bank, ROWS, PROMPTS, seeds, steps=3, guidance=guidance, batch=4))
     base = levels(generate(family, PROMPTS, seeds, steps=3, guidance=guidance))
     for place, row in enumerate(ROWS):
         merged = merge(family.networks, [(adapters[name], weight) for name, weight in _parts(row).items()])
         alone = generate(family, PROMPTS[place : place + 1], seeds[place : place + 1], steps=3, guidance=guidance)
         merged.undo()
-        assert np.abs(together[place] - levels(alone)[0]).max() <= 1  # of 255
-        assert (np.abs(together[place] - base[place]).max() > 2) == (row is not None)
+        assert np.abs(distributed[place] - levels(alone)[0]).max() <= 1  # of 255
+        assert (np.abs(distributed[place] - base[place]).max() > 2) == (row is not None)
 
 
 def test_a_plain_diffusers_pipeline(tiny_base: Path, adapters: dict[str, Factors]) -> None:
@@ -307,10 +307,10 @@ def test_a_plain_diffusers_pipeline(tiny_base: Path, adapters: dict[str, Factors
         )
 
     with bank.rows(["all", None, ("text", 2.0)], guidance=True):
-        together = paint(["a cat", "a cat", "the cat"], 0)
+        distributed = paint(["a cat", "a cat", "the cat"], 0)
     merged = merge({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder}, [(adapters["all"], 1.0)])
-    assert np.abs(paint(["a cat"], 0)[0] - together[0]).max() <= 1
+    assert np.abs(paint(["a cat"], 0)[0] - distributed[0]).max() <= 1
     merged.undo()
-    assert np.abs(paint(["a cat"], 1)[0] - together[1]).max() <= 1
+    assert np.abs(paint(["a cat"], 1)[0] - distributed[1]).max() <= 1
     merged = merge({"text_encoder": pipeline.text_encoder}, [(adapters["text"], 2.0)])
-    assert np.abs(paint(["the cat"], 2)[0] - together[2]).max() <= 1
+    assert np.abs(paint(["the cat"], 2)[0] - distributed[2]).max() <= 1

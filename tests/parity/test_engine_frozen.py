@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck
 
 from veneer.engine import frozen, layers
-from veneer.engine.standing import plain_class
+from veneer.engine.class_swap import plain_class
 
 SMALL = st.integers(1, 3)
 

@@ -17,7 +17,7 @@ from torch.nn import functional
 from benchmarks.kept import kept_bytes
 from tests.networks import NETWORKS, Network, gradients, worst
 from veneer.engine import Memory, prepare, quantize
-from veneer.engine.forms import FORMS
+from veneer.engine.quantization import FORMS
 from veneer.engine.quantized import Quantized
 
 LEVELS: tuple[Memory, ...] = ("exact", "lean", "leaner", "checkpoint")

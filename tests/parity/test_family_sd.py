@@ -10,7 +10,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 
 
 @pytest.fixture(scope="module")

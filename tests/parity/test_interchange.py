@@ -21,8 +21,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from veneer.adapter.algebra import combine, merge
 from veneer.adapter.inject import Injection, inject
+from veneer.adapter.merge import combine, merge
 from veneer.adapter.spec import AdapterSpec, Factors
 from veneer.adapter.stack import AdapterStack
 from veneer.weights.file import FILE_NAME, AdapterFile, load, save

@@ -17,9 +17,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tests.equations import lora_forward
-from veneer.adapter.algebra import merge
 from veneer.adapter.functional import delta_weight
 from veneer.adapter.inject import Injection, inject
+from veneer.adapter.merge import merge
 from veneer.adapter.spec import AdapterSpec, LoraFactors
 
 SPEC = AdapterSpec(rank=3, alpha=7.0, targets=("to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in"))

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from veneer.adapter.algebra import merge
 from veneer.adapter.inject import inject
+from veneer.adapter.merge import merge
 from veneer.adapter.spec import AdapterSpec
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 
 _TURNS = 60

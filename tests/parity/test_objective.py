@@ -8,11 +8,11 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
-from veneer.family.base import NoiseSchedule
+from veneer.family.protocol import NoiseSchedule
+from veneer.objective.density import add_noise
 from veneer.objective.loss import Objective
-from veneer.objective.noise import add_noise
-from veneer.objective.param import eps_of, target_of, velocity, x0_of
-from veneer.objective.weight import min_snr, snr
+from veneer.objective.prediction import eps_of, target_of, velocity, x0_of
+from veneer.objective.weighting import min_snr, snr
 
 TOTAL = 1000
 PREDICTIONS = ("epsilon", "v_prediction", "sample")

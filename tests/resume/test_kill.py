@@ -17,11 +17,11 @@ from tests.running import hashes, quick_config, steps_kept
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
 from veneer.family.registry import load_family
-from veneer.keyed import uniform
+from veneer.rng import uniform
 from veneer.run.folder import CHECKPOINTS
 from veneer.run.lock import LOCK
 from veneer.run.resume import Resume
-from veneer.run.training import run_training
+from veneer.run.session import run_training
 from veneer.train.events import StepDone
 
 PROGRAM = "import sys; from veneer.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -30,7 +30,11 @@ PROGRAM = "import sys; from veneer.cli.main import main; sys.exit(main(sys.argv[
 def long_config(base: Path, pictures: Path, output: Path, steps: int) -> RunConfig:
     random = {"adapter": {"dropout": 0.2}, "data": {"crop": "random", "flip": True, "caption_dropout": 0.3}}
     return quick_config(
-        base, pictures, output, train={"steps": steps, "batch": 1, "schedule": "cosine", "warmup": 3}, **random
+        base,
+        pictures,
+        output,
+        train={"max_steps": steps, "batch_size": 1, "lr_scheduler": "cosine", "warmup_steps": 3},
+        **random,
     )
 
 
@@ -42,7 +46,7 @@ def test_more_than_fifty_lives_that_die_at_each_call_to_the_disk(
     So the first ones get no checkpoint done and die in every place of one, the later ones get some and die in a later.
     """
     family = load_family(str(tiny_base))
-    monkeypatch.setattr("veneer.run.training.load_base", lambda base: family)
+    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
     whole, often = (long_config(tiny_base, tiny_pictures, tmp_path / name, 66) for name in ("whole", "often"))
     steps: list[int] = []
 
@@ -54,13 +58,16 @@ def test_more_than_fifty_lives_that_die_at_each_call_to_the_disk(
     lives, dead = 0, True
     while dead:
         lives += 1
-        with machine(often.output / CHECKPOINTS, lives, loses_power=True) as here:
-            run_training(often, resume=Resume(), listen=count)
+        with machine(often.output.dir / CHECKPOINTS, lives, loses_power=True) as here:
+            run_training(often, resume=Resume(), callback=count)
         dead = here.dead
     assert lives > 50
-    assert hashes(often.output) == hashes(whole.output)
+    assert hashes(often.output.dir) == hashes(whole.output.dir)
     assert set(steps) == set(range(1, 67)) and len(steps) > 80  # some were done again, none was left out
-    assert sorted(path.name for path in (often.output / CHECKPOINTS).iterdir()) == ["step-000000065", "step-000000066"]
+    assert sorted(path.name for path in (often.output.dir / CHECKPOINTS).iterdir()) == [
+        "step-000000065",
+        "step-000000066",
+    ]
 
 
 def start(config: Path, *more: str) -> subprocess.Popen[str]:
@@ -81,22 +88,22 @@ def test_four_processes_killed_at_random(tiny_base: Path, tiny_pictures: Path, t
     file = tmp_path / "often.yaml"
     write_config(often, file)
     for life in range(4):
-        done = max(steps_kept(often.output), default=0)
+        done = max(steps_kept(often.output.dir), default=0)
         process = start(file, "--resume")
-        wait_for(process, often.output, done + 1 + int(4 * uniform(life, "steps")))
+        wait_for(process, often.output.dir, done + 1 + int(4 * uniform(life, "steps")))
         time.sleep(0.05 * uniform(life, "delay"))
         process.kill()
         process.communicate()
         assert process.returncode == -signal.SIGKILL
-        assert (often.output / LOCK).exists()  # which is nobody's now
-    assert 4 <= steps_kept(often.output)[-1] < 150
+        assert (often.output.dir / LOCK).exists()  # which is nobody's now
+    assert 4 <= steps_kept(often.output.dir)[-1] < 150
     last = start(file, "--resume")
     out, err = last.communicate()
     assert last.returncode == 0, err
     assert "going on after step" in out
     run_training(whole)
-    assert hashes(often.output) == hashes(whole.output)
-    assert not (often.output / LOCK).exists()
+    assert hashes(often.output.dir) == hashes(whole.output.dir)
+    assert not (often.output.dir / LOCK).exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -107,11 +114,11 @@ def test_a_process_that_is_asked_to_stop_keeps_its_step(
     config = config.model_copy(update={"train": config.train.model_copy(update={"checkpoint_every": 4})})
     write_config(config, tmp_path / "run.yaml")
     process = start(tmp_path / "run.yaml")
-    wait_for(process, config.output, 4)
+    wait_for(process, config.output.dir, 4)
     os.kill(process.pid, number)
     _, err = process.communicate()
     assert process.returncode == 128 + number
     (line,) = err.splitlines()
-    stopped = f"veneer: stopped by {number.name} after step {steps_kept(config.output)[-1]}"
-    assert line.startswith(f"{stopped}; the last checkpoint is {config.output}")
+    stopped = f"veneer: stopped by {number.name} after step {steps_kept(config.output.dir)[-1]}"
+    assert line.startswith(f"{stopped}; the last checkpoint is {config.output.dir}")
     assert line.endswith(f"; go on with: veneer train {tmp_path / 'run.yaml'} --resume")

@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.distributed import Member, begin, commands, distributed
 
 import veneer.train.loop
 from tests.running import Killed, hashes, killing, logged, quick_config, steps_kept
-from tests.together import Member, begin, commands, together
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
@@ -28,19 +28,19 @@ from veneer.family.registry import load_family
 from veneer.run.folder import LOG
 from veneer.run.lock import LOCK
 from veneer.run.resume import Resume
-from veneer.run.training import run_training
+from veneer.run.session import run_training
+from veneer.train.batches import BatchBuilder
 from veneer.train.events import StepDone
-from veneer.train.feed import Feed
 from veneer.weights.file import FILE_NAME
 
-TRAIN: dict[str, Any] = {"steps": 4, "batch": 1, "accumulate": 4, "max_grad_norm": 0.01}
+TRAIN: dict[str, Any] = {"max_steps": 4, "batch_size": 1, "gradient_accumulation_steps": 4, "max_grad_norm": 0.01}
 
 
 @pytest.fixture(autouse=True)
 def loaded_once(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forks have it from the test."""
     family = load_family(str(tiny_base))
-    monkeypatch.setattr("veneer.run.training.load_base", lambda base: family)
+    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
 
 
 @pytest.fixture
@@ -53,20 +53,20 @@ def make(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> Callable[..., 
 
 
 def command(config: RunConfig, *more: str) -> list[str]:
-    file = config.output.with_suffix(".yaml")
+    file = config.output.dir.with_suffix(".yaml")
     write_config(config, file)
     return ["train", str(file), *more]
 
 
 def trained(count: int, config: RunConfig, *more: str, **options: Any) -> list[Member]:
     """Run a config by so many processes to its end, whatever that is."""
-    return together(count, config.output.parent / "said", commands(command(config, *more), **options))
+    return distributed(count, config.output.dir.parent / "said", commands(command(config, *more), **options))
 
 
 def succeeded(count: int, config: RunConfig, *more: str, **options: Any) -> tuple[str, str]:
     members = trained(count, config, *more, **options)
     assert [member.code for member in members] == [0] * count, "".join(member.err for member in members)
-    return hashes(config.output)
+    return hashes(config.output.dir)
 
 
 RANDOM: dict[str, Any] = {"crop": "random", "flip": True, "caption_dropout": 0.3}
@@ -75,9 +75,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dropout, prior": {"adapter": {"dropout": 0.2}, "data": {**RANDOM, "prior": {"prompt": "a shape", "count": 2}}},
     "text encoder, recomputed": {
         "adapter": {"dropout": 0.3, "text_encoder": {"dropout": 0.2}},
-        "train": {"memory": "checkpoint", "schedule": "cosine", "warmup": 1},
+        "train": {"memory": "checkpoint", "lr_scheduler": "cosine", "warmup_steps": 1},
     },
-    "bfloat16, average, samples": {"train": {"precision": "bfloat16", "ema": 0.9}, "sample": {"every": 2}},
+    "bfloat16, average, samples": {"train": {"precision": "bfloat16", "ema_decay": 0.9}, "sample": {"every": 2}},
 }
 
 
@@ -91,9 +91,9 @@ def test_four_processes_too_and_the_first_alone_speaks_and_writes(make: Callable
     members = trained(4, config)
     assert [member.code for member in members] == [0, 0, 0, 0], members[0].err
     assert "held-out loss" in members[0].out and all(member.out == member.err == "" for member in members[1:])
-    assert [event["step"] for event in logged(config.output) if event["event"] == "StepDone"] == [1, 2, 3, 4]
-    assert len(list((config.output / "samples").iterdir())) == 4 and not (config.output / LOCK).exists()
-    assert hashes(config.output) == succeeded(1, make("one"))
+    assert [event["step"] for event in logged(config.output.dir) if event["event"] == "StepDone"] == [1, 2, 3, 4]
+    assert len(list((config.output.dir / "samples").iterdir())) == 4 and not (config.output.dir / LOCK).exists()
+    assert hashes(config.output.dir) == succeeded(1, make("one"))
 
 
 def test_all_have_the_result_and_only_the_first_is_told(make: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -101,12 +101,12 @@ def test_all_have_the_result_and_only_the_first_is_told(make: Callable[..., RunC
 
     def work(rank: int) -> Any:
         events: list[object] = []
-        result = run_training(config, listen=events.append)
+        result = run_training(config, callback=events.append)
         assert result.score is not None
         told = [str(result.adapter), result.sha256, str(result.sheet), result.score.pictures, result.score.mean]
         return [told, len(events)]
 
-    first, second = together(2, tmp_path / "said", work)
+    first, second = distributed(2, tmp_path / "said", work)
     assert first.code == second.code == 0, first.err + second.err
     assert first.result[0] == second.result[0] and first.result[0][3] == 1
     assert first.result[1] > 10 and second.result[1] == 0
@@ -117,17 +117,20 @@ def killed_at(count: int, config: RunConfig, step: int, resume: Resume | None = 
 
     def work(rank: int) -> None:
         try:
-            run_training(config, resume=resume, listen=killing(StepDone, step))
+            run_training(config, resume=resume, callback=killing(StepDone, step))
         except Killed:
             os._exit(9)
 
-    members = together(count, config.output.parent / "said", work)
+    members = distributed(count, config.output.dir.parent / "said", work)
     assert [member.code for member in members] == [9] + [1] * (count - 1)
     assert all("Lost: another process of this run is gone" in member.err for member in members[1:])
 
 
 def test_a_run_goes_from_one_process_to_two_and_back(make: Callable[..., RunConfig]) -> None:
-    sections: dict[str, Any] = {"adapter": {"dropout": 0.2}, "train": {"steps": 8, "ema": 0.9, "schedule": "linear"}}
+    sections: dict[str, Any] = {
+        "adapter": {"dropout": 0.2},
+        "train": {"max_steps": 8, "ema_decay": 0.9, "lr_scheduler": "linear"},
+    }
     config = make("often", **sections)
     killed_at(1, config, 2)
     killed_at(2, config, 4, Resume())
@@ -135,7 +138,7 @@ def test_a_run_goes_from_one_process_to_two_and_back(make: Callable[..., RunConf
     members = trained(2, config, "--resume")
     assert members[0].code == members[1].code == 0, members[0].err
     assert "going on after step 5" in members[0].out
-    assert hashes(config.output) == succeeded(1, make("whole", **sections))
+    assert hashes(config.output.dir) == succeeded(1, make("whole", **sections))
 
 
 # ends
@@ -160,17 +163,17 @@ def wait_for(path: Path, members: list[Member]) -> None:
 def test_a_signal_to_any_ends_all_after_the_same_step(
     make: Callable[..., RunConfig], number: signal.Signals, to: list[int]
 ) -> None:
-    config = make("run", train={"steps": 5000, "checkpoint_every": 3})
-    members = begin(2, config.output.parent / "said", commands(command(config)))
-    wait_for(config.output / "checkpoints" / "step-000000003", members)
+    config = make("run", train={"max_steps": 5000, "checkpoint_every": 3})
+    members = begin(2, config.output.dir.parent / "said", commands(command(config)))
+    wait_for(config.output.dir / "checkpoints" / "step-000000003", members)
     for rank in to:
         os.kill(members[rank].pid, number)
     assert [member.wait() for member in members] == [128 + number] * 2, members[0].err + members[1].err
-    step = steps_kept(config.output)[-1]
+    step = steps_kept(config.output.dir)[-1]
     assert last_line(members[0]).startswith(
         f"veneer: stopped by {number.name} after step {step}; the last checkpoint is"
     )
-    assert members[1].err == "" and not (config.output / LOCK).exists()
+    assert members[1].err == "" and not (config.output.dir / LOCK).exists()
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -188,30 +191,30 @@ def test_a_signal_before_training_ends_all_in_one_line(
 
     def prepare(rank: int) -> None:
         if rank == count - 1:
-            setattr(sys.modules["veneer.run.training"], place, slow)
+            setattr(sys.modules["veneer.run.session"], place, slow)
 
-    members = begin(count, config.output.parent / "said", commands(command(config), prepare))
+    members = begin(count, config.output.dir.parent / "said", commands(command(config), prepare))
     wait_for(reached, members)
     os.kill(members[-1].pid, number)
     assert [member.wait() for member in members] == [128 + number] * count
     assert members[0].err == f"veneer: stopped by {number.name}\n"
     assert all(member.err == "" for member in members[1:])
-    assert not (config.output / LOG).exists() and not (config.output / LOCK).exists()
+    assert not (config.output.dir / LOG).exists() and not (config.output.dir / LOCK).exists()
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_signal_while_the_result_is_painted_keeps_the_run(make: Callable[..., RunConfig], count: int) -> None:
     config = make("run", train={"checkpoint_every": 0})
-    reached = config.output.parent / "reached"
+    reached = config.output.dir.parent / "reached"
 
     def slow(*arguments: object) -> None:
         reached.touch()
         time.sleep(60)
 
     def prepare(rank: int) -> None:
-        sys.modules["veneer.run.training"].side_by_side = slow  # type: ignore[attr-defined]
+        sys.modules["veneer.run.session"].side_by_side = slow  # type: ignore[attr-defined]
 
-    members = begin(count, config.output.parent / "said", commands(command(config), prepare))
+    members = begin(count, config.output.dir.parent / "said", commands(command(config), prepare))
     wait_for(reached, members)
     for member in members:
         os.kill(member.pid, signal.SIGTERM)
@@ -222,25 +225,25 @@ def test_a_signal_while_the_result_is_painted_keeps_the_run(make: Callable[..., 
 
 
 def test_one_that_is_killed_ends_the_other_and_costs_no_step(make: Callable[..., RunConfig]) -> None:
-    config = make("run", train={"steps": 5000, "checkpoint_every": 2000})
-    members = begin(2, config.output.parent / "said", commands(command(config)))
-    wait_for(config.output / LOG, members)
-    while len(logged(config.output)) < 6:
+    config = make("run", train={"max_steps": 5000, "checkpoint_every": 2000})
+    members = begin(2, config.output.dir.parent / "said", commands(command(config)))
+    wait_for(config.output.dir / LOG, members)
+    while len(logged(config.output.dir)) < 6:
         time.sleep(0.01)
     os.kill(members[1].pid, signal.SIGKILL)
     assert [member.wait() for member in members] == [1, -signal.SIGKILL]
-    (step,) = steps_kept(config.output)
-    steps = [event["step"] for event in logged(config.output) if event["event"] == "StepDone"]
+    (step,) = steps_kept(config.output.dir)
+    steps = [event["step"] for event in logged(config.output.dir) if event["event"] == "StepDone"]
     assert step == steps[-1] > 0
     line = last_line(members[0])
     assert line.startswith("veneer: error: another process of this run is gone, or has not answered for 30 minutes;")
-    assert line.endswith(f"the last checkpoint is {config.output / 'checkpoints'}/step-{step:09d}")
+    assert line.endswith(f"the last checkpoint is {config.output.dir / 'checkpoints'}/step-{step:09d}")
 
 
 def test_the_others_say_that_the_first_is_gone(make: Callable[..., RunConfig]) -> None:
-    config = make("run", train={"steps": 5000, "checkpoint_every": 2})
-    members = begin(2, config.output.parent / "said", commands(command(config)))
-    wait_for(config.output / "checkpoints" / "step-000000002", members)
+    config = make("run", train={"max_steps": 5000, "checkpoint_every": 2})
+    members = begin(2, config.output.dir.parent / "said", commands(command(config)))
+    wait_for(config.output.dir / "checkpoints" / "step-000000002", members)
     os.kill(members[0].pid, signal.SIGKILL)
     assert [member.wait() for member in members] == [-signal.SIGKILL, 1]
     assert last_line(members[1]).startswith("veneer: error: process 1: another process of this run is gone, or has not")
@@ -248,16 +251,16 @@ def test_the_others_say_that_the_first_is_gone(make: Callable[..., RunConfig]) -
 
 def spoiling(step: int, place: int, **change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[int], None]:
     """Change one micro-batch of a step, whoever has it."""
-    micros = Feed.micros
+    micros = BatchBuilder.micros
 
-    def spoiled(feed: Feed, number: int) -> list[Any]:
+    def spoiled(feed: BatchBuilder, number: int) -> list[Any]:
         found, (rank, count) = micros(feed, number), (feed.processes.rank, feed.processes.count)
         for turn, micro in enumerate(found):
             if number == step and rank + turn * count == place:
                 found[turn] = replace(micro, **{name: to(getattr(micro, name)) for name, to in change.items()})
         return found
 
-    return lambda rank: setattr(Feed, "micros", spoiled)
+    return lambda rank: setattr(BatchBuilder, "micros", spoiled)
 
 
 NAN = spoiling(2, 1, latent_BCHW=lambda latent: latent * float("nan"))
@@ -274,8 +277,8 @@ def test_a_number_that_is_not_finite_ends_all_and_is_told_as_by_one(
         members = trained(count, config, prepare=spoil)
         assert [member.code for member in members] == [2] * count, members[0].err
         assert all(member.err == "" for member in members[1:])
-        assert steps_kept(config.output) == [1, 2]
-        said.append(last_line(members[0]).replace(str(config.output), "OUTPUT"))
+        assert steps_kept(config.output.dir) == [1, 2]
+        said.append(last_line(members[0]).replace(str(config.output.dir), "OUTPUT"))
     assert said[0] == said[1]
     assert said[0].startswith(f"veneer: error: step 3: the {what} is not finite, with ") and " at timestep " in said[0]
     assert said[0].count(" at timestep ") == (1 if what == "loss" else 4)
@@ -284,7 +287,7 @@ def test_a_number_that_is_not_finite_ends_all_and_is_told_as_by_one(
 
 @pytest.mark.parametrize("spoil", [NAN, LARGE], ids=["loss", "gradient"])
 def test_all_skip_such_a_step(make: Callable[..., RunConfig], spoil: Callable[[int], None]) -> None:
-    train = {"on_nonfinite": "skip", "ema": 0.9}
+    train = {"on_nonfinite": "skip", "ema_decay": 0.9}
     two, one = (succeeded(count, make(f"run{count}", train=train), prepare=spoil) for count in (2, 1))
     assert two == one != succeeded(1, make("whole", train=train))
 
@@ -293,7 +296,7 @@ def failing(fault: Exception, rank: int, place: str = "survey") -> Callable[[int
     def fail(*arguments: object) -> None:
         raise fault
 
-    return lambda here: setattr(sys.modules["veneer.run.training"], place, fail) if here == rank else None
+    return lambda here: setattr(sys.modules["veneer.run.session"], place, fail) if here == rank else None
 
 
 def test_a_mistake_that_only_one_sees_is_told_by_the_first(make: Callable[..., RunConfig]) -> None:
@@ -301,7 +304,7 @@ def test_a_mistake_that_only_one_sees_is_told_by_the_first(make: Callable[..., R
     first, second = trained(2, config, prepare=failing(UserError("a disk is missing", where="/data"), 1))
     assert (first.code, second.code) == (2, 2)
     assert first.err == "veneer: error: process 1 of 2: /data: a disk is missing\n" and second.err == ""
-    assert list(config.output.iterdir()) == []
+    assert list(config.output.dir.iterdir()) == []
 
 
 def test_a_fault_of_the_first_ends_the_others_in_silence(make: Callable[..., RunConfig]) -> None:
@@ -318,11 +321,11 @@ def test_a_fault_of_the_program_has_its_traceback(make: Callable[..., RunConfig]
 
 
 def test_a_step_that_cannot_be_shared_out_is_refused_before_anything(make: Callable[..., RunConfig]) -> None:
-    config = make("run", train={"batch": 6, "accumulate": 1})
+    config = make("run", train={"batch_size": 6, "gradient_accumulation_steps": 1})
     first, second = trained(2, config)
     assert (first.code, second.code, second.err) == (2, 2, "")
-    assert last_line(first).endswith("2 processes; use train.accumulate=2 train.batch=3")
-    assert not config.output.exists()
+    assert last_line(first).endswith("2 processes; use train.gradient_accumulation_steps=2 train.batch_size=3")
+    assert not config.output.dir.exists()
 
 
 def test_processes_that_see_other_pictures_are_refused(make: Callable[..., RunConfig], tiny_pictures: Path) -> None:
@@ -332,15 +335,15 @@ def test_processes_that_see_other_pictures_are_refused(make: Callable[..., RunCo
         if rank == 1:
             for captions in tiny_pictures.glob("metadata.jsonl"):
                 text = captions.read_text().replace("a red", "one red")
-                captions_of_its_own = config.output.parent / "elsewhere"
+                captions_of_its_own = config.output.dir.parent / "elsewhere"
                 captions_of_its_own.mkdir()
                 for picture in tiny_pictures.glob("*.png"):
                     (captions_of_its_own / picture.name).symlink_to(picture)
                 (captions_of_its_own / "metadata.jsonl").write_text(text)
-            real = sys.modules["veneer.run.training"].survey
+            real = sys.modules["veneer.run.session"].survey
             other = config.data.sources[0].model_copy(update={"path": captions_of_its_own})
             spoiled = config.data.model_copy(update={"sources": (other,)})
-            sys.modules["veneer.run.training"].survey = lambda data: real(spoiled)  # type: ignore[attr-defined]
+            sys.modules["veneer.run.session"].survey = lambda data: real(spoiled)  # type: ignore[attr-defined]
 
     first, second = trained(2, config, prepare=prepare)
     assert (first.code, second.code, second.err) == (2, 2, "")
@@ -357,13 +360,13 @@ def test_processes_that_compute_otherwise_write_no_checkpoint(make: Callable[...
     first, second = trained(2, config, prepare=prepare)
     assert (first.code, second.code, second.err) == (2, 2, "")
     assert last_line(first).startswith("veneer: error: step 1: the processes have come to different numbers;")
-    assert steps_kept(config.output) == []
+    assert steps_kept(config.output.dir) == []
 
 
 def test_a_second_run_in_the_folder_is_refused_by_all(make: Callable[..., RunConfig]) -> None:
     config = make("run")
-    config.output.mkdir()
-    (config.output / FILE_NAME).write_bytes(b"earlier")
+    config.output.dir.mkdir()
+    (config.output.dir / FILE_NAME).write_bytes(b"earlier")
     first, second = trained(2, config)
     assert (first.code, second.code, second.err) == (2, 2, "")
     assert "already holds a result" in last_line(first)
@@ -378,23 +381,23 @@ def test_other_threads_are_told_at_a_resume(make: Callable[..., RunConfig]) -> N
 
 def test_torchrun_forwards_sigterm_and_one_process_goes_on(make: Callable[..., RunConfig]) -> None:
     """The launcher itself, as in the documents."""
-    config = make("run", train={"steps": 5000, "checkpoint_every": 2})
+    config = make("run", train={"max_steps": 5000, "checkpoint_every": 2})
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "veneer"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         [*launcher, *command(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
-    while process.poll() is None and max(steps_kept(config.output), default=0) < 2:
+    while process.poll() is None and max(steps_kept(config.output.dir), default=0) < 2:
         time.sleep(0.02)
     process.terminate()
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0
-    step = steps_kept(config.output)[-1]
+    step = steps_kept(config.output.dir)[-1]
     (line,) = (line for line in err.splitlines() if line.startswith("veneer"))
     assert line.startswith(f"veneer: stopped by SIGTERM after step {step}; the last checkpoint is")
-    assert not (config.output / LOCK).exists()
-    assert succeeded(1, config, "--resume", f"train.steps={step + 1}") == succeeded(
-        1, make("whole", train={"steps": step + 1, "checkpoint_every": 2})
+    assert not (config.output.dir / LOCK).exists()
+    assert succeeded(1, config, "--resume", f"train.max_steps={step + 1}") == succeeded(
+        1, make("whole", train={"max_steps": step + 1, "checkpoint_every": 2})
     )
 
 
@@ -406,7 +409,7 @@ def test_the_documents_commands(
     page = (Path(__file__).parents[2] / "docs" / "resume.md").read_text("utf-8")
     block = re.search(r"^<!-- commands: tested -->\n```sh\n(.*?)^```", page, re.S | re.M)
     assert block
-    written = make("runs", train={"steps": 3})
+    written = make("runs", train={"max_steps": 3})
     write_config(written, Path("style.yaml"))
     for line in block[1].splitlines():
         threads, *words = shlex.split(line)
@@ -414,9 +417,11 @@ def test_the_documents_commands(
         count = int(words[words.index("--nproc-per-node") + 1]) if words[0] == "torchrun" else 1
         arguments = words[words.index("train") :]
         assert words[: -len(arguments)] in (["veneer"], ["torchrun", "--nproc-per-node", str(count), "-m", "veneer"])
-        members = together(count, tmp_path / "said", commands(arguments))
+        members = distributed(count, tmp_path / "said", commands(arguments))
         assert [member.code for member in members] == [0] * count, members[0].err
-    assert hashes(written.output) == succeeded(1, make("alone", train={"steps": 3, "batch": 2, "accumulate": 2}))
+    assert hashes(written.output.dir) == succeeded(
+        1, make("alone", train={"max_steps": 3, "batch_size": 2, "gradient_accumulation_steps": 2})
+    )
 
 
 def test_the_documents_ways_to_resume(make: Callable[..., RunConfig], tmp_path: Path) -> None:
@@ -425,15 +430,15 @@ def test_the_documents_ways_to_resume(make: Callable[..., RunConfig], tmp_path: 
     assert len(ways) == 3
     stopped = make("run")
     killed_at(1, stopped, 2)
-    kept = Path(shutil.copytree(stopped.output, tmp_path / "kept"))
+    kept = Path(shutil.copytree(stopped.output.dir, tmp_path / "kept"))
     for way in ways:
-        shutil.rmtree(stopped.output)
-        shutil.copytree(kept, stopped.output)
+        shutil.rmtree(stopped.output.dir)
+        shutil.copytree(kept, stopped.output.dir)
         words = command(stopped, *way.replace("step-000000100", "step-000000001").split()[2:])
-        words = [word.replace("OUTPUT", str(stopped.output)) for word in words]
-        (ended,) = together(1, tmp_path / "said", commands(words))
+        words = [word.replace("OUTPUT", str(stopped.output.dir)) for word in words]
+        (ended,) = distributed(1, tmp_path / "said", commands(words))
         assert ended.code == 0, ended.err
         assert ("going on after step 1" in ended.out) == ("--resume" in way)
-    file = str(stopped.output / FILE_NAME)
+    file = str(stopped.output.dir / FILE_NAME)
     assert "`veneer adapter verify FILE`" in page
-    assert together(1, tmp_path / "said", commands(["adapter", "verify", file]))[0].code == 0
+    assert distributed(1, tmp_path / "said", commands(["adapter", "verify", file]))[0].code == 0

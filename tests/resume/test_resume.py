@@ -15,14 +15,14 @@ from tests.running import hashes, killed, logged, quick_config, steps_kept, told
 from veneer.config.load import load_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 from veneer.family.registry import load_family
+from veneer.run.checkpoints import Checkpointed
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG
-from veneer.run.keeping import Checkpointed
 from veneer.run.resume import Resume, Resumed
-from veneer.run.training import run_training
+from veneer.run.session import run_training
+from veneer.train.batches import BatchBuilder
 from veneer.train.events import StepDone, Warned
-from veneer.train.feed import Feed
 from veneer.train.step import NonFinite
 from veneer.weights.checkpoint import MANIFEST, STATE, _sealed
 from veneer.weights.file import FILE_NAME
@@ -33,7 +33,7 @@ NEWEST = Resume()
 @pytest.fixture(autouse=True)
 def loaded_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run gives the base its bits back, so one is enough for all."""
-    monkeypatch.setattr("veneer.run.training.load_base", lambda base: family)
+    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def whole(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPat
     output = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         loaded = load_family(str(tiny_base))
-        patch.setattr("veneer.run.training.load_base", lambda base: loaded)
+        patch.setattr("veneer.run.session.load_base", lambda base: loaded)
         run_training(quick_config(tiny_base, tiny_pictures, output))
     return hashes(output)
 
@@ -62,7 +62,7 @@ def warnings(events: list[Any]) -> list[str]:
 
 
 def checkpoint(config: RunConfig, step: int) -> Path:
-    return config.output / CHECKPOINTS / f"step-{step:09d}"
+    return config.output.dir / CHECKPOINTS / f"step-{step:09d}"
 
 
 def flip(path: Path) -> None:
@@ -75,9 +75,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "bfloat16": {"train": {"precision": "bfloat16"}},
     "checkpointing": {"train": {"memory": "checkpoint"}},
-    "average": {"train": {"ema": 0.9}, "sample": {"every": 2}},
+    "average": {"train": {"ema_decay": 0.9}, "sample": {"every": 2}},
     "text encoder and dropout": {"adapter": {"text_encoder": {"dropout": 0.2}, "dropout": 0.3}},
-    "cosine": {"train": {"schedule": "cosine", "warmup": 2}, "data": {"crop": "random", "flip": True}},
+    "cosine": {"train": {"lr_scheduler": "cosine", "warmup_steps": 2}, "data": {"crop": "random", "flip": True}},
 }
 
 
@@ -91,34 +91,34 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     killed(two, StepDone, 3)
     events = told(two, NEWEST)
     assert [event.step for event in events if isinstance(event, Resumed)] == [2]
-    assert hashes(two.output) == hashes(one.output)
+    assert hashes(two.output.dir) == hashes(one.output.dir)
 
 
 def test_resuming_what_has_not_begun_begins_and_says_so(config: RunConfig, whole: tuple[str, str]) -> None:
     events = told(config, NEWEST)
-    assert warnings(events) == [f"no checkpoint in {config.output} yet, so the run starts from its beginning"]
+    assert warnings(events) == [f"no checkpoint in {config.output.dir} yet, so the run starts from its beginning"]
     assert not [event for event in events if isinstance(event, Resumed)]
-    assert hashes(config.output) == whole
+    assert hashes(config.output.dir) == whole
 
 
 def test_a_finished_run_that_is_resumed_ends_the_same(config: RunConfig, whole: tuple[str, str]) -> None:
     """So a script may call until the command succeeds, also if it died between the last step and the last picture."""
     killed(config, Checkpointed, 6)
-    assert not (config.output / FILE_NAME).exists()
+    assert not (config.output.dir / FILE_NAME).exists()
     for _ in range(2):
         events = told(config, NEWEST)
         assert not [event for event in events if isinstance(event, StepDone)]
-        assert hashes(config.output) == whole
+        assert hashes(config.output.dir) == whole
 
 
 def test_an_unfinished_run_is_not_started_over_unasked(config: RunConfig, whole: tuple[str, str]) -> None:
     killed(config, StepDone, 3)
     with pytest.raises(UserError, match="unfinished run; --resume goes on with it, --overwrite starts over"):
         run_training(config)
-    assert steps_kept(config.output) == [1, 2]
+    assert steps_kept(config.output.dir) == [1, 2]
     events = told(config, overwrite=True)
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4, 5, 6]
-    assert hashes(config.output) == whole
+    assert hashes(config.output.dir) == whole
 
 
 def test_resume_and_overwrite_contradict(config: RunConfig) -> None:
@@ -127,22 +127,22 @@ def test_resume_and_overwrite_contradict(config: RunConfig) -> None:
 
 
 def test_a_result_without_checkpoints_is_not_overwritten_by_a_resume(config: RunConfig) -> None:
-    config.output.mkdir()
-    (config.output / FILE_NAME).write_bytes(b"earlier")
+    config.output.dir.mkdir()
+    (config.output.dir / FILE_NAME).write_bytes(b"earlier")
     with pytest.raises(UserError, match="already holds a result"):
         run_training(config, resume=NEWEST)
-    assert (config.output / FILE_NAME).read_bytes() == b"earlier"
+    assert (config.output.dir / FILE_NAME).read_bytes() == b"earlier"
 
 
 def test_as_many_are_kept_as_asked(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
-    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"keep": 3})
+    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"keep_checkpoints": 3})
     run_training(config)
-    assert steps_kept(config.output) == [4, 5, 6]
+    assert steps_kept(config.output.dir) == [4, 5, 6]
 
 
 def test_none_is_written_if_none_is_wanted(config: RunConfig, whole: tuple[str, str]) -> None:
     run_training(changed(config, "train", checkpoint_every=0))
-    assert not (config.output / CHECKPOINTS).exists()
+    assert not (config.output.dir / CHECKPOINTS).exists()
 
 
 # a named checkpoint
@@ -152,7 +152,7 @@ def test_a_named_checkpoint_is_gone_on_from(config: RunConfig, whole: tuple[str,
     killed(config, StepDone, 4)
     events = told(config, Resume(checkpoint(config, 3)))
     assert Resumed(3, checkpoint(config, 3)) in events
-    assert hashes(config.output) == whole
+    assert hashes(config.output.dir) == whole
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped", "file"])
@@ -166,7 +166,7 @@ def test_a_named_checkpoint_that_is_not_whole_never_starts_over(config: RunConfi
     with pytest.raises(UserError, match=r"no such checkpoint|is damaged") as caught:
         run_training(config, resume=Resume(named))
     assert str(named) in str(caught.value)
-    assert steps_kept(config.output) == [2, 3]
+    assert steps_kept(config.output.dir) == [2, 3]
 
 
 def test_a_named_checkpoint_with_newer_ones_is_refused(config: RunConfig) -> None:
@@ -175,17 +175,17 @@ def test_a_named_checkpoint_with_newer_ones_is_refused(config: RunConfig) -> Non
         UserError, match=r"is not the newest checkpoint, which is step-000000003; choose another output"
     ):
         run_training(config, resume=Resume(checkpoint(config, 2)))
-    assert steps_kept(config.output) == [2, 3]
+    assert steps_kept(config.output.dir) == [2, 3]
 
 
 def test_a_named_checkpoint_branches_off_into_another_folder(
     config: RunConfig, tmp_path: Path, whole: tuple[str, str]
 ) -> None:
     killed(config, StepDone, 4)
-    branch = config.model_copy(update={"output": tmp_path / "branch"})
+    branch = config.in_folder(tmp_path / "branch")
     told(branch, Resume(checkpoint(config, 2)))
-    assert hashes(branch.output) == whole
-    assert steps_kept(config.output) == [2, 3]
+    assert hashes(branch.output.dir) == whole
+    assert steps_kept(config.output.dir) == [2, 3]
     with pytest.raises(UserError, match="already holds a result"):
         run_training(branch, resume=Resume(checkpoint(config, 2)))
 
@@ -200,8 +200,8 @@ def test_a_torn_checkpoint_is_passed_over_with_a_word(config: RunConfig, whole: 
     (word,) = warnings(events)
     assert "passed over" in word and str(checkpoint(config, 3)) in word and "has no manifest.json" in word
     assert [event.step for event in events if isinstance(event, Resumed)] == [2]
-    assert hashes(config.output) == whole
-    assert word in [event.get("text") for event in logged(config.output)]
+    assert hashes(config.output.dir) == whole
+    assert word in [event.get("text") for event in logged(config.output.dir)]
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over_unasked(config: RunConfig) -> None:
@@ -219,7 +219,7 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over_unasked(con
     ("section", "values", "said"),
     [
         ("adapter", {"dropout": 0.5}, "adapter.dropout: 0.0 -> 0.5"),
-        ("train", {"batch": 3}, "train.batch: 2 -> 3"),
+        ("train", {"batch_size": 3}, "train.batch_size: 2 -> 3"),
         ("train", {"max_grad_norm": None}, "train.max_grad_norm: 1.0 -> not set"),
         ("data", {"flip": True, "caption_dropout": 0.5}, "data.flip: False -> True, data.caption_dropout: 0.0 -> 0.5"),
     ],
@@ -237,10 +237,10 @@ def test_a_changed_setting_may_be_let_through(config: RunConfig, whole: tuple[st
     killed(config, StepDone, 2)
     other = changed(config, "train", batch=3, max_grad_norm=2.0)
     with pytest.raises(UserError, match=r"then: train\.max_grad_norm: 1\.0 -> 2\.0;"):
-        run_training(other, resume=Resume(allow=("train.batch",)))
+        run_training(other, resume=Resume(allow=("train.batch_size",)))
     run_training(other, resume=Resume(allow=("train",)))
-    assert load_config(config.output / CONFIG).train.batch == 3
-    assert hashes(config.output) != whole
+    assert load_config(config.output.dir / CONFIG).train.batch_size == 3
+    assert hashes(config.output.dir) != whole
 
 
 def test_what_does_not_shape_the_adapter_may_change(
@@ -250,17 +250,17 @@ def test_what_does_not_shape_the_adapter_may_change(
     killed(config, StepDone, 3)
     for name, place in (("base", tiny_base), ("pictures", tiny_pictures)):
         shutil.copytree(place, tmp_path / "moved" / name)
-    shutil.move(config.output, tmp_path / "moved" / "run")
+    shutil.move(config.output.dir, tmp_path / "moved" / "run")
     moved = quick_config(
         tmp_path / "moved" / "base",
         tmp_path / "moved" / "pictures",
         tmp_path / "moved" / "run",
-        train={"checkpoint_every": 3, "keep": 1, "on_nonfinite": "skip"},
+        train={"checkpoint_every": 3, "keep_checkpoints": 1, "on_nonfinite": "skip"},
         sample={"every": 4},
     )
     told(moved, NEWEST)
-    assert hashes(moved.output)[1] == whole[1]
-    assert steps_kept(moved.output) == [6]
+    assert hashes(moved.output.dir)[1] == whole[1]
+    assert steps_kept(moved.output.dir) == [6]
 
 
 def test_changed_pictures_are_refused(config: RunConfig, tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
@@ -268,7 +268,7 @@ def test_changed_pictures_are_refused(config: RunConfig, tiny_base: Path, tiny_p
     shutil.copytree(tiny_pictures, tmp_path / "pictures")
     text = (tmp_path / "pictures" / "metadata.jsonl").read_text()
     (tmp_path / "pictures" / "metadata.jsonl").write_text(text.replace("a red", "one red"))
-    other = quick_config(tiny_base, tmp_path / "pictures", config.output)
+    other = quick_config(tiny_base, tmp_path / "pictures", config.output.dir)
     with pytest.raises(UserError, match=r"then: data\.sources: [0-9a-f]{12} -> [0-9a-f]{12}; .*data\.sources if"):
         run_training(other, resume=NEWEST)
     run_training(other, resume=Resume(allow=("data.sources",)))
@@ -278,11 +278,11 @@ def test_another_base_is_refused(
     config: RunConfig, tiny_base_v: Path, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed(config, StepDone, 2)
-    shutil.copytree(tiny_base_v, config.output / "base")
-    weights = next((config.output / "base" / "vae").glob("*.safetensors"))
+    shutil.copytree(tiny_base_v, config.output.dir / "base")
+    weights = next((config.output.dir / "base" / "vae").glob("*.safetensors"))
     flip(weights)
     with pytest.raises(UserError, match=r"then: base: [0-9a-f]{12} -> [0-9a-f]{12};"):
-        run_training(quick_config(config.output / "base", tiny_pictures, config.output), resume=NEWEST)
+        run_training(quick_config(config.output.dir / "base", tiny_pictures, config.output.dir), resume=NEWEST)
 
 
 def test_a_base_with_other_settings_is_refused_by_their_names(
@@ -293,7 +293,7 @@ def test_a_base_with_other_settings_is_refused_by_their_names(
     path = base / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "v_prediction"}))
     other = load_family(str(base))
-    monkeypatch.setattr("veneer.run.training.load_base", lambda base: other)
+    monkeypatch.setattr("veneer.run.session.load_base", lambda base: other)
     changed = config.model_copy(update={"base": str(base)})
     named = r"then: base\.scheduler\.prediction_type: epsilon -> v_prediction; undo it, or --allow-change base if"
     with pytest.raises(UserError, match=named):
@@ -311,17 +311,17 @@ def test_a_checkpoint_that_does_not_tell_the_settings_of_its_base_is_gone_on_fro
         patch.setattr("veneer.weights.checkpoint._sealed", without)
         killed(config, StepDone, 2)
     assert any("does not tell the settings of its base" in word for word in warnings(told(config, NEWEST)))
-    assert hashes(config.output) == whole
+    assert hashes(config.output.dir) == whole
 
 
 def test_more_steps_are_fine_where_the_rate_does_not_fall(config: RunConfig, whole: tuple[str, str]) -> None:
     """The run of six steps is the beginning of the run of eight, so the latter may go on from it."""
     run_training(changed(config, "train", steps=8))
-    eight = hashes(config.output)
+    eight = hashes(config.output.dir)
     run_training(config, overwrite=True)
-    assert hashes(config.output) == whole
+    assert hashes(config.output.dir) == whole
     run_training(changed(config, "train", steps=8), resume=NEWEST)
-    assert hashes(config.output) == eight
+    assert hashes(config.output.dir) == eight
 
 
 def test_other_steps_are_refused_where_the_rate_falls_towards_the_last(config: RunConfig) -> None:
@@ -334,7 +334,7 @@ def test_other_steps_are_refused_where_the_rate_falls_towards_the_last(config: R
 def test_fewer_steps_than_are_done_are_refused(config: RunConfig) -> None:
     killed(config, StepDone, 5)
     with pytest.raises(UserError, match=r"4 steps are done, and train\.steps is 3"):
-        run_training(changed(config, "train", steps=3), resume=Resume(allow=("train.steps",)))
+        run_training(changed(config, "train", steps=3), resume=Resume(allow=("train.max_steps",)))
 
 
 def test_a_key_that_no_config_has_allows_nothing() -> None:
@@ -347,7 +347,7 @@ def test_another_release_is_told(config: RunConfig, monkeypatch: pytest.MonkeyPa
         patch.setattr("veneer.run.identity.__version__", "0.0.9")
         killed(config, StepDone, 2)
     assert any("by Veneer 0.0.9, this is" in word for word in warnings(told(config, NEWEST)))
-    assert hashes(config.output) == whole
+    assert hashes(config.output.dir) == whole
 
 
 # the log
@@ -355,17 +355,17 @@ def test_another_release_is_told(config: RunConfig, monkeypatch: pytest.MonkeyPa
 
 def test_the_log_tells_each_step_once(config: RunConfig) -> None:
     killed(config, StepDone, 3)
-    with (config.output / LOG).open("ab") as log:
+    with (config.output.dir / LOG).open("ab") as log:
         log.write(b'{"event": "StepDo')  # the kill came in the middle of a line
     told(config, NEWEST)
-    events = logged(config.output)
+    events = logged(config.output.dir)
     names = [event["event"] for event in events]
     assert [event["step"] for event in events if event["event"] == "StepDone"] == [1, 2, 3, 4, 5, 6]
     assert names.count("Planned") == 2 and names.count("Finished") == names.count("Saved") == 1
     there = names.index("Resumed")
     assert events[there]["step"] == 2 and events[there - 2]["event"] == "Checkpointed"
     told(config, NEWEST)
-    names = [event["event"] for event in logged(config.output)]
+    names = [event["event"] for event in logged(config.output.dir)]
     assert names.count("Finished") == names.count("Saved") == 1 and names.count("Resumed") == 2
 
 
@@ -395,29 +395,29 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
         f"the last checkpoint is {checkpoint(config, 3)}"
     )
     assert [event.step for event in events if isinstance(event, Checkpointed)] == [1, 2, 3, 5, 6]
-    assert hashes(config.output) == whole
+    assert hashes(config.output.dir) == whole
 
 
 def test_a_folder_that_takes_no_checkpoints_is_said_to(config: RunConfig) -> None:
-    config.output.mkdir()
-    (config.output / CHECKPOINTS).touch()
+    config.output.dir.mkdir()
+    (config.output.dir / CHECKPOINTS).touch()
     words = warnings(told(config))
     assert len(words) == 6 and all("cannot be written" in word and "no checkpoint yet" in word for word in words)
-    assert (config.output / FILE_NAME).exists()
+    assert (config.output.dir / FILE_NAME).exists()
 
 
 def test_a_loss_that_is_not_finite_names_the_last_checkpoint(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    micros = Feed.micros
+    micros = BatchBuilder.micros
 
-    def broken(feed: Feed, step: int) -> list[Any]:
+    def broken(feed: BatchBuilder, step: int) -> list[Any]:
         found = micros(feed, step)
         if step == 3:
             found[0].latent_BCHW.mul_(float("nan"))
         return found
 
-    monkeypatch.setattr(Feed, "micros", broken)
+    monkeypatch.setattr(BatchBuilder, "micros", broken)
     with pytest.raises(NonFinite, match=r"step 4: the loss.*timestep.*on_nonfinite=skip; the last checkpoint is") as no:
         run_training(config)
     assert str(no.value).endswith(str(checkpoint(config, 3))) and no.value.step == 4 and len(no.value.samples) == 2
@@ -429,17 +429,17 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(
 
 def test_an_adapter_that_learned_nothing_is_no_result(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     """A rate that float32 takes for zero."""
-    rate = {"train": {"optimizer": {"rate": 1e-60}}}
+    rate = {"train": {"learning_rate": 1e-60}}
     config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", **rate)
     with pytest.raises(UserError, match="every B is still zero"):
         run_training(config)
-    assert not (config.output / FILE_NAME).exists()
+    assert not (config.output.dir / FILE_NAME).exists()
 
 
 def test_an_adapter_that_is_not_finite_is_no_result(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     """Its last update made B so large that B alpha/r is infinite, and no loss comes after it to tell."""
-    large: dict[str, Any] = {"train": {"optimizer": {"rate": 3e37}, "steps": 1}, "adapter": {"alpha": 80.0}}
+    large: dict[str, Any] = {"train": {"learning_rate": 3e37, "max_steps": 1}, "adapter": {"alpha": 80.0}}
     config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", **large)
     with pytest.raises(UserError, match="holds NaN or infinity"):
         run_training(config)
-    assert not (config.output / FILE_NAME).exists()
+    assert not (config.output.dir / FILE_NAME).exists()

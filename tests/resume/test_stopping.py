@@ -23,10 +23,10 @@ from veneer.errors import UserError
 from veneer.family.registry import load_family
 from veneer.run.folder import LOG
 from veneer.run.lock import LOCK, locked
-from veneer.run.log import EventLog, Teller, cut_log
+from veneer.run.log import EventBus, EventLog, cut_log
 from veneer.run.resume import Resume
-from veneer.run.stopping import Interrupted, stopping_at_signals
-from veneer.run.training import run_training
+from veneer.run.session import run_training
+from veneer.run.signals import Interrupted, stopping_at_signals
 from veneer.train.events import CheckpointDue, StepDone, Warned
 from veneer.weights.file import FILE_NAME
 
@@ -42,17 +42,17 @@ def heeding_ctrl_c() -> Iterator[None]:
 @pytest.fixture
 def config(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     family = load_family(str(tiny_base))
-    monkeypatch.setattr("veneer.run.training.load_base", lambda base: family)
+    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
     return quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"checkpoint_every": 0})
 
 
 def signalling(number: int, step: int, times: int = 1) -> Callable[[object], None]:
-    def listen(event: object) -> None:
+    def callback(event: object) -> None:
         if isinstance(event, StepDone) and event.step == step:
             for _ in range(times):
                 os.kill(os.getpid(), number)
 
-    return listen
+    return callback
 
 
 # signals
@@ -63,22 +63,22 @@ def signalling(number: int, step: int, times: int = 1) -> Callable[[object], Non
 def test_a_signal_ends_the_run_with_a_checkpoint_of_the_step(config: RunConfig, number: int, step: int) -> None:
     before = signal.getsignal(number)
     with pytest.raises(Interrupted) as caught:
-        run_training(config, listen=signalling(number, step))
+        run_training(config, callback=signalling(number, step))
     assert (caught.value.signal, caught.value.step, caught.value.exit_code) == (number, step, 128 + number)
-    assert steps_kept(config.output) == [step]
+    assert steps_kept(config.output.dir) == [step]
     assert caught.value.checkpoint is not None and caught.value.checkpoint.name == f"step-{step:09d}"
     assert signal.getsignal(number) is before
-    assert [event["event"] for event in logged(config.output)][-2:] == ["Checkpointed", "Stopped"]
-    assert not (config.output / FILE_NAME).exists() and not (config.output / LOCK).exists()
+    assert [event["event"] for event in logged(config.output.dir)][-2:] == ["Checkpointed", "Stopped"]
+    assert not (config.output.dir / FILE_NAME).exists() and not (config.output.dir / LOCK).exists()
 
 
 def test_the_second_ctrl_c_ends_at_once_and_costs_no_checkpoint(config: RunConfig) -> None:
     with pytest.raises(Interrupted):
-        run_training(config, listen=signalling(signal.SIGINT, 2))
+        run_training(config, callback=signalling(signal.SIGINT, 2))
     with pytest.raises(KeyboardInterrupt) as caught:
-        run_training(config, resume=Resume(), listen=signalling(signal.SIGINT, 4, times=2))
+        run_training(config, resume=Resume(), callback=signalling(signal.SIGINT, 4, times=2))
     assert not isinstance(caught.value, Interrupted)
-    assert steps_kept(config.output) == [2]
+    assert steps_kept(config.output.dir) == [2]
 
 
 def test_a_second_ctrl_c_while_the_checkpoint_is_written(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,9 +91,9 @@ def test_a_second_ctrl_c_while_the_checkpoint_is_written(config: RunConfig, monk
 
     monkeypatch.setattr(os, "fsync", again)
     with pytest.raises(KeyboardInterrupt) as caught:
-        run_training(config, listen=signalling(signal.SIGINT, 2))
+        run_training(config, callback=signalling(signal.SIGINT, 2))
     assert not isinstance(caught.value, Interrupted)
-    assert list((config.output / "checkpoints").iterdir()) == []
+    assert list((config.output.dir / "checkpoints").iterdir()) == []
 
 
 def test_what_was_stopped_goes_on_with_the_command_that_was_printed(
@@ -101,27 +101,27 @@ def test_what_was_stopped_goes_on_with_the_command_that_was_printed(
 ) -> None:
     file = tmp_path / "a style.yaml"
     write_config(config, file)
-    (config.output).mkdir()
-    (config.output / FILE_NAME).write_bytes(b"earlier")
+    (config.output.dir).mkdir()
+    (config.output.dir / FILE_NAME).write_bytes(b"earlier")
     with monkeypatch.context() as patch:
         patch.setattr("veneer.cli.progress.Progress.__call__", lambda self, event: signalling(15, 2)(event))
-        assert main(["train", str(file), "train.batch=3", "--overwrite"]) == 143
+        assert main(["train", str(file), "train.batch_size=3", "--overwrite"]) == 143
     (line,) = capsys.readouterr().err.splitlines()
     what, _, command = line.partition("; go on with: ")
-    last = config.output / "checkpoints" / "step-000000002"
+    last = config.output.dir / "checkpoints" / "step-000000002"
     assert what == f"veneer: stopped by SIGTERM after step 2; the last checkpoint is {last}"
     words = shlex.split(command)
-    assert words == ["veneer", "train", str(file), "train.batch=3", "--resume"]
+    assert words == ["veneer", "train", str(file), "train.batch_size=3", "--resume"]
     assert main(words[1:]) == 0
-    assert (config.output / FILE_NAME).stat().st_size > 100
+    assert (config.output.dir / FILE_NAME).stat().st_size > 100
 
 
 def test_a_checkpoint_that_cannot_be_written_at_the_stop_is_said_to(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_config(config, tmp_path / "run.yaml")
-    config.output.mkdir()
-    (config.output / "checkpoints").touch()
+    config.output.dir.mkdir()
+    (config.output.dir / "checkpoints").touch()
     monkeypatch.setattr("veneer.cli.progress.Progress.__call__", lambda self, event: signalling(2, 2)(event))
     assert main(["train", str(tmp_path / "run.yaml")]) == 130
     assert capsys.readouterr().err == "veneer: stopped by SIGINT after step 2; no checkpoint could be written\n"
@@ -154,11 +154,11 @@ def test_a_thread_trains_without_handlers() -> None:
     ("words", "read"),
     [
         ("train c.yaml --resume", "train c.yaml --resume="),
-        ("train c.yaml --resume train.steps=9", "train c.yaml --resume= train.steps=9"),
+        ("train c.yaml --resume train.max_steps=9", "train c.yaml --resume= train.max_steps=9"),
         ("train c.yaml --resume --trigger sks", "train c.yaml --resume= --trigger sks"),
         ("train c.yaml --resume runs/typo", "train c.yaml --resume=runs/typo"),
         ("train c.yaml --resume runs/a/checkpoints/step-000000100", None),
-        ("train c.yaml train.steps=9 --resume step-000000100/", None),
+        ("train c.yaml train.max_steps=9 --resume step-000000100/", None),
         ("train --resume c.yaml", "train --resume= c.yaml"),
         ("train --trigger sks --resume c.yaml", "train --trigger sks --resume= c.yaml"),
         ("train --trigger=sks --overwrite --resume c.yaml", "train --trigger=sks --overwrite --resume= c.yaml"),
@@ -192,25 +192,25 @@ def test_mistakes_about_resuming_are_one_line(
     write_config(config, tmp_path / "run.yaml")
     assert main(["train", str(tmp_path / "run.yaml"), *more]) == 2
     assert capsys.readouterr().err.startswith(f"veneer: error: {said}")
-    assert not (config.output / LOG).exists()
+    assert not (config.output.dir / LOG).exists()
 
 
 # the lock
 
 
 def test_a_second_run_in_the_folder_is_refused(config: RunConfig) -> None:
-    config.output.mkdir()
-    with locked(config.output), pytest.raises(UserError, match=rf"another run \(process {os.getpid()} on "):
+    config.output.dir.mkdir()
+    with locked(config.output.dir), pytest.raises(UserError, match=rf"another run \(process {os.getpid()} on "):
         run_training(config)
-    assert list(config.output.iterdir()) == []
+    assert list(config.output.dir.iterdir()) == []
 
 
 def test_a_lock_that_a_dead_process_left_holds_nothing(config: RunConfig) -> None:
-    config.output.mkdir()
-    (config.output / LOCK).write_text("process 1 on nowhere")
-    with locked(config.output):
-        assert f"process {os.getpid()}" in (config.output / LOCK).read_text()
-    assert not (config.output / LOCK).exists()
+    config.output.dir.mkdir()
+    (config.output.dir / LOCK).write_text("process 1 on nowhere")
+    with locked(config.output.dir):
+        assert f"process {os.getpid()}" in (config.output.dir / LOCK).read_text()
+    assert not (config.output.dir / LOCK).exists()
 
 
 def test_a_lock_is_given_back_by_a_run_that_fails(config: RunConfig) -> None:
@@ -218,7 +218,7 @@ def test_a_lock_is_given_back_by_a_run_that_fails(config: RunConfig) -> None:
     for _ in range(2):
         with pytest.raises(UserError, match="to_nothing"):
             run_training(broken)
-    assert list(config.output.iterdir()) == []
+    assert list(config.output.dir.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_locked_is_said_so(tmp_path: Path) -> None:
@@ -238,15 +238,15 @@ class Note:
 
 def test_a_full_disk_stops_no_log_and_tears_no_line(tmp_path: Path) -> None:
     events: list[Any] = []
-    tell = Teller(events.append)
+    emit = EventBus(events.append)
     with EventLog(tmp_path / LOG) as log:
-        tell.open(log)
-        tell(Note("first"))
+        emit.open(log)
+        emit(Note("first"))
         file, log._file = log._file, Short(log._file)  # type: ignore[assignment]
-        tell(Note("second"))
-        tell(Note("third"))
+        emit(Note("second"))
+        emit(Note("third"))
         log._file = file
-        tell(Note("fourth"))
+        emit(Note("fourth"))
     assert [event["text"] for event in logged(tmp_path)] == ["first", "fourth"]
     assert [event for event in events if isinstance(event, Warned)] == [
         Warned("the log is not whole, for an event could not be written: [Errno 28] No space left on device")
@@ -269,11 +269,11 @@ class Short:
 
 def test_what_comes_before_the_log_is_open_comes_first_in_it(tmp_path: Path) -> None:
     events: list[Any] = []
-    tell = Teller(events.append)
-    tell(Note("early"))
+    emit = EventBus(events.append)
+    emit(Note("early"))
     with EventLog(tmp_path / LOG) as log:
-        tell.open(log)
-        tell(Note("late"))
+        emit.open(log)
+        emit(Note("late"))
     assert [event["text"] for event in logged(tmp_path)] == ["early", "late"] == [event.text for event in events]
 
 
@@ -300,12 +300,11 @@ def test_a_log_is_cut_after_the_checkpoint(tmp_path: Path, step: int, left: int)
 
 
 def test_the_whole_run_is_the_same_after_a_stop(config: RunConfig, tmp_path: Path) -> None:
-    whole = config.model_copy(
-        update={"output": tmp_path / "whole", "train": config.train.model_copy(update={"checkpoint_every": 6})}
-    )
+    train = config.train.model_copy(update={"checkpoint_every": 6})
+    whole = config.model_copy(update={"train": train}).in_folder(tmp_path / "whole")
     run_training(whole)
     with pytest.raises(Interrupted):
-        run_training(config, listen=signalling(signal.SIGTERM, 3))
-    again = whole.model_copy(update={"output": config.output})
+        run_training(config, callback=signalling(signal.SIGTERM, 3))
+    again = whole.in_folder(config.output.dir)
     run_training(again, resume=Resume())
-    assert hashes(config.output) == hashes(whole.output)
+    assert hashes(config.output.dir) == hashes(whole.output.dir)

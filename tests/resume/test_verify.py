@@ -15,24 +15,24 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import write_tiny_pictures
 from tests.running import quick_config
 from veneer.cli.main import main
-from veneer.config.essence import config_hash
+from veneer.config.fingerprint import config_hash
 from veneer.config.load import load_config, write_config
 from veneer.errors import UserError
 from veneer.family.fingerprint import fingerprint
 from veneer.family.registry import load_family
 from veneer.run.folder import CONFIG
-from veneer.run.training import run_training
-from veneer.run.verify import verify_adapter
+from veneer.run.session import run_training
+from veneer.verbs.verify import verify_adapter
 from veneer.weights.file import FILE_NAME, info
 
-TWO = {"train": {"steps": 2}}
+TWO = {"train": {"max_steps": 2}}
 
 
 @pytest.fixture(scope="module")
 def shared(tiny_base: Path) -> Iterator[None]:
     family = load_family(str(tiny_base))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("veneer.run.training.load_base", lambda base: family)
+        patch.setattr("veneer.run.session.load_base", lambda base: family)
         yield
 
 
@@ -114,7 +114,7 @@ def test_a_changed_strength_differs(run: Path) -> None:
 
 def test_a_changed_config_differs_where_it_matters(run: Path) -> None:
     config = load_config(run / CONFIG)
-    write_config(config.model_copy(update={"output": Path("elsewhere")}), run / CONFIG)
+    write_config(config.in_folder(Path("elsewhere")), run / CONFIG)
     assert verdicts(run)["config"] == "ok"
     write_config(config.model_copy(update={"seed": 6}), run / CONFIG)
     assert verdicts(run)["config"] == "differs"
@@ -193,7 +193,9 @@ def test_the_bundled_base_is_known_by_its_name(run: Path, monkeypatch: pytest.Mo
     with safe_open(run / FILE_NAME, "pt") as file:
         metadata = file.metadata()
     save_file(load_file(run / FILE_NAME), run / FILE_NAME, {**metadata, "veneer.base": "bundled"})
-    monkeypatch.setattr("veneer.run.verify.fingerprint", lambda base: {"bundled": metadata["veneer.base.sha256"]}[base])
+    monkeypatch.setattr(
+        "veneer.verbs.verify.fingerprint", lambda base: {"bundled": metadata["veneer.base.sha256"]}[base]
+    )
     assert verdicts(run)["base"] == "ok"
 
 

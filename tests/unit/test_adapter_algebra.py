@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from veneer.adapter.algebra import combine, merge
 from veneer.adapter.functional import delta_weight
 from veneer.adapter.inject import inject
+from veneer.adapter.merge import combine, merge
 from veneer.adapter.spec import AdapterSpec, Factors, LoraFactors
 from veneer.adapter.stack import AdapterStack
 from veneer.errors import UserError

@@ -18,7 +18,7 @@ from tools.baselines.methods import LORA, METHODS, Bottleneck, bottleneck, full,
 from tools.publish import published
 from veneer.config.load import build_config
 from veneer.data.preflight import survey
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 
 NAMES = list(METHODS)
 
@@ -100,7 +100,7 @@ def test_one_step_of_full_fine_tuning_is_adamws_closed_form(family: Family, tiny
         {
             "base": "bundled",
             "data": {"sources": [{"path": str(tiny_pictures)}], "held_out": 0.25},
-            "train": {"steps": 1, "batch": 2, "optimizer": {"weight_decay": 0.5}},
+            "train": {"max_steps": 1, "batch_size": 2, "optimizer": {"weight_decay": 0.5}},
         },
         "test",
     )

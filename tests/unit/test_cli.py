@@ -18,7 +18,7 @@ from veneer.__main__ import main as door
 from veneer.cli.app import app
 from veneer.cli.main import main
 from veneer.errors import UserError
-from veneer.keyed import MAX_SEED
+from veneer.rng import MAX_SEED
 
 PROGRAM = "import sys; from veneer.__main__ import main; sys.exit(main())"  # as pip's script for it
 VERBS = (
@@ -194,7 +194,7 @@ def test_a_config_with_a_typo_names_its_line(tmp_path: Path, capsys: pytest.Capt
     config = tmp_path / "style.yaml"
     config.write_text("base: bundled\ndata: {sources: [{path: x}]}\ntrain:\n  stepz: 10\n")
     line = refusal(capsys, "train", str(config))
-    assert line.startswith(f"{config}:4") and "train.steps" in line
+    assert line.startswith(f"{config}:4") and "train.max_steps" in line
 
 
 def test_a_source_that_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

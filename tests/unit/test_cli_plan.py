@@ -17,10 +17,10 @@ from tests.unit.test_cli import refusal
 from veneer.cli import plan as command
 from veneer.cli.main import main
 from veneer.config.schema import RunConfig
+from veneer.plan import rehearsal
 from veneer.plan.account import Course, NetworkPlan, Plan
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
-from veneer.run import planning
-from veneer.run.probing import Probe
+from veneer.plan.probe import Probe
 
 PAGE = Path(__file__).parents[2] / "docs" / "plan.md"
 FOUND = Probe(300 * 10**6, {LOADING: 10**6, ENCODING: 2 * 10**6, STEP: 4 * 10**6}, 1.5)
@@ -39,11 +39,11 @@ def told(*arguments: str) -> dict[str, Any]:
 
 def invented(config: RunConfig, *_: Any, **__: Any) -> Plan:
     """A plan in which pictures are all that takes memory."""
-    size = 10**7 * config.train.batch
+    size = 10**7 * config.train.batch_size
     phases = [Phase(name, size, {"all": size}, size) for name in (LOADING, ENCODING, STEP)]
     memory = Memory("cpu", tuple(phases), None)
     networks = {"unet": NetworkPlan(10, 1000, {"to_q": 1}, {"to_q": 10})}
-    return Plan(networks, 40, memory, Course(100, config.train.batch, 1, None))
+    return Plan(networks, 40, memory, Course(100, config.train.batch_size, 1, None))
 
 
 @pytest.fixture
@@ -88,25 +88,28 @@ def test_the_same_as_data(words: tuple[str, ...]) -> None:
 
 
 def test_measured_stands_below_and_the_time_too(words: tuple[str, ...]) -> None:
-    text = printed(*words, "--probe", "train.steps=2400")
+    text = printed(*words, "--probe", "train.max_steps=2400")
     assert re.search(r"^probed +measured +planned +error$", text, re.M)
     assert re.search(r"^training step +4.00 MB +[\d.]+ MB +[+-][\d.]+%$", text, re.M)
     assert text.endswith("time: 1.50 s a step, 1:00:00 for 2,400 steps\n")
-    found = told(*words, "--probe", "train.steps=2400")["probe"]
+    found = told(*words, "--probe", "train.max_steps=2400")["probe"]
     assert (found["peak"], found["seconds"], found["before"]) == (4 * 10**6, 3600, 300 * 10**6)
 
 
 def test_what_would_make_it_fit_is_told(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "rehearse", invented)
-    found = told(*words, "train.batch=8", "--memory", str(planning.process_memory() + 50 * 10**6))
+    monkeypatch.setattr(rehearsal, "rehearse", invented)
+    found = told(*words, "train.batch_size=8", "--memory", str(rehearsal.process_memory() + 50 * 10**6))
     assert found["fits"] is False
-    assert found["remedies"][0]["changes"] == {"train.batch": 4, "train.accumulate": 2}
-    text = printed(*words, "train.batch=8", "--memory", str(planning.process_memory() + 50 * 10**6))
-    assert "\ndoes not fit: " in text and "\nwhat would make it fit:\n  train.batch=4 train.accumulate=2 (" in text
+    assert found["remedies"][0]["changes"] == {"train.batch_size": 4, "train.gradient_accumulation_steps": 2}
+    text = printed(*words, "train.batch_size=8", "--memory", str(rehearsal.process_memory() + 50 * 10**6))
+    assert (
+        "\ndoes not fit: " in text
+        and "\nwhat would make it fit:\n  train.batch_size=4 train.gradient_accumulation_steps=2 (" in text
+    )
 
 
 def test_nothing_helps_where_there_is_nothing(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "rehearse", invented)
+    monkeypatch.setattr(rehearsal, "rehearse", invented)
     text = printed(*words, "--memory", "1MB")
     assert "1.00 MB are free" in text and text.rstrip().endswith("lower data.resolution")
 
@@ -119,10 +122,10 @@ def test_the_words_may_be_wrong(capsys: pytest.CaptureFixture[str], words: tuple
 
 def test_train_prints_the_same_first(words: tuple[str, ...], tmp_path: Path) -> None:
     """But for what the process held before, and pictures, which it has looked at."""
-    quick = ("train.steps=1", "sample.steps=1", "evaluate.draws=1", "data.held_out=0")
+    quick = ("train.max_steps=1", "sample.steps=1", "validation.draws=1", "data.held_out=0")
     ahead = told(*words, *quick)
     with redirect_stdout(io.StringIO()):
-        assert main(["train", *words, *quick, f"output={tmp_path / 'run'}"]) == 0
+        assert main(["train", *words, *quick, f"output.dir={tmp_path / 'run'}"]) == 0
     begun = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert begun["networks"] == ahead["networks"] and begun["course"] == ahead["course"]
     for before, now in zip(ahead["memory"]["phases"], begun["memory"]["phases"], strict=True):
@@ -140,7 +143,7 @@ def test_the_commands_of_the_page(
     assert found is not None
     commands = [shlex.split(line) for line in found[1].splitlines()]
     assert len(commands) >= 5
-    monkeypatch.setattr(planning, "rehearse", invented)
+    monkeypatch.setattr(rehearsal, "rehearse", invented)
     for program, verb, *rest in commands:
         assert (program, verb) == ("veneer", "plan")
         base = () if "--base" in rest else (f"base={tiny_base}",)

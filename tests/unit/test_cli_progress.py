@@ -14,7 +14,7 @@ from rich.console import Console
 
 from veneer.cli import progress as module
 from veneer.cli.progress import Progress
-from veneer.engine.memory import InUse
+from veneer.engine.memory_usage import InUse
 from veneer.plan.account import NetworkPlan, Plan
 from veneer.plan.memory import Memory, Phase
 from veneer.run.resume import Resumed

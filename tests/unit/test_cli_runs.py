@@ -23,8 +23,8 @@ from tests.plans import plans_once  # noqa: F401
 from veneer.cli.main import main
 from veneer.config.load import load_config
 from veneer.data.preflight import survey
-from veneer.evaluate.figures import EVALUATION
 from veneer.evaluate.heldout import evaluate
+from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import load_family
 from veneer.run.folder import (
     CARD,
@@ -45,7 +45,7 @@ from veneer.weights.checkpoint import MANIFEST, STATE
 from veneer.weights.file import FILE_NAME, load
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("train.steps=4", "train.batch=2", "train.optimizer.rate=0.05", "sample.steps=2", "evaluate.draws=2")
+QUICK = ("train.max_steps=4", "train.batch_size=2", "train.learning_rate=0.05", "sample.steps=2", "validation.draws=2")
 
 
 class Run(NamedTuple):
@@ -56,7 +56,7 @@ class Run(NamedTuple):
 
 
 def train_in(folder: Path, base: Path, pictures: Path, *more: str) -> tuple[str, ...]:
-    output = (f"output={folder}", f"base={base}")
+    output = (f"output.dir={folder}", f"base={base}")
     return ("train", str(pictures), *output, *QUICK, *more)
 
 
@@ -101,11 +101,11 @@ def test_train_without_a_config_writes_the_resolved_one(run: Run, tiny_pictures:
     config = load_config(run.folder / CONFIG)
     assert config.data.sources[0].path == tiny_pictures
     assert (config.data.trigger, config.data.resolution, config.adapter.alpha) == ("sks", 16, 4.0)
-    assert config.train.steps == 4
+    assert config.train.max_steps == 4
 
 
 def test_the_written_config_gives_the_same_bytes(run: Run, tmp_path: Path) -> None:
-    assert main(["train", str(run.folder / CONFIG), f"output={tmp_path / 'again'}"]) == 0
+    assert main(["train", str(run.folder / CONFIG), f"output.dir={tmp_path / 'again'}"]) == 0
     assert (tmp_path / "again" / FILE_NAME).read_bytes() == (run.folder / FILE_NAME).read_bytes()
     assert (tmp_path / "again" / SHEET).read_bytes() == (run.folder / SHEET).read_bytes()
 
@@ -148,7 +148,7 @@ def test_the_base_is_not_left_adapted(
 ) -> None:
     family = load_family(str(tiny_base))
     before = {name: tensor.clone() for name, tensor in family.networks["unet"].state_dict().items()}
-    monkeypatch.setattr("veneer.run.training.load_base", lambda base: family)
+    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
     assert main(train_in(tmp_path / "run", tiny_base, tiny_pictures)) == 0
     after = family.networks["unet"].state_dict()
     assert before.keys() == after.keys()
@@ -166,12 +166,12 @@ def test_an_unwritable_output_is_refused_before_anything_long(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("veneer.run.training.survey", forbid)
-    monkeypatch.setattr("veneer.run.training.load_base", forbid)
+    monkeypatch.setattr("veneer.run.session.survey", forbid)
+    monkeypatch.setattr("veneer.run.session.load_base", forbid)
     (tmp_path / "file").write_text("in the way")
     assert main(train_in(tmp_path / "file" / "run", tiny_base, tiny_pictures)) == 2
     line = capsys.readouterr().err
-    assert "cannot be written to" in line and "output=FOLDER" in line
+    assert "cannot be written to" in line and "output.dir=FOLDER" in line
 
 
 def test_a_read_only_output_is_refused(
@@ -189,7 +189,7 @@ def test_a_read_only_output_is_refused(
 def test_a_result_is_not_overwritten_unasked(
     run: Run, tiny_base: Path, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("veneer.run.training.survey", forbid)
+    monkeypatch.setattr("veneer.run.session.survey", forbid)
     before = (run.folder / FILE_NAME).read_bytes()
     assert main(train_in(run.folder, tiny_base, tiny_pictures)) == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -205,7 +205,7 @@ def test_overwrite_replaces_all_of_an_earlier_result(tiny_base: Path, tiny_pictu
     assert not list((tmp_path / "run" / SAMPLES).glob("*"))
 
 
-@pytest.mark.parametrize("mistake", ["adapter.rank=9999", "adapter.targets=[to_nothing]", "data.resolution=17"])
+@pytest.mark.parametrize("mistake", ["adapter.rank=9999", "adapter.target_modules=[to_nothing]", "data.resolution=17"])
 def test_a_mistake_costs_no_earlier_result(
     mistake: str, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -225,7 +225,7 @@ def test_the_config_is_there_before_training_starts(
 
     monkeypatch.setattr(Trainer, "run", interrupted)
     assert main(train_in(tmp_path, tiny_base, tiny_pictures)) == 130
-    assert load_config(tmp_path / CONFIG).train.steps == 4
+    assert load_config(tmp_path / CONFIG).train.max_steps == 4
     assert not (tmp_path / FILE_NAME).exists()
 
 
@@ -268,7 +268,7 @@ def test_a_config_file_with_overrides_and_a_trigger(
     command = ("train", str(file), *QUICK, "--preset", "rank-tiny", "--trigger", "it's 7", "adapter.alpha=3")
     assert main(command) == 0
     config = load_config(tmp_path / "run" / CONFIG)
-    assert (config.data.trigger, config.adapter.alpha, config.train.steps) == ("it's 7", 3.0, 4)
+    assert (config.data.trigger, config.adapter.alpha, config.train.max_steps) == ("it's 7", 3.0, 4)
     assert config.adapter.rank <= 2
 
 
@@ -302,7 +302,7 @@ def test_sample_scale_is_the_adapters_strength(run: Run, tiny_base: Path, tmp_pa
 def test_sample_into_an_unwritable_folder(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("veneer.run.using.load_base", forbid)
+    monkeypatch.setattr("veneer.verbs.sample.load_base", forbid)
     (tmp_path / "file").touch()
     assert main(["sample", str(run.folder), "--prompt", "a", "--out", str(tmp_path / "file")]) == 2
     assert "cannot be written to" in capsys.readouterr().err
@@ -352,7 +352,7 @@ def test_adapter_merge_on_a_full_disk_is_one_line_and_leaves_nothing(
         (folder / "half").write_text("written")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("veneer.run.using._save", full)
+    monkeypatch.setattr("veneer.verbs.sample._save", full)
     assert main(["adapter", "merge", str(run.folder), "--out", str(tmp_path / "merged")]) == 2
     assert "merged: cannot be written (" in (told := capsys.readouterr().err) and told.count("\n") == 1
     assert not list(tmp_path.iterdir())
@@ -376,7 +376,10 @@ def test_an_adapter_of_another_architecture(
 
 @pytest.mark.parametrize(
     ("words", "told"),
-    [(["--data", "/nonexistent"], "/nonexistent: no such folder"), (["--steps", "0"], "train.steps: is 0, but should")],
+    [
+        (["--data", "/nonexistent"], "/nonexistent: no such folder"),
+        (["--steps", "0"], "train.max_steps: is 0, but should"),
+    ],
 )
 def test_the_example_tells_a_mistake_in_one_line(
     words: list[str], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

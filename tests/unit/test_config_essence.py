@@ -6,22 +6,22 @@ from typing import Any
 
 import pytest
 
-from veneer.config.essence import config_hash, differences, essence
+from veneer.config.fingerprint import config_hash, differences, training_settings
 from veneer.config.keys import known_keys
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 
 SILENT = ["base", "data.cache", "data.held_out", "data.sources"]
-SILENT += ["evaluate.draws", "output", "train.checkpoint_every", "train.keep", "train.offload"]
+SILENT += ["validation.draws", "output", "train.checkpoint_every", "train.keep_checkpoints", "train.offload"]
 SILENT += ["tracking.trackers", "tracking.project"]
-SILENT += ["evaluate.pictures", "evaluate.every", "evaluate.patience"]
+SILENT += ["validation.pictures", "validation.every", "validation.patience"]
 SILENT += ["sample.every", "sample.guidance", "sample.prompts", "sample.steps", "data.prior.path"]
 
 
 def config(**sections: Any) -> RunConfig:
     values: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "p"}], "trigger": "sks"}}
     values["data"]["prior"] = {"prompt": "a cat"}
-    values["adapter"], values["train"] = {"text_encoder": {}}, {"ema": 0.9}
+    values["adapter"], values["train"] = {"text_encoder": {}}, {"ema_decay": 0.9}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     return resolve(build_config(values, "test"), 64)
@@ -32,18 +32,18 @@ def test_every_key_shapes_the_adapter_or_is_known_not_to() -> None:
     sections = {key for key in known_keys() if any(other.startswith(f"{key}.") for other in known_keys())}
     leaves = {key for key in known_keys() if key not in sections and not key.startswith("data.sources.")}
     expected = leaves - {key for key in SILENT}
-    assert set(essence(config())) == expected
+    assert set(training_settings(config())) == expected
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"output": "elsewhere"},
+        {"output": {"dir": "elsewhere"}},
         {"base": "elsewhere"},
         {"sample": {"every": 3, "steps": 1}},
         {"tracking": {"trackers": [], "project": "mine"}},
-        {"evaluate": {"draws": 2, "pictures": 3, "every": 5, "patience": 2}},
-        {"train": {"checkpoint_every": 3, "keep": 9, "offload": False}},
+        {"validation": {"draws": 2, "pictures": 3, "every": 5, "patience": 2}},
+        {"train": {"checkpoint_every": 3, "keep_checkpoints": 9, "offload": False}},
         {"data": {"sources": [{"path": "q"}], "held_out": 0.5, "trigger": "sks", "prior": {"prompt": "a cat"}}},
     ],
 )
@@ -62,11 +62,11 @@ def test_what_has_no_say_is_in_no_hash(change: dict[str, Any]) -> None:
     ],
 )
 def test_what_has_a_say_is_told_and_hashed(change: dict[str, Any], told: dict[str, Any]) -> None:
-    assert differences(essence(config()), essence(config(**change))) == told
+    assert differences(training_settings(config()), training_settings(config(**change))) == told
     assert config_hash(config(**change)) != config_hash(config())
 
 
 def test_a_section_that_was_not_there_is_told_key_by_key() -> None:
-    old, new = essence(config(adapter={"text_encoder": None})), essence(config())
+    old, new = training_settings(config(adapter={"text_encoder": None})), training_settings(config())
     assert differences(old, new)["adapter.text_encoder.rank"] == (None, 4)
     assert differences(old, old) == {}

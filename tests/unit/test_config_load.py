@@ -21,7 +21,6 @@ from veneer.config.load import (
 from veneer.config.schema import (
     AdapterConfig,
     DataConfig,
-    EvaluateConfig,
     ObjectiveConfig,
     OptimizerConfig,
     PriorConfig,
@@ -31,9 +30,10 @@ from veneer.config.schema import (
     TextEncoderAdapterConfig,
     TrackingConfig,
     TrainConfig,
+    ValidationConfig,
 )
 from veneer.errors import UserError
-from veneer.keyed import MAX_SEED
+from veneer.rng import MAX_SEED
 
 MINIMAL = "base: bundled\ndata:\n  sources: [{path: pictures}]\n"
 
@@ -51,7 +51,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_a_file_is_read(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, MINIMAL + "train:\n  optimizer: {rate: 1e-3}\n"))
-    assert config.train.optimizer.rate == 1e-3
+    assert config.train.learning_rate == 1e-3
     assert config.data.sources[0].path == Path("pictures"), "relative to the working directory, not to the file"
 
 
@@ -59,7 +59,7 @@ def test_a_file_is_read(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("train:\n  optimizer:\n    rte: 1e-4\n", "style.yaml:6: train.optimizer.rte: no such key; did you mean"),
-        ("train:\n\n  steps: '4'\n", 'style.yaml:6: train.steps: is "4"'),
+        ("train:\n\n  steps: '4'\n", 'style.yaml:6: train.max_steps: is "4"'),
         ("adapter:\n  rank: 4\n  rank: 8\n", "style.yaml:6: adapter.rank is given twice, first in line 5"),
         ("train:\n  optimizer:\n    betas:\n      - 0.9\n      - 2\n", "style.yaml:8: train.optimizer.betas.1: is 2"),
         ("adapter: [\n", "style.yaml:5: not YAML"),
@@ -89,7 +89,7 @@ def test_overrides_win_over_the_file_and_the_file_over_presets(tmp_path: Path) -
     config = load_config(path, presets=["rank-large"])
     assert (config.adapter.rank, config.adapter.dropout) == (5, 0.05), "sections are merged key by key"
     assert load_config(path, ["adapter.rank=6"], ["rank-large"]).adapter.rank == 6
-    assert load_config(path, ["train.steps=6", "train.steps=7"]).train.steps == 7
+    assert load_config(path, ["train.max_steps=6", "train.max_steps=7"]).train.max_steps == 7
 
 
 def test_later_presets_win(minimal: Path) -> None:
@@ -98,14 +98,14 @@ def test_later_presets_win(minimal: Path) -> None:
 
 
 def test_lists_are_replaced_whole(tmp_path: Path) -> None:
-    path = write(tmp_path, MINIMAL + "adapter: {targets: [to_q, to_k]}\n")
-    assert load_config(path, ["adapter.targets=[to_v]"]).adapter.targets == ("to_v",)
+    path = write(tmp_path, MINIMAL + "adapter: {target_modules: [to_q, to_k]}\n")
+    assert load_config(path, ["adapter.target_modules=[to_v]"]).adapter.target_modules == ("to_v",)
 
 
 @pytest.mark.parametrize(
     ("override", "key", "value"),
     [
-        ("train.optimizer.rate=1e-3", "train.optimizer.rate", 1e-3),
+        ("train.learning_rate=1e-3", "train.learning_rate", 1e-3),
         ("data.sources.0.repeats=3", "data.sources.0.repeats", 3),
         ("data.trigger=a toy, red", "data.trigger", "a toy, red"),
         ("data.trigger=no", "data.trigger", "no"),
@@ -127,11 +127,11 @@ def test_an_override_is_yaml(minimal: Path, override: str, key: str, value: obje
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("train.steps", "train.steps: should be key=value; for example train.steps=200"),
-        ("=4", "=4: should be key=value; for example train.steps=200"),
-        ("train..steps=4", "train..steps=4: should be key=value; for example train.steps=200"),
-        ("train.steps=ten", 'train.steps=ten: is "ten", but should be a whole number'),
-        ("train.stps=10", "train.stps=10: no such key; did you mean train.steps?"),
+        ("train.max_steps", "train.max_steps: should be key=value; for example train.max_steps=200"),
+        ("=4", "=4: should be key=value; for example train.max_steps=200"),
+        ("train..steps=4", "train..steps=4: should be key=value; for example train.max_steps=200"),
+        ("train.max_steps=ten", 'train.max_steps=ten: is "ten", but should be a whole number'),
+        ("train.stps=10", "train.stps=10: no such key; did you mean train.max_steps?"),
         ("trian.steps=10", "trian.steps=10: trian is no key; did you mean train?"),
         ("seed.x=1", "seed.x=1: seed has no x"),
         ("adapter.3=1", "adapter.3=1: adapter has no 3"),
@@ -148,8 +148,8 @@ def test_a_faulty_override_is_named(minimal: Path, override: str, message: str) 
 
 
 def test_a_section_under_a_value_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train.steps=1: train has no steps"):
-        load_config(write(tmp_path, MINIMAL + "train: 4\n"), ["train.steps=1"])
+    with pytest.raises(UserError, match=r"train.max_steps=1: train has no steps"):
+        load_config(write(tmp_path, MINIMAL + "train: 4\n"), ["train.max_steps=1"])
 
 
 def test_every_preset_says_why_and_can_be_taken(minimal: Path) -> None:
@@ -181,10 +181,10 @@ def test_an_unknown_preset_is_named_with_the_nearest(minimal: Path) -> None:
 
 
 def test_a_folder_is_enough(tmp_path: Path) -> None:
-    config = config_from_folder(tmp_path / "cats", "tok", ["train.steps=5"], ["rank-tiny"])
+    config = config_from_folder(tmp_path / "cats", "tok", ["train.max_steps=5"], ["rank-tiny"])
     assert config.data.sources == (SourceConfig(path=tmp_path / "cats"),)
-    assert (config.base, config.data.trigger, config.output) == ("bundled", "tok", Path("runs/cats"))
-    assert (config.train.steps, config.adapter.rank) == (5, 2)
+    assert (config.base, config.data.trigger, config.output.dir) == ("bundled", "tok", Path("runs/cats"))
+    assert (config.train.max_steps, config.adapter.rank) == (5, 2)
     assert config_from_folder(tmp_path, None, ["base=mine", "output=there"]).base == "mine"
 
 
@@ -291,7 +291,7 @@ configs = of(
         trackers=st.none() | st.lists(st.sampled_from(["tensorboard", "trackio", "wandb"]), max_size=3).map(tuple),
         project=words,
     ),
-    evaluate=of(EvaluateConfig, draws=counts, pictures=counts, every=counts, patience=st.integers(0)),
+    evaluate=of(ValidationConfig, draws=counts, pictures=counts, every=counts, patience=st.integers(0)),
 )
 
 

@@ -14,7 +14,7 @@ from veneer.config.keys import known_keys, nearest
 from veneer.config.load import build_config
 from veneer.config.schema import DataConfig, RunConfig, SourceConfig
 from veneer.errors import UserError
-from veneer.keyed import MAX_SEED
+from veneer.rng import MAX_SEED
 
 MINIMAL: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "pictures"}]}}
 
@@ -33,8 +33,8 @@ def with_value(dotted: str, value: object) -> dict[str, Any]:
 def test_every_key_but_base_and_sources_has_a_default() -> None:
     config = build_config(MINIMAL, "test")
     assert (config.adapter.rank, config.adapter.alpha, config.adapter.dropout) == (4, None, 0.0)
-    assert config.adapter.targets == ("to_q", "to_k", "to_v", "to_out.0")
-    assert (config.train.optimizer.rate, config.train.optimizer.weight_decay, config.train.batch) == (1e-4, 0.01, 4)
+    assert config.adapter.target_modules == ("to_q", "to_k", "to_v", "to_out.0")
+    assert (config.train.learning_rate, config.train.optimizer.weight_decay, config.train.batch_size) == (1e-4, 0.01, 4)
 
 
 def test_every_key_says_what_it_means() -> None:
@@ -51,20 +51,20 @@ def test_a_config_cannot_be_changed() -> None:
 @pytest.mark.parametrize(
     ("key", "value", "fault"),
     [
-        ("train.steps", "4", 'is "4", but should be a whole number'),
-        ("train.steps", True, "is true, but should be a whole number"),
-        ("train.steps", 4.0, "is 4.0, but should be a whole number"),
-        ("train.steps", 0, "is 0, but should be at least 1"),
-        ("train.optimizer.rate", "1e-4", 'is "1e-4", but should be a number'),
-        ("train.optimizer.rate", True, "is true, but should be a number"),
-        ("train.optimizer.rate", 0, "is 0, but should be greater than 0"),
-        ("train.optimizer.rate", float("nan"), "is NaN, but should be a finite number"),
-        ("train.optimizer.rate", float("inf"), "is Infinity, but should be a finite number"),
+        ("train.max_steps", "4", 'is "4", but should be a whole number'),
+        ("train.max_steps", True, "is true, but should be a whole number"),
+        ("train.max_steps", 4.0, "is 4.0, but should be a whole number"),
+        ("train.max_steps", 0, "is 0, but should be at least 1"),
+        ("train.learning_rate", "1e-4", 'is "1e-4", but should be a number'),
+        ("train.learning_rate", True, "is true, but should be a number"),
+        ("train.learning_rate", 0, "is 0, but should be greater than 0"),
+        ("train.learning_rate", float("nan"), "is NaN, but should be a finite number"),
+        ("train.learning_rate", float("inf"), "is Infinity, but should be a finite number"),
         ("adapter.rank", 0, "is 0, but should be at least 1"),
         ("adapter.rank", -4, "is -4, but should be at least 1"),
         ("adapter.text_encoder.rank", 0, "is 0, but should be at least 1"),
-        ("adapter.targets", "to_q", 'is "to_q", but should be a list; write [to_q]'),
-        ("adapter.targets", [], "is [], but should be a list that is not empty"),
+        ("adapter.target_modules", "to_q", 'is "to_q", but should be a list; write [to_q]'),
+        ("adapter.target_modules", [], "is [], but should be a list that is not empty"),
         ("adapter.dropout", 1.0, "is 1.0, but should be less than 1"),
         ("adapter.text_encoder", True, "is true, but should be a section"),
         ("data.sources", [], "is [], but should be a list that is not empty"),
@@ -106,17 +106,17 @@ def test_whole_numbers_may_stand_for_real_ones() -> None:
 
 def test_warmup_must_end() -> None:
     with pytest.raises(UserError, match="here: train: warmup is 400, but steps is 400"):
-        build_config(with_value("train.warmup", 400), "here")
+        build_config(with_value("train.warmup_steps", 400), "here")
 
 
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        ("train.optimizer.rte", "train.optimizer.rate"),
-        ("train.stps", "train.steps"),
+        ("train.optimizer.rte", "train.learning_rate"),
+        ("train.stps", "train.max_steps"),
         ("trian", "train"),
         ("rank", "adapter.rank"),
-        ("learning_rate", "train.optimizer.rate"),
+        ("learning_rate", "train.learning_rate"),
         ("train.network_dim", "adapter.rank"),
         ("adapter.text_encoder.rnk", "adapter.text_encoder.rank"),
         ("data.sources.0.repeat", "data.sources.0.repeats"),

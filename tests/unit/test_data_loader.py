@@ -42,7 +42,7 @@ def test_an_epoch_shows_each_picture_as_often_as_it_repeats(
     length = sum(one.repeats for one in manifest.samples)
     steps = -(-length * epochs // count)
     shown = [pick for step in range(steps) for pick in picks(manifest, seed, step, count)]
-    assert [pick.showing for pick in shown] == list(range(steps * count))
+    assert [pick.draw_index for pick in shown] == list(range(steps * count))
     for epoch in range(epochs):
         times = Counter(pick.sample for pick in shown[epoch * length : (epoch + 1) * length])
         assert times == Counter({one: one.repeats for one in manifest.samples})
@@ -68,18 +68,18 @@ def test_order_depends_on_seed_and_epoch_and_not_on_names_or_listing() -> None:
 
 def test_captions_are_drawn_among_all() -> None:
     one = sample(0, captions=("a", "b", "c"))
-    drawn = [caption_of(Pick(one, showing), config(), 0) for showing in range(300)]
-    assert drawn == [caption_of(Pick(one, showing), config(), 0) for showing in range(300)]
+    drawn = [caption_of(Pick(one, draw_index), config(), 0) for draw_index in range(300)]
+    assert drawn == [caption_of(Pick(one, draw_index), config(), 0) for draw_index in range(300)]
     assert set(drawn) == {"a", "b", "c"} and min(Counter(drawn).values()) > 60
-    assert drawn != [caption_of(Pick(one, showing), config(), 1) for showing in range(300)]
+    assert drawn != [caption_of(Pick(one, draw_index), config(), 1) for draw_index in range(300)]
 
 
 def test_captions_drop_out_as_often_as_asked() -> None:
     one = sample(0)
-    drawn = [caption_of(Pick(one, showing), config(caption_dropout=0.3), 0) for showing in range(1000)]
+    drawn = [caption_of(Pick(one, draw_index), config(caption_dropout=0.3), 0) for draw_index in range(1000)]
     assert set(drawn) == {"a cat", ""}
     assert 250 < drawn.count("") < 350
-    assert all(caption_of(Pick(one, showing), config(), 0) == "a cat" for showing in range(100))
+    assert all(caption_of(Pick(one, draw_index), config(), 0) == "a cat" for draw_index in range(100))
 
 
 Seen = tuple[list[str], list[str], list[float], list[str], int]
@@ -91,7 +91,7 @@ def what_training_sees(mapping: dict[str, Any]) -> Seen:
     assert run.data.resolution is not None
     dataset, prior = survey(run.data), read_prior(run)
     picked = picks(dataset.train, 0, 0, 12)
-    pixels = [load_pixels(pick.sample, run.data, run.data.resolution, 0, pick.showing) for pick in picked]
+    pixels = [load_pixels(pick.sample, run.data, run.data.resolution, 0, pick.draw_index) for pick in picked]
     said = [caption_of(pick, run.data, 0) for pick in picked]
     said += [caption for one in prior.samples for caption in one.captions]
     held = sorted(one.id for one in dataset.held_out.samples)

@@ -231,7 +231,7 @@ def test_the_prior_is_as_many_pictures_as_asked_for(tmp_path: Path) -> None:
     folder = f"path: {tmp_path / 'class'}"
 
     def read(prior: str) -> Any:
-        return read_prior(config_from_folder(tmp_path, "tok", [f"data.prior={prior}", f"output={tmp_path}"]))
+        return read_prior(config_from_folder(tmp_path, "tok", [f"data.prior={prior}", f"output.dir={tmp_path}"]))
 
     found = read(f"{{prompt: a cat, {folder}}}")
     assert [(one.path.name, one.captions, one.repeats) for one in found.samples] == [

@@ -66,24 +66,24 @@ def test_resizing_is_lanczos_of_the_short_side(tmp_path: Path) -> None:
 
 def test_a_random_crop_is_keyed_and_reaches_every_place(tmp_path: Path) -> None:
     sample, random = sample_of(ramp(40, 32), tmp_path), config(crop="random")
-    lefts = [float(levels(load_pixels(sample, random, 32, 0, showing))[0, 0, 0]) for showing in range(64)]
-    again = [float(levels(load_pixels(sample, random, 32, 0, showing))[0, 0, 0]) for showing in range(64)]
+    lefts = [float(levels(load_pixels(sample, random, 32, 0, draw_index))[0, 0, 0]) for draw_index in range(64)]
+    again = [float(levels(load_pixels(sample, random, 32, 0, draw_index))[0, 0, 0]) for draw_index in range(64)]
     assert lefts == again
     assert min(lefts) < 1 and max(lefts) > 7
-    other_seed = [float(levels(load_pixels(sample, random, 32, 1, showing))[0, 0, 0]) for showing in range(64)]
+    other_seed = [float(levels(load_pixels(sample, random, 32, 1, draw_index))[0, 0, 0]) for draw_index in range(64)]
     assert lefts != other_seed
 
 
 def test_half_of_the_showings_are_mirrored(tmp_path: Path) -> None:
     sample = sample_of(ramp(32, 32), tmp_path)
     plain = load_pixels(sample, config(), 32, 0, 0)
-    shown = [load_pixels(sample, config(flip=True), 32, 0, showing) for showing in range(100)]
-    mirrored = [is_flipped(sample, config(flip=True), 0, showing) for showing in range(100)]
+    shown = [load_pixels(sample, config(flip=True), 32, 0, draw_index) for draw_index in range(100)]
+    mirrored = [is_flipped(sample, config(flip=True), 0, draw_index) for draw_index in range(100)]
     assert all(
         torch.equal(one, plain.flip(2) if turned else plain) for one, turned in zip(shown, mirrored, strict=True)
     )
     assert 30 < sum(mirrored) < 70
-    assert not any(is_flipped(sample, config(), 0, showing) for showing in range(100))
+    assert not any(is_flipped(sample, config(), 0, draw_index) for draw_index in range(100))
 
 
 def test_without_crop_and_flip_nothing_varies(tmp_path: Path) -> None:

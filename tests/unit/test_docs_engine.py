@@ -13,7 +13,7 @@ from benchmarks import saved_bytes
 from benchmarks.page import figures_of
 from tools.publish import published
 from veneer.config.load import build_config
-from veneer.engine.standing import plain_class
+from veneer.engine.class_swap import plain_class
 
 PAGE = Path(__file__).parents[2] / "docs" / "engine.md"
 

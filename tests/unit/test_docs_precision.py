@@ -16,7 +16,7 @@ from tools.publish import published
 from veneer.cli.main import main
 from veneer.weights.file import FILE_NAME
 
-QUICK = ["train.steps=2", "train.batch=1", "sample.steps=1", "evaluate.draws=1"]
+QUICK = ["train.max_steps=2", "train.batch_size=1", "sample.steps=1", "validation.draws=1"]
 
 
 def test_commands(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ from tools.illnesses.cases import CASES, Case, planned_config
 from tools.illnesses.making import RECORDS, record_of
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
+from veneer.doctor.diagnosis import Diagnosis, diagnose
+from veneer.doctor.evidence import Evidence, read_evidence
+from veneer.doctor.finding import with_change
 from veneer.errors import UserError
-from veneer.evaluate.doctor.diagnose import Diagnosis, diagnose
-from veneer.evaluate.doctor.evidence import Evidence, read_evidence
-from veneer.evaluate.doctor.finding import with_change
 
 _SIDE = 64
 """Pixels of the bundled base."""

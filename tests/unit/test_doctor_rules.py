@@ -11,11 +11,9 @@ import pytest
 
 from veneer.config.load import build_config, set_key
 from veneer.config.schema import RunConfig
-from veneer.errors import UserError
-from veneer.evaluate.doctor import endings, learning, pictures, settings
-from veneer.evaluate.doctor.curve import best, head, standard_error, stretches_of, tail, training_gain
-from veneer.evaluate.doctor.diagnose import EXPLAINS, RULES, diagnose
-from veneer.evaluate.doctor.evidence import (
+from veneer.doctor.curve import best, head, standard_error, stretches_of, tail, training_gain
+from veneer.doctor.diagnosis import EXPLAINS, RULES, diagnose
+from veneer.doctor.evidence import (
     Captions,
     Copies,
     Effect,
@@ -30,8 +28,10 @@ from veneer.evaluate.doctor.evidence import (
     read_evidence,
     write_evidence,
 )
-from veneer.evaluate.doctor.finding import Change, Finding, Rule, percent, with_change
-from veneer.evaluate.doctor.measure import effect_of
+from veneer.doctor.finding import Change, Finding, Rule, percent, with_change
+from veneer.doctor.measure import effect_of
+from veneer.doctor.rules import endings, learning, pictures, settings
+from veneer.errors import UserError
 from veneer.evaluate.heldout import paired_difference
 
 STEPS = 200
@@ -44,7 +44,7 @@ UNKNOWN = Effect(0.001, -0.01, 0.012, 0.6, 0.601, 32)
 
 def config_of(**keys: Any) -> RunConfig:
     values: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "pictures"}]}}
-    settings = {"train.steps": STEPS, "train.optimizer.rate": 2e-3, "data.resolution": 64, **keys}
+    settings = {"train.max_steps": STEPS, "train.learning_rate": 2e-3, "data.resolution": 64, **keys}
     for name, value in settings.items():
         set_key(values, name.replace("__", "."), value, "test")
     return build_config(values, "test")
@@ -60,8 +60,8 @@ def evidence_of(config: RunConfig | None = None, **parts: Any) -> Evidence:
     """Of a healthy run, but for the parts given."""
     config = config or config_of()
     healthy: dict[str, Any] = {
-        "ending": Ending("finished", config.train.steps),
-        "stretches": curve(0.6, 0.4, config.train.steps),
+        "ending": Ending("finished", config.train.max_steps),
+        "stretches": curve(0.6, 0.4, config.train.max_steps),
         "skipped": 0,
         "overflowed": 0,
         "pictures": Pictures(100, 32, {}, 0, twins=0, alike=0, leaked=0, small=0, smallest=64),
@@ -156,7 +156,7 @@ class TestEndings:
         text = "step 7: the loss is not finite, with a.png"
         finding = found(endings.not_a_number, evidence_of(ending=Ending("failed", 6, "NonFinite", text)))
         assert "after step 6" in finding.evidence[0]
-        assert "train.optimizer.rate=0.0002" in overrides(finding)
+        assert "train.learning_rate=0.0002" in overrides(finding)
 
     def test_float16_is_blamed_first(self) -> None:
         half = config_of(**{"train.precision": "float16"})
@@ -176,11 +176,17 @@ class TestEndings:
     )
     def test_out_of_memory_is_told_by_the_fault(self, kind: str, text: str) -> None:
         memory = Memory(8 * 10**9, {"saved: attention": 6 * 10**9}, 4 * 10**9, {"train.memory=checkpoint": 3 * 10**9})
-        evidence = evidence_of(config_of(**{"train.batch": 6}), ending=Ending("failed", 0, kind, text), memory=memory)
+        evidence = evidence_of(
+            config_of(**{"train.batch_size": 6}), ending=Ending("failed", 0, kind, text), memory=memory
+        )
         finding = found(endings.out_of_memory, evidence)
         assert finding.sure
         assert "8.00 GB of 4.00 GB" in finding.evidence[1] and "saved: attention 6.00 GB" in finding.evidence[1]
-        assert overrides(finding)[:3] == ["train.memory=checkpoint", "train.batch=3", "train.accumulate=2"]
+        assert overrides(finding)[:3] == [
+            "train.memory=checkpoint",
+            "train.batch_size=3",
+            "train.gradient_accumulation_steps=2",
+        ]
         assert "3.00 GB" in finding.changes[0].why
         assert endings.failed(evidence) is None
 
@@ -219,9 +225,9 @@ class TestLearning:
         assert overrides(finding) == ["adapter.alpha=4"]
 
     def test_dead_by_rate(self) -> None:
-        config = config_of(**{"train.optimizer.rate": 1e-12})
+        config = config_of(**{"train.learning_rate": 1e-12})
         finding = found(learning.dead_adapter, evidence_of(config, moved={"unet": Moved(80, 1e-7, 5.0)}))
-        assert overrides(finding) == ["train.optimizer.rate=0.0001"]
+        assert overrides(finding) == ["train.learning_rate=0.0001"]
 
     def test_dead_where_nothing_was_written(self) -> None:
         ending = Ending("failed", 1, "UserError", "was not written: every B is still zero")
@@ -235,7 +241,7 @@ class TestLearning:
 
     def test_a_loss_that_rises_beyond_its_noise_has_diverged(self) -> None:
         finding = found(learning.diverged, evidence_of(stretches=curve(0.4, 0.8)))
-        assert "train.optimizer.rate=0.0002" in overrides(finding)
+        assert "train.learning_rate=0.0002" in overrides(finding)
         assert learning.diverged(evidence_of(stretches=curve(0.4, 0.41))) is None
 
     def test_a_loss_that_is_high_from_the_first_stretch_on_has_diverged_too(self) -> None:
@@ -258,25 +264,27 @@ class TestLearning:
         rows = [(n + 1, noise[n % 10] + (0.3 if n >= 30 else 0.0) * (n % 2), 1.0) for n in range(40)]
         last = tail(evidence_of(stretches=stretches_of(rows)))
         assert last is not None and last.error > 0.05
-        assert learning.diverged(evidence_of(config_of(**{"train.steps": 40}), stretches=stretches_of(rows))) is None
+        assert (
+            learning.diverged(evidence_of(config_of(**{"train.max_steps": 40}), stretches=stretches_of(rows))) is None
+        )
 
     def test_hardly_moved_is_a_rate_too_low(self) -> None:
         evidence = evidence_of(moved={"unet": Moved(80, 0.001, 5.0)}, held_out=NOTHING, training=NOTHING)
-        assert "train.optimizer.rate=0.02" in overrides(found(learning.rate_too_low, evidence))
+        assert "train.learning_rate=0.02" in overrides(found(learning.rate_too_low, evidence))
         assert learning.rate_too_low(replace(evidence, held_out=GAIN)) is None
 
     def test_little_gained_is_underfit(self) -> None:
         finding = found(learning.underfit, evidence_of(held_out=NOTHING, training=NOTHING))
-        assert overrides(finding)[0] == "train.steps=600"
+        assert overrides(finding)[0] == "train.max_steps=600"
         assert "adapter.rank=8" in overrides(finding) and "adapter.text_encoder={}" in overrides(finding)
 
     def test_missing_layers_are_named(self) -> None:
-        config = config_of(**{"adapter.targets": ["to_k"]})
+        config = config_of(**{"adapter.target_modules": ["to_k"]})
         finding = found(learning.underfit, evidence_of(config, held_out=NOTHING, training=NOTHING))
-        assert "adapter.targets=[to_k, to_q, to_v, to_out.0]" in overrides(finding)
+        assert "adapter.target_modules=[to_k, to_q, to_v, to_out.0]" in overrides(finding)
 
     def test_five_steps_are_underfit_though_nothing_was_measured(self) -> None:
-        five = config_of(**{"train.steps": 5})
+        five = config_of(**{"train.max_steps": 5})
         finding = found(learning.underfit, evidence_of(five, held_out=None, training=None))
         assert not finding.sure and "hardly begun" in finding.what
 
@@ -312,19 +320,19 @@ class TestLearning:
 
     def test_fewer_steps_leave_room_for_the_warm_up(self) -> None:
         copies = Copies(5, 16, 0.4, ("p.png", "t.png"))
-        for warmup, first in ((0, "train.steps=66"), (70, "train.steps=140"), (150, "train.warmup=3")):
-            config = config_of(**{"train.warmup": warmup})
+        for warmup, first in ((0, "train.max_steps=66"), (70, "train.max_steps=140"), (150, "train.warmup_steps=3")):
+            config = config_of(**{"train.warmup_steps": warmup})
             finding = found(learning.overfit, evidence_of(config, copies=copies))
             assert overrides(finding)[0] == first
             assert with_change(config, finding.changes[0]) != config
-        config = config_of(**{"train.warmup": 100})
+        config = config_of(**{"train.warmup_steps": 100})
         finding = found(learning.drifted, evidence_of(config, drift=HARM))
         assert with_change(config, finding.changes[0]) != config
 
     def test_a_score_that_was_better_before_is_overfit_and_says_when(self) -> None:
         scored = tuple(Scored(step, replace(GAIN, mean=mean)) for step, mean in ((50, -0.1), (100, -0.2), (200, -0.1)))
         finding = found(learning.overfit, evidence_of(scored=scored, checkpoints=(100, 200)))
-        assert overrides(finding)[0] == "train.steps=100" and "is kept" in finding.changes[0].why
+        assert overrides(finding)[0] == "train.max_steps=100" and "is kept" in finding.changes[0].why
         steady = tuple(Scored(step, GAIN) for step in (50, 100, 200))
         assert learning.overfit(evidence_of(scored=steady)) is None
 
@@ -333,16 +341,16 @@ class TestLearning:
         assert learning.overfit(evidence_of(copies=Copies(1, 16, 0.4, ("p.png", "t.png")))) is None
 
     def test_a_text_encoder_that_does_harm_is_overcooked(self) -> None:
-        config = config_of(**{"adapter.text_encoder": {"rate": 0.02}})
+        config = config_of(**{"adapter.text_encoder": {"learning_rate": 0.02}})
         harmed = replace(evidence_of().measured or Measured(), text_encoder=HARM)
         finding = found(learning.text_encoder_overcooked, evidence_of(config, measured=harmed))
-        assert overrides(finding)[0] == "adapter.text_encoder.rate=0.0002"
+        assert overrides(finding)[0] == "adapter.text_encoder.learning_rate=0.0002"
         for little in (GAIN, Effect(0.004, 0.001, 0.007, 0.6, 0.604, 32)):
             helped = replace(harmed, text_encoder=little)
             assert learning.text_encoder_overcooked(evidence_of(config, measured=helped)) is None
 
     def test_a_text_encoder_that_is_outweighed_is_overcooked_though_nothing_was_measured(self) -> None:
-        config = config_of(**{"adapter.text_encoder": {"rate": 0.02}})
+        config = config_of(**{"adapter.text_encoder": {"learning_rate": 0.02}})
         moved = {"unet": Moved(80, 1.0, 5.0), "text_encoder": Moved(8, 9.0, 5.0)}
         finding = found(learning.text_encoder_overcooked, evidence_of(config, moved=moved, measured=None))
         assert "180% of the size" in finding.evidence[0]
@@ -445,9 +453,9 @@ class TestPictures:
 
 class TestSettings:
     def test_warmup(self) -> None:
-        finding = found(settings.warmup_too_long, evidence_of(config_of(**{"train.warmup": 190})))
+        finding = found(settings.warmup_too_long, evidence_of(config_of(**{"train.warmup_steps": 190})))
         assert "52%" in finding.evidence[1]
-        assert settings.warmup_too_long(evidence_of(config_of(**{"train.warmup": 20}))) is None
+        assert settings.warmup_too_long(evidence_of(config_of(**{"train.warmup_steps": 20}))) is None
 
     def test_decay(self) -> None:
         strong = config_of(**{"train.optimizer.weight_decay": 50.0})
@@ -464,7 +472,7 @@ class TestSettings:
 
 class TestDiagnosis:
     def test_a_cause_leaves_out_what_it_explains(self) -> None:
-        config = config_of(**{"train.warmup": 190})
+        config = config_of(**{"train.warmup_steps": 190})
         evidence = evidence_of(config, held_out=NOTHING, training=NOTHING)
         assert learning.underfit(evidence) is not None
         assert [one.name for one in diagnose(evidence).findings] == ["warmup_too_long"]
@@ -496,10 +504,10 @@ class TestDiagnosis:
 @pytest.mark.parametrize(
     ("change", "override"),
     [
-        (Change("train.steps", 3, ""), "train.steps=3"),
-        (Change("train.optimizer.rate", 1e-5, ""), "train.optimizer.rate=1e-05"),
-        (Change("train.optimizer.rate", 3 * 1e-4, ""), "train.optimizer.rate=0.0003"),
-        (Change("train.optimizer.rate", 0.00012345678, ""), "train.optimizer.rate=0.00012345678"),
+        (Change("train.max_steps", 3, ""), "train.max_steps=3"),
+        (Change("train.learning_rate", 1e-5, ""), "train.learning_rate=1e-05"),
+        (Change("train.learning_rate", 3 * 1e-4, ""), "train.learning_rate=0.0003"),
+        (Change("train.learning_rate", 0.00012345678, ""), "train.learning_rate=0.00012345678"),
         (Change("adapter.alpha", 1024.0, ""), "adapter.alpha=1024"),
         (Change("adapter.alpha", 1 / 3, ""), "adapter.alpha=0.3333333333333333"),
         (Change("data.flip", True, ""), "data.flip=true"),

@@ -15,27 +15,27 @@ import torch
 from tests.plans import plans_once  # noqa: F401
 from tests.running import killed, logged, quick_config, told
 from veneer.adapter.functional import delta_weight
-from veneer.adapter.locate import layers_of
+from veneer.adapter.layers import layers_of
 from veneer.adapter.spec import LoraFactors
 from veneer.cli.main import main
 from veneer.config.load import load_config, write_config
 from veneer.config.schema import RunConfig, TextEncoderAdapterConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
+from veneer.doctor.finding import Change
+from veneer.doctor.gather import doctor_run, gather
+from veneer.doctor.measure import exchanged, measure, without_words
+from veneer.doctor.rules import endings
+from veneer.doctor.rules.endings import memory_changes
 from veneer.errors import UserError
-from veneer.evaluate.doctor import endings
-from veneer.evaluate.doctor.endings import memory_changes
-from veneer.evaluate.doctor.finding import Change
-from veneer.evaluate.doctor.measure import exchanged, measure, without_words
-from veneer.evaluate.heldout import Ruler, heldout_losses
+from veneer.evaluate.heldout import HeldOutEvaluator, heldout_losses
 from veneer.family.registry import load_family
 from veneer.plan.memory import as_text
-from veneer.run.doctoring import doctor_run, gather
-from veneer.run.failing import Failed, telling_faults
+from veneer.run.faults import Failed, recording_faults
 from veneer.run.folder import CONFIG, LOG
 from veneer.run.lock import locked
 from veneer.run.resume import Resume
-from veneer.run.training import run_training
+from veneer.run.session import run_training
 from veneer.train.events import StepDone
 from veneer.weights.file import FILE_NAME, AdapterFile, load, save
 
@@ -50,7 +50,7 @@ def config(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPa
 def run(config: RunConfig) -> Path:
     """A finished run's folder; read only."""
     told(config)
-    return config.output
+    return config.output.dir
 
 
 def test_gathers_what_a_run_left(run: Path, config: RunConfig) -> None:
@@ -123,10 +123,12 @@ def test_other_captions_are_measured_as_if_the_pictures_were_encoded_anew(run: P
     family, config = load_family(str(tiny_base)), gather(run).config
     train = survey(config.data).train
     other = Manifest(exchanged(train).samples[2:5])
-    ruler = Ruler(config, family, train)
-    losses = ruler.losses()
-    assert np.array_equal(ruler.captioned(other).losses(), heldout_losses(config, family, other))
-    assert np.array_equal(ruler.losses(), losses) and not np.array_equal(ruler.captioned(other).losses(), losses[2:5])
+    evaluator = HeldOutEvaluator(config, family, train)
+    losses = evaluator.losses()
+    assert np.array_equal(evaluator.captioned(other).losses(), heldout_losses(config, family, other))
+    assert np.array_equal(evaluator.losses(), losses) and not np.array_equal(
+        evaluator.captioned(other).losses(), losses[2:5]
+    )
 
 
 def test_an_adapter_of_nothing_makes_no_difference_to_captions(run: Path, tiny_base: Path) -> None:
@@ -157,7 +159,7 @@ def test_words_are_taken_out_whole(run: Path) -> None:
 
 
 def test_a_killed_run(config: RunConfig, tmp_path: Path) -> None:
-    config = config.model_copy(update={"output": tmp_path / "run"})
+    config = config.in_folder(tmp_path / "run")
     killed(config, StepDone, 4)
     evidence = gather(tmp_path / "run")
     assert (evidence.ending.how, evidence.ending.step) == ("cut off", 4)
@@ -195,7 +197,7 @@ def test_many_pictures_that_no_log_counted_are_not_looked_at_unasked(
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / LOG).unlink()
-    monkeypatch.setattr("veneer.run.doctoring._QUICKLY", 11)
+    monkeypatch.setattr("veneer.doctor.gather._QUICKLY", 11)
     assert gather(tmp_path / "run").pictures.alike is None
 
 
@@ -287,11 +289,11 @@ def test_want_of_memory_is_told_and_named(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nand more"))
-    config = config.model_copy(update={"output": tmp_path / "run"})
+    config = config.in_folder(tmp_path / "run")
     with pytest.raises(UserError, match=r"^out of memory: CUDA .* 2 GiB and more; .*doctor"):
         run_training(config)
-    halved = "train.batch=1"
-    monkeypatch.setattr("veneer.run.doctoring.memory_changes", lambda config: [changes_of(config)[halved]])
+    halved = "train.batch_size=1"
+    monkeypatch.setattr("veneer.doctor.gather.memory_changes", lambda config: [changes_of(config)[halved]])
     assert main(["doctor", str(tmp_path / "run"), "--json"]) == 1
     finding = json.loads(capsys.readouterr().out)["findings"][0]
     assert finding["name"] == "out_of_memory" and "OutOfMemoryError: CUDA out of memory" in finding["evidence"][0]
@@ -305,7 +307,7 @@ def test_want_of_memory_is_told_and_named(
 def test_a_fault_is_cut_from_the_log_of_a_run_that_goes_on(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = config.model_copy(update={"output": tmp_path / "run"})
+    config = config.in_folder(tmp_path / "run")
     killed(config, StepDone, 4)
     with monkeypatch.context() as patched:
         broken(patched, ValueError("gone"))
@@ -319,9 +321,9 @@ def test_a_fault_is_cut_from_the_log_of_a_run_that_goes_on(
 
 def test_a_stop_is_no_fault() -> None:
     heard: list[object] = []
-    with pytest.raises(KeyboardInterrupt), telling_faults(heard.append):
+    with pytest.raises(KeyboardInterrupt), recording_faults(heard.append):
         raise KeyboardInterrupt
-    with pytest.raises(ValueError), telling_faults(heard.append):
+    with pytest.raises(ValueError), recording_faults(heard.append):
         raise ValueError("x")
     assert heard == [Failed("ValueError", "x")]
 
@@ -356,9 +358,9 @@ def test_a_folder_that_is_no_run_is_a_mistake(tmp_path: Path, capsys: pytest.Cap
 def test_a_healthy_run_is_called_so(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from veneer.evaluate.doctor.diagnose import Diagnosis
+    from veneer.doctor.diagnosis import Diagnosis
 
-    monkeypatch.setattr("veneer.run.doctoring.diagnose", lambda evidence: Diagnosis((), ()))
+    monkeypatch.setattr("veneer.doctor.gather.diagnose", lambda evidence: Diagnosis((), ()))
     assert main(["doctor", str(run)]) == 0
     assert capsys.readouterr().out.startswith("Nothing ails this run, as far as can be seen: 6 steps; ")
 
@@ -392,7 +394,7 @@ def test_the_page_s_commands(
 def test_the_page_names_every_finding() -> None:
     page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text("utf-8")
     rows = page.split("## What it finds")[1].split("## How far")[0]
-    source = Path(__file__).parents[2] / "src" / "veneer" / "evaluate" / "doctor"
+    source = Path(__file__).parents[2] / "src" / "veneer" / "doctor"
     rules = "".join(path.read_text("utf-8") for path in source.glob("*.py"))
     names = set(re.findall(r'Finding\(\s*"(\w+)"', rules))
     assert len(names) >= 25

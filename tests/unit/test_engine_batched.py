@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from veneer.adapter.algebra import merge
 from veneer.adapter.inject import inject
+from veneer.adapter.merge import merge
 from veneer.adapter.spec import AdapterSpec, Factors, LoraFactors
 from veneer.engine.batched import AdapterBank
 from veneer.errors import UserError

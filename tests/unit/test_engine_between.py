@@ -13,9 +13,9 @@ from torch.nn import functional
 
 from benchmarks.kept import kept_bytes
 from tests.networks import NETWORKS, adapt
-from veneer.engine import levels, prepare
+from veneer.engine import memory_levels, prepare
 from veneer.engine.between import Between, works_between
-from veneer.engine.saving import Saving, is_noted, remember
+from veneer.engine.recompute import Saving, is_noted, remember
 
 ROWS, WIDTH = 32, 16
 BYTES = 4 * ROWS * WIDTH
@@ -106,7 +106,7 @@ def test_transformers_keep_less_by_it(kind: str, share: float, monkeypatch: pyte
             prepared.undo()
 
     found = kept()
-    monkeypatch.setattr(levels, "works_between", lambda model: False)
+    monkeypatch.setattr(memory_levels, "works_between", lambda model: False)
     assert found < share * kept()
 
 

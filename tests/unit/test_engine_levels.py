@@ -22,7 +22,7 @@ from torch.utils.checkpoint import checkpoint
 import veneer
 from benchmarks.kept import kept_bytes
 from tests.networks import NETWORKS, adapt, gradients, worst
-from veneer.engine import Memory, prepare, saving, undo
+from veneer.engine import Memory, prepare, recompute, undo
 from veneer.errors import UserError
 
 LEVELS: tuple[Memory, ...] = ("exact", "lean", "leaner", "checkpoint")
@@ -172,7 +172,7 @@ def test_an_error_inside_leaves_nothing_open() -> None:
 
 def nothing_is_open() -> bool:
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is None and torch.overrides._get_current_function_mode() is None and not saving._OPEN.stack
+    return hooks is None and torch.overrides._get_current_function_mode() is None and not recompute._OPEN.stack
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])

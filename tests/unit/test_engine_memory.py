@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from veneer.engine import memory
-from veneer.engine.memory import InUse, memory_in_use
+from veneer.engine import memory_usage
+from veneer.engine.memory_usage import InUse, memory_in_use
 
 
 def test_what_is_allocated_is_in_use_and_the_peak_stays() -> None:
@@ -29,7 +29,7 @@ def test_what_is_allocated_is_in_use_and_the_peak_stays() -> None:
 
 
 def test_it_is_what_the_kernel_tells_others() -> None:
-    code = "import sys; from veneer.engine.memory import memory_in_use; print(memory_in_use().peak); sys.stdin.read()"
+    code = "import sys; from veneer.engine.memory_usage import memory_in_use; print(memory_in_use().peak); sys.stdin.read()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     told = int(process.stdout.readline())
@@ -41,14 +41,14 @@ def test_it_is_what_the_kernel_tells_others() -> None:
 
 def test_a_system_without_proc_tells_the_peak_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     known = memory_in_use()
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory_usage, "_STATUS", tmp_path / "none")
     found = memory_in_use()
     assert found is not None and known is not None
     assert found.now is None and found.peak >= known.peak * 0.98
 
 
 def test_a_mac_counts_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory_usage, "_STATUS", tmp_path / "none")
     here = memory_in_use()
     monkeypatch.setattr(sys, "platform", "darwin")
     there = memory_in_use()
@@ -56,7 +56,7 @@ def test_a_mac_counts_bytes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
 
 
 def test_a_system_that_tells_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "_STATUS", tmp_path / "none")
+    monkeypatch.setattr(memory_usage, "_STATUS", tmp_path / "none")
     monkeypatch.setitem(sys.modules, "resource", None)
     assert memory_in_use() is None
 

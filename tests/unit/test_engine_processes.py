@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests.distributed import begin, distributed
 from torch import Tensor, nn
 
-import veneer.engine.processes
-from tests.together import begin, together
+import veneer.train.distributed
 from veneer.config.schema import TrainConfig
-from veneer.engine.processes import ALONE, Elsewhere, GradientSum, Lost, Processes, launched, processes_here
 from veneer.errors import UserError
+from veneer.train.distributed import ALONE, GradientSum, PeerFailed, PeerLost, ProcessGroup, launched, processes_here
 
 
-def joined(work: Callable[[Processes], Any], patience: float = 60) -> Callable[[int], Any]:
+def joined(work: Callable[[ProcessGroup], Any], patience: float = 60) -> Callable[[int], Any]:
     """Work among all processes."""
 
     def here(rank: int) -> Any:
@@ -35,7 +35,7 @@ def test_one_process_needs_nothing() -> None:
     assert launched() == (0, 1)
     with processes_here() as processes:
         assert processes is ALONE
-    assert ALONE.meet({"a": 1}) == [{"a": 1}] and ALONE.first(lambda: 3) == 3
+    assert ALONE.all_gather({"a": 1}) == [{"a": 1}] and ALONE.first(lambda: 3) == 3
     assert list(range(4))[ALONE.turns] == [0, 1, 2, 3] and ALONE.is_first
     ALONE.leave({"kind": "bug"})
 
@@ -56,17 +56,17 @@ def test_a_launcher_tells_in_the_environment(
 def test_words_and_turns(tmp_path: Path) -> None:
     """Short words, long ones, and ones that only some have."""
 
-    def work(processes: Processes) -> Any:
+    def work(processes: ProcessGroup) -> Any:
         rank = processes.rank
-        long = processes.meet("ä" * 3000 * rank)
+        long = processes.all_gather("ä" * 3000 * rank)
         found = processes.first(lambda: {"by": rank})
-        infinite = processes.meet(float("inf") if rank else None)
+        infinite = processes.all_gather(float("inf") if rank else None)
         numbers = processes.gather(torch.tensor([-0.0, float(rank), 1e-45]))
         bits = [each.view(torch.int32).tolist() for each in numbers]
         return [rank, processes.count, list(range(6))[processes.turns], [len(w) for w in long], found, infinite, bits]
 
     bits = [[-(2**31), torch.tensor(float(k)).view(torch.int32).item(), 1] for k in range(3)]
-    members = together(3, tmp_path, joined(work))
+    members = distributed(3, tmp_path, joined(work))
     for rank, member in enumerate(members):
         assert member.code == 0, member.err
         expected = [rank, 3, [rank, rank + 3], [0, 3000, 6000], {"by": 0}, [None, float("inf"), float("inf")], bits]
@@ -92,7 +92,7 @@ def test_gradients_have_the_bits_of_autograds_own_sum(
     tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many processes, in pieces or not; and another order would have given other bits."""
-    monkeypatch.setattr(veneer.engine.processes, "_PIECE", 8)
+    monkeypatch.setattr(veneer.train.distributed, "_PIECE", 8)
     layer, micros = micro_gradients()
     for micro in micros:
         layer(micro).square().mean().backward()
@@ -102,7 +102,7 @@ def test_gradients_have_the_bits_of_autograds_own_sum(
         layer(micro).square().mean().backward()
     assert bits_of(layer.parameters()) != expected
 
-    def work(processes: Processes) -> Any:
+    def work(processes: ProcessGroup) -> Any:
         own, inputs = micro_gradients()
         parameters = list(own.parameters())
         gradients = GradientSum(parameters, processes)
@@ -112,7 +112,7 @@ def test_gradients_have_the_bits_of_autograds_own_sum(
         gradients.give()
         return bits_of(parameters)
 
-    for member in together(count, tmp_path, joined(work)):
+    for member in distributed(count, tmp_path, joined(work)):
         assert member.code == 0, member.err
         assert member.result == expected
 
@@ -128,56 +128,56 @@ def test_alone_autograd_sums_by_itself() -> None:
 
 
 def test_a_fault_of_one_ends_all_wherever_they_are(tmp_path: Path) -> None:
-    def work(processes: Processes) -> Any:
+    def work(processes: ProcessGroup) -> Any:
         if processes.rank == 1:
             processes.leave({"kind": "mistake", "text": "no"})
             processes.leave({"kind": "mistake", "text": "a second time says nothing"})
             return None
-        with pytest.raises(Elsewhere) as caught:
-            processes.meet("a word") if processes.rank == 0 else processes.first(lambda: None)
+        with pytest.raises(PeerFailed) as caught:
+            processes.all_gather("a word") if processes.rank == 0 else processes.first(lambda: None)
         processes.leave({"kind": "mistake", "text": "nor is there anybody left to hear it"})
         return [caught.value.rank, caught.value.fault]
 
-    first, second, third = together(3, tmp_path, joined(work))
+    first, second, third = distributed(3, tmp_path, joined(work))
     assert [first.code, second.code, third.code] == [0, 0, 0], first.err + second.err + third.err
     assert first.result == third.result == [1, {"kind": "mistake", "text": "no"}]
 
 
 @pytest.mark.parametrize("dies", [0, 1])
 def test_one_that_dies_is_noticed_at_once(tmp_path: Path, dies: int) -> None:
-    def work(processes: Processes) -> Any:
-        processes.meet()
+    def work(processes: ProcessGroup) -> Any:
+        processes.all_gather()
         if processes.rank == dies:
             os.kill(os.getpid(), signal.SIGKILL)
-        with pytest.raises(Lost, match="another process of this run is gone"):
+        with pytest.raises(PeerLost, match="another process of this run is gone"):
             processes.first(lambda: None)
         processes.leave({"kind": "bug", "text": "does not wait"})
 
     began = time.monotonic()
-    members = together(2, tmp_path, joined(work))
+    members = distributed(2, tmp_path, joined(work))
     codes = [member.code for member in members]
     assert codes == [-9 if rank == dies else 0 for rank in range(2)], members[1 - dies].err
     assert time.monotonic() - began < 30
 
 
 def test_one_that_hangs_is_given_up(tmp_path: Path) -> None:
-    def work(processes: Processes) -> Any:
-        processes.meet()
+    def work(processes: ProcessGroup) -> Any:
+        processes.all_gather()
         if processes.rank == 1:
             time.sleep(3)
             os._exit(0)
-        with pytest.raises(Lost, match=r"has not answered for 0\.025 minutes"):
-            processes.meet()
+        with pytest.raises(PeerLost, match=r"has not answered for 0\.025 minutes"):
+            processes.all_gather()
 
-    first, second = together(2, tmp_path, joined(work, patience=1.5))
+    first, second = distributed(2, tmp_path, joined(work, patience=1.5))
     assert first.code == second.code == 0, first.err
 
 
 def test_a_wait_for_the_first_may_be_long(tmp_path: Path) -> None:
-    def work(processes: Processes) -> Any:
+    def work(processes: ProcessGroup) -> Any:
         return processes.first(lambda: time.sleep(2) or "done")
 
-    members = together(2, tmp_path, joined(work, patience=1))
+    members = distributed(2, tmp_path, joined(work, patience=1))
     assert [member.code for member in members] == [0, 0], members[1].err
     assert members[1].result == "done"
 
@@ -185,7 +185,7 @@ def test_a_wait_for_the_first_may_be_long(tmp_path: Path) -> None:
 def test_a_signal_in_a_meeting_comes_after_it(tmp_path: Path) -> None:
     """Both get one while the second waits for the first; both hear each other, and only then what the signal does."""
 
-    def work(processes: Processes) -> Any:
+    def work(processes: ProcessGroup) -> Any:
         seen = []
 
         def handle(number: int, frame: object) -> None:
@@ -197,11 +197,11 @@ def test_a_signal_in_a_meeting_comes_after_it(tmp_path: Path) -> None:
             time.sleep(1.5)
         heard: list[Any] = []
         try:
-            heard = processes.meet(processes.rank)
+            heard = processes.all_gather(processes.rank)
         except InterruptedError:
             assert processes.rank == 1
         assert signal.getsignal(signal.SIGTERM) is handle
-        return [seen, heard, processes.meet("again")]
+        return [seen, heard, processes.all_gather("again")]
 
     first, second = begin(2, tmp_path, joined(work))
     time.sleep(0.8)
@@ -214,20 +214,20 @@ def test_a_signal_in_a_meeting_comes_after_it(tmp_path: Path) -> None:
 def test_processes_that_do_not_find_each_other_say_so(tmp_path: Path) -> None:
     def work(rank: int) -> Any:
         if rank == 0:
-            with pytest.raises(Lost, match="the 2 processes of this run do not find each other"):
+            with pytest.raises(PeerLost, match="the 2 processes of this run do not find each other"):
                 joined(lambda processes: None, patience=1)(rank)
 
-    assert together(2, tmp_path, work)[0].code == 0
+    assert distributed(2, tmp_path, work)[0].code == 0
 
 
 @pytest.mark.parametrize(
     ("batch", "accumulate", "count", "remedy"),
     [
-        (4, 1, 2, "use train.accumulate=2 train.batch=2"),
-        (4, 1, 4, "use train.accumulate=4 train.batch=1"),
-        (2, 3, 2, "use train.accumulate=6 train.batch=1"),
-        (3, 1, 2, "use train.accumulate=2 train.batch=3, which makes 6 pictures a step of 3"),
-        (1, 3, 2, "use train.accumulate=4 train.batch=1, which makes 4 pictures a step of 3"),
+        (4, 1, 2, "use train.gradient_accumulation_steps=2 train.batch_size=2"),
+        (4, 1, 4, "use train.gradient_accumulation_steps=4 train.batch_size=1"),
+        (2, 3, 2, "use train.gradient_accumulation_steps=6 train.batch_size=1"),
+        (3, 1, 2, "use train.gradient_accumulation_steps=2 train.batch_size=3, which makes 6 pictures a step of 3"),
+        (1, 3, 2, "use train.gradient_accumulation_steps=4 train.batch_size=1, which makes 4 pictures a step of 3"),
     ],
 )
 def test_a_step_that_cannot_be_shared_out_is_refused_with_numbers(
@@ -235,8 +235,8 @@ def test_a_step_that_cannot_be_shared_out_is_refused_with_numbers(
 ) -> None:
     train = TrainConfig(batch=batch, accumulate=accumulate)
     with pytest.raises(UserError) as caught:
-        Processes(0, count).check_split(train)
-    assert str(caught.value).endswith(remedy) and caught.value.where == "train.accumulate"
+        ProcessGroup(0, count).check_split(train)
+    assert str(caught.value).endswith(remedy) and caught.value.where == "train.gradient_accumulation_steps"
     numbers = dict(part.split("=") for part in remedy.split(",")[0].split()[1:])
-    Processes(1, count).check_split(TrainConfig(**{key[6:]: int(value) for key, value in numbers.items()}))
+    ProcessGroup(1, count).check_split(TrainConfig(**{key[6:]: int(value) for key, value in numbers.items()}))
     ALONE.check_split(train)

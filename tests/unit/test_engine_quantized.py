@@ -16,11 +16,11 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 from torch.nn import functional
 
-from veneer.adapter.algebra import merge
 from veneer.adapter.applied import applied
+from veneer.adapter.merge import merge
 from veneer.adapter.spec import LoraFactors
 from veneer.engine import Memory, prepare, quantize
-from veneer.engine.forms import FORMS
+from veneer.engine.quantization import FORMS
 from veneer.engine.quantized import Quantized, check_form, form_of, parameter_count
 from veneer.errors import UserError
 
@@ -231,7 +231,7 @@ def test_a_missing_library_is_named_with_its_extra(form: str, library: str, monk
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError) as caught:
         quantize(network(), form)
-    said = f"train.quantize: {form} needs {library}, which is not installed; pip install 'veneer[{library}]'"
+    said = f"train.quantization: {form} needs {library}, which is not installed; pip install 'veneer[{library}]'"
     assert str(caught.value) == said
 
 
@@ -252,7 +252,7 @@ def test_each_network_that_learns_must_be_in_that_form(first: bool) -> None:
     with pytest.raises(UserError) as caught:
         check_form(both, "bnb_nf4")
     assert str(caught.value) == (
-        "train.quantize: is bnb_nf4, but the weights of text_encoder's linear layers are none; "
+        "train.quantization: is bnb_nf4, but the weights of text_encoder's linear layers are none; "
         f"load the base with quantize='bnb_nf4', networks={tuple(both)}"
     )
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from veneer.engine import saving
-from veneer.engine.saving import Saving, remember, remembers_products
+from veneer.engine import recompute
+from veneer.engine.recompute import Saving, remember, remembers_products
 
 
 @pytest.fixture
@@ -132,7 +132,7 @@ def test_nothing_is_noted_outside_or_where_no_gradient_goes(calls: list[str]) ->
     with Saving(products=False):
         constant = double(x.detach())
     for y in (outside, constant):
-        assert not hasattr(y.untyped_storage(), saving._NOTE)
+        assert not hasattr(y.untyped_storage(), recompute._NOTE)
 
 
 def test_only_one_product_is_on_the_way(calls: list[str]) -> None:

@@ -16,7 +16,7 @@ from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, survey
 from veneer.errors import UserError
 from veneer.evaluate.copying import Painted, copying_sheet, find_copies, picture_of
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veneer.errors import UserError
-from veneer.evaluate.figures import (
+from veneer.evaluate.heldout import paired_difference
+from veneer.evaluate.results import (
     EVALUATION,
     Band,
     Copying,
@@ -28,8 +29,7 @@ from veneer.evaluate.figures import (
     read_evaluation,
     write_evaluation,
 )
-from veneer.evaluate.heldout import paired_difference
-from veneer.evaluate.plain import from_plain, to_plain
+from veneer.evaluate.serialise import from_plain, to_plain
 
 SCORE = Score(-0.1, -0.2, -0.05, 1.0, 0.9, 12, 8, "better")
 OPEN = Score(-0.1, -math.inf, math.inf, 1.0, 0.9, 1, 8, "too few pictures to tell")

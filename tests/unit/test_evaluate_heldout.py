@@ -11,7 +11,7 @@ import torch
 
 from tests.training import bits_of, tiny_config, tiny_run, write_noise_pictures
 from veneer.adapter.inject import inject
-from veneer.adapter.spec import Factors
+from veneer.adapter.spec import Factors, specs_of
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
 from veneer.errors import UserError
@@ -19,21 +19,20 @@ from veneer.evaluate.heldout import (
     DRIFT,
     HELD_OUT,
     TRAINING,
-    Ruler,
+    HeldOutEvaluator,
     chosen,
     compare,
     evaluate,
     heldout_losses,
     kinds_of,
 )
-from veneer.family.base import Family
-from veneer.plan.account import specs_of
+from veneer.family.protocol import Family
 from veneer.train.events import Finished
 
 
 @pytest.fixture(scope="module")
 def trained(family: Family, tiny_pictures: Path) -> Factors:
-    last = tiny_run(tiny_config(tiny_pictures, train={"steps": 12}), family)[-1]
+    last = tiny_run(tiny_config(tiny_pictures, train={"max_steps": 12}), family)[-1]
     assert isinstance(last, Finished)
     return last.factors
 
@@ -60,7 +59,7 @@ def test_an_adapter_that_does_nothing_scores_exactly_zero(
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_null_adapters_are_called_no_effect(family: Family, tiny_pictures: Path, precision: str) -> None:
     """Twenty adapters of B = 0, each with an A of its own, on every kind of pictures."""
-    config = tiny_config(tiny_pictures, data={"held_out": 0.5}, evaluate={"draws": 1}, train={"precision": precision})
+    config = tiny_config(tiny_pictures, data={"held_out": 0.5}, validation={"draws": 1}, train={"precision": precision})
     kinds = kinds_of(config, survey(config.data))
     verdicts = []
     for seed in range(10):
@@ -93,7 +92,7 @@ def test_a_trained_adapter_changes_the_loss_and_leaves_the_base(
 
 
 def test_a_row_a_picture_and_a_column_a_draw(family: Family, tiny_pictures: Path) -> None:
-    config = tiny_config(tiny_pictures, evaluate={"draws": 5})
+    config = tiny_config(tiny_pictures, validation={"draws": 5})
     held_out = survey(config.data).held_out
     losses = heldout_losses(config, family, held_out)
     assert losses.shape == (len(held_out.samples), 5) and losses.dtype == np.float64
@@ -105,7 +104,7 @@ def test_a_row_a_picture_and_a_column_a_draw(family: Family, tiny_pictures: Path
 @pytest.mark.parametrize("draws", [1, 4, 8])
 def test_timesteps_are_spread_over_all_of_time(family: Family, tiny_pictures: Path, draws: int) -> None:
     """One in each of as many equal parts as there are draws, for every picture."""
-    config = tiny_config(tiny_pictures, evaluate={"draws": draws})
+    config = tiny_config(tiny_pictures, validation={"draws": draws})
     seen: list[list[int]] = []
 
     class Spy:
@@ -128,9 +127,9 @@ def test_what_was_trained_with_does_not_change_the_measure(family: Family, tiny_
     held_out = survey(plain.data).held_out
     losses = heldout_losses(plain, family, held_out)
     others: dict[str, Any] = {
-        "objective": {"weighting": "min_snr", "timesteps": "high_noise"},
+        "objective": {"weighting": "min_snr", "timestep_density": "high_noise"},
         "data": {"flip": True, "crop": "random", "caption_dropout": 0.9},
-        "train": {"steps": 50, "batch": 1},
+        "train": {"max_steps": 50, "batch_size": 1},
     }
     assert np.array_equal(heldout_losses(tiny_config(tiny_pictures, **others), family, held_out), losses)
     assert not np.array_equal(heldout_losses(tiny_config(tiny_pictures, seed=1), family, held_out), losses)
@@ -173,7 +172,7 @@ def test_an_adapter_trained_for_long_on_few_pictures_shows_a_gap(family: Family,
     """Pictures of noise: nothing that is learned of some carries over to others."""
     data = {"held_out": 0.5, "trigger": "sks"}
     pictures = write_noise_pictures(tmp_path)
-    config = tiny_config(pictures, data=data, train={"steps": 60, "optimizer": {"rate": 0.02}})
+    config = tiny_config(pictures, data=data, train={"max_steps": 60, "learning_rate": 0.02})
     last = tiny_run(config, family)[-1]
     assert isinstance(last, Finished)
     found = compare(config, family, kinds_of(config, survey(config.data)), last.factors)
@@ -192,7 +191,7 @@ def test_pictures_are_limited_and_chosen_by_what_they_are(tiny_pictures: Path) -
 
 
 def test_evaluate_pictures_limits_each_kind(family: Family, tiny_pictures: Path, trained: Factors) -> None:
-    config = tiny_config(tiny_pictures, evaluate={"pictures": 2, "draws": 1})
+    config = tiny_config(tiny_pictures, validation={"pictures": 2, "draws": 1})
     dataset = survey(config.data)
     assert len(dataset.held_out.samples) == 3
     assert [len(pictures.samples) for pictures in kinds_of(config, dataset).values()] == [2, 2]
@@ -201,26 +200,26 @@ def test_evaluate_pictures_limits_each_kind(family: Family, tiny_pictures: Path,
 
 def test_a_ruler_sees_the_text_encoder_as_it_is(family: Family, tiny_pictures: Path) -> None:
     """Captions are encoded anew each time; pictures, whose encoder nobody trains, are not."""
-    config = tiny_config(tiny_pictures, evaluate={"draws": 1})
-    ruler = Ruler(config, family, survey(config.data).held_out)
-    before = ruler.losses()
+    config = tiny_config(tiny_pictures, validation={"draws": 1})
+    evaluator = HeldOutEvaluator(config, family, survey(config.data).held_out)
+    before = evaluator.losses()
     weight = next(family.networks["text_encoder"].parameters())
     with torch.no_grad():
         kept = weight.clone()
         weight.mul_(1.5)
-        changed = ruler.losses()
+        changed = evaluator.losses()
         weight.copy_(kept)
     assert not np.array_equal(changed, before)
-    assert np.array_equal(ruler.losses(), before)
+    assert np.array_equal(evaluator.losses(), before)
 
 
 def test_a_loss_that_is_not_finite_is_no_score(family: Family, tiny_pictures: Path) -> None:
-    config = tiny_config(tiny_pictures, evaluate={"draws": 1})
-    ruler = Ruler(config, family, survey(config.data).held_out)
+    config = tiny_config(tiny_pictures, validation={"draws": 1})
+    evaluator = HeldOutEvaluator(config, family, survey(config.data).held_out)
     weight = family.networks["unet"].conv_out.weight
     with torch.no_grad():
         kept = weight.clone()
         weight.fill_(float("inf"))
         with pytest.raises(UserError, match=r"denoising loss on .*\.png is not finite"):
-            ruler.losses()
+            evaluator.losses()
         weight.copy_(kept)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veneer.errors import UserError
-from veneer.evaluate.figures import verdict_of
 from veneer.evaluate.heldout import HELD_OUT, TRAINING, bands_of, gap_between, paired_difference
+from veneer.evaluate.results import verdict_of
 
 
 def losses(pictures: int, draws: int, seed: int = 0) -> np.ndarray:

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tests.judges import write_tiny_clip, write_tiny_dino, write_tiny_head
 from veneer.errors import UserError
-from veneer.evaluate.figures import PictureScore
-from veneer.evaluate.scores import Judges, Models, Seer, frechet, kernel, load_judges, score_pictures
+from veneer.evaluate.model_scores import FeatureExtractor, Judges, Models, frechet, kernel, load_judges, score_pictures
+from veneer.evaluate.results import PictureScore
 
 CAPTIONS = [f"a cat number {number}" for number in range(9)]
 
@@ -163,8 +163,8 @@ def test_distances_are_the_same_to_the_bit_and_disturb_nobody_s_numbers() -> Non
 
 def test_no_picture_is_seen_twice_by_one_model(judges: Judges, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    see = Seer.see
-    monkeypatch.setattr(Seer, "see", lambda self, images: (seen.append(len(images)), see(self, images))[1])
+    see = FeatureExtractor.see
+    monkeypatch.setattr(FeatureExtractor, "see", lambda self, images: (seen.append(len(images)), see(self, images))[1])
     score_pictures(judges, CAPTIONS, *(pictures(seed) for seed in range(3)))
     assert sum(seen) == 2 * 3 * len(CAPTIONS)  # two models, three sets
 

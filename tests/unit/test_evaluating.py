@@ -19,13 +19,13 @@ from tests.running import quick_config
 from veneer.cli.main import main
 from veneer.config.load import load_config, write_config
 from veneer.errors import UserError
-from veneer.evaluate.figures import EVALUATION, Evaluation, read_evaluation
-from veneer.evaluate.others import captions_of_others
-from veneer.evaluate.scores import Models
-from veneer.family.base import Family
-from veneer.run.evaluating import Evaluating, evaluate_adapter
+from veneer.evaluate.drift import captions_of_others
+from veneer.evaluate.model_scores import Models
+from veneer.evaluate.results import EVALUATION, Evaluation, read_evaluation
+from veneer.family.protocol import Family
 from veneer.run.folder import CONFIG, COPYING, EVALUATED
-from veneer.run.training import run_training
+from veneer.run.session import run_training
+from veneer.verbs.evaluate import Evaluating, evaluate_adapter
 from veneer.weights.file import FILE_NAME
 
 ROOT = Path(__file__).parents[2]
@@ -42,9 +42,9 @@ def trained(family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path_facto
     """A finished run, read only."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("veneer.run.training.load_base", lambda base: family)
+        patch.setattr("veneer.run.session.load_base", lambda base: family)
         data = {"held_out": 0.34, "trigger": "sks"}
-        run_training(quick_config(tiny_base, tiny_pictures, folder, data=data, evaluate={"draws": 2, "every": 3}))
+        run_training(quick_config(tiny_base, tiny_pictures, folder, data=data, validation={"draws": 2, "every": 3}))
     return folder
 
 
@@ -150,7 +150,7 @@ def test_the_trigger_is_in_the_captions_but_not_in_those_of_other_things(
             said.extend(captions)
             return family.encode_text(captions)
 
-    monkeypatch.setattr("veneer.run.evaluating.load_base", lambda base: Spy())
+    monkeypatch.setattr("veneer.verbs.evaluate.load_base", lambda base: Spy())
     evaluate_adapter(alone, Evaluating(base=str(tiny_base), data=(new,), prior=new, trigger="sks", paint=0))
     assert {"thing 0, sks", "thing 0"} <= set(said)
 
@@ -251,7 +251,7 @@ def test_models_of_the_users_judge(run: Path, tmp_path: Path) -> None:
 def test_models_that_are_not_there_are_missed_before_anything_long(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("veneer.run.evaluating.load_base", None)
+    monkeypatch.setattr("veneer.verbs.evaluate.load_base", None)
     assert main(["evaluate", str(run), "--clip", str(run / "nothing")]) == 2
     line = capsys.readouterr().err
     assert "CLIP's weights are not there" in line and line.count("\n") == 1

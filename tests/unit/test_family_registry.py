@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from veneer.errors import UserError
-from veneer.family.registry import detect, load_family, telling
-from veneer.plan.ledger import Ledger
+from veneer.family.registry import detect, load_family, one_line_errors
 from veneer.plan.sketch import sketch
+from veneer.plan.tracer import MemoryTracer
 
 
 def copy_of(base: Path, folder: Path) -> Path:
@@ -208,10 +208,10 @@ def test_a_plan_of_a_broken_base_is_one_line_too(tiny_base: Path, tmp_path: Path
     base = copy_of(tiny_base, tmp_path / "base")
     told("unet", attention_head_dim=0)(base)
     with pytest.raises(UserError, match=r"cannot be loaded \(ZeroDivisionError: "):
-        sketch(str(base), Ledger(torch.device("cpu")), torch.float32)
+        sketch(str(base), MemoryTracer(torch.device("cpu")), torch.float32)
 
 
 def test_an_error_without_words_is_told_by_its_name() -> None:
     words = r"base: cannot be loaded \(AssertionError: \); fetch it"
-    with pytest.raises(UserError, match=words), telling("base", "fetch it"):
+    with pytest.raises(UserError, match=words), one_line_errors("base", "fetch it"):
         raise AssertionError

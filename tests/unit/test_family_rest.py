@@ -16,11 +16,11 @@ from tests.training import tiny_config, trainer_on
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.errors import UserError
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.plan.memory import STEP
-from veneer.run.planning import look_ahead, plan_run
-from veneer.run.training import run_training
+from veneer.plan.rehearsal import look_ahead, plan_run
+from veneer.run.session import run_training
 from veneer.train.events import StepDone
 from veneer.train.loop import Trainer
 
@@ -160,8 +160,11 @@ def test_what_a_step_needs_stays(
 @pytest.mark.parametrize(
     "sections",
     [
-        {"sample": {"every": 2}, "evaluate": {"every": 3}},
-        {"data": {"flip": True, "caption_dropout": 0.3}, "train": {"precision": "bfloat16", "accumulate": 2}},
+        {"sample": {"every": 2}, "validation": {"every": 3}},
+        {
+            "data": {"flip": True, "caption_dropout": 0.3},
+            "train": {"precision": "bfloat16", "gradient_accumulation_steps": 2},
+        },
         {"data": {"crop": "random"}},
     ],
 )
@@ -173,14 +176,14 @@ def test_bits_are_the_same_with_and_without(
         changes = {**sections, "train": {**sections.get("train", {}), "offload": offload}}
         config = quick_config(tiny_base, tiny_pictures, tmp_path / str(offload), **changes)
         run_training(config)
-        pictures = [*sorted((config.output / "samples").glob("*.png")), config.output / "sheet.png"]
-        found.append((hashes(config.output), [path.read_bytes() for path in pictures if path.exists()]))
+        pictures = [*sorted((config.output.dir / "samples").glob("*.png")), config.output.dir / "sheet.png"]
+        found.append((hashes(config.output.dir), [path.read_bytes() for path in pictures if path.exists()]))
     assert found[0] == found[1]
 
 
 def test_nothing_is_encoded_in_vain(family: Family, tiny_pictures: Path) -> None:
     """What is encoded ahead is what the steps take, no more and no less, also when the run goes on in its middle."""
-    sections = {"data": {"flip": True, "caption_dropout": 0.3}, "train": {"steps": 4, "batch": 2}}
+    sections = {"data": {"flip": True, "caption_dropout": 0.3}, "train": {"max_steps": 4, "batch_size": 2}}
     config = tiny_config(tiny_pictures, **sections)
     for first in (0, 2):
         with trainer_on(config, family) as trainer:

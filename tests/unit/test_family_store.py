@@ -16,7 +16,7 @@ from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.family import cache
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.family.store import Store
 from veneer.train.loop import train
@@ -80,7 +80,7 @@ def config_of(base: Path, pictures: Path, cache: Path | None) -> RunConfig:
         "flip": True,
         "cache": None if cache is None else str(cache),
     }
-    mapping = {"base": str(base), "data": data, "train": {"steps": 4, "batch": 4, "checkpoint_every": 0}}
+    mapping = {"base": str(base), "data": data, "train": {"max_steps": 4, "batch_size": 4, "checkpoint_every": 0}}
     return build_config(mapping, origin="a test")
 
 

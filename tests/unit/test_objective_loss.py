@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from veneer.config.schema import ObjectiveConfig
-from veneer.family.base import NoiseSchedule
+from veneer.family.protocol import NoiseSchedule
+from veneer.objective.density import DENSITIES, add_noise, draw_timesteps
 from veneer.objective.loss import Objective
-from veneer.objective.noise import DENSITIES, add_noise, draw_timesteps
-from veneer.objective.param import eps_of, target_of, x0_of
-from veneer.objective.weight import WEIGHTINGS, min_snr
+from veneer.objective.prediction import eps_of, target_of, x0_of
+from veneer.objective.weighting import WEIGHTINGS, min_snr
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 T = 100
@@ -109,10 +109,10 @@ def test_a_conversion_that_would_divide_by_zero_says_so() -> None:
 def test_a_picture_is_worth_the_same_alone_as_in_a_batch(place: int) -> None:
     objective = Objective(cosine_schedule("v_prediction"), weighting="min_snr")
     latent, noise, timestep = some_pictures()
-    together = objective.loss_B(lambda noisy, *_: noisy, latent, noise, timestep, torch.zeros(0))
+    distributed = objective.loss_B(lambda noisy, *_: noisy, latent, noise, timestep, torch.zeros(0))
     one = slice(place, place + 1)
     alone = objective.loss_B(lambda noisy, *_: noisy, latent[one], noise[one], timestep[one], torch.zeros(0))
-    torch.testing.assert_close(together[one], alone, rtol=0, atol=0)
+    torch.testing.assert_close(distributed[one], alone, rtol=0, atol=0)
 
 
 def test_the_loss_is_float32_whatever_the_network_answers() -> None:

@@ -18,10 +18,10 @@ from tools.publish import published
 from veneer.cli.progress import Progress
 from veneer.config.load import build_config, resolve
 from veneer.plan.account import Plan
-from veneer.run.earlier import Earlier
 from veneer.run.folder import LOG, TENSORBOARD
+from veneer.run.history import Earlier
 from veneer.run.identity import Identity
-from veneer.run.log import EventLog, Teller
+from veneer.run.log import EventBus, EventLog
 from veneer.run.tracking import Tracking
 from veneer.train.events import Finished, Planned, StepDone
 
@@ -32,19 +32,19 @@ BUDGET = 1.5
 
 def tell_a_run(folder: Path, terminal: bool) -> float:
     """Seconds of the processor, this thread's and the bar's, that the listeners of a run of synthetic steps take."""
-    values: dict[str, Any] = {"base": "bundled", "output": str(folder), "data": {"sources": [{"path": "p"}]}}
+    values: dict[str, Any] = {"base": "bundled", "output": {"dir": str(folder)}, "data": {"sources": [{"path": "p"}]}}
     run = Identity(resolve(build_config(values, "test"), 64), {})
     with open(os.devnull, "w") as nowhere, EventLog(folder / LOG) as log:
         progress = Progress(Console(file=nowhere, force_terminal=terminal, width=80))
-        tell = Teller(progress)
-        tell.open(log)
-        with progress, Tracking(run, Earlier(), tell) as tracking:
-            tell.add(tracking)
+        emit = EventBus(progress)
+        emit.open(log)
+        with progress, Tracking(run, Earlier(), emit) as tracking:
+            emit.add(tracking)
             began = time.process_time()
-            tell(Planned(Plan({}, 0), 0, STEPS))
+            emit(Planned(Plan({}, 0), 0, STEPS))
             for step in range(1, STEPS + 1):
-                tell(StepDone(step, 1 / step, 0.5, {"unet": 1e-4, "text_encoder": 5e-5}, 1.0))
-            tell(Finished(STEPS, {}))
+                emit(StepDone(step, 1 / step, 0.5, {"unet": 1e-4, "text_encoder": 5e-5}, 1.0))
+            emit(Finished(STEPS, {}))
             return time.process_time() - began
 
 

@@ -58,7 +58,7 @@ def test_unknown_names_are_attribute_errors() -> None:
 
 def test_importing_veneer_loads_nothing_slow() -> None:
     assert "torch" in _modules_after("import torch")  # the probe sees what there is to see
-    assert not _modules_after("import veneer, veneer.errors, veneer.keyed, veneer.__main__") & SLOW
+    assert not _modules_after("import veneer, veneer.errors, veneer.rng, veneer.__main__") & SLOW
 
 
 def test_a_config_is_read_and_refused_without_torch() -> None:

@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 
 from tests.training import tiny_config
-from veneer import pages
+from veneer import malloc
 from veneer.__main__ import main
 from veneer.errors import UserError
-from veneer.run import probing
-from veneer.run.base import load_base
-from veneer.run.probing import probe
+from veneer.family.loading import load_base
+from veneer.plan import probe as probing
+from veneer.plan.probe import probe
 
 LARGE, SMALL = 4 * 10**9, 10**8
 HOLES = """
 import json, sys
-from veneer.pages import ask, set_for
+from veneer.malloc import ask, set_for
 asked = ask() if "ask" in sys.argv else False
 import torch
-from veneer.engine.memory import memory_in_use
+from veneer.engine.memory_usage import memory_in_use
 
 set_for(int(sys.argv[1]))
 
@@ -60,13 +60,13 @@ def run(*arguments: str, **environment: str) -> Any:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """A process that has not asked, on a machine that gives large pages to those who ask."""
-    monkeypatch.setattr(pages, "_asked", False)
-    monkeypatch.setattr(pages, "_mallopt", lambda: lambda name, value: 1)
-    for name in ("THP_MEM_ALLOC_ENABLE", *pages._OUTSIDE):
+    monkeypatch.setattr(malloc, "_asked", False)
+    monkeypatch.setattr(malloc, "_mallopt", lambda: lambda name, value: 1)
+    for name in ("THP_MEM_ALLOC_ENABLE", *malloc._OUTSIDE):
         monkeypatch.delenv(name, raising=False)
     place = tmp_path / "enabled"
     place.write_text("always [madvise] never\n")
-    monkeypatch.setattr(pages, "_LARGE_PAGES", place)
+    monkeypatch.setattr(malloc, "_LARGE_PAGES", place)
     return place
 
 
@@ -80,25 +80,25 @@ def test_on_a_large_base_what_large_tensors_held_goes_back_to_the_system() -> No
 
 
 def test_who_asked_is_told_what_holds(fresh: Path) -> None:
-    assert not pages.has_asked()
-    assert pages.thresholds_for(LARGE).move
-    assert pages.ask() and pages.ask()
-    assert pages.has_asked()
+    assert not malloc.has_asked()
+    assert malloc.thresholds_for(LARGE).move
+    assert malloc.ask() and malloc.ask()
+    assert malloc.has_asked()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
-    assert pages.thresholds_for(LARGE) == pages.Thresholds(1024**2, 32 * 1024**2, move=False)
-    assert pages.thresholds_for(SMALL) == pages.Thresholds()
+    assert malloc.thresholds_for(LARGE) == malloc.Thresholds(1024**2, 32 * 1024**2, move=False)
+    assert malloc.thresholds_for(SMALL) == malloc.Thresholds()
 
 
 def test_a_base_that_is_loaded_sets_what_its_size_asks_for(
     fresh: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = list[tuple[int, int]]()
-    monkeypatch.setattr(pages, "_mallopt", lambda: lambda name, value: told.append((name, value)))
+    monkeypatch.setattr(malloc, "_mallopt", lambda: lambda name, value: told.append((name, value)))
     load_base(str(tiny_base))
-    pages.ask()
+    malloc.ask()
     load_base(str(tiny_base))
     assert told == []
-    monkeypatch.setattr(pages, "_LARGE", 10**5)  # bytes, of which the tiny base has more
+    monkeypatch.setattr(malloc, "_LARGE", 10**5)  # bytes, of which the tiny base has more
     load_base(str(tiny_base))
     assert told == [(-3, 1024**2), (-1, 32 * 1024**2)]
 
@@ -112,31 +112,31 @@ def test_a_probe_takes_its_memory_as_this_process_does(
         commands.append(command)
         return subprocess.CompletedProcess(command, 0, '{"before": 1, "peaks": {}, "seconds": 1.0}', "")
 
-    monkeypatch.setattr("veneer.run.probing.subprocess.run", start)
+    monkeypatch.setattr("veneer.plan.probe.subprocess.run", start)
     probe(tiny_config(tiny_pictures))
-    pages.ask()
+    malloc.ask()
     probe(tiny_config(tiny_pictures))
-    monkeypatch.setattr(pages, "_asked", False)
+    monkeypatch.setattr(malloc, "_asked", False)
     for command in commands:
         monkeypatch.setattr(sys, "argv", command[2:])
         monkeypatch.setattr(sys, "stdin", io.StringIO('{"base": ""}'))
         with suppress(UserError):
             probing.main()
-        assert pages.has_asked() == (command is commands[1])
+        assert malloc.has_asked() == (command is commands[1])
 
 
 def test_the_command_line_asks(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["veneer", "adapter", "info", "nowhere.safetensors"])
     assert main() == 2
-    assert pages.has_asked()
+    assert malloc.has_asked()
 
 
 def test_without_large_pages_nothing_is_changed_for_it_would_cost_time(fresh: Path) -> None:
     fresh.write_text("always madvise [never]\n")
-    assert not pages.ask()
+    assert not malloc.ask()
     fresh.unlink()
-    assert not pages.ask()
-    assert pages.thresholds_for(LARGE).move and "THP_MEM_ALLOC_ENABLE" not in os.environ
+    assert not malloc.ask()
+    assert malloc.thresholds_for(LARGE).move and "THP_MEM_ALLOC_ENABLE" not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_without_large_pages_nothing_is_changed_for_it_would_cost_time(fresh: Pa
 )
 def test_what_its_user_set_stays(fresh: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    assert not pages.ask()
-    assert pages.thresholds_for(LARGE).move
+    assert not malloc.ask()
+    assert malloc.thresholds_for(LARGE).move
 
 
 def test_another_c_library_is_left_alone(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "_mallopt", lambda: None)
-    assert not pages.ask()
-    pages.set_for(LARGE)
-    assert pages.thresholds_for(LARGE).move
+    monkeypatch.setattr(malloc, "_mallopt", lambda: None)
+    assert not malloc.ask()
+    malloc.set_for(LARGE)
+    assert malloc.thresholds_for(LARGE).move

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from tests.training import bits_of, tiny_config, tiny_run
+from veneer.adapter.spec import specs_of
 from veneer.errors import UserError
-from veneer.family.base import Family
-from veneer.plan.account import plan, specs_of
+from veneer.family.protocol import Family
+from veneer.plan.account import plan
 from veneer.train.events import Finished, Planned
 from veneer.weights.file import AdapterFile, info, save
 
@@ -32,7 +33,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 def test_the_file_has_the_planned_bytes_and_parameters(
     family: Family, tiny_pictures: Path, tmp_path: Path, adapter: dict[str, Any]
 ) -> None:
-    config = tiny_config(tiny_pictures, adapter=adapter, train={"steps": 1})
+    config = tiny_config(tiny_pictures, adapter=adapter, train={"max_steps": 1})
     planned = plan(config, family, METADATA)
     last = tiny_run(config, family)[-1]
     assert isinstance(last, Finished)
@@ -63,7 +64,7 @@ def test_planning_changes_nothing(family: Family, tiny_pictures: Path) -> None:
 
 
 def test_a_run_starts_with_its_plan(family: Family, tiny_pictures: Path) -> None:
-    config = tiny_config(tiny_pictures, train={"steps": 1})
+    config = tiny_config(tiny_pictures, train={"max_steps": 1})
     first = tiny_run(config, family)[0]
     assert isinstance(first, Planned)
     assert (first.plan, first.start_step, first.steps) == (plan(config, family), 0, 1)
@@ -84,11 +85,11 @@ def test_what_does_not_fit_the_base_is_said_in_the_plan(family: Family, tiny_pic
     with pytest.raises(UserError, match="rank 64 is larger"):
         plan(tiny_config(tiny_pictures, adapter={"rank": 64}), family)
     with pytest.raises(UserError, match="matches nothing"):
-        plan(tiny_config(tiny_pictures, adapter={"targets": ["to_qq"]}), family)
+        plan(tiny_config(tiny_pictures, adapter={"target_modules": ["to_qq"]}), family)
 
 
 def test_specs_are_the_configs(tiny_pictures: Path) -> None:
-    adapter = {"rank": 6, "alpha": 3.0, "dropout": 0.1, "text_encoder": {"rank": 2, "targets": ["fc1"]}}
+    adapter = {"rank": 6, "alpha": 3.0, "dropout": 0.1, "text_encoder": {"rank": 2, "target_modules": ["fc1"]}}
     specs = specs_of(tiny_config(tiny_pictures, adapter=adapter).adapter)
     assert (specs["unet"].rank, specs["unet"].alpha, specs["unet"].dropout) == (6, 3.0, 0.1)
     assert (specs["text_encoder"].rank, specs["text_encoder"].alpha) == (2, 2.0)

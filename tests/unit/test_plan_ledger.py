@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from veneer.plan.ledger import Ledger, Moment
+from veneer.plan.tracer import MemoryTracer, Moment
 
 CPU = torch.device("cpu")
 KIB = 1024
@@ -49,50 +49,50 @@ class Watch(TorchDispatchMode):
 
 
 def account_of(work: Any, *phases: str) -> dict[str, Moment]:
-    ledger = Ledger(CPU)
-    ledger.phase("all")
-    with ledger.open():
-        work(ledger)
-    return ledger.moments()
+    tracer = MemoryTracer(CPU)
+    tracer.phase("all")
+    with tracer.open():
+        work(tracer)
+    return tracer.moments()
 
 
 def test_a_tensor_is_held_until_nobody_has_it() -> None:
-    def work(ledger: Ledger) -> None:
+    def work(tracer: MemoryTracer) -> None:
         first = torch.zeros(KIB)
         second = torch.zeros(KIB)
-        assert ledger.held == 8 * KIB
+        assert tracer.held == 8 * KIB
         del first
-        assert ledger.held == 4 * KIB
+        assert tracer.held == 4 * KIB
         third = torch.zeros(2 * KIB)
-        assert ledger.held == 12 * KIB
+        assert tracer.held == 12 * KIB
         del second, third
-        assert ledger.held == 0
+        assert tracer.held == 0
 
     assert account_of(work)["all"].total == 12 * KIB
 
 
 def test_a_view_takes_nothing() -> None:
-    def work(ledger: Ledger) -> None:
+    def work(tracer: MemoryTracer) -> None:
         whole = torch.zeros(4, KIB)
         view = whole.T[:, 1:].unflatten(0, (2, -1))
         del whole
-        assert ledger.held == 16 * KIB and view.shape == (2, KIB // 2, 3)
+        assert tracer.held == 16 * KIB and view.shape == (2, KIB // 2, 3)
 
     assert account_of(work)["all"].total == 16 * KIB
 
 
 def test_parts_sum_to_the_whole_and_say_what_each_is() -> None:
     layer = nn.Linear(KIB, KIB, bias=False)  # it trains, so what goes in is kept for its gradient
-    ledger = Ledger(CPU)
-    ledger.phase("step")
-    empty = ledger.without_numbers(layer)
-    ledger.claim("weights", empty.parameters())
-    with ledger.open():
+    tracer = MemoryTracer(CPU)
+    tracer.phase("step")
+    empty = tracer.without_numbers(layer)
+    tracer.claim("weights", empty.parameters())
+    with tracer.open():
         x = torch.zeros(2, KIB, requires_grad=True)
-        ledger.claim("batch", [x])
+        tracer.claim("batch", [x])
         y = nn.functional.silu(empty(nn.functional.layer_norm(x, (KIB,))))
         assert y.shape == (2, KIB)
-    moment = ledger.moments()["step"]
+    moment = tracer.moments()["step"]
     assert moment.total == sum(moment.parts.values())
     assert moment.parts == {
         "weights": 4 * KIB * KIB,
@@ -106,24 +106,24 @@ def test_parts_sum_to_the_whole_and_say_what_each_is() -> None:
 def test_what_no_gradient_needs_is_not_kept() -> None:
     """A frozen layer's gradient needs its weight, not what went in: the norm's result goes."""
 
-    def work(ledger: Ledger) -> None:
+    def work(tracer: MemoryTracer) -> None:
         layer = nn.Linear(KIB, KIB, bias=False).requires_grad_(False)
         x = torch.zeros(2, KIB, requires_grad=True)
-        ledger.claim("given", [layer.weight, x])
-        held = ledger.held
+        tracer.claim("given", [layer.weight, x])
+        held = tracer.held
         y = layer(nn.functional.layer_norm(x, (KIB,)))
         assert y.shape == (2, KIB)
-        assert ledger.held - held == 8 * KIB + 2 * 2 * 4
+        assert tracer.held - held == 8 * KIB + 2 * 2 * 4
 
     account_of(work)
 
 
 def test_what_is_made_while_gradients_flow_is_told_apart() -> None:
-    def work(ledger: Ledger) -> None:
+    def work(tracer: MemoryTracer) -> None:
         weight = torch.zeros(KIB, KIB, requires_grad=True)
         x = torch.zeros(4, KIB, requires_grad=True)
-        ledger.claim("weights", [weight, x])
-        weight.register_post_accumulate_grad_hook(lambda each: ledger.claim("gradients", [each.grad]))
+        tracer.claim("weights", [weight, x])
+        weight.register_post_accumulate_grad_hook(lambda each: tracer.claim("gradients", [each.grad]))
         nn.functional.linear(x, weight).square().sum().backward()
 
     parts = account_of(work)["all"].parts
@@ -152,28 +152,28 @@ def test_the_peak_is_that_of_real_tensors(recomputed: bool, dtype: torch.dtype) 
         optimizer.zero_grad(set_to_none=True)
 
     real = _blocks()
-    ledger = Ledger(CPU)
-    ledger.phase("step")
-    empty = ledger.without_numbers(real)
-    with ledger.open():
+    tracer = MemoryTracer(CPU)
+    tracer.phase("step")
+    empty = tracer.without_numbers(real)
+    with tracer.open():
         step(empty, torch.optim.AdamW(empty.parameters()))
     watch = Watch()
     for parameter in real.parameters():
         watch.see(parameter)
     with watch:
         step(real, torch.optim.AdamW(real.parameters()))
-    assert ledger.moments()["step"].total == watch.peak
+    assert tracer.moments()["step"].total == watch.peak
 
 
 def test_a_copy_without_numbers_leaves_the_original() -> None:
     model = _blocks()
     shared = nn.ModuleList([model, model[1]])
     before = {name: parameter.clone() for name, parameter in shared.named_parameters()}
-    ledger = Ledger(CPU)
-    copied = ledger.without_numbers(shared)
+    tracer = MemoryTracer(CPU)
+    copied = tracer.without_numbers(shared)
     assert [type(p).__name__ for p in copied.parameters()] == ["FakeTensor"] * len(before)
     assert copied[1] is copied[0][1]
-    assert ledger.held == sum(p.nbytes for p in before.values())
+    assert tracer.held == sum(p.nbytes for p in before.values())
     assert all(torch.equal(p, before[name]) for name, p in shared.named_parameters())
 
 
@@ -181,15 +181,15 @@ def test_what_is_furnished_shares_what_it_shared() -> None:
     with torch.device("meta"):
         model = nn.ModuleList([nn.Embedding(10, 4), nn.Linear(4, 10, bias=False), nn.BatchNorm1d(4)])
         model[1].weight = model[0].weight
-    ledger = Ledger(CPU)
-    ledger.furnish(model, torch.bfloat16)
+    tracer = MemoryTracer(CPU)
+    tracer.furnish(model, torch.bfloat16)
     assert model[1].weight is model[0].weight
-    assert ledger.held == 2 * (40 + 4 * 4) + 8  # the count of batches is an integer
+    assert tracer.held == 2 * (40 + 4 * 4) + 8  # the count of batches is an integer
     assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
 def test_a_module_may_be_cast_and_moved_while_the_ledger_is_open() -> None:
-    def work(ledger: Ledger) -> None:
+    def work(tracer: MemoryTracer) -> None:
         layer = nn.Linear(8, 8).to(torch.bfloat16).to("cpu", torch.float32)
         assert layer.weight.dtype == torch.float32
 
@@ -197,33 +197,33 @@ def test_a_module_may_be_cast_and_moved_while_the_ledger_is_open() -> None:
 
 
 def test_phases_have_their_own_peaks() -> None:
-    ledger = Ledger(CPU)
-    with ledger.open():
-        ledger.phase("first")
+    tracer = MemoryTracer(CPU)
+    with tracer.open():
+        tracer.phase("first")
         kept = torch.zeros(KIB)
         torch.zeros(4 * KIB)
-        ledger.phase("second")
+        tracer.phase("second")
         torch.zeros(2 * KIB)
     assert kept.shape == (KIB,)
-    assert {name: moment.total for name, moment in ledger.moments().items()} == {"first": 20 * KIB, "second": 12 * KIB}
+    assert {name: moment.total for name, moment in tracer.moments().items()} == {"first": 20 * KIB, "second": 12 * KIB}
 
 
 def test_what_is_on_another_device_is_not_this_ones() -> None:
-    def work(ledger: Ledger) -> None:
+    def work(tracer: MemoryTracer) -> None:
         kept = torch.zeros(KIB, device="meta")
-        assert ledger.held == 0 and kept.shape == (KIB,)
+        assert tracer.held == 0 and kept.shape == (KIB,)
 
     account_of(work)
 
 
 def test_weights_that_are_back_take_memory_when_they_are_read() -> None:
-    ledger = Ledger(torch.device("cpu"))
-    ledger.phase("all")
-    with ledger.open():
+    tracer = MemoryTracer(torch.device("cpu"))
+    tracer.phase("all")
+    with tracer.open():
         back = torch.empty(1000)
-        ledger.claim_rest_as_weights("weights that come back")
-        before = ledger.trace.blocks[:]
+        tracer.claim_rest_as_weights("weights that come back")
+        before = tracer.trace.blocks[:]
         _ = back + 1
     assert [(block.size, block.taken, block.read) for block in before] == [(4000, 0, 0)]
-    assert [block.read for block in ledger.trace.blocks if block.read] == [4000]
-    assert ledger.moments()["all"].parts["weights that come back"] == 4000
+    assert [block.read for block in tracer.trace.blocks if block.read] == [4000]
+    assert tracer.moments()["all"].parts["weights that come back"] == 4000

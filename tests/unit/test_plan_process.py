@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from veneer import pages
-from veneer.pages import Thresholds
-from veneer.plan import process
-from veneer.plan.heap import Heap
-from veneer.plan.ledger import Block, Ledger, Trace
+from veneer import malloc
+from veneer.malloc import Thresholds
+from veneer.plan.cpu import process
+from veneer.plan.cpu.heap import Heap
+from veneer.plan.cpu.process import _held, grown, loaded
+from veneer.plan.cpu.workspace import KERNEL, workspace
 from veneer.plan.memory import ENCODING, LOADING, STEP
-from veneer.plan.process import _held, grown, loaded
 from veneer.plan.stored import Stored, Weights, stored
-from veneer.plan.workspace import KERNEL, workspace
+from veneer.plan.tracer import Block, MemoryTracer, Trace
 
 MB = 10**6
 
@@ -109,15 +109,15 @@ def test_a_convolution_copies_its_weight_what_goes_in_and_what_comes_out() -> No
 
 def test_weights_that_leave_take_what_was_read_of_them_along() -> None:
     parts = {name: nn.Linear(100, 100, bias=False) for name in ("stays", "leaves")}
-    ledger = Ledger(torch.device("cpu"))
-    ledger.phase(STEP)
-    networks = ledger.without_numbers(parts)
-    with ledger.open():
+    tracer = MemoryTracer(torch.device("cpu"))
+    tracer.phase(STEP)
+    networks = tracer.without_numbers(parts)
+    with tracer.open():
         x = torch.zeros(1, 100)
         for network in networks.values():
             network(x)
         del networks["leaves"], network
-    trace = ledger.trace
+    trace = tracer.trace
     of_weights = trace._replace(events=[event for event in trace.events if not trace.blocks[abs(event) - 1].taken])
     assert (max(_held(of_weights, True, Thresholds())), _held(of_weights, True, Thresholds())[-1]) == (80_000, 40_000)
     assert set(_held(of_weights, False, Thresholds())) == {0}  # copies were there in the beginning
@@ -130,19 +130,19 @@ def test_other_operations_take_nothing() -> None:
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="PyTorch without oneDNN")
 def test_the_ledger_enters_workspace_beside_the_tensors() -> None:
     layer = nn.Conv2d(64, 64, 3, padding=1, bias=False)
-    ledger = Ledger(torch.device("cpu"))
-    ledger.phase(STEP)
-    empty = ledger.without_numbers(layer)
-    with ledger.open():
+    tracer = MemoryTracer(torch.device("cpu"))
+    tracer.phase(STEP)
+    empty = tracer.without_numbers(layer)
+    with tracer.open():
         x = torch.zeros(2, 64, 16, 16)
         first, second = empty(x), empty(x)
     assert first.shape == second.shape == x.shape
     weight, picture = 4 * 64 * 64 * 9, 4 * 2 * 64 * 16 * 16
-    taken = [block.taken for block in ledger.trace.blocks if block.taken]
+    taken = [block.taken for block in tracer.trace.blocks if block.taken]
     assert sorted(taken) == sorted([picture, KERNEL, *2 * [weight, picture, picture, picture]])
-    assert [block.read for block in ledger.trace.blocks if block.read] == [weight]  # once
-    assert ledger.moments()[STEP].total == weight + 3 * picture
-    ends = [event for event in ledger.trace.events if event < 0]
+    assert [block.read for block in tracer.trace.blocks if block.read] == [weight]  # once
+    assert tracer.moments()[STEP].total == weight + 3 * picture
+    ends = [event for event in tracer.trace.events if event < 0]
     assert len(ends) == len(set(ends))
 
 
@@ -202,9 +202,9 @@ def test_on_a_large_base_large_blocks_leave_no_holes(monkeypatch: pytest.MonkeyP
     trace = Trace([*twice, 201], [*blocks, *blocks, Block(0, taken=1000)], [(LOADING, 0), (STEP, len(twice))])
     large = Stored((Weights(300 * MB, 0),), mapped=True)
     assert large.weights == 1200 * MB
-    monkeypatch.setattr(pages, "_asked", False)
+    monkeypatch.setattr(malloc, "_asked", False)
     holes = grown(trace, large, 0, 0)[STEP]
-    monkeypatch.setattr(pages, "_asked", True)
+    monkeypatch.setattr(malloc, "_asked", True)
     assert holes - grown(trace, large, 0, 0)[STEP] > 100 * MB
     small = Stored((Weights(30 * MB, 0),), mapped=True)
     assert grown(trace, small, 0, 0)[STEP] == holes

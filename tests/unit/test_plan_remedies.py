@@ -18,14 +18,14 @@ def invented(config: RunConfig) -> Memory:
     """A memory in which each change has its price."""
     train = config.train
     kept = {"exact": 100, "lean": 60, "leaner": 50, "checkpoint": 10}[train.memory]
-    size = {"none": 1000, "torchao_int8": 700, "bnb_int8": 690, "bnb_nf4": 600}[train.quantize]
-    size += config.adapter.rank * 5 + train.batch * kept // (1 if train.precision == "float32" else 2)
+    size = {"none": 1000, "torchao_int8": 700, "bnb_int8": 690, "bnb_nf4": 600}[train.quantization]
+    size += config.adapter.rank * 5 + train.batch_size * kept // (1 if train.precision == "float32" else 2)
     painted = 1200 if len(config.sample.prompts) == 1 else 1300
     return Memory("cpu", (Phase(STEP, size, {"all": size}), Phase("painting", painted, {"all": painted})), None)
 
 
 def config_of(**sections: Any) -> RunConfig:
-    values: dict[str, Any] = {"train": {"batch": 8, "accumulate": 1}, "adapter": {"rank": 16}}
+    values: dict[str, Any] = {"train": {"batch_size": 8, "gradient_accumulation_steps": 1}, "adapter": {"rank": 16}}
     return tiny_config(Path("pictures"), **{**values, **sections})
 
 
@@ -60,15 +60,15 @@ BOTH = ("torchao", "bitsandbytes")
 )
 def test_frozen_weights_in_fewer_bits_where_a_library_is_there(limit: int, form: str | None) -> None:
     """Of 1880, 300 to 400 are taken off."""
-    changes = [(change, peak) for change, peak in found(config_of(), limit) if "train.quantize" in change]
+    changes = [(change, peak) for change, peak in found(config_of(), limit) if "train.quantization" in change]
     sizes = {"torchao_int8": 1580, "bnb_int8": 1570, "bnb_nf4": 1480}
-    assert changes == ([] if form is None else [({"train.quantize": form}, sizes[form])])
+    assert changes == ([] if form is None else [({"train.quantization": form}, sizes[form])])
 
 
 @pytest.mark.parametrize("_installed", [BOTH], indirect=True)
 def test_weights_in_few_bits_are_not_held_in_other_bits(_installed: None) -> None:
-    config = config_of(train={"quantize": "torchao_int8", "batch": 8, "accumulate": 1})
-    assert not any("train.quantize" in change for change, _ in found(config, 1500))
+    config = config_of(train={"quantization": "torchao_int8", "batch_size": 8, "gradient_accumulation_steps": 1})
+    assert not any("train.quantization" in change for change, _ in found(config, 1500))
 
 
 def found(config: RunConfig, limit: int) -> list[tuple[dict[str, Any], int]]:
@@ -78,15 +78,19 @@ def found(config: RunConfig, limit: int) -> list[tuple[dict[str, Any], int]]:
 def test_each_change_in_its_mildest_form() -> None:
     """8 x 100 + 16 x 5 + 1000 = 1880 do not fit into 1500."""
     first, second, *rest = found(config_of(), 1500)
-    assert first == ({"train.batch": 4, "train.accumulate": 2}, 1480)
+    assert first == ({"train.batch_size": 4, "train.gradient_accumulation_steps": 2}, 1480)
     assert second[0]["train.memory"] in ("leaner", "checkpoint") and second[1] <= 1500
     assert rest == [({"train.precision": "bfloat16"}, 1480)]  # a lower rank alone does not do
 
 
 def test_a_step_sees_the_same_pictures() -> None:
-    changes = [change for change, _ in found(config_of(train={"batch": 6, "accumulate": 2}), 1400)]
-    batch = next(change for change in changes if "train.batch" in change)
-    assert batch["train.batch"] * batch["train.accumulate"] == 12 and batch["train.batch"] < 6
+    changes = [
+        change for change, _ in found(config_of(train={"batch_size": 6, "gradient_accumulation_steps": 2}), 1400)
+    ]
+    batch = next(change for change in changes if "train.batch_size" in change)
+    assert (
+        batch["train.batch_size"] * batch["train.gradient_accumulation_steps"] == 12 and batch["train.batch_size"] < 6
+    )
 
 
 def test_a_lower_rank_where_it_is_enough() -> None:
@@ -94,14 +98,14 @@ def test_a_lower_rank_where_it_is_enough() -> None:
 
 
 def test_fewer_prompts_where_painting_is_the_fullest() -> None:
-    config = config_of(train={"batch": 1}, adapter={"rank": 1})
+    config = config_of(train={"batch_size": 1}, adapter={"rank": 1})
     assert found(config, 1250) == [({"sample.prompts": ("a picture",)}, 1200)]
     assert str(remedies(config, invented, 1250)[0]) == "one prompt in sample.prompts (1.20 KB)"
 
 
 def test_together_where_none_is_enough_alone() -> None:
     (only,) = found(config_of(adapter={"rank": 64}, sample={"prompts": ["one"]}), 1350)
-    assert only[0]["train.batch"] == 1 and only[0]["train.accumulate"] == 8
+    assert only[0]["train.batch_size"] == 1 and only[0]["train.gradient_accumulation_steps"] == 8
     assert "train.memory" in only[0] and only[1] <= 1350
 
 
@@ -111,7 +115,7 @@ def test_nothing_where_nothing_helps() -> None:
 
 def test_a_remedy_is_written_as_it_is_typed() -> None:
     remedy = remedies(config_of(), invented, 1500)[0]
-    assert str(remedy) == "train.batch=4 train.accumulate=2 (1.48 KB)"
+    assert str(remedy) == "train.batch_size=4 train.gradient_accumulation_steps=2 (1.48 KB)"
 
 
 @pytest.mark.parametrize(("free", "word"), [(2000, "fits"), (1879, "does not fit")])

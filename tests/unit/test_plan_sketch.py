@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from veneer.errors import UserError
-from veneer.plan.ledger import Ledger
-from veneer.plan.published import PUBLISHED
+from veneer.family.published import PUBLISHED
 from veneer.plan.sketch import DENOISERS, published_base, sketch
+from veneer.plan.tracer import MemoryTracer
 
 UNET, CLIP_L = "unet", 123_060_480
 PARAMETERS = {
@@ -23,8 +23,8 @@ PARAMETERS = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_architecture_has_the_parameters_of_its_weights(name: str) -> None:
-    ledger = Ledger(torch.device("cpu"))
-    family = published_base(name, ledger, torch.bfloat16)
+    tracer = MemoryTracer(torch.device("cpu"))
+    family = published_base(name, tracer, torch.bfloat16)
     found = {prefix: sum(p.numel() for p in network.parameters()) for prefix, network in family.networks.items()}
     assert found == PARAMETERS[name]
     assert {p.dtype for p in family.networks[UNET].parameters()} == {
@@ -33,11 +33,11 @@ def test_a_published_architecture_has_the_parameters_of_its_weights(name: str) -
 
 
 def test_its_tensors_have_no_numbers() -> None:
-    ledger = Ledger(torch.device("cpu"))
-    family = published_base("sd15", ledger, torch.float32)
+    tracer = MemoryTracer(torch.device("cpu"))
+    family = published_base("sd15", tracer, torch.float32)
     kinds = Counter(type(p).__name__ for network in family.networks.values() for p in network.parameters())
     assert kinds.keys() == {"FakeTensor"}
-    assert ledger.held == ledger.loaded == pytest.approx(4 * (859_520_964 + CLIP_L + 83_653_863), rel=1e-5)
+    assert tracer.held == tracer.loaded == pytest.approx(4 * (859_520_964 + CLIP_L + 83_653_863), rel=1e-5)
 
 
 def test_flux_calls_its_denoiser_a_transformer() -> None:
@@ -46,4 +46,4 @@ def test_flux_calls_its_denoiser_a_transformer() -> None:
 
 def test_what_is_nowhere_is_refused() -> None:
     with pytest.raises(UserError, match="nowhere"):
-        sketch("nowhere", Ledger(torch.device("cpu")), torch.float32)
+        sketch("nowhere", MemoryTracer(torch.device("cpu")), torch.float32)

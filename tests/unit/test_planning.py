@@ -20,18 +20,18 @@ from veneer.config.load import build_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.errors import UserError
-from veneer.family.base import Family
+from veneer.family import published
+from veneer.family.loading import load_base
+from veneer.family.protocol import Family
 from veneer.family.registry import load_family
-from veneer.plan import published, sketch
+from veneer.plan import rehearsal, sketch
 from veneer.plan.account import Plan
-from veneer.plan.ledger import Ledger
 from veneer.plan.machine import free_memory, process_memory
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
-from veneer.run import planning
-from veneer.run.base import load_base
+from veneer.plan.rehearsal import Pictures, foresee, look_ahead, plan_run
+from veneer.plan.tracer import MemoryTracer
 from veneer.run.folder import CHECKPOINTS, PLAN
-from veneer.run.planning import Pictures, foresee, look_ahead, plan_run
-from veneer.run.training import run_training
+from veneer.run.session import run_training
 from veneer.train.loop import Trainer
 from veneer.train.step import train_step
 from veneer.weights.checkpoint import checkpoints_in
@@ -69,20 +69,20 @@ def measured(config: RunConfig) -> int:
     """The most bytes that the storages of a real second step hold, each of them watched."""
     family = load_family(config.base)
     with closing(Trainer(config, family, survey(config.data))) as trainer:
-        train_step(trainer.learner, 0, trainer.feed.micros(0))
+        train_step(trainer.context, 0, trainer.feed.micros(0))
         watch = Watch()
         micros = trainer.feed.micros(1)
         for held in _held(trainer, family, micros):
             watch.see(held)
         with watch:
-            train_step(trainer.learner, 1, micros)
+            train_step(trainer.context, 1, micros)
     return watch.peak
 
 
 def _held(trainer: Trainer, family: Any, micros: list[Any]) -> Iterator[torch.Tensor]:
     for network in (*family.networks.values(), family.pipeline().vae):
         yield from (*network.parameters(), *network.buffers())
-    for state in trainer.learner.optimizer.state.values():
+    for state in trainer.context.optimizer.state.values():
         yield from state.values()
     for micro in micros:
         yield from (made for made in vars(micro).values() if isinstance(made, torch.Tensor))
@@ -129,8 +129,8 @@ def test_the_public_door_gives_memory_disk_and_course(plan: Plan) -> None:
 def test_the_best_adapter_takes_room_in_a_file_and_in_each_checkpoint(
     config: RunConfig, plan: Plan, tmp_path: Path
 ) -> None:
-    scored = changed(changed(config, "evaluate", every=2, pictures=2, draws=1), "data", held_out=0.25)
-    scored = changed(scored, "train", checkpoint_every=2).model_copy(update={"output": tmp_path / "run"})
+    scored = changed(changed(config, "validation", every=2, pictures=2, draws=1), "data", held_out=0.25)
+    scored = changed(scored, "train", checkpoint_every=2).in_folder(tmp_path / "run")
     run_training(scored)
     (planned, before) = (json.loads((tmp_path / "run" / PLAN).read_text())["disk"], plan.disk)
     real = sum(path.stat().st_size for path in checkpoints_in(tmp_path / "run" / CHECKPOINTS)[-1].iterdir())
@@ -143,8 +143,8 @@ def test_parts_that_rest_come_back_when_the_steps_are_done(
     config: RunConfig, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told = list[str]()
-    phase, close = Ledger.phase, Trainer.close
-    monkeypatch.setattr(Ledger, "phase", lambda self, name: (told.append(name), phase(self, name)))
+    phase, close = MemoryTracer.phase, Trainer.close
+    monkeypatch.setattr(MemoryTracer, "phase", lambda self, name: (told.append(name), phase(self, name)))
     monkeypatch.setattr(Trainer, "close", lambda self: (told.append("closed"), close(self)))
     resting = config.model_copy(update={"train": config.train.model_copy(update={"offload": True})})
     phases = memory_of(plan_run(resting, family)).phases
@@ -190,31 +190,31 @@ def test_caches_are_counted(config: RunConfig, family: Family, plan: Plan) -> No
 
 
 def _invented(config: RunConfig, *_: Any, **__: Any) -> Plan:
-    size = 10 * MB * config.train.batch
+    size = 10 * MB * config.train.batch_size
     return Plan(MappingProxyType({}), 0, Memory("cpu", (Phase(STEP, size, {"all": size}, size),), None))
 
 
 def test_what_does_not_fit_gets_remedies(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planning, "rehearse", _invented)
-    monkeypatch.setattr(planning, "process_memory", lambda: 100 * MB)
+    monkeypatch.setattr(rehearsal, "rehearse", _invented)
+    monkeypatch.setattr(rehearsal, "process_memory", lambda: 100 * MB)
     wanted = changed(config, "train", batch=8)
     outlook = look_ahead(wanted, known=True, limit=150 * MB)
     assert memory_of(outlook.plan).peak == 180 * MB and outlook.fits is False
     assert [(dict(r.changes), r.peak) for r in outlook.remedies] == [
-        ({"train.batch": 4, "train.accumulate": 2}, 140 * MB)
+        ({"train.batch_size": 4, "train.gradient_accumulation_steps": 2}, 140 * MB)
     ]
 
 
 def test_a_run_that_does_not_fit_is_warned_of(
     config: RunConfig, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planning, "rehearse", _invented)
+    monkeypatch.setattr(rehearsal, "rehearse", _invented)
     plan, warned = foresee(config, family, survey(config.data), {})
     assert warned is None and memory_of(plan).peak > memory_of(plan).before
-    monkeypatch.setattr(planning, "free_memory", lambda device: memory_of(plan).before + 15 * MB)
+    monkeypatch.setattr(rehearsal, "free_memory", lambda device: memory_of(plan).before + 15 * MB)
     _, warned = foresee(config, family, survey(config.data), {})
     assert warned is not None and warned.text.startswith("does not fit: ")
-    assert "; would fit: train.batch=1 train.accumulate=2 (" in warned.text
+    assert "; would fit: train.batch_size=1 train.gradient_accumulation_steps=2 (" in warned.text
 
 
 def test_what_this_process_holds_is_its_own() -> None:

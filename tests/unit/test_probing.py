@@ -11,10 +11,10 @@ import pytest
 
 from tests.training import tiny_config
 from veneer.errors import UserError
+from veneer.plan import probe as probing
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
-from veneer.run import probing
-from veneer.run.planning import look_ahead
-from veneer.run.probing import Probe, probe
+from veneer.plan.probe import Probe, probe
+from veneer.plan.rehearsal import look_ahead
 
 MB = 10**6
 MEMORY = Memory(

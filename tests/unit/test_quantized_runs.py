@@ -8,18 +8,18 @@ import pytest
 import torch
 
 from tests.running import hashes, killed, quick_config, told
-from veneer.config.essence import essence
+from veneer.config.fingerprint import training_settings
 from veneer.data.preflight import survey
-from veneer.engine.forms import FORMS
+from veneer.engine.quantization import FORMS
 from veneer.engine.quantized import Quantized, form_of
 from veneer.errors import UserError
 from veneer.family.cache import store_of
+from veneer.family.loading import load_base
 from veneer.family.registry import load_family
 from veneer.plan.memory import STEP
-from veneer.run.base import load_base
-from veneer.run.planning import look_ahead, plan_run
+from veneer.plan.rehearsal import look_ahead, plan_run
 from veneer.run.resume import Resume
-from veneer.run.training import run_training
+from veneer.run.session import run_training
 from veneer.train.events import StepDone
 from veneer.train.loop import Trainer
 from veneer.weights.file import FILE_NAME, load
@@ -36,12 +36,12 @@ def plain(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPat
 def test_a_run_ends_with_another_adapter_in_the_same_file(
     form: str, plain: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantize": form})
+    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantization": form})
     result = run_training(config)
     networks = load_family(str(tiny_base)).networks
-    found, other = (load(folder / FILE_NAME, networks).factors for folder in (config.output, plain))
+    found, other = (load(folder / FILE_NAME, networks).factors for folder in (config.output.dir, plain))
     assert {name: each.shape for name, each in found.items()} == {name: each.shape for name, each in other.items()}
-    assert hashes(config.output)[0] != hashes(plain)[0]
+    assert hashes(config.output.dir)[0] != hashes(plain)[0]
     ups = [torch.cat([factors[name].up.flatten() for name in sorted(other)]) for factors in (found, other)]
     far = float((ups[0] - ups[1]).norm() / ups[1].norm())
     assert 0 < far < 0.8, "a base that is nearly the same teaches nearly the same"
@@ -53,21 +53,21 @@ def test_a_run_ends_with_another_adapter_in_the_same_file(
 def test_a_killed_run_goes_on_to_the_same_bits(
     memory: str, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    changes = {"train": {"quantize": "bnb_nf4", "memory": memory}, "adapter": {"text_encoder": {}, "dropout": 0.2}}
+    changes = {"train": {"quantization": "bnb_nf4", "memory": memory}, "adapter": {"text_encoder": {}, "dropout": 0.2}}
     one, two = (quick_config(tiny_base, tiny_pictures, tmp_path / name, **changes) for name in ("one", "two"))
     run_training(one)
     killed(two, StepDone, 3)
     told(two, Resume())
-    assert hashes(two.output) == hashes(one.output)
+    assert hashes(two.output.dir) == hashes(one.output.dir)
 
 
 def test_a_run_does_not_go_on_in_another_form(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
-    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantize": "bnb_nf4"})
+    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantization": "bnb_nf4"})
     killed(config, StepDone, 3)
-    other = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantize": "torchao_int8"})
+    other = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantization": "torchao_int8"})
     with pytest.raises(UserError, match=r"the run has changed since then: train\.quantize: bnb_nf4 -> torchao_int8"):
         run_training(other, resume=Resume())
-    assert essence(config)["train.quantize"] == "bnb_nf4"
+    assert training_settings(config)["train.quantization"] == "bnb_nf4"
 
 
 def test_networks_that_do_not_learn_keep_their_weights(tiny_base: Path) -> None:
@@ -82,7 +82,7 @@ def test_the_plan_counts_the_bits(tiny_base: Path, tiny_pictures: Path, tmp_path
     """From the configurations alone and on the loaded base, to the same bytes; parameters stay parameters."""
     totals, weights = set(), {}
     for form in ("none", *FORMS):
-        config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantize": form})
+        config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantization": form})
         sketched, loaded = (
             look_ahead(config, known=False, limit=None).plan,
             plan_run(config, load_base(str(tiny_base), form)),
@@ -104,7 +104,7 @@ def test_the_plan_counts_the_bits(tiny_base: Path, tiny_pictures: Path, tmp_path
 def test_a_trainer_wants_the_base_as_the_configuration_says(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantize": "bnb_nf4"})
+    config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantization": "bnb_nf4"})
     with pytest.raises(
         UserError, match=r"train\.quantize: is bnb_nf4, but .* are none; load the base with quantize='bnb"
     ):
@@ -114,7 +114,7 @@ def test_a_trainer_wants_the_base_as_the_configuration_says(
 def test_a_quantised_base_has_a_cache_of_its_own(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     family = load_family(str(tiny_base))
     kept = [
-        quick_config(tiny_base, tiny_pictures, tmp_path, data={"cache": str(tmp_path)}, train={"quantize": form})
+        quick_config(tiny_base, tiny_pictures, tmp_path, data={"cache": str(tmp_path)}, train={"quantization": form})
         for form in ("none", "bnb_nf4")
     ]
     stores = [store_of(config, family) for config in kept]

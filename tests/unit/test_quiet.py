@@ -8,13 +8,13 @@ import sys
 
 import pytest
 
-from veneer.family.quiet import quietly
-from veneer.quiet import without_notices
+from veneer.family.silence import silence_libraries
+from veneer.silence import silence_notices
 
 
 def test_notices_are_withheld_and_errors_are_not(caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("some.library")
-    with without_notices():
+    with silence_notices():
         logger.warning("a notice")
         logger.error("an error")
     logger.warning("afterwards")
@@ -24,7 +24,7 @@ def test_notices_are_withheld_and_errors_are_not(caplog: pytest.LogCaptureFixtur
 def test_what_was_disabled_before_stays_so() -> None:
     logging.disable(logging.ERROR)
     try:
-        with without_notices():
+        with silence_notices():
             assert logging.root.manager.disable == logging.ERROR
         assert logging.root.manager.disable == logging.ERROR
     finally:
@@ -48,7 +48,7 @@ def test_bars_are_afterwards_as_they_were(shown: bool) -> None:
             library.enable_progress_bar() if wanted else library.disable_progress_bar()
         hub.disable_progress_bars() if shown else hub.enable_progress_bars()
         told = state()
-        with quietly():
+        with silence_libraries():
             assert state() == (False, False, False)
         assert state() == told == (not shown, shown, not shown)
     finally:

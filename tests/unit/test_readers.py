@@ -17,9 +17,9 @@ from safetensors.torch import save
 
 from veneer.config.load import load_config
 from veneer.config.schema import SourceConfig
-from veneer.config.study import load_study
 from veneer.data.manifest import read_folder
 from veneer.errors import UserError
+from veneer.study.config import load_study
 from veneer.weights.file import info, load, seal
 from veneer.weights.layouts import DIFFUSERS_KEY
 
@@ -112,10 +112,10 @@ def test_a_config_within_an_adapter_that_lies(way: list[int], value: object) -> 
 
 CONFIG: dict[str, Any] = {
     "base": "bundled",
-    "output": "runs/x",
+    "output": {"dir": "runs/x"},
     "data": {"sources": [{"path": "pictures", "repeats": 2}], "held_out": 0.1, "prior": {"prompt": "a cat"}},
-    "adapter": {"rank": 4, "targets": ["to_q"], "text_encoder": {"rank": 2}},
-    "train": {"steps": 5, "optimizer": {"name": "adamw", "rate": 1e-4}},
+    "adapter": {"rank": 4, "target_modules": ["to_q"], "text_encoder": {"rank": 2}},
+    "train": {"max_steps": 5, "learning_rate": 1e-4, "optimizer": {"name": "adamw"}},
     "sample": {"prompts": ["a turtle"]},
 }
 STUDY: dict[str, Any] = {
@@ -124,7 +124,7 @@ STUDY: dict[str, Any] = {
     "points": {"small": {"adapter.rank": 2}, "large": {"adapter": {"rank": 8}}},
     "reference": "large",
 }
-GRID = {**STUDY, "points": None, "grid": {"train.steps": [1, 2], "adapter.rank": [2, 4]}}
+GRID = {**STUDY, "points": None, "grid": {"train.max_steps": [1, 2], "adapter.rank": [2, 4]}}
 TEXTS = [(CONFIG, load_config), (STUDY, load_study), (GRID, load_study)]
 texts = pytest.mark.parametrize(("values", "read"), TEXTS, ids=["run", "study", "grid"])
 

@@ -12,7 +12,7 @@ import pytest
 from veneer.cli.main import main
 
 ROOT = Path(__file__).parents[2]
-QUICK = {"train": ("train.steps=2", "sample.steps=2", "evaluate.draws=2"), "sample": ("--steps", "2")}
+QUICK = {"train": ("train.max_steps=2", "sample.steps=2", "validation.draws=2"), "sample": ("--steps", "2")}
 
 
 def _block(before: str) -> str:

@@ -16,15 +16,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.reports import Page, curve, evaluated, evaluation, numbers_in, report, score
-from veneer.evaluate.figures import Band, Evaluation, Score
-from veneer.evaluate.report.axes import Frame, Scale, ticks
-from veneer.evaluate.report.content import Course, Ending, Point, Report
-from veneer.evaluate.report.markup import Markup, element, joined
-from veneer.evaluate.report.page import page
-from veneer.evaluate.report.plots import bands_plots, intervals_plot, loss_plot, scores_plot
-from veneer.evaluate.report.words import ending_in_words, verdict_of_run
-from veneer.run.reporting import report_json
-from veneer.run.smooth import Smooth
+from veneer.evaluate.results import Band, Evaluation, Score
+from veneer.report.axes import Frame, Scale, ticks
+from veneer.report.content import Course, Ending, Point, Report
+from veneer.report.gather import report_json
+from veneer.report.markup import Markup, element, joined
+from veneer.report.page import page
+from veneer.report.plots import bands_plots, intervals_plot, loss_plot, scores_plot
+from veneer.report.words import ending_in_words, verdict_of_run
+from veneer.run.smoothing import Smooth
 
 EVIL = "<script>alert(1)</script>\"' onload=x &amp; $title </title> é"
 NOTHING = Report("run", "unmeasured", "Not known.", None, None, None, None, (), (), None, (), None, ())
@@ -146,7 +146,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
 def test_text_and_lines_stand_out_from_their_paper(scheme: int) -> None:
-    style = (files("veneer.evaluate.report") / "page.css").read_text("utf-8")
+    style = (files("veneer.report") / "page.css").read_text("utf-8")
     colours = dict(re.findall(r"--([\w-]+): (#\w+);", style.split("prefers-color-scheme")[scheme]))
     papers = [value for name, value in colours.items() if name.endswith("paper")] + [colours["card"]]
     assert len(papers) == 5

@@ -17,19 +17,19 @@ from PIL import Image
 from tests.reports import Page, evaluated, evaluation, numbers_in, step_done, write_run
 from tests.running import killed, quick_config
 from veneer.cli.main import main
-from veneer.engine.memory import InUse
+from veneer.engine.memory_usage import InUse
 from veneer.errors import UserError
-from veneer.evaluate.figures import EVALUATION, read_evaluation, write_evaluation
-from veneer.evaluate.plain import to_plain
-from veneer.family.base import Family
-from veneer.run.course import read_log
-from veneer.run.evaluating import Evaluating, evaluate_adapter
+from veneer.evaluate.results import EVALUATION, read_evaluation, write_evaluation
+from veneer.evaluate.serialise import to_plain
+from veneer.family.protocol import Family
+from veneer.report.gather import report_run, write_report
+from veneer.report.history import read_log
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, PLAN, REPORT, REPORT_DATA, SAMPLES, SHEET, clear
 from veneer.run.lock import locked
-from veneer.run.memory import MemoryTaken, MemoryWatch
-from veneer.run.reporting import report_run, write_report
-from veneer.run.training import run_training
+from veneer.run.memory_usage import MemoryTaken, MemoryWatch
+from veneer.run.session import run_training
 from veneer.train.events import Finished, StepDone
+from veneer.verbs.evaluate import Evaluating, evaluate_adapter
 from veneer.weights.file import FILE_NAME
 
 ROOT = Path(__file__).parents[2]
@@ -49,7 +49,7 @@ def whole(family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path_factory
     asked: dict[str, Any] = {
         "data": {"held_out": 0.34},
         "sample": {"every": 3, "prompts": PROMPTS},
-        "evaluate": {"draws": 4, "every": 2},
+        "validation": {"draws": 4, "every": 2},
     }
     with pytest.MonkeyPatch.context() as patch:
         for module in ("training", "evaluating"):
@@ -139,21 +139,21 @@ def test_a_run_without_an_evaluation(run: Path) -> None:
     shown, found = page_of(run), report_run(run)
     assert found.tone == "unmeasured" and "Whether the adapter helps is not known" in shown.text
     assert {"help", "scores", "copying"} <= {each.section for each in found.missing}
-    assert f"veneer evaluate {run}" in shown.text and "evaluate.every=1" in shown.text
+    assert f"veneer evaluate {run}" in shown.text and "validation.every=1" in shown.text
     assert len(shown.of("svg")) == 1
 
 
 def test_a_killed_run(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
-    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", evaluate={"every": 2}, data={"held_out": 0.34})
+    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", validation={"every": 2}, data={"held_out": 0.34})
     killed(config, StepDone, 4)
-    with (config.output / LOG).open("ab") as log:
+    with (config.output.dir / LOG).open("ab") as log:
         log.write(b'{"event": "StepDone", "seco')
-    shown, found = page_of(config.output), report_run(config.output)
+    shown, found = page_of(config.output.dir), report_run(config.output.dir)
     assert found.course and (found.course.ending.how, found.course.ending.step) == ("cut off", 4)
     assert found.verdict.startswith("After step 2: ") and "cut off after 4 of 6 steps" in shown.text
     assert found.sheet is None and "--resume" in shown.text
-    with locked(config.output):
-        assert "It is running: 4 of 6 steps." in page_of(config.output).text
+    with locked(config.output.dir):
+        assert "It is running: 4 of 6 steps." in page_of(config.output.dir).text
 
 
 def test_an_evaluation_alone(run: Path, tmp_path: Path) -> None:
@@ -230,8 +230,8 @@ def test_a_huge_log_becomes_a_small_page(tmp_path: Path) -> None:
 
 def test_a_log_that_is_too_long_for_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_run(tmp_path / "run", 10, [*huge(10)])
-    monkeypatch.setattr("veneer.run.reporting._DOCTORS", 100)
-    monkeypatch.setattr("veneer.run.reporting.doctor_run", None)
+    monkeypatch.setattr("veneer.report.gather._DOCTORS", 100)
+    monkeypatch.setattr("veneer.report.gather.doctor_run", None)
     found = report_run(folder)
     assert found.findings is None and any("The log is long" in each.what for each in found.missing)
 
@@ -278,7 +278,7 @@ def test_a_score_of_a_step_that_was_done_again_is_told_once(tmp_path: Path) -> N
 
 def test_memory_is_told_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     used = iter([InUse(500, 300), InUse(900, 400)])
-    monkeypatch.setattr("veneer.run.memory.memory_in_use", lambda: next(used))
+    monkeypatch.setattr("veneer.run.memory_usage.memory_in_use", lambda: next(used))
     heard: list[object] = []
     watch = MemoryWatch(heard.append)
     watch(StepDone(1, 1.0, None, {}, 1.0))
@@ -290,7 +290,7 @@ def test_memory_is_told_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize("later", [InUse(500, 400), None, InUse(400)])
 def test_memory_that_earlier_work_took_is_not_charged(later: InUse | None, monkeypatch: pytest.MonkeyPatch) -> None:
     used = iter([InUse(500, 300), later])
-    monkeypatch.setattr("veneer.run.memory.memory_in_use", lambda: next(used))
+    monkeypatch.setattr("veneer.run.memory_usage.memory_in_use", lambda: next(used))
     heard: list[object] = []
     MemoryWatch(heard.append)(Finished(1, {}))
     assert heard == []
@@ -316,8 +316,8 @@ def test_the_verbs_leave_a_report(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
-    quick = ["train.steps=2", "train.batch=1", "sample.steps=1", "evaluate.draws=1", "tracking.trackers=[]"]
-    assert main(["train", str(tiny_pictures), f"base={tiny_base}", f"output={folder}", *quick]) == 0
+    quick = ["train.max_steps=2", "train.batch_size=1", "sample.steps=1", "validation.draws=1", "tracking.trackers=[]"]
+    assert main(["train", str(tiny_pictures), f"base={tiny_base}", f"output.dir={folder}", *quick]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"report: {folder / REPORT}"
     before = (folder / REPORT).read_bytes()
     assert main(["evaluate", str(folder), "--paint", "2"]) == 0

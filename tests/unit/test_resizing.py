@@ -13,9 +13,9 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
-from veneer.adapter.algebra import merge
 from veneer.adapter.functional import delta_weight
-from veneer.adapter.locate import layers_of
+from veneer.adapter.layers import layers_of
+from veneer.adapter.merge import merge
 from veneer.adapter.resize import resize
 from veneer.adapter.spec import LoraFactors
 from veneer.cli.main import main
@@ -24,11 +24,11 @@ from veneer.data.preflight import survey
 from veneer.errors import UserError
 from veneer.evaluate.heldout import heldout_losses
 from veneer.family.registry import load_family
-from veneer.keyed import torch_generator
+from veneer.rng import torch_generator
 from veneer.run.folder import CONFIG
 from veneer.run.identity import identify
-from veneer.run.resizing import Measuring, resize_adapter, study_ranks
 from veneer.train.events import Warned
+from veneer.verbs.resize import Measuring, resize_adapter, study_ranks
 from veneer.weights.file import FILE_NAME, AdapterFile, info, load, save
 
 
@@ -36,7 +36,7 @@ from veneer.weights.file import FILE_NAME, AdapterFile, info, load, save
 def run(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a run of rank 4 whose delta W is nearly of rank 2: its config and its adapter."""
     folder = tmp_path_factory.mktemp("run") / "shapes"
-    words = [f"output={folder}", "data.held_out=0.25", "adapter.rank=4", "evaluate.draws=2", "sample.steps=1"]
+    words = [f"output.dir={folder}", "data.held_out=0.25", "adapter.rank=4", "validation.draws=2", "sample.steps=1"]
     config = resolve(config_from_folder(tiny_pictures, "sks", [f"base={tiny_base}", *words]), 16)
     family = load_family(str(tiny_base))
     folder.mkdir()
@@ -127,7 +127,7 @@ def test_pictures_that_were_trained_on_say_nothing_of_ranks(
     run: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:
     heard: list[object] = []
-    study = study_ranks(run, [2], Measuring(data=tiny_pictures), listen=heard.append)
+    study = study_ranks(run, [2], Measuring(data=tiny_pictures), callback=heard.append)
     assert study.table.pictures == 3
     assert heard[0] == Warned("9 pictures to measure on were trained on, so left out")
     held_out = {sample.path.name for sample in survey(load_config(run / CONFIG).data).held_out.samples}
@@ -141,7 +141,7 @@ def test_pictures_that_were_trained_on_say_nothing_of_ranks(
     # the run's pictures may be gone, and then nobody can tell
     gone = Path(shutil.copytree(run, tmp_path / "gone"))
     (gone / CONFIG).write_text((gone / CONFIG).read_text().replace(str(tiny_pictures), str(tmp_path / "none")))
-    study_ranks(gone, [2], Measuring(data=tiny_pictures), listen=heard.append)
+    study_ranks(gone, [2], Measuring(data=tiny_pictures), callback=heard.append)
     assert any("the run's own pictures: " in str(event) for event in heard)
 
 
@@ -150,7 +150,7 @@ def test_another_base_or_no_captions_are_told(run: Path, tiny_base: Path, tiny_p
     (weights,) = (other / "vae").glob("*.safetensors")
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     heard: list[object] = []
-    study_ranks(run, [2], Measuring(base=str(other)), listen=heard.append)
+    study_ranks(run, [2], Measuring(base=str(other)), callback=heard.append)
     assert "is not the base that the adapter's file tells of" in str(heard[0])
     plain = AdapterFile(load(run).factors)
     save(plain, tmp_path / "plain.safetensors")

@@ -15,8 +15,8 @@ from tools.reference import events as reference
 from veneer.family.registry import load_family
 from veneer.run.events import EVENTS
 from veneer.run.resume import Resume
-from veneer.run.stopping import Interrupted
-from veneer.run.training import run_training
+from veneer.run.session import run_training
+from veneer.run.signals import Interrupted
 from veneer.train.events import StepDone, Warned
 
 SOURCE = Path(__file__).parents[2] / "src" / "veneer"
@@ -60,7 +60,7 @@ def test_the_page_is_current() -> None:
 @pytest.fixture
 def config(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     family = load_family(str(tiny_base))
-    monkeypatch.setattr("veneer.run.training.load_base", lambda base: family)
+    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
     sections: dict[str, Any] = {
         "data": {"prior": {"prompt": "a shape", "count": 2}},
         "train": {"checkpoint_every": 2},
@@ -72,7 +72,7 @@ def config(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: py
 
 def test_a_run_with_everything_logs_what_it_tells(config: Any) -> None:
     events = told(config)
-    lines = logged(config.output)
+    lines = logged(config.output.dir)
     assert [line["event"] for line in lines] == [type(event).__name__ for event in events]
     kinds = {kind.__name__: kind for kind in EVENTS}
     for line in lines:
@@ -88,13 +88,13 @@ def test_a_run_that_goes_on_and_is_stopped_logs_that(config: Any) -> None:
 
     killed(config, StepDone, 3)
     with pytest.raises(Interrupted):
-        run_training(config, resume=Resume(), listen=stop)
-    names = [line["event"] for line in logged(config.output)]
+        run_training(config, resume=Resume(), callback=stop)
+    names = [line["event"] for line in logged(config.output.dir)]
     assert names.count("Resumed") == 1 and names.count("Tracked") == 2
     assert [json.loads(line)["step"] for line in _lines(config, "StepDone")] == [1, 2, 3]
     assert Warned.__name__ in names
 
 
 def _lines(config: Any, kind: str) -> list[str]:
-    lines = (config.output / "run.jsonl").read_text("utf-8").splitlines()
+    lines = (config.output.dir / "run.jsonl").read_text("utf-8").splitlines()
     return [line for line in lines if json.loads(line)["event"] == kind]

@@ -13,7 +13,7 @@ from veneer.cli.main import main
 from veneer.config.load import write_config
 from veneer.data import preflight
 from veneer.data.preflight import survey
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 from veneer.run.notes import notes_on
 
 
@@ -74,10 +74,10 @@ def test_a_run_says_it_before_it_trains_and_decodes_no_picture_twice_for_it(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = pictures_in(tmp_path / "p", ["a cat", "x" * 40], side=12)
-    config = quick_config(Path("tiny"), folder, tmp_path / "run", train={"steps": 1})
+    config = quick_config(Path("tiny"), folder, tmp_path / "run", train={"max_steps": 1})
     write_config(config, tmp_path / "run.yaml")
-    monkeypatch.setattr("veneer.run.training.load_base", lambda base: family)
-    monkeypatch.setattr("veneer.run.training.identify", stop)
+    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
+    monkeypatch.setattr("veneer.run.session.identify", stop)
     looked: list[int] = []
     decode = preflight.decode
     monkeypatch.setattr(preflight, "decode", lambda *content: looked.append(1) or decode(*content))
@@ -91,9 +91,9 @@ def test_a_run_says_it_before_it_trains_and_decodes_no_picture_twice_for_it(
 
 def test_they_are_in_the_log(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = pictures_in(tmp_path / "p", ["a cat", "x" * 40])
-    config = quick_config(Path("bundled"), folder, tmp_path / "run", train={"steps": 1})
+    config = quick_config(Path("bundled"), folder, tmp_path / "run", train={"max_steps": 1})
     write_config(config, tmp_path / "run.yaml")
-    monkeypatch.setattr("veneer.run.training.load_base", lambda base: family)
+    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
     assert main(["train", str(tmp_path / "run.yaml")]) == 0
     assert [event["event"] for event in logged(tmp_path / "run")][:3] == ["Surveyed", "Warned", "Planned"]
 

@@ -18,14 +18,14 @@ from tests.running import killed, logged, quick_config, told
 from veneer.cli.main import main
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig, TrackingConfig
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 from veneer.run.folder import SAMPLES, TENSORBOARD
 from veneer.run.resume import Resume
-from veneer.run.smooth import Smooth
-from veneer.run.stopping import Interrupted
+from veneer.run.session import run_training
+from veneer.run.signals import Interrupted
+from veneer.run.smoothing import Smooth
 from veneer.run.trackers import Place, TensorBoard, trackers_of
 from veneer.run.tracking import Tracked, figures_of
-from veneer.run.training import run_training
 from veneer.train.events import StepDone, Warned
 from veneer.weights.file import FILE_NAME
 
@@ -37,7 +37,7 @@ GOES_ON = Resume()
 def config(
     family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> RunConfig:
-    monkeypatch.setattr("veneer.run.training.load_base", lambda base: family)
+    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
     sections: dict[str, Any] = {"train": {"checkpoint_every": 2}, "sample": {"every": 2}}
     sections["tracking"] = {"trackers": None}
     return quick_config(tiny_base, tiny_pictures, tmp_path / "run", **sections)
@@ -72,7 +72,7 @@ def points(name: str, curve: str) -> list[tuple[int, Any]]:
 
 
 def picture(name: str, config: RunConfig, step: int) -> bytes:
-    return (config.output / SAMPLES / f"step-{step:09d}.png").read_bytes()
+    return (config.output.dir / SAMPLES / f"step-{step:09d}.png").read_bytes()
 
 
 # which
@@ -89,7 +89,7 @@ def test_a_run_without_tensorboard_is_silent(config: RunConfig, monkeypatch: pyt
     monkeypatch.setattr("veneer.run.trackers.find_spec", lambda name: None)
     events = told(config)
     assert warnings(events) == [] and not [event for event in events if isinstance(event, Tracked)]
-    assert not (config.output / TENSORBOARD).exists()
+    assert not (config.output.dir / TENSORBOARD).exists()
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
@@ -101,12 +101,12 @@ def test_a_tracker_that_is_not_installed_is_missed_before_anything_else(
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for module in [module for module in sys.modules if module.partition(".")[0] == name]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr("veneer.run.training.survey", lambda config: pytest.fail("this comes after the refusal"))
+    monkeypatch.setattr("veneer.run.session.survey", lambda config: pytest.fail("this comes after the refusal"))
     write_config(tracked_by(config, name), tmp_path / "run.yaml")
     assert main(["train", str(tmp_path / "run.yaml")]) == 2
     line = f"veneer: error: tracking.trackers: {name} is not installed; pip install 'veneer[{name}]'\n"
     assert capsys.readouterr().err == line
-    assert not config.output.exists()
+    assert not config.output.dir.exists()
 
 
 def test_a_tracker_nobody_knows_is_refused_by_the_schema(config: RunConfig, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_tracker_nobody_knows_is_refused_by_the_schema(config: RunConfig, tmp_
 
 def test_tensorboard_has_every_curve_every_sheet_and_the_config(config: RunConfig) -> None:
     events = [event for event in told(config) if isinstance(event, StepDone)]
-    found = curves(config.output)
+    found = curves(config.output.dir)
     assert [step for step, _ in found["loss/step"]] == [1, 2, 3, 4, 5, 6]
     assert [value for _, value in found["loss/step"]] == pytest.approx([event.loss for event in events])
     smooth = Smooth()
@@ -129,8 +129,8 @@ def test_tensorboard_has_every_curve_every_sheet_and_the_config(config: RunConfi
     assert all(0.05 < value < 100 for _, value in found["memory/gb"] + found["memory/peak_gb"])
     assert {"result/base", "result/adapter", "result/difference"} <= found.keys()
     assert "loss/prior" not in found and "result/low" not in found  # one held-out picture has no interval
-    assert sheets(config.output) == {step: picture("", config, step) for step in (0, 2, 4, 6)}
-    text = events_in(config.output).Tensors("config")[0].tensor_proto.string_val[0].decode()
+    assert sheets(config.output.dir) == {step: picture("", config, step) for step in (0, 2, 4, 6)}
+    text = events_in(config.output.dir).Tensors("config")[0].tensor_proto.string_val[0].decode()
     assert "    rate: 0.01\n" in text
 
 
@@ -139,49 +139,49 @@ def test_a_prior_has_a_curve_and_a_text_encoder_a_rate(config: RunConfig) -> Non
     values["data"]["prior"] = {"prompt": "a shape", "count": 2}
     values["adapter"]["text_encoder"] = {}
     run_training(RunConfig.model_validate(values))
-    found = curves(config.output)
+    found = curves(config.output.dir)
     assert [step for step, _ in found["loss/prior"]] == [1, 2, 3, 4, 5, 6]
     assert found["rate/text_encoder"][0][1] == pytest.approx(5e-5)
 
 
 def test_a_killed_run_that_goes_on_has_each_point_once(config: RunConfig, tmp_path: Path) -> None:
-    whole = config.model_copy(update={"output": tmp_path / "whole"})
+    whole = config.in_folder(tmp_path / "whole")
     run_training(whole)
     killed(config, StepDone, 5)  # the last checkpoint is of step 4
-    assert [step for step, _ in curves(config.output)["loss/step"]] == [1, 2, 3, 4]
+    assert [step for step, _ in curves(config.output.dir)["loss/step"]] == [1, 2, 3, 4]
     run_training(config, resume=GOES_ON)
-    for name, expected in curves(whole.output).items():
+    for name, expected in curves(whole.output.dir).items():
         steps = [step for step, _ in expected]
-        found = curves(config.output)[name]
+        found = curves(config.output.dir)[name]
         assert [step for step, _ in found] == steps, name
         if not name.startswith("memory/"):
             assert found == expected, name  # the smoothed loss too, as if nobody had stopped it
-    assert sheets(config.output) == sheets(whole.output)
+    assert sheets(config.output.dir) == sheets(whole.output.dir)
 
 
 def test_what_was_told_after_the_checkpoint_is_dropped(config: RunConfig) -> None:
     killed(config, StepDone, 5)
-    late = TensorBoard(Place(config.output, "p", "r", {}))
+    late = TensorBoard(Place(config.output.dir, "p", "r", {}))
     late.scalars(5, {"loss/step": 99.0})
     late.close(failed=True)
     run_training(config, resume=GOES_ON)
-    assert [step for step, _ in curves(config.output)["loss/step"]] == [1, 2, 3, 4, 5, 6]
-    assert 99.0 not in [value for _, value in curves(config.output)["loss/step"]]
+    assert [step for step, _ in curves(config.output.dir)["loss/step"]] == [1, 2, 3, 4, 5, 6]
+    assert 99.0 not in [value for _, value in curves(config.output.dir)["loss/step"]]
 
 
 def test_a_finished_run_that_is_resumed_has_one_score(config: RunConfig) -> None:
     for resume in (None, GOES_ON, GOES_ON):
         run_training(config, resume=resume)
-    assert len(curves(config.output)["result/difference"]) == 1
+    assert len(curves(config.output.dir)["result/difference"]) == 1
     longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 8})})
     run_training(longer, resume=GOES_ON)
-    assert [step for step, _ in curves(config.output)["result/difference"]] == [6, 8]
+    assert [step for step, _ in curves(config.output.dir)["result/difference"]] == [6, 8]
 
 
 def test_overwrite_begins_anew(config: RunConfig) -> None:
     run_training(config)
     run_training(config, overwrite=True)
-    assert len(list((config.output / TENSORBOARD).iterdir())) == 1
+    assert len(list((config.output.dir / TENSORBOARD).iterdir())) == 1
 
 
 def test_a_point_is_on_the_disk_once_it_is_told(tmp_path: Path) -> None:
@@ -209,9 +209,9 @@ def test_the_others_get_the_same(name: str, config: RunConfig) -> None:
     assert init["config"]["train"]["steps"] == 6 and init["config"]["data"]["resolution"] == 16
     score = run_of(name).summary if name == "wandb" else run_of(name).rows[-1][1]
     assert score["result/base"] > 0
-    (line,) = [event for event in logged(config.output) if event["event"] == "Tracked"]
+    (line,) = [event for event in logged(config.output.dir) if event["event"] == "Tracked"]
     assert line["tracker"] == name and line["run"].startswith("run-")
-    assert (config.output / FILE_NAME).exists() and not (config.output / TENSORBOARD).exists()
+    assert (config.output.dir / FILE_NAME).exists() and not (config.output.dir / TENSORBOARD).exists()
 
 
 @pytest.mark.usefixtures("installed")
@@ -250,7 +250,7 @@ def test_a_run_that_is_stopped_is_told_to_have_failed(config: RunConfig) -> None
             raise Interrupted(2, 3, None)
 
     with pytest.raises(Interrupted):
-        run_training(tracked_by(config, "wandb"), listen=interrupt)
+        run_training(tracked_by(config, "wandb"), callback=interrupt)
     run_training(tracked_by(config, "wandb"), resume=GOES_ON)
     assert run_of("wandb").exit_codes == [1, 0]
 
@@ -282,9 +282,9 @@ def test_a_tracker_that_fails_on_the_way_is_told_of_once_and_stops_nothing(
     monkeypatch.setattr(TensorBoard, "scalars", fill)
     events = told(tracked_by(config, "tensorboard", "trackio"))
     assert warnings(events) == ["tensorboard is told nothing more of this run: [Errno 28] No space left on device"]
-    assert [event["text"] for event in logged(config.output) if event["event"] == "Warned"] == warnings(events)
+    assert [event["text"] for event in logged(config.output.dir) if event["event"] == "Warned"] == warnings(events)
     assert [step for step, _ in points("trackio", "loss/step")] == [1, 2, 3, 4, 5, 6]
-    assert (config.output / FILE_NAME).exists()
+    assert (config.output.dir / FILE_NAME).exists()
 
 
 @pytest.mark.usefixtures("installed")
@@ -297,7 +297,7 @@ def test_a_tracker_that_cannot_begin_is_told_of_and_stops_nothing(
     monkeypatch.setattr(import_module("wandb"), "init", down)
     events = told(tracked_by(config, "wandb", "tensorboard"))
     assert warnings(events) == ["wandb is told nothing of this run: no route to host"]
-    assert len(curves(config.output)["loss/step"]) == 6
+    assert len(curves(config.output.dir)["loss/step"]) == 6
 
 
 @pytest.mark.usefixtures("installed")
@@ -308,7 +308,7 @@ def test_a_tracker_that_fails_at_the_end_costs_no_result(config: RunConfig, monk
     monkeypatch.setattr(import_module("trackio"), "finish", fail)
     events = told(tracked_by(config, "trackio"))
     assert warnings(events) == ["trackio is told nothing more of this run: TimeoutError"]
-    assert (config.output / FILE_NAME).exists()
+    assert (config.output.dir / FILE_NAME).exists()
 
 
 def test_a_skipped_step_has_no_loss_and_no_norm() -> None:

@@ -11,7 +11,7 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from tests.training import tiny_config, trainer_on
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.sample.generate import generate
 
@@ -24,12 +24,12 @@ def levels(pictures: list[Image.Image]) -> np.ndarray:
 
 
 def test_a_picture_does_not_depend_on_its_batch(family: Family) -> None:
-    together = levels(generate(family, PROMPTS, SEEDS, steps=3))
+    distributed = levels(generate(family, PROMPTS, SEEDS, steps=3))
     for batch in (1, 2):
         # batched matrix products may round otherwise: one level of 255
-        assert np.abs(levels(generate(family, PROMPTS, SEEDS, steps=3, batch=batch)) - together).max() <= 1
+        assert np.abs(levels(generate(family, PROMPTS, SEEDS, steps=3, batch=batch)) - distributed).max() <= 1
     alone = levels(generate(family, PROMPTS[1:2], SEEDS[1:2], steps=3))
-    assert np.abs(alone[0] - together[1]).max() <= 1
+    assert np.abs(alone[0] - distributed[1]).max() <= 1
 
 
 def test_the_same_twice_whatever_torch_drew_before(family: Family) -> None:

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from veneer.config.load import build_config, dump_config
 from veneer.config.schema import RunConfig
-from veneer.config.study import (
+from veneer.errors import UserError
+from veneer.study.config import (
     FIXED,
     Study,
     build_study,
@@ -21,7 +22,6 @@ from veneer.config.study import (
     load_study,
     points_of,
 )
-from veneer.errors import UserError
 
 RUN: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "pictures"}]}}
 
@@ -39,9 +39,9 @@ def configs(of: Study) -> dict[str, RunConfig]:
 
 
 def test_a_grid_is_every_combination_in_its_order() -> None:
-    found = configs(study(grid={"adapter.rank": [1, 4], "train.optimizer.rate": [0.001, 0.01]}))
+    found = configs(study(grid={"adapter.rank": [1, 4], "train.learning_rate": [0.001, 0.01]}))
     assert list(found) == ["rank 1, rate 0.001", "rank 1, rate 0.01", "rank 4, rate 0.001", "rank 4, rate 0.01"]
-    assert [(c.adapter.rank, c.train.optimizer.rate) for c in found.values()] == [
+    assert [(c.adapter.rank, c.train.learning_rate) for c in found.values()] == [
         (1, 0.001),
         (1, 0.01),
         (4, 0.001),
@@ -50,9 +50,9 @@ def test_a_grid_is_every_combination_in_its_order() -> None:
 
 
 def test_points_set_several_keys_dotted_or_nested() -> None:
-    dotted = {"adapter.targets": ["to_q"], "adapter.rank": 8}
-    found = configs(study(points={"one": dotted, "two": {"adapter": {"targets": ["to_q"], "rank": 8}}}))
-    assert found["one"] == found["two"] == run(adapter={"targets": ["to_q"], "rank": 8, "alpha": 4.0})
+    dotted = {"adapter.target_modules": ["to_q"], "adapter.rank": 8}
+    found = configs(study(points={"one": dotted, "two": {"adapter": {"target_modules": ["to_q"], "rank": 8}}}))
+    assert found["one"] == found["two"] == run(adapter={"target_modules": ["to_q"], "rank": 8, "alpha": 4.0})
 
 
 def test_a_section_may_be_set_to_its_defaults() -> None:
@@ -60,7 +60,7 @@ def test_a_section_may_be_set_to_its_defaults() -> None:
 
 
 def test_names_of_the_same_ending_are_told_apart() -> None:
-    grid = {"adapter.rank": [2], "adapter.text_encoder.rank": [4], "adapter.targets": [["to_q", "to_v"]]}
+    grid = {"adapter.rank": [2], "adapter.text_encoder.rank": [4], "adapter.target_modules": [["to_q", "to_v"]]}
     grid |= {"data.flip": [True]}
     names = [point.name for point in points_of(study(grid=grid).config)]
     assert names == ["adapter.rank 2, adapter.text_encoder.rank 4, targets to_q + to_v, flip true"]
@@ -76,7 +76,7 @@ def test_another_rank_keeps_alpha(alpha: float | None, kept: float) -> None:
             "points": {
                 "more": {"adapter.rank": 16, "adapter.text_encoder.rank": 2},
                 "own": {"adapter.rank": 16, "adapter.alpha": 1.0},
-                "other": {"train.steps": 3},
+                "other": {"train.max_steps": 3},
             },
         },
         "test",
@@ -100,24 +100,26 @@ def test_a_run_may_be_named(tmp_path: Path) -> None:
 def test_overrides_and_another_run(tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     file.write_text("run: {base: nowhere}\ngrid: {adapter.rank: [1, 2]}\n", "utf-8")
-    told = ["seeds=[7]", "grid.adapter.rank=[3]", "run.train.steps=9", "grid.data.flip=[true]"]
+    told = ["seeds=[7]", "grid.adapter.rank=[3]", "run.train.max_steps=9", "grid.data.flip=[true]"]
     of = load_study(file, told, run())
-    assert of.name == "study" and of.config.seeds == (7,) and of.run == run(train={"steps": 9})
+    assert of.name == "study" and of.config.seeds == (7,) and of.run == run(train={"max_steps": 9})
     assert [point.name for point in points_of(of.config)] == ["rank 3, flip true"]
     file.write_text("search: {space: {adapter.rank: [1, 2]}}\n", "utf-8")
-    search = load_study(file, ["search.trials=3", "search.space.train.steps={low: 1, high: 9}"], run()).config.search
-    assert search is not None and search.trials == 3 and set(search.space) == {"adapter.rank", "train.steps"}
+    search = load_study(
+        file, ["search.trials=3", "search.space.train.max_steps={low: 1, high: 9}"], run()
+    ).config.search
+    assert search is not None and search.trials == 3 and set(search.space) == {"adapter.rank", "train.max_steps"}
 
 
 def test_an_override_may_name_a_run(tmp_path: Path) -> None:
     named = tmp_path / "run.yaml"
     named.write_text(dump_config(run(seed=3)), "utf-8")
     assert load_study(Path("rank"), [f"run={named}"]).run == run(seed=3)
-    changed = load_study(Path("rank"), [f"run={named}", "run.train.steps=9"]).run
-    assert changed == run(seed=3, train={"steps": 9})
+    changed = load_study(Path("rank"), [f"run={named}", "run.train.max_steps=9"]).run
+    assert changed == run(seed=3, train={"max_steps": 9})
     file = tmp_path / "study.yaml"
     file.write_text(f"run: {named}\ngrid: {{adapter.rank: [1]}}\n", "utf-8")
-    assert load_study(file, ["run.train.steps=9"]).run == changed
+    assert load_study(file, ["run.train.max_steps=9"]).run == changed
 
 
 @pytest.mark.parametrize(
@@ -156,7 +158,9 @@ def test_an_override_of_what_has_no_keys_is_refused(text: str, override: str, to
 
 
 def test_it_is_written_so_that_it_reads_back_equal(tmp_path: Path) -> None:
-    of = study(grid={"adapter.targets": [["to_q"], ["to_v"]]}, seeds=[1, 2], margin=0.1, reference="targets to_v")
+    of = study(
+        grid={"adapter.target_modules": [["to_q"], ["to_v"]]}, seeds=[1, 2], margin=0.1, reference="targets to_v"
+    )
     (tmp_path / "study.yaml").write_text(dump_study(of.config), "utf-8")
     assert load_study(tmp_path / "study.yaml").config == of.config
 
@@ -172,7 +176,7 @@ def test_ready_made_studies_fit_any_run(name: str) -> None:
 def test_the_ready_made_studies_are_the_papers() -> None:
     rank, targets = (load_study(Path(name), (), run()) for name in ("rank", "targets"))
     assert [config.adapter.rank for config in configs(rank).values()] == [1, 2, 4, 8, 64]
-    chosen = [config.adapter.targets for config in configs(targets).values()]
+    chosen = [config.adapter.target_modules for config in configs(targets).values()]
     assert {len(each) for each in chosen} == {1, 2, 4}
     assert [each for each in chosen if len(each) == 1] == [("to_q",), ("to_k",), ("to_v",), ("to_out.0",)]
     assert targets.config.budget == "all four"
@@ -198,7 +202,7 @@ def test_what_decides_the_measure_is_the_same_for_all(key: str) -> None:
         ("points:\n  x:\n    adapter: {rank: 0}", "s.yaml:3: adapter.rank: is 0, but should be at least 1"),
         ("points: {x: {seed: 1}}", "seed: seed is the same for all points of a study; give seeds instead"),
         ("grid: {train: [1]}", "s.yaml:1: train: is 1, but should be a section"),
-        ("grid: {train.steps.x: [1]}", "s.yaml:1: train.steps.x: train.steps has no x"),
+        ("grid: {train.max_steps.x: [1]}", "s.yaml:1: train.max_steps.x: train.max_steps has no x"),
         ("grid: {adapter.rank: []}", "should be a list that is not empty"),
         ("grid: {adapter.rank: 3}", "s.yaml:1: grid.adapter.rank: should be a list"),
         ("points: {a: 3}", "points.a: should be keys with their values"),

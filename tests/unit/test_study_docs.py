@@ -13,12 +13,13 @@ from tests.studies import draw_adapter
 from tools.demo_study import __main__ as demo
 from tools.publish import published
 from veneer.cli.main import main
-from veneer.config.study import config_of_point, list_studies, load_study, points_of
-from veneer.run import studying, trial
-from veneer.run.studying import study_folder
+from veneer.study import run as study_run
+from veneer.study import trial
+from veneer.study.config import config_of_point, list_studies, load_study, points_of
+from veneer.study.run import study_folder
 
 STUDIES = Path(__file__).parents[2] / "studies"
-QUICK = ["run.train.steps=2", "run.train.batch=1", "run.sample.steps=1", "run.evaluate.draws=1", "seeds=[0]"]
+QUICK = ["run.train.max_steps=2", "run.train.batch_size=1", "run.sample.steps=1", "run.validation.draws=1", "seeds=[0]"]
 SMALL = {"rank": ["grid.adapter.rank=[1, 2]", "reference=rank 2"]}  # the tiny base has no room for rank 64
 
 
@@ -43,10 +44,10 @@ def test_commands(desk: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
     """After a run, each does what the page says; what a training makes is another test's matter."""
     commands = [shlex.split(line) for line in block("<!-- commands: tested -->").splitlines()]
     assert len(commands) >= 5
-    quick = ["train.steps=2", "train.batch=1", "sample.steps=1", "evaluate.draws=1"]
+    quick = ["train.max_steps=2", "train.batch_size=1", "sample.steps=1", "validation.draws=1"]
     assert main(["train", "pictures", f"base={tiny_base}", *quick]) == 0
     monkeypatch.setattr(trial, "_train_alone", draw_adapter)
-    monkeypatch.setattr(studying, "plot", lambda table, title: b"a plot")
+    monkeypatch.setattr(study_run, "plot", lambda table, title: b"a plot")
     for program, *words in commands:
         assert program == "veneer"
         quick = [*QUICK, f"run.base={tiny_base}", *SMALL.get(words[1], [])] if words[0] == "study" else []

@@ -12,11 +12,11 @@ import pytest
 from tests.fakes.ray import FakeRay
 from tests.studies import Heard, draw_adapter, lighten
 from veneer.cli.study import study_command
-from veneer.config.study import Study, build_study
 from veneer.errors import UserError
-from veneer.run import trial as trials
-from veneer.run.on_ray import need_ray, rungs
-from veneer.run.studying import TrialEnds, run_study
+from veneer.study import trial as trials
+from veneer.study.config import Study, build_study
+from veneer.study.ray import need_ray, rungs
+from veneer.study.run import TrialEnds, run_study
 
 
 @pytest.fixture(autouse=True)
@@ -35,8 +35,8 @@ def run(tiny_base: Path, tiny_pictures: Path) -> dict[str, Any]:
     return {
         "base": str(tiny_base),
         "data": {"sources": [{"path": str(tiny_pictures)}], "held_out": 0.25},
-        "train": {"steps": 9, "batch": 1, "optimizer": {"rate": 0.02}},
-        "evaluate": {"draws": 1},
+        "train": {"max_steps": 9, "batch_size": 1, "learning_rate": 0.02},
+        "validation": {"draws": 1},
     }
 
 
@@ -45,7 +45,7 @@ def grid_of(run: dict[str, Any]) -> Study:
 
 
 def search_of(run: dict[str, Any], trials: int, seeds: list[int]) -> Study:
-    space = {"adapter.rank": {"low": 1, "high": 4}, "adapter.targets": [["to_q"], ["to_q", "to_v"]]}
+    space = {"adapter.rank": {"low": 1, "high": 4}, "adapter.target_modules": [["to_q"], ["to_q", "to_v"]]}
     return build_study({"run": run, "seeds": seeds, "search": {"trials": trials, "space": space}}, "test")
 
 
@@ -92,7 +92,7 @@ def test_what_is_done_is_not_given_away_and_a_fault_is_named(
     ] * 2
     ray.reports.clear()
     heard = Heard()
-    table = run_study(grid_of(run), tmp_path, on="ray", listen=heard).table
+    table = run_study(grid_of(run), tmp_path, on="ray", callback=heard).table
     assert len(ray.reports) == 2 and not table.failures and len(table.rows) == 2
     assert [event.known for event in heard.of(TrialEnds)] == [True, True, False, False]
 
@@ -186,7 +186,7 @@ def test_without_ray_it_is_said_what_to_install(
     monkeypatch.setitem(sys.modules, "ray", None)
     heard = Heard()
     with pytest.raises(UserError, match=r"pip install 'veneer\[ray\]'"):
-        run_study(grid_of(run), tmp_path, on="ray", listen=heard)
+        run_study(grid_of(run), tmp_path, on="ray", callback=heard)
     assert not heard.events  # before the pictures are read
 
 

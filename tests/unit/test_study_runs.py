@@ -18,25 +18,25 @@ from rich.console import Console
 from tests.conftest import write_tiny_pictures
 from tests.studies import Heard, draw_adapter, lighten, shared_base
 from tests.training import laid_over
-from veneer.adapter.algebra import merge
+from veneer.adapter.merge import merge
 from veneer.cli import study as screen
 from veneer.cli.main import main
 from veneer.config.load import load_config, resolve
-from veneer.config.study import Study, build_study, dump_study, points_of
 from veneer.data.preflight import survey
 from veneer.errors import UserError
 from veneer.evaluate.heldout import Losses, heldout_losses
-from veneer.evaluate.study import Failure
-from veneer.evaluate.study_plot import plot
 from veneer.family.registry import load_family
 from veneer.plan.account import plan
-from veneer.run import studying
-from veneer.run import trial as trials
 from veneer.run.folder import CONFIG, LOG
-from veneer.run.stopping import Interrupted
-from veneer.run.studying import Book, TrialBegins, TrialEnds, run_study, study_folder
-from veneer.run.training import PriorPainting, run_training
-from veneer.run.trial import TRIALS
+from veneer.run.session import PriorPainting, run_training
+from veneer.run.signals import Interrupted
+from veneer.study import run as study_run
+from veneer.study import trial as trials
+from veneer.study.config import Study, build_study, dump_study, points_of
+from veneer.study.plot import plot
+from veneer.study.run import StudyResults, TrialBegins, TrialEnds, run_study, study_folder
+from veneer.study.statistics import Failure
+from veneer.study.trial import TRIALS
 from veneer.train.events import StepDone, Warned
 from veneer.weights.file import FILE_NAME, load
 
@@ -49,8 +49,8 @@ def make(tiny_base: Path, tiny_pictures: Path) -> Callable[..., Study]:
         values: dict[str, Any] = {
             "base": str(tiny_base),
             "data": {"sources": [{"path": str(tiny_pictures)}], "held_out": 0.25, "resolution": 16},
-            "train": {"steps": 4, "batch": 2, "optimizer": {"rate": 0.05}, "checkpoint_every": 2},
-            "evaluate": {"draws": 2},
+            "train": {"max_steps": 4, "batch_size": 2, "learning_rate": 0.05, "checkpoint_every": 2},
+            "validation": {"draws": 2},
         }
         told = {"grid": {"adapter.rank": [1, 2]}} if not {"points", "search"} & set(more) else {}
         return build_study({"run": laid_over(values, run or {}), "seeds": [0, 1], **told, **more}, "test")
@@ -76,8 +76,8 @@ def done(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPath
     run = {
         "base": str(tiny_base),
         "data": {"sources": [{"path": str(tiny_pictures)}], "held_out": 0.25},
-        "train": {"steps": 4, "batch": 2, "optimizer": {"rate": 0.05}},
-        "evaluate": {"draws": 2},
+        "train": {"max_steps": 4, "batch_size": 2, "learning_rate": 0.05},
+        "validation": {"draws": 2},
     }
     study = build_study({"run": run, "seeds": [0, 1], "grid": {"adapter.rank": [1, 2]}}, "test")
     folder = tmp_path_factory.mktemp("study") / "ranks"
@@ -105,7 +105,7 @@ def test_a_trial_is_what_train_makes(done: tuple[Path, Study], tmp_path: Path) -
     """The same adapter bytes as a run of the same config, scored by the rod of the study."""
     folder, _ = done
     (place,) = (folder / TRIALS).glob("rank-2-seed1-*")
-    config = load_config(place / CONFIG, [f"output={tmp_path / 'run'}", "sample.steps=1"])
+    config = load_config(place / CONFIG, [f"output.dir={tmp_path / 'run'}", "sample.steps=1"])
     result = run_training(config)
     ours = load(place)
     again = load(result.adapter)
@@ -129,8 +129,8 @@ def test_losses_are_measured_with_one_noise_for_all_seeds(done: tuple[Path, Stud
     (told,) = place.glob("score-*.json")
     family = load_family(study.run.base)
     merge(family.networks, [(load(place).factors, 1.0)])
-    rod = resolve(study.run, family.resolution)
-    expected = heldout_losses(rod, family, survey(rod.data).held_out)
+    reference = resolve(study.run, family.resolution)
+    expected = heldout_losses(reference, family, survey(reference.data).held_out)
     assert np.array_equal(np.array(json.loads(told.read_text("utf-8"))), expected)
 
 
@@ -141,9 +141,9 @@ def test_what_is_done_is_not_done_again(done: tuple[Path, Study], monkeypatch: p
         raise AssertionError("trained or measured again")
 
     monkeypatch.setattr(trials, "_train_alone", refuse)
-    monkeypatch.setattr(trials.Lab, "_measure", refuse)
+    monkeypatch.setattr(trials.StudyContext, "_measure", refuse)
     before, heard = (folder / "study.json").read_bytes(), Heard()
-    run_study(study, folder, listen=heard)
+    run_study(study, folder, callback=heard)
     assert [event.known for event in heard.of(TrialEnds)] == [True] * 4 and not heard.of(TrialBegins)
     assert (folder / "study.json").read_bytes() == before
 
@@ -156,7 +156,7 @@ def test_a_larger_grid_trains_only_what_is_new(done: tuple[Path, Study], tmp_pat
         {**study.config.model_dump(mode="json", exclude_none=True), "grid": {"adapter.rank": [1, 3]}}, "t"
     )
     heard = Heard()
-    table = run_study(more, tmp_path / "more", listen=heard).table
+    table = run_study(more, tmp_path / "more", callback=heard).table
     assert [(event.point, event.seed) for event in heard.of(TrialBegins)] == [("rank 3", 0), ("rank 3", 1)]
     assert [row.point for row in table.rows] == ["rank 1", "rank 3"]
 
@@ -165,10 +165,10 @@ def test_a_larger_grid_trains_only_what_is_new(done: tuple[Path, Study], tmp_pat
 @pytest.mark.parametrize(
     ("change", "trained", "measured"),
     [
-        ({"evaluate": {"draws": 3}}, 0, 3),  # another rod: two trials and the base
-        ({"train": {"steps": 3}}, 2, 2),
+        ({"validation": {"draws": 3}}, 0, 3),  # another rod: two trials and the base
+        ({"train": {"max_steps": 3}}, 2, 2),
         ({"train": {"memory": "checkpoint"}}, 2, 2),  # of which the table tells time and memory
-        ({"sample": {"steps": 3}, "output": "elsewhere"}, 0, 0),
+        ({"sample": {"steps": 3}, "output": {"dir": "elsewhere"}}, 0, 0),
     ],
     ids=["rod", "training", "memory", "neither"],
 )
@@ -182,7 +182,7 @@ def test_a_change_costs_what_hangs_on_it(
 ) -> None:
     run_study(make(seeds=[0]), tmp_path)
     counts = {"trained": 0, "measured": 0}
-    train, measure = trials._train_alone, trials.Lab._measure
+    train, measure = trials._train_alone, trials.StudyContext._measure
 
     def training(*arguments: Any) -> Any:
         counts["trained"] += 1
@@ -193,7 +193,7 @@ def test_a_change_costs_what_hangs_on_it(
         return measure(*arguments)
 
     monkeypatch.setattr(trials, "_train_alone", training)
-    monkeypatch.setattr(trials.Lab, "_measure", measuring)
+    monkeypatch.setattr(trials.StudyContext, "_measure", measuring)
     run_study(make(change, seeds=[0]), tmp_path)
     assert counts == {"trained": trained, "measured": measured}
 
@@ -205,10 +205,10 @@ def test_other_pictures_are_other_trials(make: Callable[..., Study], tmp_path: P
     run_study(make(source, seeds=[0]), tmp_path / "study")
     moved = pictures.rename(tmp_path / "moved")
     heard = Heard()
-    run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", listen=heard)
+    run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", callback=heard)
     assert not heard.of(TrialBegins)  # they lie elsewhere and are the same
     Image.new("RGB", (64, 64), "red").save(moved / "red_square.png")
-    run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", listen=heard)
+    run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", callback=heard)
     assert len(heard.of(TrialBegins)) == 2
 
 
@@ -229,12 +229,12 @@ def test_a_stopped_study_goes_on_to_the_same_table(make: Callable[..., Study], t
 
     heard = Heard()
     with pytest.raises(Interrupted):
-        run_study(study, tmp_path / "cut", listen=stop)
+        run_study(study, tmp_path / "cut", callback=stop)
     assert "rank 1" in (tmp_path / "cut" / "study.md").read_text("utf-8")
     after = unet.state_dict()
     assert after.keys() == base.keys() and all(bool((after[name] == base[name]).all()) for name in base)
     again = Heard()
-    table = run_study(study, tmp_path / "cut", listen=again).table
+    table = run_study(study, tmp_path / "cut", callback=again).table
     assert [event.point for event in again.of(TrialBegins)] == ["rank 2"]
     assert [event.step for event in again.of(StepDone)] == [3, 4]
     assert [row.losses for row in table.rows] == [row.losses for row in whole.rows]
@@ -244,7 +244,7 @@ def test_a_stopped_study_goes_on_to_the_same_table(make: Callable[..., Study], t
 def test_a_trial_stopped_while_it_is_measured_is_not_trained_again(
     make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study, measure, calls = make(seeds=[0]), trials.Lab._measure, []
+    study, measure, calls = make(seeds=[0]), trials.StudyContext._measure, []
 
     def interrupt(*arguments: Any) -> Losses:
         calls.append(1)
@@ -252,11 +252,11 @@ def test_a_trial_stopped_while_it_is_measured_is_not_trained_again(
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(trials.Lab, "_measure", interrupt)
+    monkeypatch.setattr(trials.StudyContext, "_measure", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_study(study, tmp_path)
     heard = Heard()
-    run_study(study, tmp_path, listen=heard)
+    run_study(study, tmp_path, callback=heard)
     assert [event.step for event in heard.of(StepDone)] == [1, 2, 3, 4]  # of rank 2 alone
 
 
@@ -280,12 +280,12 @@ def test_a_trial_that_fails_loses_no_other(
     (error,) = tmp_path.glob(f"{TRIALS}/rank-1-seed1-*/error.txt")
     assert "Tried to allocate" in error.read_text("utf-8") and "Traceback" in error.read_text("utf-8")
     heard = Heard()
-    again = run_study(make(), tmp_path, listen=heard)  # the next call tries it again
+    again = run_study(make(), tmp_path, callback=heard)  # the next call tries it again
     assert [(e.point, e.seed) for e in heard.of(TrialBegins)] == [("rank 1", 1)] and not again.table.failures
 
 
 def test_a_training_that_diverges_is_named(make: Callable[..., Study], tmp_path: Path) -> None:
-    study = make(points={"good": {"train.optimizer.rate": 0.01}, "bad": {"train.optimizer.rate": 1e30}}, seeds=[0])
+    study = make(points={"good": {"train.learning_rate": 0.01}, "bad": {"train.learning_rate": 1e30}}, seeds=[0])
     table = run_study(study, tmp_path).table
     assert [row.point for row in table.rows] == ["good"]
     assert table.failures[0].point == "bad" and "not finite" in table.failures[0].reason
@@ -294,14 +294,14 @@ def test_a_training_that_diverges_is_named(make: Callable[..., Study], tmp_path:
 
 def test_nothing_trained_is_an_error(make: Callable[..., Study], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no training of the study ended; rate 1e\+30, seed 0: .*not finite"):
-        run_study(make(grid={"train.optimizer.rate": [1e30]}, seeds=[0]), tmp_path)
+        run_study(make(grid={"train.learning_rate": [1e30]}, seeds=[0]), tmp_path)
 
 
 @pytest.mark.parametrize(
     ("more", "told"),
     [
         ({"grid": {"adapter.rank": [1, 640]}}, "point 'rank 640': rank 640 is larger"),
-        ({"points": {"x": {"adapter.targets": ["to_x"]}}}, "point 'x': target 'to_x' matches nothing"),
+        ({"points": {"x": {"adapter.target_modules": ["to_x"]}}}, "point 'x': target 'to_x' matches nothing"),
         ({"run": {"data": {"held_out": 0.0}}}, "no picture is held out to measure on"),
         ({"run": {"base": "nowhere"}}, "nowhere: is no folder"),
     ],
@@ -311,7 +311,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
 ) -> None:
     heard = Heard()
     with pytest.raises(UserError, match=told):
-        run_study(make(**more), tmp_path, listen=heard)
+        run_study(make(**more), tmp_path, callback=heard)
     assert not heard.of(TrialBegins)
 
 
@@ -332,10 +332,10 @@ def test_training_on_what_is_measured_on_is_refused(make: Callable[..., Study], 
 @pytest.mark.usefixtures("drawn")
 def test_ranks_are_counted_for_a_budget(make: Callable[..., Study], tmp_path: Path) -> None:
     points: dict[str, Any] = {
-        "q": {"adapter.targets": ["to_q"]},
-        "q + v": {"adapter.targets": ["to_q", "to_v"]},
-        "own": {"adapter.targets": ["to_k"], "adapter.rank": 1},
-        "all": {"adapter.targets": ["to_q", "to_k", "to_v", "to_out.0"], "adapter.rank": 2},
+        "q": {"adapter.target_modules": ["to_q"]},
+        "q + v": {"adapter.target_modules": ["to_q", "to_v"]},
+        "own": {"adapter.target_modules": ["to_k"], "adapter.rank": 1},
+        "all": {"adapter.target_modules": ["to_q", "to_k", "to_v", "to_out.0"], "adapter.rank": 2},
     }
     table = run_study(make(points=points, budget="all", seeds=[0]), tmp_path).table
     counts = {row.point: row.trainable for row in table.rows}
@@ -353,7 +353,7 @@ def test_a_class_is_painted_once_for_all_trials(make: Callable[..., Study], tmp_
     prior = {"prompt": "a square", "count": 2}
     heard = Heard()
     run = {"data": {"prior": prior}, "sample": {"steps": 1}}
-    run_study(make(run, seeds=[0, 1]), tmp_path, listen=heard)
+    run_study(make(run, seeds=[0, 1]), tmp_path, callback=heard)
     assert [event.count for event in heard.of(PriorPainting)] == [2]
     assert len(list((tmp_path / "prior" / "a-square").glob("*.png"))) == 2
 
@@ -372,16 +372,16 @@ def test_without_matplotlib_there_is_no_plot_and_a_word(
     folder, study = done
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / "study.png").unlink()
-    monkeypatch.setattr(studying, "plot", plot)
+    monkeypatch.setattr(study_run, "plot", plot)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     heard = Heard()
-    result = run_study(study, tmp_path / "copy", listen=heard)
+    result = run_study(study, tmp_path / "copy", callback=heard)
     assert [path.suffix for path in result.files] == [".md", ".json", ".csv"]
     assert "pip install 'veneer[study]'" in heard.of(Warned)[-1].text
 
 
 def test_a_study_goes_beside_its_runs_output(make: Callable[..., Study]) -> None:
-    assert study_folder(make({"output": "runs/shapes"})) == Path("runs/shapes-study")
+    assert study_folder(make({"output": {"dir": "runs/shapes"}})) == Path("runs/shapes-study")
 
 
 @pytest.mark.parametrize(("output", "above"), [(".", "here"), ("..", "above")])
@@ -391,18 +391,24 @@ def test_a_study_goes_beside_a_working_directory(
     (tmp_path / "above" / "here").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "above" / "here")
     (place,) = tmp_path.rglob(above)
-    assert study_folder(make({"output": output})) == place.with_name(f"{above}-study")
+    assert study_folder(make({"output": {"dir": output}})) == place.with_name(f"{above}-study")
 
 
 def test_nothing_is_beside_the_root_of_a_disk(make: Callable[..., Study]) -> None:
     with pytest.raises(UserError, match=r"run\.output: has no place beside it for a study; choose one with --out"):
-        study_folder(make({"output": "/"}))
+        study_folder(make({"output": {"dir": "/"}}))
 
 
 def test_the_command_line(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    quick = ["run.train.steps=2", "run.train.batch=2", "run.evaluate.draws=2", f"run.base={tiny_base}", "seeds=[0]"]
+    quick = [
+        "run.train.max_steps=2",
+        "run.train.batch_size=2",
+        "run.validation.draws=2",
+        f"run.base={tiny_base}",
+        "seeds=[0]",
+    ]
     words = ["study", "rank", *quick, "grid.adapter.rank=[1, 2]", "reference=rank 2", "run.data.held_out=0.25"]
     where = ["--config", str(tiny_pictures), "--trigger", "sks", "--out", str(tmp_path / "out")]
     assert main([*words, *where]) == 0
@@ -443,7 +449,7 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
 def test_a_place_that_there_is_not(make: Callable[..., Study], tmp_path: Path) -> None:
     heard = Heard()
     with pytest.raises(UserError, match="--on moon"):
-        run_study(make(), tmp_path / "study", on="moon", listen=heard)
+        run_study(make(), tmp_path / "study", on="moon", callback=heard)
     assert not heard.events and not (tmp_path / "study").exists()  # before the pictures are read
 
 
@@ -452,21 +458,21 @@ def test_the_table_is_written_anew_after_each_training(make: Callable[..., Study
     """So that what is killed has one."""
     counts: list[int] = []
 
-    def listen(event: object) -> None:
+    def callback(event: object) -> None:
         if isinstance(event, TrialEnds):
             told = json.loads((tmp_path / "study.json").read_text("utf-8"))
             counts.append(sum(len(row["losses"]) for row in told["rows"]))
 
-    run_study(make(), tmp_path, listen=listen)
+    run_study(make(), tmp_path, callback=callback)
     assert counts == [1, 2, 3, 4]
 
 
 @pytest.mark.usefixtures("drawn")
 def test_what_ended_later_is_no_failure(make: Callable[..., Study], tmp_path: Path) -> None:
-    lab = trials.Lab(make(), tmp_path, Heard())
-    book = Book(lab, Heard())
-    (first, _) = points_of(lab.study.config)
-    trial = lab.trial(first, 0)
-    book.fail(Failure(first.name, 0, "the machine went away"))
-    book.enter(lab.run(trial, Heard()))
-    assert not book.table().failures
+    context = trials.StudyContext(make(), tmp_path, Heard())
+    results = StudyResults(context, Heard())
+    (first, _) = points_of(context.study.config)
+    trial = context.trial(first, 0)
+    results.fail(Failure(first.name, 0, "the machine went away"))
+    results.enter(context.run(trial, Heard()))
+    assert not results.table().failures

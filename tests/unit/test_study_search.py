@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 
 from tests.studies import Heard, draw_adapter, lighten
-from veneer.config.study import SearchConfig, Study, build_study
 from veneer.errors import UserError
-from veneer.keyed import MAX_SEED
-from veneer.run import trial as trials
-from veneer.run.proposing import Proposer, changes_of, params_of, space_of
-from veneer.run.stopping import Interrupted
-from veneer.run.studying import TrialBegins, TrialEnds, run_study
+from veneer.rng import MAX_SEED
+from veneer.run.signals import Interrupted
+from veneer.study import trial as trials
+from veneer.study.config import SearchConfig, Study, build_study
+from veneer.study.run import TrialBegins, TrialEnds, run_study
+from veneer.study.search import Proposer, changes_of, params_of, space_of
 
 SPACE: dict[str, Any] = {
     "adapter.rank": {"low": 1, "high": 4},
-    "adapter.targets": [["to_q"], ["to_q", "to_v"]],
-    "train.optimizer.rate": {"low": 1e-3, "high": 1e-1, "log": True},
+    "adapter.target_modules": [["to_q"], ["to_q", "to_v"]],
+    "train.learning_rate": {"low": 1e-3, "high": 1e-1, "log": True},
 }
 
 
@@ -41,7 +41,7 @@ def propose(seed: int, count: int = 12) -> list[dict[str, Any]]:
     proposer, found = Proposer(search(), seed), []
     for _ in range(count):
         asked, changes = proposer.ask()
-        proposer.tell(asked, 10.0 - changes["adapter.rank"] if changes["adapter.rank"] > 1 else None)
+        proposer.emit(asked, 10.0 - changes["adapter.rank"] if changes["adapter.rank"] > 1 else None)
         found.append(changes)
     return found
 
@@ -49,8 +49,8 @@ def propose(seed: int, count: int = 12) -> list[dict[str, Any]]:
 def test_proposals_lie_in_the_space_and_repeat() -> None:
     found = propose(0, 40)
     assert {changes["adapter.rank"] for changes in found} <= {1, 2, 3, 4}
-    assert {json.dumps(changes["adapter.targets"]) for changes in found} == {'["to_q"]', '["to_q", "to_v"]'}
-    assert all(1e-3 <= changes["train.optimizer.rate"] <= 1e-1 for changes in found)
+    assert {json.dumps(changes["adapter.target_modules"]) for changes in found} == {'["to_q"]', '["to_q", "to_v"]'}
+    assert all(1e-3 <= changes["train.learning_rate"] <= 1e-1 for changes in found)
     assert found[:12] == propose(0) != propose(1)
 
 
@@ -65,11 +65,11 @@ def test_proposals_learn_from_what_they_are_told() -> None:
 
 def test_changes_and_parameters_stand_for_each_other() -> None:
     space = space_of(search())
-    changes = {"adapter.rank": 3, "adapter.targets": ["to_q"], "train.optimizer.rate": 0.01}
+    changes = {"adapter.rank": 3, "adapter.target_modules": ["to_q"], "train.learning_rate": 0.01}
     params = params_of(changes, space)
     assert params is not None and changes_of(params) == changes
     assert params_of({**changes, "adapter.rank": 9}, space) is None
-    assert params_of({**changes, "adapter.targets": ["to_k"]}, space) is None
+    assert params_of({**changes, "adapter.target_modules": ["to_k"]}, space) is None
     assert params_of({"adapter.rank": 3}, space) is None
 
 
@@ -85,7 +85,7 @@ def test_a_search_without_optuna_is_refused_before_the_pictures_are_read(
     study, heard = study_of(tiny_base, tiny_pictures, SPACE, 5), Heard()
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install 'veneer\[search\]'"):
-        run_study(study, tmp_path, listen=heard)
+        run_study(study, tmp_path, callback=heard)
     assert not heard.events
 
 
@@ -93,8 +93,8 @@ def study_of(base: Path, pictures: Path, space: dict[str, Any], trials: int) -> 
     run = {
         "base": str(base),
         "data": {"sources": [{"path": str(pictures)}], "held_out": 0.25},
-        "train": {"steps": 2, "batch": 1},
-        "evaluate": {"draws": 1},
+        "train": {"max_steps": 2, "batch_size": 1},
+        "validation": {"draws": 1},
     }
     return build_study({"run": run, "seeds": [0], "search": {"trials": trials, "space": space}}, "test")
 
@@ -102,10 +102,10 @@ def study_of(base: Path, pictures: Path, space: dict[str, Any], trials: int) -> 
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    space = {"adapter.rank": [1, 640, 641], "train.optimizer.rate": {"low": 1e-3, "high": 1e-1}}
+    space = {"adapter.rank": [1, 640, 641], "train.learning_rate": {"low": 1e-3, "high": 1e-1}}
     study = study_of(tiny_base, tiny_pictures, space, 5)
     whole = Heard()
-    table = run_study(study, tmp_path / "whole", listen=whole).table
+    table = run_study(study, tmp_path / "whole", callback=whole).table
     # a rank beyond the matrix is a proposal that came to nothing, and the search goes on
     assert {event.reason is None for event in whole.of(TrialEnds)} == {True, False}
     assert table.reference is not None and table.reference == table.advice.best  # type: ignore[union-attr]
@@ -115,9 +115,9 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
             raise Interrupted(2)
 
     with pytest.raises(Interrupted):
-        run_study(study, tmp_path / "cut", listen=stop)
+        run_study(study, tmp_path / "cut", callback=stop)
     again = Heard()
-    assert run_study(study, tmp_path / "cut", listen=again).table.rows[0].losses == table.rows[0].losses
+    assert run_study(study, tmp_path / "cut", callback=again).table.rows[0].losses == table.rows[0].losses
     assert len(again.of(TrialBegins)) == len(whole.of(TrialBegins)) - 1
     named = [[(event.point, event.loss) for event in heard.of(TrialEnds)] for heard in (whole, again)]
     assert named[0] == named[1]
@@ -125,5 +125,5 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
 
 def test_what_is_proposed_twice_is_trained_once(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     heard = Heard()
-    table = run_study(study_of(tiny_base, tiny_pictures, {"adapter.rank": [1]}, 3), tmp_path, listen=heard).table
+    table = run_study(study_of(tiny_base, tiny_pictures, {"adapter.rank": [1]}, 3), tmp_path, callback=heard).table
     assert len(heard.of(TrialBegins)) == len(table.rows) == 1

@@ -16,9 +16,9 @@ from PIL import Image
 
 from veneer.evaluate.heldout import Losses, paired_difference
 from veneer.evaluate.student import t_quantile
-from veneer.evaluate.study import Failure, Outcome, Table, difference, tabulate
-from veneer.evaluate.study_plot import plot
-from veneer.evaluate.study_text import as_csv, as_json, as_markdown
+from veneer.study.plot import plot
+from veneer.study.statistics import Failure, Outcome, Table, difference, tabulate
+from veneer.study.tables import as_csv, as_json, as_markdown
 
 
 def crossed(random: np.random.Generator, seeds: int, pictures: int, by: Sequence[float]) -> dict[int, Losses]:

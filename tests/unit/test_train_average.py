@@ -15,8 +15,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from tests.training import tiny_config, trainer_on
 from veneer.errors import UserError
-from veneer.family.base import Family
-from veneer.train.average import Average, decay_at
+from veneer.family.protocol import Family
+from veneer.train.ema import ExponentialMovingAverage, decay_at
 from veneer.train.events import CheckpointDue, Finished, SampleDue, StepDone
 from veneer.train.loop import Trainer
 
@@ -27,9 +27,9 @@ def random_walk(steps: int) -> list[Tensor]:
 
 
 def averaged(values: list[Tensor], decay: float) -> Tensor:
-    """What ``Average`` makes of a parameter that begins at the first value and takes the others step by step."""
+    """What ``ExponentialMovingAverage`` makes of a parameter that begins at the first value and takes the others step by step."""
     parameter = nn.Parameter(values[0].clone())
-    average = Average({"w": parameter}, decay)
+    average = ExponentialMovingAverage({"w": parameter}, decay)
     for step, value in enumerate(values[1:], 1):
         parameter.data.copy_(value)
         average.update(step)
@@ -78,7 +78,7 @@ def test_the_decay_warms_up() -> None:
 
 def test_lent_and_given_back() -> None:
     parameter = nn.Parameter(torch.tensor([1.0, -0.0]))
-    average = Average({"w": parameter}, 0.5)
+    average = ExponentialMovingAverage({"w": parameter}, 0.5)
     parameter.data.copy_(torch.tensor([3.0, 1e-45]))
     average.update(1)
     with pytest.raises(ZeroDivisionError), average.in_place():
@@ -89,7 +89,7 @@ def test_lent_and_given_back() -> None:
 
 def test_off_it_does_nothing() -> None:
     parameter = nn.Parameter(torch.ones(2))
-    average = Average({"w": parameter}, None)
+    average = ExponentialMovingAverage({"w": parameter}, None)
     average.update(1)
     with average.in_place():
         assert parameter.tolist() == [1.0, 1.0]
@@ -102,7 +102,9 @@ def factors_of(trainer: Trainer) -> dict[str, Tensor]:
 
 def test_the_average_is_what_is_painted_and_saved(family: Family, tiny_pictures: Path) -> None:
     """Followed from outside: the adapter after each step, the average where samples are due, and at the end."""
-    config = tiny_config(tiny_pictures, train={"steps": 4, "ema": 0.7, "checkpoint_every": 1}, sample={"every": 2})
+    config = tiny_config(
+        tiny_pictures, train={"max_steps": 4, "ema_decay": 0.7, "checkpoint_every": 1}, sample={"every": 2}
+    )
     steps, shown, states, last = [], {}, [], None
     with trainer_on(config, family, moved=False) as trainer:
         start = factors_of(trainer)
@@ -134,7 +136,7 @@ def test_the_average_is_what_is_painted_and_saved(family: Family, tiny_pictures:
 def test_looking_at_the_average_changes_no_step(family: Family, tiny_pictures: Path) -> None:
     finals = []
     for every in (0, 1):
-        config = tiny_config(tiny_pictures, train={"ema": 0.7}, sample={"every": every})
+        config = tiny_config(tiny_pictures, train={"ema_decay": 0.7}, sample={"every": every})
         with trainer_on(config, family, moved=False) as trainer:
             assert isinstance(list(trainer.run())[-1], Finished)
             finals.append(trainer.state_dict())
@@ -143,7 +145,7 @@ def test_looking_at_the_average_changes_no_step(family: Family, tiny_pictures: P
 
 
 def test_a_state_is_not_taken_while_the_average_is_lent(family: Family, tiny_pictures: Path) -> None:
-    config = tiny_config(tiny_pictures, train={"ema": 0.7}, sample={"every": 1})
+    config = tiny_config(tiny_pictures, train={"ema_decay": 0.7}, sample={"every": 1})
     with trainer_on(config, family) as trainer:
         events = trainer.run()
         assert any(isinstance(event, SampleDue) and event.step == 1 for event in events)
@@ -154,17 +156,17 @@ def test_a_state_is_not_taken_while_the_average_is_lent(family: Family, tiny_pic
 
 
 def test_a_skipped_step_is_not_taken_in(family: Family, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(tiny_pictures, train={"ema": 0.7, "on_nonfinite": "skip", "steps": 1})
+    config = tiny_config(tiny_pictures, train={"ema_decay": 0.7, "on_nonfinite": "skip", "max_steps": 1})
     with trainer_on(config, family) as trainer:  # its parameters were moved away from where the average began
         before = trainer.state_dict()
-        monkeypatch.setattr(trainer.learner.objective.__class__, "loss_B", lambda *_: torch.full((2,), float("nan")))
+        monkeypatch.setattr(trainer.context.objective.__class__, "loss_B", lambda *_: torch.full((2,), float("nan")))
         list(trainer.run())
         after = trainer.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name != "step")
 
 
 def test_an_average_may_begin_or_end_at_a_resume(family: Family, tiny_pictures: Path) -> None:
-    plain, smooth = (tiny_config(tiny_pictures, train={"ema": ema}) for ema in (None, 0.7))
+    plain, smooth = (tiny_config(tiny_pictures, train={"ema_decay": ema}) for ema in (None, 0.7))
     states: dict[Any, dict[str, Tensor]] = {}
     for config in (plain, smooth):
         with trainer_on(config, family) as trainer:
@@ -180,7 +182,7 @@ def test_an_average_may_begin_or_end_at_a_resume(family: Family, tiny_pictures: 
 
 
 def test_half_an_average_is_refused_and_changes_nothing(family: Family, tiny_pictures: Path) -> None:
-    config = tiny_config(tiny_pictures, train={"ema": 0.7})
+    config = tiny_config(tiny_pictures, train={"ema_decay": 0.7})
     with trainer_on(config, family) as trainer:
         state = trainer.state_dict()
         lost = next(name for name in state if name.startswith("average."))

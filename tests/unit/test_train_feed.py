@@ -14,8 +14,8 @@ from tests.training import tiny_config, trainer_on, write_noise_pictures
 from veneer.data.loader import Pick
 from veneer.data.preflight import survey
 from veneer.data.transform import load_pixels
-from veneer.family.base import Family, LatentDistribution
 from veneer.family.cache import Encoder
+from veneer.family.protocol import Family, LatentDistribution
 from veneer.train.step import MicroBatch
 
 
@@ -30,8 +30,8 @@ PARTS = ("latent_BCHW", "noise_BCHW", "timestep_idx_B", "conditioning", "weight_
 
 @pytest.mark.parametrize("data", [{}, {"flip": True}, RANDOM], ids=["plain", "flip", "random"])
 def test_a_picture_is_the_same_alone_as_in_a_batch(family: Family, tiny_pictures: Path, data: dict[str, Any]) -> None:
-    (whole,) = micros_of(family, tiny_pictures, 5, data=data, train={"batch": 4})
-    single = micros_of(family, tiny_pictures, 5, data=data, train={"batch": 1, "accumulate": 4})
+    (whole,) = micros_of(family, tiny_pictures, 5, data=data, train={"batch_size": 4})
+    single = micros_of(family, tiny_pictures, 5, data=data, train={"batch_size": 1, "gradient_accumulation_steps": 4})
     for part in PARTS:
         assert torch.equal(torch.cat([getattr(micro, part) for micro in single]), getattr(whole, part)), part
     assert tuple(micro.samples[0] for micro in single) == whole.samples
@@ -45,7 +45,7 @@ def test_a_step_can_be_recomputed_without_those_before_it(family: Family, tiny_p
 
 
 def test_the_same_picture_gets_other_noise_at_another_showing(family: Family, tiny_pictures: Path) -> None:
-    with trainer_on(tiny_config(tiny_pictures, train={"batch": 9}), family) as trainer:
+    with trainer_on(tiny_config(tiny_pictures, train={"batch_size": 9}), family) as trainer:
         first, second = trainer.feed.micros(0)[0], trainer.feed.micros(1)[0]
     place = second.samples.index(first.samples[0])
     assert not torch.equal(first.noise_BCHW[0], second.noise_BCHW[place])
@@ -62,7 +62,7 @@ def test_the_noise_is_not_the_one_that_drew_the_latent(family: Family, tiny_pict
 
 
 def test_noise_is_standard_normal(family: Family, tiny_pictures: Path) -> None:
-    with trainer_on(tiny_config(tiny_pictures, train={"batch": 9}), family) as trainer:
+    with trainer_on(tiny_config(tiny_pictures, train={"batch_size": 9}), family) as trainer:
         noise = torch.cat([trainer.feed.micros(step)[0].noise_BCHW for step in range(10)])
     assert abs(float(noise.mean())) < 4 / noise.numel() ** 0.5
     assert abs(float(noise.var()) - 1) < 4 * (2 / noise.numel()) ** 0.5

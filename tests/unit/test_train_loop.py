@@ -29,10 +29,10 @@ from veneer.adapter.spec import Factors
 from veneer.data.preflight import survey
 from veneer.engine import prepare
 from veneer.errors import UserError
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 from veneer.family.registry import load_family
+from veneer.train.batches import BatchBuilder
 from veneer.train.events import CheckpointDue, Finished, Planned, SampleDue, StepDone, Stopped, Warned
-from veneer.train.feed import Feed
 from veneer.train.loop import Trainer, train
 from veneer.train.step import MicroBatch, NonFinite, train_step
 from veneer.weights.file import AdapterFile
@@ -55,7 +55,7 @@ def same(ours: Factors, theirs: Factors) -> bool:
 
 
 def test_the_events_of_a_run(family: Family, tiny_pictures: Path) -> None:
-    config = tiny_config(tiny_pictures, train={"steps": 4, "schedule": "linear"}, sample={"every": 2})
+    config = tiny_config(tiny_pictures, train={"max_steps": 4, "lr_scheduler": "linear"}, sample={"every": 2})
     events = tiny_run(config, family)
     kinds = [type(event) for event in events]
     two = [StepDone, StepDone, SampleDue]
@@ -71,7 +71,7 @@ def test_the_events_of_a_run(family: Family, tiny_pictures: Path) -> None:
 def test_checkpoints_are_due_every_so_often_and_at_the_end(
     family: Family, tiny_pictures: Path, every: int, steps: list[int]
 ) -> None:
-    events = tiny_run(tiny_config(tiny_pictures, train={"steps": 5, "checkpoint_every": every}), family)
+    events = tiny_run(tiny_config(tiny_pictures, train={"max_steps": 5, "checkpoint_every": every}), family)
     assert [event.step for event in events if isinstance(event, CheckpointDue)] == steps
 
 
@@ -93,14 +93,14 @@ def test_a_step_that_is_not_finite_is_skipped_on_request(
     family: Family, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It changes nothing, and those after it go on as if it had not been: their moments do not count it."""
-    config = tiny_config(tiny_pictures, train={"steps": 3, "on_nonfinite": "skip"})
-    micros = Feed.micros
+    config = tiny_config(tiny_pictures, train={"max_steps": 3, "on_nonfinite": "skip"})
+    micros = BatchBuilder.micros
 
-    def broken(feed: Feed, step: int) -> list[MicroBatch]:
+    def broken(feed: BatchBuilder, step: int) -> list[MicroBatch]:
         found = micros(feed, step)
         return [replace(each, latent_BCHW=each.latent_BCHW * math.nan) for each in found] if step == 1 else found
 
-    monkeypatch.setattr(Feed, "micros", broken)
+    monkeypatch.setattr(BatchBuilder, "micros", broken)
     states, events = [], []
     with trainer_on(config, family, moved=False) as trainer:
         for event in trainer.run():
@@ -201,8 +201,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "text encoder": {"adapter": {"text_encoder": {}, "dropout": 0.3}},
     "bfloat16": {"train": {"precision": "bfloat16"}},
     "checkpoint": {"train": {"memory": "checkpoint"}},
-    "average": {"train": {"ema": 0.5}, "sample": {"every": 1}},
-    "random": {"data": {"crop": "random", "flip": True, "caption_dropout": 0.5}, "train": {"accumulate": 2}},
+    "average": {"train": {"ema_decay": 0.5}, "sample": {"every": 1}},
+    "random": {
+        "data": {"crop": "random", "flip": True, "caption_dropout": 0.5},
+        "train": {"gradient_accumulation_steps": 2},
+    },
 }
 
 
@@ -211,7 +214,7 @@ def test_resuming_at_any_step_gives_the_bits_of_the_uninterrupted_run(
     tiny_base: Path, family: Family, tiny_pictures: Path, variant: dict[str, Any]
 ) -> None:
     """Through safetensors' bytes, into a trainer of another process' making: another family, nothing cached."""
-    train_section = {"steps": 4, "schedule": "cosine", "warmup": 1, **variant.get("train", {})}
+    train_section = {"max_steps": 4, "lr_scheduler": "cosine", "warmup_steps": 1, **variant.get("train", {})}
     config = tiny_config(tiny_pictures, **{**variant, "train": train_section})
     whole = tiny_run(config, family)
     with trainer_on(config, family, moved=False) as trainer:
@@ -233,7 +236,7 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(family: Family, t
     with trainer_on(tiny_config(tiny_pictures, adapter={"rank": 2}), family) as small:
         foreign = small.state_dict()
     with trainer_on(tiny_config(tiny_pictures), family) as trainer:
-        train_step(trainer.learner, 0, trainer.feed.micros(0))
+        train_step(trainer.context, 0, trainer.feed.micros(0))
         before = trainer.state_dict()
         torn = next(name for name in before if name.startswith("optimizer."))
         layer = torn.split(".", 2)[2]
@@ -251,10 +254,10 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(family: Family, t
 
 def test_loss_falls(family: Family, tiny_pictures: Path) -> None:
     """On one and the same picture and noise, which a rank of 4 can learn."""
-    with trainer_on(tiny_config(tiny_pictures, train={"optimizer": {"rate": 0.003}}), family, moved=False) as trainer:
+    with trainer_on(tiny_config(tiny_pictures, train={"learning_rate": 0.003}), family, moved=False) as trainer:
         micros, losses = trainer.feed.micros(0), []
         for step in range(15):
-            losses.append(train_step(trainer.learner, step, micros).loss)
+            losses.append(train_step(trainer.context, step, micros).loss)
     assert losses[-1] < 0.9 * losses[0]
 
 
@@ -262,24 +265,24 @@ CHANGES: dict[str, dict[str, Any]] = {
     "seed": {"seed": 1},
     "rank": {"adapter": {"rank": 2}},
     "alpha": {"adapter": {"alpha": 8.0}},
-    "targets": {"adapter": {"targets": ["to_q"]}},
+    "targets": {"adapter": {"target_modules": ["to_q"]}},
     "dropout": {"adapter": {"dropout": 0.5}},
     "text_encoder": {"adapter": {"text_encoder": {}}},
-    "timesteps": {"objective": {"timesteps": "high_noise"}},
+    "timesteps": {"objective": {"timestep_density": "high_noise"}},
     "weighting": {"objective": {"weighting": "min_snr"}},
-    "gamma": {"objective": {"weighting": "min_snr", "gamma": 0.5}},
-    "batch": {"train": {"batch": 3}},
-    "accumulate": {"train": {"accumulate": 2}},
-    "rate": {"train": {"optimizer": {"rate": 0.02}}},
+    "gamma": {"objective": {"weighting": "min_snr", "snr_gamma": 0.5}},
+    "batch": {"train": {"batch_size": 3}},
+    "accumulate": {"train": {"gradient_accumulation_steps": 2}},
+    "rate": {"train": {"learning_rate": 0.02}},
     "weight_decay": {"train": {"optimizer": {"weight_decay": 0.5}}},
     "betas": {"train": {"optimizer": {"betas": [0.5, 0.9]}}},
     "epsilon": {"train": {"optimizer": {"epsilon": 0.1}}},
-    "schedule": {"train": {"schedule": "linear"}},
-    "warmup": {"train": {"warmup": 2}},
+    "schedule": {"train": {"lr_scheduler": "linear"}},
+    "warmup": {"train": {"warmup_steps": 2}},
     "max_grad_norm": {"train": {"max_grad_norm": 1e-9}},
-    "ema": {"train": {"ema": 0.5}},
+    "ema": {"train": {"ema_decay": 0.5}},
     "precision": {"train": {"precision": "bfloat16"}},
-    "steps": {"train": {"steps": 4}},
+    "steps": {"train": {"max_steps": 4}},
     "resolution": {"data": {"resolution": 8}},
     "caption_dropout": {"data": {"caption_dropout": 0.9}},
     "trigger": {"data": {"trigger": "shapes"}},
@@ -307,15 +310,15 @@ def test_mirroring_and_cutting_change_the_adapter(family: Family, tmp_path: Path
 
 
 def test_what_should_change_nothing_changes_nothing(family: Family, tiny_pictures: Path, plain: Factors) -> None:
-    keeping: dict[str, Any] = {"checkpoint_every": 1, "keep": 9, "on_nonfinite": "skip"}
+    keeping: dict[str, Any] = {"checkpoint_every": 1, "keep_checkpoints": 9, "on_nonfinite": "skip"}
     sections: dict[str, Any] = {"train": keeping, "sample": {"every": 1}}
-    sections |= {"evaluate": {"draws": 3}}
+    sections |= {"validation": {"draws": 3}}
     assert same(trained(tiny_config(tiny_pictures, **sections), family), plain)
 
 
 def test_a_schedule_is_followed_to_the_update(family: Family, tiny_pictures: Path) -> None:
     """In the warm-up's first step the rate is zero, so the adapter is still the one that was put in."""
-    with trainer_on(tiny_config(tiny_pictures, train={"warmup": 2}), family, moved=False) as trainer:
+    with trainer_on(tiny_config(tiny_pictures, train={"warmup_steps": 2}), family, moved=False) as trainer:
         events = trainer.run()
         next(events)
         start = {name: p.detach().clone() for name, p in trainer.injection.named_parameters()}
@@ -327,7 +330,7 @@ def test_a_schedule_is_followed_to_the_update(family: Family, tiny_pictures: Pat
 
 
 def test_the_text_encoder_has_rank_alpha_targets_and_rate_of_its_own(family: Family, tiny_pictures: Path) -> None:
-    text: dict[str, Any] = {"rank": 2, "alpha": 1.0, "targets": ["q_proj"], "rate": 1e-3}
+    text: dict[str, Any] = {"rank": 2, "alpha": 1.0, "target_modules": ["q_proj"], "learning_rate": 1e-3}
     events = tiny_run(tiny_config(tiny_pictures, adapter={"text_encoder": text}), family)
     assert isinstance(events[-1], Finished) and isinstance(events[1], StepDone)
     own = {name: f for name, f in events[-1].factors.items() if name.startswith("text_encoder.")}
@@ -353,7 +356,7 @@ def test_alpha_scales_the_gradient(family: Family, tiny_pictures: Path) -> None:
         config = tiny_config(tiny_pictures, adapter={"alpha": alpha}, train={"max_grad_norm": None})
         with trainer_on(config, family, moved=False) as trainer:
             recorder = Recorder(dict(trainer.injection.named_parameters()))
-            train_step(replace(trainer.learner, optimizer=recorder), 0, trainer.feed.micros(0))
+            train_step(replace(trainer.context, optimizer=recorder), 0, trainer.feed.micros(0))
             grads[alpha] = {n: g for n, g in recorder.gradients.items() if "lora_B" in n}
     for name, gradient in grads[8.0].items():
         torch.testing.assert_close(gradient, 2 * grads[4.0][name], rtol=1e-4, atol=1e-8)
@@ -366,6 +369,6 @@ def test_a_resolution_that_the_base_cannot_halve_is_refused(family: Family, tiny
 
 
 def test_a_base_of_v_and_zero_terminal_snr_trains(tiny_base_v: Path, tiny_pictures: Path) -> None:
-    config = tiny_config(tiny_pictures, objective={"weighting": "min_snr", "timesteps": "high_noise"})
+    config = tiny_config(tiny_pictures, objective={"weighting": "min_snr", "timestep_density": "high_noise"})
     gradients = gradients_of(config, load_family(str(tiny_base_v)))
     assert all(bool(gradient.isfinite().all()) for gradient in gradients.values())

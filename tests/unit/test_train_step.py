@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from tests.training import Recorder, bits_of, gradients_of, tiny_config, trainer_on
 from veneer.engine.precision import Precision, precision_of
 from veneer.errors import UserError
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.train import step
 from veneer.train.step import MicroBatch, NonFinite, train_step
@@ -24,7 +24,9 @@ BOTH: dict[str, Any] = {"text_encoder": {}}
 
 
 def split(pictures: Path, batch: int, accumulate: int, **adapter: Any) -> Any:
-    return tiny_config(pictures, train={"batch": batch, "accumulate": accumulate}, adapter=adapter)
+    return tiny_config(
+        pictures, train={"batch_size": batch, "gradient_accumulation_steps": accumulate}, adapter=adapter
+    )
 
 
 def assert_equal_gradients(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
@@ -50,13 +52,13 @@ def test_accumulation_is_a_mean_over_more_pictures(family: Family, tiny_pictures
     config = split(tiny_pictures, 2, 2)
     with trainer_on(config, family) as trainer:
         recorder = Recorder(dict(trainer.injection.named_parameters()))
-        learner = replace(trainer.learner, optimizer=recorder, max_grad_norm=None)
+        context = replace(trainer.context, optimizer=recorder, max_grad_norm=None)
         micros = trainer.feed.micros(0)
         halves = []
         for micro in micros:
-            train_step(learner, 0, [replace(micro, weight_B=micro.weight_B * 2)])
+            train_step(context, 0, [replace(micro, weight_B=micro.weight_B * 2)])
             halves.append(recorder.gradients)
-        train_step(learner, 0, micros)
+        train_step(context, 0, micros)
     for name, gradient in recorder.gradients.items():
         torch.testing.assert_close(gradient, (halves[0][name] + halves[1][name]) / 2, rtol=1e-5, atol=1e-8)
 
@@ -106,7 +108,7 @@ def test_only_the_adapter_has_gradients_and_only_it_changes(family: Family, tiny
         asked = {id(p) for net in family.networks.values() for p in net.parameters() if p.requires_grad}
         assert asked == own
         started = {name: p.detach().clone() for name, p in trainer.injection.named_parameters()}
-        train_step(trainer.learner, 0, trainer.feed.micros(0))
+        train_step(trainer.context, 0, trainer.feed.micros(0))
         assert all(not torch.equal(p, started[name]) for name, p in trainer.injection.named_parameters())
     after = bits_of(family.networks)
     assert before.keys() == after.keys()
@@ -136,12 +138,12 @@ def test_dropout_seeds_no_generator_but_those_in_use(monkeypatch: pytest.MonkeyP
 def test_dropout_is_another_in_each_step_and_micro_batch(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(split(tiny_pictures, 2, 1, dropout=0.5), family) as trainer:
         recorder = Recorder(dict(trainer.injection.named_parameters()))
-        learner = replace(trainer.learner, optimizer=recorder)
+        context = replace(trainer.context, optimizer=recorder)
         (micro,) = trainer.feed.micros(0)
         half = replace(micro, weight_B=micro.weight_B / 2)
         seen = []
         for step, micros in ((0, [micro]), (1, [micro]), (0, [half, half])):
-            train_step(learner, step, micros)
+            train_step(context, step, micros)
             seen.append(torch.cat([gradient.flatten() for gradient in recorder.gradients.values()]))
     assert not any(torch.allclose(one, other) for one, other in ((seen[0], seen[1]), (seen[0], seen[2])))
 
@@ -149,7 +151,7 @@ def test_dropout_is_another_in_each_step_and_micro_batch(family: Family, tiny_pi
 def test_a_step_leaves_torchs_generator_and_the_modes_alone(family: Family, tiny_pictures: Path) -> None:
     before = torch.get_rng_state()
     with trainer_on(split(tiny_pictures, 2, 1, dropout=0.5), family) as trainer:
-        train_step(trainer.learner, 0, trainer.feed.micros(0))
+        train_step(trainer.context, 0, trainer.feed.micros(0))
         assert not any(module.training for net in family.networks.values() for module in net.modules())
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -176,7 +178,7 @@ def test_a_loss_that_is_not_finite_names_step_picture_and_timestep(family: Famil
         started = trainer.state_dict()
         good, bad = trainer.feed.micros(6)
         with pytest.raises(NonFinite) as caught:
-            train_step(trainer.learner, 6, [good, with_latent(bad, float("nan"))])
+            train_step(trainer.context, 6, [good, with_latent(bad, float("nan"))])
         after = trainer.state_dict()
     assert (caught.value.step, caught.value.samples) == (7, (bad.samples[1].id,))
     assert caught.value.timesteps == (int(bad.timestep_idx_B[1]),)
@@ -190,7 +192,7 @@ def test_a_gradient_that_is_not_finite_stops_as_well(family: Family, tiny_pictur
         (micro,) = trainer.feed.micros(0)
         started = trainer.state_dict()
         with pytest.raises(NonFinite, match="gradient") as caught:
-            train_step(trainer.learner, 0, [replace(micro, weight_B=torch.full((2,), 1e38))])
+            train_step(trainer.context, 0, [replace(micro, weight_B=torch.full((2,), 1e38))])
         assert all(torch.equal(started[name], tensor) for name, tensor in trainer.state_dict().items())
     assert caught.value.samples == tuple(sample.id for sample in micro.samples)
 
@@ -200,13 +202,13 @@ def test_the_prior_weighs_in_as_the_paper_has_it(family: Family, tiny_pictures: 
     prior = {"prompt": "a shape", "count": 4, "path": str(class_folder(tiny_pictures, tmp_path)), "weight": 0.25}
     with trainer_on(tiny_config(tiny_pictures, data={"prior": prior}), family) as trainer:
         recorder = Recorder(dict(trainer.injection.named_parameters()))
-        learner = replace(trainer.learner, optimizer=recorder, max_grad_norm=None)
+        context = replace(trainer.context, optimizer=recorder, max_grad_norm=None)
         (micro,) = trainer.feed.micros(0)
         assert micro.is_prior_B.tolist() == [False, False, True, True]
-        result, both = train_step(learner, 0, [micro]), recorder.gradients
-        own = train_step(learner, 0, [replace(micro, weight_B=torch.tensor([0.5, 0.5, 0.0, 0.0]))])
+        result, both = train_step(context, 0, [micro]), recorder.gradients
+        own = train_step(context, 0, [replace(micro, weight_B=torch.tensor([0.5, 0.5, 0.0, 0.0]))])
         own_gradients = recorder.gradients
-        train_step(learner, 0, [replace(micro, weight_B=torch.tensor([0.0, 0.0, 0.5, 0.5]))])
+        train_step(context, 0, [replace(micro, weight_B=torch.tensor([0.0, 0.0, 0.5, 0.5]))])
     assert result.prior_loss is not None and result.loss == pytest.approx(own.loss)
     for name, gradient in both.items():
         expected = own_gradients[name] + 0.25 * recorder.gradients[name]
@@ -262,13 +264,13 @@ def test_float16_scales_its_loss_and_skips_a_step_that_overflows(family: Family,
     """The CPU can do float16's arithmetic, slowly: enough to test the scaling that a GPU's run relies on."""
     with trainer_on(tiny_config(tiny_pictures), family) as trainer:
         half = Precision(torch.float16, torch.device("cpu"))
-        learner = replace(trainer.learner, precision=half, scaler=half.scaler())
+        context = replace(trainer.context, precision=half, scaler=half.scaler())
         started = {name: p.detach().clone() for name, p in trainer.injection.named_parameters()}
-        learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**40})
-        over = train_step(learner, 0, trainer.feed.micros(0))
-        assert over.skipped and learner.scaler.get_scale() == 2.0**39
+        context.scaler.load_state_dict({**context.scaler.state_dict(), "scale": 2.0**40})
+        over = train_step(context, 0, trainer.feed.micros(0))
+        assert over.skipped and context.scaler.get_scale() == 2.0**39
         assert all(torch.equal(p, started[name]) for name, p in trainer.injection.named_parameters())
-        learner.scaler.load_state_dict({**learner.scaler.state_dict(), "scale": 2.0**10})
-        fine = train_step(learner, 0, trainer.feed.micros(0))
+        context.scaler.load_state_dict({**context.scaler.state_dict(), "scale": 2.0**10})
+        fine = train_step(context, 0, trainer.feed.micros(0))
         assert not fine.skipped and fine.gradient_norm > 0
         assert any(not torch.equal(p, started[name]) for name, p in trainer.injection.named_parameters())

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load, save
 
 from veneer.errors import UserError
-from veneer.weights.safe import decode, encode
+from veneer.weights.safetensors import decode, encode
 
 
 @given(
@@ -41,7 +41,7 @@ def test_metadata_comes_back(tmp_path: Path) -> None:
 
 def test_bytes_are_the_same_in_every_process() -> None:
     program = (
-        "import torch, hashlib; from veneer.weights.safe import encode;"
+        "import torch, hashlib; from veneer.weights.safetensors import encode;"
         "t = {n: torch.full((3, 2), 0.5) for n in 'dacb'}; m = {n: n for n in 'zyxwvu'};"
         "print(hashlib.sha256(encode(t, m)).hexdigest())"
     )

@@ -20,8 +20,8 @@ from tools.publish import publish
 from veneer.adapter.inject import Injection, inject
 from veneer.adapter.spec import AdapterSpec
 from veneer.plan.account import Plan, account
-from veneer.plan.ledger import Ledger
 from veneer.plan.memory import as_text
+from veneer.plan.tracer import MemoryTracer
 
 __all__ = ["BUDGETS", "FIGURES", "GPT2_LARGE", "GPT2_MEDIUM", "GPT3", "PAGE", "counts", "figures", "memory", "tables"]
 
@@ -86,33 +86,33 @@ def memory(shape: Mapping[str, int], rank: int | None) -> dict[str, int]:
     Weights, gradients and moments are of 16 bits; one sequence of 2,048 tokens, each block recomputed in the backward
     pass.
     """
-    ledger = Ledger(torch.device("cpu"))
-    ledger.phase("step")
-    network = ledger.furnish(model(shape), torch.bfloat16)
-    ledger.claim("weights", network.parameters())
-    with ledger.open():
+    tracer = MemoryTracer(torch.device("cpu"))
+    tracer.phase("step")
+    network = tracer.furnish(model(shape), torch.bfloat16)
+    tracer.claim("weights", network.parameters())
+    with tracer.open():
         if rank is None:
             network.requires_grad_(True)
             trained = list(network.parameters())
         else:
             trained = _adapted(network, rank, (QUERY, VALUE)).parameters()
-            ledger.claim("adapter", trained)
-        _step(ledger, network, trained)
-    parts = dict(ledger.moments()["step"].parts)
+            tracer.claim("adapter", trained)
+        _step(tracer, network, trained)
+    parts = dict(tracer.moments()["step"].parts)
     names = [name for name in ("weights", "adapter", "gradients", "moments") if name in parts]
     state: dict[str, int] = {name: parts.pop(name) for name in names}
     return {**state, "activations": sum(parts.values()), "total": sum(state.values()) + sum(parts.values())}
 
 
-def _step(ledger: Ledger, network: Any, trained: list[nn.Parameter]) -> None:
+def _step(tracer: MemoryTracer, network: Any, trained: list[nn.Parameter]) -> None:
     optimizer = torch.optim.AdamW(trained)
     for parameter in trained:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    ledger.claim_rest("moments")
+    tracer.claim_rest("moments")
     for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(lambda each: ledger.claim("gradients", [each.grad]))
+        parameter.register_post_accumulate_grad_hook(lambda each: tracer.claim("gradients", [each.grad]))
     network.gradient_checkpointing_enable({"use_reentrant": False})
     network.train()
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long)

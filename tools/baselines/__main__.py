@@ -27,13 +27,13 @@ from benchmarks.timing import interleaved, ratio
 from tools.publish import publish
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset
-from veneer.evaluate.figures import Score
 from veneer.evaluate.heldout import Losses, heldout_losses, paired_difference
-from veneer.family.base import Family
+from veneer.evaluate.results import Score
 from veneer.family.cache import Encoder
+from veneer.family.protocol import Family
 from veneer.files import atomic_write
 from veneer.objective.loss import Objective
-from veneer.train.feed import Feed
+from veneer.train.batches import BatchBuilder
 
 from .methods import LORA, METHODS, Taught, Teach, merged
 
@@ -108,8 +108,8 @@ def _by_picture(losses: Losses) -> list[float]:
 
 def _config(held_out: float | str) -> RunConfig:
     data = {"sources": [{"path": str(veneer.demo_path() / "train")}], "held_out": held_out}
-    train = {"steps": SETTINGS["steps"], "batch": SETTINGS["batch"]}
-    mapping = {"base": "bundled", "data": data, "train": train, "evaluate": {"draws": SETTINGS["draws"]}}
+    train = {"max_steps": SETTINGS["steps"], "batch_size": SETTINGS["batch"]}
+    mapping = {"base": "bundled", "data": data, "train": train, "validation": {"draws": SETTINGS["draws"]}}
     return veneer.build_config(mapping, origin="the baselines' config")
 
 
@@ -127,10 +127,10 @@ def train(family: Family, config: RunConfig, pictures: Dataset, taught: Taught, 
     config = veneer.resolve(config, family.resolution)
     objective = Objective.from_config(config.objective, family.noise)
     encoder = Encoder(family, config.data, family.resolution, config.seed)
-    feed = Feed(config, objective, encoder, pictures.train, None, torch.device("cpu"))
+    feed = BatchBuilder(config, objective, encoder, pictures.train, None, torch.device("cpu"))
     decay, most = config.train.optimizer.weight_decay, config.train.max_grad_norm
     optimizer = torch.optim.AdamW(taught.parameters, lr=rate, weight_decay=decay)
-    for step in range(config.train.steps):
+    for step in range(config.train.max_steps):
         for micro in feed.micros(step):
             assert isinstance(micro.conditioning, torch.Tensor)
             given = (micro.latent_BCHW, micro.noise_BCHW, micro.timestep_idx_B, micro.conditioning)

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 import veneer
 from veneer.adapter.spec import Factors
-from veneer.keyed import torch_generator
+from veneer.rng import torch_generator
 
 __all__ = ["LORA", "METHODS", "Bottleneck", "Method", "Taught", "Teach", "bottleneck", "full", "lora", "merged"]
 

@@ -21,14 +21,14 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def train_tokenizer(texts: Iterable[str], folder: Path, size: int = 2048) -> CLIPTokenizer:
     """Learn merges from ``texts`` and write a tokenizer in CLIP's own files."""
     letters = sorted(ByteLevel.alphabet())
-    learner = Tokenizer(BPE(end_of_word_suffix="</w>"))
-    learner.normalizer = Lowercase()
-    learner.pre_tokenizer = Sequence([Split(" ", "removed"), Split(",", "isolated"), ByteLevel(add_prefix_space=False)])
-    learner.train_from_iterator(
+    context = Tokenizer(BPE(end_of_word_suffix="</w>"))
+    context.normalizer = Lowercase()
+    context.pre_tokenizer = Sequence([Split(" ", "removed"), Split(",", "isolated"), ByteLevel(add_prefix_space=False)])
+    context.train_from_iterator(
         texts,
         BpeTrainer(vocab_size=size, initial_alphabet=letters, end_of_word_suffix="</w>", show_progress=False),
     )
-    merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in _merges(learner)]
+    merges = [tuple(m) if not isinstance(m, str) else tuple(m.split(" ")) for m in _merges(context)]
     # CLIP's order: bytes, bytes at a word's end, merges, specials
     tokens = [*letters, *(f"{c}</w>" for c in letters), *("".join(m) for m in merges), START, END]
     vocabulary = {t: i for i, t in enumerate(dict.fromkeys(tokens))}
@@ -42,8 +42,8 @@ def train_tokenizer(texts: Iterable[str], folder: Path, size: int = 2048) -> CLI
     return CLIPTokenizer.from_pretrained(folder)
 
 
-def _merges(learner: Tokenizer) -> list[str | list[str]]:
-    merges: list[str | list[str]] = json.loads(learner.to_str())["model"]["merges"]
+def _merges(context: Tokenizer) -> list[str | list[str]]:
+    merges: list[str | list[str]] = json.loads(context.to_str())["model"]["merges"]
     return merges
 
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.page import machine
 from tools.publish import publish
-from veneer.evaluate.figures import EVALUATION
+from veneer.evaluate.results import EVALUATION
 
 __all__ = ["PAGE", "SECTION", "figures_kept", "main", "table"]
 

@@ -52,13 +52,13 @@ def settings(study: Path) -> str:
     path = study / "study.yaml"
     if not path.exists():
         return ""
-    from veneer.config.study import load_study
+    from veneer.study.config import load_study
 
     told = load_study(path)
     train, seeds = told.run.train, len(told.config.seeds)
-    rate = train.optimizer.rate
+    rate = train.learning_rate
     counted = "1 seed" if seeds == 1 else f"{seeds} seeds"
-    return f"{train.steps} steps of {train.batch} pictures at a rate of {rate:g}, {counted}.\n\n"
+    return f"{train.max_steps} steps of {train.batch_size} pictures at a rate of {rate:g}, {counted}.\n\n"
 
 
 def section(name: str, trained: str, table: str) -> str:

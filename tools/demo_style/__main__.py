@@ -23,7 +23,7 @@ from tools.build_base import autoencoder, concepts, drawings
 from tools.build_base.drawings import PACKAGES, DrawingSet, Pictures
 from tools.publish import publish
 from veneer.adapter.spec import Factors
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 
 from . import classifier, likeness
 

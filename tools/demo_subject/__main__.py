@@ -20,7 +20,7 @@ from tools.build_base import autoencoder, drawings
 from tools.publish import publish
 from veneer.adapter.spec import Factors
 from veneer.config.schema import RunConfig
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 
 FIGURES = Path(__file__).parent / "figures.json"
 PICTURE = Path(__file__).parents[2] / "docs" / "subject.png"
@@ -28,7 +28,7 @@ CLASS, SUBJECT = "a cat face emoji", "a mikesch cat face emoji"
 SEEDS = range(100, 116)  # painted and measured
 SHOWN = 4  # of each kind, in the picture
 GUIDANCE = 2.0  # more oversaturates this base
-TRAIN: dict[str, Any] = {"steps": 240, "batch": 4, "optimizer": {"rate": 1e-3}}
+TRAIN: dict[str, Any] = {"max_steps": 240, "batch_size": 4, "learning_rate": 1e-3}
 
 
 def main() -> None:
@@ -63,9 +63,9 @@ def _row(name: str, of: dict[str, float]) -> str:
 def _config(output: Path, prior: dict[str, Any] | None, held_out: float | str = 0.0) -> RunConfig:
     mapping = {
         "base": "bundled",
-        "output": str(output),
+        "output": {"dir": str(output)},
         "data": {"sources": [{"path": str(veneer.demo_path() / "subject")}], "held_out": held_out, "prior": prior},
-        "adapter": {"rank": 8, "text_encoder": {"rank": 4, "rate": 5e-4}},
+        "adapter": {"rank": 8, "text_encoder": {"rank": 4, "learning_rate": 5e-4}},
         "sample": {"prompts": [SUBJECT, CLASS], "guidance": GUIDANCE},
         "train": TRAIN,
     }

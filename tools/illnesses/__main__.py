@@ -16,9 +16,9 @@ from tools.illnesses.cases import CASES, Case
 from tools.illnesses.folders import split_held_out
 from tools.illnesses.making import ROOT, record, record_of
 from tools.publish import publish
-from veneer.evaluate.doctor.diagnose import diagnose
-from veneer.evaluate.doctor.evidence import read_evidence
-from veneer.evaluate.doctor.finding import interval
+from veneer.doctor.diagnosis import diagnose
+from veneer.doctor.evidence import read_evidence
+from veneer.doctor.finding import interval
 
 PAGE = ROOT / "docs" / "doctor.md"
 

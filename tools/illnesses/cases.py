@@ -52,17 +52,17 @@ def config_of(case: Case) -> dict[str, Any]:
     return {
         "base": "bundled",
         "seed": 1 if case.is_fitted else 3,
-        "output": f"runs/{case.name}",
+        "output.dir": f"runs/{case.name}",
         "data.sources": [{"path": f"pictures/{case.name}"}],
         "data.held_out": HELD_OUT_FIT if case.is_fitted else HELD_OUT,
         "adapter.rank": 4,
-        "train.steps": 60 if case.is_fitted else 40,
-        "train.batch": 8 if case.is_fitted else 4,
-        "train.optimizer.rate": 2e-3,
+        "train.max_steps": 60 if case.is_fitted else 40,
+        "train.batch_size": 8 if case.is_fitted else 4,
+        "train.learning_rate": 2e-3,
         "sample.prompts": ["an alien emoji"],
         "sample.steps": 1,
-        "evaluate.draws": 4,
-        "evaluate.pictures": 32 if case.is_fitted else 12,
+        "validation.draws": 4,
+        "validation.pictures": 32 if case.is_fitted else 12,
         **case.settings,
     }
 
@@ -94,77 +94,77 @@ def _class_only(captions: Sequence[str]) -> Sequence[str]:
 _SUBJECT = {
     "adapter.rank": 8,
     "data.held_out": 0.0,
-    "train.batch": 4,
-    "train.optimizer.rate": 1e-3,
+    "train.batch_size": 4,
+    "train.learning_rate": 1e-3,
     "sample.prompts": ["a mikesch cat face emoji"],
     "sample.steps": 10,
 }
 _PRIOR = {"prompt": "a cat face emoji", "count": 16}
-_TEXT_ENCODER = {"adapter.text_encoder": {"rank": 4, "rate": 2e-4}}
+_TEXT_ENCODER = {"adapter.text_encoder": {"rank": 4, "learning_rate": 2e-4}}
 
-_BRIEF = {"train.batch": 2}
+_BRIEF = {"train.batch_size": 2}
 """Where pictures or settings are at fault, however long the training."""
 
 _FITTED = (
-    Case("fit-overfit", ("overfit",), Recipe(10, seed=1), {"adapter.rank": 8, "train.steps": 100}),
-    Case("fit-underfit", ("underfit",), Recipe(60, seed=1), {"train.steps": 10}),
-    Case("fit-rate-low", ("rate_too_low",), Recipe(60, seed=1), {"train.steps": 80, "train.optimizer.rate": 1e-5}),
-    Case("fit-rate-high", _TOO_HIGH, Recipe(60, seed=1), {"train.steps": 60, "train.optimizer.rate": 0.1}),
-    Case("fit-rate-wild", _TOO_HIGH, Recipe(60, seed=1), {"train.steps": 40, "train.optimizer.rate": 1.0}),
-    Case("fit-captions", ("captions_wrong",), Recipe(60, seed=1, captions=rotated), {"train.steps": 80}),
+    Case("fit-overfit", ("overfit",), Recipe(10, seed=1), {"adapter.rank": 8, "train.max_steps": 100}),
+    Case("fit-underfit", ("underfit",), Recipe(60, seed=1), {"train.max_steps": 10}),
+    Case("fit-rate-low", ("rate_too_low",), Recipe(60, seed=1), {"train.max_steps": 80, "train.learning_rate": 1e-5}),
+    Case("fit-rate-high", _TOO_HIGH, Recipe(60, seed=1), {"train.max_steps": 60, "train.learning_rate": 0.1}),
+    Case("fit-rate-wild", _TOO_HIGH, Recipe(60, seed=1), {"train.max_steps": 40, "train.learning_rate": 1.0}),
+    Case("fit-captions", ("captions_wrong",), Recipe(60, seed=1, captions=rotated), {"train.max_steps": 80}),
     Case(
         "fit-text-encoder",
         ("text_encoder_overcooked",),
         Recipe(60, seed=1),
-        {"train.steps": 80, "adapter.text_encoder": {"rank": 4, "rate": 0.02}},
+        {"train.max_steps": 80, "adapter.text_encoder": {"rank": 4, "learning_rate": 0.02}},
     ),
-    Case("fit-dead", ("dead_adapter",), Recipe(60, seed=1), {"train.steps": 20, "adapter.alpha": 1e-5}),
+    Case("fit-dead", ("dead_adapter",), Recipe(60, seed=1), {"train.max_steps": 20, "adapter.alpha": 1e-5}),
     Case(
         "fit-healthy-subject",
         (),
         Recipe(5, source="subject"),
-        {**_SUBJECT, "train.steps": 60, "data.prior": _PRIOR},
+        {**_SUBJECT, "train.max_steps": 60, "data.prior": _PRIOR},
     ),
-    Case("fit-healthy-style", (), Recipe(90, seed=1), {"train.steps": 80}),
-    Case("fit-healthy-few", (), Recipe(40, seed=1), {"adapter.rank": 8, "train.steps": 80}),
-    Case("fit-healthy-text-encoder", (), Recipe(90, seed=1), {**_TEXT_ENCODER, "train.steps": 80}),
+    Case("fit-healthy-style", (), Recipe(90, seed=1), {"train.max_steps": 80}),
+    Case("fit-healthy-few", (), Recipe(40, seed=1), {"adapter.rank": 8, "train.max_steps": 80}),
+    Case("fit-healthy-text-encoder", (), Recipe(90, seed=1), {**_TEXT_ENCODER, "train.max_steps": 80}),
 )
 
 _ILL = (
-    Case("overfit-eight", ("overfit",), Recipe(8), {"adapter.rank": 16, "train.steps": 300}),
-    Case("overfit-room", ("overfit",), Recipe(12), {"adapter.rank": 32, "train.steps": 300}),
-    Case("underfit-five-steps", ("underfit",), Recipe(160), {"train.steps": 5}),
-    Case("underfit-few-showings", ("underfit",), Recipe(100), {"train.steps": 12, "train.batch": 2}),
+    Case("overfit-eight", ("overfit",), Recipe(8), {"adapter.rank": 16, "train.max_steps": 300}),
+    Case("overfit-room", ("overfit",), Recipe(12), {"adapter.rank": 32, "train.max_steps": 300}),
+    Case("underfit-five-steps", ("underfit",), Recipe(160), {"train.max_steps": 5}),
+    Case("underfit-few-showings", ("underfit",), Recipe(100), {"train.max_steps": 12, "train.batch_size": 2}),
     Case(
         "captions-slipped",
         ("captions_wrong",),
         Recipe(80, captions=rotated),
-        {"train.steps": 60, "train.batch": 8, "evaluate.pictures": 32},
+        {"train.max_steps": 60, "train.batch_size": 8, "validation.pictures": 32},
     ),
     Case(
         "captions-slipped-all",
         ("captions_wrong",),
         Recipe(80, captions=rotated),
-        {"train.batch": 8, "evaluate.pictures": 32, "data.held_out": 0.25},
+        {"train.batch_size": 8, "validation.pictures": 32, "data.held_out": 0.25},
     ),
-    Case("rate-wild", _TOO_HIGH, Recipe(100), {"train.optimizer.rate": 0.5}),
-    Case("rate-high", _TOO_HIGH, Recipe(100), {"train.optimizer.rate": 0.05}),
-    Case("rate-low", ("rate_too_low",), Recipe(100), {"train.optimizer.rate": 2e-6}),
+    Case("rate-wild", _TOO_HIGH, Recipe(100), {"train.learning_rate": 0.5}),
+    Case("rate-high", _TOO_HIGH, Recipe(100), {"train.learning_rate": 0.05}),
+    Case("rate-low", ("rate_too_low",), Recipe(100), {"train.learning_rate": 2e-6}),
     Case("dead-alpha", ("dead_adapter",), Recipe(100), {**_BRIEF, "adapter.alpha": 1e-6}),
-    Case("nan-stop", ("nan",), Recipe(40), {"train.optimizer.rate": 1e12, "train.steps": 20}),
+    Case("nan-stop", ("nan",), Recipe(40), {"train.learning_rate": 1e12, "train.max_steps": 20}),
     Case(
         "nan-skip",
         ("nan",),
         Recipe(40),
-        {"train.optimizer.rate": 1e12, "train.steps": 20, "train.on_nonfinite": "skip"},
+        {"train.learning_rate": 1e12, "train.max_steps": 20, "train.on_nonfinite": "skip"},
     ),
-    Case("out-of-memory", ("out_of_memory",), Recipe(160), {"train.batch": 160}, way="starved"),
-    Case("killed", ("cut_off",), Recipe(40), {"train.steps": 60}, way="killed"),
+    Case("out-of-memory", ("out_of_memory",), Recipe(160), {"train.batch_size": 160}, way="starved"),
+    Case("killed", ("cut_off",), Recipe(40), {"train.max_steps": 60}, way="killed"),
     Case(
         "text-encoder-burnt",
         ("text_encoder_overcooked",),
         Recipe(100),
-        {"adapter.text_encoder": {"rank": 4, "rate": 0.05}},
+        {"adapter.text_encoder": {"rank": 4, "learning_rate": 0.05}},
     ),
     Case("style-in-captions", ("captions_leak_style",), Recipe(100, captions=_styled), _BRIEF),
     Case("one-caption", ("captions_alike",), Recipe(80, captions=_alike), _BRIEF),
@@ -185,19 +185,21 @@ _ILL = (
     Case("small-pictures", ("blurred",), Recipe(100, side=24), _BRIEF),
     Case("broken-files", ("left_out",), Recipe(60, broken=40), _BRIEF),
     Case("two-pictures", ("few_pictures",), Recipe(2), _BRIEF),
-    Case("warmup-long", ("warmup_too_long",), Recipe(100), {**_BRIEF, "train.warmup": 38}),
+    Case("warmup-long", ("warmup_too_long",), Recipe(100), {**_BRIEF, "train.warmup_steps": 38}),
     Case("decay-strong", ("decay_too_strong",), Recipe(100), {**_BRIEF, "train.optimizer.weight_decay": 50.0}),
     Case("dropout-high", ("dropout_too_high",), Recipe(100), {**_BRIEF, "adapter.dropout": 0.95}),
 )
 
 _HEALTHY = (
     Case("healthy-demo", (), Recipe(160)),
-    Case("healthy-cosine", (), Recipe(100), {"adapter.rank": 8, "train.schedule": "cosine", "train.warmup": 10}),
+    Case(
+        "healthy-cosine", (), Recipe(100), {"adapter.rank": 8, "train.lr_scheduler": "cosine", "train.warmup_steps": 10}
+    ),
     Case("healthy-sixty", (), Recipe(60)),
     Case("healthy-rank-one", (), Recipe(160), {"adapter.rank": 1}),
     Case("healthy-rank-sixteen", (), Recipe(160), {"adapter.rank": 16, "adapter.dropout": 0.1}),
     Case("healthy-text-encoder", (), Recipe(120), {**_TEXT_ENCODER}),
-    Case("healthy-subject", (), Recipe(5, source="subject"), {**_SUBJECT, "train.batch": 2, "data.prior": _PRIOR}),
+    Case("healthy-subject", (), Recipe(5, source="subject"), {**_SUBJECT, "train.batch_size": 2, "data.prior": _PRIOR}),
     Case("healthy-min-snr", (), Recipe(120), {"objective.weighting": "min_snr"}),
     Case(
         "healthy-trigger",

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 import veneer
-from veneer.keyed import key
+from veneer.rng import key
 
 __all__ = ["HELD_OUT", "HELD_OUT_FIT", "Recipe", "make_folder", "rotated", "split_held_out"]
 

@@ -18,9 +18,9 @@ import veneer
 from tools.illnesses.cases import Case, planned_config
 from tools.illnesses.folders import make_folder
 from veneer.config.schema import RunConfig
+from veneer.doctor.evidence import Evidence, write_evidence
+from veneer.doctor.gather import gather
 from veneer.errors import UserError
-from veneer.evaluate.doctor.evidence import Evidence, write_evidence
-from veneer.run.doctoring import gather
 from veneer.train.events import StepDone
 
 __all__ = ["RECORDS", "ROOT", "record", "record_of"]
@@ -40,23 +40,23 @@ def record(case: Case) -> None:
     """Make a run and record what can be seen of it."""
     make_folder(case.pictures, Path("pictures") / case.name)
     config = planned_config(case)
-    shutil.rmtree(config.output, ignore_errors=True)
+    shutil.rmtree(config.output.dir, ignore_errors=True)
     if case.way == "trained":
         _train(config)
     else:
         child = multiprocessing.get_context("spawn").Process(target=_suffer, args=(case,))
         child.start()
         child.join()
-    evidence = gather(config.output, measured=case.way == "trained")
+    evidence = gather(config.output.dir, measured=case.way == "trained")
     RECORDS.mkdir(parents=True, exist_ok=True)
     record_of(case).write_bytes(_short(evidence))
 
 
-def _train(config: RunConfig, listen: Callable[[object], None] = lambda event: None) -> None:
+def _train(config: RunConfig, callback: Callable[[object], None] = lambda event: None) -> None:
     try:
-        veneer.run_training(config, listen=listen)
+        veneer.run_training(config, callback=callback)
     except UserError as fault:  # an illness that ends the run
-        print(f"{config.output}: {fault}", flush=True)
+        print(f"{config.output.dir}: {fault}", flush=True)
 
 
 def _suffer(case: Case) -> None:

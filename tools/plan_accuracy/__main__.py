@@ -25,11 +25,11 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import veneer
 from tools.publish import publish
 from veneer.config.schema import RunConfig
-from veneer.pages import ask
+from veneer.family.published import PUBLISHED
+from veneer.malloc import ask
 from veneer.plan.memory import as_text
-from veneer.plan.published import PUBLISHED
-from veneer.run.planning import look_ahead
-from veneer.run.probing import probe
+from veneer.plan.probe import probe
+from veneer.plan.rehearsal import look_ahead
 
 __all__ = ["FIGURES", "PAGE", "cases", "error", "measure", "table", "write_full_size", "write_pictures"]
 
@@ -71,7 +71,7 @@ def cases(bases: dict[str, tuple[str, int]], pictures: Path) -> Iterator[tuple[s
                 values: dict[str, Any] = {
                     "base": base,
                     "data": {"sources": [{"path": str(pictures)}], "resolution": side},
-                    "train": {"batch": batch, "memory": memory},
+                    "train": {"batch_size": batch, "memory": memory},
                 }
                 yield f"{name}, {side} pixels, batch {batch}, {memory}", veneer.build_config(values, "case")
 

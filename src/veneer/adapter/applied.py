@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from veneer.adapter.algebra import is_mergeable, merge
-from veneer.adapter.locate import fit, layers_of
+from veneer.adapter.layers import fit, layers_of
+from veneer.adapter.merge import is_mergeable, merge
 from veneer.adapter.spec import Factors, LoraFactors
 
 __all__ = ["applied"]

@@ -13,10 +13,10 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from veneer.adapter.locate import Layer, fit, layers_of, layers_under, nearest
+from veneer.adapter.layers import Layer, fit, layers_of, layers_under, nearest
 from veneer.adapter.spec import AdapterSpec, Factors, LoraFactors
 from veneer.errors import UserError
-from veneer.keyed import torch_generator
+from veneer.rng import torch_generator
 
 __all__ = ["Injection", "Match", "inject"]
 

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["AdapterSpec", "Factors", "LoraFactors", "check_weight"]
+__all__ = ["AdapterSpec", "Factors", "LoraFactors", "check_weight", "specs_of"]
 
 
 @dataclass(frozen=True)
@@ -135,3 +136,14 @@ def check_weight(weight: object, adapter: str) -> None:
 
 Factors = Mapping[str, LoraFactors]
 """An adapter's numbers by the layer's full dotted path: ``unet.down_blocks.0.attentions.0...to_q``."""
+
+
+def specs_of(config: AdapterConfig) -> dict[str, AdapterSpec]:
+    """The adapters that a config asks for, by the prefix of their network."""
+    specs = {"unet": _spec(config)}
+    return specs if config.text_encoder is None else specs | {"text_encoder": _spec(config.text_encoder)}
+
+
+def _spec(config: AdapterConfig | TextEncoderAdapterConfig) -> AdapterSpec:
+    alpha = float(config.rank) if config.alpha is None else config.alpha
+    return AdapterSpec(config.rank, alpha, config.target_modules, config.dropout)

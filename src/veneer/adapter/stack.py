@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from veneer.adapter.algebra import merge
-from veneer.adapter.locate import fit, layers_of
+from veneer.adapter.layers import fit, layers_of
+from veneer.adapter.merge import merge
 from veneer.adapter.spec import Factors, check_weight
 from veneer.errors import UserError
 

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from veneer import __version__
-from veneer.keyed import MAX_SEED
+from veneer.rng import MAX_SEED
 
 __all__ = ["app"]
 
@@ -59,7 +59,7 @@ def train(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Change keys of the configuration, e.g. train.steps=200."),
+        typer.Argument(metavar="KEY=VALUE", help="Change keys of the configuration, e.g. train.max_steps=200."),
     ] = None,
     trigger: Annotated[
         str | None, typer.Option(metavar="TOKEN", help="Words that will call the adapter in a prompt.")
@@ -150,7 +150,7 @@ def sample(
     ] = 4.0,
 ) -> None:
     """Paint prompts with an adapter."""
-    from veneer.run.using import Painting, sample_adapter
+    from veneer.verbs.sample import Painting, sample_adapter
 
     how = Painting(seed=seed, count=count, scale=scale, steps=steps, guidance=guidance)
     for path in sample_adapter(file, prompt, out, base=base, how=how):
@@ -208,8 +208,8 @@ def evaluate(
 ) -> None:
     """Measure an adapter: does it help, what does it memorise, what else does it change, does it copy."""
     from veneer.cli.evaluate import evaluate_command
-    from veneer.evaluate.scores import Models
-    from veneer.run.evaluating import Evaluating
+    from veneer.evaluate.model_scores import Models
+    from veneer.verbs.evaluate import Evaluating
 
     how = Evaluating(
         base=base,
@@ -231,7 +231,9 @@ def study(
     ],
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Change keys of the study, e.g. seeds=[0] or run.train.steps=200."),
+        typer.Argument(
+            metavar="KEY=VALUE", help="Change keys of the study, e.g. seeds=[0] or run.train.max_steps=200."
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -316,7 +318,7 @@ def verify(
 ) -> None:
     """Check an adapter against what it tells of its making."""
     from veneer.cli.show import checks_text
-    from veneer.run.verify import verify_adapter
+    from veneer.verbs.verify import verify_adapter
 
     checks = verify_adapter(file, base=base)
     print(checks_text(checks))
@@ -359,7 +361,7 @@ def resize(
 ) -> None:
     """Cut an adapter to a lower rank, by SVD."""
     from veneer.cli.study import refuse_unused, resize_command
-    from veneer.run.resizing import Measuring
+    from veneer.verbs.resize import Measuring
 
     if not study:
         refuse_unused({"--data": data, "--margin": margin}, "--study")
@@ -375,6 +377,6 @@ def merge(
     scale: _Scale = 1.0,
 ) -> None:
     """Write the base with the adapter merged into it."""
-    from veneer.run.using import merge_adapter
+    from veneer.verbs.sample import merge_adapter
 
     print(merge_adapter(file, out, base=base, scale=scale))

@@ -8,10 +8,10 @@ import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
-from veneer.evaluate.doctor.diagnose import Diagnosis
-from veneer.evaluate.doctor.evidence import Evidence
-from veneer.evaluate.doctor.finding import Change, Finding, interval
-from veneer.run.doctoring import doctor_run
+from veneer.doctor.diagnosis import Diagnosis
+from veneer.doctor.evidence import Evidence
+from veneer.doctor.finding import Change, Finding, interval
+from veneer.doctor.gather import doctor_run
 
 __all__ = ["diagnosis_json", "diagnosis_text", "doctor_command"]
 

@@ -6,18 +6,18 @@ import sys
 from pathlib import Path
 
 from veneer.cli.report import report_line
-from veneer.evaluate.figures import as_json as text_of
-from veneer.run.evaluating import Evaluating, Working, evaluate_adapter, folder_of
+from veneer.evaluate.results import as_json as text_of
+from veneer.verbs.evaluate import Evaluating, Working, evaluate_adapter, folder_of
 
 __all__ = ["evaluate_command"]
 
 
 def evaluate_command(file: Path, how: Evaluating, *, as_json: bool) -> None:
     """Measure an adapter and print lines for a person, or the JSON that is written as well."""
-    found = evaluate_adapter(file, how, _tell)
+    found = evaluate_adapter(file, how, _emit)
     print(text_of(found) if as_json else found, end="" if as_json else "\n", flush=True)
-    _tell(Working(report_line(folder_of(file, how))))
+    _emit(Working(report_line(folder_of(file, how))))
 
 
-def _tell(event: Working) -> None:
+def _emit(event: Working) -> None:
     print(event.what, file=sys.stderr, flush=True)

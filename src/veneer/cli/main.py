@@ -12,8 +12,8 @@ import typer
 from veneer.cli.app import app
 from veneer.cli.resuming import how_to_go_on, with_resume
 from veneer.errors import UserError
-from veneer.quiet import without_notices
-from veneer.run.stopping import Followed, Interrupted, ending_at_signals
+from veneer.run.signals import Followed, Interrupted, ending_at_signals
+from veneer.silence import silence_notices
 
 __all__ = ["main"]
 
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
         SIGTERM.
     """
     try:
-        with ending_at_signals(), without_notices():
+        with ending_at_signals(), silence_notices():
             code = app(with_resume(arguments), prog_name="veneer", standalone_mode=False)
     except UserError as mistake:
         return _refuse(str(mistake), _MISTAKE)

@@ -7,8 +7,8 @@ from typing import Any
 
 from veneer.config.schema import RunConfig
 from veneer.plan.memory import bytes_of
-from veneer.run.planning import Outlook, look_ahead
-from veneer.run.probing import Probe, probe
+from veneer.plan.probe import Probe, probe
+from veneer.plan.rehearsal import Outlook, look_ahead
 
 __all__ = ["outlook_text", "plan_command"]
 

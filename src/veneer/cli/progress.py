@@ -13,10 +13,10 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from veneer.adapter.spec import Factors
-from veneer.engine.memory import memory_in_use
+from veneer.engine.memory_usage import memory_in_use
 from veneer.plan.memory import as_text
 from veneer.run.resume import Resumed
-from veneer.run.smooth import Smooth
+from veneer.run.smoothing import Smooth
 from veneer.train.events import Event, Finished, Planned, SampleDue, StepDone, Warned
 
 __all__ = ["Progress"]

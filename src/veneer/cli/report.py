@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from veneer.errors import UserError
-from veneer.run.reporting import report_json, report_run, write_report
+from veneer.report.gather import report_json, report_run, write_report
 
 __all__ = ["report_command", "report_line"]
 

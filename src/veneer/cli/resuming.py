@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from veneer.run.stopping import Interrupted
+    from veneer.run.signals import Interrupted
 
 __all__ = ["how_to_go_on", "with_resume"]
 
@@ -21,7 +21,7 @@ _CHECKPOINT = re.compile(r"(.*[/\\])?step-\d+[/\\]?")
 def with_resume(arguments: Sequence[str]) -> list[str]:
     """A command line in which ``--resume`` always has a value, as typer wants it: empty where no checkpoint is named.
 
-    What follows it is its value unless it is an option, an override such as ``train.steps=200``, or the folder or
+    What follows it is its value unless it is an option, an override such as ``train.max_steps=200``, or the folder or
     configuration to train from, which has not come yet and does not look like a checkpoint.
     """
     told: list[str] = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from veneer.run.verify import Check
+    from veneer.verbs.verify import Check
     from veneer.weights.file import AdapterInfo
 
 __all__ = ["checks_text", "info_text"]

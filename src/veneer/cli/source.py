@@ -7,8 +7,8 @@ from pathlib import Path
 
 from veneer.config.load import config_from_folder, load_config
 from veneer.config.schema import RunConfig
-from veneer.config.study import Study, load_study
 from veneer.errors import UserError
+from veneer.study.config import Study, load_study
 
 __all__ = ["config_of", "planned", "studied"]
 

@@ -11,14 +11,14 @@ from types import TracebackType
 from rich.console import Console
 
 from veneer.cli.progress import Progress
-from veneer.config.study import Study
 from veneer.errors import UserError
-from veneer.evaluate.study_text import as_markdown
-from veneer.run.resizing import Measuring, RankMeasured, resize_adapter, study_ranks
 from veneer.run.resume import Resumed
-from veneer.run.studying import TrialBegins, TrialEnds, run_study, study_folder
-from veneer.run.training import PriorPainting, Surveyed
+from veneer.run.session import PriorPainting, Surveyed
+from veneer.study.config import Study
+from veneer.study.run import TrialBegins, TrialEnds, run_study, study_folder
+from veneer.study.tables import as_markdown
 from veneer.train.events import Warned
+from veneer.verbs.resize import Measuring, RankMeasured, resize_adapter, study_ranks
 
 __all__ = ["refuse_unused", "resize_command", "study_command"]
 
@@ -29,7 +29,7 @@ def study_command(study: Study, out: Path | None, on: str) -> bool:
     folder = out or study_folder(study)
     _say(console, f"study {study.name} in {folder}")
     with _Screen(console) as screen:
-        result = run_study(study, folder, on=on, listen=screen)
+        result = run_study(study, folder, on=on, callback=screen)
     _say(console, "\n" + (folder / "study.md").read_text("utf-8"))
     _say(console, "\n".join(f"written: {path}" for path in result.files))
     return not result.table.failures
@@ -44,7 +44,7 @@ def resize_command(file: Path, ranks: Sequence[int], out: Path | None, how: Meas
         _say(console, str(resize_adapter(file, ranks[0], out, base=how.base)))
         return
     with _Screen(console) as screen:
-        study = study_ranks(file, ranks, how, out=out, listen=screen)
+        study = study_ranks(file, ranks, how, out=out, callback=screen)
     _say(console, "\n" + as_markdown(study.table))
     if study.advised is not None and f"rank {study.advised}" != study.table.reference:
         words = ["adapter", "resize", str(file), "--rank", str(study.advised)]

@@ -10,14 +10,14 @@ from rich.console import Console
 from veneer.cli.progress import Progress
 from veneer.cli.report import report_line
 from veneer.config.schema import RunConfig
-from veneer.engine.processes import launched
 from veneer.errors import UserError
-from veneer.evaluate.figures import Evaluated
+from veneer.evaluate.results import Evaluated
 from veneer.run.resume import Resume, Resumed
 from veneer.run.sampling import Sampled
-from veneer.run.selecting import BestKept, EarlyStopped
+from veneer.run.session import PriorPainting, Result, Saved, Surveyed, run_training
 from veneer.run.tracking import Tracked
-from veneer.run.training import PriorPainting, Result, Saved, Surveyed, run_training
+from veneer.run.validation import BestKept, EarlyStopped
+from veneer.train.distributed import launched
 from veneer.train.events import Planned
 
 __all__ = ["resume_of", "train_command"]
@@ -28,16 +28,16 @@ def train_command(config: RunConfig, *, overwrite: bool, resume: Resume | None) 
     console = Console(quiet=launched()[0] > 0)
     with Progress(console) as progress:
 
-        def listen(event: object) -> None:
+        def callback(event: object) -> None:
             text = _text(event)
             if text is not None:
                 _say(console, text)
             progress(event)
 
-        result = run_training(config, overwrite=overwrite, resume=resume, listen=listen)
+        result = run_training(config, overwrite=overwrite, resume=resume, callback=callback)
     _say(console, _result_text(result))
     if not console.quiet:
-        _say(console, report_line(config.output))
+        _say(console, report_line(config.output.dir))
 
 
 def resume_of(checkpoint: str | None, allow: Sequence[str]) -> Resume | None:

@@ -73,7 +73,7 @@ def _where(key: Key, origin: str, places: Mapping[Key, str]) -> str:
     around = (key[:length] for length in range(len(key), 0, -1))
     place = next((places[part] for part in around if part in places), origin)
     name = dotted(key)
-    # an override such as train.steps=ten names its key already
+    # an override such as train.max_steps=ten names its key already
     return place if not name or place.startswith(f"{name}=") else f"{place}: {name}"
 
 

@@ -45,7 +45,7 @@ class _Draft:
 
 
 def load_config(path: Path, overrides: Sequence[str] = (), presets: Sequence[str] = ()) -> RunConfig:
-    """The config of a YAML file, on top of presets and under overrides such as ``train.steps=200``.
+    """The config of a YAML file, on top of presets and under overrides such as ``train.max_steps=200``.
 
     Relative paths in it are relative to the working directory, not to the file.
     """
@@ -64,7 +64,7 @@ def config_from_folder(
     if trigger is not None:
         data["trigger"] = trigger
     name = folder.expanduser().resolve().name or "adapter"
-    values = {"base": "bundled", "output": str(Path("runs", name)), "data": data}
+    values = {"base": "bundled", "output": {"dir": str(Path("runs", name))}, "data": data}
     _lay(draft, Document(values), "command line")
     _override(draft, overrides)
     return build_config(draft.values, "command line", draft.places)
@@ -99,7 +99,7 @@ def resolve(config: RunConfig, native_resolution: int) -> RunConfig:
     adapter = _with_alpha(adapter).model_copy(update={"text_encoder": text_encoder})
     prior = data.prior
     if prior is not None and prior.path is None:
-        prior = prior.model_copy(update={"path": config.output / "prior"})
+        prior = prior.model_copy(update={"path": config.output.dir / "prior"})
     data = data.model_copy(update={"resolution": data.resolution or native_resolution, "prior": prior})
     return config.model_copy(update={"adapter": adapter, "data": data})
 
@@ -183,10 +183,10 @@ def _override(draft: _Draft, overrides: Sequence[str]) -> None:
 
 
 def parse_override(override: str) -> tuple[str, Any]:
-    """The dotted key and the value of ``train.steps=200``."""
+    """The dotted key and the value of ``train.max_steps=200``."""
     name, equals, text = override.partition("=")
     if not equals or not all(part != "" for part in _parse_key(name)):
-        raise UserError("should be key=value", where=override, remedy="for example train.steps=200")
+        raise UserError("should be key=value", where=override, remedy="for example train.max_steps=200")
     return name.strip(), _parse_value(text, override)
 
 
@@ -195,7 +195,7 @@ def set_key(values: dict[str, Any], name: str, value: Any, where: str) -> Key:
 
     Args:
         values: changed in place.
-        name: such as ``train.steps`` or ``data.sources.0.path``.
+        name: such as ``train.max_steps`` or ``data.sources.0.path``.
         value: as YAML has it.
         where: names the place in messages.
 

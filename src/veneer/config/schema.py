@@ -13,14 +13,14 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from veneer.config.colour import rgb
-from veneer.keyed import MAX_SEED
+from veneer.rng import MAX_SEED
 
 __all__ = [
     "AdapterConfig",
     "DataConfig",
-    "EvaluateConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "OutputConfig",
     "PriorConfig",
     "RunConfig",
     "SampleConfig",
@@ -28,6 +28,7 @@ __all__ = [
     "TextEncoderAdapterConfig",
     "TrackingConfig",
     "TrainConfig",
+    "ValidationConfig",
 ]
 
 
@@ -139,11 +140,11 @@ class TextEncoderAdapterConfig(_Section):
     """Columns of A."""
     alpha: Positive | None = None
     """Strength alpha/rank; default: the rank."""
-    targets: Targets = ("q_proj", "k_proj", "v_proj", "out_proj")
+    target_modules: Targets = ("q_proj", "k_proj", "v_proj", "out_proj")
     """Names, or endings of dotted paths, of the text encoder's layers."""
     dropout: Share = 0.0
     """Of the adapter's input while training."""
-    rate: Positive = 5e-5
+    learning_rate: Positive = 5e-5
     """Learning rate; text encoders overcook sooner than the UNet."""
 
 
@@ -156,7 +157,7 @@ class AdapterConfig(_Section):
     """Rank of delta W."""
     alpha: Positive | None = None
     """Strength alpha/rank; default: the rank, which makes it 1."""
-    targets: Targets = ("to_q", "to_k", "to_v", "to_out.0")
+    target_modules: Targets = ("to_q", "to_k", "to_v", "to_out.0")
     """Names, or endings of dotted paths, of the layers that get an adapter."""
     dropout: Share = 0.0
     """Of the adapter's input while training."""
@@ -167,11 +168,11 @@ class AdapterConfig(_Section):
 class ObjectiveConfig(_Section):
     """The loss: the base's own parameterisation x density of timesteps x weighting."""
 
-    timesteps: Literal["uniform", "high_noise"] = "uniform"
+    timestep_density: Literal["uniform", "high_noise"] = "uniform"
     """Density the timesteps are drawn from; ``high_noise`` prefers the early steps of sampling (layout, colour)."""
     weighting: Literal["none", "min_snr"] = "none"
     """Weight of each timestep's loss."""
-    gamma: Positive = 5.0
+    snr_gamma: Positive = 5.0
     """Cap of the signal-to-noise ratio (Hang et al. 2023, Min-SNR, section 3.4)."""
 
 
@@ -180,8 +181,6 @@ class OptimizerConfig(_Section):
 
     name: Literal["adamw"] = "adamw"
     """Which optimiser."""
-    rate: Positive = 1e-4
-    """Learning rate."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay."""
     betas: Annotated[tuple[Share, Share], BeforeValidator(_as_tuple)] = (0.9, 0.999)
@@ -193,28 +192,30 @@ class OptimizerConfig(_Section):
 class TrainConfig(_Section):
     """How long and how it is trained."""
 
-    steps: Count = 400
+    max_steps: Count = 400
     """Optimiser steps."""
-    batch: Count = 4
+    batch_size: Count = 4
     """Pictures a forward pass."""
-    accumulate: Count = 1
-    """Forward passes an optimiser step; batch x accumulate pictures make one gradient."""
+    gradient_accumulation_steps: Count = 1
+    """Forward passes an optimiser step; batch_size x gradient_accumulation_steps pictures make one gradient."""
+    learning_rate: Positive = 1e-4
+    """Of the denoiser's adapter."""
     optimizer: OptimizerConfig = OptimizerConfig()
-    """Which optimiser, and its rates."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after the warm-up: not, or to zero at the last step."""
-    warmup: Annotated[int, Field(ge=0)] = 0
-    """Steps in which the rate rises from zero."""
+    """Which optimiser, and its settings."""
+    lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
+    """How the learning rate falls after the warm-up: not, or to zero at the last step."""
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    """Steps in which the learning rate rises from zero."""
     max_grad_norm: Positive | None = 1.0
     """Gradients are scaled down to this norm; null: never."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an average over the steps, e.g. 0.99, which is saved and painted instead of the last step's adapter."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     """Of the frozen model's arithmetic; the adapter stays float32."""
     memory: Literal["exact", "lean", "leaner", "checkpoint"] = "exact"
     """How little is kept for the backward pass, with the same gradients up to rounding: all; nothing that is not read
     or that norms and activations make again; no outputs of linear layers either; the inputs of blocks alone."""
-    quantize: Literal["none", "bnb_nf4", "bnb_int8", "torchao_int8", "torchao_fp8"] = "none"
+    quantization: Literal["none", "bnb_nf4", "bnb_int8", "torchao_int8", "torchao_fp8"] = "none"
     """What the frozen linear layers of the networks that learn are held in, by bitsandbytes or torchao, each an extra
     of its name; the adapter stays float32."""
     offload: bool = True
@@ -224,13 +225,14 @@ class TrainConfig(_Section):
     """What to do in a step whose loss or gradient is not finite: end the run, or leave the adapter as it is."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 100
     """Steps between checkpoints, from which a stopped run goes on; the last step has one too. 0: when stopped only."""
-    keep: Count = 2
+    keep_checkpoints: Count = 2
     """How many checkpoints are kept, the newest ones."""
 
     @model_validator(mode="after")
     def _warmup_ends(self) -> TrainConfig:
-        if self.warmup >= self.steps:
-            raise ValueError(f"warmup is {self.warmup}, but steps is {self.steps}, so it never ends")
+        if self.warmup_steps >= self.max_steps:
+            what = f"warmup_steps is {self.warmup_steps}, but max_steps is {self.max_steps}"
+            raise ValueError(f"{what}, so the warm-up never ends")
         return self
 
 
@@ -256,7 +258,7 @@ class TrackingConfig(_Section):
     """That the run belongs to in Trackio and at Weights & Biases."""
 
 
-class EvaluateConfig(_Section):
+class ValidationConfig(_Section):
     """The held-out score."""
 
     draws: Count = 8
@@ -269,10 +271,17 @@ class EvaluateConfig(_Section):
     """Training stops after so many scores in a row that are not better than the best one; 0: never."""
 
     @model_validator(mode="after")
-    def _has_something_to_wait_for(self) -> EvaluateConfig:
+    def _has_something_to_wait_for(self) -> ValidationConfig:
         if self.patience and not self.every:
             raise ValueError(f"patience is {self.patience}, but every is 0, so there is no score to wait for")
         return self
+
+
+class OutputConfig(_Section):
+    """The results of a run."""
+
+    dir: Folder = Path("runs/adapter")
+    """Folder of the run's results."""
 
 
 class RunConfig(_Section):
@@ -284,8 +293,8 @@ class RunConfig(_Section):
     """The pictures."""
     seed: Seed = 0
     """Of everything random."""
-    output: Folder = Path("runs/adapter")
-    """Folder of the run's results."""
+    output: OutputConfig = OutputConfig()
+    """The results."""
     adapter: AdapterConfig = AdapterConfig()
     """What is trained."""
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -296,5 +305,9 @@ class RunConfig(_Section):
     """Pictures on the way."""
     tracking: TrackingConfig = TrackingConfig()
     """The trackers."""
-    evaluate: EvaluateConfig = EvaluateConfig()
+    validation: ValidationConfig = ValidationConfig()
     """The held-out score."""
+
+    def in_folder(self, folder: Path) -> RunConfig:
+        """Return the same configuration with its results in another folder."""
+        return self.model_copy(update={"output": self.output.model_copy(update={"dir": folder})})

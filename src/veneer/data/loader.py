@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from veneer.config.schema import DataConfig
 from veneer.data.manifest import Manifest, Sample
-from veneer.keyed import key, uniform
+from veneer.rng import key, uniform
 
 __all__ = ["Pick", "caption_of", "picks"]
 
@@ -22,7 +22,7 @@ class Pick:
     """One showing of a picture: the sample, and its number among all that the run shows, from 0."""
 
     sample: Sample
-    showing: int
+    draw_index: int
 
 
 def picks(manifest: Manifest, seed: int, step: int, count: int) -> list[Pick]:
@@ -52,7 +52,7 @@ def _epoch(manifest: Manifest, seed: int, epoch: int) -> tuple[Sample, ...]:
 
 def caption_of(pick: Pick, config: DataConfig, seed: int) -> str:
     """The caption of one showing: one of the sample's, or now and then none."""
-    if uniform(seed, pick.showing, pick.sample.id, "caption dropout") < config.caption_dropout:
+    if uniform(seed, pick.draw_index, pick.sample.id, "caption dropout") < config.caption_dropout:
         return ""
     captions = pick.sample.captions
-    return captions[int(uniform(seed, pick.showing, pick.sample.id, "caption") * len(captions))]
+    return captions[int(uniform(seed, pick.draw_index, pick.sample.id, "caption") * len(captions))]

@@ -21,7 +21,7 @@ from veneer.config.schema import DataConfig, RunConfig, SourceConfig
 from veneer.data.decode import Unreadable, decode
 from veneer.data.manifest import Entry, Listing, Manifest, Rejected, Sample, content_id, find_pictures, read_folder
 from veneer.errors import UserError
-from veneer.keyed import key
+from veneer.rng import key
 
 __all__ = ["THUMB", "Dataset", "enlarged", "lookalikes", "near_duplicates", "read_prior", "survey"]
 
@@ -90,7 +90,7 @@ def read_prior(config: RunConfig) -> Manifest:
     The first ``count`` by path that can be used. There may be fewer, or none: the base paints the missing ones.
     """
     prior = config.data.prior
-    folder = config.output / "prior" if prior is None or prior.path is None else prior.path
+    folder = config.output.dir / "prior" if prior is None or prior.path is None else prior.path
     if prior is None or not folder.exists():
         return Manifest()
     entries = tuple(Entry(path, (prior.prompt,), 1) for path in find_pictures(folder))

@@ -12,12 +12,12 @@ from veneer.config.schema import DataConfig
 from veneer.data.decode import Unreadable, decode
 from veneer.data.manifest import Sample, content_id
 from veneer.errors import UserError
-from veneer.keyed import uniform
+from veneer.rng import uniform
 
 __all__ = ["is_flipped", "load_centered", "load_pixels"]
 
 
-def load_pixels(sample: Sample, config: DataConfig, resolution: int, seed: int, showing: int) -> Tensor:
+def load_pixels(sample: Sample, config: DataConfig, resolution: int, seed: int, draw_index: int) -> Tensor:
     """A sample as one showing of training has it.
 
     Args:
@@ -30,16 +30,16 @@ def load_pixels(sample: Sample, config: DataConfig, resolution: int, seed: int, 
     Returns:
         float32 (3, R, R) in [-1, 1].
     """
-    shift = uniform(seed, showing, sample.id, "crop") if config.crop == "random" else 0.5
+    shift = uniform(seed, draw_index, sample.id, "crop") if config.crop == "random" else 0.5
     square = _square(_read(sample, config), resolution, shift)
-    if is_flipped(sample, config, seed, showing):
+    if is_flipped(sample, config, seed, draw_index):
         square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return _to_tensor(square)
 
 
-def is_flipped(sample: Sample, config: DataConfig, seed: int, showing: int) -> bool:
+def is_flipped(sample: Sample, config: DataConfig, seed: int, draw_index: int) -> bool:
     """Whether one showing is mirrored; where ``crop`` is center, it is then ``load_centered`` mirrored."""
-    return config.flip and uniform(seed, showing, sample.id, "flip") < 0.5
+    return config.flip and uniform(seed, draw_index, sample.id, "flip") < 0.5
 
 
 def load_centered(sample: Sample, config: DataConfig, resolution: int) -> Tensor:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from veneer.engine.levels import Memory as Memory
-    from veneer.engine.levels import Prepared as Prepared
-    from veneer.engine.levels import prepare as prepare
-    from veneer.engine.levels import undo as undo
+    from veneer.engine.memory_levels import Memory as Memory
+    from veneer.engine.memory_levels import Prepared as Prepared
+    from veneer.engine.memory_levels import prepare as prepare
+    from veneer.engine.memory_levels import undo as undo
     from veneer.engine.quantized import quantize as quantize
 
 __all__ = ["Memory", "Prepared", "prepare", "quantize", "undo"]
@@ -18,7 +18,7 @@ def __getattr__(name: str) -> object:
     """The door, imported when it is first asked for: it needs diffusers and transformers (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module 'veneer.engine' has no attribute {name!r}")
-    from veneer.engine import levels, quantized
+    from veneer.engine import memory_levels, quantized
 
-    value = globals()[name] = getattr(quantized if name == "quantize" else levels, name)
+    value = globals()[name] = getattr(quantized if name == "quantize" else memory_levels, name)
     return value

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from veneer.adapter.locate import Layer, fit, layers_of
+from veneer.adapter.layers import Layer, fit, layers_of
 from veneer.adapter.spec import Factors, LoraFactors, check_weight
 from veneer.engine.rowwise import Parts, RowwiseHook
 from veneer.errors import UserError

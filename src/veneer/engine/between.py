@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from veneer.engine.saving import is_noted, remember
+from veneer.engine.recompute import is_noted, remember
 
 __all__ = ["Between", "works_between"]
 

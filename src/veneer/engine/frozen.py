@@ -4,7 +4,7 @@ Autograd computes the gradients of what requires one, but some operations keep t
 a convolution its input, which only the weight's gradient reads; under autocast a product the cast copy of its weight;
 an activation written in Python one buffer an operation. Norms and activations that are one operation of PyTorch keep
 no more than they need already; what remains there is that their *outputs* are kept by the layers that follow, see
-:mod:`veneer.engine.saving`.
+:mod:`veneer.engine.recompute`.
 """
 
 from __future__ import annotations

@@ -20,10 +20,10 @@ from transformers import activations as text_activations
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from veneer.engine import frozen
+from veneer.engine.class_swap import STANDS_FOR, plain_base, plain_class
 from veneer.engine.lora_linear import Adapter, Layer, Linear, Operands, adapted, output
 from veneer.engine.quantized import Quantized
-from veneer.engine.saving import remember, remembers_products
-from veneer.engine.standing import STANDS_FOR, plain_base, plain_class
+from veneer.engine.recompute import remember, remembers_products
 
 __all__ = ["OWN"]
 

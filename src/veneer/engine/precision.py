@@ -9,9 +9,8 @@ from typing import Any
 import torch
 
 from veneer.errors import UserError
-from veneer.family.base import Family
 
-__all__ = ["Precision", "device_of", "precision_of", "recompute_blocks"]
+__all__ = ["Precision", "precision_of", "recompute_blocks"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -36,11 +35,6 @@ class Precision:
     def scaler(self) -> torch.amp.GradScaler:
         """Keeps float16's small gradients from becoming zero; for other dtypes it passes everything through."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-
-
-def device_of(family: Family) -> torch.device:
-    """Where a base's networks are; they are all in one place."""
-    return next(parameter.device for network in family.networks.values() for parameter in network.parameters())
 
 
 def precision_of(name: str, device: torch.device) -> Precision:

@@ -18,11 +18,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from veneer.adapter.locate import layers_under
-from veneer.engine.forms import NONE, Form, form_named
+from veneer.adapter.layers import layers_under
+from veneer.engine.class_swap import is_prepared, plain_class
 from veneer.engine.frozen import product_dtype
 from veneer.engine.lora_linear import MatrixProduct
-from veneer.engine.standing import is_prepared, plain_class
+from veneer.engine.quantization import NONE, Form, form_named
 from veneer.errors import UserError
 
 __all__ = ["Packed", "Quantized", "check_form", "form_of", "parameter_count", "quantize"]
@@ -260,7 +260,7 @@ def check_form(networks: Mapping[str, nn.Module], wanted: str) -> None:
         if _forms_in(network) not in ([], [wanted]):
             what = f"is {wanted}, but the weights of {prefix}'s linear layers are {form_of(network)}"
             remedy = f"load the base with quantize={wanted!r}, networks={tuple(networks)!r}"
-            raise UserError(what, where="train.quantize", remedy=remedy)
+            raise UserError(what, where="train.quantization", remedy=remedy)
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -22,9 +22,9 @@ from veneer.data.manifest import Sample
 from veneer.data.preflight import THUMB, Dataset, lookalikes
 from veneer.data.transform import load_centered
 from veneer.errors import UserError
-from veneer.evaluate.figures import Copying, Neighbour
 from veneer.evaluate.heldout import chosen
-from veneer.family.base import Family
+from veneer.evaluate.results import Copying, Neighbour
+from veneer.family.protocol import Family
 from veneer.sample.sheet import sheet
 
 __all__ = ["Painted", "copying_sheet", "find_copies", "picture_of"]
@@ -148,7 +148,7 @@ def find_copies(
         UserError: there are too few real pictures to compare with.
     """
     samples = pictures.train.samples
-    most = config.evaluate.pictures
+    most = config.validation.pictures
     if not samples:
         raise _too_few()
     gallery = _Gallery(family, config, samples)

@@ -16,22 +16,22 @@ from veneer.adapter.spec import Factors
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset
-from veneer.engine.precision import device_of, precision_of
+from veneer.engine.precision import precision_of
 from veneer.errors import UserError
-from veneer.evaluate.figures import Band, Gap, Score, verdict_of
 from veneer.evaluate.interval import RESAMPLES, difference_interval, mean_interval
-from veneer.family.base import Family
+from veneer.evaluate.results import Band, Gap, Score, verdict_of
 from veneer.family.cache import Encoder
-from veneer.keyed import key, torch_generator, uniform
+from veneer.family.protocol import Family, device_of
 from veneer.objective.loss import Objective
+from veneer.rng import key, torch_generator, uniform
 
 __all__ = [
     "DRIFT",
     "HELD_OUT",
     "TRAINING",
     "Comparison",
+    "HeldOutEvaluator",
     "Losses",
-    "Ruler",
     "bands_of",
     "chosen",
     "compare",
@@ -85,7 +85,7 @@ class _Noised:
     timestep_idx_D: Tensor
 
 
-class Ruler:
+class HeldOutEvaluator:
     """Measures denoising losses on a fixed set of pictures, the same way each time.
 
     Nothing is random but the keyed noise: pictures are centered, latents are the posterior's means, captions the first
@@ -105,12 +105,12 @@ class Ruler:
         encoder = Encoder(family, config.data, config.data.resolution or family.resolution, config.seed)
         self._noised = [self._prepare(sample, encoder.centered(sample).mean) for sample in pictures.samples]
 
-    def captioned(self, pictures: Manifest) -> Ruler:
+    def captioned(self, pictures: Manifest) -> HeldOutEvaluator:
         """One for some of these pictures with other captions: the same noise, and nothing is encoded again."""
         known = {each.sample.id: each for each in self._noised}
-        ruler = copy(self)
-        ruler._noised = [replace(known[sample.id], sample=sample) for sample in pictures.samples]
-        return ruler
+        evaluator = copy(self)
+        evaluator._noised = [replace(known[sample.id], sample=sample) for sample in pictures.samples]
+        return evaluator
 
     @torch.no_grad()
     def losses(self) -> Losses:
@@ -119,10 +119,10 @@ class Ruler:
         Captions are encoded anew each time: an adapter may be in the text encoder as well.
         """
         rows = [self._picture_losses(each) for each in self._noised]
-        return np.array(rows, dtype=np.float64).reshape(len(rows), self._config.evaluate.draws)
+        return np.array(rows, dtype=np.float64).reshape(len(rows), self._config.validation.draws)
 
     def _prepare(self, sample: Sample, latent_1CHW: Tensor) -> _Noised:
-        seed, draws = self._config.seed, self._config.evaluate.draws
+        seed, draws = self._config.seed, self._config.validation.draws
         generators = [torch_generator(seed, sample.id, draw, "held-out noise") for draw in range(draws)]
         noise_DCHW = torch.cat([torch.randn(latent_1CHW.shape, generator=generator) for generator in generators])
         return _Noised(sample, latent_1CHW, noise_DCHW, self._objective.timesteps(_strata(seed, sample, draws)))
@@ -139,13 +139,13 @@ class Ruler:
         losses: Losses = loss_D.double().cpu().numpy()
         if not np.isfinite(losses).all():
             what = f"the denoising loss on {noised.sample.path} is not finite"
-            raise UserError(what, remedy="lower train.optimizer.rate, or use float32 as train.precision")
+            raise UserError(what, remedy="lower train.learning_rate, or use float32 as train.precision")
         return losses
 
 
 def heldout_losses(config: RunConfig, family: Family, pictures: Manifest) -> Losses:
-    """Denoising losses (pictures, draws) by the networks as they stand, as a ``Ruler`` measures them."""
-    return Ruler(config, family, pictures).losses()
+    """Denoising losses (pictures, draws) by the networks as they stand, as a ``HeldOutEvaluator`` measures them."""
+    return HeldOutEvaluator(config, family, pictures).losses()
 
 
 def evaluate(config: RunConfig, family: Family, dataset: Dataset, factors: Factors) -> Score:
@@ -162,7 +162,7 @@ def evaluate(config: RunConfig, family: Family, dataset: Dataset, factors: Facto
     Raises:
         UserError: no picture is held out, or the adapter does not fit the base.
     """
-    held_out = chosen(dataset.held_out, config.evaluate.pictures)
+    held_out = chosen(dataset.held_out, config.validation.pictures)
     if not held_out.samples:
         raise _nothing_held_out()
     score = compare(config, family, {HELD_OUT: held_out}, factors).held_out
@@ -179,10 +179,12 @@ def compare(config: RunConfig, family: Family, kinds: Mapping[str, Manifest], fa
         kinds: pictures by ``HELD_OUT``, ``TRAINING``, ``DRIFT``; a kind may be missing or empty.
         factors: the adapter.
     """
-    rulers = {kind: Ruler(config, family, pictures) for kind, pictures in kinds.items() if pictures.samples}
-    base = {kind: ruler.losses() for kind, ruler in rulers.items()}
+    evaluators = {
+        kind: HeldOutEvaluator(config, family, pictures) for kind, pictures in kinds.items() if pictures.samples
+    }
+    base = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
     with applied(family.networks, factors):
-        adapter = {kind: ruler.losses() for kind, ruler in rulers.items()}
+        adapter = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
     return compared(adapter, base, config.seed)
 
 
@@ -200,9 +202,9 @@ def compared(adapter: Mapping[str, Losses], base: Mapping[str, Losses], seed: in
 
 
 def kinds_of(config: RunConfig, dataset: Dataset) -> dict[str, Manifest]:
-    """Held-out pictures, and as many training pictures or eight, ``evaluate.pictures`` of each at most."""
-    held_out = chosen(dataset.held_out, config.evaluate.pictures)
-    most = min(config.evaluate.pictures, max(len(held_out.samples), 8))
+    """Held-out pictures, and as many training pictures or eight, ``validation.pictures`` of each at most."""
+    held_out = chosen(dataset.held_out, config.validation.pictures)
+    most = min(config.validation.pictures, max(len(held_out.samples), 8))
     return {HELD_OUT: held_out, TRAINING: chosen(dataset.train, most)}
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from veneer.evaluate.student import t_quantile
-from veneer.keyed import key
+from veneer.rng import key
 
 __all__ = ["LEVEL", "RESAMPLES", "Values", "difference_interval", "mean_interval"]
 

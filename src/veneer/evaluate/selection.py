@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from veneer.adapter.spec import Factors, LoraFactors
-from veneer.evaluate.figures import Score
 from veneer.evaluate.heldout import Losses, paired_difference
-from veneer.keyed import key
+from veneer.evaluate.results import Score
+from veneer.rng import key
 
 __all__ = ["Best", "Selection"]
 

@@ -17,10 +17,10 @@ from veneer.config.schema import DataConfig, RunConfig
 from veneer.data.loader import Pick
 from veneer.data.manifest import Sample
 from veneer.data.transform import is_flipped, load_centered, load_pixels
-from veneer.family.base import Family, LatentDistribution
 from veneer.family.fingerprint import fingerprint, settings_hash
+from veneer.family.protocol import Family, LatentDistribution
 from veneer.family.store import Store
-from veneer.keyed import torch_generator
+from veneer.rng import torch_generator
 
 __all__ = ["Encoder", "noise_like", "store_of"]
 
@@ -54,8 +54,8 @@ class Encoder:
         A centered picture has two variants, as it is and mirrored, and both are kept. A random crop never comes twice.
         """
         if self._config.crop == "random":
-            return self._encode(load_pixels(pick.sample, self._config, self._resolution, self._seed, pick.showing))
-        return self._kept(pick.sample, is_flipped(pick.sample, self._config, self._seed, pick.showing))
+            return self._encode(load_pixels(pick.sample, self._config, self._resolution, self._seed, pick.draw_index))
+        return self._kept(pick.sample, is_flipped(pick.sample, self._config, self._seed, pick.draw_index))
 
     def latents(self, picked: Sequence[Pick]) -> Tensor:
         """A latent of each showing, drawn from its posterior, (B, C, H, W) on the CPU."""
@@ -106,7 +106,7 @@ def store_of(config: RunConfig, family: Family) -> Store | None:
     if config.data.cache is None:
         return None
     one = next(parameter for network in family.networks.values() for parameter in network.parameters())
-    held = "" if config.train.quantize == "none" else f" {config.train.quantize}"
+    held = "" if config.train.quantization == "none" else f" {config.train.quantization}"
     machine = f"{_kind_of(one.device)} {torch.__version__} {torch.get_num_threads()}"
     base = f"{fingerprint(config.base)} {settings_hash(family.settings)} {one.dtype}"
     return Store(config.data.cache, f"{base} {machine}{held}")
@@ -121,5 +121,5 @@ def _kind_of(device: torch.device) -> str:
 
 def noise_like(latent_1CHW: Tensor, pick: Pick, seed: int, purpose: str) -> Tensor:
     """Standard normal noise of one showing, in the latent's shape: the same alone as in any batch."""
-    generator = torch_generator(seed, pick.showing, pick.sample.id, purpose)
+    generator = torch_generator(seed, pick.draw_index, pick.sample.id, purpose)
     return torch.randn(latent_1CHW.shape, generator=generator)

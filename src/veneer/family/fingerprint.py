@@ -42,7 +42,7 @@ def fingerprint(base: str) -> str:
 
 
 def settings_of(base: str) -> Mapping[str, str]:
-    """What :attr:`veneer.family.base.Family.settings` tells of a base, which is loaded for it and never fetched.
+    """What :attr:`veneer.family.protocol.Family.settings` tells of a base, which is loaded for it and never fetched.
 
     Raises:
         UserError: it is not on this machine, or is broken.

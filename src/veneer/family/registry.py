@@ -10,11 +10,11 @@ from typing import Any
 
 import veneer.base
 from veneer.errors import UserError
-from veneer.family.base import Family
-from veneer.family.quiet import quietly
+from veneer.family.protocol import Family
+from veneer.family.silence import silence_libraries
 from veneer.files import is_pickle
 
-__all__ = ["BUNDLED", "detect", "detect_on_hub", "load_family", "telling"]
+__all__ = ["BUNDLED", "detect", "detect_on_hub", "load_family", "one_line_errors"]
 
 BUNDLED = "bundled"
 _HUB_ID_PARTS = 2  # owner/name
@@ -64,7 +64,7 @@ def _parts_of(source: str, pipeline: Any) -> Callable[[str], Any]:
 
     def load(name: str) -> Any:
         folder, kind = places[name]
-        with quietly(), telling(source, "it must be there, complete, until the run ends"):
+        with silence_libraries(), one_line_errors(source, "it must be there, complete, until the run ends"):
             return kind.from_pretrained(source, subfolder=folder, use_safetensors=True).float()
 
     return load
@@ -95,10 +95,10 @@ def load_family(base: str) -> Family:
     if path.is_file():
         if path.suffix != ".safetensors":
             raise UserError("is no model", where=path, remedy="give a diffusers folder or a .safetensors file")
-        return _quietly(_stable_diffusion, str(path), True)
+        return _silently(_stable_diffusion, str(path), True)
     if not path.is_dir():
-        return _quietly(_FAMILIES[detect_on_hub(base)], base, False)
-    return _quietly(_FAMILIES[detect(path)], str(path), False)
+        return _silently(_FAMILIES[detect_on_hub(base)], base, False)
+    return _silently(_FAMILIES[detect(path)], str(path), False)
 
 
 def detect(folder: Path) -> str:
@@ -145,14 +145,17 @@ def detect_on_hub(base: str) -> str:
     return _known(name, base)
 
 
-def _quietly(loader: Callable[[str, bool], Family], source: str, single_file: bool) -> Family:
+def _silently(loader: Callable[[str, bool], Family], source: str, single_file: bool) -> Family:
     """Load without the libraries' own bars and notices, and with their failures said in one line."""
-    with quietly(), telling(source, _ALONE if single_file else "it must be complete and in safetensors"):
+    with (
+        silence_libraries(),
+        one_line_errors(source, _ALONE if single_file else "it must be complete and in safetensors"),
+    ):
         return loader(source, single_file)
 
 
 @contextmanager
-def telling(source: str, remedy: str) -> Iterator[None]:
+def one_line_errors(source: str, remedy: str) -> Iterator[None]:
     """Say in one line whatever a library raises while it reads a base.
 
     Raises:

@@ -14,8 +14,8 @@ from diffusers import ModelMixin, StableDiffusionPipeline
 from torch import Tensor, nn
 
 from veneer.errors import UserError
-from veneer.family.base import LatentDistribution, NoiseSchedule
-from veneer.family.rest import Loader, Rest
+from veneer.family.offload import Loader, Offloader
+from veneer.family.protocol import LatentDistribution, NoiseSchedule
 
 __all__ = ["StableDiffusion"]
 
@@ -60,7 +60,7 @@ class StableDiffusion:
             )
         self._check_text()
         self._scale = _positive(self._vae.config.scaling_factor, "the autoencoder's scaling_factor")
-        self._rest = Rest({"autoencoder": self._vae, "text_encoder": self._text_encoder}, load)
+        self._rest = Offloader({"autoencoder": self._vae, "text_encoder": self._text_encoder}, load)
         self.networks: Mapping[str, nn.Module] = {"unet": self._unet, "text_encoder": self._text_encoder}
         self.noise = _noise_of(pipeline)
         pixels_a_latent = 2 ** (len(self._vae.config.block_out_channels) - 1)
@@ -132,7 +132,7 @@ class StableDiffusion:
         return self._pipeline
 
     def rest(self, parts: Sequence[str]) -> None:
-        """Take these parts out of memory, and all others back; see :class:`veneer.family.rest.Rest`."""
+        """Take these parts out of memory, and all others back; see :class:`veneer.family.offload.Offloader`."""
         self._rest.only(parts)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> StableDiffusion:

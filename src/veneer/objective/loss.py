@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from veneer.config.schema import ObjectiveConfig
-from veneer.family.base import NoiseSchedule
-from veneer.objective.noise import add_noise, draw_timesteps
-from veneer.objective.param import target_of
-from veneer.objective.weight import WEIGHTINGS
+from veneer.family.protocol import NoiseSchedule
+from veneer.objective.density import add_noise, draw_timesteps
+from veneer.objective.prediction import target_of
+from veneer.objective.weighting import WEIGHTINGS
 
 __all__ = ["Objective", "Predict"]
 
@@ -38,7 +38,7 @@ class Objective:
     @classmethod
     def from_config(cls, config: ObjectiveConfig, schedule: NoiseSchedule) -> Objective:
         """The objective that a config asks for."""
-        return cls(schedule, config.timesteps, config.weighting, config.gamma)
+        return cls(schedule, config.timestep_density, config.weighting, config.snr_gamma)
 
     def timesteps(self, uniform_B: Tensor) -> Tensor:
         """Timesteps (B,) for uniform numbers in [0, 1)."""

@@ -11,14 +11,14 @@ from typing import Any
 from torch import nn
 
 from veneer.adapter.inject import Injection, inject
-from veneer.adapter.spec import AdapterSpec
-from veneer.config.schema import AdapterConfig, RunConfig, TextEncoderAdapterConfig
+from veneer.adapter.spec import specs_of
+from veneer.config.schema import RunConfig
 from veneer.engine.quantized import parameter_count
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 from veneer.plan.memory import Memory, as_text, plain, table
 from veneer.weights.file import AdapterFile, rendered_bytes
 
-__all__ = ["Course", "Disk", "NetworkPlan", "Plan", "account", "plan", "specs_of"]
+__all__ = ["Course", "Disk", "NetworkPlan", "Plan", "account", "plan"]
 
 
 @dataclass(frozen=True)
@@ -154,17 +154,6 @@ class Plan:
 
 def _row(name: str, trainable: int, total: int, layers: int) -> tuple[str, str, str, str, str]:
     return name, f"{trainable:,}", f"{total:,}", f"{trainable / total:.3%}", f"{layers:,}"
-
-
-def specs_of(config: AdapterConfig) -> dict[str, AdapterSpec]:
-    """The adapters that a config asks for, by the prefix of their network."""
-    specs = {"unet": _spec(config)}
-    return specs if config.text_encoder is None else specs | {"text_encoder": _spec(config.text_encoder)}
-
-
-def _spec(config: AdapterConfig | TextEncoderAdapterConfig) -> AdapterSpec:
-    alpha = float(config.rank) if config.alpha is None else config.alpha
-    return AdapterSpec(config.rank, alpha, config.targets, config.dropout)
 
 
 def account(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from veneer.engine.memory import memory_in_use
-from veneer.engine.peak import PeakMemory
+from veneer.engine.memory_usage import memory_in_use
+from veneer.engine.peak_memory import PeakMemory
 
 __all__ = ["free_memory", "process_memory"]
 

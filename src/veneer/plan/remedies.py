@@ -10,7 +10,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from veneer.config.schema import RunConfig, TrainConfig
-from veneer.engine.forms import FORMS, NONE
+from veneer.engine.quantization import FORMS, NONE
 from veneer.plan.memory import Memory, as_text
 
 __all__ = ["Remedy", "remedies", "verdict"]
@@ -21,7 +21,7 @@ _LEVELS: tuple[str, ...] = get_args(TrainConfig.model_fields["memory"].annotatio
 """Of ``train.memory``, from the most to the least that is kept."""
 
 _FORMS = (("torchao_int8", "bnb_int8"), ("bnb_nf4",))
-"""Of ``train.quantize``, from the most to the fewest bits; of those of as many, the nearest to the base first."""
+"""Of ``train.quantization``, from the most to the fewest bits; of those of as many, the nearest to the base first."""
 
 
 @dataclass(frozen=True)
@@ -71,13 +71,13 @@ def remedies(config: RunConfig, planner: Planner, limit: int) -> list[Remedy]:
 
 def _ladders(config: RunConfig) -> Iterator[Sequence[Changes]]:
     """Ways to take less, each from the mildest form to the strongest."""
-    train, batch = config.train, config.train.batch
-    total = batch * train.accumulate
+    train, batch = config.train, config.train.batch_size
+    total = batch * train.gradient_accumulation_steps
     smaller = [size for size in range(batch - 1, 0, -1) if total % size == 0]
-    yield [{"train.batch": size, "train.accumulate": total // size} for size in smaller]
+    yield [{"train.batch_size": size, "train.gradient_accumulation_steps": total // size} for size in smaller]
     yield [{"train.memory": level} for level in _LEVELS[_LEVELS.index(train.memory) + 1 :]]
     yield [{"train.precision": "bfloat16"}] if train.precision == "float32" else []
-    yield [{"train.quantize": form} for form in _forms()] if train.quantize == NONE else []
+    yield [{"train.quantization": form} for form in _forms()] if train.quantization == NONE else []
     ranks = [config.adapter.rank >> halvings for halvings in range(1, config.adapter.rank.bit_length())]
     yield [{"adapter.rank": rank} for rank in ranks]
     yield [{"sample.prompts": ("a picture",)}] if len(config.sample.prompts) != 1 else []

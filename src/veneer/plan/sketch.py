@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import veneer.base
-from veneer.family.base import Family, LatentDistribution, NoiseSchedule
-from veneer.family.registry import BUNDLED, detect, detect_on_hub, load_family, telling
-from veneer.family.rest import Rest
+from veneer.family.offload import Offloader
+from veneer.family.protocol import Family, LatentDistribution, NoiseSchedule
+from veneer.family.published import PUBLISHED, Published
+from veneer.family.registry import BUNDLED, detect, detect_on_hub, load_family, one_line_errors
 from veneer.family.sd import StableDiffusion
-from veneer.plan.ledger import Ledger
-from veneer.plan.published import PUBLISHED, Published
+from veneer.plan.tracer import MemoryTracer
 
 __all__ = ["DENOISERS", "published_base", "sketch", "sketch_folder"]
 
@@ -29,7 +29,7 @@ DENOISERS: Mapping[str, str] = {"flux": "transformer"}
 _CLIP_TOKENS, _T5_TOKENS = 77, 512
 
 
-def sketch(base: str, ledger: Ledger, dtype: torch.dtype) -> Family:
+def sketch(base: str, tracer: MemoryTracer, dtype: torch.dtype) -> Family:
     """Any base that ``base`` may name, from its configurations where that is enough.
 
     Args:
@@ -43,15 +43,15 @@ def sketch(base: str, ledger: Ledger, dtype: torch.dtype) -> Family:
     place = veneer.base.path() if base == BUNDLED else Path(base).expanduser()
     if place.is_dir():
         detect(place)  # refuses what is no Stable Diffusion
-        return sketch_folder(place, ledger)
+        return sketch_folder(place, tracer)
     if base in PUBLISHED:
-        return published_base(base, ledger, dtype)
+        return published_base(base, tracer, dtype)
     if not place.exists() and detect_on_hub(base):
-        return sketch_folder(base, ledger)
-    return ledger.without_numbers(load_family(base))
+        return sketch_folder(base, tracer)
+    return tracer.without_numbers(load_family(base))
 
 
-def published_base(name: str, ledger: Ledger, dtype: torch.dtype) -> Family:
+def published_base(name: str, tracer: MemoryTracer, dtype: torch.dtype) -> Family:
     """A published architecture, a key of ``PUBLISHED``, on the ledger's device.
 
     Args:
@@ -60,46 +60,46 @@ def published_base(name: str, ledger: Ledger, dtype: torch.dtype) -> Family:
         dtype: of the frozen weights of what Veneer only plans; what it trains is loaded in float32.
     """
     published = PUBLISHED[name]
-    return cast(Family, _KINDS[published.kind](published, ledger, dtype))
+    return cast(Family, _KINDS[published.kind](published, tracer, dtype))
 
 
-def sketch_folder(place: str | Path, ledger: Ledger) -> Family:
+def sketch_folder(place: str | Path, tracer: MemoryTracer) -> Family:
     """A Stable Diffusion pipeline of a folder or of the hub from its configurations; no weights are read.
 
     Raises:
         UserError: they are not whole, or do not fit together.
     """
     where = {"pretrained_model_name_or_path": str(place)}
-    with telling(str(place), "it must be complete"):
+    with one_line_errors(str(place), "it must be complete"):
         unet = UNet2DConditionModel.load_config(subfolder="unet", **where)
         vae = AutoencoderKL.load_config(subfolder="vae", **where)
         text_encoder = CLIPTextConfig.from_pretrained(str(place), subfolder="text_encoder")
         scheduler = DDIMScheduler.from_pretrained(subfolder="scheduler", **where)
-        return _assemble(ledger, unet, vae, text_encoder, scheduler)
+        return _assemble(tracer, unet, vae, text_encoder, scheduler)
 
 
-def _stable_diffusion(published: Published, ledger: Ledger, dtype: torch.dtype) -> Family:
+def _stable_diffusion(published: Published, tracer: MemoryTracer, dtype: torch.dtype) -> Family:
     text_encoder = CLIPTextConfig(**published.text_encoders[0])
     scheduler = DDIMScheduler(prediction_type=published.prediction, beta_schedule="scaled_linear")
-    return _assemble(ledger, published.denoiser, published.autoencoder, text_encoder, scheduler)
+    return _assemble(tracer, published.denoiser, published.autoencoder, text_encoder, scheduler)
 
 
-def _assemble(ledger: Ledger, unet: Any, vae: Any, text_encoder: Any, scheduler: Any) -> Family:
+def _assemble(tracer: MemoryTracer, unet: Any, vae: Any, text_encoder: Any, scheduler: Any) -> Family:
     """Stable Diffusion's own family over parts without numbers, in float32 as every base is loaded."""
     parts = SimpleNamespace(
-        unet=_made(ledger, torch.float32, lambda: UNet2DConditionModel.from_config(unet)),
-        vae=_made(ledger, torch.float32, lambda: AutoencoderKL.from_config(vae)),
-        text_encoder=_made(ledger, torch.float32, lambda: CLIPTextModel(text_encoder)),
+        unet=_made(tracer, torch.float32, lambda: UNet2DConditionModel.from_config(unet)),
+        vae=_made(tracer, torch.float32, lambda: AutoencoderKL.from_config(vae)),
+        text_encoder=_made(tracer, torch.float32, lambda: CLIPTextModel(text_encoder)),
         tokenizer=_Tokens(text_encoder.max_position_embeddings),
-        scheduler=ledger.without_numbers(scheduler),
+        scheduler=tracer.without_numbers(scheduler),
     )
     return StableDiffusion(cast(Any, parts))
 
 
-def _made(ledger: Ledger, dtype: torch.dtype, make: Callable[[], nn.Module]) -> Any:
+def _made(tracer: MemoryTracer, dtype: torch.dtype, make: Callable[[], nn.Module]) -> Any:
     with torch.device("meta"):
         module = make()
-    return ledger.furnish(module.eval(), dtype)
+    return tracer.furnish(module.eval(), dtype)
 
 
 class _Tokens:
@@ -132,16 +132,16 @@ class _Planned:
     def __init__(
         self,
         published: Published,
-        ledger: Ledger,
+        tracer: MemoryTracer,
         dtype: torch.dtype,
         denoiser: Any,
         text_encoders: Sequence[tuple[Any, Any]],
     ) -> None:
         self._dtype = dtype
-        self._denoiser = _made(ledger, dtype, lambda: denoiser.from_config(published.denoiser))
-        self._vae = _made(ledger, dtype, lambda: AutoencoderKL.from_config(published.autoencoder))
+        self._denoiser = _made(tracer, dtype, lambda: denoiser.from_config(published.denoiser))
+        self._vae = _made(tracer, dtype, lambda: AutoencoderKL.from_config(published.autoencoder))
         self._text_encoders = [
-            _made(ledger, dtype, partial(made, config(**of)))
+            _made(tracer, dtype, partial(made, config(**of)))
             for (made, config), of in zip(text_encoders, published.text_encoders, strict=True)
         ]
         names = ("text_encoder", "text_encoder_2")
@@ -151,7 +151,7 @@ class _Planned:
         }
         prediction = cast(Literal["epsilon", "v_prediction", "sample"], published.prediction)
         texts = nn.ModuleList(self._text_encoders)
-        self._rest = Rest({"autoencoder": self._vae, "text_encoder": texts}, None)
+        self._rest = Offloader({"autoencoder": self._vae, "text_encoder": texts}, None)
         self.noise = NoiseSchedule(torch.linspace(0.999, 0.001, 1000), prediction)
         self.resolution = published.resolution
         self.multiple = 16
@@ -188,9 +188,9 @@ class _StableDiffusionXL(_Planned):
 
     name = "sdxl"
 
-    def __init__(self, published: Published, ledger: Ledger, dtype: torch.dtype) -> None:
+    def __init__(self, published: Published, tracer: MemoryTracer, dtype: torch.dtype) -> None:
         encoders = ((CLIPTextModel, CLIPTextConfig), (CLIPTextModelWithProjection, CLIPTextConfig))
-        super().__init__(published, ledger, dtype, UNet2DConditionModel, encoders)
+        super().__init__(published, tracer, dtype, UNet2DConditionModel, encoders)
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Both encoders' states before the last layer, side by side, (B, 77, 2048)."""
@@ -216,9 +216,9 @@ class _Flux(_Planned):
 
     name = "flux"
 
-    def __init__(self, published: Published, ledger: Ledger, dtype: torch.dtype) -> None:
+    def __init__(self, published: Published, tracer: MemoryTracer, dtype: torch.dtype) -> None:
         encoders = ((CLIPTextModel, CLIPTextConfig), (T5EncoderModel, T5Config))
-        super().__init__(published, ledger, dtype, FluxTransformer2DModel, encoders)
+        super().__init__(published, tracer, dtype, FluxTransformer2DModel, encoders)
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """T5's states, (B, 512, 4096); CLIP's one vector a caption is computed and left out, as it holds little."""
@@ -243,7 +243,7 @@ class _Flux(_Planned):
         return nn.functional.pixel_shuffle(sample.reshape(batch, -1, height // 2, width // 2), 2)
 
 
-_KINDS: Mapping[str, Callable[[Published, Ledger, torch.dtype], Any]] = {
+_KINDS: Mapping[str, Callable[[Published, MemoryTracer, torch.dtype], Any]] = {
     "StableDiffusionPipeline": _stable_diffusion,
     "StableDiffusionXLPipeline": _StableDiffusionXL,
     "FluxPipeline": _Flux,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from veneer.evaluate.figures import Evaluated, Score
-from veneer.run.failing import Failed
-from veneer.run.keeping import Checkpointed
-from veneer.run.memory import MemoryTaken
+from veneer.evaluate.results import Evaluated, Score
+from veneer.run.checkpoints import Checkpointed
+from veneer.run.faults import Failed
+from veneer.run.memory_usage import MemoryTaken
 from veneer.run.resume import Resumed
 from veneer.run.sampling import Sampled
-from veneer.run.selecting import BestKept, EarlyStopped
+from veneer.run.session import PriorPainting, Saved, Surveyed
 from veneer.run.tracking import Tracked
-from veneer.run.training import PriorPainting, Saved, Surveyed
+from veneer.run.validation import BestKept, EarlyStopped
 from veneer.train.events import (
     CheckpointDue,
     EvaluationDue,

@@ -13,8 +13,10 @@ from types import MappingProxyType
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from veneer.config.load import load_config
 from veneer.errors import UserError
-from veneer.evaluate.figures import EVALUATION
+from veneer.evaluate.results import EVALUATION
+from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
 from veneer.weights.checkpoint import checkpoints_in, clear_checkpoints
 from veneer.weights.file import FILE_NAME
@@ -34,6 +36,7 @@ __all__ = [
     "SHEET",
     "TENSORBOARD",
     "TIMELAPSE",
+    "base_beside",
     "claim",
     "clear",
     "clear_samples",
@@ -60,7 +63,7 @@ SHEET = "sheet.png"
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's event files."""
 BEST = "best.safetensors"
-"""The adapter with the lowest held-out loss of those that ``evaluate.every`` asked for."""
+"""The adapter with the lowest held-out loss of those that ``validation.every`` asked for."""
 COPYING = "copying.png"
 """Painted pictures and the training pictures nearest to them."""
 EVALUATED = "evaluation"
@@ -93,6 +96,12 @@ def config_beside(file: Path) -> Path:
     return (file if file.is_dir() else file.parent) / CONFIG
 
 
+def base_beside(file: Path) -> str:
+    """Name the base of the run that an adapter lies in; the bundled one where there is no configuration."""
+    config = config_beside(file)
+    return load_config(config).base if config.is_file() else BUNDLED
+
+
 def claim(folder: Path, *, overwrite: bool = False) -> None:
     """Take a folder for a run that starts from nothing.
 
@@ -103,7 +112,9 @@ def claim(folder: Path, *, overwrite: bool = False) -> None:
         return
     if (folder / FILE_NAME).exists():
         raise UserError(
-            f"already holds a result, {FILE_NAME}", where=folder, remedy="choose another output=FOLDER, or --overwrite"
+            f"already holds a result, {FILE_NAME}",
+            where=folder,
+            remedy="choose another output.dir=FOLDER, or --overwrite",
         )
     if checkpoints_in(folder / CHECKPOINTS):
         remedy = "--resume goes on with it, --overwrite starts over"

@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from veneer import __version__
-from veneer.config.essence import config_hash
+from veneer.config.fingerprint import config_hash
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset, read_prior
-from veneer.family.base import Family
 from veneer.family.fingerprint import fingerprint, settings_hash
+from veneer.family.protocol import Family
 from veneer.weights.checkpoint import Origin
 
 __all__ = [
@@ -74,7 +74,7 @@ class Identity:
         told = {
             "veneer.version": __version__,
             BASE_NAME: Path(config.base).name,
-            "veneer.steps": str(config.train.steps),
+            "veneer.steps": str(config.train.max_steps),
             "veneer.seed": str(config.seed),
             CONFIG_HASH: config_hash(config),
             SETTINGS_HASH: settings_hash(self.settings),

@@ -31,7 +31,7 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         what = f"is in use by another run ({_holder(path)})"
-        raise UserError(what, where=folder, remedy="wait for it, or choose another output=FOLDER") from None
+        raise UserError(what, where=folder, remedy="wait for it, or choose another output.dir=FOLDER") from None
     except OSError as error:
         raise UserError(f"cannot be locked: {error.strerror or error}", where=path) from error
     try:

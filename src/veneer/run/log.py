@@ -18,10 +18,10 @@ from typing import Any
 from veneer.files import atomic_write
 from veneer.train.events import Warned
 
-__all__ = ["EventLog", "Teller", "cut_log", "events_in"]
+__all__ = ["EventBus", "EventLog", "cut_log", "events_in"]
 
 
-class Teller:
+class EventBus:
     """Tells a listener each event of a run, and its log as well: what comes before the log is open comes first in it.
 
     Args:
@@ -30,8 +30,8 @@ class Teller:
     Listeners that are added are told after those two, and of what comes from then on.
     """
 
-    def __init__(self, listen: Callable[[object], None]) -> None:
-        self._listen = listen
+    def __init__(self, callback: Callable[[object], None]) -> None:
+        self._callback = callback
         self._added: list[Callable[[object], None]] = []
         self._early: list[object] = []
         self._log: EventLog | None = None
@@ -50,14 +50,14 @@ class Teller:
         """Tell one event."""
         if self._log is None:
             self._early.append(event)
-            self._listen(event)
+            self._callback(event)
             return
         before = self._log.fault
         self._log(event)
-        for listen in (self._listen, *self._added):
-            listen(event)
+        for callback in (self._callback, *self._added):
+            callback(event)
         if self._log.fault is not before:
-            self._listen(Warned(f"the log is not whole, for an event could not be written: {self._log.fault}"))
+            self._callback(Warned(f"the log is not whole, for an event could not be written: {self._log.fault}"))
 
 
 class EventLog:

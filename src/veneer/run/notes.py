@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset, enlarged
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 
 __all__ = ["notes_on"]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from veneer import __version__
-from veneer.config.essence import differences, essence
+from veneer.config.fingerprint import differences, training_settings
 from veneer.config.keys import known_keys, nearest
 from veneer.config.load import build_config
 from veneer.errors import UserError
@@ -57,7 +57,7 @@ class Resumed:
 
 
 def find_start(
-    folder: Path, resume: Resume | None, overwrite: bool, tell: Callable[[object], None]
+    folder: Path, resume: Resume | None, overwrite: bool, emit: Callable[[object], None]
 ) -> Checkpoint | None:
     """The checkpoint that a run starts from; None: it starts from nothing.
 
@@ -75,20 +75,20 @@ def find_start(
     if resume is None:
         claim(folder, overwrite=overwrite)
         return None
-    return _newest(folder, tell) if resume.path is None else _named(resume.path, folder)
+    return _newest(folder, emit) if resume.path is None else _named(resume.path, folder)
 
 
-def _newest(folder: Path, tell: Callable[[object], None]) -> Checkpoint | None:
+def _newest(folder: Path, emit: Callable[[object], None]) -> Checkpoint | None:
     found, faults = newest_checkpoint(folder / CHECKPOINTS)
     if found is None and faults:
         # whoever has lost all checkpoints should say so that the run starts over
         what = f"none of its {len(faults)} checkpoints is whole; the newest: {faults[0]}"
         raise UserError(what, where=folder, remedy="--overwrite starts over")
     for fault in faults:
-        tell(Warned(f"a checkpoint is passed over: {fault}"))
+        emit(Warned(f"a checkpoint is passed over: {fault}"))
     if found is None:
         claim(folder)
-        tell(Warned(f"no checkpoint in {folder} yet, so the run starts from its beginning"))
+        emit(Warned(f"no checkpoint in {folder} yet, so the run starts from its beginning"))
     return found
 
 
@@ -100,22 +100,22 @@ def _named(path: Path, folder: Path) -> Checkpoint:
         return found
     newest, _ = newest_checkpoint(folder / CHECKPOINTS)
     if newest is not None and newest.step > found.step:
-        remedy = "choose another output=FOLDER to branch off, or remove what is newer"
+        remedy = "choose another output.dir=FOLDER to branch off, or remove what is newer"
         raise UserError(f"is not the newest checkpoint, which is {newest.path.name}", where=path, remedy=remedy)
     return found
 
 
-def check_same(start: Checkpoint, run: Identity, allow: tuple[str, ...], tell: Callable[[object], None]) -> None:
+def check_same(start: Checkpoint, run: Identity, allow: tuple[str, ...], emit: Callable[[object], None]) -> None:
     """See that a checkpoint's run and this one end in the same bits.
 
     Raises:
         UserError: they would not; each difference is named.
     """
-    steps = run.config.train.steps
+    steps = run.config.train.max_steps
     if steps < start.step:
-        raise UserError(f"{start.step} steps are done, and train.steps is {steps}", where=start.path)
-    old = essence(build_config(start.origin.config, str(start.path)))
-    changed = {**differences(old, essence(run.config)), **differences(start.origin.hashes, run.hashes)}
+        raise UserError(f"{start.step} steps are done, and train.max_steps is {steps}", where=start.path)
+    old = training_settings(build_config(start.origin.config, str(start.path)))
+    changed = {**differences(old, training_settings(run.config)), **differences(start.origin.hashes, run.hashes)}
     if start.origin.settings is not None:
         own = differences(start.origin.settings, run.settings)
         changed |= {f"{BASE}.{name}": values for name, values in own.items()}
@@ -127,21 +127,21 @@ def check_same(start: Checkpoint, run: Identity, allow: tuple[str, ...], tell: C
         raise UserError(f"the run has changed since then: {named}", where=start.path, remedy=remedy)
     if start.origin.version != __version__:
         versions = f"{start.origin.version}, this is {__version__}"
-        tell(Warned(f"the checkpoint is by Veneer {versions}; another release may end in other bits"))
+        emit(Warned(f"the checkpoint is by Veneer {versions}; another release may end in other bits"))
     if start.origin.settings is None:
-        tell(Warned("the checkpoint does not tell the settings of its base, such as its scheduler's; none is compared"))
+        emit(Warned("the checkpoint does not tell the settings of its base, such as its scheduler's; none is compared"))
     threads, here = start.origin.threads, run.origin.threads
     if threads is not None and threads != here:
         numbers = f"{threads} threads a process, here are {here}"
-        tell(Warned(f"the checkpoint was made with {numbers}, which may end in other bits; see OMP_NUM_THREADS"))
+        emit(Warned(f"the checkpoint was made with {numbers}, which may end in other bits; see OMP_NUM_THREADS"))
 
 
 def _is_free(key: str, values: tuple[Any, Any], run: Identity) -> bool:
     """Whether a change leaves the steps that are done as they would have been with the new value all along."""
-    if key == "train.steps":
+    if key == "train.max_steps":
         # which pictures a step sees and its noise are keyed by the step alone. A schedule that falls towards the last
         # step is not: with another length, each rate so far would have been another
-        return run.config.train.schedule == "constant"
+        return run.config.train.lr_scheduler == "constant"
     # a run that stops at the first step that is not finite has had none yet that skipping could have changed
     return key == "train.on_nonfinite" and values == ("stop", "skip")
 

@@ -13,15 +13,15 @@ from PIL import Image
 
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
-from veneer.family.base import Family
-from veneer.run.compare import paint
+from veneer.family.protocol import Family
+from veneer.run.comparison import paint
 from veneer.run.folder import SAMPLES, TIMELAPSE, sheets_in, write_picture
 from veneer.run.sheets import note_in, pictures_in, write_sheet
 from veneer.sample.sheet import fitted, sheet
 from veneer.sample.timelapse import evenly, timelapse
 from veneer.train.events import Warned
 
-__all__ = ["Painter", "Sampled"]
+__all__ = ["SampleWriter", "Sampled"]
 
 _COLUMNS = 12  # of the strip; with 128 pixels a picture it is 1,768 wide
 _SMALL, _LARGE = 128, 256  # side of a picture on a sheet, in pixels
@@ -42,7 +42,7 @@ class Sampled:
     timelapse: Path
 
 
-class Painter:
+class SampleWriter:
     """Paints a run's sample sheets, the same prompts from the same seeds each time.
 
     What finds no room on the disk is not worth the run: it is told, and the run goes on.
@@ -55,22 +55,22 @@ class Painter:
     """
 
     def __init__(
-        self, family: Family, config: RunConfig, prompts: tuple[str, ...], tell: Callable[[object], None]
+        self, family: Family, config: RunConfig, prompts: tuple[str, ...], emit: Callable[[object], None]
     ) -> None:
-        self._family, self._config, self._prompts, self._tell = family, config, prompts, tell
+        self._family, self._config, self._prompts, self._emit = family, config, prompts, emit
         self._cell = min(max(family.resolution, _SMALL), _LARGE)
         self._read: dict[int, list[Image.Image]] = {}  # the strip's columns by step, so that no sheet is read twice
 
     def paint(self, step: int) -> None:
         """Paint the sheet of a step, and bring the strip up to date."""
         pictures = paint(self._family, self._prompts, self._config)
-        path = self._config.output / SAMPLES / f"step-{step:09d}.png"
+        path = self._config.output.dir / SAMPLES / f"step-{step:09d}.png"
         page = sheet([[picture] for picture in pictures], labels=self._prompts, cell=self._cell)
         try:
             write_sheet(page, path, self._note())
-            self._tell(Sampled(step, path, self._write_strip()))
+            self._emit(Sampled(step, path, self._write_strip()))
         except UserError as fault:
-            self._tell(Warned(f"no samples of step {step}: {fault}"))
+            self._emit(Warned(f"no samples of step {step}: {fault}"))
 
     def rebuild(self) -> None:
         """Make the strip of the sheets that an earlier process left, if there are any."""
@@ -78,17 +78,19 @@ class Painter:
             if self._kept():
                 self._write_strip()
         except UserError as fault:
-            self._tell(Warned(f"no strip of the samples so far: {fault}"))
+            self._emit(Warned(f"no strip of the samples so far: {fault}"))
 
     def _write_strip(self) -> Path:
         kept = self._kept()
         columns = {step: self._read.get(step) or _column(kept[step]) for step in evenly(list(kept), _COLUMNS)}
         self._read = {step: column for step, column in columns.items() if column}
-        return write_picture(timelapse(self._read, self._prompts), self._config.output / SAMPLES / TIMELAPSE)
+        return write_picture(timelapse(self._read, self._prompts), self._config.output.dir / SAMPLES / TIMELAPSE)
 
     def _kept(self) -> dict[int, Path]:
         """The sheets that were painted as this run paints: after a change of prompts the strip begins anew."""
-        return {step: path for step, path in sheets_in(self._config.output).items() if note_in(path) == self._note()}
+        return {
+            step: path for step, path in sheets_in(self._config.output.dir).items() if note_in(path) == self._note()
+        }
 
     def _note(self) -> dict[str, Any]:
         sample = self._config.sample

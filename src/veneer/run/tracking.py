@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 
 from veneer import __version__
-from veneer.config.essence import essence
-from veneer.engine.memory import memory_in_use
-from veneer.evaluate.figures import Evaluated, Score
-from veneer.run.earlier import Earlier
+from veneer.config.fingerprint import training_settings
+from veneer.engine.memory_usage import memory_in_use
+from veneer.evaluate.results import Evaluated, Score
+from veneer.run.history import Earlier
 from veneer.run.identity import Identity
 from veneer.run.sampling import Sampled
-from veneer.run.smooth import Smooth
+from veneer.run.smoothing import Smooth
 from veneer.run.trackers import TRACKERS, Place, Tracker, trackers_of
 from veneer.train.events import Planned, StepDone, Warned
 
@@ -55,8 +55,8 @@ class Tracking:
         tell: is told of each tracker, and of each that fails.
     """
 
-    def __init__(self, run: Identity, earlier: Earlier, tell: Callable[[object], None]) -> None:
-        self._config, self._earlier, self._tell = run.config, earlier, tell
+    def __init__(self, run: Identity, earlier: Earlier, emit: Callable[[object], None]) -> None:
+        self._config, self._earlier, self._emit = run.config, earlier, emit
         self._steps_sha256 = _steps_hash(run)
         self._smooth = Smooth(earlier.losses)
         self._trackers: dict[str, Tracker] = {}
@@ -93,18 +93,20 @@ class Tracking:
             try:
                 tracker = TRACKERS[name](place)
             except Exception as fault:  # of somebody else's code, for reasons that only it knows
-                self._tell(Warned(f"{name} is told nothing of this run: {_in_a_line(fault)}"))
+                self._emit(Warned(f"{name} is told nothing of this run: {_in_a_line(fault)}"))
             else:
                 self._trackers[name] = tracker
-                self._tell(Tracked(name, place.run, self._steps_sha256, tracker.shown_by))
+                self._emit(Tracked(name, place.run, self._steps_sha256, tracker.shown_by))
 
     def _place(self, tracker: str, start: int) -> Place:
         """Where a tracker's points go: into the earlier process' run if this is the same one, else into a new one."""
         config = self._config
-        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.output.resolve().name)[:64]  # what any tracker takes as an id
+        plain = re.sub(r"[^A-Za-z0-9_.-]+", "-", config.output.dir.resolve().name)[
+            :64
+        ]  # what any tracker takes as an id
         name = f"{plain}-{secrets.token_hex(4)}"
         settings = config.model_dump(mode="json") | {"veneer": __version__}
-        place = Place(config.output, config.tracking.project, name, settings, start)
+        place = Place(config.output.dir, config.tracking.project, name, settings, start)
         if not self._goes_on(tracker):
             return place
         return replace(place, run=self._earlier.tracked[tracker]["run"], told=max(start, self._earlier.told))
@@ -125,7 +127,7 @@ class Tracking:
                 do(self._trackers[name])
             except Exception as fault:  # as above
                 del self._trackers[name]
-                self._tell(Warned(f"{name} is told nothing more of this run: {_in_a_line(fault)}"))
+                self._emit(Warned(f"{name} is told nothing more of this run: {_in_a_line(fault)}"))
 
 
 def figures_of(event: StepDone, smoothed: float) -> dict[str, float]:
@@ -156,10 +158,10 @@ def _memory() -> Mapping[str, float | None]:
 
 def _steps_hash(run: Identity) -> str:
     """The same for a run that is resumed, also if it may do now what leaves the steps that are done as they are."""
-    settings = essence(run.config)
+    settings = training_settings(run.config)
     del settings["train.on_nonfinite"]
-    if run.config.train.schedule == "constant":
-        del settings["train.steps"]
+    if run.config.train.lr_scheduler == "constant":
+        del settings["train.max_steps"]
     text = json.dumps([settings, dict(run.hashes)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from veneer.engine.batched import AdapterBank, Row
 from veneer.errors import UserError
-from veneer.family.base import Family
+from veneer.family.protocol import Family
 
 __all__ = ["generate", "generate_each"]
 

@@ -90,7 +90,7 @@ class Warned:
 
 @dataclass(frozen=True)
 class Finished:
-    """Last event: the trained adapter, or with ``train.ema`` its average; detached float32 copies on the CPU."""
+    """Last event: the trained adapter, or with ``train.ema_decay`` its average; detached float32 copies on the CPU."""
 
     step: int
     factors: Factors = field(repr=False)

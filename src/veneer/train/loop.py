@@ -9,19 +9,21 @@ from types import MappingProxyType
 from torch import Tensor
 
 from veneer.adapter.inject import inject
+from veneer.adapter.spec import specs_of
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
-from veneer.engine.levels import prepare
-from veneer.engine.precision import Precision, device_of, precision_of
-from veneer.engine.processes import ALONE, Processes
+from veneer.engine.memory_levels import prepare
+from veneer.engine.precision import Precision, precision_of
 from veneer.engine.quantized import check_form
 from veneer.errors import UserError
-from veneer.family.base import Family
 from veneer.family.cache import Encoder, store_of
+from veneer.family.protocol import Family, device_of
 from veneer.objective.loss import Objective
-from veneer.plan.account import Plan, account, specs_of
-from veneer.train.average import Average
+from veneer.plan.account import Plan, account
+from veneer.train.batches import BatchBuilder
+from veneer.train.distributed import ALONE, ProcessGroup
+from veneer.train.ema import ExponentialMovingAverage
 from veneer.train.events import (
     CheckpointDue,
     EvaluationDue,
@@ -33,10 +35,9 @@ from veneer.train.events import (
     Stopped,
     Warned,
 )
-from veneer.train.feed import Feed
 from veneer.train.optim import optimizer_for, rate_factor, set_rates
 from veneer.train.state import restore, snapshot
-from veneer.train.step import Learner, train_step
+from veneer.train.step import StepContext, train_step
 
 __all__ = ["Trainer", "train"]
 
@@ -86,22 +87,22 @@ class Trainer:
         steps_done: where ``run`` goes on.
     """
 
-    def __init__(self, config: RunConfig, family: Family, dataset: Dataset, processes: Processes = ALONE) -> None:
+    def __init__(self, config: RunConfig, family: Family, dataset: Dataset, processes: ProcessGroup = ALONE) -> None:
         processes.check_split(config.train)
         precision = precision_of(config.train.precision, device_of(family))
         self._config, self._family, self.steps_done, self.processes = config, family, 0, processes
         self._asked_to_stop = self._stopping = False
-        self._last_step = config.train.steps
+        self._last_step = config.train.max_steps
         self._idle = _idle(config)
         self._objective = Objective.from_config(config.objective, family.noise)
-        check_form({prefix: family.networks[prefix] for prefix in specs_of(config.adapter)}, config.train.quantize)
+        check_form({prefix: family.networks[prefix] for prefix in specs_of(config.adapter)}, config.train.quantization)
         self.feed = _feed(config, family, dataset, self._objective, processes)
         with ExitStack() as undoing:
             self.injection = inject(family.networks, specs_of(config.adapter), config.seed)
             undoing.callback(self.injection.eject)
             self._parameters = dict(self.injection.named_parameters())
-            self.average = Average(self._parameters, config.train.ema)
-            self.learner = self._make_learner(precision)
+            self.average = ExponentialMovingAverage(self._parameters, config.train.ema_decay)
+            self.context = self._make_context(precision)
             for network in family.networks.values():
                 undoing.callback(prepare(network, config.train.memory).undo)
             self._undoing = undoing.pop_all()
@@ -114,7 +115,7 @@ class Trainer:
             plan: what ``Planned`` tells; None: the adapter is counted, no more.
         """
         plan = account(self._family.networks, self.injection, metadata) if plan is None else plan
-        yield Planned(plan, self.steps_done, self._config.train.steps)
+        yield Planned(plan, self.steps_done, self._config.train.max_steps)
         if self.steps_done == 0 and self._config.sample.every > 0:
             yield SampleDue(0)
         self._encode_ahead()
@@ -124,9 +125,9 @@ class Trainer:
         yield from self._end()
 
     def _step(self) -> Generator[Event, None, None]:
-        rates = set_rates(self.learner.optimizer, rate_factor(self._config.train, self.steps_done))
+        rates = set_rates(self.context.optimizer, rate_factor(self._config.train, self.steps_done))
         self.relieve()
-        result = train_step(self.learner, self.steps_done, self.feed.micros(self.steps_done))
+        result = train_step(self.context, self.steps_done, self.feed.micros(self.steps_done))
         self.steps_done += 1
         if result.skipped is None:
             self.average.update(self.steps_done)
@@ -139,7 +140,7 @@ class Trainer:
         if _is_due(self._config.sample.every, self.steps_done):
             with self.average.in_place():
                 yield SampleDue(self.steps_done)
-        if _is_due(self._config.evaluate.every, self.steps_done, last=self._config.train.steps):
+        if _is_due(self._config.validation.every, self.steps_done, last=self._config.train.max_steps):
             with self.average.in_place():
                 yield EvaluationDue(self.steps_done)
         if _is_due(self._config.train.checkpoint_every, self.steps_done, last=self._last_step):
@@ -158,7 +159,7 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All that another trainer of the same config needs to go on to the same bits, fit for safetensors."""
-        state = snapshot(self._parameters, self.learner.optimizer, self.learner.scaler, self.steps_done)
+        state = snapshot(self._parameters, self.context.optimizer, self.context.scaler, self.steps_done)
         return state | self.average.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
@@ -168,7 +169,7 @@ class Trainer:
             UserError: it is of another adapter or precision; nothing has been changed then.
         """
         self.average.check(state)
-        self.steps_done = restore(state, self._parameters, self.learner.optimizer, self.learner.scaler)
+        self.steps_done = restore(state, self._parameters, self.context.optimizer, self.context.scaler)
         self.average.load(state)
 
     def relieve(self) -> None:
@@ -189,7 +190,7 @@ class Trainer:
                 encode()
 
     def _stops(self) -> bool:
-        self._stopping = any(self.processes.meet(self._asked_to_stop))
+        self._stopping = any(self.processes.all_gather(self._asked_to_stop))
         return self._stopping
 
     def _end(self) -> Iterator[Event]:
@@ -201,10 +202,10 @@ class Trainer:
                 factors = self.injection.factors()
             yield Finished(self.steps_done, factors)
 
-    def _make_learner(self, precision: Precision) -> Learner:
+    def _make_context(self, precision: Precision) -> StepContext:
         config, family = self._config, self._family
         groups = {prefix: self.injection.by_network(prefix) for prefix in specs_of(config.adapter)}
-        return Learner(
+        return StepContext(
             networks=family.networks,
             predict=family.predict,
             encode_text=family.encode_text,
@@ -233,14 +234,16 @@ def _is_due(every: int, step: int, last: int | None = None) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def _feed(config: RunConfig, family: Family, dataset: Dataset, objective: Objective, processes: Processes) -> Feed:
+def _feed(
+    config: RunConfig, family: Family, dataset: Dataset, objective: Objective, processes: ProcessGroup
+) -> BatchBuilder:
     resolution = config.data.resolution or family.resolution
     if resolution % family.multiple:
         near = max(1, round(resolution / family.multiple)) * family.multiple
         what = f"{resolution} is not a multiple of {family.multiple}, which the base needs"
         raise UserError(what, where="data.resolution", remedy=f"use {near}")
     encoder = Encoder(family, config.data, resolution, config.seed, store_of(config, family))
-    return Feed(config, objective, encoder, dataset.train, _prior(config), device_of(family), processes)
+    return BatchBuilder(config, objective, encoder, dataset.train, _prior(config), device_of(family), processes)
 
 
 def _prior(config: RunConfig) -> Manifest | None:
@@ -249,6 +252,6 @@ def _prior(config: RunConfig) -> Manifest | None:
         return None
     manifest = read_prior(config)
     if not manifest.samples:
-        where = config.data.prior.path or config.output / "prior"
+        where = config.data.prior.path or config.output.dir / "prior"
         raise UserError("no picture of the class is here", where=where, remedy="let the base paint some first")
     return manifest

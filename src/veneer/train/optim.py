@@ -50,18 +50,18 @@ def rate_factor(config: TrainConfig, step: int) -> float:
     """What the rate is multiplied with in ``step``, which counts from 0.
 
     It is step/warmup in the warm-up, so the first step's update is zero while its moments are kept, and falls towards
-    zero at ``config.steps``, the first step not done; as ``diffusers.optimization`` has it.
+    zero at ``config.max_steps``, the first step not done; as ``diffusers.optimization`` has it.
     """
-    if step < config.warmup:
-        return step / config.warmup
-    return SCHEDULES[config.schedule]((step - config.warmup) / (config.steps - config.warmup))
+    if step < config.warmup_steps:
+        return step / config.warmup_steps
+    return SCHEDULES[config.lr_scheduler]((step - config.warmup_steps) / (config.max_steps - config.warmup_steps))
 
 
 def network_rates(config: RunConfig) -> dict[str, float]:
     """Learning rate of each network's adapter, by the network's prefix."""
     text_encoder = config.adapter.text_encoder
-    rates = {"unet": config.train.optimizer.rate}
-    return rates if text_encoder is None else rates | {"text_encoder": text_encoder.rate}
+    rates = {"unet": config.train.learning_rate}
+    return rates if text_encoder is None else rates | {"text_encoder": text_encoder.learning_rate}
 
 
 def optimizer_for(config: RunConfig, parameters: Mapping[str, Iterable[nn.Parameter]]) -> torch.optim.Optimizer:

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from veneer.data.manifest import Sample
 from veneer.engine.precision import Precision
-from veneer.engine.processes import GradientSum, Processes
 from veneer.errors import UserError
-from veneer.keyed import key
 from veneer.objective.loss import Objective, Predict
+from veneer.rng import key
+from veneer.train.distributed import GradientSum, ProcessGroup
 
-__all__ = ["Learner", "MicroBatch", "NonFinite", "Shown", "StepResult", "train_step"]
+__all__ = ["MicroBatch", "NonFinite", "Shown", "StepContext", "StepResult", "train_step"]
 
 
 class Shown(NamedTuple):
@@ -53,11 +53,11 @@ class NonFinite(UserError):
         super().__init__(
             f"the {what} is not finite, with {named}",
             where=f"step {step}",
-            remedy="lower train.optimizer.rate, use float32 as train.precision, or skip such steps with "
+            remedy="lower train.learning_rate, use float32 as train.precision, or skip such steps with "
             "train.on_nonfinite=skip" + (f"; {kept}" if kept else ""),
         )
 
-    def telling(self, kept: str) -> NonFinite:
+    def with_note(self, kept: str) -> NonFinite:
         """The same, with a word about what of the run is kept."""
         return NonFinite(*self._arguments, kept)
 
@@ -86,7 +86,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Learner:
+class StepContext:
     """What learns, and how.
 
     Attributes:
@@ -115,7 +115,7 @@ class Learner:
     max_grad_norm: float | None
     seed: int
     skips_nonfinite: bool
-    processes: Processes
+    processes: ProcessGroup
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class StepResult:
     skipped: str | None
 
 
-def train_step(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> StepResult:
+def train_step(context: StepContext, step: int, micros: Sequence[MicroBatch]) -> StepResult:
     """Change the adapter once, by the gradient of the weighted mean over all the micro-batches' pictures.
 
     Args:
@@ -149,26 +149,26 @@ def train_step(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> Ste
             optimiser are as they were.
     """
     try:
-        return _update(learner, step, micros)
+        return _update(context, step, micros)
     except NonFinite as fault:
-        learner.optimizer.zero_grad(set_to_none=True)
-        if not learner.skips_nonfinite:
+        context.optimizer.zero_grad(set_to_none=True)
+        if not context.skips_nonfinite:
             raise
         return StepResult(math.nan, None, math.nan, skipped=fault.what)
 
 
-def _update(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> StepResult:
-    learner.optimizer.zero_grad(set_to_none=True)
-    with _training(learner.networks):
-        losses = _backward_all(learner, step, micros)
-    learner.scaler.unscale_(learner.optimizer)
-    norm = _clip(learner.parameters, learner.max_grad_norm)
+def _update(context: StepContext, step: int, micros: Sequence[MicroBatch]) -> StepResult:
+    context.optimizer.zero_grad(set_to_none=True)
+    with _training(context.networks):
+        losses = _backward_all(context, step, micros)
+    context.scaler.unscale_(context.optimizer)
+    norm = _clip(context.parameters, context.max_grad_norm)
     overflowed = not math.isfinite(norm)
-    if overflowed and not learner.scaler.is_enabled():
-        raise NonFinite("gradient", step + 1, _all_pictures(learner, micros))
-    learner.scaler.step(learner.optimizer)  # skips the update by itself where float16 overflowed
-    learner.scaler.update()
-    learner.optimizer.zero_grad(set_to_none=True)
+    if overflowed and not context.scaler.is_enabled():
+        raise NonFinite("gradient", step + 1, _all_pictures(context, micros))
+    context.scaler.step(context.optimizer)  # skips the update by itself where float16 overflowed
+    context.scaler.update()
+    context.optimizer.zero_grad(set_to_none=True)
     return _result(losses, norm, overflowed)
 
 
@@ -184,15 +184,15 @@ def _training(networks: Mapping[str, nn.Module]) -> Iterator[None]:
             network.eval()
 
 
-def _backward_all(learner: Learner, step: int, micros: Sequence[MicroBatch]) -> list[_Losses]:
+def _backward_all(context: StepContext, step: int, micros: Sequence[MicroBatch]) -> list[_Losses]:
     """Sum the gradients of all processes' micro-batches in their order; return all their losses, in that order too."""
     losses: list[_Losses] = []
-    gradients = GradientSum(learner.parameters, learner.processes)
+    gradients = GradientSum(context.parameters, context.processes)
     for micro in micros:
-        place = len(losses) + learner.processes.rank
-        own = _backward(learner, step, place, micro)
-        with learner.processes.undisturbed():
-            told = [_Losses(**word) for word in learner.processes.meet(vars(own))]
+        place = len(losses) + context.processes.rank
+        own = _backward(context, step, place, micro)
+        with context.processes.undisturbed():
+            told = [_Losses(**word) for word in context.processes.all_gather(vars(own))]
             broken = next((each.broken for each in told if each.broken), None)
             if broken is not None:
                 raise NonFinite("loss", step + 1, [Shown(*picture) for picture in broken])
@@ -217,19 +217,19 @@ class _Losses:
     broken: list[Any]
 
 
-def _backward(learner: Learner, step: int, place: int, micro: MicroBatch) -> _Losses:
+def _backward(context: StepContext, step: int, place: int, micro: MicroBatch) -> _Losses:
     """Add one micro-batch's gradients, unless a loss is not finite."""
     with (
-        _keyed_dropout(micro.latent_BCHW.device, key(learner.seed, step, place, "dropout")),
-        learner.precision.autocast(),
+        _keyed_dropout(micro.latent_BCHW.device, key(context.seed, step, place, "dropout")),
+        context.precision.autocast(),
     ):
-        loss_B = learner.objective.loss_B(
-            learner.predict, micro.latent_BCHW, micro.noise_BCHW, micro.timestep_idx_B, _conditioning(learner, micro)
+        loss_B = context.objective.loss_B(
+            context.predict, micro.latent_BCHW, micro.noise_BCHW, micro.timestep_idx_B, _conditioning(context, micro)
         )
     losses, is_prior = loss_B.tolist(), micro.is_prior_B.tolist()
     if all(map(math.isfinite, losses)):
         broken = []
-        torch.autograd.backward(learner.scaler.scale((micro.weight_B * loss_B).sum()))
+        torch.autograd.backward(context.scaler.scale((micro.weight_B * loss_B).sum()))
     else:
         broken = [picture for loss, picture in zip(losses, _pictures(micro), strict=True) if not math.isfinite(loss)]
     return _Losses(_those(losses, is_prior, False), _those(losses, is_prior, True), broken)
@@ -262,8 +262,8 @@ def _seed(device: torch.device, seed: int) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-def _conditioning(learner: Learner, micro: MicroBatch) -> Tensor:
-    return micro.conditioning if isinstance(micro.conditioning, Tensor) else learner.encode_text(micro.conditioning)
+def _conditioning(context: StepContext, micro: MicroBatch) -> Tensor:
+    return micro.conditioning if isinstance(micro.conditioning, Tensor) else context.encode_text(micro.conditioning)
 
 
 def _clip(parameters: Sequence[nn.Parameter], most: float | None) -> float:
@@ -276,9 +276,9 @@ def _pictures(micro: MicroBatch) -> list[Shown]:
     return [Shown(str(s.path), s.id, t) for s, t in zip(micro.samples, timesteps, strict=True)]
 
 
-def _all_pictures(learner: Learner, micros: Sequence[MicroBatch]) -> list[Shown]:
+def _all_pictures(context: StepContext, micros: Sequence[MicroBatch]) -> list[Shown]:
     """Those of all processes, in the order of the micro-batches."""
-    told = learner.processes.meet([_pictures(micro) for micro in micros])
+    told = context.processes.all_gather([_pictures(micro) for micro in micros])
     return [Shown(*picture) for turn in zip(*told, strict=True) for pictures in turn for picture in pictures]
 
 

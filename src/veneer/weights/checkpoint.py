@@ -18,7 +18,7 @@ from torch import Tensor
 
 from veneer.errors import UserError
 from veneer.files import remove_folder, write_folder
-from veneer.weights.safe import encode, first_not_finite
+from veneer.weights.safetensors import encode, first_not_finite
 
 __all__ = [
     "MANIFEST",

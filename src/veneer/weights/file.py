@@ -15,7 +15,7 @@ from veneer.adapter.spec import Factors, LoraFactors
 from veneer.errors import UserError
 from veneer.files import atomic_write, is_pickle
 from veneer.weights.layouts import DIFFUSERS_KEY, Layout, factors_of, layout_of, network_of, resolve, to_diffusers
-from veneer.weights.safe import check_finite, decode, encode, encoded_bytes
+from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes
 
 __all__ = [
     "FILE_NAME",

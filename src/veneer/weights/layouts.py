@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from veneer.adapter.locate import layers_of
+from veneer.adapter.layers import layers_of
 from veneer.adapter.spec import LoraFactors
 from veneer.errors import UserError
 

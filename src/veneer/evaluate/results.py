@@ -1,0 +1,320 @@
+"""What is measured of an adapter, as plain data: for ``evaluation.json`` and ``run.jsonl``, and those who read them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from veneer.errors import UserError
+from veneer.evaluate.serialise import from_plain, to_plain
+from veneer.files import atomic_write
+
+__all__ = [
+    "EVALUATION",
+    "Band",
+    "Copying",
+    "Evaluated",
+    "Evaluation",
+    "Gap",
+    "Neighbour",
+    "PictureScore",
+    "Score",
+    "Verdict",
+    "as_json",
+    "read_evaluation",
+    "verdict_of",
+    "write_evaluation",
+]
+
+EVALUATION = "evaluation.json"
+"""File in a run's folder."""
+Verdict = Literal["better", "worse", "no effect", "too few pictures to tell"]
+
+_MARGIN = 0.01
+"""Share of the base's loss below which a difference is no effect to speak of."""
+_ROUGH = 8
+"""Below this many pictures an interval is at times too narrow: it cannot know the skew of what it has not seen."""
+
+
+def verdict_of(low: float, high: float, base: float) -> Verdict:
+    """What an interval of a difference in loss says.
+
+    An interval that lies on one side of zero is an effect, however small. One that holds zero is no effect if all of it
+    is within a hundredth of the base's loss; else more pictures could tell.
+    """
+    if high < 0:
+        return "better"
+    if low > 0:
+        return "worse"
+    return "no effect" if max(-low, high) <= _MARGIN * base else "too few pictures to tell"
+
+
+@dataclass(frozen=True)
+class Score:
+    """The adapter's denoising loss less the base's, on the same pictures, noise and timesteps; below 0 is better.
+
+    Attributes:
+        mean: of the difference, over pictures.
+        low: lower end of its 95 % interval; minus infinity where the pictures tell nothing of others, as one does.
+        high: upper end; infinity likewise.
+        base: mean loss without the adapter.
+        adapter: mean loss with it.
+        pictures: how many were measured on; they, not the draws, are what the interval counts as independent.
+        draws: noise draws a picture.
+        verdict: the interval in words.
+    """
+
+    mean: float
+    low: float
+    high: float
+    base: float
+    adapter: float
+    pictures: int
+    draws: int
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        return f"held-out loss {self.in_words}"
+
+    @property
+    def in_words(self) -> str:
+        """Both losses and their difference, without what they were measured on."""
+        text = f"{self.base:.4f} -> {self.adapter:.4f}, difference {self.mean:+.4f}"
+        if not math.isfinite(self.high - self.low):
+            return f"{text} on {_pictures(self.pictures)}, too few for an interval"
+        text += f", 95 % interval [{self.low:+.4f}, {self.high:+.4f}] over {_pictures(self.pictures)}"
+        rough = " (so few make it rough)" if self.pictures < _ROUGH else ""
+        return f"{text}{rough}: {self.verdict}"
+
+
+@dataclass(frozen=True)
+class Band:
+    """The score on a part of time alone.
+
+    Attributes:
+        start: where it begins, in shares of time; 0 is a clean picture, 1 is noise.
+        end: where it ends.
+        score: on held-out pictures, from the draws whose timesteps lie in it.
+    """
+
+    start: float
+    end: float
+    score: Score
+
+
+@dataclass(frozen=True)
+class Gap:
+    """How much more the adapter gains on pictures it was trained on than on others: what it knows by heart.
+
+    Attributes:
+        mean: difference on held-out pictures less difference on training pictures; above 0 it gains more where it was
+            trained.
+        low: lower end of its 95 % interval.
+        high: upper end.
+        held_out: pictures of the one kind.
+        training: and of the other.
+    """
+
+    mean: float
+    low: float
+    high: float
+    held_out: int
+    training: int
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        counts = f"{self.held_out} held-out and {self.training} training pictures"
+        if not math.isfinite(self.high - self.low):
+            return f"memorisation gap {self.mean:+.4f}, from {counts}, too few for an interval"
+        if self.low > 0:
+            words = "it gains more on pictures it was trained on"
+        elif self.high < 0:
+            words = "it gains less on pictures it was trained on"
+        else:
+            words = "no difference to be told"
+        return (
+            f"memorisation gap {self.mean:+.4f}, 95 % interval [{self.low:+.4f}, {self.high:+.4f}], {counts}: {words}"
+        )
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A picture and the training picture nearest to it.
+
+    Attributes:
+        caption: what was painted, or what is said of a real picture.
+        picture: its file; a painted one's is relative to the evaluation's folder.
+        nearest: file of the training picture.
+        angle: between their latents, in degrees, the smaller one of either way round.
+        pixels: root mean square of the difference of their pixels, the same way round; 1 is black to white.
+        mirrored: the nearer way round is the mirrored one.
+        flagged: nearer than any real picture is to another's.
+    """
+
+    caption: str
+    picture: str
+    nearest: str
+    angle: float
+    pixels: float
+    mirrored: bool
+    flagged: bool
+
+
+@dataclass(frozen=True)
+class Copying:
+    """Whether the adapter paints its training pictures again.
+
+    Attributes:
+        samples: what it painted, nearest first.
+        real: real pictures and their nearest other training picture, nearest first: the yardstick.
+        threshold: smallest angle among the real ones, in degrees.
+        flagged: samples below it.
+        expected: samples that would be below it by luck, if they were as far off as real pictures are.
+        yardstick: which pictures the real ones are.
+    """
+
+    samples: tuple[Neighbour, ...]
+    real: tuple[Neighbour, ...]
+    threshold: float
+    flagged: int
+    expected: float
+    yardstick: Literal["held-out pictures", "held-out and training pictures"]
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        text = f"copying: {self.flagged} of {len(self.samples)} painted pictures are nearer to a training picture than "
+        nearest = f"the nearest is {self.samples[0].angle:.1f} degrees off, of real ones {self.threshold:.1f}"
+        return f"{text}any of {len(self.real)} real ones ({nearest}; {self.expected:.1f} would be by luck)"
+
+
+@dataclass(frozen=True)
+class PictureScore:
+    """A score of painted pictures, by a model of the user's: base and adapter from the same prompts and seeds.
+
+    Attributes:
+        name: ``clip_text``, ``clip_image``, ``dino_image``, ``aesthetic``, ``fid_dino``, ``kid_clip`` ...
+        base: of the base's pictures.
+        adapter: of the adapter's.
+        mean: adapter less base.
+        low: lower end of the 95 % interval of that.
+        high: upper end.
+        pictures: painted by each.
+        higher_is_better: else lower is.
+    """
+
+    name: str
+    base: float
+    adapter: float
+    mean: float
+    low: float
+    high: float
+    pictures: int
+    higher_is_better: bool
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        text = f"{self.name} {self.base:.4f} -> {self.adapter:.4f}, difference {self.mean:+.4f}"
+        if math.isfinite(self.high - self.low):
+            text += f", 95 % interval [{self.low:+.4f}, {self.high:+.4f}]"
+        return f"{text} over {_pictures(self.pictures)} ({'higher' if self.higher_is_better else 'lower'} is better)"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All that was measured of an adapter; what could not be is None or empty, and the notes say why.
+
+    Attributes:
+        adapter: its file.
+        base: as the user names it.
+        step: steps it was trained; None if the file does not tell.
+        held_out: on pictures that training never saw.
+        training: on pictures that it saw, as many at most.
+        gap: between the two.
+        bands: the held-out score by parts of time, from clean to noise.
+        drift: on pictures of other things, that the adapter should leave alone.
+        drift_source: where those come from.
+        copying: nearest training pictures of what it paints.
+        scores: by models of the user's.
+        notes: a sentence each.
+    """
+
+    adapter: str
+    base: str
+    step: int | None = None
+    held_out: Score | None = None
+    training: Score | None = None
+    gap: Gap | None = None
+    bands: tuple[Band, ...] = ()
+    drift: Score | None = None
+    drift_source: str | None = None
+    copying: Copying | None = None
+    scores: tuple[PictureScore, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Lines for a person."""
+        parts = [f"held-out loss {self.held_out.in_words}"] if self.held_out else []
+        parts += [f"  time {band.start:.2f} to {band.end:.2f}: {band.score.in_words}" for band in self.bands]
+        parts += [f"training loss {self.training.in_words}"] if self.training else []
+        parts += [str(self.gap)] if self.gap else []
+        parts += [f"drift, on {self.drift_source}: {self.drift.in_words}"] if self.drift else []
+        parts += [str(self.copying)] if self.copying else []
+        return "\n".join([*parts, *map(str, self.scores), *(f"note: {note}" for note in self.notes)])
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """While training: the adapter as it is after ``step``, or as its average is, measured on pictures of both kinds.
+
+    Attributes:
+        step: steps done.
+        held_out: on held-out pictures.
+        training: on training pictures.
+        gap: between the two.
+        bands: the held-out score by parts of time.
+        best_step: which step's held-out loss is the lowest so far; this one's, if it is the same.
+    """
+
+    step: int
+    held_out: Score
+    training: Score
+    gap: Gap
+    bands: tuple[Band, ...]
+    best_step: int
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
+    """Write ``evaluation.json``; equal evaluations give equal bytes."""
+    path = folder / EVALUATION
+    atomic_write(path, as_json(evaluation).encode())
+    return path
+
+
+def as_json(evaluation: Evaluation) -> str:
+    """The text of ``evaluation.json``; ASCII, for a picture's name need not be text in any encoding."""
+    return json.dumps(to_plain(evaluation), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def read_evaluation(folder: Path) -> Evaluation | None:
+    """What ``write_evaluation`` wrote into a folder; None if there is nothing.
+
+    Raises:
+        UserError: the file is none of ours.
+    """
+    path = folder / EVALUATION
+    if not path.is_file():
+        return None
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
+        return from_plain(Evaluation, found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"is no evaluation ({error!r})", where=path, remedy="run veneer evaluate again") from error
+
+
+def _pictures(count: int) -> str:
+    return "one picture" if count == 1 else f"{count} pictures"

@@ -1,0 +1,1 @@
+"""How much a process takes on Linux: the memory model of glibc's allocator and of the CPU's kernels."""

@@ -1,0 +1,79 @@
+"""Before and after: the base, the adapter and the real picture side by side, painted from the same seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from veneer.adapter.applied import applied
+from veneer.adapter.spec import Factors
+from veneer.config.colour import rgb
+from veneer.config.schema import RunConfig
+from veneer.data.decode import Unreadable, decode
+from veneer.data.manifest import Sample
+from veneer.data.preflight import Dataset
+from veneer.errors import UserError
+from veneer.family.protocol import Family
+from veneer.sample.generate import generate
+from veneer.sample.sheet import sheet
+
+__all__ = ["Subjects", "note_of", "paint", "side_by_side", "subjects_of"]
+
+_COUNT = 8  # columns of a sheet
+_CELL = 128  # side of a picture on it, in pixels
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What is painted to show an adapter.
+
+    Attributes:
+        prompts: one a column of the sheet.
+        real: the real picture of each prompt; empty where the user named the prompts.
+    """
+
+    prompts: tuple[str, ...]
+    real: tuple[Sample, ...] = ()
+
+
+def subjects_of(config: RunConfig, pictures: Dataset) -> Subjects:
+    """The config's prompts, else captions of pictures that are held out, else of those trained on."""
+    if config.sample.prompts:
+        return Subjects(config.sample.prompts)
+    samples = (pictures.held_out.samples or pictures.train.samples)[:_COUNT]
+    return Subjects(tuple(sample.captions[0] for sample in samples), samples)
+
+
+def paint(family: Family, prompts: Sequence[str], config: RunConfig) -> list[Image.Image]:
+    """One picture a prompt by the networks as they stand, each from a seed of its own."""
+    seeds = [config.seed + place for place in range(len(prompts))]
+    return generate(family, prompts, seeds, steps=config.sample.steps, guidance=config.sample.guidance)
+
+
+def side_by_side(family: Family, factors: Factors, subjects: Subjects, config: RunConfig) -> Image.Image:
+    """A sheet with a column a subject: the base's picture, the adapter's, and the real one where there is one.
+
+    The adapter is applied for the while; afterwards the family's networks have their own bits again.
+    """
+    rows = {"base": paint(family, subjects.prompts, config)}
+    with applied(family.networks, factors):
+        rows["adapter"] = paint(family, subjects.prompts, config)
+    if subjects.real:
+        rows["real"] = [_open(sample, config.data.background) for sample in subjects.real]
+    return sheet(list(rows.values()), columns=subjects.prompts, labels=list(rows), cell=_CELL)
+
+
+def note_of(subjects: Subjects) -> dict[str, Any]:
+    """What the file of :func:`side_by_side` tells, to take it apart again."""
+    labels = ["base", "adapter", *(["real"] if subjects.real else [])]
+    return {"cell": _CELL, "columns": list(subjects.prompts), "labels": labels}
+
+
+def _open(sample: Sample, background: str) -> Image.Image:
+    try:
+        return decode(sample.path.read_bytes(), rgb(background))
+    except (OSError, Unreadable) as error:
+        raise UserError(f"has changed since the pictures were looked over: {error}", where=sample.path) from None

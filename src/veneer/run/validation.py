@@ -1,0 +1,207 @@
+"""Scores while a run trains: told, the best adapter kept, and the run ended when none better is in sight."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from veneer.adapter.spec import Factors
+from veneer.config.schema import RunConfig
+from veneer.data.manifest import Manifest
+from veneer.data.preflight import Dataset
+from veneer.errors import UserError
+from veneer.evaluate.heldout import HELD_OUT, HeldOutEvaluator, Losses, compared, kinds_of
+from veneer.evaluate.results import Evaluated, Score
+from veneer.evaluate.selection import Selection
+from veneer.family.protocol import Family
+from veneer.run.folder import BEST
+from veneer.run.identity import Identity
+from veneer.train.events import Warned
+from veneer.train.loop import Trainer
+from veneer.weights.file import AdapterFile, save
+
+__all__ = ["BestKept", "EarlyStopped", "Validator", "check_held_out"]
+
+
+@dataclass(frozen=True)
+class EarlyStopped:
+    """Training ends before its last step, because the held-out loss has not fallen for long.
+
+    Attributes:
+        step: steps done.
+        best_step: after which the held-out loss was the lowest.
+        scores: in a row that were not better.
+        difference: the last score against the best one; None if the last one could not be measured.
+    """
+
+    step: int
+    best_step: int
+    scores: int
+    difference: Score | None
+
+    def __str__(self) -> str:
+        """Why, in one line."""
+        text = f"stopped after step {self.step}: {self.scores} scores in a row are not better than that of step "
+        text += f"{self.best_step}"
+        return text if self.difference is None else f"{text}; held-out loss {self.difference.in_words}"
+
+
+@dataclass(frozen=True)
+class BestKept:
+    """The best adapter of a run is in a file beside the last one.
+
+    Attributes:
+        step: it was trained for.
+        path: the file.
+        loss: mean held-out loss of it.
+        last_step: steps of the run.
+        difference: the last adapter against it; None if it is the same, or could not be measured.
+    """
+
+    step: int
+    path: Path
+    loss: float
+    last_step: int
+    difference: Score | None
+
+    def __str__(self) -> str:
+        """One line for a person."""
+        text = f"best held-out loss {self.loss:.4f}, after step {self.step}: {self.path}"
+        if self.step == self.last_step:
+            return f"{text}, the same as the last"
+        return text if self.difference is None else f"{text}; the last one beside it: {self.difference.in_words}"
+
+
+def check_held_out(config: RunConfig, pictures: Dataset) -> None:
+    """See that what ``validation.every`` asks for can be had.
+
+    Raises:
+        UserError: no picture is held out.
+    """
+    if config.validation.every and not pictures.held_out.samples:
+        remedy = "hold some out with data.held_out, or set it to 0"
+        raise UserError("no picture is held out to measure on while training", where="validation.every", remedy=remedy)
+
+
+class Validator:
+    """Measures the adapter in training on held-out pictures and on pictures it is trained on.
+
+    With several processes the first one measures, and all come to the same conclusions.
+
+    Args:
+        trainer: whose adapter is measured.
+        run: of its training.
+        family: with the adapter in it.
+        pictures: of the run.
+        tell: is told each score.
+    """
+
+    def __init__(
+        self, trainer: Trainer, run: Identity, family: Family, pictures: Dataset, emit: Callable[[object], None]
+    ) -> None:
+        self._trainer, self._run, self._family, self._emit = trainer, run, family, emit
+        self._kinds = kinds_of(run.config, pictures)
+        self._selection = Selection(run.config.validation.patience, _measure_of(run.config, self._kinds[HELD_OUT]))
+        self._evaluators: dict[str, HeldOutEvaluator] = {}
+        self._base: dict[str, Losses] = {}
+        self._last: Losses | None = None
+
+    def examine(self, step: int) -> None:
+        """Score the adapter as it is in the networks now; end the training if the patience has run out."""
+        processes, factors = self._trainer.processes, self._trainer.injection.factors()
+        found = processes.first(self._measured)
+        if found is None:
+            self._last = None
+            self._selection.miss()
+        else:
+            adapter, base = ({kind: np.array(rows) for kind, rows in each.items()} for each in found)
+            self._take(step, adapter, base, factors)
+        if self._selection.is_exhausted and self._selection.best is not None:
+            best, waited = self._selection.best, self._selection.waited
+            self._emit(EarlyStopped(step, best.step, waited, self._against_best()))
+            self._trainer.finish()
+
+    def conclude(self) -> None:
+        """Tell of the best adapter, if there was any score."""
+        best = self._selection.best
+        if best is not None:
+            last, path = self._trainer.steps_done, self._run.config.output.dir / BEST
+            difference = None if best.step == last else self._against_best()
+            self._emit(BestKept(best.step, path, float(best.losses.mean()), last, difference))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a checkpoint must remember of the scores, beside the trainer's state."""
+        return self._selection.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on where a checkpoint was taken, with the best adapter of then."""
+        if not self._selection.load_state_dict(state):
+            self._emit(Warned("held-out losses are measured otherwise now, so the best one so far is forgotten"))
+        if self._selection.best is not None:
+            self._keep()
+        elif self._trainer.processes.is_first:
+            (self._run.config.output.dir / BEST).unlink(missing_ok=True)
+        if self._selection.is_exhausted:
+            self._trainer.finish()
+
+    def _measured(self) -> list[dict[str, Any]] | None:
+        """Losses of adapter and base by kind of picture, as plain values."""
+        try:
+            return [{kind: rows.tolist() for kind, rows in each.items()} for each in (self._losses(), self._of_base())]
+        except UserError as fault:
+            self._emit(Warned(f"no score of step {self._trainer.steps_done}: {fault}"))
+            return None
+
+    def _losses(self) -> dict[str, Losses]:
+        if not self._evaluators:
+            config, family = self._run.config, self._family
+            self._evaluators = {
+                kind: HeldOutEvaluator(config, family, pictures) for kind, pictures in self._kinds.items()
+            }
+        return {kind: evaluator.losses() for kind, evaluator in self._evaluators.items()}
+
+    def _of_base(self) -> dict[str, Losses]:
+        if not self._base:
+            with self._trainer.injection.disabled():
+                self._base = self._losses()
+        return self._base
+
+    def _take(self, step: int, adapter: Mapping[str, Losses], base: Mapping[str, Losses], factors: Factors) -> None:
+        self._last = adapter[HELD_OUT]
+        is_best = self._selection.observe(step, self._last, factors)
+        figures = compared(adapter, base, self._run.config.seed)
+        best = self._selection.best
+        assert best and figures.held_out and figures.training and figures.gap
+        self._emit(Evaluated(step, figures.held_out, figures.training, figures.gap, figures.bands, best.step))
+        if is_best:
+            self._keep()
+
+    def _keep(self) -> None:
+        best = self._selection.best
+        if best is None or not self._trainer.processes.is_first:
+            return
+        try:
+            metadata = self._run.metadata | {"veneer.steps": str(best.step)}
+            save(AdapterFile(best.factors, metadata), self._run.config.output.dir / BEST)
+        except UserError as fault:  # the run is worth more than this file, which the next checkpoint remembers
+            self._emit(Warned(f"the best adapter is not in its file: {fault}"))
+
+    def _against_best(self) -> Score | None:
+        return None if self._last is None else self._selection.against_best(self._last, self._run.config.seed)
+
+
+def _measure_of(config: RunConfig, held_out: Manifest) -> str:
+    """All that held-out losses depend on beside the adapter and the base."""
+    parts = (
+        config.seed,
+        config.data.resolution,
+        config.data.background,
+        config.train.precision,
+        config.validation.draws,
+    )
+    return f"{parts} {held_out.fingerprint()}"

@@ -1,0 +1,441 @@
+"""The configuration of a study: a run, what is changed about it, and how often each change is trained.
+
+The same manner as a run's: frozen, typed, unknown keys rejected with the nearest known name, the line of each fault.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from veneer.config.document import Document, Key, read_utf8, read_yaml, write_yaml
+from veneer.config.keys import dotted
+from veneer.config.load import build_config, config_from_folder, load_config, parse_override, set_key
+from veneer.config.schema import AdapterConfig, Count, RunConfig, Seed, Share, TextEncoderAdapterConfig, Words
+from veneer.errors import UserError
+
+__all__ = [
+    "FIXED",
+    "Point",
+    "RangeConfig",
+    "SearchConfig",
+    "Study",
+    "StudyConfig",
+    "build_study",
+    "config_of_point",
+    "dump_study",
+    "list_studies",
+    "load_study",
+    "point_of",
+    "points_of",
+]
+
+FIXED = (
+    "base",
+    "output",
+    "seed",
+    "sample",
+    "validation",
+    "tracking",
+    "data.held_out",
+    "data.trigger",
+    "data.resolution",
+    "data.background",
+    "data.cache",
+)
+"""Keys that are one for all points: another value would change what is measured, or where, and not what is trained."""
+
+_MOST_POINTS = 10_000
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _leaves(value: object) -> object:
+    """Nested sections to dotted keys, so that both may be written."""
+    if not isinstance(value, dict):
+        return value
+    flat: dict[str, object] = {}
+    for name, below in value.items():
+        inner = _leaves(below) if isinstance(below, dict) and below else None
+        flat |= {f"{name}.{key}": each for key, each in inner.items()} if isinstance(inner, dict) else {name: below}
+    return flat
+
+
+def _choice_or_range(value: object) -> str:
+    return "choice" if isinstance(value, (list, tuple)) else "range"
+
+
+def _run(value: object) -> object:
+    if value is not None and not isinstance(value, (str, dict)):
+        raise ValueError("should be a run's configuration, the name of its file, or a folder of pictures")
+    return value
+
+
+Choices = Annotated[tuple[Any, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+Changes = Annotated[dict[str, Any], Field(min_length=1), BeforeValidator(_leaves)]
+
+
+class RangeConfig(_Section):
+    """Numbers between two; whole ones where both ends are."""
+
+    low: int | float
+    """The least."""
+    high: int | float
+    """The greatest."""
+    log: bool = False
+    """Whether tenfold is a step like any other, as for rates."""
+
+    @model_validator(mode="after")
+    def _rises(self) -> RangeConfig:
+        if not self.low < self.high:
+            raise ValueError(f"low is {self.low} and high {self.high}, so nothing lies between")
+        if self.log and self.low <= 0:
+            raise ValueError(f"low is {self.low}, which has no logarithm")
+        return self
+
+
+class SearchConfig(_Section):
+    """Points that a sampler proposes by what those before it came to."""
+
+    by: Literal["optuna"] = "optuna"
+    """Whose sampler: Optuna's tree-structured Parzen estimator (Bergstra et al. 2011)."""
+    trials: Count = 20
+    """How many points."""
+    space: Annotated[
+        dict[
+            str,
+            Annotated[
+                Annotated[Choices, Tag("choice")] | Annotated[RangeConfig, Tag("range")],
+                Discriminator(_choice_or_range),
+            ],
+        ],
+        Field(min_length=1),
+    ]
+    """By dotted key of a run's configuration: a list to choose from, or ``{low: ..., high: ..., log: ...}``."""
+
+
+class StudyConfig(_Section):
+    """One study, whole. It has either a grid, or points, or a search."""
+
+    run: Annotated[str | dict[str, Any] | None, BeforeValidator(_run)] = None
+    """The run that is changed: its configuration, the file of one, or a folder of pictures."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(_as_tuple)] = (
+        0,
+        1,
+        2,
+    )
+    """Each point is trained once with each; they are what tells luck from merit."""
+    grid: Annotated[dict[str, Choices], Field(min_length=1), BeforeValidator(_leaves)] | None = None
+    """Values by dotted key; every combination is a point."""
+    points: Annotated[dict[str, Changes], Field(min_length=1)] | None = None
+    """Points by name, each with the keys that it sets."""
+    search: SearchConfig | None = None
+    """Points that a sampler proposes."""
+    budget: Words | None = None
+    """Name of a point: every point that sets no rank gets the one that comes closest to as many parameters."""
+    reference: Words | None = None
+    """Name of the point that all others are compared with; default: the last one of a grid or list."""
+    margin: Share = 0.02
+    """Share of the reference's gain over the base that a smaller adapter may lose and still be advised."""
+
+    @model_validator(mode="after")
+    def _one_way(self) -> StudyConfig:
+        ways = [name for name in ("grid", "points", "search") if getattr(self, name) is not None]
+        if len(ways) != 1:
+            raise ValueError(f"a study has one of grid, points and search, not {' and '.join(ways) or 'none'}")
+        count = math.prod(len(values) for values in (self.grid or {}).values())
+        if count > _MOST_POINTS:
+            raise ValueError(f"the grid makes {count:,} points, of which {_MOST_POINTS:,} are allowed")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("a seed is given twice, which would be the same training twice")
+        if self.search is not None and (self.budget or self.reference):
+            raise ValueError("budget and reference name points, which a search has none of before it begins")
+        return self
+
+
+@dataclass(frozen=True)
+class Point:
+    """One way to train.
+
+    Attributes:
+        name: in tables and folders.
+        changes: values by dotted key of the run's configuration.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study and where each of its keys was set.
+
+    Attributes:
+        config: checked; its ``run`` is a mapping.
+        origin: names the study in messages.
+        name: of the file or of the ready-made study, without an ending.
+        places: by key.
+    """
+
+    config: StudyConfig
+    origin: str
+    name: str
+    places: Mapping[Key, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def run(self) -> RunConfig:
+        """The run that is changed, as it stands."""
+        return self._build(self._values(), {})
+
+    def _values(self) -> dict[str, Any]:
+        assert isinstance(self.config.run, dict), "load_study() reads it"
+        return copy.deepcopy(self.config.run)
+
+    def _build(self, values: dict[str, Any], places: Mapping[Key, str]) -> RunConfig:
+        below = {key[1:]: place for key, place in self.places.items() if key[:1] == ("run",) and len(key) > 1}
+        return build_config(values, self.origin, {**below, **places})
+
+
+def list_studies() -> dict[str, str]:
+    """The ready-made studies' names, and the question that each answers."""
+    return {name: text.splitlines()[0].lstrip("# ") for name, text in _ready_made().items()}
+
+
+@lru_cache(maxsize=1)
+def _ready_made() -> dict[str, str]:
+    files = resources.files("veneer.study.presets").iterdir()
+    return dict(sorted((f.name[:-5], f.read_text("utf-8")) for f in files if f.name.endswith(".yaml")))
+
+
+def load_study(source: Path, overrides: Sequence[str] = (), run: RunConfig | None = None) -> Study:
+    """A study's file, or a ready-made one by its name, under overrides such as ``seeds=[0]`` or ``run.train.max_steps=50``.
+
+    Args:
+        source: the file; a name such as ``rank`` where there is no such file.
+        overrides: keys of the study.
+        run: the run to study, in place of the file's own.
+    """
+    ready = not source.exists() and str(source) in _ready_made()
+    if not (source.exists() or ready):
+        remedy = f"give a STUDY.yaml, or one of {', '.join(_ready_made())}"
+        raise UserError("is neither a file nor a ready-made study", where=source, remedy=remedy)
+    origin = f"study {source}" if ready else str(source)
+    document = read_yaml(_ready_made()[str(source)] if ready else read_utf8(source), origin)
+    return _study(document, origin, source.stem, overrides, run)
+
+
+def build_study(values: Mapping[str, Any], origin: str, name: str = "study") -> Study:
+    """Check a mapping, as YAML or JSON has it, against the schema."""
+    return _study(Document(dict(values)), origin, name, (), None)
+
+
+def _study(document: Document, origin: str, name: str, overrides: Sequence[str], run: RunConfig | None) -> Study:
+    if not isinstance(document.values, dict):
+        raise UserError("should be a list of keys with values, such as `seeds: [0, 1]`", where=origin)
+    values = copy.deepcopy(document.values)
+    places = {key: f"{origin}:{line}" for key, line in document.lines.items()}
+    if run is not None:
+        values["run"] = run.model_dump(mode="json")
+    for override in overrides:
+        _override(values, override)
+    _read_run(values)
+    try:
+        config = StudyConfig.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, origin, places) from None
+    if not config.run:
+        remedy = "name one in the study, or with --config FOLDER or CONFIG.yaml"
+        raise UserError("has no run to study", where=origin, remedy=remedy)
+    study = Study(config, origin, name, places)
+    _check(study)
+    return study
+
+
+def _read_run(values: dict[str, Any]) -> None:
+    """Put what a run's name stands for in its place."""
+    named = values.get("run")
+    if isinstance(named, str) and named:
+        values["run"] = _named_run(Path(named)).model_dump(mode="json")
+
+
+def _named_run(path: Path) -> RunConfig:
+    return config_from_folder(path, None) if path.expanduser().is_dir() else load_config(path.expanduser())
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    """Set a key of a study; what follows ``grid.``, ``search.space.`` or ``run.`` is a key of the run."""
+    name, value = parse_override(override)
+    head, _, rest = name.partition(".")
+    if head == "run" and rest:
+        _read_run(values)
+        set_key(_section(values, "run", override), rest, value, override)
+    elif head == "grid" and rest:
+        _section(values, "grid", override)[rest] = value
+    elif name.startswith("search.space."):
+        space = _section(_section(values, "search", override), "space", override)
+        space[name.removeprefix("search.space.")] = value
+    elif head == "search" and rest:
+        _section(values, "search", override)[rest] = value
+    else:
+        values[name] = value
+
+
+def _section(values: dict[str, Any], name: str, override: str) -> dict[str, Any]:
+    """A section to set a key in; one that is not there, or blank, is made."""
+    if values.get(name) is None:
+        values[name] = {}
+    section = values[name]
+    if not isinstance(section, dict):
+        raise UserError(f"{name} is {section!r} in the study, which has no keys to set", where=override)
+    return section
+
+
+def _check(study: Study) -> None:
+    """Refuse what no trial could start with, each by its line."""
+    _ = study.run
+    points = points_of(study.config)
+    for point in points:
+        config_of_point(study, point)
+    for key in study.config.search.space if study.config.search else ():
+        _refuse_fixed(key, f"{study.origin}: search.space.{key}")
+    names = [point.name for point in points]
+    for asked in ("budget", "reference"):
+        name = getattr(study.config, asked)
+        if name is not None and points and name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+            raise UserError(f"no point is called {name!r}", where=f"{study.origin}: {asked}", remedy=remedy)
+    if study.config.budget is not None:
+        (budget,) = (point for point in points if point.name == study.config.budget)
+        if "adapter.rank" not in budget.changes:
+            what = f"the point {budget.name!r} sets no adapter.rank, so it is no budget"
+            raise UserError(what, where=f"{study.origin}: budget")
+
+
+def points_of(config: StudyConfig) -> tuple[Point, ...]:
+    """The points of a grid, in the order of its lists, or those with names; none of a search, which has none yet.
+
+    Where there is a budget, ranks that are still to be counted are not in their changes.
+    """
+    if config.points is not None:
+        return tuple(Point(name, changes) for name, changes in config.points.items())
+    if config.grid is None:
+        return ()
+    values = itertools.product(*config.grid.values())
+    return tuple(point_of(dict(zip(config.grid, each, strict=True))) for each in values)
+
+
+def point_of(changes: Mapping[str, Any]) -> Point:
+    """A point named after what it changes: ``rank 4, rate 0.002``."""
+    leaves = [key.rpartition(".")[2] for key in changes]
+    names = [leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(changes, leaves, strict=True)]
+    return Point(", ".join(f"{n} {_shown(v)}" for n, v in zip(names, changes.values(), strict=True)), dict(changes))
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, (list, tuple)):
+        return " + ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def config_of_point(study: Study, point: Point) -> RunConfig:
+    """The run with a point's changes.
+
+    Raises:
+        UserError: a key is unknown or its value wrong, or it is one of those that all points share.
+    """
+    values = study._values()
+    places: dict[Key, str] = {}
+    for name, value in point.changes.items():
+        where = _place(study, point, name)
+        _refuse_fixed(name, f"{where}: {name}")
+        # set_key takes the place for messages about a key that no configuration can have
+        places[set_key(values, name, copy.deepcopy(value), f"{where}: {name}")] = where
+    _keep_alpha(study.run.adapter, values, point.changes)
+    return study._build(values, places)
+
+
+def _keep_alpha(adapter: AdapterConfig, values: dict[str, Any], changes: Mapping[str, Any]) -> None:
+    """Let alpha stay the run's where a point sets a rank alone (Hu et al. 2021, section 4.1).
+
+    What Adam changes in the r parts of B A adds up and is divided by r, so that a step does about as much at every
+    rank. Were alpha/rank kept, rank 64 would take sixteen times the steps of rank 4.
+    """
+    parts: dict[str, AdapterConfig | TextEncoderAdapterConfig | None]
+    parts = {"adapter": adapter, "adapter.text_encoder": adapter.text_encoder}
+    for name, part in parts.items():
+        if part is not None and f"{name}.rank" in changes and f"{name}.alpha" not in changes:
+            set_key(values, f"{name}.alpha", part.alpha or float(part.rank), name)
+
+
+def _place(study: Study, point: Point, name: str) -> str:
+    """The line that sets a key of a point, as near as it is known; it may be written nested or dotted."""
+    ways: Iterator[Key] = ((*way, name) for way in (("grid",), ("points", point.name)))
+    nested = (("grid", *name.split(".")), ("points", point.name, *name.split(".")), ("points", point.name))
+    return next((study.places[key] for key in (*ways, *nested) if key in study.places), study.origin)
+
+
+def _refuse_fixed(name: str, where: str) -> None:
+    for fixed in FIXED:
+        if name == fixed or name.startswith(f"{fixed}.") or fixed.startswith(f"{name}."):
+            remedy = "give seeds instead" if fixed == "seed" else "set it under run, for all"
+            raise UserError(f"{fixed} is the same for all points of a study", where=where, remedy=remedy)
+
+
+def dump_study(config: StudyConfig) -> str:
+    """YAML that ``load_study`` reads back equal."""
+    return write_yaml(config.model_dump(mode="json", exclude_none=True))
+
+
+_WORDS = {
+    "input should be": "should be",
+    "a valid tuple": "a list",
+    "a valid dictionary or instance of RangeConfig": "a list to choose from, or low and high",
+    "a valid dictionary": "keys with their values",
+}
+"""Pydantic's words, and ours."""
+_TAGS = ("choice", "range", "str", "dict[str,any]")
+
+
+def _explain(error: ValidationError, origin: str, places: Mapping[Key, str]) -> UserError:
+    """The first fault in one line: its place, its key, what is wrong with it."""
+    fault = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    key = tuple(part for part in fault["loc"] if part not in _TAGS)
+    line = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), origin)
+    where = f"{line}: {dotted(key)}" if key else line
+    if fault["type"] == "extra_forbidden":
+        section = SearchConfig if key[0] == "search" and len(key) == 2 else StudyConfig
+        known = RangeConfig if len(key) > 2 else section
+        close = difflib.get_close_matches(str(key[-1]), known.model_fields, n=1)
+        return UserError("no such key", where=where, remedy=f"did you mean {close[0]}?" if close else None)
+    if fault["type"] == "value_error":
+        return UserError(str(fault["ctx"]["error"]), where=where)
+    return UserError(_message(fault), where=where)
+
+
+def _message(fault: ErrorDetails) -> str:
+    if fault["type"] == "too_short":
+        return "should be a list that is not empty"
+    message = fault["msg"][0].lower() + fault["msg"][1:]
+    for theirs, ours in _WORDS.items():
+        message = message.replace(theirs, ours)
+    return message

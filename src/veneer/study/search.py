@@ -1,0 +1,91 @@
+"""Points of a search, proposed by Optuna."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from veneer.errors import UserError
+from veneer.study.config import RangeConfig, SearchConfig
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import Trial
+
+__all__ = ["Proposer", "changes_of", "params_of", "space_of"]
+
+
+class Proposer:
+    """Proposes points one after another, each by the losses of those before it.
+
+    The same seed and the same losses give the same proposals. So a search that was interrupted is resumed by asking
+    and telling all over again: trials that are done answer at once.
+
+    Args:
+        search: its space.
+        seed: of the sampler.
+
+    Raises:
+        UserError: Optuna is not installed.
+    """
+
+    def __init__(self, search: SearchConfig, seed: int) -> None:
+        self._space = space_of(search)
+        import optuna
+
+        sampler = optuna.samplers.TPESampler(seed=seed % 2**32)  # NumPy's old generator takes no more
+        self._study = optuna.create_study(direction="minimize", sampler=sampler)
+
+    def ask(self) -> tuple[Trial, dict[str, Any]]:
+        """The next point's changes, and the trial that its loss is to be told for."""
+        trial = self._study.ask(fixed_distributions=self._space)
+        return trial, changes_of(trial.params)
+
+    def report(self, trial: Trial, loss: float | None) -> None:
+        """What a point came to; None: to nothing, which the sampler takes for worse than any loss."""
+        from optuna.trial import TrialState
+
+        if loss is None:
+            # one that failed it would forget, and propose its like again
+            self._study.tell(trial, state=TrialState.PRUNED)
+        else:
+            self._study.tell(trial, loss)
+
+
+def space_of(search: SearchConfig) -> dict[str, BaseDistribution]:
+    """Optuna's distribution of each key."""
+    try:
+        from optuna import distributions, logging
+    except ImportError:
+        raise UserError("a search needs Optuna", remedy="pip install 'veneer[search]'") from None
+    logging.set_verbosity(logging.WARNING)
+    space: dict[str, BaseDistribution] = {}
+    for key, each in search.space.items():
+        if not isinstance(each, RangeConfig):
+            # Optuna chooses among texts and numbers only, while a choice here may be a list
+            space[key] = distributions.CategoricalDistribution([json.dumps(value) for value in each])
+        elif isinstance(each.low, int) and isinstance(each.high, int):
+            space[key] = distributions.IntDistribution(each.low, each.high, log=each.log)
+        else:
+            space[key] = distributions.FloatDistribution(each.low, each.high, log=each.log)
+    return space
+
+
+def changes_of(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes that Optuna's parameters stand for."""
+    return {key: json.loads(value) if isinstance(value, str) else value for key, value in params.items()}
+
+
+def params_of(changes: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> dict[str, Any] | None:
+    """The parameters that stand for changes; None if they are not of this space."""
+    from optuna.distributions import CategoricalDistribution
+
+    if set(changes) != set(space):
+        return None
+    params = {k: json.dumps(v) if isinstance(space[k], CategoricalDistribution) else v for k, v in changes.items()}
+    inside = (distribution._contains(distribution.to_internal_repr(params[k])) for k, distribution in space.items())
+    try:
+        return params if all(inside) else None
+    except ValueError:  # a choice that the space no longer has
+        return None

@@ -1,0 +1,125 @@
+"""A study's table as Markdown, JSON and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from veneer.plan.memory import as_text
+from veneer.study.statistics import Difference, Row, Table
+
+__all__ = ["as_csv", "as_json", "as_markdown"]
+
+
+def as_markdown(table: Table, settings: Mapping[str, str] | None = None) -> str:
+    """The table and what it says.
+
+    Args:
+        table: of the study.
+        settings: by point, what of it was counted rather than asked for, such as its rank; a column of its own.
+    """
+    seeds = max((len(row.losses) for row in table.rows), default=0)
+    parts = [_grid(_head(table, settings), [_cells(row, table, settings) for row in table.rows])] if table.rows else []
+    parts += [f"- not done: {each.point}, seed {each.seed}: {each.reason}" for each in table.failures]
+    parts += [f"- {each.point}, seed {each.seed}: {each}" for each in table.stopped]
+    if table.advice is not None:
+        parts += ["", table.advice.text]
+    if table.rows:
+        parts += ["", _method(table, seeds)]
+    return "\n".join(parts) + "\n"
+
+
+def _head(table: Table, settings: Mapping[str, str] | None) -> list[str]:
+    against = [] if table.reference is None else [f"against {table.reference}"]
+    counted = [] if settings is None else ["rank"]
+    return [
+        "point",
+        *counted,
+        "parameters",
+        "held-out loss",
+        "against base",
+        *against,
+        "seeds",
+        "time",
+        "memory",
+        "file",
+    ]
+
+
+def _cells(row: Row, table: Table, settings: Mapping[str, str] | None) -> list[str]:
+    counted = [] if settings is None else [settings.get(row.point, "")]
+    against = [] if table.reference is None else [str(row.versus_reference or "")]
+    done, asked = len(row.losses), len(table.seeds)
+    return [
+        row.point,
+        *counted,
+        f"{row.trainable:,}",
+        f"{row.loss:.4f}",
+        str(row.versus_base),
+        *against,
+        str(done) if done == asked else f"{done} of {asked}",
+        "" if row.seconds is None else f"{row.seconds:.0f} s",
+        "" if row.memory_bytes is None else as_text(row.memory_bytes),
+        as_text(row.file_bytes),
+    ]
+
+
+def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    marks = ["---", *("---:" for _ in head[1:])]
+    lines = ([cell.replace("|", "\\|") for cell in line] for line in (head, marks, *rows))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _method(table: Table, seeds: int) -> str:
+    pictures = "1 picture" if table.pictures == 1 else f"{table.pictures} pictures"
+    draws = "1 draw" if table.draws == 1 else f"{table.draws} draws"
+    text = f"Base: {table.base:.4f}. Losses on {pictures} held out, {draws} of noise each, the same for all."
+    how = (
+        "over pictures and seeds (two-way random model, Satterthwaite's degrees of freedom)"
+        if seeds > 1
+        else "over pictures"
+    )
+    return f"{text} Differences are paired by picture and seed; 95 % intervals {how}, each for itself."
+
+
+def as_json(table: Table) -> dict[str, Any]:
+    """The same as plain values; an interval's open end is null."""
+    plain = asdict(table)
+    plain["rows"] = [
+        {**asdict(row), "loss": row.loss, "losses": {str(seed): loss for seed, loss in row.losses.items()}}
+        for row in table.rows
+    ]
+    finite = _finite(plain)
+    assert isinstance(finite, dict)
+    return finite
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _finite(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def as_csv(table: Table) -> str:
+    """A line a point, numbers unrounded, for spreadsheets."""
+    text = io.StringIO()
+    lines = csv.writer(text, lineterminator="\n")
+    ends = ["mean", "low", "high"]
+    head = ["point", "trainable", "file_bytes", "seconds", "memory_bytes", "loss", "seeds"]
+    lines.writerow([*head, *(f"versus_base_{end}" for end in ends), *(f"versus_reference_{end}" for end in ends)])
+    for row in table.rows:
+        plain = [row.point, row.trainable, row.file_bytes, row.seconds, row.memory_bytes, row.loss, len(row.losses)]
+        lines.writerow([*plain, *_ends(row.versus_base), *_ends(row.versus_reference)])
+    return text.getvalue()
+
+
+def _ends(gap: Difference | None) -> list[float | None]:
+    if gap is None:
+        return [None] * 3
+    return [gap.mean, *(end if math.isfinite(end) else None for end in (gap.low, gap.high))]

@@ -1,0 +1,332 @@
+"""Several processes that train one adapter, step by step together, to the bits of one process alone.
+
+What is shared out is the micro-batch: of a step's ``accumulate`` forward and backward passes, process k of N does those
+numbered k, k + N, k + 2N ... Each sends its gradients as they are, and every process adds all of them up in the order
+of the micro-batches, as one process' autograd would; then each takes the same optimiser step. A floating-point sum
+depends on its order, so the usual way, ``DistributedDataParallel`` (which accelerate uses as well), ends in other bits
+for each number of processes: it adds up in the order in which its buckets and its ring come round.
+
+Whatever else the processes have to say to each other is said in meetings, all of one kind. So a process that fails
+tells so at the next one, wherever the others are by then, and nobody waits for it any more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from veneer.config.schema import TrainConfig
+from veneer.errors import UserError
+
+__all__ = ["ALONE", "PATIENCE", "GradientSum", "PeerFailed", "PeerLost", "ProcessGroup", "launched", "processes_here"]
+
+PATIENCE = timedelta(minutes=30)
+"""How long the first process waits for the others, which have no more to do than it has. They wait for it as long as it
+takes, for it paints, measures and writes alone. The death of one is noticed at once by all."""
+_LONG = timedelta(days=30)
+_FRAME = 1024  # bytes of a word that go in the first exchange; longer ones take a second
+_PIECE = 2**22  # numbers of a gradient exchanged at a time: all processes' are held at once
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+T = TypeVar("T")
+
+
+class PeerLost(ConnectionError):
+    """Another process is gone without a word, or hangs."""
+
+    def __init__(self, what: str, kept: str | None = None) -> None:
+        self._what = what
+        super().__init__(what + (f"; {kept}" if kept else ""))
+
+    def with_note(self, kept: str) -> PeerLost:
+        """The same, with a word about what of the run is kept."""
+        return PeerLost(self._what, kept)
+
+
+class PeerFailed(Exception):
+    """Another process ends with a fault, so this one does.
+
+    Attributes:
+        rank: which.
+        fault: what it told of it.
+    """
+
+    def __init__(self, rank: int, fault: Mapping[str, Any]) -> None:
+        self.rank, self.fault = rank, fault
+        super().__init__(f"process {rank}: {fault}")
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """How processes reach each other.
+
+    Attributes:
+        words: group for words, by way of the CPU.
+        numbers: group for gradients.
+        device: where it takes them.
+        patience: of the first process with the others.
+    """
+
+    words: dist.ProcessGroup
+    numbers: dist.ProcessGroup
+    device: torch.device
+    patience: timedelta
+
+
+class ProcessGroup:
+    """All processes of a run, as one of them sees them.
+
+    Args:
+        rank: this one's number, from 0.
+        count: how many they are.
+        lines: to the others; None where there are none.
+
+    Attributes:
+        rank: as above.
+        count: as above.
+    """
+
+    def __init__(self, rank: int = 0, count: int = 1, lines: _Lines | None = None) -> None:
+        self.rank, self.count, self._lines = rank, count, lines
+        self._parted = False
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes files, prints and paints."""
+        return self.rank == 0
+
+    @property
+    def turns(self) -> slice:
+        """Which of a step's micro-batches are this process'."""
+        return slice(self.rank, None, self.count)
+
+    def check_split(self, train: TrainConfig) -> None:
+        """See that each process has as many micro-batches as the others.
+
+        Raises:
+            UserError: it has not.
+        """
+        if train.gradient_accumulation_steps % self.count:
+            what = f"{train.gradient_accumulation_steps} forward passes a step cannot be shared out evenly to {self.count} processes"
+            raise UserError(
+                what, where="train.gradient_accumulation_steps", remedy=f"use {_fitting(train, self.count)}"
+            )
+
+    def all_gather(self, word: Any = None) -> list[Any]:
+        """Exchange words, which are plain values as JSON has them; all processes' words, in their order.
+
+        Raises:
+            Elsewhere: another process has ended instead.
+            Lost: another has died, or hangs.
+        """
+        return [told["word"] for told in self._exchange({"word": word})]
+
+    def first(self, work: Callable[[], T]) -> T:
+        """Let the first process do alone what only one should; its result, plain, goes to all, who wait for it."""
+        if self._lines is None:
+            return work()
+        found: T = self.all_gather(work() if self.is_first else None)[0]
+        return found
+
+    def leave(self, fault: Mapping[str, Any]) -> None:
+        """Say at the others' next meeting that this process ends, and why; plain values."""
+        if not self._parted:
+            with suppress(PeerFailed, PeerLost):
+                self._exchange({"fault": fault})
+
+    def gather(self, numbers: Tensor) -> list[Tensor]:
+        """Every process' numbers, bit for bit, in the order of the processes; all of one shape."""
+        if self._lines is None:
+            return [numbers]
+        sent = numbers.to(self._lines.device)
+        found = [torch.empty_like(sent) for _ in range(self.count)]
+        with self._reaching():
+            dist.all_gather(found, sent, group=self._lines.numbers)
+        return [each.to(numbers.device) for each in found]
+
+    def undisturbed(self) -> AbstractContextManager[None]:
+        """Within, SIGINT and SIGTERM wait: one amid an exchange would leave the others without an answer."""
+        return nullcontext() if self._lines is None else _signals_held()
+
+    def _exchange(self, told: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if self._lines is None:
+            return [dict(told)]
+        with self.undisturbed(), self._reaching():
+            dist.monitored_barrier(self._lines.words, self._lines.patience)  # of the first; the others' is the group's
+            heard = [json.loads(text) for text in self._texts(json.dumps(told).encode())]
+            for rank, each in enumerate(heard):
+                if "fault" in each:
+                    self._parted = True
+                    raise PeerFailed(rank, each["fault"])
+        return heard
+
+    def _texts(self, text: bytes) -> list[bytes]:
+        """All processes' texts: their lengths and beginnings, then, if one is longer, all of them."""
+        head = len(text).to_bytes(8, "big")
+        frames = self._frames((head + text)[:_FRAME], _FRAME)
+        longest = max(int.from_bytes(frame[:8], "big") for frame in frames) + 8
+        if longest > _FRAME:
+            frames = self._frames(head + text, longest)
+        return [frame[8 : 8 + int.from_bytes(frame[:8], "big")] for frame in frames]
+
+    def _frames(self, content: bytes, size: int) -> list[bytes]:
+        assert self._lines is not None
+        sent = torch.frombuffer(bytearray(content.ljust(size, b"\0")), dtype=torch.uint8)
+        found = [torch.empty_like(sent) for _ in range(self.count)]
+        dist.all_gather(found, sent, group=self._lines.words)
+        return [each.numpy().tobytes() for each in found]
+
+    @contextmanager
+    def _reaching(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            assert self._lines is not None
+            self._parted = True
+            minutes = self._lines.patience.total_seconds() / 60
+            what = f"another process of this run is gone, or has not answered for {minutes:g} minutes"
+            raise PeerLost(what) from error
+
+
+ALONE = ProcessGroup()
+"""The one process of a run that no launcher started."""
+
+
+class GradientSum:
+    """The gradients of a step's micro-batches, added up in their order whoever computed them.
+
+    Args:
+        parameters: whose gradients.
+        processes: that compute them.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter], processes: ProcessGroup) -> None:
+        self._parameters, self._processes = parameters, processes
+        self._sums: list[Tensor] = []  # of pieces
+
+    def add(self) -> None:
+        """Take the gradients that each process has now, of one micro-batch, and add them in the processes' order."""
+        if self._processes.count == 1:
+            return  # autograd adds each to the sum of those before by itself
+        own_N = torch.cat([gradient.flatten() for gradient in self._taken()])
+        pieces = torch.split(own_N, _PIECE)
+        before: Sequence[Tensor | None] = self._sums or [None] * len(pieces)
+        self._sums = [self._added(total, own) for total, own in zip(before, pieces, strict=True)]
+
+    def give(self) -> None:
+        """Let the sum be the parameters' gradient."""
+        if not self._sums:
+            return
+        sums = torch.split(torch.cat(self._sums), [parameter.numel() for parameter in self._parameters])
+        for parameter, total in zip(self._parameters, sums, strict=True):
+            # a tensor of its own with the parameter's strides, as autograd makes them: a norm's bits depend on them
+            parameter.grad = torch.empty_like(parameter).copy_(total.view(parameter.shape))
+
+    def _taken(self) -> Iterator[Tensor]:
+        for parameter in self._parameters:
+            assert parameter.grad is not None, "every factor of an adapter takes part in every forward pass"
+            yield parameter.grad
+            parameter.grad = None
+
+    def _added(self, total: Tensor | None, own: Tensor) -> Tensor:
+        parts = self._processes.gather(own)
+        # the very first is no sum: zero plus it would lose the sign of its zeros
+        total = parts.pop(0) if total is None else total
+        for part in parts:
+            total += part
+        return total
+
+
+def launched() -> tuple[int, int]:
+    """This process' number and how many there are, as a launcher such as torchrun tells in the environment."""
+    try:
+        rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    except (KeyError, ValueError):
+        return 0, 1
+    return (rank, count) if count > 1 else (0, 1)
+
+
+@contextmanager
+def processes_here(patience: timedelta = PATIENCE) -> Iterator[ProcessGroup]:
+    """Find the other processes that a launcher started, if one did; on GPUs, take this process' own for "cuda".
+
+    Args:
+        patience: how long to look for the others, and how long the first waits for them at each meeting.
+
+    Raises:
+        Lost: they cannot be found.
+    """
+    rank, count = launched()
+    if count == 1:
+        yield ALONE
+        return
+    try:
+        lines = _connect(patience)
+    except RuntimeError as error:
+        raise PeerLost(f"the {count} processes of this run do not find each other: {error}") from error
+    try:
+        yield ProcessGroup(rank, count, lines)
+    finally:
+        dist.destroy_process_group()
+
+
+def _connect(patience: timedelta) -> _Lines:
+    """Words go by gloo; numbers too, but by NCCL where each process has a GPU of its own."""
+    gpus, place = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if gpus:
+        torch.cuda.set_device(place % gpus)
+    own_gpu = 0 < int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= gpus and dist.is_nccl_available()
+    dist.init_process_group("nccl" if own_gpu else "gloo", timeout=patience)
+    numbers = dist.group.WORLD
+    assert numbers is not None
+    words = dist.new_group(backend="gloo", timeout=_LONG)
+    return _Lines(words, numbers, torch.device("cuda" if own_gpu else "cpu"), patience)
+
+
+def _fitting(train: TrainConfig, count: int) -> str:
+    """The nearest way to share a step out: the same pictures in smaller batches, else more of them."""
+    pictures = train.batch_size * train.gradient_accumulation_steps
+    ways = [
+        n for n in range(count, pictures + 1, count) if pictures % n == 0 and n >= train.gradient_accumulation_steps
+    ]
+    if ways:
+        return f"train.gradient_accumulation_steps={ways[0]} train.batch_size={pictures // ways[0]}"
+    more = -(-train.gradient_accumulation_steps // count) * count
+    text = f"train.gradient_accumulation_steps={more} train.batch_size={train.batch_size}"
+    return f"{text}, which makes {more * train.batch_size} pictures a step of {pictures}"
+
+
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Within, signals to stop are only noted; at the end they do what they do elsewhere."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        held.append(number)
+
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    ours = [number for number, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    for number in ours:
+        signal.signal(number, note)
+    try:
+        yield
+    finally:
+        for number in ours:
+            signal.signal(number, before[number])
+        for noted in held:
+            signal.raise_signal(noted)
