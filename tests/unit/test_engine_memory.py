@@ -29,7 +29,7 @@ def test_what_is_allocated_is_in_use_and_the_peak_stays() -> None:
 
 
 def test_it_is_what_the_kernel_tells_others() -> None:
-    code = "import sys; from veneer.engine.memory_usage import memory_in_use; print(memory_in_use().peak); sys.stdin.read()"
+    code = "import sys; from veneer.engine.memory_usage import memory_in_use as m; print(m().peak); sys.stdin.read()"
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     told = int(process.stdout.readline())

@@ -27,7 +27,7 @@ def random_walk(steps: int) -> list[Tensor]:
 
 
 def averaged(values: list[Tensor], decay: float) -> Tensor:
-    """What ``ExponentialMovingAverage`` makes of a parameter that begins at the first value and takes the others step by step."""
+    """What ``ExponentialMovingAverage`` makes of a parameter that has these values one after another."""
     parameter = nn.Parameter(values[0].clone())
     average = ExponentialMovingAverage({"w": parameter}, decay)
     for step, value in enumerate(values[1:], 1):

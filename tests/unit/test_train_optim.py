@@ -78,7 +78,9 @@ def test_without_a_gradient_weight_decay_alone_shrinks() -> None:
     assert torch.equal(stepped(config_of(rate=0.1, weight_decay=0.0), still), weight().detach())
 
 
-@pytest.mark.parametrize("change", [{"learning_rate": 0.02}, {"betas": (0.5, 0.999)}, {"betas": (0.9, 0.5)}, {"epsilon": 1e-3}])
+@pytest.mark.parametrize(
+    "change", [{"learning_rate": 0.02}, {"betas": (0.5, 0.999)}, {"betas": (0.9, 0.5)}, {"epsilon": 1e-3}]
+)
 def test_each_field_changes_the_update(change: dict[str, Any]) -> None:
     varied = [(0.5, -0.25, 0.1), (0.1, 0.3, -0.2), (-0.4, 0.1, 0.6)]
 

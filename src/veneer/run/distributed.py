@@ -21,8 +21,8 @@ _MISTAKE, _FAILURE = 2, 1
 def distributed() -> Iterator[ProcessGroup]:
     """The processes of this run. A fault within ends them all: the first raises it, the others ``Followed``.
 
-    With one process, nothing but the fault itself is raised. One that is gone without a word is ``PeerLost`` to each of the
-    others, and a fault of the program is raised by the process that has it as well, for its traceback.
+    With one process, nothing but the fault itself is raised. One that is gone without a word is ``PeerLost`` to each of
+    the others, and a fault of the program is raised by the process that has it as well, for its traceback.
     """
     with processes_here() as processes:
         try:

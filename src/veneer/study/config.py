@@ -227,7 +227,7 @@ def _ready_made() -> dict[str, str]:
 
 
 def load_study(source: Path, overrides: Sequence[str] = (), run: RunConfig | None = None) -> Study:
-    """A study's file, or a ready-made one by its name, under overrides such as ``seeds=[0]`` or ``run.train.max_steps=50``.
+    """Load a study's file, or a ready-made one by its name, under overrides such as ``run.train.max_steps=50``.
 
     Args:
         source: the file; a name such as ``rank`` where there is no such file.

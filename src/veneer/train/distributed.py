@@ -119,7 +119,8 @@ class ProcessGroup:
             UserError: it has not.
         """
         if train.gradient_accumulation_steps % self.count:
-            what = f"{train.gradient_accumulation_steps} forward passes a step cannot be shared out evenly to {self.count} processes"
+            passes = f"{train.gradient_accumulation_steps} forward passes a step"
+            what = f"{passes} cannot be shared out evenly to {self.count} processes"
             raise UserError(
                 what, where="train.gradient_accumulation_steps", remedy=f"use {_fitting(train, self.count)}"
             )

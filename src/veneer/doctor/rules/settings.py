@@ -22,7 +22,7 @@ def warmup_too_long(evidence: Evidence) -> Finding | None:
     mean = sum(rate_factor(train, step) for step in range(train.max_steps)) / train.max_steps
     said = (
         f"the warm-up takes {train.warmup_steps} of {train.max_steps} steps",
-        f"under schedule {train.lr_scheduler!r} the mean rate is {percent(mean)} of the {train.learning_rate:g} asked for",
+        f"with lr_scheduler={train.lr_scheduler} the mean learning rate is {percent(mean)} of {train.learning_rate:g}",
     )
     changes = (Change("train.warmup_steps", train.max_steps // 20, "a twentieth of the steps is usual"),)
     return Finding("warmup_too_long", "The warm-up takes most of the run.", said, changes)
