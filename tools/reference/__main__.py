@@ -23,8 +23,8 @@ _HEAD = """\
 <!-- written by `python -m tools.reference`; a test says when it is out of date -->
 
 A run is one YAML file; `veneer train FOLDER` writes it for you, resolved, as `config.yaml` beside the result. Every
-key has a default but `base` and `data.sources`. On the command line a key is changed with `train.max_steps=200`, an entry
-of a list with `data.sources.0.repeats=3`. Layers: a preset, over it the file, over it the command line.
+key has a default but `base` and `data.sources`. On the command line a key is changed with `train.max_steps=200`, an
+entry of a list with `data.sources.0.repeats=3`. Layers: a preset, over it the file, over it the command line.
 
 Paths are relative to where the command is run. YAML is read by its 1.2 rules: `1e-4` is a number, `no` is a word.
 Pictures are read from a folder and the folders below it: with a `metadata.jsonl` (`file_name`, `text`), as the

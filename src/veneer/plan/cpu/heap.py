@@ -5,8 +5,8 @@ so: the smallest hole that is large enough; else, from a threshold on, pages of 
 system when they are freed; else the heap grows at its top. A freed block joins the holes beside it. The heap shrinks
 only at its top, and only when more than another threshold is free there. Unless they were set
 (:mod:`veneer.malloc`), both thresholds move: whenever a block with pages of its own is freed, up to 32 MiB large,
-blocks of that size go to the heap from then on (malloc.c, ``__libc_free``). So after a first step the activations of the
-following ones are in the heap, and what lies in holes between them stays held.
+blocks of that size go to the heap from then on (malloc.c, ``__libc_free``). So after a first step the activations of
+the following ones are in the heap, and what lies in holes between them stays held.
 """
 
 from __future__ import annotations

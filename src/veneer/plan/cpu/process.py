@@ -1,9 +1,9 @@
 """What the process of a run on the CPU holds beyond its tensors, found by replaying what the tensors did.
 
 The heap's holes come of the order in which blocks are taken and given back (:mod:`veneer.plan.cpu.heap`), the
-workspace of convolutions and their kernels among them. Weights that are used as they lie in their file take memory when they are
-first read. The rest are three constants, measured with PyTorch 2.13, diffusers 0.42 and CPython 3.11: machine code of
-the libraries, which takes memory once it has run, and Python's objects.
+workspace of convolutions and their kernels among them. Weights that are used as they lie in their file take memory when
+they are first read. The rest are three constants, measured with PyTorch 2.13, diffusers 0.42 and CPython 3.11: machine
+code of the libraries, which takes memory once it has run, and Python's objects.
 """
 
 from __future__ import annotations
