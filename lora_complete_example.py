@@ -52,7 +52,7 @@ def main(base: str, data: Path | None, output: Path, steps: int) -> None:
 
     # the file in a fresh base, merged into its weights: W0 + (alpha/r) B A, at the base's own speed
     fresh = veneer.load_base(config.base)
-    adapter = veneer.load_adapter(file).factors
+    adapter = veneer.load_adapter(file).weights
     subjects = veneer.subjects_of(config, dataset)
     merged = veneer.merge(fresh.networks, [(adapter, 1.0)])
     (picture,) = veneer.generate(fresh, subjects.prompts[:1], seeds=[0], guidance=config.sample.guidance)

@@ -15,7 +15,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 import veneer
 from veneer.adapter.layers import layers_of
-from veneer.adapter.spec import Factors, LoraFactors
+from veneer.adapter.lora import LoraFactors
+from veneer.adapter.protocol import AdapterWeights
 
 __all__ = [
     "ATTENTION",
@@ -156,7 +157,7 @@ def _factors(shape: torch.Size, rank: int, generator: torch.Generator) -> LoraFa
     return LoraFactors(down, up, float(rank))
 
 
-def adapters(networks: Mapping[str, nn.Module], count: int, rank: int = 4) -> dict[str, Factors]:
+def adapters(networks: Mapping[str, nn.Module], count: int, rank: int = 4) -> dict[str, AdapterWeights]:
     """Several, by name: ``a0``, ``a1``, ..."""
     return {f"a{number}": adapter(networks, rank, number) for number in range(count)}
 

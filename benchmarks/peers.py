@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.weights.file import AdapterFile, save
 
 __all__ = ["fused", "load_all", "mixed", "text_to_image_steps", "write"]
 
 
-def write(adapters: Mapping[str, Factors], folder: Path) -> dict[str, str]:
+def write(adapters: Mapping[str, AdapterWeights], folder: Path) -> dict[str, str]:
     """A file of each adapter, by its name."""
     paths = {name: folder / f"{name}.safetensors" for name in adapters}
     for name, path in paths.items():

@@ -86,7 +86,7 @@ def _theirs(pipeline: Any, files: dict[str, str]) -> dict[str, Callable[[], obje
 def _ours(pipeline: Any, files: dict[str, str]) -> dict[str, Callable[[], object]]:
     """From one of two adapters to the other, each over a network of its own."""
     networks = {"unet": models.beside(pipeline).unet}
-    adapters = {name: veneer.load_adapter(Path(file)).factors for name, file in files.items()}
+    adapters = {name: veneer.load_adapter(Path(file)).weights for name, file in files.items()}
     bank, turns = veneer.AdapterBank(networks), {way: _turns(files) for way in (BANK, BANK_FILE, MERGE, MERGE_FILE)}
     for name, factors in adapters.items():
         bank.add(name, factors)
@@ -100,7 +100,7 @@ def _ours(pipeline: Any, files: dict[str, str]) -> dict[str, Callable[[], object
     def choose_from_file() -> None:
         name = next(turns[BANK_FILE])
         bank.remove(name)
-        bank.add(name, veneer.load_adapter(Path(files[name])).factors)
+        bank.add(name, veneer.load_adapter(Path(files[name])).weights)
         choose(name)
 
     def swap(place: int, factors: Any) -> None:
@@ -111,7 +111,7 @@ def _ours(pipeline: Any, files: dict[str, str]) -> dict[str, Callable[[], object
         BANK: lambda: choose(next(turns[BANK])),
         BANK_FILE: choose_from_file,
         MERGE: lambda: swap(0, adapters[next(turns[MERGE])]),
-        MERGE_FILE: lambda: swap(1, veneer.load_adapter(Path(files[next(turns[MERGE_FILE])])).factors),
+        MERGE_FILE: lambda: swap(1, veneer.load_adapter(Path(files[next(turns[MERGE_FILE])])).weights),
     }
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from veneer.adapter.spec import LoraFactors
+from veneer.adapter.lora import LoraFactors
 
 __all__ = ["lora_forward"]
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from veneer.adapter.layers import layers_of
-from veneer.adapter.spec import LoraFactors
+from veneer.adapter.lora import LoraFactors
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from veneer.adapter.inject import inject as inject
+    from veneer.adapter.lora import LoraFactors as LoraFactors
+    from veneer.adapter.lora import LoraSpec as LoraSpec
     from veneer.adapter.merge import combine as combine
     from veneer.adapter.merge import merge as merge
     from veneer.adapter.resize import resize as resize
-    from veneer.adapter.spec import AdapterSpec as AdapterSpec
-    from veneer.adapter.spec import LoraFactors as LoraFactors
     from veneer.adapter.stack import AdapterStack as AdapterStack
     from veneer.base import demo_path as demo_path
     from veneer.base import path as base_path
@@ -70,12 +70,12 @@ __all__ = [
     "FILE_NAME",
     "AdapterBank",
     "AdapterFile",
-    "AdapterSpec",
     "AdapterStack",
     "Evaluating",
     "Evaluation",
     "Interrupted",
     "LoraFactors",
+    "LoraSpec",
     "Measuring",
     "Painting",
     "Progress",
@@ -132,10 +132,10 @@ _HOMES = {
     "FILE_NAME": "veneer.weights.file:FILE_NAME",
     "AdapterBank": "veneer.engine.batched:AdapterBank",
     "AdapterFile": "veneer.weights.file:AdapterFile",
-    "AdapterSpec": "veneer.adapter.spec:AdapterSpec",
+    "LoraSpec": "veneer.adapter.lora:LoraSpec",
     "AdapterStack": "veneer.adapter.stack:AdapterStack",
     "Interrupted": "veneer.run.signals:Interrupted",
-    "LoraFactors": "veneer.adapter.spec:LoraFactors",
+    "LoraFactors": "veneer.adapter.lora:LoraFactors",
     "Measuring": "veneer.verbs.resize:Measuring",
     "Painting": "veneer.verbs.sample:Painting",
     "Progress": "veneer.cli.progress:Progress",

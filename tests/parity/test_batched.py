@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from tests.equations import lora_forward
 from veneer.adapter.layers import layers_of
+from veneer.adapter.lora import LoraFactors
 from veneer.adapter.merge import combine, merge
-from veneer.adapter.spec import Factors, LoraFactors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.engine.batched import AdapterBank, Row
 from veneer.engine.rowwise import runs_of
 from veneer.family.protocol import Family
@@ -44,7 +45,7 @@ def factors_for(shape: tuple[int, ...], rank: int, alpha: float, seed: int, dtyp
     return LoraFactors(down, draw((shape[0], rank, *(1 for _ in shape[2:])), seed + 1, dtype), alpha)
 
 
-def adapter_for(networks: Mapping[str, nn.Module], targets: tuple[str, ...], rank: int, seed: int) -> Factors:
+def adapter_for(networks: Mapping[str, nn.Module], targets: tuple[str, ...], rank: int, seed: int) -> AdapterWeights:
     found = {p: layer for p, layer in layers_of(networks).items() if p.endswith(tuple(f".{t}" for t in targets))}
     shapes = {path: tuple(layer.weight.shape) for path, layer in found.items()}
     assert shapes
@@ -152,7 +153,7 @@ def test_runs_hold_the_rows_with_an_adapter_once_and_pad_little(ranks: list[int]
 
 
 @pytest.fixture(scope="module")
-def adapters(family: Family) -> dict[str, Factors]:
+def adapters(family: Family) -> dict[str, AdapterWeights]:
     """Of different ranks, scales, targets and networks."""
     unet = {"unet": family.networks["unet"]}
     return {
@@ -167,7 +168,7 @@ ROWS: tuple[Row, ...] = ("attention", "all", None, ("large", -0.5), {"all": 0.5,
 
 
 @pytest.fixture
-def bank(family: Family, adapters: dict[str, Factors]) -> AdapterBank:
+def bank(family: Family, adapters: dict[str, AdapterWeights]) -> AdapterBank:
     bank = AdapterBank(family.networks)
     for name, factors in adapters.items():
         bank.add(name, factors)
@@ -187,7 +188,7 @@ def denoised(unet: nn.Module, count: int, first: int = 0) -> Tensor:
     ("dtype", "copies"), [(torch.float32, 1), (torch.float32, 2), (torch.bfloat16, 1), (torch.float16, 1)]
 )
 def test_a_denoiser_is_each_row_alone(
-    tiny_base: Path, adapters: dict[str, Factors], dtype: torch.dtype, copies: int
+    tiny_base: Path, adapters: dict[str, AdapterWeights], dtype: torch.dtype, copies: int
 ) -> None:
     family = load_family(str(tiny_base)).to(torch.device("cpu"), dtype)
     unet, bank = family.networks["unet"], AdapterBank(family.networks)
@@ -209,7 +210,9 @@ def test_a_denoiser_is_each_row_alone(
     assert torch.equal(denoised(unet, 6 * copies), base)
 
 
-def test_under_autocast_it_is_each_row_alone(family: Family, bank: AdapterBank, adapters: dict[str, Factors]) -> None:
+def test_under_autocast_it_is_each_row_alone(
+    family: Family, bank: AdapterBank, adapters: dict[str, AdapterWeights]
+) -> None:
     unet = family.networks["unet"]
     with torch.autocast("cpu", torch.bfloat16):
         with bank.rows(ROWS):
@@ -258,7 +261,7 @@ def test_it_is_what_peft_does(tiny_base: Path) -> None:
         assert (bank._networks["unet"](noisy, steps, text).sample - expected).abs().max() > 1e-2
 
 
-def _from_peft(model: nn.Module, name: str, alpha: float) -> Factors:
+def _from_peft(model: nn.Module, name: str, alpha: float) -> AdapterWeights:
     state = {key.removeprefix("base_model.model."): value for key, value in model.state_dict().items()}
     found = [key.partition(".lora_A")[0] for key in state if key.endswith(f".lora_A.{name}.weight")]
     return {
@@ -280,7 +283,7 @@ def levels(pictures: Sequence[Image.Image]) -> np.ndarray:
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 def test_pictures_are_those_of_each_adapter_alone(
-    family: Family, bank: AdapterBank, adapters: dict[str, Factors], guidance: float
+    family: Family, bank: AdapterBank, adapters: dict[str, AdapterWeights], guidance: float
 ) -> None:
     seeds = list(range(6))
     distributed = levels(generate_each(family, bank, ROWS, PROMPTS, seeds, steps=3, guidance=guidance, batch=4))
@@ -293,7 +296,7 @@ def test_pictures_are_those_of_each_adapter_alone(
         assert (np.abs(distributed[place] - base[place]).max() > 2) == (row is not None)
 
 
-def test_a_plain_diffusers_pipeline(tiny_base: Path, adapters: dict[str, Factors]) -> None:
+def test_a_plain_diffusers_pipeline(tiny_base: Path, adapters: dict[str, AdapterWeights]) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(tiny_base)
     pipeline.set_progress_bar_config(disable=True)
     bank = AdapterBank({"unet": pipeline.unet, "text_encoder": pipeline.text_encoder})

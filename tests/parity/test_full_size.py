@@ -7,7 +7,7 @@ from diffusers import UNet2DConditionModel
 from peft import LoraConfig
 
 from veneer.adapter.inject import inject
-from veneer.adapter.spec import AdapterSpec
+from veneer.adapter.lora import LoraSpec
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
@@ -28,7 +28,7 @@ def stable_diffusion_1() -> UNet2DConditionModel:
 def test_rank_4_on_the_attention_trains_797184_of_859520964_parameters() -> None:
     unet = stable_diffusion_1()
     assert sum(parameter.numel() for parameter in unet.parameters()) == 859_520_964
-    injection = inject({"unet": unet}, {"unet": AdapterSpec(4, 4.0, TARGETS)}, seed=0)
+    injection = inject({"unet": unet}, {"unet": LoraSpec(4, 4.0, TARGETS)}, seed=0)
     assert sum(parameter.numel() for parameter in injection.parameters()) == 797_184
     assert {match.target: len(match.modules) for match in injection.matches} == dict.fromkeys(TARGETS, 32)
 

@@ -22,8 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from veneer.adapter.inject import Injection, inject
+from veneer.adapter.lora import LoraSpec
 from veneer.adapter.merge import combine, merge
-from veneer.adapter.spec import AdapterSpec, Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.stack import AdapterStack
 from veneer.weights.file import FILE_NAME, AdapterFile, load, save
 
@@ -80,16 +81,16 @@ def randomise(parameters: list[nn.Parameter], seed: int = 0) -> None:
 def trained(
     pipeline: StableDiffusionPipeline, alpha: float, seed: int = 0, text: bool = True, rank: int = 4
 ) -> Injection:
-    specs = {"unet": AdapterSpec(rank, alpha, tuple(TARGETS))}
+    specs = {"unet": LoraSpec(rank, alpha, tuple(TARGETS))}
     if text:
-        specs["text_encoder"] = AdapterSpec(2, alpha, tuple(TEXT_TARGETS))
+        specs["text_encoder"] = LoraSpec(2, alpha, tuple(TEXT_TARGETS))
     injection = inject(networks(pipeline), specs, seed)
     randomise(injection.parameters(), seed)
     return injection
 
 
-def adapter(plain: Plain, alpha: float, seed: int = 0, text: bool = True, rank: int = 4) -> Factors:
-    return trained(plain(), alpha, seed, text, rank).factors()
+def adapter(plain: Plain, alpha: float, seed: int = 0, text: bool = True, rank: int = 4) -> AdapterWeights:
+    return trained(plain(), alpha, seed, text, rank).weights()
 
 
 def assert_same_picture(one: np.ndarray, other: np.ndarray, base: np.ndarray) -> None:
@@ -105,7 +106,7 @@ def test_diffusers_paints_our_file(
     ours = plain()
     base = paint(ours)
     injection = trained(ours, alpha, text=text)
-    save(AdapterFile(injection.factors()), tmp_path / FILE_NAME)
+    save(AdapterFile(injection.weights()), tmp_path / FILE_NAME)
     theirs = plain()
     theirs.load_lora_weights(tmp_path if reads_metadata else load_file(tmp_path / FILE_NAME))
     assert_same_picture(paint(theirs), paint(ours), base)
@@ -149,8 +150,8 @@ def test_file_round_trip(plain: Plain, tmp_path: Path) -> None:
     factors = adapter(plain, 8.0)
     digest = save(AdapterFile(factors, {"note": "x"}), tmp_path / FILE_NAME)
     again = load(tmp_path)
-    assert again.factors.keys() == factors.keys()
-    for name, each in again.factors.items():
+    assert again.weights.keys() == factors.keys()
+    for name, each in again.weights.items():
         assert torch.equal(each.down, factors[name].down)
         assert torch.equal(each.up, factors[name].up * factors[name].scale)
         assert each.scale == 1.0
@@ -181,7 +182,7 @@ def test_we_paint_what_the_guide_saved(plain: Plain, tmp_path: Path, alpha: int,
         text_encoder_lora_adapter_metadata=text.to_dict(),
     )
     ours = plain()
-    merge(networks(ours), [(load(tmp_path).factors, 1.0)])
+    merge(networks(ours), [(load(tmp_path).weights, 1.0)])
     assert_same_picture(paint(ours), paint(theirs), base)
 
 
@@ -193,7 +194,7 @@ def test_a_guide_that_saves_no_metadata_means_alpha_is_the_rank(plain: Plain, tm
     reader, ours = plain(), plain()
     base = paint(ours)
     reader.load_lora_weights(tmp_path)
-    merge(networks(ours), [(load(tmp_path).factors, 1.0)])
+    merge(networks(ours), [(load(tmp_path).weights, 1.0)])
     assert_same_picture(paint(ours), paint(reader), base)
 
 
@@ -224,7 +225,7 @@ def test_the_guide_saves_our_injection(plain: Plain, tmp_path: Path) -> None:
 
 
 def test_add_adapter_takes_our_plan(plain: Plain) -> None:
-    spec = AdapterSpec(4, 2.0, tuple(TARGETS))
+    spec = LoraSpec(4, 2.0, tuple(TARGETS))
     theirs, ours = plain().unet, plain().unet
     theirs.add_adapter(spec.to_peft())
     injection = inject({"unet": ours}, {"unet": spec}, 0)
@@ -232,14 +233,14 @@ def test_add_adapter_takes_our_plan(plain: Plain) -> None:
     assert {f"unet.{name}": shape for name, shape in shapes.items()} == {
         name: parameter.shape for name, parameter in injection.named_parameters()
     }
-    assert AdapterSpec.from_peft(theirs.peft_config["default"]).rank == 4
+    assert LoraSpec.from_peft(theirs.peft_config["default"]).rank == 4
 
 
 def test_our_injection_takes_the_guide_s_numbers(plain: Plain, tmp_path: Path) -> None:
     theirs = plain()
     base = paint(theirs)
     unet, text = guide(theirs, alpha=9)
-    specs = {"unet": AdapterSpec.from_peft(unet), "text_encoder": AdapterSpec.from_peft(text)}
+    specs = {"unet": LoraSpec.from_peft(unet), "text_encoder": LoraSpec.from_peft(text)}
     StableDiffusionPipeline.save_lora_weights(
         tmp_path,
         unet_lora_layers=get_peft_model_state_dict(theirs.unet),
@@ -248,7 +249,7 @@ def test_our_injection_takes_the_guide_s_numbers(plain: Plain, tmp_path: Path) -
         text_encoder_lora_adapter_metadata=text.to_dict(),
     )
     ours = plain()
-    inject(networks(ours), specs, 0).load(load(tmp_path).factors)
+    inject(networks(ours), specs, 0).load(load(tmp_path).weights)
     assert_same_picture(paint(ours), paint(theirs), base)
 
 
@@ -262,7 +263,7 @@ def test_we_paint_what_peft_saved(plain: Plain, tmp_path: Path, rank_stabilised:
     randomise([p for n, p in model.named_parameters() if "lora_" in n])
     model.save_pretrained(tmp_path)
     ours = plain()
-    merge(networks(ours), [(load(tmp_path, networks(ours)).factors, 1.0)])
+    merge(networks(ours), [(load(tmp_path, networks(ours)).weights, 1.0)])
     assert_same_picture(paint(ours), paint(theirs), base)
 
 
@@ -273,11 +274,11 @@ def test_we_paint_what_one_network_saved(plain: Plain, tmp_path: Path) -> None:
     randomise([p for n, p in theirs.unet.named_parameters() if "lora_" in n])
     theirs.unet.save_lora_adapter(tmp_path)
     ours = plain()
-    merge(networks(ours), [(load(tmp_path, networks(ours)).factors, 1.0)])
+    merge(networks(ours), [(load(tmp_path, networks(ours)).weights, 1.0)])
     assert_same_picture(paint(ours), paint(theirs), base)
 
 
-def kohya(factors: Factors, with_alpha: bool) -> dict[str, Tensor]:
+def kohya(factors: AdapterWeights, with_alpha: bool) -> dict[str, Tensor]:
     """As kohya's trainer names them: the whole path in underscores, CLIP's with text_model."""
     tensors: dict[str, Tensor] = {}
     for name, each in factors.items():
@@ -293,7 +294,7 @@ def kohya(factors: Factors, with_alpha: bool) -> dict[str, Tensor]:
 def test_we_read_all_of_a_kohya_file(plain: Plain, tmp_path: Path, with_alpha: bool) -> None:
     factors = adapter(plain, 3.0)
     save_file(kohya(factors, with_alpha), tmp_path / "kohya.safetensors")
-    read = load(tmp_path / "kohya.safetensors", networks(plain())).factors
+    read = load(tmp_path / "kohya.safetensors", networks(plain())).weights
     assert set(read) == set(factors)
     for name, each in read.items():
         assert torch.equal(each.down, factors[name].down) and torch.equal(each.up, factors[name].up)
@@ -308,7 +309,7 @@ def test_we_paint_a_kohya_file_as_diffusers_does(plain: Plain, tmp_path: Path, w
     theirs, ours = plain(), plain()
     base = paint(ours)
     theirs.load_lora_weights(tmp_path, weight_name="kohya.safetensors")
-    read = load(tmp_path / "kohya.safetensors", networks(ours)).factors
+    read = load(tmp_path / "kohya.safetensors", networks(ours)).weights
     assert set(read) == set(factors)
     merge(networks(ours), [(read, 1.0)])
     assert_same_picture(paint(ours), paint(theirs), base)
@@ -322,7 +323,7 @@ def test_a_stack_is_what_set_adapters_is(plain: Plain, tmp_path: Path) -> None:
         factors = adapter(plain, 3.0, seed)
         save(AdapterFile(factors), tmp_path / f"{name}.safetensors")
         theirs.load_lora_weights(tmp_path, weight_name=f"{name}.safetensors", adapter_name=name)
-        stack.add(name, load(tmp_path / f"{name}.safetensors").factors)
+        stack.add(name, load(tmp_path / f"{name}.safetensors").weights)
     for weights in ({"one": 1.0, "two": 1.0}, {"one": 0.8, "two": -0.3}, {"one": 0.0, "two": 1.0}):
         theirs.set_adapters(list(weights), list(weights.values()))
         stack.weights(weights)

@@ -17,12 +17,11 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tests.equations import lora_forward
-from veneer.adapter.functional import delta_weight
 from veneer.adapter.inject import Injection, inject
+from veneer.adapter.lora import LoraFactors, LoraSpec, delta_weight
 from veneer.adapter.merge import merge
-from veneer.adapter.spec import AdapterSpec, LoraFactors
 
-SPEC = AdapterSpec(rank=3, alpha=7.0, targets=("to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in"))
+SPEC = LoraSpec(rank=3, alpha=7.0, targets=("to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in"))
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
 """Largest difference allowed between merged and unmerged outputs of size about 1: the dtype's own rounding."""
 
@@ -157,8 +156,8 @@ def test_delta_is_zero_at_the_start(unet: UNet2DConditionModel, dtype: torch.dty
         injection = inject({"unet": unet}, {"unet": SPEC}, seed=0)
         after = run(unet)
     assert torch.equal(before, after)
-    assert all(torch.count_nonzero(delta_weight(each)) == 0 for each in injection.factors().values())
-    assert all(torch.count_nonzero(each.down) for each in injection.factors().values())
+    assert all(torch.count_nonzero(delta_weight(each)) == 0 for each in injection.weights().values())
+    assert all(torch.count_nonzero(each.down) for each in injection.weights().values())
 
 
 def train(unet: UNet2DConditionModel, injection: Injection, steps: int) -> Iterator[float]:
@@ -176,7 +175,7 @@ def test_training_changes_a_and_b_alone(unet: UNet2DConditionModel) -> None:
     before = frozen_digest(unet)
     unet.requires_grad_(True)
     injection = inject({"unet": unet}, {"unet": SPEC}, seed=0)
-    start = injection.factors()
+    start = injection.weights()
     losses = list(train(unet, injection, 4))
     assert losses[-1] < losses[0]
     assert frozen_digest(unet) == before
@@ -184,7 +183,7 @@ def test_training_changes_a_and_b_alone(unet: UNet2DConditionModel) -> None:
     assert len(trained) == 2 * len(start) > 0
     for name, parameter in unet.named_parameters():
         assert (parameter.grad is not None) == parameter.requires_grad == (id(parameter) in trained), name
-    for path, each in injection.factors().items():
+    for path, each in injection.weights().items():
         assert not torch.equal(each.down, start[path].down), path
         assert torch.count_nonzero(each.up), path
 
@@ -215,7 +214,7 @@ def test_merged_is_unmerged_and_undone_is_the_base(unet: UNet2DConditionModel, d
     fill(injection)
     unmerged = run(unet)
     injection.eject()
-    merged = merge({"unet": unet}, [(injection.factors(), 1.0)])
+    merged = merge({"unet": unet}, [(injection.weights(), 1.0)])
     # nothing but the base's own layers runs: merged, it costs what the base costs
     assert [type(module) for module in unet.modules()] == kinds
     torch.testing.assert_close(run(unet), unmerged, rtol=0, atol=TOLERANCE[dtype])
@@ -230,7 +229,7 @@ def test_injected_layers_are_the_pure_function(unet: UNet2DConditionModel) -> No
     injection = inject({"unet": unet}, {"unet": SPEC}, seed=0)
     fill(injection)
     generator = torch.Generator().manual_seed(4)
-    for path, factors in injection.factors().items():
+    for path, factors in injection.weights().items():
         layer = unet.get_submodule(path.removeprefix("unet."))
         assert isinstance(layer, LoraLayer)
         inner = layer.get_base_layer()
@@ -243,8 +242,8 @@ def test_injected_layers_are_the_pure_function(unet: UNet2DConditionModel) -> No
 
 def test_a_is_normal_with_deviation_one_over_rank() -> None:
     network = nn.Sequential(nn.Linear(4096, 64))
-    injection = inject({"unet": network}, {"unet": AdapterSpec(rank=8, alpha=8, targets=("0",))}, seed=5)
-    a = injection.factors()["unet.0"].down
+    injection = inject({"unet": network}, {"unet": LoraSpec(rank=8, alpha=8, targets=("0",))}, seed=5)
+    a = injection.weights()["unet.0"].down
     error = 1 / 8 / (a.numel()) ** 0.5
     assert abs(a.mean().item()) < 4 * error
     assert abs(a.std().item() - 1 / 8) < 4 * error  # the deviation's own standard error is smaller by the root of 2

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from veneer.adapter.inject import inject
+from veneer.adapter.lora import LoraSpec
 from veneer.adapter.merge import merge
-from veneer.adapter.spec import AdapterSpec
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 
@@ -36,9 +36,9 @@ def _fastest(first: Family, second: Family) -> tuple[float, float]:
 
 def test_merged_is_as_fast_as_the_base_and_unmerged_is_not(tiny_base: Path) -> None:
     base, merged, injected = (load_family(str(tiny_base)) for _ in range(3))
-    spec = {"unet": AdapterSpec(4, 4.0, ("to_q", "to_k", "to_v", "to_out.0"))}
+    spec = {"unet": LoraSpec(4, 4.0, ("to_q", "to_k", "to_v", "to_out.0"))}
     live = inject(injected.networks, spec, seed=0)
-    merge(merged.networks, [(live.factors(), 1.0)])
+    merge(merged.networks, [(live.weights(), 1.0)])
     plain, fused = _fastest(base, merged)
     assert fused < 1.1 * plain
     # the yardstick can tell: the same adapter left unmerged is slower

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from veneer.adapter.functional import delta_weight
+from veneer.adapter.lora import LoraFactors, delta_weight
 from veneer.adapter.resize import resize, spectrum
-from veneer.adapter.spec import LoraFactors
 from veneer.errors import UserError
 
 

@@ -128,7 +128,7 @@ def test_a_score_is_that_of_the_adapter_as_it_would_be_saved(
     """With an average, of the average; the last score is that of the file, up to merging's rounding."""
     config = config_of(tiny_base, tiny_pictures, tmp_path / "run", train={"ema_decay": 0.9})
     last = evaluated(told(config))[-1]
-    score = evaluate(config, family, survey(config.data), load(config.output.dir / FILE_NAME).factors)
+    score = evaluate(config, family, survey(config.data), load(config.output.dir / FILE_NAME).weights)
     assert (last.held_out.base, last.held_out.adapter) == pytest.approx((score.base, score.adapter), rel=1e-5)
     assert score.base != pytest.approx(score.adapter, rel=1e-4)
 
@@ -145,7 +145,7 @@ def test_the_best_is_kept_beside_the_last(course: None, config: RunConfig) -> No
     short = with_steps(config, 4).in_folder(config.output.dir.parent / "short")
     told(short)
     # the settings in the metadata differ, which say how long the run was to be; the tensors do not
-    best, last = (load(path).factors for path in (config.output.dir / BEST, short.output.dir / FILE_NAME))
+    best, last = (load(path).weights for path in (config.output.dir / BEST, short.output.dir / FILE_NAME))
     assert best.keys() == last.keys()
     assert all(
         torch.equal(best[name].up, last[name].up) and torch.equal(best[name].down, last[name].down) for name in best

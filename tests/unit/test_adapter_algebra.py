@@ -11,15 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from veneer.adapter.functional import delta_weight
 from veneer.adapter.inject import inject
+from veneer.adapter.lora import LoraFactors, LoraSpec, delta_weight
 from veneer.adapter.merge import combine, merge
-from veneer.adapter.spec import AdapterSpec, Factors, LoraFactors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.stack import AdapterStack
 from veneer.errors import UserError
 
 
-def adapter(seed: int, rank: int = 2, alpha: float = 3.0, names: tuple[str, ...] = ("net.0", "net.1")) -> Factors:
+def adapter(
+    seed: int, rank: int = 2, alpha: float = 3.0, names: tuple[str, ...] = ("net.0", "net.1")
+) -> AdapterWeights:
     generator = torch.Generator().manual_seed(seed)
 
     def factors(name: str) -> LoraFactors:
@@ -150,7 +152,7 @@ def test_merge_keeps_flags_and_needs_no_gradient(networks: dict[str, nn.Module])
 
 
 def test_merges_under_an_adapter_in_training(networks: dict[str, nn.Module]) -> None:
-    injection = inject(networks, {"net": AdapterSpec(2, 2.0, ("1",))}, 0)
+    injection = inject(networks, {"net": LoraSpec(2, 2.0, ("1",))}, 0)
     x = torch.ones(1, 4)
     before = networks["net"][1](x)
     merged = merge(networks, [(adapter(1), 1.0)])
@@ -170,7 +172,7 @@ def test_merges_under_an_adapter_in_training(networks: dict[str, nn.Module]) -> 
 )
 @pytest.mark.parametrize("use", [lambda n, a: merge(n, a), lambda n, a: AdapterStack(n).add("x", a[-1][0])])
 def test_refuses_another_architecture(
-    networks: dict[str, nn.Module], wrong: Factors, reason: str, use: Callable[..., object]
+    networks: dict[str, nn.Module], wrong: AdapterWeights, reason: str, use: Callable[..., object]
 ) -> None:
     before = weights(networks)
     with pytest.raises(UserError, match=f"of another architecture: .*{reason}") as error:

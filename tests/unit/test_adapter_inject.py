@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from veneer.adapter.inject import Injection, Match, inject
-from veneer.adapter.spec import AdapterSpec, Factors, LoraFactors
+from veneer.adapter.lora import LoraFactors, LoraSpec
+from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
 
 
@@ -46,8 +47,8 @@ def networks() -> dict[str, nn.Module]:
     return {"unet": Net(), "text_encoder": Attention()}
 
 
-def spec(*targets: str, rank: int = 2, alpha: float = 2.0, dropout: float = 0.0) -> AdapterSpec:
-    return AdapterSpec(rank, alpha, targets, dropout)
+def spec(*targets: str, rank: int = 2, alpha: float = 2.0, dropout: float = 0.0) -> LoraSpec:
+    return LoraSpec(rank, alpha, targets, dropout)
 
 
 def picture() -> Tensor:
@@ -61,7 +62,7 @@ def fill(injection: Injection) -> None:
                 parameter.normal_(generator=torch.Generator().manual_seed(2))
 
 
-def same(one: Factors, other: Factors) -> bool:
+def same(one: AdapterWeights, other: AdapterWeights) -> bool:
     return one.keys() == other.keys() and all(
         torch.equal(one[n].down, other[n].down) and torch.equal(one[n].up, other[n].up) for n in one
     )
@@ -75,7 +76,7 @@ def test_reports_what_each_target_matched(networks: dict[str, nn.Module]) -> Non
         Match("unet", "conv_in", ("unet.conv_in",)),
         Match("text_encoder", "to_q", ("text_encoder.to_q",)),
     )
-    factors = injection.factors()
+    factors = injection.weights()
     assert set(factors) == {path for match in injection.matches for path in match.modules}
     assert factors["unet.conv_in"].shape == (6, 2, 3, 3)
     assert len(injection.parameters()) == 10
@@ -89,10 +90,10 @@ def test_a_target_is_a_whole_name_not_an_ending_of_letters(networks: dict[str, n
 
 
 def test_the_same_layer_gets_the_same_a_whatever_else_is_targeted(networks: dict[str, nn.Module]) -> None:
-    alone = inject(copy.deepcopy(networks), {"unet": spec("attn2.to_q")}, 7).factors()
+    alone = inject(copy.deepcopy(networks), {"unet": spec("attn2.to_q")}, 7).weights()
     specs = {"text_encoder": spec("to_q"), "unet": spec("conv_in", "to_q")}
-    among = inject(copy.deepcopy(networks), specs, 7).factors()
-    other = inject(copy.deepcopy(networks), {"unet": spec("attn2.to_q")}, 8).factors()
+    among = inject(copy.deepcopy(networks), specs, 7).weights()
+    other = inject(copy.deepcopy(networks), {"unet": spec("attn2.to_q")}, 8).weights()
     path = "unet.attn2.to_q"
     assert torch.equal(alone[path].down, among[path].down)
     assert not torch.equal(alone[path].down, other[path].down)
@@ -111,7 +112,7 @@ def test_adapter_is_float32_on_a_bfloat16_base(networks: dict[str, nn.Module]) -
     assert {parameter.dtype for parameter in injection.parameters()} == {torch.float32}
     assert unet(picture().bfloat16()).dtype == torch.bfloat16
     single = inject({"unet": Net()}, {"unet": spec("to_q", "conv_in")}, 0)
-    assert same(injection.factors(), single.factors())
+    assert same(injection.weights(), single.weights())
 
 
 def test_freezes_every_network_by_identity(networks: dict[str, nn.Module]) -> None:
@@ -132,7 +133,7 @@ def test_eject_puts_the_very_modules_back(networks: dict[str, nn.Module]) -> Non
     before = unet(picture())
     injection = inject(networks, {"unet": spec("to_q", "to_out.0", "conv_in")}, 0)
     fill(injection)
-    changed, factors = unet(picture()), injection.factors()
+    changed, factors = unet(picture()), injection.weights()
     injection.eject()
     assert not torch.equal(changed, before)
     assert torch.equal(unet(picture()), before)
@@ -141,7 +142,7 @@ def test_eject_puts_the_very_modules_back(networks: dict[str, nn.Module]) -> Non
     assert {name: parameter.requires_grad for name, parameter in unet.named_parameters()} == flags
     assert all(torch.equal(value, state[name]) for name, value in unet.state_dict().items())
     assert set(vars(unet)) == attributes
-    assert same(injection.factors(), factors)
+    assert same(injection.weights(), factors)
 
 
 def test_eject_twice_leaves_a_newer_adapter_alone(networks: dict[str, nn.Module]) -> None:
@@ -203,12 +204,12 @@ def test_alpha_over_rank_is_the_strength(networks: dict[str, nn.Module]) -> None
 def test_load_takes_the_strength_of_the_file(networks: dict[str, nn.Module]) -> None:
     injection = inject(networks, {"unet": spec("to_q", "conv_in", alpha=6.0)}, 0)
     fill(injection)
-    adapted, factors = networks["unet"](picture()), injection.factors()
+    adapted, factors = networks["unet"](picture()), injection.weights()
     injection.eject()
     other = inject(networks, {"unet": spec("to_q", "conv_in", alpha=1.5)}, 9)
     other.load(factors)
     assert torch.equal(networks["unet"](picture()), adapted)  # a ratio of four, so B keeps its bits
-    assert {each.alpha for each in other.factors().values()} == {1.5}
+    assert {each.alpha for each in other.weights().values()} == {1.5}
 
 
 @pytest.mark.parametrize(
@@ -229,14 +230,14 @@ def test_load_takes_the_strength_of_the_file(networks: dict[str, nn.Module]) -> 
 )
 def test_load_is_strict_both_ways(networks: dict[str, nn.Module], change: object, reason: str) -> None:
     injection = inject(networks, {"unet": spec("to_q")}, 0)
-    before, given = injection.factors(), injection.factors()
+    before, given = injection.weights(), injection.weights()
     change(given)  # type: ignore[operator]
     with pytest.raises(UserError, match=reason):
         injection.load(given)
-    assert same(injection.factors(), before)
+    assert same(injection.weights(), before)
 
 
-def refused(networks: Mapping[str, nn.Module], specs: Mapping[str, AdapterSpec]) -> str:
+def refused(networks: Mapping[str, nn.Module], specs: Mapping[str, LoraSpec]) -> str:
     modules = {prefix: dict(network.named_modules()) for prefix, network in networks.items()}
     with pytest.raises(UserError) as error:
         inject(networks, specs, 0)

@@ -136,7 +136,7 @@ def test_the_card_tells_score_and_hash(run: Run) -> None:
 
 def test_the_score_is_that_of_the_file_in_a_fresh_base(run: Run, tiny_base: Path) -> None:
     config = load_config(run.folder / CONFIG)
-    factors = load(run.folder / FILE_NAME).factors
+    factors = load(run.folder / FILE_NAME).weights
     score = evaluate(config, load_family(str(tiny_base)), survey(config.data), factors)
     logged = events_of(run.folder)[-1]
     assert (logged["base"], logged["adapter"]) == pytest.approx((score.base, score.adapter), rel=1e-5)
@@ -311,7 +311,7 @@ def test_sample_into_an_unwritable_folder(
 def test_adapter_info(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["adapter", "info", str(run.folder)]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    factors = load(run.folder / FILE_NAME).factors
+    factors = load(run.folder / FILE_NAME).weights
     parameters = sum(each.down.numel() + each.up.numel() for each in factors.values())
     assert (rows["rank"], rows["alpha"], rows["networks"]) == ("4", "4", "unet")
     assert (rows["layers"], rows["parameters"]) == (str(len(factors)), f"{parameters:,}")
@@ -336,7 +336,7 @@ def test_adapter_merge_is_what_diffusers_fuses(
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name])
-    assert sum(not torch.equal(ours[name], before[name]) for name in ours) == len(load(run.folder).factors)
+    assert sum(not torch.equal(ours[name], before[name]) for name in ours) == len(load(run.folder).weights)
 
 
 def test_adapter_merge_writes_over_nothing(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from veneer.adapter.inject import inject
-from veneer.adapter.spec import AdapterSpec
+from veneer.adapter.lora import LoraSpec
 from veneer.family.registry import load_family
 from veneer.weights.file import FILE_NAME, AdapterFile, save
 
@@ -22,10 +22,10 @@ def desk(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A working directory with the two runs that the page speaks of."""
     folder, family = tmp_path_factory.mktemp("desk"), load_family(str(tiny_base))
     for rank, name in ((2, "pencil"), (3, "clay")):
-        injection = inject(family.networks, {"unet": AdapterSpec(rank, rank, ("to_q", "to_v"))}, seed=rank)
+        injection = inject(family.networks, {"unet": LoraSpec(rank, rank, ("to_q", "to_v"))}, seed=rank)
         for parameter in injection.parameters():
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(rank))
-        save(AdapterFile(injection.factors()), folder / "runs" / name / FILE_NAME)
+        save(AdapterFile(injection.weights()), folder / "runs" / name / FILE_NAME)
         injection.eject()
     return folder
 

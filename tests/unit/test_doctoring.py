@@ -14,9 +14,8 @@ import torch
 
 from tests.plans import plans_once  # noqa: F401
 from tests.running import killed, logged, quick_config, told
-from veneer.adapter.functional import delta_weight
 from veneer.adapter.layers import layers_of
-from veneer.adapter.spec import LoraFactors
+from veneer.adapter.lora import LoraFactors, delta_weight
 from veneer.cli.main import main
 from veneer.config.load import load_config, write_config
 from veneer.config.schema import RunConfig, TextEncoderAdapterConfig
@@ -78,7 +77,7 @@ def test_captions_are_summed_up_without_the_trigger(run: Path) -> None:
 def test_moved_is_the_norm_of_delta_beside_the_base(run: Path, tiny_base: Path) -> None:
     moved = gather(run).moved["unet"]
     layers = layers_of(load_family(str(tiny_base)).networks)
-    factors = load(run / FILE_NAME).factors
+    factors = load(run / FILE_NAME).weights
     delta = sum(float(delta_weight(each).double().square().sum()) for each in factors.values()) ** 0.5
     base = sum(float(layers[name].weight.detach().double().square().sum()) for name in factors) ** 0.5
     assert moved.delta == pytest.approx(delta, rel=1e-6)
@@ -95,7 +94,7 @@ def test_the_text_encoder_is_found_in_the_base_too(
     queries = [name for name in layers if name.startswith("text_encoder") and name.endswith("q_proj")]
     words = {name: layers[name].weight.detach() for name in queries}
     part = {name: LoraFactors(weight[:2].clone(), weight[:, :2].clone(), 2.0) for name, weight in words.items()}
-    save(AdapterFile({**load(run / FILE_NAME).factors, **part}), tmp_path / "run" / FILE_NAME)
+    save(AdapterFile({**load(run / FILE_NAME).weights, **part}), tmp_path / "run" / FILE_NAME)
     evidence = gather(tmp_path / "run", measured=True)
     assert evidence.moved.keys() == {"unet", "text_encoder"}
     moved = evidence.moved["text_encoder"]
@@ -110,7 +109,7 @@ def test_the_text_encoder_is_found_in_the_base_too(
 def test_measuring_leaves_the_base_its_bits_and_repeats(run: Path, tiny_base: Path) -> None:
     family, evidence = load_family(str(tiny_base)), gather(run)
     before = {name: tensor.clone() for name, tensor in family.networks["unet"].state_dict().items()}
-    dataset, factors = survey(evidence.config.data), load(run / FILE_NAME).factors
+    dataset, factors = survey(evidence.config.data), load(run / FILE_NAME).weights
     first, second = (measure(evidence.config, family, dataset, factors, ["a"]) for _ in range(2))
     assert first == second
     assert first.train_captions is not None and first.train_captions.base.pictures == 9
@@ -135,7 +134,7 @@ def test_an_adapter_of_nothing_makes_no_difference_to_captions(run: Path, tiny_b
     family, evidence = load_family(str(tiny_base)), gather(run)
     nothing = {
         name: type(each)(each.down, torch.zeros_like(each.up), each.alpha)
-        for name, each in load(run / FILE_NAME).factors.items()
+        for name, each in load(run / FILE_NAME).weights.items()
     }
     found = measure(evidence.config, family, survey(evidence.config.data), nothing).train_captions
     assert found is not None and found.base == found.adapter
@@ -369,7 +368,7 @@ def test_an_adapter_that_gives_no_numbers_is_said_to(run: Path, tmp_path: Path) 
     shutil.copytree(run, tmp_path / "run")
     huge = {
         name: LoraFactors(each.down * 1e15, torch.ones_like(each.up) * 1e15, each.alpha)
-        for name, each in load(run / FILE_NAME).factors.items()
+        for name, each in load(run / FILE_NAME).weights.items()
     }
     save(AdapterFile(huge), tmp_path / "run" / FILE_NAME)
     evidence = gather(tmp_path / "run", measured=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from veneer.adapter.inject import inject
+from veneer.adapter.lora import LoraFactors, LoraSpec
 from veneer.adapter.merge import merge
-from veneer.adapter.spec import AdapterSpec, Factors, LoraFactors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.engine.batched import AdapterBank
 from veneer.errors import UserError
 from veneer.sample.generate import generate_each
@@ -26,7 +27,7 @@ class Net(nn.Module):
         return self.out(self.conv(x).mean((2, 3)))
 
 
-def adapter(seed: int, rank: int = 2, layers: tuple[str, ...] = ("conv", "out")) -> Factors:
+def adapter(seed: int, rank: int = 2, layers: tuple[str, ...] = ("conv", "out")) -> AdapterWeights:
     generator = torch.Generator().manual_seed(seed)
     shapes = {"conv": ((rank, 3, 3, 3), (4, rank, 1, 1)), "out": ((rank, 4), (5, rank))}
     drawn = {name: [torch.randn(shape, generator=generator) for shape in shapes[name]] for name in layers}
@@ -121,7 +122,7 @@ def test_it_adds_to_merged_and_to_injected_adapters(net: Net, bank: AdapterBank)
     with bank.rows(["a", "a"]):
         torch.testing.assert_close(net(X), expected[0.5], rtol=0, atol=1e-5)
     merged.undo()
-    injection = inject({"net": net}, {"net": AdapterSpec(2, 2.0, ("out",))}, seed=0)
+    injection = inject({"net": net}, {"net": LoraSpec(2, 2.0, ("out",))}, seed=0)
     with bank.rows(["a", "a"]):
         torch.testing.assert_close(net(X), expected[0.0], rtol=0, atol=1e-5)
     injection.eject()

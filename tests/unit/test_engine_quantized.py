@@ -17,8 +17,8 @@ from torch import nn
 from torch.nn import functional
 
 from veneer.adapter.applied import applied
+from veneer.adapter.lora import LoraFactors
 from veneer.adapter.merge import merge
-from veneer.adapter.spec import LoraFactors
 from veneer.engine import Memory, prepare, quantize
 from veneer.engine.quantization import FORMS
 from veneer.engine.quantized import Quantized, check_form, form_of, parameter_count

@@ -11,7 +11,8 @@ import torch
 
 from tests.training import bits_of, tiny_config, tiny_run, write_noise_pictures
 from veneer.adapter.inject import inject
-from veneer.adapter.spec import Factors, specs_of
+from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.registry import specs_of
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
 from veneer.errors import UserError
@@ -31,16 +32,16 @@ from veneer.train.events import Finished
 
 
 @pytest.fixture(scope="module")
-def trained(family: Family, tiny_pictures: Path) -> Factors:
+def trained(family: Family, tiny_pictures: Path) -> AdapterWeights:
     last = tiny_run(tiny_config(tiny_pictures, train={"max_steps": 12}), family)[-1]
     assert isinstance(last, Finished)
-    return last.factors
+    return last.weights
 
 
-def null_adapter(config: Any, family: Family) -> Factors:
+def null_adapter(config: Any, family: Family) -> AdapterWeights:
     injection = inject(family.networks, specs_of(config.adapter), seed=config.seed)
     try:
-        return injection.factors()
+        return injection.weights()
     finally:
         injection.eject()
 
@@ -70,7 +71,7 @@ def test_null_adapters_are_called_no_effect(family: Family, tiny_pictures: Path,
     assert verdicts.count("no effect") >= 0.95 * len(verdicts)
 
 
-def test_two_evaluations_are_equal_to_the_bit(family: Family, tiny_pictures: Path, trained: Factors) -> None:
+def test_two_evaluations_are_equal_to_the_bit(family: Family, tiny_pictures: Path, trained: AdapterWeights) -> None:
     config = tiny_config(tiny_pictures)
     dataset = survey(config.data)
     first = heldout_losses(config, family, dataset.held_out)
@@ -80,7 +81,7 @@ def test_two_evaluations_are_equal_to_the_bit(family: Family, tiny_pictures: Pat
 
 
 def test_a_trained_adapter_changes_the_loss_and_leaves_the_base(
-    family: Family, tiny_pictures: Path, trained: Factors
+    family: Family, tiny_pictures: Path, trained: AdapterWeights
 ) -> None:
     before = bits_of(family.networks)
     config = tiny_config(tiny_pictures)
@@ -143,7 +144,9 @@ def test_it_is_measured_in_the_precision_that_was_trained_in(family: Family, tin
     np.testing.assert_allclose(heldout_losses(rough, family, held_out), losses, rtol=0.05)
 
 
-def test_no_held_out_picture_is_a_mistake_of_the_config(family: Family, tiny_pictures: Path, trained: Factors) -> None:
+def test_no_held_out_picture_is_a_mistake_of_the_config(
+    family: Family, tiny_pictures: Path, trained: AdapterWeights
+) -> None:
     config = tiny_config(tiny_pictures, data={"held_out": 0.0})
     dataset = survey(config.data)
     assert dataset.held_out.samples == ()
@@ -151,7 +154,7 @@ def test_no_held_out_picture_is_a_mistake_of_the_config(family: Family, tiny_pic
         evaluate(config, family, dataset, trained)
 
 
-def test_each_kind_of_pictures_is_compared(family: Family, tiny_pictures: Path, trained: Factors) -> None:
+def test_each_kind_of_pictures_is_compared(family: Family, tiny_pictures: Path, trained: AdapterWeights) -> None:
     config = tiny_config(tiny_pictures)
     dataset = survey(config.data)
     kinds = kinds_of(config, dataset) | {DRIFT: dataset.train}
@@ -175,7 +178,7 @@ def test_an_adapter_trained_for_long_on_few_pictures_shows_a_gap(family: Family,
     config = tiny_config(pictures, data=data, train={"max_steps": 60, "learning_rate": 0.02})
     last = tiny_run(config, family)[-1]
     assert isinstance(last, Finished)
-    found = compare(config, family, kinds_of(config, survey(config.data)), last.factors)
+    found = compare(config, family, kinds_of(config, survey(config.data)), last.weights)
     assert found.gap is not None and found.training is not None
     assert found.training.mean < 0 < found.gap.mean
 
@@ -190,7 +193,7 @@ def test_pictures_are_limited_and_chosen_by_what_they_are(tiny_pictures: Path) -
     assert chosen(pictures, 99) == Manifest(pictures.samples)
 
 
-def test_evaluate_pictures_limits_each_kind(family: Family, tiny_pictures: Path, trained: Factors) -> None:
+def test_evaluate_pictures_limits_each_kind(family: Family, tiny_pictures: Path, trained: AdapterWeights) -> None:
     config = tiny_config(tiny_pictures, validation={"pictures": 2, "draws": 1})
     dataset = survey(config.data)
     assert len(dataset.held_out.samples) == 3

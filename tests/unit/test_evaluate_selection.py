@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from veneer.adapter.spec import LoraFactors
+from veneer.adapter.lora import LoraFactors
 from veneer.evaluate.selection import Selection
 
 
@@ -32,7 +32,7 @@ def test_the_lowest_mean_is_the_best_and_the_earliest_of_equal_ones() -> None:
     told = [found.observe(step, losses(mean), factors(mean)) for step, mean in enumerate((3.0, 1.0, 2.0, 1.0))]
     assert told == [True, True, False, False]
     assert found.best is not None and found.best.step == 1 and found.waited == 2
-    assert torch.equal(found.best.factors["unet.a.to_q"].down, factors(1.0)["unet.a.to_q"].down)
+    assert torch.equal(found.best.weights["unet.a.to_q"].down, factors(1.0)["unet.a.to_q"].down)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_its_state_comes_back_bit_for_bit() -> None:
     assert again.waited == found.waited == 1 and not again.is_exhausted
     assert again.best is not None and found.best is not None and again.best.step == 2
     assert np.array_equal(again.best.losses, found.best.losses)
-    assert again.best.factors["unet.a.to_q"].alpha == 1.5
+    assert again.best.weights["unet.a.to_q"].alpha == 1.5
     after = again.state_dict()
     assert after.keys() == state.keys() and all(torch.equal(after[name], state[name]) for name in state)
     again.observe(9, losses(5.0), factors(5.0))

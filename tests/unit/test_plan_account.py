@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tests.training import bits_of, tiny_config, tiny_run
-from veneer.adapter.spec import specs_of
+from veneer.adapter.registry import specs_of
 from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.plan.account import plan
@@ -38,7 +38,7 @@ def test_the_file_has_the_planned_bytes_and_parameters(
     last = tiny_run(config, family)[-1]
     assert isinstance(last, Finished)
     path = tmp_path / "adapter.safetensors"
-    save(AdapterFile(last.factors, METADATA), path)
+    save(AdapterFile(last.weights, METADATA), path)
     assert planned.file_bytes == path.stat().st_size
     assert planned.trainable == info(path).parameters
 

@@ -39,7 +39,7 @@ def test_a_run_ends_with_another_adapter_in_the_same_file(
     config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantization": form})
     result = run_training(config)
     networks = load_family(str(tiny_base)).networks
-    found, other = (load(folder / FILE_NAME, networks).factors for folder in (config.output.dir, plain))
+    found, other = (load(folder / FILE_NAME, networks).weights for folder in (config.output.dir, plain))
     assert {name: each.shape for name, each in found.items()} == {name: each.shape for name, each in other.items()}
     assert hashes(config.output.dir)[0] != hashes(plain)[0]
     ups = [torch.cat([factors[name].up.flatten() for name in sorted(other)]) for factors in (found, other)]

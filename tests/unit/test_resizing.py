@@ -13,11 +13,10 @@ import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
-from veneer.adapter.functional import delta_weight
 from veneer.adapter.layers import layers_of
+from veneer.adapter.lora import LoraFactors, delta_weight
 from veneer.adapter.merge import merge
 from veneer.adapter.resize import resize
-from veneer.adapter.spec import LoraFactors
 from veneer.cli.main import main
 from veneer.config.load import config_from_folder, load_config, resolve, write_config
 from veneer.data.preflight import survey
@@ -64,8 +63,8 @@ def test_a_cut_file_does_nearly_the_same(run: Path, tmp_path: Path) -> None:
     out = resize_adapter(run, 2, tmp_path / "two.safetensors")
     whole, cut = load(run), load(out)
     assert info(out).ranks == (2,) and info(out).alphas == (2.0,)
-    for name, each in whole.factors.items():
-        torch.testing.assert_close(delta_weight(cut.factors[name]), delta_weight(each), rtol=1e-3, atol=1e-5)
+    for name, each in whole.weights.items():
+        torch.testing.assert_close(delta_weight(cut.weights[name]), delta_weight(each), rtol=1e-3, atol=1e-5)
     told = {key: value for key, value in cut.metadata.items() if key.startswith("veneer.resized")}
     assert told == {"veneer.resized.rank": "2", "veneer.resized.from.sha256": info(run).sha256}
     assert whole.metadata.items() <= cut.metadata.items()
@@ -96,7 +95,7 @@ def test_the_smallest_rank_that_loses_nothing_is_advised(run: Path) -> None:
 def test_a_rank_is_scored_as_the_cut_file_is(run: Path) -> None:
     config = load_config(run / CONFIG)
     family = load_family(config.base)
-    merge(family.networks, [(resize(load(run).factors, 1), 1.0)])
+    merge(family.networks, [(resize(load(run).weights, 1), 1.0)])
     expected = heldout_losses(config, family, survey(config.data).held_out)
     found = study_ranks(run, [1], Measuring()).table.rows[0]
     assert found.loss == pytest.approx(float(expected.mean()), rel=1e-12)
@@ -152,7 +151,7 @@ def test_another_base_or_no_captions_are_told(run: Path, tiny_base: Path, tiny_p
     heard: list[object] = []
     study_ranks(run, [2], Measuring(base=str(other)), callback=heard.append)
     assert "is not the base that the adapter's file tells of" in str(heard[0])
-    plain = AdapterFile(load(run).factors)
+    plain = AdapterFile(load(run).weights)
     save(plain, tmp_path / "plain.safetensors")
     new = changed(tiny_pictures, tmp_path / "new")
     (new / "metadata.jsonl").unlink()
@@ -209,13 +208,13 @@ def test_kohyas_layout_needs_the_base(run: Path, tiny_base: Path, tmp_path: Path
     from safetensors.torch import save_file
 
     tensors = {}
-    for name, each in load(run).factors.items():
+    for name, each in load(run).weights.items():
         key = "lora_unet_" + name.removeprefix("unet.").replace(".", "_")
         tensors |= {f"{key}.lora_down.weight": each.down.contiguous(), f"{key}.lora_up.weight": each.up.contiguous()}
         tensors[f"{key}.alpha"] = torch.tensor(each.alpha)
     save_file(tensors, tmp_path / "kohya.safetensors")
     out = resize_adapter(tmp_path / "kohya.safetensors", 2, base=str(tiny_base))
-    ours = load(resize_adapter(run, 2, tmp_path / "ours.safetensors")).factors
-    found = load(out).factors
+    ours = load(resize_adapter(run, 2, tmp_path / "ours.safetensors")).weights
+    found = load(out).weights
     assert set(found) == set(ours)
     assert all(np.allclose(found[name].up, ours[name].up) for name in ours)

@@ -109,7 +109,7 @@ def test_a_trial_is_what_train_makes(done: tuple[Path, Study], tmp_path: Path) -
     result = run_training(config)
     ours = load(place)
     again = load(result.adapter)
-    assert all(np.array_equal(ours.factors[name].up, again.factors[name].up) for name in again.factors)
+    assert all(np.array_equal(ours.weights[name].up, again.weights[name].up) for name in again.weights)
     assert (place / FILE_NAME).read_bytes() == result.adapter.read_bytes()
 
 
@@ -128,7 +128,7 @@ def test_losses_are_measured_with_one_noise_for_all_seeds(done: tuple[Path, Stud
     (place,) = (folder / TRIALS).glob("rank-2-seed1-*")
     (told,) = place.glob("score-*.json")
     family = load_family(study.run.base)
-    merge(family.networks, [(load(place).factors, 1.0)])
+    merge(family.networks, [(load(place).weights, 1.0)])
     reference = resolve(study.run, family.resolution)
     expected = heldout_losses(reference, family, survey(reference.data).held_out)
     assert np.array_equal(np.array(json.loads(told.read_text("utf-8"))), expected)

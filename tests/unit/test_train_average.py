@@ -118,7 +118,7 @@ def test_the_average_is_what_is_painted_and_saved(family: Family, tiny_pictures:
             if isinstance(event, Finished):
                 last = {
                     f"{path}.lora_{k}.weight": t
-                    for path, f in event.factors.items()
+                    for path, f in event.weights.items()
                     for k, t in (("A", f.down), ("B", f.up))
                 }
     assert last is not None and shown.keys() == {0, 2, 4}

@@ -25,7 +25,7 @@ from tests.training import (
     trainer_on,
     write_noise_pictures,
 )
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.data.preflight import survey
 from veneer.engine import prepare
 from veneer.errors import UserError
@@ -39,17 +39,17 @@ from veneer.weights.file import AdapterFile
 from veneer.weights.file import save as save_file
 
 
-def trained(config: Any, family: Family) -> Factors:
+def trained(config: Any, family: Family) -> AdapterWeights:
     last = tiny_run(config, family)[-1]
     assert isinstance(last, Finished)
-    return last.factors
+    return last.weights
 
 
-def tensors(factors: Factors) -> dict[str, Tensor]:
+def tensors(factors: AdapterWeights) -> dict[str, Tensor]:
     return {f"{n}.{what}": t for n, f in factors.items() for what, t in (("A", f.down), ("B", f.up))}
 
 
-def same(ours: Factors, theirs: Factors) -> bool:
+def same(ours: AdapterWeights, theirs: AdapterWeights) -> bool:
     one, other = tensors(ours), tensors(theirs)
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
@@ -228,7 +228,7 @@ def test_resuming_at_any_step_gives_the_bits_of_the_uninterrupted_run(
         assert isinstance(rest[0], Planned) and rest[0].start_step == step
         assert losses_of(rest) == losses_of(whole)[step:]
         assert isinstance(whole[-1], Finished) and isinstance(rest[-1], Finished)
-        assert same(rest[-1].factors, whole[-1].factors)
+        assert same(rest[-1].weights, whole[-1].weights)
         assert final == states[4]  # the optimiser's moments as well
 
 
@@ -290,12 +290,14 @@ CHANGES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def plain(family: Family, tiny_pictures: Path) -> Factors:
+def plain(family: Family, tiny_pictures: Path) -> AdapterWeights:
     return trained(tiny_config(tiny_pictures), family)
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_each_field_changes_the_adapter(family: Family, tiny_pictures: Path, plain: Factors, change: Any) -> None:
+def test_each_field_changes_the_adapter(
+    family: Family, tiny_pictures: Path, plain: AdapterWeights, change: Any
+) -> None:
     assert not same(trained(tiny_config(tiny_pictures, **change), family), plain)
 
 
@@ -309,7 +311,7 @@ def test_mirroring_and_cutting_change_the_adapter(family: Family, tmp_path: Path
     assert not same(trained(tiny_config(tmp_path, data={**data, **change}), family), still)
 
 
-def test_what_should_change_nothing_changes_nothing(family: Family, tiny_pictures: Path, plain: Factors) -> None:
+def test_what_should_change_nothing_changes_nothing(family: Family, tiny_pictures: Path, plain: AdapterWeights) -> None:
     keeping: dict[str, Any] = {"checkpoint_every": 1, "keep_checkpoints": 9, "on_nonfinite": "skip"}
     sections: dict[str, Any] = {"train": keeping, "sample": {"every": 1}}
     sections |= {"validation": {"draws": 3}}
@@ -333,11 +335,11 @@ def test_the_text_encoder_has_rank_alpha_targets_and_rate_of_its_own(family: Fam
     text: dict[str, Any] = {"rank": 2, "alpha": 1.0, "target_modules": ["q_proj"], "learning_rate": 1e-3}
     events = tiny_run(tiny_config(tiny_pictures, adapter={"text_encoder": text}), family)
     assert isinstance(events[-1], Finished) and isinstance(events[1], StepDone)
-    own = {name: f for name, f in events[-1].factors.items() if name.startswith("text_encoder.")}
+    own = {name: f for name, f in events[-1].weights.items() if name.startswith("text_encoder.")}
     assert len(own) == 2 and all(name.endswith(".q_proj") for name in own)
     assert all((f.rank, f.alpha) == (2, 1.0) and bool((f.up != 0).any()) for f in own.values())
     assert events[1].rates == {"unet": 0.01, "text_encoder": 1e-3}
-    unet = [f for name, f in events[-1].factors.items() if name.startswith("unet.")]
+    unet = [f for name, f in events[-1].weights.items() if name.startswith("unet.")]
     assert all((f.rank, f.alpha) == (4, 4.0) for f in unet)
 
 

@@ -13,7 +13,7 @@ from diffusers import StableDiffusionPipeline
 from huggingface_hub import ModelCard
 
 from veneer.adapter.inject import inject
-from veneer.adapter.spec import AdapterSpec
+from veneer.adapter.lora import LoraSpec
 from veneer.weights.card import CardFacts, model_card
 from veneer.weights.file import FILE_NAME, AdapterFile, save
 
@@ -97,7 +97,7 @@ def test_bundled_base_is_found_by_its_package() -> None:
 
 def test_snippet_runs_on_our_file(tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     networks = {"unet": StableDiffusionPipeline.from_pretrained(tiny_base).unet}
-    factors = inject(networks, {"unet": AdapterSpec(2, 1.0, ("to_q",))}, 0).factors()
+    factors = inject(networks, {"unet": LoraSpec(2, 1.0, ("to_q",))}, 0).weights()
     save(AdapterFile(factors), tmp_path / FILE_NAME)
     code = snippet(model_card(replace(FACTS, base=str(tiny_base), prompt='it\'s "x"'), None))
     monkeypatch.chdir(tmp_path)

@@ -15,8 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from veneer.adapter.functional import delta_weight
-from veneer.adapter.spec import LoraFactors
+from veneer.adapter.lora import LoraFactors, delta_weight
 from veneer.errors import UserError
 from veneer.weights.file import FILE_NAME, AdapterFile, info, load, save
 from veneer.weights.layouts import DIFFUSERS_KEY
@@ -62,10 +61,10 @@ def test_round_trip_keeps_delta_and_metadata(tmp_path: Path) -> None:
     for where in (tmp_path, tmp_path / FILE_NAME):
         after = load(where)
         assert after.metadata == before.metadata
-        assert after.factors.keys() == before.factors.keys()
-        for name, each in after.factors.items():
-            assert each.alpha == each.rank == before.factors[name].rank
-            torch.testing.assert_close(delta_weight(each), delta_weight(before.factors[name]), rtol=1e-6, atol=1e-6)
+        assert after.weights.keys() == before.weights.keys()
+        for name, each in after.weights.items():
+            assert each.alpha == each.rank == before.weights[name].rank
+            torch.testing.assert_close(delta_weight(each), delta_weight(before.weights[name]), rtol=1e-6, atol=1e-6)
 
 
 @given(st.floats(0.1, 100), st.integers(1, 6), st.booleans(), st.sampled_from([torch.float32, torch.float16]))
@@ -77,34 +76,34 @@ def test_strength_is_in_b_with_metadata_or_without(
     each = factors(3, rank, alpha, conv).to("cpu", dtype)
     save(AdapterFile({"unet.x": each}), path)
     bare = write(path.with_name("bare.safetensors"), load_file(path))
-    for read in (load(path).factors["unet.x"], load(bare).factors["unet.x"]):
+    for read in (load(path).weights["unet.x"], load(bare).weights["unet.x"]):
         assert (read.up.dtype, read.scale) == (dtype, 1.0)
         assert torch.equal(read.up, (each.up.double() * (alpha / rank)).to(dtype))
 
 
 def test_bytes_depend_on_the_adapter_alone(tmp_path: Path) -> None:
     one = adapter()
-    other = AdapterFile(dict(reversed(one.factors.items())), dict(reversed(one.metadata.items())))
+    other = AdapterFile(dict(reversed(one.weights.items())), dict(reversed(one.metadata.items())))
     digest = save(one, tmp_path / "one.safetensors")
     assert save(other, tmp_path / "other.safetensors") == digest
     assert (tmp_path / "one.safetensors").read_bytes() == (tmp_path / "other.safetensors").read_bytes()
     assert hashlib.sha256((tmp_path / "one.safetensors").read_bytes()).hexdigest() == digest
-    changed = AdapterFile({**one.factors, "unet.mid.to_q": factors(9)}, one.metadata)
+    changed = AdapterFile({**one.weights, "unet.mid.to_q": factors(9)}, one.metadata)
     assert save(changed, tmp_path / "changed.safetensors") != digest
 
 
 def test_saving_changes_nothing_in_memory(tmp_path: Path) -> None:
     before = adapter()
-    copies = {name: each.up.clone() for name, each in before.factors.items()}
+    copies = {name: each.up.clone() for name, each in before.weights.items()}
     save(before, tmp_path / FILE_NAME)
-    assert all(torch.equal(each.up, copies[name]) for name, each in before.factors.items())
+    assert all(torch.equal(each.up, copies[name]) for name, each in before.weights.items())
 
 
 def test_saves_factors_that_share_memory_or_are_strided(tmp_path: Path) -> None:
     down = nn.Parameter(torch.arange(12.0).view(6, 2)).t()
     shared = LoraFactors(down, factors().up, 2.0)
     save(AdapterFile({"unet.a": shared, "unet.b": shared}), tmp_path / FILE_NAME)
-    assert all(torch.equal(each.down, down) for each in load(tmp_path).factors.values())
+    assert all(torch.equal(each.down, down) for each in load(tmp_path).weights.values())
 
 
 def test_metadata_has_what_readers_look_for(tmp_path: Path) -> None:
@@ -225,7 +224,7 @@ def test_refuses_metadata_that_leaves_the_strength_open(tmp_path: Path, config: 
 def test_reads_the_strength_as_peft_does(tmp_path: Path, extra: dict[str, object], alpha: float) -> None:
     config = json.dumps({"unet.r": 2, "unet.lora_alpha": 8} | extra)
     path = write(tmp_path / "x.safetensors", pair("unet.mid.to_q"), {DIFFUSERS_KEY: config})
-    assert load(path).factors["unet.mid.to_q"].alpha == pytest.approx(alpha)
+    assert load(path).weights["unet.mid.to_q"].alpha == pytest.approx(alpha)
     patterns = extra.get("unet.alpha_pattern", {})
     assert isinstance(patterns, dict)
     if patterns:
@@ -252,7 +251,7 @@ def peft_folder(tmp_path: Path, layer: str, config: object) -> Path:
 
 def test_reads_a_peft_folder(tmp_path: Path) -> None:
     peft_folder(tmp_path, "mid.to_q", {"r": 2, "lora_alpha": 7})
-    read = load(tmp_path, network()).factors
+    read = load(tmp_path, network()).weights
     assert list(read) == ["unet.mid.to_q"]
     assert read["unet.mid.to_q"].alpha == 7
 
@@ -267,7 +266,7 @@ def test_peft_needs_its_config_and_a_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["encoder.fc1", "text_model.encoder.fc1"])
 def test_peft_of_a_text_encoder_in_either_spelling(tmp_path: Path, text: str) -> None:
     peft_folder(tmp_path, text, {"r": 2, "lora_alpha": 2})
-    assert list(load(tmp_path, network()).factors) == ["text_encoder.encoder.fc1"]
+    assert list(load(tmp_path, network()).weights) == ["text_encoder.encoder.fc1"]
 
 
 def kohya(layer: str, alpha: Tensor | None = None) -> dict[str, Tensor]:
@@ -277,7 +276,7 @@ def kohya(layer: str, alpha: Tensor | None = None) -> dict[str, Tensor]:
 
 def test_reads_kohya_against_the_base(tmp_path: Path) -> None:
     tensors = kohya("lora_unet_mid_to_q", torch.tensor(6.0)) | kohya("lora_te_text_model_encoder_fc1")
-    read = load(write(tmp_path / "x.safetensors", tensors), network()).factors
+    read = load(write(tmp_path / "x.safetensors", tensors), network()).weights
     assert {name: each.alpha for name, each in read.items()} == {
         "unet.mid.to_q": 6.0,
         "text_encoder.encoder.fc1": 2.0,
@@ -286,7 +285,7 @@ def test_reads_kohya_against_the_base(tmp_path: Path) -> None:
 
 def test_reads_the_alpha_that_kohya_writes_by_default(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", kohya("lora_unet_mid_to_q", torch.tensor(1)))
-    assert load(path, network()).factors["unet.mid.to_q"].scale == 0.5
+    assert load(path, network()).weights["unet.mid.to_q"].scale == 0.5
     assert info(path).alphas == (1.0,)
 
 

@@ -18,7 +18,7 @@ from transformers import OPTConfig, OPTForCausalLM
 
 from tools.publish import publish
 from veneer.adapter.inject import Injection, inject
-from veneer.adapter.spec import AdapterSpec
+from veneer.adapter.lora import LoraSpec
 from veneer.plan.account import Plan, account
 from veneer.plan.memory import as_text
 from veneer.plan.tracer import MemoryTracer
@@ -76,7 +76,7 @@ def counts(network: nn.Module, rank: int, targets: tuple[str, ...]) -> Plan:
 
 
 def _adapted(network: nn.Module, rank: int, targets: tuple[str, ...]) -> Injection:
-    spec = AdapterSpec(rank, float(rank), targets)
+    spec = LoraSpec(rank, float(rank), targets)
     return inject({"transformer": network}, {"transformer": spec}, seed=0)
 
 

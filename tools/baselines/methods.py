@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 import veneer
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.rng import torch_generator
 
 __all__ = ["LORA", "METHODS", "Bottleneck", "Method", "Taught", "Teach", "bottleneck", "full", "lora", "merged"]
@@ -30,11 +30,11 @@ class Taught:
 
     Attributes:
         parameters: all that trains.
-        factors: what may be merged into the weights afterwards; nothing, but for LoRA.
+        weights: what may be merged into the weights afterwards; nothing, but for LoRA.
     """
 
     parameters: list[nn.Parameter]
-    factors: Callable[[], Factors] = dict
+    weights: Callable[[], AdapterWeights] = dict
 
 
 Teach: TypeAlias = Callable[[Networks], AbstractContextManager[Taught]]
@@ -141,9 +141,9 @@ def _through(adapter: Bottleneck) -> Callable[[nn.Module, object, Tensor], Tenso
 @contextmanager
 def lora(networks: Networks) -> Iterator[Taught]:
     """LoRA on the attention projections (Hu et al. 2021)."""
-    injection = veneer.inject(networks, {"unet": veneer.AdapterSpec(RANK, float(RANK), TARGETS)}, seed=0)
+    injection = veneer.inject(networks, {"unet": veneer.LoraSpec(RANK, float(RANK), TARGETS)}, seed=0)
     try:
-        yield Taught(injection.parameters(), injection.factors)
+        yield Taught(injection.parameters(), injection.weights)
     finally:
         injection.eject()
 
@@ -152,7 +152,7 @@ def lora(networks: Networks) -> Iterator[Taught]:
 def merged(networks: Networks) -> Iterator[Taught]:
     """LoRA that is done with training, added to the weights (Hu et al. 2021, section 4.1)."""
     with lora(networks) as taught:
-        factors = taught.factors()
+        factors = taught.weights()
     merging = veneer.merge(networks, [(factors, 1.0)])
     try:
         yield Taught([])

@@ -22,7 +22,7 @@ import veneer
 from tools.build_base import autoencoder, concepts, drawings
 from tools.build_base.drawings import PACKAGES, DrawingSet, Pictures
 from tools.publish import publish
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.family.protocol import Family
 
 from . import classifier, likeness
@@ -131,7 +131,7 @@ def fit_likeness(work: Path) -> dict[str, float]:
 def measure(adapter: Path) -> dict[str, dict[str, float]]:
     """Style and retrieval of the base alone and of the base with the adapter, on the demo's held-out concepts."""
     family = veneer.load_base("bundled")
-    factors = veneer.load_adapter(adapter, family.networks).factors
+    factors = veneer.load_adapter(adapter, family.networks).weights
     return {
         "score": _score(family, factors),
         "base": _shares(family, {}),
@@ -140,7 +140,7 @@ def measure(adapter: Path) -> dict[str, dict[str, float]]:
     }
 
 
-def _score(family: Family, factors: Factors) -> dict[str, float]:
+def _score(family: Family, factors: AdapterWeights) -> dict[str, float]:
     """As the example measures it."""
     demo = veneer.demo_path()
     data = {"sources": [{"path": str(demo / "train")}], "held_out": str(demo / "held_out")}
@@ -154,7 +154,7 @@ def _held_out() -> tuple[list[dict[str, str]], int]:
     return rows, len(rows)
 
 
-def _shares(family: Family, factors: Factors) -> dict[str, float]:
+def _shares(family: Family, factors: AdapterWeights) -> dict[str, float]:
     """Of the pictures painted with an adapter, as shares.
 
     ``openmoji``: nearer to its drawings than to Noto's. ``found``: own real drawing among the first five of all, by

@@ -18,7 +18,7 @@ from torch import Tensor
 import veneer
 from tools.build_base import autoencoder, drawings
 from tools.publish import publish
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.config.schema import RunConfig
 from veneer.family.protocol import Family
 
@@ -34,7 +34,7 @@ TRAIN: dict[str, Any] = {"max_steps": 240, "batch_size": 4, "learning_rate": 1e-
 def main() -> None:
     """Train both, paint, measure, write."""
     with tempfile.TemporaryDirectory() as folder:
-        adapters: dict[str, Factors] = {"base": {}}
+        adapters: dict[str, AdapterWeights] = {"base": {}}
         for name, prior in (("with prior", {"prompt": CLASS}), ("without prior", None)):
             adapters[name] = _train(Path(folder) / name.replace(" ", "-"), prior)
     family = veneer.load_base("bundled")
@@ -72,12 +72,12 @@ def _config(output: Path, prior: dict[str, Any] | None, held_out: float | str = 
     return veneer.build_config(mapping, origin="the subject demo's config")
 
 
-def _train(output: Path, prior: dict[str, Any] | None) -> Factors:
+def _train(output: Path, prior: dict[str, Any] | None) -> AdapterWeights:
     result = veneer.run_training(_config(output, prior))
-    return veneer.load_adapter(result.adapter).factors
+    return veneer.load_adapter(result.adapter).weights
 
 
-def _paint(family: Family, factors: Factors) -> dict[str, list[Image.Image]]:
+def _paint(family: Family, factors: AdapterWeights) -> dict[str, list[Image.Image]]:
     """Both prompts from the same seeds."""
     merged = veneer.merge(family.networks, [(factors, 1.0)])
     painted = {prompt: _generate(family, prompt, list(SEEDS)) for prompt in (SUBJECT, CLASS)}
@@ -89,7 +89,7 @@ def _generate(family: Family, prompt: str, seeds: list[int]) -> list[Image.Image
     return veneer.generate(family, [prompt] * len(seeds), seeds=seeds, guidance=GUIDANCE)
 
 
-def _drift(family: Family, factors: Factors, ordinary: list[Image.Image]) -> dict[str, float]:
+def _drift(family: Family, factors: AdapterWeights, ordinary: list[Image.Image]) -> dict[str, float]:
     """What the adapter adds to the denoising loss on the base's own pictures of the class, of seeds never trained on.
 
     A model that kept its class adds nothing; one that took the subject for the class denoises them worse.

@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from veneer.adapter.layers import fit, layers_of
+from veneer.adapter.lora import LoraFactors
 from veneer.adapter.merge import is_mergeable, merge
-from veneer.adapter.spec import Factors, LoraFactors
+from veneer.adapter.protocol import AdapterWeights
 
 __all__ = ["applied"]
 
 
 @contextmanager
-def applied(networks: Mapping[str, nn.Module], factors: Factors) -> Iterator[None]:
+def applied(networks: Mapping[str, nn.Module], factors: AdapterWeights) -> Iterator[None]:
     """Within, the networks are the base with an adapter; after, the base again, bit for bit.
 
     It is merged into the weights. A quantised layer has none to merge into: there ``(alpha/r) B A x`` is added to what

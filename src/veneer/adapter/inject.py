@@ -14,7 +14,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from veneer.adapter.layers import Layer, fit, layers_of, layers_under, nearest
-from veneer.adapter.spec import AdapterSpec, Factors, LoraFactors
+from veneer.adapter.lora import LoraFactors, LoraSpec
+from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
 from veneer.rng import torch_generator
 
@@ -31,7 +32,7 @@ class Match:
     Attributes:
         network: prefix of the network.
         target: the target as the spec has it.
-        modules: full dotted paths of the layers, prefix included, as in ``Factors``.
+        modules: full dotted paths of the layers, prefix included, as in ``AdapterWeights``.
     """
 
     network: str
@@ -98,11 +99,11 @@ class Injection:
         """Those of one network; none if it has no adapter."""
         return [parameter for name, parameter in self.named_parameters() if name.startswith(f"{prefix}.")]
 
-    def factors(self) -> dict[str, LoraFactors]:
+    def weights(self) -> dict[str, LoraFactors]:
         """Copies of the numbers as they are now, float32 on the CPU."""
         return {path: LoraFactors(_copy(s.down), _copy(s.up), s.alpha) for path, s in self._sites.items()}
 
-    def load(self, factors: Factors) -> None:
+    def load(self, factors: AdapterWeights) -> None:
         """Take these numbers; the strength stays theirs, whatever alpha this injection has.
 
         Raises:
@@ -144,7 +145,7 @@ class Injection:
         _set_flags(self._flags)
 
 
-def inject(networks: Mapping[str, nn.Module], specs: Mapping[str, AdapterSpec], seed: int) -> Injection:
+def inject(networks: Mapping[str, nn.Module], specs: Mapping[str, LoraSpec], seed: int) -> Injection:
     """Put adapters of delta W = 0 into the networks, and freeze every other parameter of them.
 
     A is normal with deviation 1/r, keyed by (seed, full path), so a layer gets the same A whatever else is targeted;
@@ -174,7 +175,7 @@ def inject(networks: Mapping[str, nn.Module], specs: Mapping[str, AdapterSpec], 
     return injection
 
 
-def _check_networks(networks: Mapping[str, nn.Module], specs: Mapping[str, AdapterSpec]) -> None:
+def _check_networks(networks: Mapping[str, nn.Module], specs: Mapping[str, LoraSpec]) -> None:
     if unknown := [prefix for prefix in specs if prefix not in networks]:
         raise UserError(f"the base has no {unknown[0]!r} to adapt", remedy=f"it has {', '.join(networks)}")
     for prefix, network in networks.items():
@@ -182,7 +183,7 @@ def _check_networks(networks: Mapping[str, nn.Module], specs: Mapping[str, Adapt
             raise UserError(f"{prefix} carries an adapter already", remedy="eject or unload that one first")
 
 
-def _match_all(prefix: str, network: nn.Module, spec: AdapterSpec) -> list[Match]:
+def _match_all(prefix: str, network: nn.Module, spec: LoraSpec) -> list[Match]:
     layers = dict(layers_under(network))
     taken: dict[str, str] = {}
     matches = []
@@ -223,7 +224,7 @@ def _check_layer(path: str, layer: Layer, rank: int) -> None:
         raise UserError(what, remedy="take it off the targets")
 
 
-def _adapt(prefix: str, network: nn.Module, spec: AdapterSpec, paths: list[str]) -> dict[str, _Site]:
+def _adapt(prefix: str, network: nn.Module, spec: LoraSpec, paths: list[str]) -> dict[str, _Site]:
     names = {path: path.removeprefix(f"{prefix}.") for path in paths}
     parents = {path: network.get_submodule(name.rpartition(".")[0]) for path, name in names.items()}
     originals = {path: network.get_submodule(name) for path, name in names.items()}
@@ -238,7 +239,7 @@ def _adapt(prefix: str, network: nn.Module, spec: AdapterSpec, paths: list[str])
     return sites
 
 
-def _exact_config(spec: AdapterSpec, names: list[str]) -> LoraConfig:
+def _exact_config(spec: LoraSpec, names: list[str]) -> LoraConfig:
     """The spec for these layers alone; as a pattern, for peft takes the entries of a list as endings."""
     config = spec.to_peft()
     config.target_modules = "|".join(re.escape(name) for name in names)

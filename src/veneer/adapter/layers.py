@@ -9,7 +9,8 @@ from typing import TypeAlias
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from veneer.adapter.spec import Factors, LoraFactors
+from veneer.adapter.lora import LoraFactors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
 
 __all__ = ["Layer", "fit", "layers_of", "layers_under", "nearest"]
@@ -33,7 +34,7 @@ def layers_of(networks: Mapping[str, nn.Module]) -> dict[str, Layer]:
     return {f"{prefix}.{path}": layer for prefix, net in networks.items() for path, layer in layers_under(net)}
 
 
-def fit(factors: Factors, layers: Mapping[str, Layer]) -> dict[str, LoraFactors]:
+def fit(factors: AdapterWeights, layers: Mapping[str, Layer]) -> dict[str, LoraFactors]:
     """The factors by the names that these networks use, once each is known to fit its layer.
 
     Raises:

@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from veneer.adapter.functional import delta_weight
 from veneer.adapter.layers import Layer, fit, layers_of
-from veneer.adapter.spec import Factors, LoraFactors, check_weight
+from veneer.adapter.lora import LoraFactors, delta_weight
+from veneer.adapter.protocol import AdapterWeights, check_weight
 from veneer.errors import UserError
 
 __all__ = ["Merged", "combine", "is_mergeable", "merge"]
 
 
-def combine(adapters: Sequence[tuple[Factors, float]]) -> dict[str, LoraFactors]:
+def combine(adapters: Sequence[tuple[AdapterWeights, float]]) -> dict[str, LoraFactors]:
     """One adapter that does what the weighted sum of several does, exactly: their ranks side by side.
 
     sum_i w_i s_i B_i A_i = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...], with alpha = r. The factors are float32 at
@@ -43,7 +43,7 @@ def _wide(factor: Tensor) -> Tensor:
     return factor.to(torch.promote_types(factor.dtype, torch.float32))
 
 
-def _check_weights(adapters: Sequence[tuple[Factors, float]]) -> None:
+def _check_weights(adapters: Sequence[tuple[AdapterWeights, float]]) -> None:
     for place, (_, weight) in enumerate(adapters, start=1):
         check_weight(weight, f"adapter {place} of {len(adapters)}")
 
@@ -68,7 +68,7 @@ class Merged:
         self._swaps = []
 
 
-def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[Factors, float]]) -> Merged:
+def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[AdapterWeights, float]]) -> Merged:
     """Make each weight W0 + sum of w_i delta W_i, at the base's own speed (Hu et al. 2021, section 4.1).
 
     The originals are set aside, not written over. The sum is taken in float32 at least, and rounded once.

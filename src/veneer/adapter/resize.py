@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from veneer.adapter.spec import Factors, LoraFactors
+from veneer.adapter.lora import LoraFactors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
 
 __all__ = ["Spectrum", "resize", "spectrum"]
@@ -32,12 +33,12 @@ class Spectrum:
         return math.sqrt(left / total) if total else 1.0
 
 
-def spectrum(factors: Factors) -> Spectrum:
+def spectrum(factors: AdapterWeights) -> Spectrum:
     """The singular values of each layer's delta W, without forming it."""
     return Spectrum({name: _decompose(each)[1] for name, each in factors.items()})
 
 
-def resize(factors: Factors, rank: int) -> dict[str, LoraFactors]:
+def resize(factors: AdapterWeights, rank: int) -> dict[str, LoraFactors]:
     """The adapter of a rank that is nearest to this one, layer by layer, in the Frobenius norm (Eckart and Young 1936).
 
     delta W = s B A is cut after its ``rank`` largest singular values. With B = Qb Rb and A^T = Qa Ra they are those of

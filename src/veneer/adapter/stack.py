@@ -8,7 +8,7 @@ from torch import nn
 
 from veneer.adapter.layers import fit, layers_of
 from veneer.adapter.merge import merge
-from veneer.adapter.spec import Factors, check_weight
+from veneer.adapter.protocol import AdapterWeights, check_weight
 from veneer.errors import UserError
 
 __all__ = ["AdapterStack"]
@@ -22,7 +22,7 @@ class AdapterStack:
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         self._networks = networks
-        self._adapters: dict[str, tuple[Factors, float]] = {}
+        self._adapters: dict[str, tuple[AdapterWeights, float]] = {}
         self._merged = merge(networks, [])
 
     @property
@@ -30,7 +30,7 @@ class AdapterStack:
         """Of the adapters, in the order they were added."""
         return tuple(self._adapters)
 
-    def add(self, name: str, factors: Factors, weight: float = 1.0) -> None:
+    def add(self, name: str, factors: AdapterWeights, weight: float = 1.0) -> None:
         """Put an adapter on top.
 
         Raises:
@@ -68,7 +68,7 @@ class AdapterStack:
             loaded = ", ".join(self._adapters) or "none"
             raise UserError(f"no adapter {name!r} is loaded", remedy=f"loaded: {loaded}")
 
-    def _become(self, adapters: dict[str, tuple[Factors, float]]) -> None:
+    def _become(self, adapters: dict[str, tuple[AdapterWeights, float]]) -> None:
         self._merged.undo()
         self._merged = merge(self._networks, list(adapters.values()))
         self._adapters = adapters

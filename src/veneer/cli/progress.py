@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, T
 from rich.progress import Progress as RichProgress
 from rich.text import Text
 
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.engine.memory_usage import memory_in_use
 from veneer.plan.memory import as_text
 from veneer.run.resume import Resumed
@@ -65,15 +65,15 @@ class Progress:
         elif isinstance(event, Finished):
             self._bar.stop()
 
-    def watch(self, events: Iterable[Event]) -> Factors:
+    def watch(self, events: Iterable[Event]) -> AdapterWeights:
         """Show a training loop from its first event to its last; return the trained adapter."""
-        factors: Factors = {}
+        weights: AdapterWeights = {}
         with self:
             for event in events:  # to the very end, where the loop puts the base back
                 self(event)
                 if isinstance(event, Finished):
-                    factors = event.factors
-        return factors
+                    weights = event.weights
+        return weights
 
     def _begin(self, event: Planned) -> None:
         memory = event.plan.memory

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import veneer.base
-from veneer.adapter.spec import Factors, LoraFactors
+from veneer.adapter.lora import LoraFactors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.config.load import load_config
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, find_pictures, read_folder
@@ -84,7 +85,7 @@ def gather(folder: Path, *, measured: bool = False) -> Evidence:
     config, log = _read(folder)
     dataset = _dataset(config, log.pictures, measured)
     adapter = load(folder) if (folder / FILE_NAME).is_file() else AdapterFile({})
-    factors = adapter.factors
+    factors = adapter.weights
     found = read_evaluation(folder)
     evidence = Evidence(
         config=config,
@@ -107,7 +108,7 @@ def gather(folder: Path, *, measured: bool = False) -> Evidence:
     return _with_measures(evidence, dataset, factors) if measured and factors else evidence
 
 
-def _with_measures(evidence: Evidence, dataset: Dataset | None, factors: Factors) -> Evidence:
+def _with_measures(evidence: Evidence, dataset: Dataset | None, factors: AdapterWeights) -> Evidence:
     assert dataset is not None, "who wants to measure has the pictures, or was refused"
     shared = tuple(evidence.captions.shared) if evidence.captions else ()
     tried = shared if STYLE_WORDS.intersection(shared) else ()
@@ -318,7 +319,7 @@ def _words(text: str) -> list[str]:
     return [word.lower() for word in re.findall(r"\w[\w'-]*", text)]
 
 
-def _moved(factors: Factors, base: str) -> dict[str, Moved]:
+def _moved(factors: AdapterWeights, base: str) -> dict[str, Moved]:
     """Each network's |delta W| beside |W0|, the latter read straight from the base's files where it is a folder."""
     networks: dict[str, dict[str, LoraFactors]] = {}
     for name, each in factors.items():

@@ -10,7 +10,7 @@ from math import isfinite
 import numpy as np
 
 from veneer.adapter.applied import applied
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset
@@ -34,7 +34,7 @@ def effect_of(score: Score) -> Effect:
 
 
 def measure(
-    config: RunConfig, family: Family, dataset: Dataset, factors: Factors, shared: Collection[str] = ()
+    config: RunConfig, family: Family, dataset: Dataset, weights: AdapterWeights, shared: Collection[str] = ()
 ) -> Measured:
     """Measure an adapter on ``validation.pictures`` of each kind, at most 32, four draws each: seconds on a small base.
 
@@ -42,19 +42,19 @@ def measure(
         config: of the run.
         family: the base; it has its own bits again afterwards.
         dataset: the run's pictures.
-        factors: its adapter.
+        weights: its adapter.
         shared: words that held-out captions are to be tried without, too; none: they are not.
     """
     sets = _sets(config, dataset, shared)
     asked = config.model_copy(update={"validation": config.validation.model_copy(update={"draws": _DRAWS})})
     evaluators = _evaluators(asked, family, sets)
     base = _losses(evaluators)
-    with applied(family.networks, factors):
+    with applied(family.networks, weights):
         adapter = _losses(evaluators)
     return Measured(
         train_captions=_exchange("train", sets, base, adapter),
         held_captions=_exchange("held", sets, base, adapter),
-        text_encoder=_text_encoder(family, evaluators, factors, adapter),
+        text_encoder=_text_encoder(family, evaluators, weights, adapter),
         bare=_effect(base["bare"], adapter["bare"]) if "bare" in sets else None,
     )
 
@@ -125,11 +125,11 @@ def _exchange(
 
 
 def _text_encoder(
-    family: Family, evaluators: Mapping[str, HeldOutEvaluator], factors: Factors, whole: Mapping[str, Losses]
+    family: Family, evaluators: Mapping[str, HeldOutEvaluator], weights: AdapterWeights, whole: Mapping[str, Losses]
 ) -> Effect | None:
     """The whole adapter against its denoiser's part alone; None if it has no other part."""
-    alone = {name: each for name, each in factors.items() if not name.startswith(_TEXT_ENCODER)}
-    if len(alone) == len(factors):
+    alone = {name: each for name, each in weights.items() if not name.startswith(_TEXT_ENCODER)}
+    if len(alone) == len(weights):
         return None
     name = "held" if "held" in evaluators else "train"
     with applied(family.networks, alone):

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from veneer.adapter.layers import Layer, fit, layers_of
-from veneer.adapter.spec import Factors, LoraFactors, check_weight
+from veneer.adapter.lora import LoraFactors
+from veneer.adapter.protocol import AdapterWeights, check_weight
 from veneer.engine.rowwise import Parts, RowwiseHook
 from veneer.errors import UserError
 
@@ -44,7 +45,7 @@ class AdapterBank:
         """Of the adapters, in the order they were added."""
         return tuple(self._adapters)
 
-    def add(self, name: str, factors: Factors) -> None:
+    def add(self, name: str, factors: AdapterWeights) -> None:
         """Keep an adapter under a name.
 
         Raises:

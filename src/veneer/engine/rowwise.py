@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from veneer.adapter.spec import LoraFactors
+from veneer.adapter.lora import LoraFactors
 from veneer.errors import UserError
 
 __all__ = ["Parts", "RowwiseHook", "runs_of"]

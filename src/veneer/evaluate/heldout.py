@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from veneer.adapter.applied import applied
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset
@@ -148,7 +148,7 @@ def heldout_losses(config: RunConfig, family: Family, pictures: Manifest) -> Los
     return HeldOutEvaluator(config, family, pictures).losses()
 
 
-def evaluate(config: RunConfig, family: Family, dataset: Dataset, factors: Factors) -> Score:
+def evaluate(config: RunConfig, family: Family, dataset: Dataset, weights: AdapterWeights) -> Score:
     """Score an adapter on the held-out pictures.
 
     A base of float32 gives an adapter that does nothing a difference of exactly 0.
@@ -157,7 +157,7 @@ def evaluate(config: RunConfig, family: Family, dataset: Dataset, factors: Facto
         config: draws, pictures, seed, resolution, precision.
         family: the base, without any adapter in it; it gets its bits back.
         dataset: whose held-out pictures are measured on.
-        factors: the adapter.
+        weights: the adapter.
 
     Raises:
         UserError: no picture is held out, or the adapter does not fit the base.
@@ -165,25 +165,25 @@ def evaluate(config: RunConfig, family: Family, dataset: Dataset, factors: Facto
     held_out = chosen(dataset.held_out, config.validation.pictures)
     if not held_out.samples:
         raise _nothing_held_out()
-    score = compare(config, family, {HELD_OUT: held_out}, factors).held_out
+    score = compare(config, family, {HELD_OUT: held_out}, weights).held_out
     assert score is not None
     return score
 
 
-def compare(config: RunConfig, family: Family, kinds: Mapping[str, Manifest], factors: Factors) -> Comparison:
+def compare(config: RunConfig, family: Family, kinds: Mapping[str, Manifest], weights: AdapterWeights) -> Comparison:
     """Measure the base and the adapter on each kind of pictures, with the same noise and timesteps.
 
     Args:
         config: as for ``evaluate``.
         family: as for ``evaluate``.
         kinds: pictures by ``HELD_OUT``, ``TRAINING``, ``DRIFT``; a kind may be missing or empty.
-        factors: the adapter.
+        weights: the adapter.
     """
     evaluators = {
         kind: HeldOutEvaluator(config, family, pictures) for kind, pictures in kinds.items() if pictures.samples
     }
     base = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
-    with applied(family.networks, factors):
+    with applied(family.networks, weights):
         adapter = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
     return compared(adapter, base, config.seed)
 

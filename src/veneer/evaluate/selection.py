@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from veneer.adapter.spec import Factors, LoraFactors
+from veneer.adapter.lora import LoraFactors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.evaluate.heldout import Losses, paired_difference
 from veneer.evaluate.results import Score
 from veneer.rng import key
@@ -26,12 +27,12 @@ class Best:
     Attributes:
         step: after which it was that.
         losses: its held-out losses (pictures, draws).
-        factors: the adapter.
+        weights: the adapter.
     """
 
     step: int
     losses: Losses
-    factors: Factors = field(repr=False)
+    weights: AdapterWeights = field(repr=False)
 
 
 class Selection:
@@ -54,12 +55,12 @@ class Selection:
         self.best: Best | None = None
         self.waited = 0
 
-    def observe(self, step: int, losses: Losses, factors: Factors) -> bool:
+    def observe(self, step: int, losses: Losses, weights: AdapterWeights) -> bool:
         """Take in a score; whether it is the best so far."""
         if self.best is not None and losses.mean() >= self.best.losses.mean():
             self.waited += 1
             return False
-        self.best, self.waited = Best(step, losses, factors), 0
+        self.best, self.waited = Best(step, losses, weights), 0
         return True
 
     def miss(self) -> None:
@@ -83,7 +84,7 @@ class Selection:
         numbers = {"step": self.best.step, "waited": self.waited, "measure": self._measure}
         state = {f"{_KIND}{name}": torch.tensor(number) for name, number in numbers.items()}
         state[f"{_KIND}losses"] = torch.from_numpy(self.best.losses.copy())
-        for name, factor in self.best.factors.items():
+        for name, factor in self.best.weights.items():
             state[f"{_FACTORS}{name}.down"] = factor.down
             state[f"{_FACTORS}{name}.up"] = factor.up
             state[f"{_FACTORS}{name}.alpha"] = torch.tensor(factor.alpha, dtype=torch.float64)

@@ -9,7 +9,7 @@ from typing import TypedDict
 import torch
 from torch import nn
 
-from veneer.adapter.spec import specs_of
+from veneer.adapter.registry import specs_of
 from veneer.config.schema import RunConfig
 from veneer.engine.quantization import NONE, form_named
 from veneer.engine.quantized import form_of, quantize

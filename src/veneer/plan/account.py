@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from veneer.adapter.inject import Injection, inject
-from veneer.adapter.spec import specs_of
+from veneer.adapter.registry import specs_of
 from veneer.config.schema import RunConfig
 from veneer.engine.quantized import parameter_count
 from veneer.family.protocol import Family
@@ -170,8 +170,8 @@ def account(
         metadata: what will be told in the file beside the numbers; it counts towards the file's size.
         names: what files call a network, where it is not its prefix.
     """
-    factors = {_named(path, names): each for path, each in injection.factors().items()}
-    file_bytes = rendered_bytes(AdapterFile(factors, metadata))
+    weights = {_named(path, names): each for path, each in injection.weights().items()}
+    file_bytes = rendered_bytes(AdapterFile(weights, metadata))
     parts = {names.get(p, p): _network_plan(p, network, injection) for p, network in networks.items()}
     return Plan(MappingProxyType(parts), file_bytes)
 

@@ -284,11 +284,11 @@ class _Rehearsal:
         """The sheet and the score, with the adapter merged."""
         count = min(_PAINTED_AT_ONCE, len(self._config.sample.prompts) or _PAINTED_AT_ONCE)
         self._tracer.phase(f"painting {count} picture{'s' if count > 1 else ''}")
-        factors = trainer.injection.factors()
+        weights = trainer.injection.weights()
         self._tracer.claim_rest("adapter")
         trainer.close()
         self._tracer.claim_rest_as_weights("weights that come back")
-        with applied(self._family.networks, factors), torch.no_grad():
+        with applied(self._family.networks, weights), torch.no_grad():
             self._tracer.claim_rest("merged weights")
             self._paint(count)
             self._tracer.phase("scoring")

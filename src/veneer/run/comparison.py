@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from veneer.adapter.applied import applied
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.config.colour import rgb
 from veneer.config.schema import RunConfig
 from veneer.data.decode import Unreadable, decode
@@ -53,13 +53,13 @@ def paint(family: Family, prompts: Sequence[str], config: RunConfig) -> list[Ima
     return generate(family, prompts, seeds, steps=config.sample.steps, guidance=config.sample.guidance)
 
 
-def side_by_side(family: Family, factors: Factors, subjects: Subjects, config: RunConfig) -> Image.Image:
+def side_by_side(family: Family, weights: AdapterWeights, subjects: Subjects, config: RunConfig) -> Image.Image:
     """A sheet with a column a subject: the base's picture, the adapter's, and the real one where there is one.
 
     The adapter is applied for the while; afterwards the family's networks have their own bits again.
     """
     rows = {"base": paint(family, subjects.prompts, config)}
-    with applied(family.networks, factors):
+    with applied(family.networks, weights):
         rows["adapter"] = paint(family, subjects.prompts, config)
     if subjects.real:
         rows["real"] = [_open(sample, config.data.background) for sample in subjects.real]

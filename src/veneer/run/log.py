@@ -142,7 +142,7 @@ def _is_told_by(line: bytes, step: int) -> bool:
 
 def _plain_fields(event: object) -> dict[str, object]:
     assert is_dataclass(event)
-    # what an event leaves out of its repr, such as an adapter's factors, is too large for a line as well
+    # what an event leaves out of its repr, such as an adapter's weights, is too large for a line as well
     return {field.name: _finite(getattr(event, field.name)) for field in fields(event) if field.repr}
 
 

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from veneer import __version__
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.config.fingerprint import config_hash
 from veneer.config.load import resolve, write_config
 from veneer.config.schema import RunConfig
@@ -360,12 +360,12 @@ def _agreed(trainer: Trainer) -> dict[str, Tensor]:
 
 def _conclude(run: Identity, family: Family, pictures: Dataset, finished: Finished, callback: Callback) -> Result:
     """Save first: what follows only tells how good it is."""
-    config, path, factors = run.config, run.config.output.dir / FILE_NAME, finished.factors
-    _refuse_unchanged(factors, path)
-    sha256 = save(AdapterFile(factors, run.metadata | {"veneer.steps": str(finished.step)}), path)
+    config, path, weights = run.config, run.config.output.dir / FILE_NAME, finished.weights
+    _refuse_unchanged(weights, path)
+    sha256 = save(AdapterFile(weights, run.metadata | {"veneer.steps": str(finished.step)}), path)
     callback(Saved(path, sha256))
     subjects = subjects_of(config, pictures)
-    page = side_by_side(family, factors, subjects, config)
+    page = side_by_side(family, weights, subjects, config)
     shown = write_sheet(page, config.output.dir / SHEET, note_of(subjects))
     score = _score(config, family, pictures, finished, callback)
     facts = _card_facts(config, sha256, subjects.prompts[0])
@@ -379,7 +379,7 @@ def _score(
     """Measure the adapter as far as it goes without painting; ``evaluation.json`` is there for the report."""
     kinds = kinds_of(config, pictures) | {DRIFT: chosen(read_prior(config), config.validation.pictures)}
     try:
-        found = compare(config, family, kinds, finished.factors)
+        found = compare(config, family, kinds, finished.weights)
     except UserError as fault:  # the adapter is saved, and whoever trained it long will want to look into it
         callback(Warned(f"the adapter could not be measured: {fault}"))
         return None
@@ -391,9 +391,9 @@ def _score(
     return found.held_out
 
 
-def _refuse_unchanged(factors: Factors, path: Path) -> None:
+def _refuse_unchanged(weights: AdapterWeights, path: Path) -> None:
     """B starts as zero; if all of it still is, the file would be a success that does nothing."""
-    if not any(bool(each.up.any()) for each in factors.values()):
+    if not any(bool(each.up.any()) for each in weights.values()):
         what = "was not written: every B is still zero, so nothing was learned and the adapter does nothing"
         raise UserError(what, where=path, remedy="look for warnings in run.jsonl, or raise train.learning_rate")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
@@ -113,14 +113,14 @@ class Validator:
 
     def examine(self, step: int) -> None:
         """Score the adapter as it is in the networks now; end the training if the patience has run out."""
-        processes, factors = self._trainer.processes, self._trainer.injection.factors()
+        processes, weights = self._trainer.processes, self._trainer.injection.weights()
         found = processes.first(self._measured)
         if found is None:
             self._last = None
             self._selection.miss()
         else:
             adapter, base = ({kind: np.array(rows) for kind, rows in each.items()} for each in found)
-            self._take(step, adapter, base, factors)
+            self._take(step, adapter, base, weights)
         if self._selection.is_exhausted and self._selection.best is not None:
             best, waited = self._selection.best, self._selection.waited
             self._emit(EarlyStopped(step, best.step, waited, self._against_best()))
@@ -171,9 +171,11 @@ class Validator:
                 self._base = self._losses()
         return self._base
 
-    def _take(self, step: int, adapter: Mapping[str, Losses], base: Mapping[str, Losses], factors: Factors) -> None:
+    def _take(
+        self, step: int, adapter: Mapping[str, Losses], base: Mapping[str, Losses], weights: AdapterWeights
+    ) -> None:
         self._last = adapter[HELD_OUT]
-        is_best = self._selection.observe(step, self._last, factors)
+        is_best = self._selection.observe(step, self._last, weights)
         figures = compared(adapter, base, self._run.config.seed)
         best = self._selection.best
         assert best and figures.held_out and figures.training and figures.gap
@@ -187,7 +189,7 @@ class Validator:
             return
         try:
             metadata = self._run.metadata | {"veneer.steps": str(best.step)}
-            save(AdapterFile(best.factors, metadata), self._run.config.output.dir / BEST)
+            save(AdapterFile(best.weights, metadata), self._run.config.output.dir / BEST)
         except UserError as fault:  # the run is worth more than this file, which the next checkpoint remembers
             self._emit(Warned(f"the best adapter is not in its file: {fault}"))
 

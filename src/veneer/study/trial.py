@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from veneer.adapter.applied import applied
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.config.fingerprint import training_settings
 from veneer.config.load import resolve, write_config
 from veneer.config.schema import RunConfig, SampleConfig, ValidationConfig
@@ -272,8 +272,8 @@ class StudyContext:
 
     def _score(self, trial: Trial) -> Losses:
         def measure() -> Losses:
-            factors = load(trial.folder / FILE_NAME, self.family.networks).factors
-            with applied(self.family.networks, factors):
+            weights = load(trial.folder / FILE_NAME, self.family.networks).weights
+            with applied(self.family.networks, weights):
                 return self._measure()
 
         return self._kept(trial.folder / self._score_name("score"), measure)
@@ -318,8 +318,8 @@ def _train_alone(run: Identity, family: Family, pictures: Dataset, callback: Cal
                 emit(Resumed(start.step, start.path))
             with _open_log(run.config, start) as log:
                 emit.open(log)
-                factors = _watch(trainer, run, _checkpoint_manager(run, start, emit), emit)
-        save(AdapterFile(factors, run.metadata), folder / FILE_NAME)
+                weights = _watch(trainer, run, _checkpoint_manager(run, start, emit), emit)
+        save(AdapterFile(weights, run.metadata), folder / FILE_NAME)
         return _seconds(folder / LOG), peak.bytes()
 
 
@@ -349,8 +349,8 @@ def _checkpoint_manager(run: Identity, start: Checkpoint | None, emit: Callback)
     )
 
 
-def _watch(trainer: Trainer, run: Identity, checkpoints: CheckpointManager, emit: Callback) -> Factors:
-    factors: Factors = {}
+def _watch(trainer: Trainer, run: Identity, checkpoints: CheckpointManager, emit: Callback) -> AdapterWeights:
+    weights: AdapterWeights = {}
     with stopping_at_signals(trainer.stop) as caught:
         try:
             for event in trainer.run(run.metadata):
@@ -360,10 +360,10 @@ def _watch(trainer: Trainer, run: Identity, checkpoints: CheckpointManager, emit
                 elif isinstance(event, Stopped):
                     raise Interrupted(caught.number, event.step, checkpoints.last)
                 elif isinstance(event, Finished):
-                    factors = event.factors
+                    weights = event.weights
         except NonFinite as fault:
             raise fault.with_note(checkpoints.last_in_words) from fault
-    return factors
+    return weights
 
 
 def _seconds(log: Path) -> float:

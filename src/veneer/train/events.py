@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.plan.account import Plan
 
 __all__ = [
@@ -93,7 +93,7 @@ class Finished:
     """Last event: the trained adapter, or with ``train.ema_decay`` its average; detached float32 copies on the CPU."""
 
     step: int
-    factors: Factors = field(repr=False)
+    weights: AdapterWeights = field(repr=False)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from torch import Tensor
 
 from veneer.adapter.inject import inject
-from veneer.adapter.spec import specs_of
+from veneer.adapter.registry import specs_of
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
@@ -199,8 +199,8 @@ class Trainer:
             yield Stopped(self.steps_done)
         else:
             with self.average.in_place():
-                factors = self.injection.factors()
-            yield Finished(self.steps_done, factors)
+                weights = self.injection.weights()
+            yield Finished(self.steps_done, weights)
 
     def _make_context(self, precision: Precision) -> StepContext:
         config, family = self._config, self._family

@@ -9,7 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from veneer.adapter.applied import applied
-from veneer.adapter.spec import Factors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.config.load import build_config, load_config, resolve
 from veneer.config.schema import DataConfig, RunConfig, SourceConfig
 from veneer.data.manifest import Manifest, Uncaptioned
@@ -81,7 +81,7 @@ class _Case:
 
     config: RunConfig
     family: Family
-    factors: Factors
+    weights: AdapterWeights
     pictures: Dataset
     out: Path
     callback: Callback
@@ -106,11 +106,11 @@ def evaluate_adapter(file: Path, how: Evaluating | None = None, callback: Callba
     make_writable(out, "choose another --out")
     family = load_base(config.base)
     adapter = load(file, family.networks)
-    case = _Case(resolve(config, family.resolution), family, adapter.factors, pictures, out, callback)
+    case = _Case(resolve(config, family.resolution), family, adapter.weights, pictures, out, callback)
     notes += [*base_doubts(told, config.base), *_doubts(adapter, pictures)]
     others, source = _others(case, how)
     callback(Working("measuring the denoising loss of base and adapter"))
-    found = compare(case.config, family, kinds_of(case.config, pictures) | {DRIFT: others}, case.factors)
+    found = compare(case.config, family, kinds_of(case.config, pictures) | {DRIFT: others}, case.weights)
     copying = _copying(case, how.paint, notes)
     evaluation = Evaluation(
         **vars(found),
@@ -279,7 +279,7 @@ def _paint(case: _Case, captions: Sequence[str], purpose: str) -> list[Image.Ima
 
 
 def _paint_adapted(case: _Case, captions: Sequence[str], purpose: str) -> list[Image.Image]:
-    with applied(case.family.networks, case.factors):
+    with applied(case.family.networks, case.weights):
         return _paint(case, captions, purpose)
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veneer.adapter.applied import applied
+from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.resize import resize, spectrum
-from veneer.adapter.spec import Factors
 from veneer.config.load import build_config, load_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Uncaptioned
@@ -105,10 +105,10 @@ def resize_adapter(file: Path, rank: int, out: Path | None = None, *, base: str 
     networks = None if told.layout == "diffusers" else load_base(base or base_beside(file)).networks
     adapter = load(file, networks)
     try:
-        factors = resize(adapter.factors, rank)
+        weights = resize(adapter.weights, rank)
     except UserError as fault:
         raise UserError(fault.what, where=file, remedy=fault.remedy) from None
-    save(AdapterFile(factors, {**adapter.metadata, _RESIZED: str(rank), _SOURCE: told.sha256}), out)
+    save(AdapterFile(weights, {**adapter.metadata, _RESIZED: str(rank), _SOURCE: told.sha256}), out)
     return out
 
 
@@ -141,19 +141,19 @@ def study_ranks(
     family = load_base(config.base)
     config = resolve(config, family.resolution)
     adapter = load(file, family.networks)
-    highest = max(each.rank for each in adapter.factors.values())
-    cut = {rank: resize(adapter.factors, rank) for rank in sorted(set(ranks) or _powers(highest)) if rank != highest}
+    highest = max(each.rank for each in adapter.weights.values())
+    cut = {rank: resize(adapter.weights, rank) for rank in sorted(set(ranks) or _powers(highest)) if rank != highest}
     if not cut and highest == 1:
         raise UserError("the adapter's rank is 1, which nothing is below", where=file)
     if not cut:
         raise UserError(f"the adapter's rank is {highest} already", where=file, remedy="name lower ones with --rank")
-    values = spectrum(adapter.factors)
+    values = spectrum(adapter.weights)
     evaluator = HeldOutEvaluator(config, family, chosen(pictures, config.validation.pictures))
     base, outcomes = evaluator.losses(), []
-    for rank, factors in {**cut, highest: adapter.factors}.items():
-        with applied(family.networks, factors):
+    for rank, weights in {**cut, highest: adapter.weights}.items():
+        with applied(family.networks, weights):
             losses = evaluator.losses()
-        outcomes.append(_outcome(rank, factors, losses, config.seed))
+        outcomes.append(_outcome(rank, weights, losses, config.seed))
         callback(RankMeasured(rank, float(losses.mean()), values.kept(rank)))
     table = tabulate(outcomes, base, seeds=[config.seed], reference=f"rank {highest}", margin=how.margin)
     study = RankStudy(table, {rank: values.kept(rank) for rank in (*cut, highest)})
@@ -166,9 +166,9 @@ def _powers(highest: int) -> list[int]:
     return [2**power for power in range(highest.bit_length()) if 2**power < highest]
 
 
-def _outcome(rank: int, factors: Factors, losses: Losses, seed: int) -> Outcome:
-    size = sum(each.down.numel() + each.up.numel() for each in factors.values())
-    return Outcome(f"rank {rank}", seed, size, len(render(AdapterFile(factors))), losses)
+def _outcome(rank: int, weights: AdapterWeights, losses: Losses, seed: int) -> Outcome:
+    size = sum(each.down.numel() + each.up.numel() for each in weights.values())
+    return Outcome(f"rank {rank}", seed, size, len(render(AdapterFile(weights))), losses)
 
 
 def _reference(file: Path, how: Measuring) -> tuple[RunConfig, Manifest, list[str]]:

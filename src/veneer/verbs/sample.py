@@ -98,7 +98,7 @@ def _with_adapter(file: Path, base: str | None, scale: float) -> Family:
     """The base with an adapter merged into it; what is wrong with the file is said before the base is loaded."""
     info(file)
     family = load_base(base or base_beside(file))
-    merge(family.networks, [(load(file, family.networks).factors, scale)])
+    merge(family.networks, [(load(file, family.networks).weights, scale)])
     return family
 
 

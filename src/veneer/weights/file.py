@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from veneer.adapter.spec import Factors, LoraFactors
+from veneer.adapter.lora import LoraFactors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
 from veneer.files import atomic_write, is_pickle
 from veneer.weights.layouts import DIFFUSERS_KEY, Layout, factors_of, layout_of, network_of, resolve, to_diffusers
@@ -44,11 +45,11 @@ class AdapterFile:
     """An adapter and what is told about it.
 
     Attributes:
-        factors: by full dotted path, network's prefix first.
+        weights: by full dotted path, network's prefix first.
         metadata: free text by key, e.g. the base's name.
     """
 
-    factors: Factors
+    weights: AdapterWeights
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -89,13 +90,13 @@ def save(adapter: AdapterFile, path: Path) -> str:
         UserError: the adapter is empty or holds NaN or infinity, or the place cannot be written to, or would not be
             read under its name.
     """
-    if not adapter.factors:
+    if not adapter.weights:
         raise UserError("the adapter is empty", where=path)
     if is_pickle(path):
         raise UserError(
             f"{path.suffix} is a pickle's ending, and no pickle is read", where=path, remedy="use .safetensors"
         )
-    check_finite(to_diffusers(adapter.factors)[0], path)
+    check_finite(to_diffusers(adapter.weights)[0], path)
     content = render(adapter)
     atomic_write(path, content)
     return hashlib.sha256(content).hexdigest()
@@ -114,7 +115,7 @@ def rendered_bytes(adapter: AdapterFile) -> int:
 
 
 def _laid_out(adapter: AdapterFile) -> tuple[dict[str, Tensor], dict[str, str]]:
-    tensors, config = to_diffusers(adapter.factors)
+    tensors, config = to_diffusers(adapter.weights)
     return tensors, {DIFFUSERS_KEY: config, "format": "pt"}
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from veneer.adapter.layers import layers_of
-from veneer.adapter.spec import LoraFactors
+from veneer.adapter.lora import LoraFactors
 from veneer.errors import UserError
 
 __all__ = ["DIFFUSERS_KEY", "Layout", "factors_of", "layout_of", "network_of", "resolve", "to_diffusers"]

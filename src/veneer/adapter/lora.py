@@ -1,27 +1,24 @@
-"""What an adapter is: the plan of one (rank, alpha, targets) and its numbers (the factors A and B)."""
+"""LoRA (Hu et al. 2021): the plan of an adapter, its factors A and B, and its delta W."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-__all__ = ["AdapterSpec", "Factors", "LoraFactors", "check_weight", "specs_of"]
+__all__ = ["LoraFactors", "LoraSpec", "delta_weight"]
 
 
 @dataclass(frozen=True)
-class AdapterSpec:
+class LoraSpec:
     """The plan of one network's adapter: ``h = W0 x + (alpha/rank) B A x`` (Hu et al. 2021, section 4.1).
 
     Attributes:
@@ -56,7 +53,7 @@ class AdapterSpec:
         return LoraConfig(target_modules=list(self.targets), **settings)
 
     @staticmethod
-    def from_peft(config: LoraConfig) -> AdapterSpec:
+    def from_peft(config: LoraConfig) -> LoraSpec:
         """The plan that a peft config states; a config that states more is refused, for it would train otherwise."""
         from peft import LoraConfig
 
@@ -69,7 +66,7 @@ class AdapterSpec:
         targets = config.target_modules
         if targets is None or isinstance(targets, str):
             raise UserError(f"the peft config's target_modules is {targets!r}", remedy="give a list of layer names")
-        return AdapterSpec(config.r, float(config.lora_alpha), tuple(sorted(targets)), config.lora_dropout)
+        return LoraSpec(config.r, float(config.lora_alpha), tuple(sorted(targets)), config.lora_dropout)
 
 
 _PLAN = {"r", "lora_alpha", "target_modules", "lora_dropout", "init_lora_weights"}
@@ -120,30 +117,10 @@ class LoraFactors:
         return LoraFactors(self.down.to(device, dtype), self.up.to(device, dtype), self.alpha)
 
 
-def check_weight(weight: object, adapter: str) -> None:
-    """Refuse a strength that is no finite number.
+def delta_weight(factors: LoraFactors) -> Tensor:
+    """Return delta W = (alpha/r) B A (Hu et al. 2021, section 4.1), (out, in) or (out, in, kh, kw).
 
-    Args:
-        weight: what the adapter's delta W is multiplied by.
-        adapter: names it in the message.
-
-    Raises:
-        UserError: it is none.
+    A convolution's B is 1 x 1, so the product over r is taken at each place of A's kernel.
     """
-    if not isinstance(weight, (Real, Tensor)) or not math.isfinite(weight):
-        raise UserError(f"the weight of {adapter} is {weight!r}", remedy="use a number; 1 is what it was trained at")
-
-
-Factors = Mapping[str, LoraFactors]
-"""An adapter's numbers by the layer's full dotted path: ``unet.down_blocks.0.attentions.0...to_q``."""
-
-
-def specs_of(config: AdapterConfig) -> dict[str, AdapterSpec]:
-    """The adapters that a config asks for, by the prefix of their network."""
-    specs = {"unet": _spec(config)}
-    return specs if config.text_encoder is None else specs | {"text_encoder": _spec(config.text_encoder)}
-
-
-def _spec(config: AdapterConfig | TextEncoderAdapterConfig) -> AdapterSpec:
-    alpha = float(config.rank) if config.alpha is None else config.alpha
-    return AdapterSpec(config.rank, alpha, config.target_modules, config.dropout)
+    product = factors.up.flatten(1) @ factors.down.flatten(1)
+    return factors.scale * product.reshape(factors.shape)

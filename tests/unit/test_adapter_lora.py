@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
-from veneer.adapter.spec import AdapterSpec, LoraFactors
+from veneer.adapter.lora import LoraFactors, LoraSpec
 from veneer.errors import UserError
 
 
@@ -27,19 +27,19 @@ from veneer.errors import UserError
 )
 def test_refuses_a_plan_that_cannot_train(change: dict[str, object], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        AdapterSpec(**{"rank": 4, "alpha": 4.0, "targets": ("to_q",)} | change)  # type: ignore[arg-type]
+        LoraSpec(**{"rank": 4, "alpha": 4.0, "targets": ("to_q",)} | change)  # type: ignore[arg-type]
 
 
 def test_peft_and_back() -> None:
-    spec = AdapterSpec(rank=8, alpha=2.5, targets=("to_k", "to_q"), dropout=0.25)
+    spec = LoraSpec(rank=8, alpha=2.5, targets=("to_k", "to_q"), dropout=0.25)
     config = spec.to_peft()
     assert (config.r, config.lora_alpha, config.target_modules) == (8, 2.5, {"to_q", "to_k"})
     assert (config.lora_dropout, config.init_lora_weights) == (0.25, "gaussian")
-    assert AdapterSpec.from_peft(config) == spec
+    assert LoraSpec.from_peft(config) == spec
 
 
 def test_whole_alpha_is_an_int_to_peft() -> None:
-    assert isinstance(AdapterSpec(rank=8, alpha=4.0, targets=("to_k",)).to_peft().lora_alpha, int)
+    assert isinstance(LoraSpec(rank=8, alpha=4.0, targets=("to_k",)).to_peft().lora_alpha, int)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_whole_alpha_is_an_int_to_peft() -> None:
 )
 def test_refuses_a_peft_config_that_says_more(beyond: dict[str, object], named: str) -> None:
     with pytest.raises(UserError, match=named):
-        AdapterSpec.from_peft(LoraConfig(**{"target_modules": ["to_q"]} | beyond))  # type: ignore[arg-type]
+        LoraSpec.from_peft(LoraConfig(**{"target_modules": ["to_q"]} | beyond))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
