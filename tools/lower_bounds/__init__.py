@@ -1,0 +1,1 @@
+"""Runs the tests with the oldest releases that pyproject.toml allows."""
