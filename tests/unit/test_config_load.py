@@ -23,6 +23,7 @@ from veneer.config.schema import (
     DataConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    OutputConfig,
     PriorConfig,
     RunConfig,
     SampleConfig,
@@ -50,7 +51,7 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_file_is_read(tmp_path: Path) -> None:
-    config = load_config(write(tmp_path, MINIMAL + "train:\n  optimizer: {rate: 1e-3}\n"))
+    config = load_config(write(tmp_path, MINIMAL + "train:\n  learning_rate: 1e-3\n"))
     assert config.train.learning_rate == 1e-3
     assert config.data.sources[0].path == Path("pictures"), "relative to the working directory, not to the file"
 
@@ -58,8 +59,8 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("train:\n  optimizer:\n    rte: 1e-4\n", "style.yaml:6: train.optimizer.rte: no such key; did you mean"),
-        ("train:\n\n  steps: '4'\n", 'style.yaml:6: train.max_steps: is "4"'),
+        ("train:\n  optimizer:\n    epsilo: 1e-4\n", "style.yaml:6: train.optimizer.epsilo: no such key; did you mean"),
+        ("train:\n\n  max_steps: '4'\n", 'style.yaml:6: train.max_steps: is "4"'),
         ("adapter:\n  rank: 4\n  rank: 8\n", "style.yaml:6: adapter.rank is given twice, first in line 5"),
         ("train:\n  optimizer:\n    betas:\n      - 0.9\n      - 2\n", "style.yaml:8: train.optimizer.betas.1: is 2"),
         ("adapter: [\n", "style.yaml:5: not YAML"),
@@ -129,10 +130,13 @@ def test_an_override_is_yaml(minimal: Path, override: str, key: str, value: obje
     [
         ("train.max_steps", "train.max_steps: should be key=value; for example train.max_steps=200"),
         ("=4", "=4: should be key=value; for example train.max_steps=200"),
-        ("train..steps=4", "train..steps=4: should be key=value; for example train.max_steps=200"),
+        ("train..max_steps=4", "train..max_steps=4: should be key=value; for example train.max_steps=200"),
         ("train.max_steps=ten", 'train.max_steps=ten: is "ten", but should be a whole number'),
-        ("train.stps=10", "train.stps=10: no such key; did you mean train.max_steps?"),
-        ("trian.steps=10", "trian.steps=10: trian is no key; did you mean train?"),
+        ("train.max_stps=10", "train.max_stps=10: no such key; did you mean train.max_steps?"),
+        ("train.steps=10", "train.steps=10: no such key; did you mean train.max_steps?"),
+        ("evaluate.draws=2", "evaluate.draws=2: evaluate is no key; did you mean validation?"),
+        ("output=x", 'output=x: is "x", but should be a section with keys of its own; set output.dir'),
+        ("trian.max_steps=10", "trian.max_steps=10: trian is no key; did you mean train?"),
         ("seed.x=1", "seed.x=1: seed has no x"),
         ("adapter.3=1", "adapter.3=1: adapter has no 3"),
         ("3=1", "3=1: a config has no 3"),
@@ -148,7 +152,7 @@ def test_a_faulty_override_is_named(minimal: Path, override: str, message: str) 
 
 
 def test_a_section_under_a_value_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train.max_steps=1: train has no steps"):
+    with pytest.raises(UserError, match=r"train.max_steps=1: train has no max_steps"):
         load_config(write(tmp_path, MINIMAL + "train: 4\n"), ["train.max_steps=1"])
 
 
@@ -185,7 +189,7 @@ def test_a_folder_is_enough(tmp_path: Path) -> None:
     assert config.data.sources == (SourceConfig(path=tmp_path / "cats"),)
     assert (config.base, config.data.trigger, config.output.dir) == ("bundled", "tok", Path("runs/cats"))
     assert (config.train.max_steps, config.adapter.rank) == (5, 2)
-    assert config_from_folder(tmp_path, None, ["base=mine", "output=there"]).base == "mine"
+    assert config_from_folder(tmp_path, None, ["base=mine", "output.dir=there"]).base == "mine"
 
 
 def test_resolving_fills_in_what_was_left_open(minimal: Path) -> None:
@@ -249,11 +253,10 @@ data_configs = of(
     cache=st.none() | folders,
     prior=st.none() | of(PriorConfig, prompt=words, count=counts, weight=positives, path=st.none() | folders),
 )
-ranked = {"rank": counts, "alpha": st.none() | positives, "targets": targets, "dropout": shares}
-text_encoders = of(TextEncoderAdapterConfig, **ranked, rate=positives)
+ranked = {"rank": counts, "alpha": st.none() | positives, "target_modules": targets, "dropout": shares}
+text_encoders = of(TextEncoderAdapterConfig, **ranked, learning_rate=positives)
 optimizers = of(
     OptimizerConfig,
-    rate=positives,
     weight_decay=positives,
     betas=st.tuples(shares, shares),
     epsilon=positives,
@@ -263,21 +266,22 @@ configs = of(
     base=words,
     data=data_configs,
     seed=st.integers(0, MAX_SEED),
-    output=folders,
+    output=of(OutputConfig, dir=folders),
     adapter=of(AdapterConfig, **ranked, text_encoder=st.none() | text_encoders),
-    objective=of(ObjectiveConfig, gamma=positives),
+    objective=of(ObjectiveConfig, snr_gamma=positives),
     train=of(
         TrainConfig,
-        steps=st.integers(10),
-        batch=counts,
-        accumulate=counts,
+        max_steps=st.integers(10),
+        batch_size=counts,
+        gradient_accumulation_steps=counts,
+        learning_rate=positives,
         optimizer=optimizers,
-        warmup=st.integers(0, 9),
+        warmup_steps=st.integers(0, 9),
         max_grad_norm=st.none() | positives,
         offload=st.booleans(),
-        ema=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
+        ema_decay=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
         checkpoint_every=st.integers(0),
-        keep=counts,
+        keep_checkpoints=counts,
     ),
     sample=of(
         SampleConfig,
@@ -291,7 +295,7 @@ configs = of(
         trackers=st.none() | st.lists(st.sampled_from(["tensorboard", "trackio", "wandb"]), max_size=3).map(tuple),
         project=words,
     ),
-    evaluate=of(ValidationConfig, draws=counts, pictures=counts, every=counts, patience=st.integers(0)),
+    validation=of(ValidationConfig, draws=counts, pictures=counts, every=counts, patience=st.integers(0)),
 )
 
 

@@ -13,6 +13,7 @@ from veneer.config.colour import rgb
 from veneer.config.keys import known_keys, nearest
 from veneer.config.load import build_config
 from veneer.config.schema import DataConfig, RunConfig, SourceConfig
+from veneer.config.spellings import ELSEWHERE, MAIN_KEYS, RENAMED
 from veneer.errors import UserError
 from veneer.rng import MAX_SEED
 
@@ -105,15 +106,16 @@ def test_whole_numbers_may_stand_for_real_ones() -> None:
 
 
 def test_warmup_must_end() -> None:
-    with pytest.raises(UserError, match="here: train: warmup is 400, but steps is 400"):
+    with pytest.raises(UserError, match="here: train: warmup_steps is 400, but max_steps is 400"):
         build_config(with_value("train.warmup_steps", 400), "here")
 
 
 @pytest.mark.parametrize(
     ("key", "meant"),
     [
-        ("train.optimizer.rte", "train.learning_rate"),
-        ("train.stps", "train.max_steps"),
+        ("train.optimizer.epsilo", "train.optimizer.epsilon"),
+        ("train.max_stps", "train.max_steps"),
+        ("train.stepz", "train.max_steps"),
         ("trian", "train"),
         ("rank", "adapter.rank"),
         ("learning_rate", "train.learning_rate"),
@@ -133,11 +135,47 @@ def test_a_key_like_no_other_has_no_suggestion() -> None:
         build_config(with_value("zzzzzz", 1), "here")
 
 
-def test_other_trainers_names_lead_to_keys_that_exist() -> None:
-    from veneer.config.keys import _ELSEWHERE
+@pytest.mark.parametrize(("old", "new"), [pair for pair in RENAMED.items() if pair[0] != "output"])
+def test_a_key_of_an_earlier_release_is_answered_with_its_name_of_now(old: str, new: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_config(with_value(old, 1), "here")
+    unknown = "evaluate" if old.startswith("evaluate") else old
+    assert str(caught.value) == f"here: {unknown}: no such key; did you mean {RENAMED[unknown]}?"
+    assert new in known_keys() and old not in known_keys()
+    assert nearest(tuple(old.split("."))) == new
 
-    assert set(_ELSEWHERE.values()) <= set(known_keys())
-    assert all(nearest((name,)) == meant for name, meant in _ELSEWHERE.items())
+
+@pytest.mark.parametrize("section", ["", "train.", "adapter."])
+def test_another_trainers_name_is_answered_with_ours(section: str) -> None:
+    for name, meant in ELSEWHERE.items():
+        with pytest.raises(UserError) as caught:
+            build_config(with_value(section + name, 1), "here")
+        assert str(caught.value) == f"here: {section}{name}: no such key; did you mean {meant}?"
+        assert meant in known_keys()
+
+
+def test_other_trainers_names_that_are_also_ours_elsewhere_are_few() -> None:
+    ours = {known.rpartition(".")[2] for known in known_keys()}
+    assert ours & set(ELSEWHERE) == {"steps"}, "in other trainers they are those of training, not of sampling"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "set_this"),
+    [
+        ("output", "runs/mine", "output.dir"),
+        ("train.optimizer", "adamw", "train.optimizer.name"),
+        ("data", "pictures", "data.sources"),
+        ("data.prior", "a cat", "data.prior.prompt"),
+    ],
+)
+def test_a_plain_value_for_a_section_is_answered_with_the_key_that_it_is_for(
+    key: str, value: str, set_this: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        build_config(with_value(key, value), "here")
+    what = f'here: {key}: is "{value}", but should be a section with keys of its own; set {set_this}'
+    assert str(caught.value) == what
+    assert set(MAIN_KEYS.values()) <= set(known_keys())
 
 
 def test_a_mistyped_required_key_is_reported_as_mistyped_and_the_rest_is_named() -> None:

@@ -15,6 +15,7 @@ from pydantic_core import PydanticUndefined
 from tools.reference import events
 from veneer.config.load import list_presets
 from veneer.config.schema import RunConfig
+from veneer.config.spellings import ELSEWHERE, RENAMED
 
 PAGE = Path(__file__).parents[2] / "docs" / "configuration.md"
 _HEAD = """\
@@ -31,6 +32,12 @@ Pictures are read from a folder and the folders below it: with a `metadata.jsonl
 `datasets` library has it, or with a `.txt` beside each picture, each line of which is one caption.
 
 """
+_OTHER_NAMES = """\
+# Other names
+
+A configuration with one of these names is refused, in one line that gives the key of today. The names of other trainers
+are those of kohya's and diffusers' scripts, ai-toolkit, OneTrainer and SimpleTuner.
+"""
 
 
 def page() -> str:
@@ -38,7 +45,16 @@ def page() -> str:
     rows = [f"| `{key}` | {kind} | {default} | {why} |" for key, kind, default, why in _rows(RunConfig, "")]
     table = ["| key | what it takes | default | what it does |", "| --- | --- | --- | --- |", *rows]
     presets = [f"## `--preset {name}`\n\n```yaml\n{_preset(name)}```\n" for name in list_presets()]
-    return _HEAD + "\n".join(table) + "\n\n# Presets\n\n" + "\n".join(presets)
+    return "\n".join([_HEAD + "\n".join(table), "", "# Presets", "", *presets, _OTHER_NAMES, *_other_names()])
+
+
+def _other_names() -> Iterator[str]:
+    """Yield the rows of what keys were called in earlier releases and are called elsewhere, sorted by key."""
+    yield from ["| key | in earlier releases | in other trainers |", "| --- | --- | --- |"]
+    for key in sorted({*RENAMED.values(), *ELSEWHERE.values()}):
+        columns = [", ".join(f"`{old}`" for old, new in names.items() if new == key) for names in (RENAMED, ELSEWHERE)]
+        yield f"| `{key}` | {columns[0]} | {columns[1]} |"
+    yield ""
 
 
 def _rows(section: type[BaseModel], above: str) -> Iterator[tuple[str, str, str, str]]:

@@ -12,6 +12,7 @@ from pydantic_core import ErrorDetails
 
 from veneer.config.document import Key
 from veneer.config.keys import described, dotted, nearest, section_at
+from veneer.config.spellings import MAIN_KEYS
 from veneer.errors import UserError
 
 __all__ = ["explain"]
@@ -89,14 +90,16 @@ def _describe(fault: ErrorDetails, key: Key) -> tuple[str, str | None]:
         return str(context["error"]), None
     if kind not in _SHOULD_BE:
         return fault["msg"], None
-    return f"is {_shown(value)}, but should be {_SHOULD_BE[kind](context)}", _remedy(kind, context, value)
+    return f"is {_shown(value)}, but should be {_SHOULD_BE[kind](context)}", _remedy(kind, key, context, value)
 
 
-def _remedy(kind: str, context: Mapping[str, Any], value: Any) -> str | None:
+def _remedy(kind: str, key: Key, context: Mapping[str, Any], value: Any) -> str | None:
     if kind == "string_type" and value is None:
         return 'text that starts with # needs quotes in YAML: "#ff0000"'
     if kind == "string_type" and isinstance(value, (int, float)):
         return f'put it in quotes: "{_shown(value)}"'
+    if kind == "model_type" and isinstance(value, str) and dotted(key) in MAIN_KEYS:
+        return f"set {MAIN_KEYS[dotted(key)]}"
     if kind == "tuple_type" and not isinstance(value, (dict, type(None))):
         return f"write [{value}]"
     if kind == "literal_error":

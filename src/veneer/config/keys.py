@@ -11,54 +11,9 @@ from pydantic import BaseModel
 
 from veneer.config.document import Key
 from veneer.config.schema import RunConfig
+from veneer.config.spellings import ELSEWHERE, RENAMED
 
-__all__ = ["described", "dotted", "known_keys", "nearest", "section_at"]
-
-# what other trainers call it
-_ELSEWHERE = {
-    "batch_size": "train.batch_size",
-    "train_batch_size": "train.batch_size",
-    "gradient_accumulation_steps": "train.gradient_accumulation_steps",
-    "gradient_checkpointing": "train.memory",
-    "max_train_steps": "train.max_steps",
-    "mixed_precision": "train.precision",
-    "lr": "train.learning_rate",
-    "learning_rate": "train.learning_rate",
-    "text_encoder_lr": "adapter.text_encoder.learning_rate",
-    "unet_lr": "train.learning_rate",
-    "lr_scheduler": "train.lr_scheduler",
-    "lr_warmup_steps": "train.warmup_steps",
-    "network_dim": "adapter.rank",
-    "dim": "adapter.rank",
-    "network_alpha": "adapter.alpha",
-    "lora_alpha": "adapter.alpha",
-    "network_dropout": "adapter.dropout",
-    "target_modules": "adapter.target_modules",
-    "min_snr_gamma": "objective.snr_gamma",
-    "snr_gamma": "objective.snr_gamma",
-    "flip_aug": "data.flip",
-    "random_crop": "data.crop",
-    "caption_dropout_rate": "data.caption_dropout",
-    "instance_prompt": "data.trigger",
-    "instance_data_dir": "data.sources",
-    "train_data_dir": "data.sources",
-    "class_prompt": "data.prior.prompt",
-    "class_data_dir": "data.prior.path",
-    "num_class_images": "data.prior.count",
-    "prior_loss_weight": "data.prior.weight",
-    "num_repeats": "data.sources",
-    "checkpointing_steps": "train.checkpoint_every",
-    "save_every_n_steps": "train.checkpoint_every",
-    "checkpoints_total_limit": "train.keep_checkpoints",
-    "output_dir": "output",
-    "pretrained_model_name_or_path": "base",
-    "validation_prompt": "sample.prompts",
-    "report_to": "tracking.trackers",
-    "log_with": "tracking.trackers",
-    "tracker_project_name": "tracking.project",
-    "log_tracker_name": "tracking.project",
-    "wandb_project": "tracking.project",
-}
+__all__ = ["described", "dotted", "known_keys", "nearest", "section_at", "without_places"]
 
 
 def dotted(key: Key) -> str:
@@ -97,25 +52,44 @@ def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
             yield from _walk(below, f"{prefix}{name}.")
 
 
+def without_places(key: Key) -> str:
+    """Return a key, dotted, less the places in lists: ``data.sources.path``."""
+    return dotted(tuple(part for part in key if isinstance(part, str)))
+
+
 def described(key: Key) -> str:
-    """What a key means, in one line without markup; empty if there is no such key."""
-    return known_keys().get(dotted(tuple(part for part in key if isinstance(part, str))), "").replace("``", "")
+    """Return what a key means, in one line without markup; empty if there is no such key."""
+    return known_keys().get(without_places(key), "").replace("``", "")
 
 
 def nearest(key: Key) -> str | None:
-    """The known key, dotted, that ``key`` may have been meant to be.
+    """Return the known key, dotted, that ``key`` may have been meant to be, or None.
 
-    In turn: the same name elsewhere, what other trainers call it, a like name beside it, a like name anywhere.
+    In turn: its name in an earlier release, another trainer's name, the same name in another section, a like name
+    in its own section, a like name anywhere.
     """
-    name = str(key[-1])
-    leaves: dict[str, str] = {}
-    for known in sorted(known_keys(), key=lambda known: (known.count("."), known), reverse=True):
-        leaves[known.rpartition(".")[2]] = known
-    section = section_at(key[:-1])
-    beside = difflib.get_close_matches(name, section.model_fields if section else (), n=1)
+    name, leaves = str(key[-1]), _leaves()
+    exact = RENAMED.get(without_places(key)) or ELSEWHERE.get(name) or leaves.get(name)
+    if exact is not None:
+        return exact
+    beside = _names_beside(key)
+    close = difflib.get_close_matches(name, beside, n=1)
+    if close:
+        return beside[close[0]]
     anywhere = difflib.get_close_matches(name, leaves, n=1, cutoff=0.75)
-    if name in leaves or name in _ELSEWHERE:
-        return leaves.get(name) or _ELSEWHERE[name]
-    if beside:
-        return dotted((*key[:-1], beside[0]))
     return leaves[anywhere[0]] if anywhere else None
+
+
+def _leaves() -> dict[str, str]:
+    """Return the known key for each last name; of several, the one that is least deep."""
+    ordered = sorted(known_keys(), key=lambda known: (known.count("."), known), reverse=True)
+    return {known.rpartition(".")[2]: known for known in ordered}
+
+
+def _names_beside(key: Key) -> dict[str, str]:
+    """Return the names, of now and of earlier releases, in a key's section, each with its key."""
+    above = key[:-1]
+    section, prefix = section_at(above), without_places(above)
+    now = {name: dotted((*above, name)) for name in section.model_fields} if section else {}
+    earlier = {old.rpartition(".")[2]: new for old, new in RENAMED.items() if old.rpartition(".")[0] == prefix}
+    return {**earlier, **now}

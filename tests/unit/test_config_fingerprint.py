@@ -12,7 +12,7 @@ from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 
 SILENT = ["base", "data.cache", "data.held_out", "data.sources"]
-SILENT += ["validation.draws", "output", "train.checkpoint_every", "train.keep_checkpoints", "train.offload"]
+SILENT += ["validation.draws", "output.dir", "train.checkpoint_every", "train.keep_checkpoints", "train.offload"]
 SILENT += ["tracking.trackers", "tracking.project"]
 SILENT += ["validation.pictures", "validation.every", "validation.patience"]
 SILENT += ["sample.every", "sample.guidance", "sample.prompts", "sample.steps", "data.prior.path"]

@@ -1,0 +1,20 @@
+"""What tests ask of a mistake: its code, not its prose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from veneer.errors import UserError
+
+__all__ = ["raises_code"]
+
+
+@contextmanager
+def raises_code(code: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """Check that the block raises ``UserError`` with this code; yields what was caught, for more to be asked of it."""
+    with pytest.raises(UserError) as caught:
+        yield caught
+    assert caught.value.code == code, f"{caught.value.code!r}, not {code!r}: {caught.value}"
