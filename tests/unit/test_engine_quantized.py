@@ -210,7 +210,7 @@ def test_an_adapter_is_applied_beside_it_and_gone_after() -> None:
 
 def test_what_cannot_be_quantised_is_refused() -> None:
     model = network()
-    with pytest.raises(UserError, match=r"train\.quantize: 'int3' is no form to hold weights in; use bnb_nf4"):
+    with pytest.raises(UserError, match=r"train\.quantization: 'int3' is no form to hold weights in; use bnb_nf4"):
         quantize(model, "int3")
     quantize(model, "bnb_nf4")
     with pytest.raises(UserError, match="the network's weights are bnb_nf4 already; load it again"):

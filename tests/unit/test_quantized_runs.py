@@ -65,7 +65,9 @@ def test_a_run_does_not_go_on_in_another_form(tiny_base: Path, tiny_pictures: Pa
     config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantization": "bnb_nf4"})
     killed(config, StepDone, 3)
     other = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantization": "torchao_int8"})
-    with pytest.raises(UserError, match=r"the run has changed since then: train\.quantize: bnb_nf4 -> torchao_int8"):
+    with pytest.raises(
+        UserError, match=r"the run has changed since then: train\.quantization: bnb_nf4 -> torchao_int8"
+    ):
         run_training(other, resume=Resume())
     assert training_settings(config)["train.quantization"] == "bnb_nf4"
 
@@ -106,7 +108,7 @@ def test_a_trainer_wants_the_base_as_the_configuration_says(
 ) -> None:
     config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantization": "bnb_nf4"})
     with pytest.raises(
-        UserError, match=r"train\.quantize: is bnb_nf4, but .* are none; load the base with quantize='bnb"
+        UserError, match=r"train\.quantization: is bnb_nf4, but .* are none; load the base with quantize='bnb"
     ):
         Trainer(config, load_family(str(tiny_base)), survey(config.data))
 

@@ -1,8 +1,8 @@
-"""Parts of a base that nobody needs for a while: out of memory, and back when somebody calls them.
+"""Offload parts of a base while nobody needs them, and restore them when somebody calls them.
 
-On the CPU a part's weights are let go and read from the base's files again; on a GPU they wait on the CPU. The modules
-and their parameters stay the objects they are, so whoever holds them need not know. What a part has instead of its
-numbers is NaN everywhere, so that nothing can be computed with it unnoticed.
+On the CPU a part's weights are dropped and read from the base's files again; on a GPU they wait on the CPU. The modules
+and their parameters stay the same objects, so whoever holds them need not know. An offloaded part has NaN in place of
+its weights, so that nothing can be computed with it unnoticed.
 """
 
 from __future__ import annotations
@@ -17,130 +17,133 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from veneer.errors import UserError
 
-__all__ = ["Offloader"]
+__all__ = ["Loader", "Offloader"]
 
 Loader = Callable[[str], nn.Module]
-"""Loads a part of a base again, by its name."""
+"""Load a part of a base again, given its name."""
 
 
 class Offloader:
-    """The parts of a base that may leave memory.
+    """The parts of a base that can be offloaded.
 
     Args:
-        parts: by name.
-        load: reads one again, to the same bits; None: it cannot be done, and on the CPU all of them stay.
+        parts: the modules by name.
+        load: loads a part again, to the same bits; None: it cannot be done, and on the CPU every part stays in memory.
     """
 
     def __init__(self, parts: Mapping[str, nn.Module], load: Loader | None) -> None:
         self._parts, self._load = dict(parts), load
-        self._away: dict[str, _Offloaded] = {}
-        self._staying: set[str] = set()
+        self._offloaded: dict[str, _Offloaded] = {}
+        self._resident: set[str] = set()
 
-    def only(self, names: Iterable[str]) -> None:
-        """Let these parts leave, and bring all others back; what was changed since it was loaded stays."""
+    def offload(self, names: Iterable[str]) -> None:
+        """Offload exactly these parts and restore all others; a part that was changed since it was loaded stays."""
         wanted = set(names)
-        for name in [name for name in self._away if name not in wanted]:
-            self.wake(name)
-        for name in wanted - self._away.keys() - self._staying:
-            self._let_go(name)
+        for name in [name for name in self._offloaded if name not in wanted]:
+            self.restore(name)
+        for name in wanted - self._offloaded.keys() - self._resident:
+            self._offload(name)
 
-    def _let_go(self, name: str) -> None:
+    def restore(self, name: str) -> None:
+        """Bring a part back if it is offloaded.
+
+        Calling the part does so too; whoever asks for its device before the call restores it first.
+        """
+        if name in self._offloaded:
+            self._offloaded[name].restore()
+            del self._offloaded[name]  # not earlier: a part that could not be read is still offloaded
+
+    def _offload(self, name: str) -> None:
         part = self._parts[name]
-        absence = _absence_of(part, None if self._load is None else lambda: self._again(name))
-        if absence is None:
-            self._staying.add(name)  # comparing once is enough
+        offloaded = _offload(part, None if self._load is None else lambda: self._reload(name))
+        if offloaded is None:
+            self._resident.add(name)  # comparing with the file once is enough
             return
-        self._away[name] = absence
+        self._offloaded[name] = offloaded
         # an autoencoder is never called as a whole
         for module in (part, *part.children()):
-            absence.hooks.append(module.register_forward_pre_hook(lambda *_: self.wake(name)))
+            offloaded.hooks.append(module.register_forward_pre_hook(lambda *_: self.restore(name)))
 
-    def _again(self, name: str) -> nn.Module:
+    def _reload(self, name: str) -> nn.Module:
         assert self._load is not None
         return self._load(name)
 
-    def wake(self, name: str) -> None:
-        """Bring a part back, if it is away; its call does so too, but what asks for its device comes before."""
-        if name in self._away:
-            self._away[name].end()
-            del self._away[name]  # not before: what could not be read is still away
-
 
 class _Offloaded:
-    """One part's, from now until its end.
+    """A part whose weights are out of memory.
 
     Args:
-        numbers: what each parameter has meanwhile.
-        back: gives each its own again.
+        placeholders: what each parameter holds meanwhile.
+        refill: gives each parameter its weights again.
     """
 
-    def __init__(self, numbers: Mapping[nn.Parameter, Tensor], back: Callable[[], None]) -> None:
+    def __init__(self, placeholders: Mapping[nn.Parameter, Tensor], refill: Callable[[], None]) -> None:
         self.hooks: list[Any] = []
-        self._back = back
-        for parameter, meanwhile in numbers.items():
-            _give(parameter, meanwhile)
+        self._refill = refill
+        for parameter, placeholder in placeholders.items():
+            _set_data(parameter, placeholder)
 
-    def end(self) -> None:
-        self._back()
+    def restore(self) -> None:
+        self._refill()
         for hook in self.hooks:
             hook.remove()
 
 
-def _absence_of(part: nn.Module, load: Callable[[], nn.Module] | None) -> _Offloaded | None:
-    """How a part can be away; None: it cannot."""
+def _offload(part: nn.Module, load: Callable[[], nn.Module] | None) -> _Offloaded | None:
+    """Offload a part in the way that its device allows; None: it has to stay."""
     parameters = list(part.parameters())
     if any(isinstance(parameter, FakeTensor) for parameter in parameters):
-        return _of_fakes(parameters)
+        return _offload_fakes(parameters)
     if all(parameter.device.type != "cpu" for parameter in parameters):
-        return _on_the_cpu(parameters)
-    if load is None or not _can_be_read(part, load):
+        return _offload_to_cpu(parameters)
+    if load is None or not _matches_file(part, load):
         return None
-    return _Offloaded({parameter: _nothing(parameter) for parameter in parameters}, lambda: _read(part, load()))
+    return _Offloaded({parameter: _placeholder(parameter) for parameter in parameters}, lambda: _reread(part, load()))
 
 
-def _on_the_cpu(parameters: list[nn.Parameter]) -> _Offloaded:
-    homes = {parameter: parameter.device for parameter in parameters}
+def _offload_to_cpu(parameters: list[nn.Parameter]) -> _Offloaded:
+    devices = {parameter: parameter.device for parameter in parameters}
 
-    def back() -> None:
-        for parameter, device in homes.items():
-            _give(parameter, parameter.data.to(device))
+    def refill() -> None:
+        for parameter, device in devices.items():
+            _set_data(parameter, parameter.data.to(device))
 
-    return _Offloaded({parameter: parameter.data.cpu() for parameter in parameters}, back)
+    return _Offloaded({parameter: parameter.data.cpu() for parameter in parameters}, refill)
 
 
-def _of_fakes(parameters: list[nn.Parameter]) -> _Offloaded:
-    """A plan's: there are no numbers to read again."""
+def _offload_fakes(parameters: list[nn.Parameter]) -> _Offloaded:
+    """Offload an abstract model's part, which has no weights to read again."""
 
-    def back() -> None:
+    def refill() -> None:
         for parameter in parameters:
-            _give(parameter, torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device))
+            _set_data(parameter, torch.empty(parameter.shape, dtype=parameter.dtype, device=parameter.device))
 
-    return _Offloaded({parameter: _nothing(parameter) for parameter in parameters}, back)
+    return _Offloaded({parameter: _placeholder(parameter) for parameter in parameters}, refill)
 
 
-def _nothing(parameter: nn.Parameter) -> Tensor:
-    """NaN in the shape of a parameter, with the memory of one number."""
+def _placeholder(parameter: nn.Parameter) -> Tensor:
+    """Return NaN in the shape of a parameter, with the memory of one number."""
     return torch.full((), math.nan, dtype=parameter.dtype, device=parameter.device).expand(parameter.shape)
 
 
-def _give(parameter: nn.Parameter, numbers: Tensor) -> None:
+def _set_data(parameter: nn.Parameter, data: Tensor) -> None:
     if isinstance(parameter, FakeTensor):  # has no data that could be set
-        torch.utils.swap_tensors(parameter, nn.Parameter(numbers, requires_grad=parameter.requires_grad))
+        torch.utils.swap_tensors(parameter, nn.Parameter(data, requires_grad=parameter.requires_grad))
     else:
-        parameter.data = numbers
+        parameter.data = data
 
 
-def _can_be_read(part: nn.Module, load: Callable[[], nn.Module]) -> bool:
-    """Whether what can be loaded has a part's numbers, once it is cast as the part is."""
+def _matches_file(part: nn.Module, load: Callable[[], nn.Module]) -> bool:
+    """Check whether a part's files still hold its weights, once they are cast as the part is."""
     try:
-        other = dict(load().named_parameters())
-    except UserError:  # whose files are gone, or out of reach
+        stored = dict(load().named_parameters())
+    except UserError:  # the files are gone, or out of reach
         return False
     own = dict(part.named_parameters())
-    return own.keys() == other.keys() and all(torch.equal(own[n].data, other[n].data.to(own[n].dtype)) for n in own)
+    return own.keys() == stored.keys() and all(torch.equal(own[n].data, stored[n].data.to(own[n].dtype)) for n in own)
 
 
 @torch.no_grad()
-def _read(part: nn.Module, again: nn.Module) -> None:
-    for parameter, numbers in zip(part.parameters(), again.parameters(), strict=True):
-        parameter.data = numbers.data.to(parameter.dtype)
+def _reread(part: nn.Module, stored: nn.Module) -> None:
+    for parameter, weight in zip(part.parameters(), stored.parameters(), strict=True):
+        parameter.data = weight.data.to(parameter.dtype)

@@ -69,10 +69,10 @@ class Family(Protocol):
     def pipeline(self) -> object:
         """A diffusers pipeline over these very networks: what is injected or merged here is seen there."""
 
-    def rest(self, parts: Sequence[str]) -> None:
-        """Take these parts out of memory, as far as that can be done, and all others back.
+    def offload(self, parts: Sequence[str]) -> None:
+        """Take exactly these parts out of memory, as far as that can be done, and bring all others back.
 
-        ``autoencoder`` and ``text_encoder`` can be named. Whoever calls one that is away brings it back, with its bits.
+        ``autoencoder`` and ``text_encoder`` can be named. A call of an offloaded part restores it, to the same bits.
         """
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Family:

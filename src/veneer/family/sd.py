@@ -60,7 +60,7 @@ class StableDiffusion:
             )
         self._check_text()
         self._scale = _positive(self._vae.config.scaling_factor, "the autoencoder's scaling_factor")
-        self._rest = Offloader({"autoencoder": self._vae, "text_encoder": self._text_encoder}, load)
+        self._offloader = Offloader({"autoencoder": self._vae, "text_encoder": self._text_encoder}, load)
         self.networks: Mapping[str, nn.Module] = {"unet": self._unet, "text_encoder": self._text_encoder}
         self.noise = _noise_of(pipeline)
         pixels_a_latent = 2 ** (len(self._vae.config.block_out_channels) - 1)
@@ -91,7 +91,7 @@ class StableDiffusion:
 
     def encode_text(self, captions: Sequence[str]) -> Tensor:
         """Captions to the text encoder's last hidden states, (B, L, D); cut at the tokenizer's length."""
-        self._rest.wake("text_encoder")
+        self._offloader.restore("text_encoder")
         ids = self._tokenizer(
             list(captions),
             padding="max_length",
@@ -111,7 +111,7 @@ class StableDiffusion:
     @torch.no_grad()
     def encode_image(self, pixels_BCHW: Tensor) -> LatentDistribution:
         """Pixels in [-1, 1] to the scaled posterior (Rombach et al. 2022, appendix G)."""
-        self._rest.wake("autoencoder")
+        self._offloader.restore("autoencoder")
         posterior = self._vae.encode(pixels_BCHW.to(self._vae.device, self._vae.dtype)).latent_dist
         return LatentDistribution(posterior.mean.float() * self._scale, posterior.std.float() * self._scale)
 
@@ -122,22 +122,22 @@ class StableDiffusion:
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Scaled latents to pixels, clamped to [-1, 1]."""
-        self._rest.wake("autoencoder")
+        self._offloader.restore("autoencoder")
         latents = (latents_BCHW / self._scale).to(self._vae.device, self._vae.dtype)
         return cast(Tensor, self._vae.decode(latents).sample).float().clamp(-1, 1)
 
     def pipeline(self) -> StableDiffusionPipeline:
         """The pipeline over these networks; what is injected or merged here is seen there."""
-        self.rest(())  # it may be saved
+        self.offload(())  # it may be saved
         return self._pipeline
 
-    def rest(self, parts: Sequence[str]) -> None:
-        """Take these parts out of memory, and all others back; see :class:`veneer.family.offload.Offloader`."""
-        self._rest.only(parts)
+    def offload(self, parts: Sequence[str]) -> None:
+        """Offload exactly these parts and restore all others; see :class:`veneer.family.offload.Offloader`."""
+        self._offloader.offload(parts)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> StableDiffusion:
         """Move and cast all networks in place."""
-        self.rest(())
+        self.offload(())
         self._pipeline.to(device, dtype)
         return self
 

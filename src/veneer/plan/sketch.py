@@ -151,7 +151,7 @@ class _Planned:
         }
         prediction = cast(Literal["epsilon", "v_prediction", "sample"], published.prediction)
         texts = nn.ModuleList(self._text_encoders)
-        self._rest = Offloader({"autoencoder": self._vae, "text_encoder": texts}, None)
+        self._offloader = Offloader({"autoencoder": self._vae, "text_encoder": texts}, None)
         self.noise = NoiseSchedule(torch.linspace(0.999, 0.001, 1000), prediction)
         self.resolution = published.resolution
         self.multiple = 16
@@ -175,9 +175,9 @@ class _Planned:
         """It is where it was planned to be."""
         return self
 
-    def rest(self, parts: Sequence[str]) -> None:
+    def offload(self, parts: Sequence[str]) -> None:
         """As :class:`StableDiffusion` does it; the text encoders are one part."""
-        self._rest.only(parts)
+        self._offloader.offload(parts)
 
     def _ids(self, captions: Sequence[str], length: int) -> Tensor:
         return torch.zeros(len(captions), length, dtype=torch.long, device=self._denoiser.device)

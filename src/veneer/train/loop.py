@@ -174,12 +174,12 @@ class Trainer:
 
     def relieve(self) -> None:
         """Take what no step needs out of memory; it comes back when it is called, or with ``close``."""
-        self._family.rest(self._idle)
+        self._family.offload(self._idle)
 
     def close(self) -> None:
         """Take the adapter out: the base as it was, bit for bit. A second call does nothing."""
         self._undoing.close()
-        self._family.rest(())
+        self._family.offload(())
 
     def _encode_ahead(self) -> None:
         """Encode all that the steps will want, nothing twice and nothing in vain, so that what encodes may leave."""

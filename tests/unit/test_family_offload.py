@@ -56,13 +56,13 @@ def test_what_rests_is_out_of_memory_and_comes_back_with_its_bits(family: Family
     before = {name: [p.clone() for p in part.parameters()] for name, part in pieces.items()}
     objects = {name: list(part.parameters()) for name, part in pieces.items()}
     held = {name: storages(part) for name, part in pieces.items()}
-    family.rest(BOTH)
+    family.offload(BOTH)
     for name, part in pieces.items():
         assert gone(held[name]) == 1
         assert bytes_of(part) == 4 * len(before[name])
         assert all(bool(p.isnan().all()) for p in part.parameters())
         assert [p.shape for p in part.parameters()] == [p.shape for p in before[name]]
-    family.rest(())
+    family.offload(())
     for name, part in pieces.items():
         assert all(torch.equal(p, was) for p, was in zip(part.parameters(), before[name], strict=True))
         assert all(p is was for p, was in zip(part.parameters(), objects[name], strict=True))
@@ -83,7 +83,7 @@ def test_each_part_comes_back_when_it_is_called(family: Family) -> None:
     with torch.no_grad():
         expected = {name: call() for name, call in calls.items()}
         for name, call in calls.items():
-            family.rest(BOTH)
+            family.offload(BOTH)
             assert torch.equal(call(), expected[name])
             away = [part for part in pieces.values() if next(part.parameters()).isnan().all()]
             assert len(away) == 1, name
@@ -94,15 +94,15 @@ def test_a_part_that_was_changed_stays(family: Family) -> None:
     with torch.no_grad():
         next(text_encoder.parameters()).data.add_(1)
     before = [p.clone() for p in text_encoder.parameters()]
-    family.rest(BOTH)
+    family.offload(BOTH)
     assert all(torch.equal(p, was) for p, was in zip(text_encoder.parameters(), before, strict=True))
 
 
 def test_a_cast_part_comes_back_cast(family: Family) -> None:
     family.to(torch.device("cpu"), torch.bfloat16)
     before = [p.clone() for p in parts(family)["autoencoder"].parameters()]
-    family.rest(BOTH)
-    family.rest(())
+    family.offload(BOTH)
+    family.offload(())
     after = list(parts(family)["autoencoder"].parameters())
     assert {p.dtype for p in after} == {torch.bfloat16}
     assert all(torch.equal(p, was) for p, was in zip(after, before, strict=True))
@@ -114,13 +114,13 @@ def test_files_that_are_gone_are_named(tiny_base: Path, tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(tiny_base, base)
     family = load_family(str(base))
-    family.rest(["autoencoder"])
+    family.offload(["autoencoder"])
     shutil.rmtree(base / "text_encoder")
-    family.rest(BOTH)  # what cannot be read again does not leave
+    family.offload(BOTH)  # what cannot be read again does not leave
     assert not next(text_encoder_of(family).parameters()).isnan().any()
     shutil.rmtree(base / "vae")
     with pytest.raises(UserError, match=r"cannot be loaded .*; it must be there, complete, until the run ends"):
-        family.rest(())
+        family.offload(())
 
 
 def text_encoder_of(family: Family) -> nn.Module:
