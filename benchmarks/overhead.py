@@ -32,7 +32,7 @@ from veneer.config.schema import RunConfig
 from veneer.run import sampling
 from veneer.run.log import EventBus, EventLog
 from veneer.run.tracking import Tracking
-from veneer.train.events import Finished, Planned
+from veneer.train.events import Finished, TrainingStarted
 
 NAME = "overhead"
 WATCHING_PAGE = PAGE.with_name("watching.md")
@@ -103,17 +103,17 @@ def _method(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def measure(config: RunConfig) -> dict[str, Any]:
-    """Seconds of one run from its plan to its last step, and what of them went into each thing that shows."""
+    """Seconds of a run's training, from its start to its last step, and what went into each thing that shows."""
     meter, times = Meter(), {}
     with open(os.devnull, "w") as nowhere, metering(meter), Progress(_terminal(nowhere)) as progress:
 
         def callback(event: object) -> None:
-            if isinstance(event, (Planned, Finished)):
+            if isinstance(event, (TrainingStarted, Finished)):
                 times[type(event)] = time.perf_counter()
             progress(event)
 
         veneer.run_training(config, callback=callback)
-    training = times[Finished] - times[Planned]
+    training = times[Finished] - times[TrainingStarted]
     shown = {name: round(meter.seconds[name], 4) for name in WHAT}
     return {"machine": machine(), "steps": config.train.max_steps, "training": round(training, 2), "shown": shown}
 

@@ -18,7 +18,8 @@ from veneer.engine.memory_usage import InUse
 from veneer.plan.account import NetworkPlan, Plan
 from veneer.plan.memory import Memory, Phase
 from veneer.run.resume import Resumed
-from veneer.train.events import Event, Finished, Planned, SampleDue, StepDone, Warned
+from veneer.run.session import Planned
+from veneer.train.events import Finished, SampleDue, StepDone, TrainingStarted, Warned
 
 PLAN = Plan(MappingProxyType({"unet": NetworkPlan(10, 100, MappingProxyType({"to_q": 1}))}), 1000)
 
@@ -54,10 +55,10 @@ def step(number: int, loss: float = 0.5) -> StepDone:
     return StepDone(number, loss, None, {"unet": 2e-3}, 1.0)
 
 
-def events(losses: list[float], start: int = 0, plan: Plan = PLAN) -> list[Event]:
+def events(losses: list[float], start: int = 0, plan: Plan = PLAN) -> list[object]:
     steps = len(losses) + start
     done = [step(start + n, loss) for n, loss in enumerate(losses, start=1)]
-    return [Planned(plan, start, steps), *done, Finished(steps, {})]
+    return [Planned(plan), TrainingStarted(start, steps), *done, Finished(steps, {})]
 
 
 def shown(losses: list[float], *, terminal: bool, start: int = 0, width: int = 80, plan: Plan = PLAN) -> str:
@@ -139,7 +140,7 @@ def test_a_run_that_goes_on_counts_and_smooths_from_where_it_was() -> None:
 def test_the_time_left_is_that_of_the_last_steps(clock: Clock) -> None:
     text = io.StringIO()
     progress = Progress(Console(file=text))
-    progress(Planned(PLAN, 100, 2100))
+    progress(TrainingStarted(100, 2100))
     clock.now = 1000.0  # the first step fills the caches
     progress(step(101))
     for number in range(102, 526):
@@ -153,7 +154,7 @@ def test_a_bar_says_when_it_paints_and_its_time_goes_on(clock: Clock) -> None:
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=80)
     progress = Progress(console)
-    progress(Planned(PLAN, 0, 10))
+    progress(TrainingStarted(0, 10))
     assert [task.description for task in progress._bar.tasks] == ["encoding"]
     clock.now = 0.5
     progress(step(1))

@@ -118,7 +118,7 @@ def test_the_log_has_every_event_in_order(run: Run) -> None:
     step = ["StepDone", "StepDone", *sample]
     kept = ["CheckpointDue", "Checkpointed"]
     # with its trigger the longest caption is longer than the tiny encoder reads
-    began = ["Surveyed", "Warned", "Planned", "Tracked", *sample]
+    began = ["Surveyed", "Warned", "Planned", "TrainingStarted", "Tracked", *sample]
     assert names == [*began, *step, *step, *kept, "Finished", "Saved", "Score"]
     assert [event["step"] for event in events if event["event"] == "StepDone"] == [1, 2, 3, 4]
     # one picture is held out, so the interval is open: null, which JSON knows, and not Infinity

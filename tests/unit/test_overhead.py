@@ -22,8 +22,9 @@ from veneer.run.folder import LOG, TENSORBOARD
 from veneer.run.history import Earlier
 from veneer.run.identity import Identity
 from veneer.run.log import EventBus, EventLog
+from veneer.run.session import Planned
 from veneer.run.tracking import Tracking
-from veneer.train.events import Finished, Planned, StepDone
+from veneer.train.events import Finished, StepDone, TrainingStarted
 
 STEPS = 1000
 BUDGET = 1.5
@@ -41,7 +42,8 @@ def tell_a_run(folder: Path, terminal: bool) -> float:
         with progress, Tracking(run, Earlier(), emit) as tracking:
             emit.add(tracking)
             began = time.process_time()
-            emit(Planned(Plan({}, 0), 0, STEPS))
+            emit(Planned(Plan({}, 0)))
+            emit(TrainingStarted(0, STEPS))
             for step in range(1, STEPS + 1):
                 emit(StepDone(step, 1 / step, 0.5, {"unet": 1e-4, "text_encoder": 5e-5}, 1.0))
             emit(Finished(STEPS, {}))
@@ -51,7 +53,7 @@ def tell_a_run(folder: Path, terminal: bool) -> float:
 @pytest.mark.parametrize("terminal", [True, False], ids=["terminal", "log"])
 def test_a_thousand_steps_are_told_within_the_budget(tmp_path: Path, terminal: bool) -> None:
     assert tell_a_run(tmp_path, terminal) < BUDGET
-    assert len((tmp_path / LOG).read_text().splitlines()) == STEPS + 3
+    assert len((tmp_path / LOG).read_text().splitlines()) == STEPS + 4
     (curves,) = (tmp_path / TENSORBOARD).iterdir()
     assert curves.stat().st_size > 100 * STEPS  # it did what it was timed for
 

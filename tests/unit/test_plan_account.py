@@ -14,7 +14,7 @@ from veneer.adapter.registry import specs_of
 from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.plan.account import plan
-from veneer.train.events import Finished, Planned
+from veneer.train.events import Finished
 from veneer.weights.file import AdapterFile, info, save
 
 METADATA = {"veneer.version": "0.1.0", "trigger": "Ölgemälde, 油画"}
@@ -61,13 +61,6 @@ def test_planning_changes_nothing(family: Family, tiny_pictures: Path) -> None:
     plan(tiny_config(tiny_pictures, adapter={"text_encoder": {}}), family)
     after = bits_of(family.networks)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-
-
-def test_a_run_starts_with_its_plan(family: Family, tiny_pictures: Path) -> None:
-    config = tiny_config(tiny_pictures, train={"max_steps": 1})
-    first = tiny_run(config, family)[0]
-    assert isinstance(first, Planned)
-    assert (first.plan, first.start_step, first.steps) == (plan(config, family), 0, 1)
 
 
 def test_the_table_is_short_and_aligned(family: Family, tiny_pictures: Path) -> None:

@@ -63,7 +63,7 @@ def pictures(config: RunConfig, step: int) -> list[Image.Image]:
 def test_sheets_at_the_chosen_steps_and_the_base_before_them(config: RunConfig, family: Family) -> None:
     events = told(config)
     kinds = [type(event).__name__ for event in events if not isinstance(event, Warned)]
-    assert kinds[:5] == ["Surveyed", "Planned", "SampleDue", "Sampled", "StepDone"]
+    assert kinds[:6] == ["Surveyed", "Planned", "TrainingStarted", "SampleDue", "Sampled", "StepDone"]
     painted = [event for event in events if isinstance(event, Sampled)]
     assert [event.step for event in painted] == [0, 2, 4, 6] == list(sheets_in(config.output.dir))
     assert [event["step"] for event in logged(config.output.dir) if event["event"] == "Sampled"] == [0, 2, 4, 6]

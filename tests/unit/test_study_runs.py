@@ -359,8 +359,8 @@ def test_a_class_is_painted_once_for_all_trials(make: Callable[..., Study], tmp_
 
 
 def test_time_is_summed_over_the_parts_of_a_cut_training(tmp_path: Path) -> None:
-    events = [("Surveyed", 0.5), ("Planned", 1.0), ("StepDone", 2.0), ("StepDone", 3.5), ("Resumed", 0.1)]
-    events += [("Planned", 7.0), ("StepDone", 7.25), ("Finished", 9.0)]
+    events = [("Surveyed", 0.5), ("TrainingStarted", 1.0), ("StepDone", 2.0), ("StepDone", 3.5), ("Resumed", 0.1)]
+    events += [("TrainingStarted", 7.0), ("StepDone", 7.25), ("Finished", 9.0)]
     lines = [json.dumps({"event": name, "seconds": seconds}) for name, seconds in events]
     (tmp_path / LOG).write_text("\n".join(lines) + "\n", "utf-8")
     assert trials._seconds(tmp_path / LOG) == 2.75

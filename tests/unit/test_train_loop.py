@@ -32,7 +32,7 @@ from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.train.batches import BatchBuilder
-from veneer.train.events import CheckpointDue, Finished, Planned, SampleDue, StepDone, Stopped, Warned
+from veneer.train.events import CheckpointDue, Finished, SampleDue, StepDone, Stopped, TrainingStarted, Warned
 from veneer.train.loop import Trainer, train
 from veneer.train.step import MicroBatch, NonFinite, train_step
 from veneer.weights.file import AdapterFile
@@ -59,7 +59,8 @@ def test_the_events_of_a_run(family: Family, tiny_pictures: Path) -> None:
     events = tiny_run(config, family)
     kinds = [type(event) for event in events]
     two = [StepDone, StepDone, SampleDue]
-    assert kinds == [Planned, SampleDue, *two, *two, CheckpointDue, Finished]
+    assert events[0] == TrainingStarted(start_step=0, max_steps=4)
+    assert kinds == [TrainingStarted, SampleDue, *two, *two, CheckpointDue, Finished]
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [event.step for event in steps] == [1, 2, 3, 4]
     assert [event.rates["unet"] for event in steps] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
@@ -219,13 +220,13 @@ def test_resuming_at_any_step_gives_the_bits_of_the_uninterrupted_run(
     whole = tiny_run(config, family)
     with trainer_on(config, family, moved=False) as trainer:
         events = trainer.run()
-        states = [save(trainer.state_dict()) for event in events if isinstance(event, Planned | StepDone)]
+        states = [save(trainer.state_dict()) for event in events if isinstance(event, TrainingStarted | StepDone)]
     for step in (1, 3):
         with trainer_on(config, load_family(str(tiny_base)), moved=False) as other:
             other.load_state_dict(load(states[step]))
             rest = list(other.run())
             final = save(other.state_dict())
-        assert isinstance(rest[0], Planned) and rest[0].start_step == step
+        assert isinstance(rest[0], TrainingStarted) and rest[0].start_step == step
         assert losses_of(rest) == losses_of(whole)[step:]
         assert isinstance(whole[-1], Finished) and isinstance(rest[-1], Finished)
         assert same(rest[-1].weights, whole[-1].weights)

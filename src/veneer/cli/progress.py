@@ -16,8 +16,9 @@ from veneer.adapter.protocol import AdapterWeights
 from veneer.engine.memory_usage import memory_in_use
 from veneer.plan.memory import as_text
 from veneer.run.resume import Resumed
+from veneer.run.session import Planned
 from veneer.run.smoothing import Smooth
-from veneer.train.events import Event, Finished, Planned, SampleDue, StepDone, Warned
+from veneer.train.events import Event, Finished, SampleDue, StepDone, TrainingStarted, Warned
 
 __all__ = ["Progress"]
 
@@ -55,6 +56,9 @@ class Progress:
         if isinstance(event, Resumed):
             self._smooth = Smooth(event.losses)
         elif isinstance(event, Planned):
+            memory = event.plan.memory
+            self._planned = None if memory is None else memory.peak
+        elif isinstance(event, TrainingStarted):
             self._begin(event)
         elif isinstance(event, StepDone):
             self._advance(event)
@@ -75,12 +79,10 @@ class Progress:
                     weights = event.weights
         return weights
 
-    def _begin(self, event: Planned) -> None:
-        memory = event.plan.memory
-        self._planned = None if memory is None else memory.peak
-        self._pace.begin(event.start_step, event.steps)
+    def _begin(self, event: TrainingStarted) -> None:
+        self._pace.begin(event.start_step, event.max_steps)
         # before the first step the pictures are encoded, which may take a while
-        self._task = self._bar.add_task("encoding", total=event.steps, completed=event.start_step)
+        self._task = self._bar.add_task("encoding", total=event.max_steps, completed=event.start_step)
 
     def _advance(self, event: StepDone) -> None:
         self._pace.step(event.step)

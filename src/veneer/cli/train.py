@@ -14,11 +14,10 @@ from veneer.errors import UserError
 from veneer.evaluate.results import Evaluated
 from veneer.run.resume import Resume, Resumed
 from veneer.run.sampling import Sampled
-from veneer.run.session import PriorPainting, Result, Saved, Surveyed, run_training
+from veneer.run.session import Planned, PriorPainting, Result, Saved, Surveyed, run_training
 from veneer.run.tracking import Tracked
 from veneer.run.validation import BestKept, EarlyStopped
 from veneer.train.distributed import launched
-from veneer.train.events import Planned
 
 __all__ = ["resume_of", "train_command"]
 

@@ -8,17 +8,17 @@ from veneer.run.faults import Failed
 from veneer.run.memory_usage import MemoryTaken
 from veneer.run.resume import Resumed
 from veneer.run.sampling import Sampled
-from veneer.run.session import PriorPainting, Saved, Surveyed
+from veneer.run.session import Planned, PriorPainting, Saved, Surveyed
 from veneer.run.tracking import Tracked
 from veneer.run.validation import BestKept, EarlyStopped
 from veneer.train.events import (
     CheckpointDue,
     EvaluationDue,
     Finished,
-    Planned,
     SampleDue,
     StepDone,
     Stopped,
+    TrainingStarted,
     Warned,
 )
 
@@ -29,6 +29,7 @@ EVENTS: tuple[type, ...] = (
     PriorPainting,
     Resumed,
     Planned,
+    TrainingStarted,
     Tracked,
     StepDone,
     SampleDue,

@@ -71,7 +71,7 @@ from veneer.weights.checkpoint import Checkpoint, read_checkpoint
 from veneer.weights.file import FILE_NAME, AdapterFile, save
 from veneer.weights.safetensors import encode
 
-__all__ = ["Callback", "PriorPainting", "Result", "Saved", "Surveyed", "paint_prior", "run_training"]
+__all__ = ["Callback", "Planned", "PriorPainting", "Result", "Saved", "Surveyed", "paint_prior", "run_training"]
 
 _PRIOR_BATCH = 8
 
@@ -112,6 +112,17 @@ class PriorPainting:
     count: int
     prompt: str
     folder: Path
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What will be trained and what it will take, before anything is done.
+
+    Attributes:
+        plan: parameters, file size, memory, steps, disk.
+    """
+
+    plan: Plan
 
 
 @dataclass(frozen=True)
@@ -238,7 +249,8 @@ def _train(
             validator.load_state_dict(start.state)
         if plan is not None:
             atomic_write(run.config.output.dir / PLAN, f"{json.dumps(plan.as_dict(), indent=2)}\n".encode())
-        finished = _watch(trainer, run, plan, sample_writer, validator, checkpoints, emit)
+            emit(Planned(plan))
+        finished = _watch(trainer, sample_writer, validator, checkpoints, emit)
         trainer.close()  # what follows wants the base as it was
         try:
             return _from_first(lambda: _conclude(run, family, pictures, finished, emit), processes)
@@ -306,20 +318,14 @@ def _plan(run: Identity, family: Family, pictures: Dataset, emit: Callback) -> P
 
 
 def _watch(
-    trainer: Trainer,
-    run: Identity,
-    plan: Plan | None,
-    sample_writer: SampleWriter,
-    validator: Validator,
-    checkpoints: CheckpointManager,
-    emit: Callback,
+    trainer: Trainer, sample_writer: SampleWriter, validator: Validator, checkpoints: CheckpointManager, emit: Callback
 ) -> Finished:
     """Tell each event of a training loop; paint samples, score and keep the state when they are due; the last event."""
     processes = trainer.processes
     finished: Finished | None = None
     with stopping_at_signals(trainer.stop) as caught:
         try:
-            with closing(trainer.run(run.metadata, plan)) as events:
+            with closing(trainer.run()) as events:
                 for event in events:
                     emit(event)
                     if isinstance(event, SampleDue):

@@ -20,7 +20,7 @@ from veneer.run.identity import Identity
 from veneer.run.sampling import Sampled
 from veneer.run.smoothing import Smooth
 from veneer.run.trackers import TRACKERS, Place, Tracker, trackers_of
-from veneer.train.events import Planned, StepDone, Warned
+from veneer.train.events import StepDone, TrainingStarted, Warned
 
 __all__ = ["Tracked", "Tracking", "figures_of"]
 
@@ -72,7 +72,7 @@ class Tracking:
 
     def __call__(self, event: object) -> None:
         """Hand on one event, if it is one that trackers take."""
-        if isinstance(event, Planned):
+        if isinstance(event, TrainingStarted):
             self._begin(event)
         elif isinstance(event, StepDone):
             self._step = event.step
@@ -86,7 +86,7 @@ class Tracking:
         elif isinstance(event, Score):
             self._conclude(event)
 
-    def _begin(self, event: Planned) -> None:
+    def _begin(self, event: TrainingStarted) -> None:
         self._step = event.start_step
         for name in trackers_of(self._config.tracking):
             place = self._place(name, event.start_step)

@@ -318,7 +318,7 @@ def _train_alone(run: Identity, family: Family, pictures: Dataset, callback: Cal
                 emit(Resumed(start.step, start.path))
             with _open_log(run.config, start) as log:
                 emit.open(log)
-                weights = _watch(trainer, run, _checkpoint_manager(run, start, emit), emit)
+                weights = _watch(trainer, _checkpoint_manager(run, start, emit), emit)
         save(AdapterFile(weights, run.metadata), folder / FILE_NAME)
         return _seconds(folder / LOG), peak.bytes()
 
@@ -349,11 +349,11 @@ def _checkpoint_manager(run: Identity, start: Checkpoint | None, emit: Callback)
     )
 
 
-def _watch(trainer: Trainer, run: Identity, checkpoints: CheckpointManager, emit: Callback) -> AdapterWeights:
+def _watch(trainer: Trainer, checkpoints: CheckpointManager, emit: Callback) -> AdapterWeights:
     weights: AdapterWeights = {}
     with stopping_at_signals(trainer.stop) as caught:
         try:
-            for event in trainer.run(run.metadata):
+            for event in trainer.run():
                 emit(event)
                 if isinstance(event, CheckpointDue):
                     checkpoints.write(event.step, trainer.state_dict())
@@ -367,10 +367,10 @@ def _watch(trainer: Trainer, run: Identity, checkpoints: CheckpointManager, emit
 
 
 def _seconds(log: Path) -> float:
-    """Of training: from each start's plan to its last step, over all the starts that the log tells of."""
+    """Of training: from each start to its last step, over all the starts that the log tells of."""
     total = began = last = 0.0
     for told in events_in(log):
-        if told["event"] == "Planned":
+        if told["event"] == "TrainingStarted":
             total += last - began
             began = last = told["seconds"]
         elif told["event"] == "StepDone":

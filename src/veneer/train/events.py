@@ -1,4 +1,4 @@
-"""What a training loop tells; the bar, the log, the trackers and the web page are listeners."""
+"""Events of a training loop, for its callbacks: the bar, the log, the trackers, the web page."""
 
 from __future__ import annotations
 
@@ -7,34 +7,31 @@ from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from veneer.adapter.protocol import AdapterWeights
-from veneer.plan.account import Plan
 
 __all__ = [
     "CheckpointDue",
     "EvaluationDue",
     "Event",
     "Finished",
-    "Planned",
     "SampleDue",
     "StepDone",
     "Stopped",
+    "TrainingStarted",
     "Warned",
 ]
 
 
 @dataclass(frozen=True)
-class Planned:
-    """First event: what will be trained, before anything is.
+class TrainingStarted:
+    """First event of a training loop: nothing is trained yet.
 
     Attributes:
-        plan: parameters, file size.
         start_step: steps already done by an earlier run whose state was loaded.
-        steps: steps in all.
+        max_steps: steps in all.
     """
 
-    plan: Plan
     start_step: int
-    steps: int
+    max_steps: int
 
 
 @dataclass(frozen=True)
@@ -103,4 +100,4 @@ class Stopped:
     step: int
 
 
-Event: TypeAlias = Planned | StepDone | SampleDue | EvaluationDue | CheckpointDue | Warned | Stopped | Finished
+Event: TypeAlias = TrainingStarted | StepDone | SampleDue | EvaluationDue | CheckpointDue | Warned | Stopped | Finished

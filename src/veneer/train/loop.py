@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
-from types import MappingProxyType
 
 from torch import Tensor
 
@@ -20,7 +19,6 @@ from veneer.errors import UserError
 from veneer.family.cache import Encoder, store_of
 from veneer.family.protocol import Family, device_of
 from veneer.objective.loss import Objective
-from veneer.plan.account import Plan, account
 from veneer.train.batches import BatchBuilder
 from veneer.train.distributed import ALONE, ProcessGroup
 from veneer.train.ema import ExponentialMovingAverage
@@ -29,10 +27,10 @@ from veneer.train.events import (
     EvaluationDue,
     Event,
     Finished,
-    Planned,
     SampleDue,
     StepDone,
     Stopped,
+    TrainingStarted,
     Warned,
 )
 from veneer.train.optim import optimizer_for, rate_factor, set_rates
@@ -41,12 +39,8 @@ from veneer.train.step import StepContext, train_step
 
 __all__ = ["Trainer", "train"]
 
-_NO_METADATA: Mapping[str, str] = MappingProxyType({})
 
-
-def train(
-    config: RunConfig, family: Family, dataset: Dataset, metadata: Mapping[str, str] = _NO_METADATA
-) -> Generator[Event, None, None]:
+def train(config: RunConfig, family: Family, dataset: Dataset) -> Generator[Event, None, None]:
     """Train an adapter from nothing, event by event; the base has its bits back when the iterator ends or is closed.
 
     Args:
@@ -54,14 +48,13 @@ def train(
         family: the base, on the device to train on. Mixed precision asks no cast of it, but a cast
             (``family.to(device, precision_of(...).dtype)``) halves the memory of its weights.
         dataset: from ``survey``.
-        metadata: what the adapter file will tell; the plan counts its bytes.
 
     Raises:
         UserError: the config does not fit the base, the device or the pictures; ``NonFinite`` on the way.
     """
     trainer = Trainer(config, family, dataset)
     try:
-        yield from trainer.run(metadata)
+        yield from trainer.run()
     finally:
         trainer.close()
 
@@ -107,15 +100,9 @@ class Trainer:
                 undoing.callback(prepare(network, config.train.memory).undo)
             self._undoing = undoing.pop_all()
 
-    def run(self, metadata: Mapping[str, str] = _NO_METADATA, plan: Plan | None = None) -> Generator[Event, None, None]:
-        """Train to the end, event by event.
-
-        Args:
-            metadata: what the file will tell, for the plan to count.
-            plan: what ``Planned`` tells; None: the adapter is counted, no more.
-        """
-        plan = account(self._family.networks, self.injection, metadata) if plan is None else plan
-        yield Planned(plan, self.steps_done, self._config.train.max_steps)
+    def run(self) -> Generator[Event, None, None]:
+        """Train to the end, event by event."""
+        yield TrainingStarted(self.steps_done, self._config.train.max_steps)
         if self.steps_done == 0 and self._config.sample.every > 0:
             yield SampleDue(0)
         self._encode_ahead()
