@@ -20,8 +20,7 @@ from veneer.family.protocol import Family
 from veneer.rng import torch_generator
 from veneer.run.folder import CONFIG
 from veneer.run.identity import Identity
-from veneer.study import run as study_run
-from veneer.study import trial
+from veneer.study import results, trial
 from veneer.weights.file import FILE_NAME, AdapterFile, save
 
 __all__ = ["Heard", "draw_adapter", "lighten", "shared_base"]
@@ -32,7 +31,7 @@ def lighten(patch: pytest.MonkeyPatch) -> None:
 
     A study leaves its base as it was, so all of them can share one; ``test_study_runs.py`` sees that it does.
     """
-    patch.setattr(study_run, "plot", lambda table, title: b"a plot")
+    patch.setattr(results, "plot", lambda table, title: b"a plot")
     patch.setattr(trial, "PeakMemory", lambda device: SimpleNamespace(bytes=lambda: 10**8))
     patch.setattr(trial, "load_base", shared_base)
 

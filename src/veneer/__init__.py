@@ -49,15 +49,15 @@ if TYPE_CHECKING:
     from veneer.sample.sheet import sheet as sheet
     from veneer.study.config import build_study as build_study
     from veneer.study.config import load_study as load_study
+    from veneer.study.ranks import RankStudyOptions as RankStudyOptions
+    from veneer.study.ranks import study_ranks as study_ranks
     from veneer.study.run import run_study as run_study
     from veneer.train.loop import train as train_adapter
     from veneer.verbs.evaluate import Evaluating as Evaluating
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
-    from veneer.verbs.resize import Measuring as Measuring
+    from veneer.verbs.merge import merge_adapter as merge_adapter
     from veneer.verbs.resize import resize_adapter as resize_adapter
-    from veneer.verbs.resize import study_ranks as study_ranks
-    from veneer.verbs.sample import Painting as Painting
-    from veneer.verbs.sample import merge_adapter as merge_adapter
+    from veneer.verbs.sample import SampleOptions as SampleOptions
     from veneer.verbs.sample import sample_adapter as sample_adapter
     from veneer.verbs.verify import verify_adapter as verify_adapter
     from veneer.weights.file import FILE_NAME as FILE_NAME
@@ -76,11 +76,11 @@ __all__ = [
     "Interrupted",
     "LoraFactors",
     "LoraSpec",
-    "Measuring",
-    "Painting",
     "Progress",
+    "RankStudyOptions",
     "Resume",
     "RunConfig",
+    "SampleOptions",
     "Score",
     "UserError",
     "__version__",
@@ -136,8 +136,8 @@ _HOMES = {
     "AdapterStack": "veneer.adapter.stack:AdapterStack",
     "Interrupted": "veneer.run.signals:Interrupted",
     "LoraFactors": "veneer.adapter.lora:LoraFactors",
-    "Measuring": "veneer.verbs.resize:Measuring",
-    "Painting": "veneer.verbs.sample:Painting",
+    "RankStudyOptions": "veneer.study.ranks:RankStudyOptions",
+    "SampleOptions": "veneer.verbs.sample:SampleOptions",
     "Progress": "veneer.cli.progress:Progress",
     "Resume": "veneer.run.resume:Resume",
     "RunConfig": "veneer.config.schema:RunConfig",
@@ -166,7 +166,7 @@ _HOMES = {
     "load_base": "veneer.family.loading:load_base",
     "make_plan": "veneer.plan.rehearsal:make_plan",
     "merge": "veneer.adapter.merge:merge",
-    "merge_adapter": "veneer.verbs.sample:merge_adapter",
+    "merge_adapter": "veneer.verbs.merge:merge_adapter",
     "resize": "veneer.adapter.resize:resize",
     "resize_adapter": "veneer.verbs.resize:resize_adapter",
     "prepare": "veneer.engine.memory_levels:prepare",
@@ -176,7 +176,7 @@ _HOMES = {
     "sample_adapter": "veneer.verbs.sample:sample_adapter",
     "save_adapter": "veneer.weights.file:save",
     "score_adapter": "veneer.evaluate.heldout:evaluate",
-    "study_ranks": "veneer.verbs.resize:study_ranks",
+    "study_ranks": "veneer.study.ranks:study_ranks",
     "side_by_side": "veneer.run.comparison:side_by_side",
     "subjects_of": "veneer.run.comparison:subjects_of",
     "sheet": "veneer.sample.sheet:sheet",

@@ -183,5 +183,5 @@ class _Tuner:
             asked = proposer.suggest()
             result = self._ray.run(self._function, asked.params, self._run.callbacks)
             failed = optuna.trial.TrialState.FAIL if result.error else None
-            proposer.study.emit(asked, None if failed else result.metrics["loss"], state=failed)
+            proposer.study.tell(asked, None if failed else result.metrics["loss"], state=failed)
             yield result

@@ -302,7 +302,7 @@ def test_sample_scale_is_the_adapters_strength(run: Run, tiny_base: Path, tmp_pa
 def test_sample_into_an_unwritable_folder(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("veneer.verbs.sample.load_base", forbid)
+    monkeypatch.setattr("veneer.verbs.merge.load_base", forbid)
     (tmp_path / "file").touch()
     assert main(["sample", str(run.folder), "--prompt", "a", "--out", str(tmp_path / "file")]) == 2
     assert "cannot be written to" in capsys.readouterr().err
@@ -352,7 +352,7 @@ def test_adapter_merge_on_a_full_disk_is_one_line_and_leaves_nothing(
         (folder / "half").write_text("written")
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("veneer.verbs.sample._save", full)
+    monkeypatch.setattr("veneer.verbs.merge._save", full)
     assert main(["adapter", "merge", str(run.folder), "--out", str(tmp_path / "merged")]) == 2
     assert "merged: cannot be written (" in (told := capsys.readouterr().err) and told.count("\n") == 1
     assert not list(tmp_path.iterdir())

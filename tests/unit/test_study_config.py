@@ -40,7 +40,12 @@ def configs(of: Study) -> dict[str, RunConfig]:
 
 def test_a_grid_is_every_combination_in_its_order() -> None:
     found = configs(study(grid={"adapter.rank": [1, 4], "train.learning_rate": [0.001, 0.01]}))
-    assert list(found) == ["rank 1, rate 0.001", "rank 1, rate 0.01", "rank 4, rate 0.001", "rank 4, rate 0.01"]
+    assert list(found) == [
+        "rank 1, learning_rate 0.001",
+        "rank 1, learning_rate 0.01",
+        "rank 4, learning_rate 0.001",
+        "rank 4, learning_rate 0.01",
+    ]
     assert [(c.adapter.rank, c.train.learning_rate) for c in found.values()] == [
         (1, 0.001),
         (1, 0.01),
@@ -63,7 +68,7 @@ def test_names_of_the_same_ending_are_told_apart() -> None:
     grid = {"adapter.rank": [2], "adapter.text_encoder.rank": [4], "adapter.target_modules": [["to_q", "to_v"]]}
     grid |= {"data.flip": [True]}
     names = [point.name for point in points_of(study(grid=grid).config)]
-    assert names == ["adapter.rank 2, adapter.text_encoder.rank 4, targets to_q + to_v, flip true"]
+    assert names == ["adapter.rank 2, adapter.text_encoder.rank 4, target_modules to_q + to_v, flip true"]
 
 
 @pytest.mark.parametrize(("alpha", "kept"), [(None, 4.0), (2.0, 2.0)])
@@ -159,7 +164,7 @@ def test_an_override_of_what_has_no_keys_is_refused(text: str, override: str, to
 
 def test_it_is_written_so_that_it_reads_back_equal(tmp_path: Path) -> None:
     of = study(
-        grid={"adapter.target_modules": [["to_q"], ["to_v"]]}, seeds=[1, 2], margin=0.1, reference="targets to_v"
+        grid={"adapter.target_modules": [["to_q"], ["to_v"]]}, seeds=[1, 2], margin=0.1, reference="target_modules to_v"
     )
     (tmp_path / "study.yaml").write_text(dump_study(of.config), "utf-8")
     assert load_study(tmp_path / "study.yaml").config == of.config

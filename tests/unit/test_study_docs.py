@@ -13,7 +13,7 @@ from tests.studies import draw_adapter
 from tools.demo_study import __main__ as demo
 from tools.publish import published
 from veneer.cli.main import main
-from veneer.study import run as study_run
+from veneer.study import results as study_results
 from veneer.study import trial
 from veneer.study.config import config_of_point, list_studies, load_study, points_of
 from veneer.study.run import study_folder
@@ -47,7 +47,7 @@ def test_commands(desk: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
     quick = ["train.max_steps=2", "train.batch_size=1", "sample.steps=1", "validation.draws=1"]
     assert main(["train", "pictures", f"base={tiny_base}", *quick]) == 0
     monkeypatch.setattr(trial, "_train_alone", draw_adapter)
-    monkeypatch.setattr(study_run, "plot", lambda table, title: b"a plot")
+    monkeypatch.setattr(study_results, "plot", lambda table, title: b"a plot")
     for program, *words in commands:
         assert program == "veneer"
         quick = [*QUICK, f"run.base={tiny_base}", *SMALL.get(words[1], [])] if words[0] == "study" else []

@@ -16,7 +16,8 @@ from veneer.errors import UserError
 from veneer.study import trial as trials
 from veneer.study.config import Study, build_study
 from veneer.study.ray import need_ray, rungs
-from veneer.study.run import TrialEnds, run_study
+from veneer.study.results import TrialFinished
+from veneer.study.run import run_study
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +95,7 @@ def test_what_is_done_is_not_given_away_and_a_fault_is_named(
     heard = Heard()
     table = run_study(grid_of(run), tmp_path, on="ray", callback=heard).table
     assert len(ray.reports) == 2 and not table.failures and len(table.rows) == 2
-    assert [event.known for event in heard.of(TrialEnds)] == [True, True, False, False]
+    assert [event.known for event in heard.of(TrialFinished)] == [True, True, False, False]
 
 
 def test_a_search_reports_at_its_rungs_and_trains_all_seeds_of_what_is_not_stopped(

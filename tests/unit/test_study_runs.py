@@ -30,11 +30,12 @@ from veneer.plan.account import plan
 from veneer.run.folder import CONFIG, LOG
 from veneer.run.session import PriorPainting, run_training
 from veneer.run.signals import Interrupted
-from veneer.study import run as study_run
+from veneer.study import results as study_results
 from veneer.study import trial as trials
 from veneer.study.config import Study, build_study, dump_study, points_of
 from veneer.study.plot import plot
-from veneer.study.run import StudyResults, TrialBegins, TrialEnds, run_study, study_folder
+from veneer.study.results import StudyResults, TrialFinished, TrialStarted
+from veneer.study.run import run_study, study_folder
 from veneer.study.statistics import Failure
 from veneer.study.trial import TRIALS
 from veneer.train.events import StepDone, Warned
@@ -144,7 +145,7 @@ def test_what_is_done_is_not_done_again(done: tuple[Path, Study], monkeypatch: p
     monkeypatch.setattr(trials.StudyContext, "_measure", refuse)
     before, heard = (folder / "study.json").read_bytes(), Heard()
     run_study(study, folder, callback=heard)
-    assert [event.known for event in heard.of(TrialEnds)] == [True] * 4 and not heard.of(TrialBegins)
+    assert [event.known for event in heard.of(TrialFinished)] == [True] * 4 and not heard.of(TrialStarted)
     assert (folder / "study.json").read_bytes() == before
 
 
@@ -157,7 +158,7 @@ def test_a_larger_grid_trains_only_what_is_new(done: tuple[Path, Study], tmp_pat
     )
     heard = Heard()
     table = run_study(more, tmp_path / "more", callback=heard).table
-    assert [(event.point, event.seed) for event in heard.of(TrialBegins)] == [("rank 3", 0), ("rank 3", 1)]
+    assert [(event.point, event.seed) for event in heard.of(TrialStarted)] == [("rank 3", 0), ("rank 3", 1)]
     assert [row.point for row in table.rows] == ["rank 1", "rank 3"]
 
 
@@ -206,10 +207,10 @@ def test_other_pictures_are_other_trials(make: Callable[..., Study], tmp_path: P
     moved = pictures.rename(tmp_path / "moved")
     heard = Heard()
     run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", callback=heard)
-    assert not heard.of(TrialBegins)  # they lie elsewhere and are the same
+    assert not heard.of(TrialStarted)  # they lie elsewhere and are the same
     Image.new("RGB", (64, 64), "red").save(moved / "red_square.png")
     run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", callback=heard)
-    assert len(heard.of(TrialBegins)) == 2
+    assert len(heard.of(TrialStarted)) == 2
 
 
 def test_a_stopped_study_goes_on_to_the_same_table(make: Callable[..., Study], tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_a_stopped_study_goes_on_to_the_same_table(make: Callable[..., Study], t
 
     def stop(event: object) -> None:
         heard(event)
-        if isinstance(event, StepDone) and event.step == 3 and len(heard.of(TrialBegins)) == 2:
+        if isinstance(event, StepDone) and event.step == 3 and len(heard.of(TrialStarted)) == 2:
             raise Interrupted(2, event.step)
 
     heard = Heard()
@@ -235,7 +236,7 @@ def test_a_stopped_study_goes_on_to_the_same_table(make: Callable[..., Study], t
     assert after.keys() == base.keys() and all(bool((after[name] == base[name]).all()) for name in base)
     again = Heard()
     table = run_study(study, tmp_path / "cut", callback=again).table
-    assert [event.point for event in again.of(TrialBegins)] == ["rank 2"]
+    assert [event.point for event in again.of(TrialStarted)] == ["rank 2"]
     assert [event.step for event in again.of(StepDone)] == [3, 4]
     assert [row.losses for row in table.rows] == [row.losses for row in whole.rows]
     assert [row.versus_reference for row in table.rows] == [row.versus_reference for row in whole.rows]
@@ -281,7 +282,7 @@ def test_a_trial_that_fails_loses_no_other(
     assert "Tried to allocate" in error.read_text("utf-8") and "Traceback" in error.read_text("utf-8")
     heard = Heard()
     again = run_study(make(), tmp_path, callback=heard)  # the next call tries it again
-    assert [(e.point, e.seed) for e in heard.of(TrialBegins)] == [("rank 1", 1)] and not again.table.failures
+    assert [(e.point, e.seed) for e in heard.of(TrialStarted)] == [("rank 1", 1)] and not again.table.failures
 
 
 def test_a_training_that_diverges_is_named(make: Callable[..., Study], tmp_path: Path) -> None:
@@ -293,7 +294,7 @@ def test_a_training_that_diverges_is_named(make: Callable[..., Study], tmp_path:
 
 
 def test_nothing_trained_is_an_error(make: Callable[..., Study], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no training of the study ended; rate 1e\+30, seed 0: .*not finite"):
+    with pytest.raises(UserError, match=r"no training of the study ended; learning_rate 1e\+30, seed 0: .*not finite"):
         run_study(make(grid={"train.learning_rate": [1e30]}, seeds=[0]), tmp_path)
 
 
@@ -312,7 +313,7 @@ def test_what_cannot_work_is_refused_before_anything_is_trained(
     heard = Heard()
     with pytest.raises(UserError, match=told):
         run_study(make(**more), tmp_path, callback=heard)
-    assert not heard.of(TrialBegins)
+    assert not heard.of(TrialStarted)
 
 
 def test_training_on_what_is_measured_on_is_refused(make: Callable[..., Study], tmp_path: Path) -> None:
@@ -372,7 +373,7 @@ def test_without_matplotlib_there_is_no_plot_and_a_word(
     folder, study = done
     shutil.copytree(folder, tmp_path / "copy")
     (tmp_path / "copy" / "study.png").unlink()
-    monkeypatch.setattr(study_run, "plot", plot)
+    monkeypatch.setattr(study_results, "plot", plot)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     heard = Heard()
     result = run_study(study, tmp_path / "copy", callback=heard)
@@ -395,7 +396,7 @@ def test_a_study_goes_beside_a_working_directory(
 
 
 def test_nothing_is_beside_the_root_of_a_disk(make: Callable[..., Study]) -> None:
-    with pytest.raises(UserError, match=r"run\.output: has no place beside it for a study; choose one with --out"):
+    with pytest.raises(UserError, match=r"run\.output\.dir: has no place beside it for a study; choose one with --out"):
         study_folder(make({"output": {"dir": "/"}}))
 
 
@@ -459,7 +460,7 @@ def test_the_table_is_written_anew_after_each_training(make: Callable[..., Study
     counts: list[int] = []
 
     def callback(event: object) -> None:
-        if isinstance(event, TrialEnds):
+        if isinstance(event, TrialFinished):
             told = json.loads((tmp_path / "study.json").read_text("utf-8"))
             counts.append(sum(len(row["losses"]) for row in told["rows"]))
 
@@ -473,6 +474,6 @@ def test_what_ended_later_is_no_failure(make: Callable[..., Study], tmp_path: Pa
     results = StudyResults(context, Heard())
     (first, _) = points_of(context.study.config)
     trial = context.trial(first, 0)
-    results.fail(Failure(first.name, 0, "the machine went away"))
-    results.enter(context.run(trial, Heard()))
+    results.add_failure(Failure(first.name, 0, "the machine went away"))
+    results.add(context.run(trial, Heard()))
     assert not results.table().failures

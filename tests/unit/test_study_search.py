@@ -15,7 +15,8 @@ from veneer.rng import MAX_SEED
 from veneer.run.signals import Interrupted
 from veneer.study import trial as trials
 from veneer.study.config import SearchConfig, Study, build_study
-from veneer.study.run import TrialBegins, TrialEnds, run_study
+from veneer.study.results import TrialFinished, TrialStarted
+from veneer.study.run import run_study
 from veneer.study.search import Proposer, changes_of, params_of, space_of
 
 SPACE: dict[str, Any] = {
@@ -41,7 +42,7 @@ def propose(seed: int, count: int = 12) -> list[dict[str, Any]]:
     proposer, found = Proposer(search(), seed), []
     for _ in range(count):
         asked, changes = proposer.ask()
-        proposer.emit(asked, 10.0 - changes["adapter.rank"] if changes["adapter.rank"] > 1 else None)
+        proposer.report(asked, 10.0 - changes["adapter.rank"] if changes["adapter.rank"] > 1 else None)
         found.append(changes)
     return found
 
@@ -107,23 +108,23 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
     whole = Heard()
     table = run_study(study, tmp_path / "whole", callback=whole).table
     # a rank beyond the matrix is a proposal that came to nothing, and the search goes on
-    assert {event.reason is None for event in whole.of(TrialEnds)} == {True, False}
+    assert {event.reason is None for event in whole.of(TrialFinished)} == {True, False}
     assert table.reference is not None and table.reference == table.advice.best  # type: ignore[union-attr]
 
     def stop(event: object) -> None:
-        if isinstance(event, TrialEnds) and event.loss is not None:
+        if isinstance(event, TrialFinished) and event.loss is not None:
             raise Interrupted(2)
 
     with pytest.raises(Interrupted):
         run_study(study, tmp_path / "cut", callback=stop)
     again = Heard()
     assert run_study(study, tmp_path / "cut", callback=again).table.rows[0].losses == table.rows[0].losses
-    assert len(again.of(TrialBegins)) == len(whole.of(TrialBegins)) - 1
-    named = [[(event.point, event.loss) for event in heard.of(TrialEnds)] for heard in (whole, again)]
+    assert len(again.of(TrialStarted)) == len(whole.of(TrialStarted)) - 1
+    named = [[(event.point, event.loss) for event in heard.of(TrialFinished)] for heard in (whole, again)]
     assert named[0] == named[1]
 
 
 def test_what_is_proposed_twice_is_trained_once(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     heard = Heard()
     table = run_study(study_of(tiny_base, tiny_pictures, {"adapter.rank": [1]}, 3), tmp_path, callback=heard).table
-    assert len(heard.of(TrialBegins)) == len(table.rows) == 1
+    assert len(heard.of(TrialStarted)) == len(table.rows) == 1

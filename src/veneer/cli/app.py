@@ -150,10 +150,10 @@ def sample(
     ] = 4.0,
 ) -> None:
     """Paint prompts with an adapter."""
-    from veneer.verbs.sample import Painting, sample_adapter
+    from veneer.verbs.sample import SampleOptions, sample_adapter
 
-    how = Painting(seed=seed, count=count, scale=scale, steps=steps, guidance=guidance)
-    for path in sample_adapter(file, prompt, out, base=base, how=how):
+    options = SampleOptions(seed=seed, count=count, scale=scale, steps=steps, guidance=guidance)
+    for path in sample_adapter(file, prompt, out, base=base, options=options):
         print(path)
 
 
@@ -361,12 +361,13 @@ def resize(
 ) -> None:
     """Cut an adapter to a lower rank, by SVD."""
     from veneer.cli.study import refuse_unused, resize_command
-    from veneer.verbs.resize import Measuring
+    from veneer.study.ranks import RankStudyOptions
 
     if not study:
         refuse_unused({"--data": data, "--margin": margin}, "--study")
-    how = Measuring(base=base, data=data) if margin is None else Measuring(base=base, data=data, margin=margin)
-    resize_command(file, rank or (), out, how, measured=study)
+    default = RankStudyOptions().margin
+    options = RankStudyOptions(base=base, data=data, margin=default if margin is None else margin)
+    resize_command(file, rank or (), out, options, measured=study)
 
 
 @adapter.command("merge")
@@ -377,6 +378,6 @@ def merge(
     scale: _Scale = 1.0,
 ) -> None:
     """Write the base with the adapter merged into it."""
-    from veneer.verbs.sample import merge_adapter
+    from veneer.verbs.merge import merge_adapter
 
     print(merge_adapter(file, out, base=base, scale=scale))

@@ -15,10 +15,12 @@ from veneer.errors import UserError
 from veneer.run.resume import Resumed
 from veneer.run.session import PriorPainting, Surveyed
 from veneer.study.config import Study
-from veneer.study.run import TrialBegins, TrialEnds, run_study, study_folder
+from veneer.study.ranks import RankMeasured, RankStudyOptions, study_ranks
+from veneer.study.results import TrialFinished, TrialStarted
+from veneer.study.run import run_study, study_folder
 from veneer.study.tables import as_markdown
 from veneer.train.events import Warned
-from veneer.verbs.resize import Measuring, RankMeasured, resize_adapter, study_ranks
+from veneer.verbs.resize import resize_adapter
 
 __all__ = ["refuse_unused", "resize_command", "study_command"]
 
@@ -35,20 +37,22 @@ def study_command(study: Study, out: Path | None, on: str) -> bool:
     return not result.table.failures
 
 
-def resize_command(file: Path, ranks: Sequence[int], out: Path | None, how: Measuring, *, measured: bool) -> None:
+def resize_command(
+    file: Path, ranks: Sequence[int], out: Path | None, options: RankStudyOptions, *, measured: bool
+) -> None:
     """Cut an adapter to a rank, or measure which rank loses nothing."""
     console = Console()
     if not measured:
         if len(ranks) != 1:
             raise UserError("one rank is needed", where="--rank", remedy="or --study, to see which is enough")
-        _say(console, str(resize_adapter(file, ranks[0], out, base=how.base)))
+        _say(console, str(resize_adapter(file, ranks[0], out, base=options.base)))
         return
     with _Screen(console) as screen:
-        study = study_ranks(file, ranks, how, out=out, callback=screen)
+        study = study_ranks(file, ranks, options, out=out, callback=screen)
     _say(console, "\n" + as_markdown(study.table))
-    if study.advised is not None and f"rank {study.advised}" != study.table.reference:
+    if study.advised is not None and study.advised != study.highest:
         words = ["adapter", "resize", str(file), "--rank", str(study.advised)]
-        _say(console, shlex.join(["veneer", *words, *(["--base", how.base] if how.base else [])]))
+        _say(console, shlex.join(["veneer", *words, *(["--base", options.base] if options.base else [])]))
 
 
 def refuse_unused(options: Mapping[str, object], without: str) -> None:
@@ -75,12 +79,12 @@ class _Screen:
         self._close()
 
     def __call__(self, event: object) -> None:
-        if isinstance(event, TrialBegins):
+        if isinstance(event, TrialStarted):
             self._close()
             _say(self._console, f"[{event.number}/{event.count}] {event.point}, seed {event.seed}{self._left(event)}")
             self._bar = Progress(self._console)
             self._bar.__enter__()
-        elif isinstance(event, TrialEnds):
+        elif isinstance(event, TrialFinished):
             self._end(event)
         elif isinstance(event, Warned) and self._bar is None:
             _say(self._console, f"warning: {event.text}")
@@ -94,7 +98,7 @@ class _Screen:
             self._bar.__exit__(None, None, None)
             self._bar = None
 
-    def _end(self, event: TrialEnds) -> None:
+    def _end(self, event: TrialFinished) -> None:
         self._close()
         known = " (done before)" if event.known else ""
         if event.loss is None:
@@ -104,7 +108,7 @@ class _Screen:
         self._done += not event.known
         _say(self._console, f"  {event.point}, seed {event.seed}: held-out loss {event.loss:.4f}{known}")
 
-    def _left(self, event: TrialBegins) -> str:
+    def _left(self, event: TrialStarted) -> str:
         """How long the rest will take, if what is done so far tells."""
         if self._done == 0:
             return ""
@@ -120,7 +124,7 @@ def _text(event: object) -> str | None:
     if isinstance(event, Resumed):
         return f"  going on after step {event.step}"
     if isinstance(event, RankMeasured):
-        return f"rank {event.rank}: held-out loss {event.loss:.4f}, {event.kept:.1%} of delta W's norm kept"
+        return f"rank {event.rank}: held-out loss {event.loss:.4f}, {event.retained:.1%} of delta W's norm kept"
     return None
 
 

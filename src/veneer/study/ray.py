@@ -18,8 +18,9 @@ from typing import Any
 
 from veneer.errors import UserError
 from veneer.rng import key
+from veneer.study.budget import budget_points
 from veneer.study.config import Point, Study, point_of
-from veneer.study.run import StudyResults, budget_points, failure_of
+from veneer.study.results import StudyResults, failure_of
 from veneer.study.search import changes_of, params_of, space_of
 from veneer.study.statistics import Failure
 from veneer.study.trial import StudyContext, Trial
@@ -41,8 +42,8 @@ def run_on_ray(context: StudyContext, results: StudyResults) -> None:
     """Do what is not done yet of a study on a Ray cluster, or on this machine's cores if there is none.
 
     Args:
-        lab: of the study.
-        book: where the results are entered.
+        context: of the study.
+        results: takes in each trial that ends.
 
     Raises:
         UserError: Ray is not installed.
@@ -78,8 +79,8 @@ def need_ray() -> None:
 def _run_all(context: StudyContext, results: StudyResults) -> None:
     from ray import tune
 
-    points = budget_points(context, results)
-    results.order = [point.name for point in points]
+    points = budget_points(context)
+    results.expect(points)
     trials = [context.trial(point, seed) for seed in context.study.config.seeds for point in points]
     left = [trial for trial in trials if not _enter_done(context, results, trial, known=True)]
     if not left:
@@ -92,7 +93,7 @@ def _run_all(context: StudyContext, results: StudyResults) -> None:
     for result in fitted:
         trial = left[result.config["job"]]
         if not _enter_done(context, results, trial):
-            results.fail(failure_of(trial, result.error or RuntimeError("Ray tells no reason")))
+            results.add_failure(failure_of(trial, result.error or RuntimeError("Ray tells no reason")))
 
 
 def _enter_done(context: StudyContext, results: StudyResults, trial: Trial, *, known: bool = False) -> bool:
@@ -101,7 +102,7 @@ def _enter_done(context: StudyContext, results: StudyResults, trial: Trial, *, k
         return True
     outcome = context.outcome(trial)
     if outcome is not None:
-        results.enter(outcome, known=known)
+        results.add(outcome, known=known)
     return outcome is not None
 
 
@@ -146,9 +147,9 @@ def _close(context: StudyContext, results: StudyResults, point: Point, result: A
     trials = _trials(context, point)
     left = _left(context, results, trials)
     if not trials:
-        results.fail(Failure(point.name, context.study.config.seeds[0], _last_line(result.error)))
+        results.add_failure(Failure(point.name, context.study.config.seeds[0], _last_line(result.error)))
     elif left and result.error is not None:
-        results.fail(failure_of(left[0], result.error))
+        results.add_failure(failure_of(left[0], result.error))
     elif left and (point.name, left[0].run.config.seed) not in results.stopped:
         _enter_ended(context, results, trials, result.metrics)
 
@@ -159,7 +160,7 @@ def _enter_ended(
     """Enter a proposal that ended without a fault; what is not done of it the scheduler stopped at its last report."""
     left = _left(context, results, trials)
     if left and told:
-        results.stop(context.stop(left[0], told["step"], told["loss"]))
+        results.add_stopped(context.stop(left[0], told["step"], told["loss"]))
 
 
 def _left(context: StudyContext, results: StudyResults, trials: Sequence[Trial], *, known: bool = False) -> list[Trial]:
@@ -195,7 +196,7 @@ def _known_loss(context: StudyContext, results: StudyResults, trials: Sequence[T
     stopped = context.stopped(left[0])
     if stopped is None:
         return None
-    results.stop(stopped, known=True)
+    results.add_stopped(stopped, known=True)
     return stopped.loss
 
 

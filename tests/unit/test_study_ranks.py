@@ -1,4 +1,4 @@
-"""``veneer adapter resize``: files cut to a rank, and ranks measured."""
+"""The study of ranks: which one loses nothing, and ``veneer adapter resize --study``."""
 
 from __future__ import annotations
 
@@ -7,77 +7,29 @@ import shlex
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
-from veneer.adapter.layers import layers_of
-from veneer.adapter.lora import LoraFactors, delta_weight
+from tests.resizing import save_run_of_rank_4
 from veneer.adapter.merge import merge
 from veneer.adapter.resize import resize
 from veneer.cli.main import main
-from veneer.config.load import config_from_folder, load_config, resolve, write_config
+from veneer.config.load import load_config
 from veneer.data.preflight import survey
 from veneer.errors import UserError
 from veneer.evaluate.heldout import heldout_losses
 from veneer.family.registry import load_family
-from veneer.rng import torch_generator
 from veneer.run.folder import CONFIG
-from veneer.run.identity import identify
+from veneer.study.ranks import RankStudyOptions, study_ranks
 from veneer.train.events import Warned
-from veneer.verbs.resize import Measuring, resize_adapter, study_ranks
-from veneer.weights.file import FILE_NAME, AdapterFile, info, load, save
+from veneer.verbs.resize import resize_adapter
+from veneer.weights.file import FILE_NAME, AdapterFile, load, save
 
 
 @pytest.fixture(scope="module")
 def run(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of a run of rank 4 whose delta W is nearly of rank 2: its config and its adapter."""
-    folder = tmp_path_factory.mktemp("run") / "shapes"
-    words = [f"output.dir={folder}", "data.held_out=0.25", "adapter.rank=4", "validation.draws=2", "sample.steps=1"]
-    config = resolve(config_from_folder(tiny_pictures, "sks", [f"base={tiny_base}", *words]), 16)
-    family = load_family(str(tiny_base))
-    folder.mkdir()
-    write_config(config, folder / CONFIG)
-    factors = {
-        path: _nearly_of_rank_two(path, tuple(layer.weight.shape))
-        for path, layer in layers_of({"unet": family.networks["unet"]}).items()
-        if path.endswith((".to_q", ".to_k", ".to_v", ".to_out.0"))
-    }
-    save(AdapterFile(factors, identify(config, survey(config.data), family).metadata), folder / FILE_NAME)
-    return folder
-
-
-def _nearly_of_rank_two(path: str, shape: tuple[int, ...]) -> LoraFactors:
-    generator = torch_generator(0, path)
-    strength = torch.tensor([1.0, 0.8, 1e-5, 1e-6])
-    down = torch.linalg.qr(torch.randn(shape[1], 4, generator=generator))[0].T
-    up = torch.linalg.qr(torch.randn(shape[0], 4, generator=generator))[0] * strength
-    # what resizing finds must not hang on the factors as they happen to lie
-    turn = torch.linalg.qr(torch.randn(4, 4, generator=generator))[0]
-    return LoraFactors(turn.T @ down, up @ turn, 4.0)
-
-
-def test_a_cut_file_does_nearly_the_same(run: Path, tmp_path: Path) -> None:
-    out = resize_adapter(run, 2, tmp_path / "two.safetensors")
-    whole, cut = load(run), load(out)
-    assert info(out).ranks == (2,) and info(out).alphas == (2.0,)
-    for name, each in whole.weights.items():
-        torch.testing.assert_close(delta_weight(cut.weights[name]), delta_weight(each), rtol=1e-3, atol=1e-5)
-    told = {key: value for key, value in cut.metadata.items() if key.startswith("veneer.resized")}
-    assert told == {"veneer.resized.rank": "2", "veneer.resized.from.sha256": info(run).sha256}
-    assert whole.metadata.items() <= cut.metadata.items()
-
-
-def test_the_new_file_lies_beside_the_old_and_replaces_nothing(run: Path, tmp_path: Path) -> None:
-    shutil.copy(run / FILE_NAME, tmp_path / "style.safetensors")
-    out = resize_adapter(tmp_path / "style.safetensors", 1)
-    assert out == tmp_path / "style-rank1.safetensors" and info(out).ranks == (1,)
-    with pytest.raises(UserError, match="is there already"):
-        resize_adapter(tmp_path / "style.safetensors", 1)
-    with pytest.raises(UserError, match=r"rank is 4, which is not more than 4"):
-        resize_adapter(tmp_path / "style.safetensors", 4)
+    return save_run_of_rank_4(tiny_base, tiny_pictures, tmp_path_factory.mktemp("run") / "shapes")
 
 
 def test_the_smallest_rank_that_loses_nothing_is_advised(run: Path) -> None:
@@ -87,7 +39,7 @@ def test_the_smallest_rank_that_loses_nothing_is_advised(run: Path) -> None:
     one, two, _ = study.table.rows
     assert one.versus_reference is not None and two.versus_reference is not None
     assert abs(two.versus_reference.mean) < 1e-4 < abs(one.versus_reference.mean)
-    assert study.kept[1] < 0.95 < study.kept[2] <= study.kept[4] == 1
+    assert study.retained[1] < 0.95 < study.retained[2] <= study.retained[4] == 1
     sizes = [row.trainable for row in study.table.rows]
     assert sizes == [sizes[0], 2 * sizes[0], 4 * sizes[0]]
 
@@ -97,7 +49,7 @@ def test_a_rank_is_scored_as_the_cut_file_is(run: Path) -> None:
     family = load_family(config.base)
     merge(family.networks, [(resize(load(run).weights, 1), 1.0)])
     expected = heldout_losses(config, family, survey(config.data).held_out)
-    found = study_ranks(run, [1], Measuring()).table.rows[0]
+    found = study_ranks(run, [1], RankStudyOptions()).table.rows[0]
     assert found.loss == pytest.approx(float(expected.mean()), rel=1e-12)
 
 
@@ -107,9 +59,9 @@ def test_pictures_of_its_own(run: Path, tiny_base: Path, tiny_pictures: Path, tm
     with pytest.raises(UserError, match="--data FOLDER"):
         study_ranks(tmp_path / "style.safetensors")
     new = changed(tiny_pictures, tmp_path / "new")
-    how = Measuring(base=str(tiny_base), data=new, draws=2)
+    how = RankStudyOptions(base=str(tiny_base), data=new, draws=2)
     alone = study_ranks(tmp_path / "style.safetensors", [2], how)
-    beside = study_ranks(run, [2], Measuring(data=new))
+    beside = study_ranks(run, [2], RankStudyOptions(data=new))
     assert alone.table.pictures == 12
     assert [row.loss for row in alone.table.rows] == [row.loss for row in beside.table.rows]
 
@@ -126,7 +78,7 @@ def test_pictures_that_were_trained_on_say_nothing_of_ranks(
     run: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:
     heard: list[object] = []
-    study = study_ranks(run, [2], Measuring(data=tiny_pictures), callback=heard.append)
+    study = study_ranks(run, [2], RankStudyOptions(data=tiny_pictures), callback=heard.append)
     assert study.table.pictures == 3
     assert heard[0] == Warned("9 pictures to measure on were trained on, so left out")
     held_out = {sample.path.name for sample in survey(load_config(run / CONFIG).data).held_out.samples}
@@ -136,11 +88,11 @@ def test_pictures_that_were_trained_on_say_nothing_of_ranks(
     lines = (seen / "metadata.jsonl").read_text().splitlines(keepends=True)
     (seen / "metadata.jsonl").write_text("".join(x for x in lines if json.loads(x)["file_name"] not in held_out))
     with pytest.raises(UserError, match="every picture in it was trained on"):
-        study_ranks(run, [2], Measuring(data=seen))
+        study_ranks(run, [2], RankStudyOptions(data=seen))
     # the run's pictures may be gone, and then nobody can tell
     gone = Path(shutil.copytree(run, tmp_path / "gone"))
     (gone / CONFIG).write_text((gone / CONFIG).read_text().replace(str(tiny_pictures), str(tmp_path / "none")))
-    study_ranks(gone, [2], Measuring(data=tiny_pictures), callback=heard.append)
+    study_ranks(gone, [2], RankStudyOptions(data=tiny_pictures), callback=heard.append)
     assert any("the run's own pictures: " in str(event) for event in heard)
 
 
@@ -149,14 +101,14 @@ def test_another_base_or_no_captions_are_told(run: Path, tiny_base: Path, tiny_p
     (weights,) = (other / "vae").glob("*.safetensors")
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
     heard: list[object] = []
-    study_ranks(run, [2], Measuring(base=str(other)), callback=heard.append)
+    study_ranks(run, [2], RankStudyOptions(base=str(other)), callback=heard.append)
     assert "is not the base that the adapter's file tells of" in str(heard[0])
     plain = AdapterFile(load(run).weights)
     save(plain, tmp_path / "plain.safetensors")
     new = changed(tiny_pictures, tmp_path / "new")
     (new / "metadata.jsonl").unlink()
     with pytest.raises(UserError, match=r"have no caption: .*; write a \.txt beside each$"):
-        study_ranks(tmp_path / "plain.safetensors", [2], Measuring(base=str(tiny_base), data=new))
+        study_ranks(tmp_path / "plain.safetensors", [2], RankStudyOptions(base=str(tiny_base), data=new))
 
 
 def test_the_command_line(run: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -202,19 +154,3 @@ def test_ranks_that_cannot_be_are_refused(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / CONFIG, tmp_path / CONFIG)
     with pytest.raises(UserError, match="rank is 1, which nothing is below"):
         study_ranks(one)
-
-
-def test_kohyas_layout_needs_the_base(run: Path, tiny_base: Path, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
-    tensors = {}
-    for name, each in load(run).weights.items():
-        key = "lora_unet_" + name.removeprefix("unet.").replace(".", "_")
-        tensors |= {f"{key}.lora_down.weight": each.down.contiguous(), f"{key}.lora_up.weight": each.up.contiguous()}
-        tensors[f"{key}.alpha"] = torch.tensor(each.alpha)
-    save_file(tensors, tmp_path / "kohya.safetensors")
-    out = resize_adapter(tmp_path / "kohya.safetensors", 2, base=str(tiny_base))
-    ours = load(resize_adapter(run, 2, tmp_path / "ours.safetensors")).weights
-    found = load(out).weights
-    assert set(found) == set(ours)
-    assert all(np.allclose(found[name].up, ours[name].up) for name in ours)

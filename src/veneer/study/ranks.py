@@ -1,0 +1,235 @@
+"""The study of ranks: one adapter cut to lower ranks, each measured on held-out pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from veneer.adapter.applied import applied
+from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.resize import resize, spectrum
+from veneer.config.load import build_config, load_config, resolve
+from veneer.config.schema import RunConfig
+from veneer.data.manifest import Manifest, Uncaptioned
+from veneer.data.preflight import survey
+from veneer.errors import UserError
+from veneer.evaluate.heldout import HeldOutEvaluator, Losses, chosen
+from veneer.family.loading import load_base
+from veneer.family.protocol import Family
+from veneer.family.registry import BUNDLED
+from veneer.files import atomic_write
+from veneer.run.folder import CONFIG, config_beside, make_writable
+from veneer.run.identity import TRIGGER
+from veneer.run.session import Callback
+from veneer.study.plot import plot
+from veneer.study.statistics import Outcome, Table, tabulate
+from veneer.study.tables import as_csv, as_json, as_markdown
+from veneer.train.events import Warned
+from veneer.verbs.provenance import base_doubts, never_seen
+from veneer.weights.file import AdapterFile, info, load, render
+
+__all__ = ["RankMeasured", "RankStudy", "RankStudyOptions", "study_ranks"]
+
+
+@dataclass(frozen=True)
+class RankStudyOptions:
+    """The options of a study of ranks.
+
+    Attributes:
+        base: of the adapter; None: that of the run's config beside it, else the bundled one.
+        data: folder of pictures that the adapter never saw; None: those that its run held out.
+        draws: of noise for each picture; None: as its run has it.
+        margin: share of the adapter's gain over the base that may be lost.
+    """
+
+    base: str | None = None
+    data: Path | None = None
+    draws: int | None = None
+    margin: float = 0.02
+
+
+@dataclass(frozen=True)
+class RankMeasured:
+    """A rank was measured.
+
+    Attributes:
+        rank: cut to.
+        loss: mean, on the held-out pictures.
+        retained: share of the Frobenius norm of delta W that is left.
+    """
+
+    rank: int
+    loss: float
+    retained: float
+
+
+@dataclass(frozen=True)
+class RankStudy:
+    """The results of a study of ranks.
+
+    Attributes:
+        table: a row a rank, rising; the adapter as it is comes last and is the reference.
+        ranks: of the rows, by the name of the point.
+        retained: share of the Frobenius norm of delta W that is left, by rank.
+    """
+
+    table: Table
+    ranks: Mapping[str, int]
+    retained: Mapping[int, float]
+
+    @property
+    def highest(self) -> int:
+        """The rank of the adapter as it is."""
+        return max(self.ranks.values())
+
+    @property
+    def advised(self) -> int | None:
+        """The smallest rank that loses nothing; None if nothing can be said."""
+        smallest = None if self.table.advice is None else self.table.advice.smallest
+        return None if smallest is None else self.ranks[smallest]
+
+
+def study_ranks(
+    file: Path,
+    ranks: Sequence[int] = (),
+    options: RankStudyOptions | None = None,
+    *,
+    out: Path | None = None,
+    callback: Callback = lambda event: None,
+) -> RankStudy:
+    """Cut one adapter to each rank, and measure each on held-out pictures with the same noise.
+
+    Args:
+        file: the adapter, or the folder of its run.
+        ranks: to cut to; default: the powers of two below the adapter's rank.
+        options: pictures, base, margin.
+        out: folder for the table and the plot; default: none are written.
+        callback: is called with a ``RankMeasured`` for each rank, and a ``Warned`` for each doubt about the results.
+
+    Raises:
+        UserError: there is nothing to measure on, or the adapter has no rank to lose.
+    """
+    options = options or RankStudyOptions()
+    if out is not None:
+        make_writable(out, "choose another --out")
+    config, pictures, warnings = _reference(file, options)
+    for warning in warnings:
+        callback(Warned(warning))
+    family = load_base(config.base)
+    config = resolve(config, family.resolution)
+    weights = load(file, family.networks).weights
+    cuts = _cuts(file, weights, ranks)
+    study = _measure(config, family, pictures, cuts, options.margin, callback)
+    if out is not None:
+        _write(study, out, callback)
+    return study
+
+
+def _cuts(file: Path, weights: AdapterWeights, ranks: Sequence[int]) -> dict[int, AdapterWeights]:
+    """Return the adapter cut to each lower rank, rising, and last as it is."""
+    highest = max(each.rank for each in weights.values())
+    lower = [rank for rank in sorted(set(ranks) or _powers(highest)) if rank != highest]
+    cuts: dict[int, AdapterWeights] = {rank: resize(weights, rank) for rank in lower}
+    if not cuts and highest == 1:
+        raise UserError("the adapter's rank is 1, which nothing is below", code="resize.not_lower", where=file)
+    if not cuts:
+        what, remedy = f"the adapter's rank is {highest} already", "name lower ones with --rank"
+        raise UserError(what, code="resize.not_lower", where=file, remedy=remedy)
+    return {**cuts, highest: weights}
+
+
+def _measure(
+    config: RunConfig,
+    family: Family,
+    pictures: Manifest,
+    cuts: Mapping[int, AdapterWeights],
+    margin: float,
+    callback: Callback,
+) -> RankStudy:
+    """Measure the base and each cut of the adapter, of which the last is the adapter as it is."""
+    evaluator = HeldOutEvaluator(config, family, chosen(pictures, config.validation.pictures))
+    base, highest = evaluator.losses(), max(cuts)
+    values = spectrum(cuts[highest])
+    outcomes: dict[int, Outcome] = {}
+    for rank, weights in cuts.items():
+        with applied(family.networks, weights):
+            losses = evaluator.losses()
+        outcomes[rank] = _outcome(rank, weights, losses, config.seed)
+        callback(RankMeasured(rank, float(losses.mean()), values.kept(rank)))
+    reference = outcomes[highest].point
+    table = tabulate(list(outcomes.values()), base, seeds=[config.seed], reference=reference, margin=margin)
+    names = {outcome.point: rank for rank, outcome in outcomes.items()}
+    return RankStudy(table, names, {rank: values.kept(rank) for rank in cuts})
+
+
+def _powers(highest: int) -> list[int]:
+    return [2**power for power in range(highest.bit_length()) if 2**power < highest]
+
+
+def _outcome(rank: int, weights: AdapterWeights, losses: Losses, seed: int) -> Outcome:
+    size = sum(each.down.numel() + each.up.numel() for each in weights.values())
+    return Outcome(f"rank {rank}", seed, size, len(render(AdapterFile(weights))), losses)
+
+
+def _reference(file: Path, options: RankStudyOptions) -> tuple[RunConfig, Manifest, list[str]]:
+    """What to measure with: the config of the adapter's run where that is at hand, the pictures, and doubts of both."""
+    told = info(file).metadata
+    place = config_beside(file)
+    if place.is_file():
+        changes = [] if options.base is None else [f"base={json.dumps(options.base)}"]
+        config = load_config(place, changes)
+    elif options.data is not None:
+        data = {"sources": [{"path": str(options.data)}], "trigger": told.get(TRIGGER)}
+        config = build_config({"base": options.base or BUNDLED, "data": data}, "command line")
+    else:
+        remedy = "name a folder of pictures that the adapter never saw, --data FOLDER"
+        raise UserError(f"no {CONFIG} lies beside the adapter to tell what its run held out", where=file, remedy=remedy)
+    if options.draws is not None:
+        config = config.model_copy(update={"validation": config.validation.model_copy(update={"draws": options.draws})})
+    pictures, doubts = _pictures(config, options, is_its_run=place.is_file())
+    return config, pictures, [*base_doubts(told, config.base), *doubts]
+
+
+def _pictures(config: RunConfig, options: RankStudyOptions, *, is_its_run: bool) -> tuple[Manifest, list[str]]:
+    """Pictures to measure on that the run, where it is known, did not train on."""
+    if options.data is None:
+        found = survey(config.data).held_out
+        if not found.samples:
+            remedy = "name a folder of pictures that the adapter never saw, --data FOLDER"
+            raise UserError("the run held no picture out", where=CONFIG, remedy=remedy)
+        return found, []
+    named = _named(options.data, config)
+    if not is_its_run:
+        return named, []
+    try:
+        left, doubts = never_seen(named, survey(config.data).train)
+    except UserError as fault:  # they may be gone
+        return named, [f"the run's own pictures: {fault}"]
+    if not left.samples:
+        remedy = "name a folder of pictures that the adapter never saw"
+        raise UserError("every picture in it was trained on", where=options.data, remedy=remedy)
+    return left, doubts
+
+
+def _named(folder: Path, config: RunConfig) -> Manifest:
+    """All pictures of a folder: nothing of it is trained on, so nothing need be kept apart."""
+    sources = build_config({"base": config.base, "data": {"sources": [{"path": str(folder)}]}}, "--data").data.sources
+    try:
+        return survey(config.data.model_copy(update={"sources": sources, "held_out": 0.0})).train
+    except Uncaptioned as fault:
+        raise fault.without_trigger() from None
+
+
+def _write(study: RankStudy, out: Path, callback: Callback) -> None:
+    """Write the table as Markdown, CSV and JSON, and the plot where matplotlib is installed."""
+    retained = {name: study.retained[rank] for name, rank in study.ranks.items()}
+    content = {**as_json(study.table), "kept": retained}
+    atomic_write(out / "ranks.md", as_markdown(study.table).encode())
+    atomic_write(out / "ranks.csv", as_csv(study.table).encode())
+    atomic_write(out / "ranks.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    try:
+        atomic_write(out / "ranks.png", plot(study.table, "One adapter, cut to lower ranks"))
+    except UserError as fault:
+        callback(Warned(f"no plot: {fault}"))
