@@ -121,7 +121,7 @@ def _bank(size: int, rounds: int) -> dict[str, float]:
         with bank.rows(rows):
             models.denoise(networks["unet"], 2, USUAL["pixels"])
 
-    held = sum(part.down.nbytes + part.up.nbytes for factors in adapters.values() for part in factors.values())
+    held = sum(4 * part.parameter_count for factors in adapters.values() for part in factors.values())
     return {"size": size, PASS: median(interleaved({PASS: forward}, rounds)[PASS]), "bank bytes": held}
 
 

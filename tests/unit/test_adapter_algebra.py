@@ -85,11 +85,11 @@ def test_a_weight_that_is_no_finite_number_is_refused(networks: dict[str, nn.Mod
     added = weights(networks)
     for act in (
         lambda: stack.add("b", adapter(1), weight),
-        lambda: stack.weights({"a": weight}),
+        lambda: stack.set_strengths({"a": weight}),
         lambda: merge(networks, [(adapter(1), weight)]),
         lambda: combine([(adapter(0), 1.0), (adapter(1), weight)]),
     ):
-        with pytest.raises(UserError, match="the weight of adapter "):
+        with pytest.raises(UserError, match="the strength of adapter "):
             act()
         assert equal(weights(networks), added) and stack.names == ("a",)
     stack.clear()
@@ -210,9 +210,9 @@ def test_stack_swaps_weighs_and_removes(networks: dict[str, nn.Module]) -> None:
     torch.testing.assert_close(alone[1], expected(1, 0))
     stack.add("two", two, 0.5)
     torch.testing.assert_close(weights(networks)[1], expected(1, 0.5))
-    stack.weights({"one": 0.0, "two": 1.0})
+    stack.set_strengths({"one": 0.0, "two": 1.0})
     torch.testing.assert_close(weights(networks)[1], expected(0, 1))
-    stack.weights({"one": 1.0})
+    stack.set_strengths({"one": 1.0})
     torch.testing.assert_close(weights(networks)[1], expected(1, 1))
     assert stack.names == ("one", "two")
     stack.remove("two")
@@ -229,8 +229,8 @@ def test_stack_does_not_drift(networks: dict[str, nn.Module]) -> None:
     stack = AdapterStack(networks)
     stack.add("one", adapter(1))
     for weight in range(50):
-        stack.weights({"one": weight / 7})
-    stack.weights({"one": 0.0})
+        stack.set_strengths({"one": weight / 7})
+    stack.set_strengths({"one": 0.0})
     assert equal(weights(networks), before)
     stack.clear()
     assert equal(weights(networks), before)
@@ -243,7 +243,7 @@ def test_stack_refuses_a_name_it_has_or_lacks(networks: dict[str, nn.Module]) ->
     for mistake in (
         lambda: stack.add("one", adapter(2)),
         lambda: stack.remove("two"),
-        lambda: stack.weights({"one": 2.0, "two": 1.0}),
+        lambda: stack.set_strengths({"one": 2.0, "two": 1.0}),
     ):
         with pytest.raises(UserError, match=r"'one' is loaded already|no adapter 'two' is loaded; loaded: one"):
             mistake()

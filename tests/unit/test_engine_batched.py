@@ -57,7 +57,7 @@ def hooks(net: nn.Module) -> int:
 
 @pytest.mark.parametrize("weight", ["0.5", None, [1.0], float("nan"), float("inf")])
 def test_a_weight_that_is_no_finite_number_is_refused(bank: AdapterBank, weight: Any) -> None:
-    with pytest.raises(UserError, match="the weight of adapter 'a' is "), bank.rows([("a", weight)]):
+    with pytest.raises(UserError, match="the strength of adapter 'a' is "), bank.rows([("a", weight)]):
         pass
 
 
@@ -179,7 +179,7 @@ def test_what_is_refused(net: Net, bank: AdapterBank) -> None:
         bank.add("c", {"net.out": LoraFactors(torch.ones(2, 9), torch.ones(5, 2), 1.0)})
     assert bank.names == ("a", "b")
     for rows in ([("a", float("nan"))], [{"a": float("inf")}]):
-        with pytest.raises(UserError, match="the weight of adapter 'a' is"), bank.rows(rows):
+        with pytest.raises(UserError, match="the strength of adapter 'a' is"), bank.rows(rows):
             pass
     with pytest.raises(UserError, match="no adapter 'x' is in the bank; in it: a, b"), bank.rows([None, "x"]):
         pass

@@ -1,1 +1,1 @@
-"""LoRA adapters in memory: their mathematics, in live networks, merged, stacked."""
+"""Adapters in memory: their methods, in live networks, merged, stacked, cut to lower ranks."""

@@ -1,28 +1,34 @@
-"""LoRA (Hu et al. 2021): the plan of an adapter, its factors A and B, and its delta W."""
+"""LoRA (Hu et al. 2021): ``h = W0 x + (alpha/r) B A x``, with A (r, in) drawn, B (out, r) zero, and W0 frozen."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+from torch.nn import functional
 
+from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in, wrap_layers
+from veneer.adapter.protocol import InjectedLayer, Layer, LayerAdapter, LowRank, Method
+from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
+from veneer.rng import torch_generator
 
-if TYPE_CHECKING:
-    from peft import LoraConfig
-
-__all__ = ["LoraFactors", "LoraSpec", "delta_weight"]
+__all__ = ["LORA", "LoraFactors", "LoraSpec", "concatenate", "delta_weight"]
 
 
 @dataclass(frozen=True)
 class LoraSpec:
-    """The plan of one network's adapter: ``h = W0 x + (alpha/rank) B A x`` (Hu et al. 2021, section 4.1).
+    """The plan of one network's LoRA.
 
     Attributes:
-        rank: rows of A and columns of B.
+        rank: r, rows of A and columns of B.
         alpha: numerator of the strength; the rank makes it 1.
         targets: names, or endings of dotted paths, of the layers to adapt.
         dropout: share of the adapter's inputs zeroed while training.
@@ -36,37 +42,71 @@ class LoraSpec:
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
         if self.rank < 1:
-            raise UserError(f"the rank is {self.rank}", remedy="use 1 or more; 4 is usual")
+            raise UserError(f"the rank is {self.rank}", code="adapter.bad_rank", remedy="use 1 or more; 4 is usual")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"alpha is {self.alpha}", remedy="use a number above 0; the rank is usual")
+            remedy = "use a number above 0; the rank is usual"
+            raise UserError(f"alpha is {self.alpha}", code="adapter.bad_alpha", remedy=remedy)
         if not 0 <= self.dropout < 1:
-            raise UserError(f"the dropout is {self.dropout}", remedy="use a share from 0 to below 1")
+            remedy = "use a share from 0 to below 1"
+            raise UserError(f"the dropout is {self.dropout}", code="adapter.bad_dropout", remedy=remedy)
         if not self.targets or not all(self.targets):
-            raise UserError("no target layers are named", remedy="name some, e.g. to_q to_k to_v to_out.0")
+            remedy = "name some, e.g. to_q to_k to_v to_out.0"
+            raise UserError("no target layers are named", code="adapter.no_targets", remedy=remedy)
+
+    @classmethod
+    def from_config(cls, config: AdapterConfig | TextEncoderAdapterConfig) -> LoraSpec:
+        """Return the plan that a section of a run's config states."""
+        alpha = float(config.rank) if config.alpha is None else config.alpha
+        return cls(config.rank, alpha, config.target_modules, config.dropout)
 
     def to_peft(self) -> LoraConfig:
-        """The same plan for ``network.add_adapter`` and ``peft.get_peft_model``."""
-        from peft import LoraConfig
-
+        """Return the same plan for ``network.add_adapter`` and ``peft.get_peft_model``."""
         settings: dict[str, Any] = {"lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha}
         settings |= {"r": self.rank, "lora_dropout": self.dropout, "init_lora_weights": "gaussian"}
         return LoraConfig(target_modules=list(self.targets), **settings)
 
     @staticmethod
     def from_peft(config: LoraConfig) -> LoraSpec:
-        """The plan that a peft config states; a config that states more is refused, for it would train otherwise."""
-        from peft import LoraConfig
+        """Return the plan that a peft config states.
 
-        plain = LoraConfig()
-        beyond = [f.name for f in fields(config) if getattr(config, f.name) != getattr(plain, f.name)]
-        if unsupported := sorted(set(beyond) - _EXPRESSED):
-            raise UserError(f"the peft config sets {', '.join(unsupported)}", remedy="only plain LoRA is trained")
+        Raises:
+            UserError: it states more than a plan of LoRA can, so it would train something else.
+        """
+        code, default = "adapter.unsupported_peft_config", LoraConfig()
+        changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)]
+        if unsupported := sorted(set(changed) - _EXPRESSED):
+            what = f"the peft config sets {', '.join(unsupported)}"
+            raise UserError(what, code=code, remedy="only plain LoRA is trained")
         if (start := config.init_lora_weights) not in (True, "gaussian"):
-            raise UserError(f"the peft config's init_lora_weights is {start!r}", remedy="use gaussian")
+            raise UserError(f"the peft config's init_lora_weights is {start!r}", code=code, remedy="use gaussian")
         targets = config.target_modules
         if targets is None or isinstance(targets, str):
-            raise UserError(f"the peft config's target_modules is {targets!r}", remedy="give a list of layer names")
+            what = f"the peft config's target_modules is {targets!r}"
+            raise UserError(what, code=code, remedy="give a list of layer names")
         return LoraSpec(config.r, float(config.lora_alpha), tuple(sorted(targets)), config.lora_dropout)
+
+    def check_layer(self, path: str, layer: Layer) -> None:
+        """Refuse a rank that the layer's matrix does not have, and convolutions that peft adapts wrongly.
+
+        Raises:
+            UserError: it cannot be adapted.
+        """
+        largest = min(layer.weight.shape[0], layer.weight[0].numel())
+        if self.rank > largest:
+            what = f"rank {self.rank} is larger than the matrix of {path} {tuple(layer.weight.shape)}"
+            raise UserError(what, code="adapter.rank_too_large", remedy=f"use at most {largest}")
+        if isinstance(layer, nn.Conv2d) and (layer.groups, layer.dilation, layer.padding_mode) != (1, (1, 1), "zeros"):
+            what = f"{path} is a convolution with groups, dilation or padding other than zeros"
+            raise UserError(what, code="adapter.unsupported_convolution", remedy="take it off the targets")
+
+    def put_into(self, network: nn.Module, paths: Sequence[str]) -> None:
+        """Let peft wrap these layers."""
+        wrap_layers(network, self.to_peft(), paths)
+
+    def injected(self, module: BaseTunerLayer) -> InjectedLayer:
+        """Return the handle of a layer that peft wrapped."""
+        assert isinstance(module, LoraLayer)
+        return InjectedLora(module, self.alpha)
 
 
 _PLAN = {"r", "lora_alpha", "target_modules", "lora_dropout", "init_lora_weights"}
@@ -74,9 +114,69 @@ _PROVENANCE = {"peft_version", "auto_mapping", "base_model_name_or_path", "revis
 _EXPRESSED = _PLAN | _PROVENANCE
 
 
+@dataclass(frozen=True)
+class InjectedLora:
+    """peft's layer of one LoRA.
+
+    Attributes:
+        module: the layer.
+        alpha: numerator of its strength.
+    """
+
+    module: LoraLayer
+    alpha: float
+
+    @property
+    def down(self) -> nn.Parameter:
+        """A, (r, in) or (r, in, kh, kw)."""
+        return parameter_in(self.module.lora_A)
+
+    @property
+    def up(self) -> nn.Parameter:
+        """B, (out, r) or (out, r, 1, 1)."""
+        return parameter_in(self.module.lora_B)
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Return A and B, float32."""
+        return {"lora_A.weight": self.down, "lora_B.weight": self.up}
+
+    def initialise(self, seed: int, path: str) -> None:
+        """Draw A from a normal distribution of deviation 1/r, keyed by (seed, path), and make B zero."""
+        for factor in (self.module.lora_A, self.module.lora_B):
+            factor[ADAPTER_NAME].to(torch.float32)
+        noise = torch.randn(self.down.shape, generator=torch_generator(seed, "adapter", path))
+        with torch.no_grad():
+            self.down.copy_(noise / self.down.shape[0])
+            self.up.zero_()
+
+    def read(self) -> LoraFactors:
+        """Return copies of A and B."""
+        return LoraFactors(_copy(self.down), _copy(self.up), self.alpha)
+
+    def check(self, path: str, weights: LayerAdapter) -> None:
+        """Refuse factors of another method or rank.
+
+        Raises:
+            UserError: they are.
+        """
+        if not isinstance(weights, LoraFactors):
+            what = f"{path} has a {weights.method.title} in the adapter and a {LORA.title} here"
+            raise UserError(what, code="adapter.other_method")
+        if weights.rank != self.down.shape[0]:
+            what = f"{path} has rank {weights.rank} in the adapter and {self.down.shape[0]} here"
+            raise UserError(what, code="adapter.other_rank")
+
+    @torch.no_grad()
+    def load(self, weights: LayerAdapter) -> None:
+        """Take A as it is, and B such that the strength is that of ``weights``, whatever alpha is here."""
+        assert isinstance(weights, LoraFactors)
+        self.down.copy_(weights.down)
+        self.up.copy_(weights.up * (weights.alpha / self.alpha))
+
+
 @dataclass(frozen=True, eq=False)
 class LoraFactors:
-    """One layer's adapter, delta W = (alpha/r) B A.
+    """One layer's LoRA, delta W = (alpha/r) B A.
 
     Attributes:
         down: A, (r, in) of a linear layer or (r, in, kh, kw) of a convolution.
@@ -93,13 +193,19 @@ class LoraFactors:
         fits = self.down.ndim == self.up.ndim and self.down.ndim in (2, 4)
         if not (fits and self.down.shape[0] == self.up.shape[1] >= 1 and self.up.shape[2:].numel() == 1):
             shapes = f"A {tuple(self.down.shape)} and B {tuple(self.up.shape)}"
-            raise UserError(f"{shapes} are not the factors of a linear layer or a convolution")
+            what = f"{shapes} are not the factors of a linear layer or a convolution"
+            raise UserError(what, code="adapter.bad_factors")
         if not math.isfinite(self.alpha):
-            raise UserError(f"alpha is {self.alpha}")
+            raise UserError(f"alpha is {self.alpha}", code="adapter.bad_alpha")
+
+    @property
+    def method(self) -> Method:
+        """LoRA."""
+        return LORA
 
     @property
     def rank(self) -> int:
-        """Rows of A."""
+        """Number r of rows of A."""
         return self.down.shape[0]
 
     @property
@@ -109,18 +215,100 @@ class LoraFactors:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of delta W: (out, in) or (out, in, kh, kw)."""
+        """Shape of delta W: (out, in) or (out, in, kh, kw)."""
         return (self.up.shape[0], *self.down.shape[1:])
 
+    @property
+    def parameter_count(self) -> int:
+        """Numbers in A and B."""
+        return self.down.numel() + self.up.numel()
+
+    @property
+    def hyperparameters(self) -> Mapping[str, float]:
+        """Rank and alpha."""
+        return {"rank": self.rank, "alpha": self.alpha}
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether B is zero, as it is at the start."""
+        return not bool(self.up.any())
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LoraFactors:
-        """The same factors elsewhere."""
+        """Return the same factors on another device or in another dtype."""
         return LoraFactors(self.down.to(device, dtype), self.up.to(device, dtype), self.alpha)
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return A, B and alpha as tensors."""
+        return {"down": self.down, "up": self.up, "alpha": torch.tensor(self.alpha, dtype=torch.float64)}
 
-def delta_weight(factors: LoraFactors) -> Tensor:
+    @staticmethod
+    def from_state(state: Mapping[str, Tensor]) -> LoraFactors:
+        """Return the factors that :meth:`state_dict` gave."""
+        return LoraFactors(state["down"], state["up"], float(state["alpha"]))
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        """Return delta W; the base's weight does not matter."""
+        return delta_weight(self)
+
+    def squared_norm(self, weight: Tensor | None = None) -> float:
+        """Return |delta W|^2 = s^2 |B A|^2, where |B A|^2 = sum of (B'B) * (A A'), without making B A."""
+        down, up = self.down.double().flatten(1), self.up.double().flatten(1)
+        return float(self.scale**2 * ((up.T @ up) * (down @ down.T)).sum())
+
+    def beside(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the function that adds s B A x to a linear layer's output (Hu et al. 2021, eq. 3)."""
+
+        def add(x: Tensor, output: Tensor) -> Tensor:
+            down, up = self.down.to(x.device), self.up.to(x.device)
+            low = functional.linear(x if torch.is_autocast_enabled(x.device.type) else x.to(down.dtype), down)
+            return output + self.scale * functional.linear(low, up).to(output.dtype)
+
+        return add
+
+    def low_rank(self) -> LowRank:
+        """Return A and B with their strength."""
+        return LowRank(self.down, self.up, self.scale)
+
+
+def delta_weight(factors: LoraFactors | LowRank) -> Tensor:
     """Return delta W = (alpha/r) B A (Hu et al. 2021, section 4.1), (out, in) or (out, in, kh, kw).
 
     A convolution's B is 1 x 1, so the product over r is taken at each place of A's kernel.
     """
     product = factors.up.flatten(1) @ factors.down.flatten(1)
     return factors.scale * product.reshape(factors.shape)
+
+
+def concatenate(parts: Sequence[tuple[LowRank, float]]) -> LoraFactors:
+    """Return one LoRA whose delta W is the sum of w_i s_i B_i A_i: the ranks side by side, with alpha = r.
+
+    sum_i w_i s_i B_i A_i = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...]. The factors are float32 at least: in half
+    precision w_i s_i B_i would be rounded by up to 1 in 2,000.
+
+    Args:
+        parts: products of one layer, with the strength w_i of each.
+    """
+    down = torch.cat([_wide(part.down) for part, _ in parts])
+    up = torch.cat([_wide(part.up) * (strength * part.scale) for part, strength in parts], dim=1)
+    return LoraFactors(down, up, alpha=float(len(down)))
+
+
+def _wide(factor: Tensor) -> Tensor:
+    """Return a tensor in float32 at least."""
+    return factor.to(torch.promote_types(factor.dtype, torch.float32))
+
+
+def _copy(parameter: Tensor) -> Tensor:
+    """Return a copy on the CPU in float32; of a model that is only counted, on its meta device."""
+    device = parameter.device if parameter.is_meta else "cpu"
+    return parameter.detach().to(device, torch.float32, copy=True)
+
+
+LORA = Method(
+    name="lora",
+    title="LoRA",
+    is_additive=True,
+    is_mergeable=True,
+    spec=LoraSpec.from_config,
+    from_state=LoraFactors.from_state,
+)

@@ -7,45 +7,42 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from veneer.adapter.layers import Layer, fit, layers_of
-from veneer.adapter.lora import LoraFactors, delta_weight
-from veneer.adapter.protocol import AdapterWeights, check_weight
+from veneer.adapter.layers import fit, layers_of
+from veneer.adapter.lora import LoraFactors, concatenate
+from veneer.adapter.protocol import AdapterWeights, Layer, LayerAdapter, LowRank, check_strength, low_rank_of
 from veneer.errors import UserError
 
 __all__ = ["Merged", "combine", "is_mergeable", "merge"]
 
 
 def combine(adapters: Sequence[tuple[AdapterWeights, float]]) -> dict[str, LoraFactors]:
-    """One adapter that does what the weighted sum of several does, exactly: their ranks side by side.
+    """Return one LoRA that does what the weighted sum of several adapters does, exactly: their ranks side by side.
 
-    sum_i w_i s_i B_i A_i = [w_1 s_1 B_1, w_2 s_2 B_2, ...] [A_1; A_2; ...], with alpha = r. The factors are float32 at
-    least: in half precision w_i s_i B_i would be rounded by up to 1 in 2,000.
+    Args:
+        adapters: whose updates are products of two thin matrices, as LoRA's are, with the strength of each.
 
     Raises:
-        UserError: two of them disagree on the shape of a layer, or a weight is no finite number.
+        UserError: one is of a method without such products, two of them disagree on the shape of a layer, or a strength
+            is no finite number.
     """
-    _check_weights(adapters)
-    names = sorted({name for factors, _ in adapters for name in factors})
-    return {name: _stack(name, [(f[name], weight) for f, weight in adapters if name in f]) for name in names}
+    _check_strengths(adapters)
+    code, remedy = "adapter.cannot_combine", "merge the adapters into the base instead, each with its strength"
+    parts = [(low_rank_of(weights, "combined with others", code, remedy), strength) for weights, strength in adapters]
+    names = sorted({name for products, _ in parts for name in products})
+    return {name: _combined(name, [(products[name], s) for products, s in parts if name in products]) for name in names}
 
 
-def _stack(name: str, parts: list[tuple[LoraFactors, float]]) -> LoraFactors:
+def _combined(name: str, parts: list[tuple[LowRank, float]]) -> LoraFactors:
     shapes = {part.shape for part, _ in parts}
     if len(shapes) > 1:
-        raise UserError(f"the adapters are of different architectures: {name} is {' and '.join(map(str, shapes))}")
-    down = torch.cat([_wide(part.down) for part, _ in parts])
-    up = torch.cat([_wide(part.up) * (weight * part.scale) for part, weight in parts], dim=1)
-    return LoraFactors(down, up, alpha=float(len(down)))
+        what = f"the adapters are of different architectures: {name} is {' and '.join(map(str, shapes))}"
+        raise UserError(what, code="adapter.different_architectures")
+    return concatenate(parts)
 
 
-def _wide(factor: Tensor) -> Tensor:
-    """In float32 at least."""
-    return factor.to(torch.promote_types(factor.dtype, torch.float32))
-
-
-def _check_weights(adapters: Sequence[tuple[AdapterWeights, float]]) -> None:
-    for place, (_, weight) in enumerate(adapters, start=1):
-        check_weight(weight, f"adapter {place} of {len(adapters)}")
+def _check_strengths(adapters: Sequence[tuple[AdapterWeights, float]]) -> None:
+    for place, (_, strength) in enumerate(adapters, start=1):
+        check_strength(strength, f"adapter {place} of {len(adapters)}")
 
 
 class Merged:
@@ -61,7 +58,8 @@ class Merged:
             UserError: other adapters were merged later and are still in.
         """
         if any(layer.weight is not merged for layer, _, merged in self._swaps):
-            raise UserError("other adapters were merged after these", remedy="undo those first")
+            what = "other adapters were merged after these"
+            raise UserError(what, code="adapter.merged_over", remedy="undo those first")
         for layer, original, merged in self._swaps:
             original.data = original.data.to(merged.device, merged.dtype)  # the network may have moved meanwhile
             layer.weight = original
@@ -71,43 +69,59 @@ class Merged:
 def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[AdapterWeights, float]]) -> Merged:
     """Make each weight W0 + sum of w_i delta W_i, at the base's own speed (Hu et al. 2021, section 4.1).
 
-    The originals are set aside, not written over. The sum is taken in float32 at least, and rounded once.
+    The delta W of a method that is not additive is taken of W0 for each adapter, so their order does not matter. The
+    originals are set aside, not written over. The sum is taken in float32 at least, and rounded once.
+
+    Args:
+        networks: the base's, by prefix.
+        adapters: with the strength w_i of each.
 
     Raises:
-        UserError: an adapter is of another architecture, a weight is no finite number, or the base is quantised; no
-            network has been changed then.
+        UserError: an adapter is of another architecture or of a method that has no delta W, a strength is no finite
+            number, or the base is quantised; no network has been changed then.
     """
-    _check_weights(adapters)
+    _check_strengths(adapters)
     layers = layers_of(networks)
-    fitted = [(fit(factors, layers), weight) for factors, weight in adapters]
-    _refuse_quantised({name: layers[name] for factors, _ in fitted for name in factors})
+    fitted = [(fit(weights, layers), strength) for weights, strength in adapters]
+    for weights, _ in fitted:
+        _check_mergeable(weights, layers)
     swaps = []
-    for name in sorted({name for factors, _ in fitted for name in factors}):
+    for name in sorted({name for weights, _ in fitted for name in weights}):
         original = layers[name].weight
         assert isinstance(original, nn.Parameter)
-        total = _sum(original, [(factors[name], weight) for factors, weight in fitted if name in factors])
+        total = _sum(original, [(weights[name], strength) for weights, strength in fitted if name in weights])
         merged = nn.Parameter(total, requires_grad=original.requires_grad)
         layers[name].weight = merged
         swaps.append((layers[name], original, merged))
     return Merged(swaps)
 
 
-def is_mergeable(layer: Layer) -> bool:
-    """Whether a layer has a weight that another can take the place of; what is quantised has none."""
+def is_mergeable(adapter: LayerAdapter, layer: Layer) -> bool:
+    """Return whether an adapter has a delta W and the layer a weight that another can take the place of."""
+    return adapter.method.is_mergeable and _has_weight(layer)
+
+
+def _has_weight(layer: Layer) -> bool:
+    """Return whether a layer has a weight of its own; what is quantised has none."""
     return isinstance(layer._parameters.get("weight"), nn.Parameter)
 
 
-def _refuse_quantised(layers: Mapping[str, Layer]) -> None:
-    for name, layer in layers.items():
-        if not is_mergeable(layer):
+def _check_mergeable(weights: AdapterWeights, layers: Mapping[str, Layer]) -> None:
+    for name, adapter in weights.items():
+        if not adapter.method.is_mergeable:
+            what = f"{name} has a {adapter.method.title} adapter, which cannot be merged into a weight"
+            raise UserError(what, code="adapter.cannot_merge", remedy="sample with it beside the base")
+        if not _has_weight(layers[name]):
             what = f"{name} is quantised, so nothing can be merged into its weight"
-            raise UserError(what, remedy="load the base in full for that")
+            raise UserError(what, code="adapter.quantised_base", remedy="load the base in full for that")
 
 
 @torch.no_grad()
-def _sum(weight: Tensor, parts: list[tuple[LoraFactors, float]]) -> Tensor:
+def _sum(weight: Tensor, parts: list[tuple[LayerAdapter, float]]) -> Tensor:
+    """Return W0 + sum of w_i delta W_i in the weight's dtype."""
     wide = torch.promote_types(weight.dtype, torch.float32)
     total = weight.detach().to(wide, copy=True)
-    for part, share in parts:
-        total += share * delta_weight(part.to(weight.device, wide))
+    base = total if all(part.method.is_additive for part, _ in parts) else total.clone()
+    for part, strength in parts:
+        total += strength * part.to(weight.device, wide).delta_weight(base)
     return total.to(weight.dtype)

@@ -1,34 +1,246 @@
-"""What an adapter is to whoever does not know its method."""
+"""What an adapter method offers, and what an adapter is to whoever does not know its method.
+
+A method (LoRA, DoRA, ...) is one file with four parts: the plan of an adapter (:class:`AdapterSpec`), one layer's share
+of it in a live network (:class:`InjectedLayer`), the numbers of that share (:class:`LayerAdapter`), and the
+:class:`Method` itself, which ties them together and is entered in :mod:`veneer.adapter.registry`. Whatever else handles
+adapters (injection, merging, stacks, checkpoints, files, plans) uses these four and knows nothing of their insides.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from torch import Tensor
+import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
 
 from veneer.errors import UserError
 
 if TYPE_CHECKING:
-    from veneer.adapter.lora import LoraFactors
+    from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 
-__all__ = ["AdapterWeights", "check_weight"]
+__all__ = [
+    "AdapterSpec",
+    "AdapterWeights",
+    "InjectedLayer",
+    "Layer",
+    "LayerAdapter",
+    "LowRank",
+    "Method",
+    "check_strength",
+    "low_rank_of",
+]
 
-AdapterWeights: TypeAlias = "Mapping[str, LoraFactors]"
+Layer: TypeAlias = "nn.Linear | nn.Conv2d"
+"""A layer that an adapter may change."""
+
+
+class AdapterSpec(Protocol):
+    """The plan of one network's adapter."""
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names, or endings of dotted paths, of the layers to adapt."""
+
+    def check_layer(self, path: str, layer: Layer) -> None:
+        """Refuse a layer that the method cannot adapt.
+
+        Args:
+            path: of the layer, for the message.
+            layer: the layer.
+
+        Raises:
+            UserError: it cannot be adapted.
+        """
+
+    def put_into(self, network: nn.Module, paths: Sequence[str]) -> None:
+        """Wrap these layers of a network into modules that adapt them.
+
+        Args:
+            network: changed in place.
+            paths: of the layers within the network.
+        """
+
+    def injected(self, module: BaseTunerLayer) -> InjectedLayer:
+        """Return the handle of a layer that :meth:`put_into` wrapped."""
+
+
+class InjectedLayer(Protocol):
+    """One adapted layer in a live network."""
+
+    @property
+    def module(self) -> BaseTunerLayer:
+        """The module that stands in the network in the layer's place."""
+
+    def named_parameters(self) -> dict[str, nn.Parameter]:
+        """Return all that trains, float32, by the ending that peft's files give it: ``lora_A.weight``."""
+
+    def initialise(self, seed: int, path: str) -> None:
+        """Set the parameters to their start, at which the layer's output is the base's.
+
+        Args:
+            seed: of the run.
+            path: of the layer, network's prefix included: random numbers are keyed by both.
+        """
+
+    def read(self) -> LayerAdapter:
+        """Return a copy of the numbers as they are now, float32 on the CPU."""
+
+    def check(self, path: str, weights: LayerAdapter) -> None:
+        """Refuse numbers that :meth:`load` cannot take.
+
+        Raises:
+            UserError: they are of another method or size.
+        """
+
+    def load(self, weights: LayerAdapter) -> None:
+        """Take these numbers; the layer then does exactly what they do, whatever its own settings are."""
+
+
+class LayerAdapter(Protocol):
+    """The numbers of an adapter on one layer."""
+
+    @property
+    def method(self) -> Method:
+        """The method whose numbers these are."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight that it changes: (out, in) or (out, in, kh, kw)."""
+
+    @property
+    def parameter_count(self) -> int:
+        """How many numbers were trained."""
+
+    @property
+    def hyperparameters(self) -> Mapping[str, float]:
+        """The sizes and strengths that it was made with, by the method's own names: ``rank``, ``alpha``."""
+
+    @property
+    def is_untrained(self) -> bool:
+        """Whether training has left no trace in it, as far as can be told without the base."""
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> LayerAdapter:
+        """Return the same adapter on another device or in another dtype."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return all of it as named tensors, from which ``Method.from_state`` makes it again bit for bit."""
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        """Return delta W, what is added to a layer's weight.
+
+        Args:
+            weight: the base's, of ``shape``, in the dtype and on the device of these numbers; methods that are additive
+                do not look at it.
+        """
+
+    def squared_norm(self, weight: Tensor | None = None) -> float:
+        """Return the squared Frobenius norm of delta W, float64.
+
+        Args:
+            weight: the base's; only methods that are additive can do without.
+        """
+
+    def beside(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return a function of a layer's input and output that gives the output with this adapter.
+
+        It is for layers that have no weight to merge into, because it is quantised.
+        """
+
+    def low_rank(self) -> LowRank | None:
+        """Return the update as a product of two thin matrices; None if it is no such product.
+
+        What is one can be combined with others into one adapter, be applied to single rows of a batch, and be cut to a
+        lower rank.
+        """
+
+
+AdapterWeights: TypeAlias = Mapping[str, LayerAdapter]
 """An adapter's numbers by the layer's full dotted path: ``unet.down_blocks.0.attentions.0...to_q``."""
 
 
-def check_weight(weight: object, adapter: str) -> None:
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """An update that is a product of two thin matrices, ``scale * up @ down``.
+
+    Attributes:
+        down: (r, in) of a linear layer or (r, in, kh, kw) of a convolution.
+        up: (out, r) or (out, r, 1, 1).
+        scale: what the product is multiplied by.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """Number r of rows of ``down``."""
+        return self.down.shape[0]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the update: (out, in) or (out, in, kh, kw)."""
+        return (self.up.shape[0], *self.down.shape[1:])
+
+
+@dataclass(frozen=True)
+class Method:
+    """An adapter method.
+
+    Attributes:
+        name: its value of ``adapter.method``.
+        title: its name in prose.
+        is_additive: whether delta W depends on the adapter alone, not on the base's weight.
+        is_mergeable: whether it has a delta W at all; what has none is computed beside the layer.
+        spec: makes the plan of one network's adapter from its section of the config.
+        from_state: makes one layer's numbers from what ``LayerAdapter.state_dict`` gave.
+    """
+
+    name: str
+    title: str
+    is_additive: bool
+    is_mergeable: bool
+    spec: Callable[[AdapterConfig | TextEncoderAdapterConfig], AdapterSpec]
+    from_state: Callable[[Mapping[str, Tensor]], LayerAdapter]
+
+
+def low_rank_of(weights: AdapterWeights, operation: str, code: str, remedy: str) -> dict[str, LowRank]:
+    """Return an adapter's updates as products of two thin matrices, by layer.
+
+    Args:
+        weights: the adapter.
+        operation: what needs them, for the message: "cut to a lower rank".
+        code: of the error.
+        remedy: what to do instead.
+
+    Raises:
+        UserError: a layer's update is no such product.
+    """
+    products: dict[str, LowRank] = {}
+    for path, layer in weights.items():
+        product = layer.low_rank()
+        if product is None:
+            what = f"a {layer.method.title} adapter cannot be {operation}"
+            raise UserError(what, code=code, where=path, remedy=remedy)
+        products[path] = product
+    return products
+
+
+def check_strength(strength: object, adapter: str) -> None:
     """Refuse a strength that is no finite number.
 
     Args:
-        weight: what the adapter's delta W is multiplied by.
+        strength: what the adapter's delta W is multiplied by.
         adapter: names it in the message.
 
     Raises:
         UserError: it is none.
     """
-    if not isinstance(weight, (Real, Tensor)) or not math.isfinite(weight):
-        raise UserError(f"the weight of {adapter} is {weight!r}", remedy="use a number; 1 is what it was trained at")
+    if not isinstance(strength, (Real, Tensor)) or not math.isfinite(strength):
+        what = f"the strength of {adapter} is {strength!r}"
+        raise UserError(what, code="adapter.bad_strength", remedy="use a number; 1 is what it was trained at")

@@ -1,19 +1,42 @@
-"""The adapter methods by name, and the plans that a config asks for."""
+"""The adapter methods by name: the one table that a new method is entered in."""
 
 from __future__ import annotations
 
-from veneer.adapter.lora import LoraSpec
-from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
+from collections.abc import Mapping
 
-__all__ = ["specs_of"]
+from torch import Tensor
+
+from veneer.adapter.lora import LORA
+from veneer.adapter.protocol import AdapterSpec, AdapterWeights, LayerAdapter, Method
+from veneer.config.schema import AdapterConfig
+
+__all__ = ["METHODS", "from_tensors", "specs_of", "to_tensors"]
+
+METHODS: Mapping[str, Method] = {method.name: method for method in (LORA,)}
+"""Each method by its value of ``adapter.method``."""
 
 
-def specs_of(config: AdapterConfig) -> dict[str, LoraSpec]:
-    """The adapters that a config asks for, by the prefix of their network."""
-    specs = {"unet": _spec(config)}
-    return specs if config.text_encoder is None else specs | {"text_encoder": _spec(config.text_encoder)}
+def specs_of(config: AdapterConfig) -> dict[str, AdapterSpec]:
+    """Return the adapters that a config asks for, by the prefix of their network."""
+    method = METHODS[config.method]
+    specs = {"unet": method.spec(config)}
+    return specs if config.text_encoder is None else specs | {"text_encoder": method.spec(config.text_encoder)}
 
 
-def _spec(config: AdapterConfig | TextEncoderAdapterConfig) -> LoraSpec:
-    alpha = float(config.rank) if config.alpha is None else config.alpha
-    return LoraSpec(config.rank, alpha, config.target_modules, config.dropout)
+def to_tensors(weights: AdapterWeights) -> dict[str, Tensor]:
+    """Return an adapter as tensors named ``METHOD.LAYER.PART``, from which :func:`from_tensors` makes it again."""
+    return {
+        f"{layer.method.name}.{path}.{part}": tensor
+        for path, layer in weights.items()
+        for part, tensor in layer.state_dict().items()
+    }
+
+
+def from_tensors(tensors: Mapping[str, Tensor]) -> dict[str, LayerAdapter]:
+    """Return the adapter that :func:`to_tensors` took apart, bit for bit."""
+    states: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        method, _, rest = name.partition(".")
+        path, _, part = rest.rpartition(".")
+        states.setdefault((method, path), {})[part] = tensor
+    return {path: METHODS[method].from_state(state) for (method, path), state in states.items()}

@@ -1,4 +1,4 @@
-"""An adapter of a lower rank that does as nearly the same as any of that rank can."""
+"""An adapter cut to a lower rank at which it does as nearly the same as any of that rank can."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from veneer.adapter.lora import LoraFactors
-from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.protocol import AdapterWeights, LayerAdapter, LowRank, low_rank_of
 from veneer.errors import UserError
 
-__all__ = ["Spectrum", "resize", "spectrum"]
+__all__ = ["Spectrum", "highest_rank", "resize", "spectrum"]
 
 
 @dataclass(frozen=True)
@@ -27,52 +27,71 @@ class Spectrum:
     by_layer: Mapping[str, Tensor]
 
     def kept(self, rank: int) -> float:
-        """Share of the Frobenius norm of all delta W that is left at a rank; 1 for an adapter that is zero."""
+        """Return the share of the Frobenius norm of all delta W left at a rank; 1 for an adapter that is zero."""
         left = sum(float((values[:rank] ** 2).sum()) for values in self.by_layer.values())
         total = sum(float((values**2).sum()) for values in self.by_layer.values())
         return math.sqrt(left / total) if total else 1.0
 
 
-def spectrum(factors: AdapterWeights) -> Spectrum:
-    """The singular values of each layer's delta W, without forming it."""
-    return Spectrum({name: _decompose(each)[1] for name, each in factors.items()})
+def highest_rank(weights: AdapterWeights) -> int:
+    """Return the highest rank that an adapter has on any layer.
+
+    Raises:
+        UserError: it is of a method that has no rank to cut.
+    """
+    return max((product.rank for product in _products(weights).values()), default=0)
 
 
-def resize(factors: AdapterWeights, rank: int) -> dict[str, LoraFactors]:
-    """The adapter of a rank that is nearest to this one, layer by layer, in the Frobenius norm (Eckart and Young 1936).
+def spectrum(weights: AdapterWeights) -> Spectrum:
+    """Return the singular values of each layer's delta W, without forming it.
 
-    delta W = s B A is cut after its ``rank`` largest singular values. With B = Qb Rb and A^T = Qa Ra they are those of
-    the small matrix s Rb Ra^T, so that of two matrices d x r and r x k nothing larger than r x r is decomposed. The
-    values are shared evenly by both new factors, and alpha is their rank, which makes the strength 1. A layer whose
-    rank is as low already is left as it is.
+    Raises:
+        UserError: it is of a method that has no rank to cut.
+    """
+    return Spectrum({name: _decompose(product)[1] for name, product in _products(weights).items()})
+
+
+def resize(weights: AdapterWeights, rank: int) -> dict[str, LayerAdapter]:
+    """Return the adapter of a rank that is nearest to this one, layer by layer, in the Frobenius norm.
+
+    delta W = s B A is cut after its ``rank`` largest singular values (Eckart and Young 1936). With B = Qb Rb and
+    A^T = Qa Ra they are those of the small matrix s Rb Ra^T, so that of two matrices d x r and r x k nothing larger
+    than r x r is decomposed. The values are shared evenly by both new factors, and alpha is their rank, which makes the
+    strength 1. A layer whose rank is as low already is left as it is.
 
     Args:
-        factors: of the adapter.
+        weights: the adapter, whose updates are products of two thin matrices, as LoRA's are.
         rank: to cut to.
 
     Raises:
-        UserError: the rank is not lower than the adapter's.
+        UserError: the rank is not lower than the adapter's, or the adapter is of a method that has no rank to cut.
     """
-    highest = max((each.rank for each in factors.values()), default=0)
+    products, highest = _products(weights), highest_rank(weights)
     if rank < 1:
-        raise UserError(f"the rank is {rank}", remedy="use 1 or more")
+        raise UserError(f"the rank is {rank}", code="adapter.bad_rank", remedy="use 1 or more")
     if rank >= highest:
-        raise UserError(f"the adapter's rank is {highest}, which is not more than {rank}", remedy="use a lower one")
-    return {name: each if each.rank <= rank else _cut(each, rank) for name, each in factors.items()}
+        what = f"the adapter's rank is {highest}, which is not more than {rank}"
+        raise UserError(what, code="adapter.rank_not_lower", remedy="use a lower one")
+    return {name: weights[name] if each.rank <= rank else _cut(each, rank) for name, each in products.items()}
 
 
-def _cut(each: LoraFactors, rank: int) -> LoraFactors:
-    left, values, right = _decompose(each)
+def _products(weights: AdapterWeights) -> dict[str, LowRank]:
+    code, remedy = "adapter.cannot_resize", "train it anew with a lower adapter.rank"
+    return low_rank_of(weights, "cut to a lower rank", code, remedy)
+
+
+def _cut(product: LowRank, rank: int) -> LoraFactors:
+    left, values, right = _decompose(product)
     rank = min(rank, len(values))
     root = values[:rank].sqrt()
-    up = (left[:, :rank] * root).reshape(each.up.shape[0], rank, *each.up.shape[2:])
-    down = (root[:, None] * right[:rank]).reshape(rank, *each.down.shape[1:])
-    return LoraFactors(down.to(each.down.dtype).contiguous(), up.to(each.up.dtype).contiguous(), float(rank))
+    up = (left[:, :rank] * root).reshape(product.up.shape[0], rank, *product.up.shape[2:])
+    down = (root[:, None] * right[:rank]).reshape(rank, *product.down.shape[1:])
+    return LoraFactors(down.to(product.down.dtype).contiguous(), up.to(product.up.dtype).contiguous(), float(rank))
 
 
-def _decompose(each: LoraFactors) -> tuple[Tensor, Tensor, Tensor]:
-    """U (out, n), singular values (n,) and V^T (n, in) of delta W, n = min(r, out, in), in float64."""
-    up_basis, up_rest = torch.linalg.qr(each.up.flatten(1).double())
-    down_basis, down_rest = torch.linalg.qr(each.down.flatten(1).double().T)
-    left, values, right = torch.linalg.svd(each.scale * up_rest @ down_rest.T, full_matrices=False)
+def _decompose(product: LowRank) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U (out, n), singular values (n,) and V^T (n, in) of delta W, n = min(r, out, in), in float64."""
+    up_basis, up_rest = torch.linalg.qr(product.up.flatten(1).double())
+    down_basis, down_rest = torch.linalg.qr(product.down.flatten(1).double().T)
+    left, values, right = torch.linalg.svd(product.scale * up_rest @ down_rest.T, full_matrices=False)
     return up_basis @ left, values, right @ down_basis.T

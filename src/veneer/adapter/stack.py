@@ -1,4 +1,4 @@
-"""Several adapters on one base: added, weighted, swapped, removed."""
+"""Several adapters on one base: added, weighed, swapped, removed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 
 from veneer.adapter.layers import fit, layers_of
 from veneer.adapter.merge import merge
-from veneer.adapter.protocol import AdapterWeights, check_weight
+from veneer.adapter.protocol import AdapterWeights, check_strength
 from veneer.errors import UserError
 
 __all__ = ["AdapterStack"]
@@ -27,48 +27,53 @@ class AdapterStack:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the adapters, in the order they were added."""
+        """Names of the adapters, in the order they were added."""
         return tuple(self._adapters)
 
-    def add(self, name: str, factors: AdapterWeights, weight: float = 1.0) -> None:
+    def add(self, name: str, weights: AdapterWeights, strength: float = 1.0) -> None:
         """Put an adapter on top.
 
         Raises:
-            UserError: the name is taken, the adapter is of another architecture, or the weight is no finite number; the
-                stack is as it was then.
+            UserError: the name is taken, the adapter is of another architecture, or the strength is no finite number;
+                the stack is as it was then.
         """
         if name in self._adapters:
-            raise UserError(f"an adapter {name!r} is loaded already", remedy="remove it first, or use another name")
-        check_weight(weight, f"adapter {name!r}")
-        fitted = fit(factors, layers_of(self._networks))
-        self._become({**self._adapters, name: (fitted, weight)})
+            what, remedy = f"an adapter {name!r} is loaded already", "remove it first, or use another name"
+            raise UserError(what, code="adapter.name_taken", remedy=remedy)
+        check_strength(strength, f"adapter {name!r}")
+        fitted = fit(weights, layers_of(self._networks))
+        self._merge({**self._adapters, name: (fitted, strength)})
 
-    def weights(self, weights: Mapping[str, float]) -> None:
+    def set_strengths(self, strengths: Mapping[str, float]) -> None:
         """Set the strength of some adapters; those not named keep theirs.
 
         Raises:
-            UserError: one is not loaded, or its weight is no finite number; the stack is as it was then.
+            UserError: one is not loaded, or its strength is no finite number; the stack is as it was then.
         """
-        for name, weight in weights.items():
+        for name, strength in strengths.items():
             self._check(name)
-            check_weight(weight, f"adapter {name!r}")
-        self._become({name: (f, weights.get(name, old)) for name, (f, old) in self._adapters.items()})
+            check_strength(strength, f"adapter {name!r}")
+        self._merge({name: (weights, strengths.get(name, old)) for name, (weights, old) in self._adapters.items()})
 
     def remove(self, name: str) -> None:
-        """Take one adapter off."""
+        """Take one adapter off.
+
+        Raises:
+            UserError: it is not loaded.
+        """
         self._check(name)
-        self._become({other: adapter for other, adapter in self._adapters.items() if other != name})
+        self._merge({other: adapter for other, adapter in self._adapters.items() if other != name})
 
     def clear(self) -> None:
-        """Take all off: the base, bit for bit."""
-        self._become({})
+        """Take all off, which gives the base, bit for bit."""
+        self._merge({})
 
     def _check(self, name: str) -> None:
         if name not in self._adapters:
             loaded = ", ".join(self._adapters) or "none"
-            raise UserError(f"no adapter {name!r} is loaded", remedy=f"loaded: {loaded}")
+            raise UserError(f"no adapter {name!r} is loaded", code="adapter.unknown_name", remedy=f"loaded: {loaded}")
 
-    def _become(self, adapters: dict[str, tuple[AdapterWeights, float]]) -> None:
+    def _merge(self, adapters: dict[str, tuple[AdapterWeights, float]]) -> None:
         self._merged.undo()
         self._merged = merge(self._networks, list(adapters.values()))
         self._adapters = adapters

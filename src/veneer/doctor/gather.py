@@ -15,8 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 import veneer.base
-from veneer.adapter.lora import LoraFactors
-from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.config.load import load_config
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, find_pictures, read_folder
@@ -321,7 +320,7 @@ def _words(text: str) -> list[str]:
 
 def _moved(factors: AdapterWeights, base: str) -> dict[str, Moved]:
     """Each network's |delta W| beside |W0|, the latter read straight from the base's files where it is a folder."""
-    networks: dict[str, dict[str, LoraFactors]] = {}
+    networks: dict[str, dict[str, LayerAdapter]] = {}
     for name, each in factors.items():
         network, _, path = name.partition(".")
         networks.setdefault(network, {})[path] = each
@@ -329,15 +328,9 @@ def _moved(factors: AdapterWeights, base: str) -> dict[str, Moved]:
     return {network: _moved_of(layers, folder / network) for network, layers in networks.items()}
 
 
-def _moved_of(layers: Mapping[str, LoraFactors], folder: Path) -> Moved:
-    delta = math.sqrt(sum(_square(each) for each in layers.values()))
+def _moved_of(layers: Mapping[str, LayerAdapter], folder: Path) -> Moved:
+    delta = math.sqrt(sum(each.squared_norm() for each in layers.values()))
     return Moved(len(layers), delta, _base_norm(list(layers), folder))
-
-
-def _square(factors: LoraFactors) -> float:
-    """|delta W|^2 without making it: |B A|^2 = sum of (B'B) * (A A')."""
-    down, up = factors.down.double().flatten(1), factors.up.double().flatten(1)
-    return float(factors.scale**2 * ((up.T @ up) * (down @ down.T)).sum())
 
 
 def _base_norm(layers: Iterable[str], folder: Path) -> float | None:

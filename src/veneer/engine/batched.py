@@ -9,23 +9,23 @@ from typing import TypeAlias
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from veneer.adapter.layers import Layer, fit, layers_of
-from veneer.adapter.lora import LoraFactors
-from veneer.adapter.protocol import AdapterWeights, check_weight
+from veneer.adapter.layers import fit, layers_of
+from veneer.adapter.protocol import AdapterWeights, Layer, LowRank, check_strength, low_rank_of
 from veneer.engine.rowwise import Parts, RowwiseHook
 from veneer.errors import UserError
 
 __all__ = ["AdapterBank", "Row"]
 
 Row: TypeAlias = "str | tuple[str, float] | Mapping[str, float] | None"
-"""Adapters of one row of a batch: one by its name, one with a weight, several with a weight each, or none."""
+"""Adapters of one row of a batch: one by its name, one with a strength, several with a strength each, or none."""
 
 
 class AdapterBank:
     """Named adapters of one set of networks, any of which any row of a batch may have.
 
-    Adding and removing moves no numbers: the factors stay where they are given, in the dtype they have
-    (``factors.to("cuda", torch.float16)`` to keep them on a GPU). What a batch needs is stacked when its rows are set,
+    The adapters' updates must be products of two thin matrices, as LoRA's are. Adding and removing moves no numbers:
+    the factors stay where they are given, in the dtype they have (``adapter.to("cuda", torch.float16)`` of each layer
+    keeps them on a GPU). What a batch needs is stacked when its rows are set,
     padded to the ranks of that batch and not to the largest in the bank. The networks are never changed; while rows
     are set, hooks on the adapted layers add to their outputs, so whatever calls the networks sees the adapters: a
     diffusers pipeline, a loop of one's own. Adapters merged into the weights, or injected, count as the base.
@@ -37,27 +37,29 @@ class AdapterBank:
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         self._networks = dict(networks)
         self._layers = layers_of(networks)
-        self._adapters: dict[str, dict[str, LoraFactors]] = {}
+        self._adapters: dict[str, dict[str, LowRank]] = {}
         self._set = False
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Of the adapters, in the order they were added."""
+        """Names of the adapters, in the order they were added."""
         return tuple(self._adapters)
 
-    def add(self, name: str, factors: AdapterWeights) -> None:
+    def add(self, name: str, weights: AdapterWeights) -> None:
         """Keep an adapter under a name.
 
         Raises:
-            UserError: the name is taken, the adapter is of another architecture, or it changes a layer whose rows
-                cannot be told apart.
+            UserError: the name is taken, the adapter is of another architecture or of a method that a batch cannot mix,
+                or it changes a layer whose rows cannot be told apart.
         """
         if name in self._adapters:
-            raise UserError(f"an adapter {name!r} is in the bank already", remedy="remove it, or use another name")
-        fitted = fit(factors, self._layers)
+            what, remedy = f"an adapter {name!r} is in the bank already", "remove it, or use another name"
+            raise UserError(what, code="adapter.name_taken", remedy=remedy)
+        fitted = fit(weights, self._layers)
         for path in fitted:
             _check_layer(path, self._layers[path])
-        self._adapters[name] = fitted
+        code, remedy = "adapter.cannot_batch", "merge it, and sample with it alone"
+        self._adapters[name] = low_rank_of(fitted, "one of several in a batch", code, remedy)
 
     def remove(self, name: str) -> None:
         """Forget an adapter; rows that are set keep it."""
@@ -74,15 +76,15 @@ class AdapterBank:
                 for classifier-free guidance (Ho and Salimans 2022): rows b and b + B are of one picture.
 
         Raises:
-            UserError: a row is none of these, an adapter is not in the bank, a weight is no finite number, or rows are
-                set already; and inside, when a batch has another number of rows.
+            UserError: a row is none of these, an adapter is not in the bank, a strength is no finite number, or rows
+                are set already; and inside, when a batch has another number of rows.
         """
         if self._set:
-            raise UserError("rows are set already", remedy="leave that block first")
-        weighted = [self._weighted(row) for row in rows]
-        paths = {path for row in weighted for name in row for path in self._adapters[name]}
+            raise UserError("rows are set already", code="adapter.rows_set", remedy="leave that block first")
+        strengths = [self._strengths(row) for row in rows]
+        paths = {path for row in strengths for name in row for path in self._adapters[name]}
         self._check_compiled({path.partition(".")[0] for path in paths})
-        hooks = {path: RowwiseHook(path, self._on_layer(path, weighted), 1 + guidance) for path in sorted(paths)}
+        hooks = {path: RowwiseHook(path, self._on_layer(path, strengths), 1 + guidance) for path in sorted(paths)}
         with ExitStack() as stack:
             for path, hook in hooks.items():
                 stack.callback(self._layers[path].register_forward_hook(hook, with_kwargs=True).remove)
@@ -90,51 +92,53 @@ class AdapterBank:
             stack.callback(setattr, self, "_set", False)
             yield
 
-    def _weighted(self, row: Row) -> dict[str, float]:
-        """A row's adapters that do something, by name."""
+    def _strengths(self, row: Row) -> dict[str, float]:
+        """Return the strength of each of a row's adapters that does something, by name."""
         named = _named(row)
-        for name, weight in named.items():
+        for name, strength in named.items():
             self._check(name)
-            check_weight(weight, f"adapter {name!r}")
-        return {name: weight for name, weight in named.items() if weight}
+            check_strength(strength, f"adapter {name!r}")
+        return {name: strength for name, strength in named.items() if strength}
 
     def _on_layer(self, path: str, rows: list[dict[str, float]]) -> list[Parts]:
         return [
-            tuple((self._adapters[name][path], weight) for name, weight in row.items() if path in self._adapters[name])
+            tuple((self._adapters[name][path], s) for name, s in row.items() if path in self._adapters[name])
             for row in rows
         ]
 
     def _check(self, name: str) -> None:
         if name not in self._adapters:
             known = ", ".join(self._adapters) or "none"
-            raise UserError(f"no adapter {name!r} is in the bank", remedy=f"in it: {known}")
+            what, remedy = f"no adapter {name!r} is in the bank", f"in it: {known}"
+            raise UserError(what, code="adapter.unknown_name", remedy=remedy)
 
     def _check_compiled(self, prefixes: set[str]) -> None:
-        """A compiled forward pass does not see hooks that come later, and would leave the adapters out in silence."""
+        """Refuse compiled networks: their forward pass does not see later hooks, and would leave the adapters out."""
         for prefix in sorted(prefixes):
             if any(module._compiled_call_impl is not None for module in self._networks[prefix].modules()):
-                raise UserError(f"{prefix} is compiled, which leaves no place for adapters", remedy="do not compile it")
+                what = f"{prefix} is compiled, which leaves no place for adapters"
+                raise UserError(what, code="adapter.compiled", remedy="do not compile it")
 
 
 def _named(row: object) -> dict[str, float]:
-    """A row's weights by name, as it gives them."""
+    """Return a row's strengths by name, as it gives them."""
     match row:
         case None:
             return {}
         case str():
             return {row: 1.0}
-        case (str() as name, weight) if isinstance(row, tuple):
-            return {name: weight}  # type: ignore[dict-item]  # checked where all weights are
+        case (str() as name, strength) if isinstance(row, tuple):
+            return {name: strength}  # type: ignore[dict-item]  # checked where all strengths are
         case Mapping():
             return dict(row)
-    raise UserError(f"a row is {row!r}", remedy="give a name, (name, weight), {name: weight, ...}, or None")
+    remedy = "give a name, (name, strength), {name: strength, ...}, or None"
+    raise UserError(f"a row is {row!r}", code="adapter.bad_row", remedy=remedy)
 
 
 def _check_layer(path: str, layer: Layer) -> None:
     if isinstance(layer, NonDynamicallyQuantizableLinear):  # of nn.MultiheadAttention, which reads its weight alone
-        raise UserError(
-            f"{path} is never called by itself, so its rows cannot be told apart", remedy="merge the adapter"
-        )
+        what = f"{path} is never called by itself, so its rows cannot be told apart"
+        raise UserError(what, code="adapter.layer_not_called", remedy="merge the adapter")
     if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
         what = f"{path} is a convolution with groups or padding other than zeros"
-        raise UserError(what, remedy="merge the adapter")
+        raise UserError(what, code="adapter.unsupported_convolution", remedy="merge the adapter")

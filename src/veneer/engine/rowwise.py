@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from veneer.adapter.lora import LoraFactors
+from veneer.adapter.protocol import LowRank
 from veneer.errors import UserError
 
 __all__ = ["Parts", "RowwiseHook", "runs_of"]
 
-Parts: TypeAlias = "tuple[tuple[LoraFactors, float], ...]"
-"""What one row has on one layer: factors and the weight of each; none: the base alone."""
+Parts: TypeAlias = "tuple[tuple[LowRank, float], ...]"
+"""Updates of one row on one layer, with the strength of each; none: the base alone."""
 
 _PADDING = 2
 """A row's rank is padded to this many times itself at most."""
@@ -49,7 +49,7 @@ class _Run:
 
 
 def runs_of(ranks: Sequence[int]) -> list[range]:
-    """Rows that are computed together: adjacent ones with an adapter, none padded to more than twice its own rank."""
+    """Return the rows that are computed together: adjacent adapted ones, none padded to over twice its own rank."""
     runs: list[range] = []
     for row, rank in enumerate(ranks):
         run = runs[-1] if runs and runs[-1].stop == row else range(row, row)
@@ -63,7 +63,7 @@ def runs_of(ranks: Sequence[int]) -> list[range]:
 
 @torch.no_grad()
 def _stack(rows: Sequence[Parts], first: int) -> _Run:
-    """The factors of adjacent rows; those of one row side by side, shorter ones padded with zeros."""
+    """Stack the factors of adjacent rows; those of one row side by side, shorter ones padded with zeros."""
     different = rows if any(parts != rows[0] for parts in rows) else rows[:1]
     rank = max(_rank(parts) for parts in rows)
     example = rows[0][0][0]
@@ -72,16 +72,16 @@ def _stack(rows: Sequence[Parts], first: int) -> _Run:
     up = example.up.new_zeros(len(different), example.shape[0], rank, dtype=dtype)
     for row, parts in enumerate(different):
         start = 0
-        for factors, weight in parts:
-            place = slice(start, start + factors.rank)
-            down[row, place] = factors.down
-            up[row, :, place] = factors.up.flatten(1).to(dtype) * (weight * factors.scale)
-            start += factors.rank
+        for product, strength in parts:
+            place = slice(start, start + product.rank)
+            down[row, place] = product.down
+            up[row, :, place] = product.up.flatten(1).to(dtype) * (strength * product.scale)
+            start += product.rank
     return _Run(first, len(rows), down, up)
 
 
 def _rank(parts: Parts) -> int:
-    return sum(factors.rank for factors, _ in parts)
+    return sum(product.rank for product, _ in parts)
 
 
 class RowwiseHook:
@@ -100,7 +100,7 @@ class RowwiseHook:
         self._cast: dict[tuple[torch.device, torch.dtype], list[_Run]] = {}
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
-        """The layer's output with the adapters' part added, in place unless autograd records it."""
+        """Return the layer's output with the adapters' part added, in place unless autograd records it."""
         x = args[0] if args else kwargs["input"]
         self._check(len(x))
         x = x.to(output.dtype)  # under autocast the output has the narrower dtype, as both factors get
@@ -116,6 +116,7 @@ class RowwiseHook:
         if count % self._count or count > self._count * self._copies:
             raise UserError(
                 f"the batch has {count} rows, and adapters are set for {self._count}",
+                code="adapter.other_batch_size",
                 where=self._path,
                 remedy="give one entry a row, and guidance=True where the pipeline doubles them for it",
             )

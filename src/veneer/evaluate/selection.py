@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from veneer.adapter.lora import LoraFactors
 from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.registry import from_tensors, to_tensors
 from veneer.evaluate.heldout import Losses, paired_difference
 from veneer.evaluate.results import Score
 from veneer.rng import key
@@ -17,7 +17,7 @@ from veneer.rng import key
 __all__ = ["Best", "Selection"]
 
 _KIND = "selection."
-_FACTORS = f"{_KIND}best."
+_BEST = f"{_KIND}best."
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,7 @@ class Selection:
         numbers = {"step": self.best.step, "waited": self.waited, "measure": self._measure}
         state = {f"{_KIND}{name}": torch.tensor(number) for name, number in numbers.items()}
         state[f"{_KIND}losses"] = torch.from_numpy(self.best.losses.copy())
-        for name, factor in self.best.weights.items():
-            state[f"{_FACTORS}{name}.down"] = factor.down
-            state[f"{_FACTORS}{name}.up"] = factor.up
-            state[f"{_FACTORS}{name}.alpha"] = torch.tensor(factor.alpha, dtype=torch.float64)
+        state |= {f"{_BEST}{name}": tensor for name, tensor in to_tensors(self.best.weights).items()}
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> bool:
@@ -97,16 +94,7 @@ class Selection:
         if int(state[f"{_KIND}measure"]) != self._measure:
             return False
         losses = state[f"{_KIND}losses"].numpy().copy()
-        self.best = Best(int(state[f"{_KIND}step"]), losses, _factors(state))
+        best = {name.removeprefix(_BEST): tensor for name, tensor in state.items() if name.startswith(_BEST)}
+        self.best = Best(int(state[f"{_KIND}step"]), losses, from_tensors(best))
         self.waited = int(state[f"{_KIND}waited"])
         return True
-
-
-def _factors(state: Mapping[str, Tensor]) -> dict[str, LoraFactors]:
-    names = [name.removesuffix(".alpha") for name in state if name.startswith(_FACTORS) and name.endswith(".alpha")]
-    return {
-        name.removeprefix(_FACTORS): LoraFactors(
-            state[f"{name}.down"], state[f"{name}.up"], float(state[f"{name}.alpha"])
-        )
-        for name in names
-    }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -186,9 +185,7 @@ def _network_plan(prefix: str, network: nn.Module, injection: Injection) -> Netw
     everything = parameter_count(network)
     matches = [match for match in injection.matches if match.network == prefix]
     layers = {match.target: len(match.modules) for match in matches}
-    sizes: Counter[str] = Counter()
-    for name, parameter in injection.named_parameters():
-        sizes[name.partition(".lora_")[0]] += parameter.numel()
+    sizes = injection.parameter_counts()
     targets = {match.target: sum(sizes[module] for module in match.modules) for match in matches}
     return NetworkPlan(trainable, everything - trainable, MappingProxyType(layers), MappingProxyType(targets))
 

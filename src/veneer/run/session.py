@@ -398,10 +398,15 @@ def _score(
 
 
 def _refuse_unchanged(weights: AdapterWeights, path: Path) -> None:
-    """B starts as zero; if all of it still is, the file would be a success that does nothing."""
-    if not any(bool(each.up.any()) for each in weights.values()):
+    """Refuse an adapter that is as it started: its file would be a success that does nothing."""
+    if all(adapter.is_untrained for adapter in weights.values()):
         what = "was not written: every B is still zero, so nothing was learned and the adapter does nothing"
-        raise UserError(what, where=path, remedy="look for warnings in run.jsonl, or raise train.learning_rate")
+        raise UserError(
+            what,
+            code="adapter.untrained",
+            where=path,
+            remedy="look for warnings in run.jsonl, or raise train.learning_rate",
+        )
 
 
 def _card_facts(config: RunConfig, sha256: str, prompt: str) -> CardFacts:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from veneer.adapter.applied import applied
 from veneer.adapter.protocol import AdapterWeights
-from veneer.adapter.resize import resize, spectrum
+from veneer.adapter.resize import highest_rank, resize, spectrum
 from veneer.config.load import build_config, load_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Uncaptioned
@@ -129,7 +129,7 @@ def study_ranks(
 
 def _cuts(file: Path, weights: AdapterWeights, ranks: Sequence[int]) -> dict[int, AdapterWeights]:
     """Return the adapter cut to each lower rank, rising, and last as it is."""
-    highest = max(each.rank for each in weights.values())
+    highest = highest_rank(weights)
     lower = [rank for rank in sorted(set(ranks) or _powers(highest)) if rank != highest]
     cuts: dict[int, AdapterWeights] = {rank: resize(weights, rank) for rank in lower}
     if not cuts and highest == 1:
@@ -169,7 +169,7 @@ def _powers(highest: int) -> list[int]:
 
 
 def _outcome(rank: int, weights: AdapterWeights, losses: Losses, seed: int) -> Outcome:
-    size = sum(each.down.numel() + each.up.numel() for each in weights.values())
+    size = sum(adapter.parameter_count for adapter in weights.values())
     return Outcome(f"rank {rank}", seed, size, len(render(AdapterFile(weights))), losses)
 
 

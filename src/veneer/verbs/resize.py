@@ -37,6 +37,6 @@ def resize_adapter(file: Path, rank: int, out: Path | None = None, *, base: str 
     try:
         weights = resize(adapter.weights, rank)
     except UserError as fault:
-        raise UserError(fault.what, where=file, remedy=fault.remedy) from None
+        raise UserError(fault.what, code=fault.code, where=file, remedy=fault.remedy) from None
     save(AdapterFile(weights, {**adapter.metadata, _RESIZED: str(rank), _SOURCE: told.sha256}), out)
     return out

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors
+from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
 
 __all__ = ["DIFFUSERS_KEY", "Layout", "factors_of", "layout_of", "network_of", "resolve", "to_diffusers"]
@@ -252,8 +253,9 @@ def _to_file(layer: str) -> str:
     return _CLIP_FILE + layer.removeprefix(_CLIP) if layer.startswith(_CLIP) and layer == _from_file(layer) else layer
 
 
-def to_diffusers(factors: Mapping[str, LoraFactors]) -> tuple[dict[str, Tensor], str]:
+def to_diffusers(weights: AdapterWeights) -> tuple[dict[str, Tensor], str]:
     """diffusers' tensors and JSON: alpha/r is in B, and the JSON says alpha = r, so all readers find one strength."""
+    factors = {layer: each for layer, each in weights.items() if isinstance(each, LoraFactors)}
     tensors: dict[str, Tensor] = {}
     for layer, each in factors.items():
         tensors[f"{_to_file(layer)}.lora_A.weight"] = each.down

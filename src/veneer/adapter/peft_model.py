@@ -1,0 +1,36 @@
+"""peft's hand in an injection: it wraps a network's layers, and names what it wrapped."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from peft import PeftConfig, inject_adapter_in_model
+from torch import nn
+
+__all__ = ["ADAPTER_NAME", "parameter_in", "wrap_layers"]
+
+ADAPTER_NAME = "default"
+"""peft's name of the adapter; its helpers take this one when none is given."""
+
+
+def wrap_layers(network: nn.Module, config: PeftConfig, paths: Sequence[str]) -> None:
+    """Let peft wrap these layers of a network, and no others.
+
+    Args:
+        network: changed in place.
+        config: the adapter's, of any of peft's methods; its ``target_modules`` are written over.
+        paths: of the layers within the network.
+    """
+    # a pattern, for peft takes the entries of a list as endings
+    vars(config)["target_modules"] = "|".join(re.escape(path) for path in paths)
+    with torch.random.fork_rng(devices=[]):  # peft draws numbers that are replaced afterwards
+        inject_adapter_in_model(config, network, ADAPTER_NAME)
+
+
+def parameter_in(modules: nn.ModuleDict) -> nn.Parameter:
+    """Return the weight that one of a wrapped layer's parts has for the adapter, such as of ``lora_A``."""
+    weight = modules[ADAPTER_NAME].weight
+    assert isinstance(weight, nn.Parameter)
+    return weight
