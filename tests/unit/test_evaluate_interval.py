@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from tools.coverage import __main__ as simulated
 from tools.publish import published
-from veneer.evaluate.interval import difference_interval, mean_interval
+from veneer.evaluate.interval import difference_interval, mean_interval, t_quantile
 
 CASES = 400
 
@@ -56,6 +56,29 @@ def test_the_percentile_bootstrap_would_not_pass() -> None:
     cases = [np.random.default_rng([8, number]).exponential(1.0, 8) for number in range(CASES)]
     hits = [low <= 1.0 <= high for low, high in (percentile(values, 0) for values in cases)]
     assert np.mean(hits) < 0.90
+
+
+@pytest.mark.parametrize(
+    ("freedom", "expected"),
+    # Fisher and Yates, table of t, two-sided 5 %; 1 and 2 also in closed form
+    [
+        *((1, math.tan(0.475 * math.pi)), (2, 0.95 * math.sqrt(2 / (1 - 0.95**2))), (4, 2.776445)),
+        *((10, 2.228139), (30, 2.042272), (120, 1.979930), (1e9, 1.959964)),
+    ],
+)
+def test_quantiles_of_students_t_are_the_tabulated_ones(freedom: float, expected: float) -> None:
+    assert t_quantile(freedom) == pytest.approx(expected, rel=3e-7)
+
+
+@given(freedom=st.floats(1.0, 300.0), level=st.sampled_from([0.9, 0.95, 0.99]))
+@settings(max_examples=200, deadline=None, derandomize=True)
+def test_as_much_of_students_t_lies_within_its_quantile_as_asked_for(freedom: float, level: float) -> None:
+    """With t = sqrt(v) tan(a) the density is cos(a)^(v - 1) over a (Abramowitz and Stegun 1964, 26.7.3)."""
+    end = math.atan(t_quantile(freedom, level) / math.sqrt(freedom))
+    nodes, weights = np.polynomial.legendre.leggauss(200)
+    integral = float((weights * np.cos(end * (nodes + 1) / 2) ** (freedom - 1)).sum()) * end / 2
+    norm = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) * 2 / math.sqrt(math.pi)
+    assert norm * integral == pytest.approx(level, rel=1e-9)
 
 
 def test_two_or_three_pictures_have_students_interval() -> None:

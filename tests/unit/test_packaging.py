@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 import veneer
 
 ROOT = Path(__file__).parents[2]
-SLOW = {"torch", "diffusers", "transformers", "peft", "pydantic", "typer", "rich", "numpy", "PIL", "yaml"}
+SLOW = {"torch", "diffusers", "transformers", "peft", "pydantic", "typer", "rich", "numpy", "scipy", "PIL", "yaml"}
 
 
 def _modules_after(statement: str) -> set[str]:

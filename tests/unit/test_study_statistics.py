@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from veneer.evaluate.heldout import Losses, paired_difference
-from veneer.evaluate.student import t_quantile
 from veneer.study.plot import plot
 from veneer.study.statistics import Failure, Outcome, Table, difference, tabulate
 from veneer.study.tables import as_csv, as_json, as_markdown
@@ -101,18 +100,6 @@ def test_one_picture_tells_nothing_of_others() -> None:
     found = difference(gaps, zeros(gaps))
     assert found is not None and (found.low, found.high) == (-math.inf, math.inf)
     assert "one picture" in str(found) and not found.excludes_zero
-
-
-@pytest.mark.parametrize(
-    ("freedom", "expected"),
-    # Fisher and Yates, table of t, two-sided 5 %; 1 and 2 also in closed form
-    [
-        *((1, math.tan(0.475 * math.pi)), (2, 0.95 * math.sqrt(2 / (1 - 0.95**2))), (4, 2.776445)),
-        *((10, 2.228139), (30, 2.042272), (120, 1.979930), (1e9, 1.959964)),
-    ],
-)
-def test_students_t(freedom: float, expected: float) -> None:
-    assert t_quantile(freedom) == pytest.approx(expected, rel=2e-4)
 
 
 SIZES = {"rank 1": 1000, "rank 2": 2000, "rank 8": 8000}

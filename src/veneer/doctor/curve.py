@@ -10,8 +10,7 @@ from itertools import groupby
 import numpy as np
 
 from veneer.doctor.evidence import Effect, Evidence, Stretch
-from veneer.evaluate.interval import LEVEL
-from veneer.evaluate.student import t_quantile
+from veneer.evaluate.interval import LEVEL, t_quantile
 
 __all__ = ["Gain", "Part", "best", "half_width", "head", "standard_error", "stretches_of", "tail", "training_gain"]
 

@@ -20,10 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from veneer.evaluate.student import t_quantile
 from veneer.rng import key
 
-__all__ = ["LEVEL", "RESAMPLES", "Values", "difference_interval", "mean_interval"]
+__all__ = ["LEVEL", "RESAMPLES", "Values", "difference_interval", "mean_interval", "t_quantile"]
 
 Values = npt.NDArray[np.float64]
 
@@ -36,6 +35,19 @@ _ROUNDING = 1e-12
 _FEWEST = 4
 """Pictures from which on the bootstrap is asked: of three, one resample in nine is one picture thrice, which has no
 deviation to divide by, and then the studentised quantiles are infinite."""
+
+
+def t_quantile(freedom: float, level: float = LEVEL) -> float:
+    """Return the t within which ``level`` of Student's distribution lies, on both sides of zero.
+
+    Args:
+        freedom: degrees of freedom, at least 1; need not be whole.
+        level: such as 0.95.
+    """
+    from scipy.special import stdtrit  # takes a third of a second to import, and most commands measure nothing
+
+    assert freedom >= 1 and 0 < level < 1
+    return float(stdtrit(freedom, (1 + level) / 2))
 
 
 @dataclass(frozen=True)

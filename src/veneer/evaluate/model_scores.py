@@ -25,9 +25,8 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from veneer.errors import UserError
-from veneer.evaluate.interval import LEVEL, mean_interval
+from veneer.evaluate.interval import LEVEL, mean_interval, t_quantile
 from veneer.evaluate.results import PictureScore
-from veneer.evaluate.student import t_quantile
 from veneer.weights.safetensors import decode
 
 __all__ = [

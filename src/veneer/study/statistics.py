@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from veneer.evaluate.heldout import Losses, paired_difference
-from veneer.evaluate.student import t_quantile
+from veneer.evaluate.interval import t_quantile
 
 __all__ = ["Advice", "Difference", "Failure", "Outcome", "Row", "StoppedEarly", "Table", "difference", "tabulate"]
 
