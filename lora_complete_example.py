@@ -42,7 +42,7 @@ def main(base: str, data: Path | None, output: Path, steps: int) -> None:
     dataset = veneer.survey(config.data)
     print(f"pictures: {len(dataset.train.samples)} to train on, {len(dataset.held_out.samples)} held out")
     family = veneer.load_base(config.base)
-    config = veneer.resolve(config, family.resolution)
+    config = veneer.resolve(config, family)
     print(veneer.make_plan(config, family))
 
     # h = W0 x + (alpha/r) B A x: W0 stays as it is, A and B are trained

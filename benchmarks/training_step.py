@@ -52,7 +52,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     pictures = _pictures(folder)
     steps = {PEER: peers.text_to_image_steps(models.beside(pipeline), pictures, PIXELS)}
     for way, memory in MEMORY.items():
-        family = StableDiffusion(models.beside(pipeline))
+        family = StableDiffusion(models.beside(pipeline).components)
         steps[way] = _own_steps(config_in(folder, memory), family)
     return {
         "machine": machine(),

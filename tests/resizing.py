@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from tests.bases import Defaults
 from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors
 from veneer.config.load import config_from_folder, resolve, write_config
@@ -22,7 +23,7 @@ __all__ = ["save_run_of_rank_4"]
 def save_run_of_rank_4(base: Path, pictures: Path, folder: Path) -> Path:
     """Write the folder of a run of rank 4 whose delta W is nearly of rank 2: its config and its adapter."""
     words = [f"output.dir={folder}", "data.held_out=0.25", "adapter.rank=4", "validation.draws=2", "sample.steps=1"]
-    config = resolve(config_from_folder(pictures, "sks", [f"base={base}", *words]), 16)
+    config = resolve(config_from_folder(pictures, "sks", [f"base={base}", *words]), Defaults(16))
     family = load_family(str(base))
     folder.mkdir()
     write_config(config, folder / CONFIG)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tests.bases import Defaults
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset, survey
@@ -30,7 +31,7 @@ def tiny_config(pictures: Path, **sections: Any) -> RunConfig:
         "data": {"sources": [{"path": str(pictures)}], "held_out": 0.25},
         "train": {"max_steps": 3, "batch_size": 2, "learning_rate": 0.01},
     }
-    return resolve(build_config(laid_over(values, sections), "test"), native_resolution=16)
+    return resolve(build_config(laid_over(values, sections), "test"), Defaults(16))
 
 
 def laid_over(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

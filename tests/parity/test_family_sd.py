@@ -21,8 +21,8 @@ def pipeline(tiny_base: Path) -> Any:
 @pytest.mark.parametrize("caption", ["a cat", "", "a cat " * 40])
 def test_text_is_encoded_as_the_pipeline_does(family: Family, pipeline: Any, caption: str) -> None:
     wanted, empty = pipeline.encode_prompt([caption], "cpu", 1, do_classifier_free_guidance=True)
-    assert torch.equal(family.encode_text([caption]), wanted)
-    assert torch.equal(family.encode_text([""]), empty)
+    assert torch.equal(family.encode_text([caption])["text"], wanted)
+    assert torch.equal(family.encode_text([""])["text"], empty)
 
 
 def test_latents_are_scaled_as_the_pipeline_expects(family: Family, pipeline: Any) -> None:
@@ -46,8 +46,9 @@ def test_predicts_as_the_unet_does(family: Family, pipeline: Any) -> None:
     side = family.resolution // pipeline.vae_scale_factor
     noisy, timestep = torch.randn(2, pipeline.unet.config.in_channels, side, side), torch.tensor([3, 900])
     context = family.encode_text(["a cat", "a dog"])
-    wanted = pipeline.unet(noisy, timestep, context).sample
-    assert torch.equal(family.predict(noisy, timestep, context), wanted)
+    wanted = pipeline.unet(noisy, timestep, context["text"]).sample
+    t_B = timestep.double() / len(pipeline.scheduler.alphas_cumprod)
+    assert torch.equal(family.predict(noisy, t_B, context), wanted)
 
 
 def test_overlong_captions_are_found(family: Family) -> None:

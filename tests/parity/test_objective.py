@@ -8,13 +8,14 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
-from veneer.family.protocol import NoiseSchedule
-from veneer.objective.density import add_noise
+from veneer.family.diffusion import DiscreteDiffusion, velocity
+from veneer.family.protocol import Conditioning
 from veneer.objective.loss import Objective
-from veneer.objective.prediction import eps_of, target_of, velocity, x0_of
-from veneer.objective.weighting import min_snr, snr
+from veneer.objective.prediction import eps_of, x0_of
+from veneer.objective.weighting import min_snr
 
 TOTAL = 1000
+NOTHING = Conditioning({})
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 
 
@@ -30,8 +31,13 @@ def ddim(prediction: str, zero_terminal_snr: bool = False) -> DDIMScheduler:
     )
 
 
-def schedule_of(scheduler: DDIMScheduler) -> NoiseSchedule:
-    return NoiseSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+def process_of(scheduler: DDIMScheduler) -> DiscreteDiffusion:
+    return DiscreteDiffusion(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+
+
+def time_of(timestep_idx_B: Tensor) -> Tensor:
+    """Each timestep as a time in its middle."""
+    return (timestep_idx_B.double() + 0.5) / TOTAL
 
 
 def draws(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -46,7 +52,7 @@ def draws(seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
 def test_noising_is_diffusers_noising(zero_terminal_snr: bool) -> None:
     scheduler = ddim("epsilon", zero_terminal_snr)
     latent, noise, timestep = draws()
-    ours = add_noise(schedule_of(scheduler), latent, noise, timestep)
+    ours = process_of(scheduler).add_noise(latent, noise, time_of(timestep))
     torch.testing.assert_close(ours, scheduler.add_noise(latent, noise, timestep), rtol=0, atol=0)
 
 
@@ -54,7 +60,7 @@ def test_noising_is_diffusers_noising(zero_terminal_snr: bool) -> None:
 def test_velocity_is_diffusers_velocity(zero_terminal_snr: bool) -> None:
     scheduler = ddim("v_prediction", zero_terminal_snr)
     latent, noise, timestep = draws()
-    ours = target_of(schedule_of(scheduler), latent, noise, timestep)
+    ours = process_of(scheduler).target(latent, noise, time_of(timestep))
     torch.testing.assert_close(ours, scheduler.get_velocity(latent, noise, timestep), rtol=0, atol=0)
 
 
@@ -66,7 +72,7 @@ def test_x0_is_what_a_sampler_reads_from_a_prediction(prediction: str, zero_term
     noisy, answer, timestep = draws()
     if prediction == "epsilon" and zero_terminal_snr:  # the last timestep says nothing about x0
         noisy, answer, timestep = noisy[:-1], answer[:-1], timestep[:-1]
-    ours = x0_of(schedule_of(scheduler), answer, noisy, timestep)
+    ours = x0_of(process_of(scheduler), answer, noisy, time_of(timestep))
     theirs = [
         scheduler.step(one, int(t), z).pred_original_sample for one, t, z in zip(answer, timestep, noisy, strict=True)
     ]
@@ -75,19 +81,20 @@ def test_x0_is_what_a_sampler_reads_from_a_prediction(prediction: str, zero_term
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_a_perfect_answer_gives_latent_and_noise_back(prediction: str) -> None:
-    schedule = schedule_of(ddim(prediction))
+    process = process_of(ddim(prediction))
     latent, noise, timestep = draws()
-    noisy, answer = (f(schedule, latent, noise, timestep) for f in (add_noise, target_of))
+    t_B = time_of(timestep)
+    noisy, answer = (f(latent, noise, t_B) for f in (process.add_noise, process.target))
     # dividing by alpha (0.068 at the last timestep) or sigma (0.029 at the first) magnifies float32's rounding
-    torch.testing.assert_close(x0_of(schedule, answer, noisy, timestep), latent, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(eps_of(schedule, answer, noisy, timestep), noise, rtol=1e-5, atol=2e-5)
+    torch.testing.assert_close(x0_of(process, answer, noisy, t_B), latent, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(eps_of(process, answer, noisy, t_B), noise, rtol=1e-5, atol=2e-5)
 
 
 def test_snr_is_diffusers_snr() -> None:
     scheduler = DDPMScheduler(num_train_timesteps=TOTAL)
-    schedule = NoiseSchedule(scheduler.alphas_cumprod, "epsilon")
+    process = DiscreteDiffusion(scheduler.alphas_cumprod, "epsilon")
     everywhere = torch.arange(TOTAL)
-    torch.testing.assert_close(snr(schedule, everywhere), compute_snr(scheduler, everywhere), rtol=1e-4, atol=0)
+    torch.testing.assert_close(process.snr(time_of(everywhere)), compute_snr(scheduler, everywhere), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("gamma", [1.0, 5.0, 20.0])
@@ -98,28 +105,28 @@ def test_min_snr_is_the_formula_of_the_examples(prediction: str, plus: int, gamm
     everywhere = torch.arange(TOTAL)
     theirs = compute_snr(scheduler, everywhere)
     expected = theirs.clamp(max=gamma) / (theirs + plus)
-    torch.testing.assert_close(min_snr(schedule_of(scheduler), everywhere, gamma), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(min_snr(process_of(scheduler), time_of(everywhere), gamma), expected, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_min_snr_weighs_one_error_in_x0_alike_in_every_parameterisation(prediction: str) -> None:
     """Hang et al. 2023: whatever is predicted, an error d in x0 costs min(snr, gamma) d^2."""
-    schedule = schedule_of(ddim(prediction))
+    process = process_of(ddim(prediction))
     latent, noise, timestep = draws()
     latent, noise = latent.double(), noise.double()
-    schedule = NoiseSchedule(schedule.alphas_cumprod_T.double(), schedule.prediction)
-    noisy = add_noise(schedule, latent, noise, timestep)
+    process = DiscreteDiffusion(process.alphas_cumprod_T.double(), process.prediction)
+    noisy = process.add_noise(latent, noise, time_of(timestep))
     wrong_x0 = latent + 0.1
-    alpha, sigma = (f.view(-1, 1, 1, 1) for f in _alpha_sigma(schedule, timestep))
+    alpha, sigma = (f.view(-1, 1, 1, 1) for f in _alpha_sigma(process, timestep))
     wrong_eps = (noisy - alpha * wrong_x0) / sigma  # the eps that goes with that x0
     answer = {"epsilon": wrong_eps, "sample": wrong_x0, "v_prediction": velocity(wrong_x0, wrong_eps, alpha, sigma)}
-    objective = Objective(schedule, weighting="min_snr", gamma=5.0)
-    loss = objective.loss_B(lambda *_: answer[schedule.prediction], latent, noise, timestep, torch.zeros(0))
+    objective = Objective(process, weighting="min_snr", gamma=5.0)
+    loss = objective.loss_B(lambda *_: answer[process.prediction], latent, noise, time_of(timestep), NOTHING)
     torch.testing.assert_close(
-        loss, snr(schedule, timestep).clamp(max=5.0) * 0.01, rtol=1e-3, atol=1e-6, check_dtype=False
+        loss, process.snr(time_of(timestep)).clamp(max=5.0) * 0.01, rtol=1e-3, atol=1e-6, check_dtype=False
     )
 
 
-def _alpha_sigma(schedule: NoiseSchedule, timestep: Tensor) -> tuple[Tensor, Tensor]:
-    alpha_bar = schedule.alphas_cumprod_T[timestep]
+def _alpha_sigma(process: DiscreteDiffusion, timestep: Tensor) -> tuple[Tensor, Tensor]:
+    alpha_bar = process.alphas_cumprod_T[timestep]
     return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()

@@ -74,7 +74,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "dropout, prior": {"adapter": {"dropout": 0.2}, "data": {**RANDOM, "prior": {"prompt": "a shape", "count": 2}}},
     "text encoder, recomputed": {
-        "adapter": {"dropout": 0.3, "text_encoder": {"dropout": 0.2}},
+        "adapter": {"dropout": 0.3, "text_encoders": {"text_encoder": {"dropout": 0.2}}},
         "train": {"memory": "checkpoint", "lr_scheduler": "cosine", "warmup_steps": 1},
     },
     "bfloat16, average, samples": {"train": {"precision": "bfloat16", "ema_decay": 0.9}, "sample": {"every": 2}},
@@ -263,7 +263,7 @@ def spoiling(step: int, place: int, **change: Callable[[torch.Tensor], torch.Ten
     return lambda rank: setattr(BatchBuilder, "micros", spoiled)
 
 
-NAN = spoiling(2, 1, latent_BCHW=lambda latent: latent * float("nan"))
+NAN = spoiling(2, 1, latents=lambda latent: latent * float("nan"))
 LARGE = spoiling(2, 3, weight_B=lambda weight: weight * 1e38)
 
 

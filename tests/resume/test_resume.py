@@ -76,7 +76,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "bfloat16": {"train": {"precision": "bfloat16"}},
     "checkpointing": {"train": {"memory": "checkpoint"}},
     "average": {"train": {"ema_decay": 0.9}, "sample": {"every": 2}},
-    "text encoder and dropout": {"adapter": {"text_encoder": {"dropout": 0.2}, "dropout": 0.3}},
+    "text encoder and dropout": {"adapter": {"text_encoders": {"text_encoder": {"dropout": 0.2}}, "dropout": 0.3}},
     "cosine": {"train": {"lr_scheduler": "cosine", "warmup_steps": 2}, "data": {"crop": "random", "flip": True}},
 }
 
@@ -414,7 +414,7 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(
     def broken(feed: BatchBuilder, step: int) -> list[Any]:
         found = micros(feed, step)
         if step == 3:
-            found[0].latent_BCHW.mul_(float("nan"))
+            found[0].latents.mul_(float("nan"))
         return found
 
     monkeypatch.setattr(BatchBuilder, "micros", broken)

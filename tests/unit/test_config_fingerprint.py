@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.bases import Defaults
 from veneer.config.fingerprint import config_hash, differences, training_settings
 from veneer.config.keys import known_keys
 from veneer.config.load import build_config, resolve
@@ -21,10 +22,10 @@ SILENT += ["sample.every", "sample.guidance", "sample.prompts", "sample.steps", 
 def config(**sections: Any) -> RunConfig:
     values: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "p"}], "trigger": "sks"}}
     values["data"]["prior"] = {"prompt": "a cat"}
-    values["adapter"], values["train"] = {"text_encoder": {}}, {"ema_decay": 0.9}
+    values["adapter"], values["train"] = {"text_encoders": {"text_encoder": {}}}, {"ema_decay": 0.9}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
-    return resolve(build_config(values, "test"), 64)
+    return resolve(build_config(values, "test"), Defaults(64))
 
 
 def test_every_key_shapes_the_adapter_or_is_known_not_to() -> None:
@@ -55,7 +56,7 @@ def test_what_has_no_say_is_in_no_hash(change: dict[str, Any]) -> None:
     ("change", "told"),
     [
         ({"seed": 1}, {"seed": (0, 1)}),
-        ({"adapter": {"rank": 8, "text_encoder": {}}}, {"adapter.rank": (4, 8), "adapter.alpha": (4.0, 8.0)}),
+        ({"adapter": {"rank": 8, "text_encoders": {"text_encoder": {}}}}, {"adapter.rank": (4, 8), "adapter.alpha": (4.0, 8.0)}),
         ({"train": {"max_grad_norm": None}}, {"train.max_grad_norm": (1.0, None)}),
         ({"train": {"optimizer": {"betas": [0.5, 0.9]}}}, {"train.optimizer.betas": ([0.9, 0.999], [0.5, 0.9])}),
         ({"data": {"trigger": None}}, {"data.trigger": ("sks", None)}),
@@ -68,5 +69,5 @@ def test_what_has_a_say_is_told_and_hashed(change: dict[str, Any], told: dict[st
 
 def test_a_section_that_was_not_there_is_told_key_by_key() -> None:
     old, new = training_settings(config(adapter={"text_encoder": None})), training_settings(config())
-    assert differences(old, new)["adapter.text_encoder.rank"] == (None, 4)
+    assert differences(old, new)["adapter.text_encoders.text_encoder.rank"] == (None, 4)
     assert differences(old, old) == {}

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests.bases import Defaults
 from veneer.config.document import read_yaml
 from veneer.config.keys import known_keys
 from veneer.config.load import (
@@ -113,8 +114,8 @@ def test_lists_are_replaced_whole(tmp_path: Path) -> None:
         ("data.trigger=a=b", "data.trigger", "a=b"),
         ("data.background=#ff0000", "data.background", "#ff0000"),
         ("data.resolution=", "data.resolution", None),
-        ("adapter.text_encoder.rank=2", "adapter.text_encoder.rank", 2),
-        ("adapter.text_encoder={}", "adapter.text_encoder.rank", 4),
+        ("adapter.text_encoders.text_encoder.rank=2", "adapter.text_encoders.text_encoder.rank", 2),
+        ("adapter.text_encoders.text_encoder={}", "adapter.text_encoders.text_encoder.rank", 4),
         ("sample.prompts=[a cat, a dog]", "sample.prompts", ("a cat", "a dog")),
     ],
 )
@@ -193,17 +194,19 @@ def test_a_folder_is_enough(tmp_path: Path) -> None:
 
 
 def test_resolving_fills_in_what_was_left_open(minimal: Path) -> None:
-    asked = load_config(minimal, ["adapter.rank=8", "adapter.text_encoder.rank=2", "data.prior.prompt=a cat"])
-    config = resolve(asked, 512)
+    asked = load_config(minimal, ["adapter.rank=8", "adapter.text_encoders.text_encoder.rank=2", "data.prior.prompt=a cat"])
+    config = resolve(asked, Defaults(512))
     assert (config.adapter.alpha, config.data.resolution) == (8.0, 512)
-    assert config.adapter.text_encoder is not None and config.adapter.text_encoder.alpha == 2.0
+    assert config.adapter.text_encoders["text_encoder"].alpha == 2.0
+    assert config.adapter.target_modules == ("to_q", "to_k", "to_v", "to_out.0")
+    assert config.adapter.text_encoders["text_encoder"].target_modules == ("q_proj", "k_proj", "v_proj", "out_proj")
     assert config.data.prior is not None and config.data.prior.path == Path("runs/adapter/prior")
-    assert resolve(config, 64) == config
+    assert resolve(config, Defaults(64)) == config
 
 
 def test_resolving_keeps_what_was_said(minimal: Path) -> None:
     said = ["adapter.alpha=1", "data.resolution=32", "data.prior={prompt: a cat, path: cats}"]
-    config = resolve(load_config(minimal, said), 512)
+    config = resolve(load_config(minimal, said), Defaults(512))
     assert (config.adapter.alpha, config.data.resolution) == (1.0, 32)
     assert config.data.prior is not None and config.data.prior.path == Path("cats")
 
@@ -253,7 +256,7 @@ data_configs = of(
     cache=st.none() | folders,
     prior=st.none() | of(PriorConfig, prompt=words, count=counts, weight=positives, path=st.none() | folders),
 )
-ranked = {"rank": counts, "alpha": st.none() | positives, "target_modules": targets, "dropout": shares}
+ranked = {"rank": counts, "alpha": st.none() | positives, "target_modules": st.none() | targets, "dropout": shares}
 text_encoders = of(TextEncoderAdapterConfig, **ranked, learning_rate=positives)
 optimizers = of(
     OptimizerConfig,
@@ -267,7 +270,7 @@ configs = of(
     data=data_configs,
     seed=st.integers(0, MAX_SEED),
     output=of(OutputConfig, dir=folders),
-    adapter=of(AdapterConfig, **ranked, text_encoder=st.none() | text_encoders),
+    adapter=of(AdapterConfig, **ranked, text_encoders=st.dictionaries(words, text_encoders, max_size=2)),
     objective=of(ObjectiveConfig, snr_gamma=positives),
     train=of(
         TrainConfig,
@@ -307,7 +310,7 @@ def test_what_is_dumped_loads_equal(config: RunConfig) -> None:
 
 
 def test_a_dump_names_every_key(minimal: Path) -> None:
-    config = resolve(load_config(minimal, ["data.prior.prompt=a cat", "adapter.text_encoder={}"]), 64)
+    config = resolve(load_config(minimal, ["data.prior.prompt=a cat", "adapter.text_encoders.text_encoder={}"]), Defaults(64))
     dumped = read_yaml(dump_config(config), "dumped").lines
     named = {".".join(part for part in key if isinstance(part, str)) for key in dumped}
     assert set(known_keys()) <= named

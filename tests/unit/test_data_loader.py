@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.bases import Defaults
 from veneer.config.keys import known_keys
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import DataConfig, SourceConfig
@@ -87,7 +88,7 @@ Seen = tuple[list[str], list[str], list[float], list[str], int]
 
 def what_training_sees(mapping: dict[str, Any]) -> Seen:
     """Pictures, captions, pixels, held-out pictures and the prior of a first step."""
-    run = resolve(build_config({"base": "bundled", "data": mapping}, "test"), 16)
+    run = resolve(build_config({"base": "bundled", "data": mapping}, "test"), Defaults(16))
     assert run.data.resolution is not None
     dataset, prior = survey(run.data), read_prior(run)
     picked = picks(dataset.train, 0, 0, 12)

@@ -13,6 +13,7 @@ import pytest
 from tools.illnesses.__main__ import PAGE, is_right, table
 from tools.illnesses.cases import CASES, Case, planned_config
 from tools.illnesses.making import RECORDS, record_of
+from tests.bases import Defaults
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
 from veneer.doctor.diagnosis import Diagnosis, diagnose
@@ -111,7 +112,7 @@ def test_every_run_is_recorded_and_nothing_else() -> None:
 @every_case
 def test_a_record_is_of_its_run(case: Case) -> None:
     """Of the very settings that the case has now: only what training resolves is added."""
-    assert evidence_of(case).config == resolve(planned_config(case), _SIDE)
+    assert evidence_of(case).config == resolve(planned_config(case), Defaults(_SIDE))
 
 
 @every_case

@@ -276,7 +276,7 @@ class TestLearning:
     def test_little_gained_is_underfit(self) -> None:
         finding = found(learning.underfit, evidence_of(held_out=NOTHING, training=NOTHING))
         assert overrides(finding)[0] == "train.max_steps=600"
-        assert "adapter.rank=8" in overrides(finding) and "adapter.text_encoder={}" in overrides(finding)
+        assert "adapter.rank=8" in overrides(finding) and "adapter.text_encoders.text_encoder={}" in overrides(finding)
 
     def test_missing_layers_are_named(self) -> None:
         config = config_of(**{"adapter.target_modules": ["to_k"]})
@@ -341,16 +341,16 @@ class TestLearning:
         assert learning.overfit(evidence_of(copies=Copies(1, 16, 0.4, ("p.png", "t.png")))) is None
 
     def test_a_text_encoder_that_does_harm_is_overcooked(self) -> None:
-        config = config_of(**{"adapter.text_encoder": {"learning_rate": 0.02}})
+        config = config_of(**{"adapter.text_encoders.text_encoder": {"learning_rate": 0.02}})
         harmed = replace(evidence_of().measured or Measured(), text_encoder=HARM)
         finding = found(learning.text_encoder_overcooked, evidence_of(config, measured=harmed))
-        assert overrides(finding)[0] == "adapter.text_encoder.learning_rate=0.0002"
+        assert overrides(finding)[0] == "adapter.text_encoders.text_encoder.learning_rate=0.0002"
         for little in (GAIN, Effect(0.004, 0.001, 0.007, 0.6, 0.604, 32)):
             helped = replace(harmed, text_encoder=little)
             assert learning.text_encoder_overcooked(evidence_of(config, measured=helped)) is None
 
     def test_a_text_encoder_that_is_outweighed_is_overcooked_though_nothing_was_measured(self) -> None:
-        config = config_of(**{"adapter.text_encoder": {"learning_rate": 0.02}})
+        config = config_of(**{"adapter.text_encoders.text_encoder": {"learning_rate": 0.02}})
         moved = {"unet": Moved(80, 1.0, 5.0), "text_encoder": Moved(8, 9.0, 5.0)}
         finding = found(learning.text_encoder_overcooked, evidence_of(config, moved=moved, measured=None))
         assert "180% of the size" in finding.evidence[0]
@@ -514,7 +514,7 @@ class TestDiagnosis:
         (Change("train.max_grad_norm", None, ""), "train.max_grad_norm=null"),
         (Change("data.trigger", "no: 1", ""), 'data.trigger="no: 1"'),
         (Change("data.trigger", "true", ""), 'data.trigger="true"'),
-        (Change("adapter.text_encoder", (), ""), "adapter.text_encoder={}"),
+        (Change("adapter.text_encoders.text_encoder", (), ""), "adapter.text_encoders.text_encoder={}"),
     ],
 )
 def test_changes_are_overrides(change: Change, override: str) -> None:

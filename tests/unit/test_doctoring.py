@@ -88,7 +88,7 @@ def test_the_text_encoder_is_found_in_the_base_too(
     run: Path, config: RunConfig, tiny_base: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
-    adapter = config.adapter.model_copy(update={"text_encoder": TextEncoderAdapterConfig()})
+    adapter = config.adapter.model_copy(update={"text_encoders": {"text_encoder": TextEncoderAdapterConfig()}})
     write_config(gather(run).config.model_copy(update={"adapter": adapter}), tmp_path / "run" / CONFIG)
     layers = layers_of(load_family(str(tiny_base)).networks)
     queries = [name for name in layers if name.startswith("text_encoder") and name.endswith("q_proj")]

@@ -27,7 +27,7 @@ from veneer.evaluate.heldout import (
     heldout_losses,
     kinds_of,
 )
-from veneer.family.protocol import Family
+from veneer.family.protocol import Conditioning, Family
 from veneer.train.events import Finished
 
 
@@ -39,14 +39,14 @@ def trained(family: Family, tiny_pictures: Path) -> AdapterWeights:
 
 
 def null_adapter(config: Any, family: Family) -> AdapterWeights:
-    injection = inject(family.networks, specs_of(config.adapter), seed=config.seed)
+    injection = inject(family.networks, specs_of(config.adapter, family), seed=config.seed)
     try:
         return injection.weights()
     finally:
         injection.eject()
 
 
-@pytest.mark.parametrize("adapter", [{}, {"text_encoder": {}}], ids=["unet", "both"])
+@pytest.mark.parametrize("adapter", [{}, {"text_encoders": {"text_encoder": {}}}], ids=["unet", "both"])
 def test_an_adapter_that_does_nothing_scores_exactly_zero(
     family: Family, tiny_pictures: Path, adapter: dict[str, Any]
 ) -> None:
@@ -103,23 +103,23 @@ def test_a_row_a_picture_and_a_column_a_draw(family: Family, tiny_pictures: Path
 
 
 @pytest.mark.parametrize("draws", [1, 4, 8])
-def test_timesteps_are_spread_over_all_of_time(family: Family, tiny_pictures: Path, draws: int) -> None:
+def test_times_are_spread_over_all_of_time(family: Family, tiny_pictures: Path, draws: int) -> None:
     """One in each of as many equal parts as there are draws, for every picture."""
     config = tiny_config(tiny_pictures, validation={"draws": draws})
-    seen: list[list[int]] = []
+    seen: list[list[float]] = []
 
     class Spy:
         def __getattr__(self, name: str) -> Any:
             return getattr(family, name)
 
-        def predict(self, noisy: torch.Tensor, timestep: torch.Tensor, conditioning: torch.Tensor) -> torch.Tensor:
-            seen.append(timestep.tolist())
-            return family.predict(noisy, timestep, conditioning)
+        def predict(self, noisy: torch.Tensor, t_B: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+            seen.append(t_B.tolist())
+            return family.predict(noisy, t_B, conditioning)
 
     heldout_losses(config, Spy(), survey(config.data).held_out)
-    for timesteps in seen:
-        assert [t * draws // 1000 for t in timesteps] == list(range(draws))
-    assert len({tuple(timesteps) for timesteps in seen}) == len(seen) > 1
+    for times in seen:
+        assert [int(t * draws) for t in times] == list(range(draws))
+    assert len({tuple(times) for times in seen}) == len(seen) > 1
 
 
 def test_what_was_trained_with_does_not_change_the_measure(family: Family, tiny_pictures: Path) -> None:

@@ -74,7 +74,7 @@ def test_each_part_comes_back_when_it_is_called(family: Family) -> None:
     pixels, latents = torch.zeros(1, 3, 16, 16), torch.zeros(1, 4, 8, 8)
     pieces = parts(family)
     calls = {
-        "encode_text": lambda: family.encode_text(["a cat"]),
+        "encode_text": lambda: family.encode_text(["a cat"])["text"],
         "encode_image": lambda: family.encode_image(pixels).mean,
         "decode": lambda: family.decode(latents),
         "vae": lambda: pieces["autoencoder"].decode(latents).sample,
@@ -147,7 +147,7 @@ def away_while_training(config: RunConfig, family: Family) -> set[str]:
         ({}, set(BOTH)),
         ({"train": {"offload": False}}, set()),
         ({"data": {"crop": "random"}}, {"text_encoder"}),
-        ({"adapter": {"text_encoder": {}}}, {"autoencoder"}),
+        ({"adapter": {"text_encoders": {"text_encoder": {}}}}, {"autoencoder"}),
         ({"data": {"flip": True, "caption_dropout": 0.5}}, set(BOTH)),
     ],
 )
@@ -190,12 +190,12 @@ def test_nothing_is_encoded_in_vain(family: Family, tiny_pictures: Path) -> None
             for encode in trainer.feed.ahead(range(first, 4)):
                 encode()
             encoder = trainer.feed.encoder
-            ahead = set(encoder._posteriors), set(encoder._conditioning)
+            ahead = set(encoder._posteriors), set(encoder._texts)
         with trainer_on(config, family) as trainer:
             for step in range(first, 4):
                 trainer.feed.micros(step)
             encoder = trainer.feed.encoder
-            assert (set(encoder._posteriors), set(encoder._conditioning)) == ahead
+            assert (set(encoder._posteriors), set(encoder._texts)) == ahead
 
 
 def test_looking_ahead_ends_when_there_is_nothing_new(family: Family, tiny_pictures: Path) -> None:

@@ -85,7 +85,7 @@ def config_of(base: Path, pictures: Path, cache: Path | None) -> RunConfig:
 
 
 def losses(config: RunConfig, family: Family) -> list[float]:
-    config = resolve(config, family.resolution)
+    config = resolve(config, family)
     return [event.loss for event in train(config, family, survey(config.data)) if hasattr(event, "loss")]
 
 

@@ -11,51 +11,60 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from veneer.config.schema import ObjectiveConfig
-from veneer.family.protocol import NoiseSchedule
-from veneer.objective.density import DENSITIES, add_noise, draw_timesteps
+from veneer.family.diffusion import DiscreteDiffusion
+from veneer.family.protocol import Conditioning
+from veneer.objective.density import DENSITIES, draw_times
 from veneer.objective.loss import Objective
-from veneer.objective.prediction import eps_of, target_of, x0_of
+from veneer.objective.prediction import eps_of, x0_of
 from veneer.objective.weighting import WEIGHTINGS, min_snr
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 T = 100
+NOTHING = Conditioning({})
 
 
-def cosine_schedule(prediction: str, zero_terminal_snr: bool = True) -> NoiseSchedule:
+def time_of(timestep_idx_B: Tensor) -> Tensor:
+    """Each timestep as a time in its middle."""
+    return (timestep_idx_B.double() + 0.5) / T
+
+
+def cosine(prediction: str, zero_terminal_snr: bool = True) -> DiscreteDiffusion:
     """alpha-bar = cos^2, from just below 1 to exactly 0 (or just above)."""
     angle = torch.linspace(0.01, math.pi / 2 - (0 if zero_terminal_snr else 0.01), T, dtype=torch.float64)
     alpha_bar = angle.cos().square()
     if zero_terminal_snr:
         alpha_bar[-1] = 0.0
-    return NoiseSchedule(alpha_bar.float(), prediction)  # type: ignore[arg-type]
+    return DiscreteDiffusion(alpha_bar.float(), prediction)  # type: ignore[arg-type]
 
 
 def some_pictures(batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     latent, noise = (torch.randn(batch, 4, 4, 4, generator=generator) for _ in range(2))
-    return latent, noise, torch.tensor([0, T // 2, T - 1])[:batch]
+    return latent, noise, time_of(torch.tensor([0, T // 2, T - 1])[:batch])
 
 
 @given(
     st.sampled_from(sorted(DENSITIES)), st.lists(st.floats(0, 1, exclude_max=True), min_size=1), st.integers(1, 1000)
 )
 def test_every_number_below_one_gives_a_timestep(density: str, numbers: list[float], total: int) -> None:
-    timestep = draw_timesteps(density, torch.tensor(numbers, dtype=torch.float64), total)
+    t_B = draw_times(density, torch.tensor(numbers, dtype=torch.float64))
+    assert t_B.dtype == torch.float64 and bool(((t_B >= 0) & (t_B <= 1)).all())
+    timestep = DiscreteDiffusion(torch.linspace(0.9, 0.1, total), "epsilon").index(t_B)
     assert timestep.dtype == torch.long
     assert 0 <= int(timestep.min()) <= int(timestep.max()) < total
 
 
 @given(st.sampled_from(sorted(DENSITIES)))
 def test_an_inverse_cdf_rises(density: str) -> None:
-    timestep = draw_timesteps(density, torch.arange(0, 1, 1 / 512, dtype=torch.float64), T)
-    assert bool((timestep.diff() >= 0).all())
+    t_B = draw_times(density, torch.arange(0, 1, 1 / 512, dtype=torch.float64))
+    assert bool((t_B.diff() > 0).all())
 
 
 def test_densities_are_what_they_say() -> None:
     """Exact shares from an even grid: uniform p(t < s) = s, high noise p(t < s) = s^2."""
     grid = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
     for share in (0.25, 0.5, 0.75):
-        below = {name: (draw_timesteps(name, grid, T) < share * T).double().mean().item() for name in DENSITIES}
+        below = {name: (draw_times(name, grid) < share).double().mean().item() for name in DENSITIES}
         assert below["uniform"] == pytest.approx(share, abs=1e-4)
         assert below["high_noise"] == pytest.approx(share**2, abs=1e-4)
 
@@ -63,22 +72,22 @@ def test_densities_are_what_they_say() -> None:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 @pytest.mark.parametrize("weighting", sorted(WEIGHTINGS))
 def test_the_loss_is_finite_at_zero_terminal_snr(prediction: str, weighting: str) -> None:
-    objective = Objective(cosine_schedule(prediction), weighting=weighting)
-    latent, noise, timestep = some_pictures()
-    loss = objective.loss_B(lambda noisy, *_: noisy * 0.5, latent, noise, timestep, torch.zeros(0))
+    objective = Objective(cosine(prediction), weighting=weighting)
+    latent, noise, t_B = some_pictures()
+    loss = objective.loss_B(lambda noisy, *_: noisy * 0.5, latent, noise, t_B, NOTHING)
     assert loss.shape == (3,)
     assert bool(loss.isfinite().all())
 
 
 def test_min_snr_weights_at_zero_snr_are_their_limits() -> None:
-    last = torch.tensor([T - 1])
-    weights = {p: min_snr(cosine_schedule(p), last, 5.0).item() for p in PREDICTIONS}
+    last = time_of(torch.tensor([T - 1]))
+    weights = {p: min_snr(cosine(p), last, 5.0).item() for p in PREDICTIONS}
     assert weights == {"epsilon": 1.0, "v_prediction": 0.0, "sample": 0.0}
 
 
 @given(st.sampled_from(PREDICTIONS), st.floats(0.1, 100))
 def test_min_snr_is_between_zero_and_gamma(prediction: str, gamma: float) -> None:
-    weight = min_snr(cosine_schedule(prediction), torch.arange(T), gamma)
+    weight = min_snr(cosine(prediction), time_of(torch.arange(T)), gamma)
     assert bool(((weight >= 0) & (weight <= max(gamma, 1.0) * (1 + 1e-6))).all())
     if prediction != "sample":  # relative to an unweighted loss it only ever takes away
         assert bool((weight <= 1).all())
@@ -86,51 +95,51 @@ def test_min_snr_is_between_zero_and_gamma(prediction: str, gamma: float) -> Non
 
 @given(st.sampled_from(PREDICTIONS), st.integers(0, T - 1))
 def test_conversions_undo_the_target(prediction: str, timestep: int) -> None:
-    schedule = cosine_schedule(prediction, zero_terminal_snr=False)
+    process = cosine(prediction, zero_terminal_snr=False)
     latent, noise, _ = some_pictures()
-    timestep_idx_B = torch.full((3,), timestep)
-    noisy, target = (f(schedule, latent, noise, timestep_idx_B) for f in (add_noise, target_of))
-    torch.testing.assert_close(x0_of(schedule, target, noisy, timestep_idx_B), latent, rtol=1e-4, atol=2e-4)
-    torch.testing.assert_close(eps_of(schedule, target, noisy, timestep_idx_B), noise, rtol=1e-4, atol=2e-4)
+    t_B = time_of(torch.full((3,), timestep))
+    noisy, target = (f(latent, noise, t_B) for f in (process.add_noise, process.target))
+    torch.testing.assert_close(x0_of(process, target, noisy, t_B), latent, rtol=1e-4, atol=2e-4)
+    torch.testing.assert_close(eps_of(process, target, noisy, t_B), noise, rtol=1e-4, atol=2e-4)
 
 
 def test_a_conversion_that_would_divide_by_zero_says_so() -> None:
-    latent, noise, timestep = some_pictures()
+    latent, noise, t_B = some_pictures()
     with pytest.raises(ValueError, match="zero SNR"):
-        x0_of(cosine_schedule("epsilon"), noise, latent, timestep)
-    clean = NoiseSchedule(torch.ones(T), "sample")
+        x0_of(cosine("epsilon"), noise, latent, t_B)
+    clean = DiscreteDiffusion(torch.ones(T), "sample")
     with pytest.raises(ValueError, match="without noise"):
-        eps_of(clean, latent, latent, timestep)
-    x0 = x0_of(cosine_schedule("v_prediction"), latent, noise, timestep)
+        eps_of(clean, latent, latent, t_B)
+    x0 = x0_of(cosine("v_prediction"), latent, noise, t_B)
     torch.testing.assert_close(x0[-1], -latent[-1], rtol=0, atol=0)  # v = -x where nothing but noise is left
 
 
 @given(st.integers(0, 2))
 def test_a_picture_is_worth_the_same_alone_as_in_a_batch(place: int) -> None:
-    objective = Objective(cosine_schedule("v_prediction"), weighting="min_snr")
-    latent, noise, timestep = some_pictures()
-    distributed = objective.loss_B(lambda noisy, *_: noisy, latent, noise, timestep, torch.zeros(0))
+    objective = Objective(cosine("v_prediction"), weighting="min_snr")
+    latent, noise, t_B = some_pictures()
+    distributed = objective.loss_B(lambda noisy, *_: noisy, latent, noise, t_B, NOTHING)
     one = slice(place, place + 1)
-    alone = objective.loss_B(lambda noisy, *_: noisy, latent[one], noise[one], timestep[one], torch.zeros(0))
+    alone = objective.loss_B(lambda noisy, *_: noisy, latent[one], noise[one], t_B[one], NOTHING)
     torch.testing.assert_close(distributed[one], alone, rtol=0, atol=0)
 
 
 def test_the_loss_is_float32_whatever_the_network_answers() -> None:
-    objective = Objective(cosine_schedule("epsilon"))
-    latent, noise, timestep = some_pictures()
-    loss = objective.loss_B(lambda noisy, *_: noisy.bfloat16(), latent, noise, timestep, torch.zeros(0))
+    objective = Objective(cosine("epsilon"))
+    latent, noise, t_B = some_pictures()
+    loss = objective.loss_B(lambda noisy, *_: noisy.bfloat16(), latent, noise, t_B, NOTHING)
     assert loss.dtype == torch.float32
 
 
 def test_each_field_of_the_config_changes_the_objective() -> None:
-    schedule = cosine_schedule("epsilon")
-    numbers, everywhere = torch.linspace(0, 0.99, 20), torch.arange(T)
-    plain = Objective.from_config(ObjectiveConfig(), schedule)
-    high = Objective.from_config(ObjectiveConfig(timesteps="high_noise"), schedule)
-    capped = Objective.from_config(ObjectiveConfig(weighting="min_snr"), schedule)
-    tighter = Objective.from_config(ObjectiveConfig(weighting="min_snr", gamma=1.0), schedule)
-    assert bool((high.timesteps(numbers) >= plain.timesteps(numbers)).all())
-    assert not torch.equal(high.timesteps(numbers), plain.timesteps(numbers))
+    process = cosine("epsilon")
+    numbers, everywhere = torch.linspace(0, 0.99, 20), time_of(torch.arange(T))
+    plain = Objective.from_config(ObjectiveConfig(), process)
+    high = Objective.from_config(ObjectiveConfig(timestep_density="high_noise"), process)
+    capped = Objective.from_config(ObjectiveConfig(weighting="min_snr"), process)
+    tighter = Objective.from_config(ObjectiveConfig(weighting="min_snr", snr_gamma=1.0), process)
+    assert bool((high.times(numbers) >= plain.times(numbers)).all())
+    assert not torch.equal(high.times(numbers), plain.times(numbers))
     assert torch.equal(plain.weight_B(everywhere), torch.ones(T))
     assert bool((tighter.weight_B(everywhere) <= capped.weight_B(everywhere)).all())
     assert not torch.equal(tighter.weight_B(everywhere), capped.weight_B(everywhere))

@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks import overhead
 from benchmarks.page import figures_of
 from tools.publish import published
+from tests.bases import Defaults
 from veneer.cli.progress import Progress
 from veneer.config.load import build_config, resolve
 from veneer.plan.account import Plan
@@ -34,7 +35,7 @@ BUDGET = 1.5
 def tell_a_run(folder: Path, terminal: bool) -> float:
     """Seconds of the processor, this thread's and the bar's, that the listeners of a run of synthetic steps take."""
     values: dict[str, Any] = {"base": "bundled", "output": {"dir": str(folder)}, "data": {"sources": [{"path": "p"}]}}
-    run = Identity(resolve(build_config(values, "test"), 64), {})
+    run = Identity(resolve(build_config(values, "test"), Defaults(64)), {})
     with open(os.devnull, "w") as nowhere, EventLog(folder / LOG) as log:
         progress = Progress(Console(file=nowhere, force_terminal=terminal, width=80))
         emit = EventBus(progress)

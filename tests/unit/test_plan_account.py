@@ -24,7 +24,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "default": {},
     "rank 1": {"rank": 1},
     "alpha": {"rank": 8, "alpha": 2.5},
-    "two networks": {"text_encoder": {"rank": 2}},
+    "two networks": {"text_encoders": {"text_encoder": {"rank": 2}}},
     "convolutions": {"rank": 2, "targets": ["conv1", "proj_in", "to_q"]},
 }
 
@@ -58,13 +58,13 @@ def test_the_parameters_are_those_of_the_paper(family: Family, tiny_pictures: Pa
 
 def test_planning_changes_nothing(family: Family, tiny_pictures: Path) -> None:
     before = bits_of(family.networks)
-    plan(tiny_config(tiny_pictures, adapter={"text_encoder": {}}), family)
+    plan(tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}}), family)
     after = bits_of(family.networks)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_table_is_short_and_aligned(family: Family, tiny_pictures: Path) -> None:
-    text = str(plan(tiny_config(tiny_pictures, adapter={"text_encoder": {}}), family))
+    text = str(plan(tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}}), family))
     lines = text.splitlines()
     targets = ["to_q", "to_k", "to_v", "to_out.0"], ["q_proj", "k_proj", "v_proj", "out_proj"]
     assert len(lines) == 13 and max(map(len, lines)) < 80
@@ -81,9 +81,9 @@ def test_what_does_not_fit_the_base_is_said_in_the_plan(family: Family, tiny_pic
         plan(tiny_config(tiny_pictures, adapter={"target_modules": ["to_qq"]}), family)
 
 
-def test_specs_are_the_configs(tiny_pictures: Path) -> None:
-    adapter = {"rank": 6, "alpha": 3.0, "dropout": 0.1, "text_encoder": {"rank": 2, "target_modules": ["fc1"]}}
-    specs = specs_of(tiny_config(tiny_pictures, adapter=adapter).adapter)
+def test_specs_are_the_configs(family: Family, tiny_pictures: Path) -> None:
+    adapter = {"rank": 6, "alpha": 3.0, "dropout": 0.1, "text_encoders": {"text_encoder": {"rank": 2, "target_modules": ["fc1"]}}}
+    specs = specs_of(tiny_config(tiny_pictures, adapter=adapter).adapter, family)
     assert (specs["unet"].rank, specs["unet"].alpha, specs["unet"].dropout) == (6, 3.0, 0.1)
     assert (specs["text_encoder"].rank, specs["text_encoder"].alpha) == (2, 2.0)
     assert specs["text_encoder"].targets == ("fc1",)

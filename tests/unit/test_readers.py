@@ -114,7 +114,7 @@ CONFIG: dict[str, Any] = {
     "base": "bundled",
     "output": {"dir": "runs/x"},
     "data": {"sources": [{"path": "pictures", "repeats": 2}], "held_out": 0.1, "prior": {"prompt": "a cat"}},
-    "adapter": {"rank": 4, "target_modules": ["to_q"], "text_encoder": {"rank": 2}},
+    "adapter": {"rank": 4, "target_modules": ["to_q"], "text_encoders": {"text_encoder": {"rank": 2}}},
     "train": {"max_steps": 5, "learning_rate": 1e-4, "optimizer": {"name": "adamw"}},
     "sample": {"prompts": ["a turtle"]},
 }

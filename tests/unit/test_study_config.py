@@ -61,25 +61,25 @@ def test_points_set_several_keys_dotted_or_nested() -> None:
 
 
 def test_a_section_may_be_set_to_its_defaults() -> None:
-    assert configs(study(points={"both": {"adapter.text_encoder": {}}}))["both"] == run(adapter={"text_encoder": {}})
+    assert configs(study(points={"both": {"adapter.text_encoders.text_encoder": {}}}))["both"] == run(adapter={"text_encoders": {"text_encoder": {}}})
 
 
 def test_names_of_the_same_ending_are_told_apart() -> None:
-    grid = {"adapter.rank": [2], "adapter.text_encoder.rank": [4], "adapter.target_modules": [["to_q", "to_v"]]}
+    grid = {"adapter.rank": [2], "adapter.text_encoders.text_encoder.rank": [4], "adapter.target_modules": [["to_q", "to_v"]]}
     grid |= {"data.flip": [True]}
     names = [point.name for point in points_of(study(grid=grid).config)]
-    assert names == ["adapter.rank 2, adapter.text_encoder.rank 4, target_modules to_q + to_v, flip true"]
+    assert names == ["adapter.rank 2, adapter.text_encoders.text_encoder.rank 4, target_modules to_q + to_v, flip true"]
 
 
 @pytest.mark.parametrize(("alpha", "kept"), [(None, 4.0), (2.0, 2.0)])
 def test_another_rank_keeps_alpha(alpha: float | None, kept: float) -> None:
     """Not the strength alpha/rank, which with Adam would be another rate for each rank."""
-    adapter = {"rank": 4, "alpha": alpha, "text_encoder": {"rank": 4, "alpha": 8.0}}
+    adapter = {"rank": 4, "alpha": alpha, "text_encoders": {"text_encoder": {"rank": 4, "alpha": 8.0}}}
     of = build_study(
         {
             "run": {**RUN, "adapter": adapter},
             "points": {
-                "more": {"adapter.rank": 16, "adapter.text_encoder.rank": 2},
+                "more": {"adapter.rank": 16, "adapter.text_encoders.text_encoder.rank": 2},
                 "own": {"adapter.rank": 16, "adapter.alpha": 1.0},
                 "other": {"train.max_steps": 3},
             },
@@ -90,7 +90,7 @@ def test_another_rank_keeps_alpha(alpha: float | None, kept: float) -> None:
     assert found["more"].adapter.alpha == kept
     assert found["own"].adapter.alpha == 1.0
     assert found["other"].adapter.alpha == alpha
-    assert found["more"].adapter.text_encoder is not None and found["more"].adapter.text_encoder.alpha == 8.0
+    assert found["more"].adapter.text_encoders["text_encoder"].alpha == 8.0
 
 
 def test_a_run_may_be_named(tmp_path: Path) -> None:

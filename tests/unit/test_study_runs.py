@@ -130,7 +130,7 @@ def test_losses_are_measured_with_one_noise_for_all_seeds(done: tuple[Path, Stud
     (told,) = place.glob("score-*.json")
     family = load_family(study.run.base)
     merge(family.networks, [(load(place).weights, 1.0)])
-    reference = resolve(study.run, family.resolution)
+    reference = resolve(study.run, family)
     expected = heldout_losses(reference, family, survey(reference.data).held_out)
     assert np.array_equal(np.array(json.loads(told.read_text("utf-8"))), expected)
 

@@ -15,7 +15,7 @@ from veneer.data.loader import Pick
 from veneer.data.preflight import survey
 from veneer.data.transform import load_pixels
 from veneer.family.cache import Encoder
-from veneer.family.protocol import Family, LatentDistribution
+from veneer.family.protocol import Conditioning, Family, LatentDistribution
 from veneer.train.step import MicroBatch
 
 
@@ -25,7 +25,12 @@ def micros_of(family: Family, pictures: Path, step: int, **sections: Any) -> lis
 
 
 RANDOM: dict[str, Any] = {"crop": "random", "flip": True, "caption_dropout": 0.5}
-PARTS = ("latent_BCHW", "noise_BCHW", "timestep_idx_B", "conditioning", "weight_B")
+PARTS = ("latents", "noise", "t_B", "weight_B", "text")
+
+
+def tensors_of(micro: MicroBatch) -> dict[str, Tensor]:
+    assert isinstance(micro.text, Conditioning)
+    return {**vars(micro), **micro.text.tensors}
 
 
 @pytest.mark.parametrize("data", [{}, {"flip": True}, RANDOM], ids=["plain", "flip", "random"])
@@ -33,7 +38,8 @@ def test_a_picture_is_the_same_alone_as_in_a_batch(family: Family, tiny_pictures
     (whole,) = micros_of(family, tiny_pictures, 5, data=data, train={"batch_size": 4})
     single = micros_of(family, tiny_pictures, 5, data=data, train={"batch_size": 1, "gradient_accumulation_steps": 4})
     for part in PARTS:
-        assert torch.equal(torch.cat([getattr(micro, part) for micro in single]), getattr(whole, part)), part
+        assert torch.equal(torch.cat([tensors_of(micro)[part] for micro in single]), tensors_of(whole)[part]), part
+    assert tuple(micro.geometries[0] for micro in single) == whole.geometries
     assert tuple(micro.samples[0] for micro in single) == whole.samples
 
 
@@ -41,29 +47,30 @@ def test_a_step_can_be_recomputed_without_those_before_it(family: Family, tiny_p
     with trainer_on(tiny_config(tiny_pictures, data=RANDOM), family) as trainer:
         in_order = [trainer.feed.micros(step)[0] for step in range(4)]
     (alone,) = micros_of(family, tiny_pictures, 3, data=RANDOM)
-    assert all(torch.equal(getattr(alone, part), getattr(in_order[3], part)) for part in PARTS)
+    assert all(torch.equal(tensors_of(alone)[part], tensors_of(in_order[3])[part]) for part in PARTS)
+    assert alone.geometries == in_order[3].geometries
 
 
 def test_the_same_picture_gets_other_noise_at_another_showing(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(tiny_config(tiny_pictures, train={"batch_size": 9}), family) as trainer:
         first, second = trainer.feed.micros(0)[0], trainer.feed.micros(1)[0]
     place = second.samples.index(first.samples[0])
-    assert not torch.equal(first.noise_BCHW[0], second.noise_BCHW[place])
-    assert not torch.equal(first.latent_BCHW[0], second.latent_BCHW[place])  # the posterior is drawn from anew
+    assert not torch.equal(first.noise[0], second.noise[place])
+    assert not torch.equal(first.latents[0], second.latents[place])  # the posterior is drawn from anew
 
 
 def test_the_noise_is_not_the_one_that_drew_the_latent(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(tiny_config(tiny_pictures), family) as trainer:
         (micro,) = trainer.feed.micros(0)
         posterior = [trainer.feed.encoder.centered(sample) for sample in micro.samples]
-    drew = torch.cat([(z - p.mean) / p.std for z, p in zip(micro.latent_BCHW[:, None], posterior, strict=True)])
-    both = torch.stack([drew.flatten(), micro.noise_BCHW.flatten()])
+    drew = torch.cat([(z - p.mean) / p.std for z, p in zip(micro.latents[:, None], posterior, strict=True)])
+    both = torch.stack([drew.flatten(), micro.noise.flatten()])
     assert abs(float(torch.corrcoef(both)[0, 1])) < 4 / drew.numel() ** 0.5
 
 
 def test_noise_is_standard_normal(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(tiny_config(tiny_pictures, train={"batch_size": 9}), family) as trainer:
-        noise = torch.cat([trainer.feed.micros(step)[0].noise_BCHW for step in range(10)])
+        noise = torch.cat([trainer.feed.micros(step)[0].noise for step in range(10)])
     assert abs(float(noise.mean())) < 4 / noise.numel() ** 0.5
     assert abs(float(noise.var()) - 1) < 4 * (2 / noise.numel()) ** 0.5
 
@@ -78,7 +85,7 @@ class Counting:
         self.pictures += len(pixels_BCHW)
         return self.family.encode_image(pixels_BCHW)
 
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
+    def encode_text(self, captions: Sequence[str]) -> Conditioning:
         self.texts += captions
         return self.family.encode_text(captions)
 
@@ -86,7 +93,7 @@ class Counting:
 def shown(encoder: Encoder, picks: list[Pick]) -> None:
     for pick in picks:
         encoder.latents([pick])
-        encoder.conditioning([pick.sample.captions[0]])
+        encoder.texts([pick.sample.captions[0]])
 
 
 @pytest.mark.parametrize(("data", "times"), [({}, 1), ({"flip": True}, 2), ({"crop": "random"}, 30)])

@@ -26,10 +26,11 @@ from tests.training import (
     write_noise_pictures,
 )
 from veneer.adapter.protocol import AdapterWeights
+from veneer.data.loader import caption_of
 from veneer.data.preflight import survey
 from veneer.engine import prepare
 from veneer.errors import UserError
-from veneer.family.protocol import Family
+from veneer.family.protocol import Conditioning, Family
 from veneer.family.registry import load_family
 from veneer.train.batches import BatchBuilder
 from veneer.train.events import CheckpointDue, Finished, SampleDue, StepDone, Stopped, TrainingStarted, Warned
@@ -99,7 +100,7 @@ def test_a_step_that_is_not_finite_is_skipped_on_request(
 
     def broken(feed: BatchBuilder, step: int) -> list[MicroBatch]:
         found = micros(feed, step)
-        return [replace(each, latent_BCHW=each.latent_BCHW * math.nan) for each in found] if step == 1 else found
+        return [replace(each, latents=each.latents * math.nan) for each in found] if step == 1 else found
 
     monkeypatch.setattr(BatchBuilder, "micros", broken)
     states, events = [], []
@@ -137,7 +138,7 @@ def test_the_loop_is_on_one_screen() -> None:
 
 def test_two_runs_give_the_same_bits_and_the_same_file(family: Family, tiny_pictures: Path, tmp_path: Path) -> None:
     config = tiny_config(
-        tiny_pictures, adapter={"text_encoder": {}, "dropout": 0.2}, data={"flip": True, "crop": "random"}
+        tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}, "dropout": 0.2}, data={"flip": True, "crop": "random"}
     )
     first = trained(config, family)
     torch.manual_seed(99)
@@ -154,7 +155,7 @@ def test_another_seed_gives_other_bits(family: Family, tiny_pictures: Path) -> N
 
 def test_the_base_has_its_bits_back_when_the_run_ends_or_is_left(family: Family, tiny_pictures: Path) -> None:
     before = bits_of(family.networks)
-    config = tiny_config(tiny_pictures, adapter={"text_encoder": {}}, train={"memory": "checkpoint"})
+    config = tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}}, train={"memory": "checkpoint"})
     tiny_run(config, family)
     left = train(config, family, survey(config.data))
     next(left)
@@ -199,7 +200,7 @@ def test_a_trainer_that_cannot_be_made_leaves_the_base_as_it_was(
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "text encoder": {"adapter": {"text_encoder": {}, "dropout": 0.3}},
+    "text encoder": {"adapter": {"text_encoders": {"text_encoder": {}}, "dropout": 0.3}},
     "bfloat16": {"train": {"precision": "bfloat16"}},
     "checkpoint": {"train": {"memory": "checkpoint"}},
     "average": {"train": {"ema_decay": 0.5}, "sample": {"every": 1}},
@@ -268,7 +269,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "alpha": {"adapter": {"alpha": 8.0}},
     "targets": {"adapter": {"target_modules": ["to_q"]}},
     "dropout": {"adapter": {"dropout": 0.5}},
-    "text_encoder": {"adapter": {"text_encoder": {}}},
+    "text_encoder": {"adapter": {"text_encoders": {"text_encoder": {}}}},
     "timesteps": {"objective": {"timestep_density": "high_noise"}},
     "weighting": {"objective": {"weighting": "min_snr"}},
     "gamma": {"objective": {"weighting": "min_snr", "snr_gamma": 0.5}},
@@ -346,10 +347,11 @@ def test_the_text_encoder_has_rank_alpha_targets_and_rate_of_its_own(family: Fam
 
 def test_text_is_encoded_in_the_step_only_if_it_is_trained(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(tiny_config(tiny_pictures), family) as trainer:
-        assert isinstance(trainer.feed.micros(0)[0].conditioning, Tensor)
-    with trainer_on(tiny_config(tiny_pictures, adapter={"text_encoder": {}}), family) as trainer:
-        assert trainer.feed.micros(0)[0].conditioning != []
-        assert not isinstance(trainer.feed.micros(0)[0].conditioning, Tensor)
+        assert isinstance(trainer.feed.micros(0)[0].text, Conditioning)
+    with trainer_on(tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}}), family) as trainer:
+        assert trainer.feed.micros(0)[0].text == [
+            caption_of(pick, trainer.feed.config.data, trainer.feed.config.seed) for pick in trainer.feed._picked(0)
+        ]
 
 
 def test_alpha_scales_the_gradient(family: Family, tiny_pictures: Path) -> None:

@@ -28,7 +28,7 @@ def weight() -> nn.Parameter:
 
 def stepped(config: RunConfig, gradient: tuple[float, ...] = (0.5, -0.25, 1e-8), steps: int = 3) -> torch.Tensor:
     parameter = weight()
-    optimizer = optimizer_for(config, {"unet": [parameter]})
+    optimizer = optimizer_for(config, {"unet": [parameter]}, "unet")
     for _ in range(steps):
         parameter.grad = torch.tensor(gradient)
         optimizer.step()
@@ -87,7 +87,7 @@ def test_each_field_changes_the_update(change: dict[str, Any]) -> None:
 
     def path(config: RunConfig) -> torch.Tensor:
         parameter = weight()
-        optimizer = optimizer_for(config, {"unet": [parameter]})
+        optimizer = optimizer_for(config, {"unet": [parameter]}, "unet")
         for gradient in varied:
             parameter.grad = torch.tensor(gradient)
             optimizer.step()
@@ -97,9 +97,9 @@ def test_each_field_changes_the_update(change: dict[str, Any]) -> None:
 
 
 def test_the_text_encoder_has_a_rate_of_its_own() -> None:
-    adapter = AdapterConfig(text_encoder=TextEncoderAdapterConfig(learning_rate=3e-6))
+    adapter = AdapterConfig(text_encoders={"text_encoder": TextEncoderAdapterConfig(learning_rate=3e-6)})
     config = RunConfig(base="bundled", data=DATA, adapter=adapter)  # type: ignore[arg-type]
-    assert network_rates(config) == {"unet": 1e-4, "text_encoder": 3e-6}
-    optimizer = optimizer_for(config, {"unet": [weight()], "text_encoder": [weight()]})
+    assert network_rates(config, "unet") == {"unet": 1e-4, "text_encoder": 3e-6}
+    optimizer = optimizer_for(config, {"unet": [weight()], "text_encoder": [weight()]}, "unet")
     assert set_rates(optimizer, 0.5) == {"unet": 5e-5, "text_encoder": 1.5e-6}
     assert set_rates(optimizer, 1.0) == {"unet": 1e-4, "text_encoder": 3e-6}

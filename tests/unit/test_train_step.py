@@ -20,7 +20,7 @@ from veneer.family.registry import load_family
 from veneer.train import step
 from veneer.train.step import MicroBatch, NonFinite, train_step
 
-BOTH: dict[str, Any] = {"text_encoder": {}}
+BOTH: dict[str, Any] = {"text_encoders": {"text_encoder": {}}}
 
 
 def split(pictures: Path, batch: int, accumulate: int, **adapter: Any) -> Any:
@@ -168,12 +168,12 @@ def test_gradients_are_scaled_down_to_the_norm(family: Family, tiny_pictures: Pa
 
 
 def with_latent(micro: MicroBatch, value: float) -> MicroBatch:
-    latent = micro.latent_BCHW.clone()
+    latent = micro.latents.clone()
     latent[1, 0, 0, 0] = value
-    return replace(micro, latent_BCHW=latent)
+    return replace(micro, latents=latent)
 
 
-def test_a_loss_that_is_not_finite_names_step_picture_and_timestep(family: Family, tiny_pictures: Path) -> None:
+def test_a_loss_that_is_not_finite_names_step_picture_and_time(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(split(tiny_pictures, 2, 2), family) as trainer:
         started = trainer.state_dict()
         good, bad = trainer.feed.micros(6)
@@ -181,7 +181,8 @@ def test_a_loss_that_is_not_finite_names_step_picture_and_timestep(family: Famil
             train_step(trainer.context, 6, [good, with_latent(bad, float("nan"))])
         after = trainer.state_dict()
     assert (caught.value.step, caught.value.samples) == (7, (bad.samples[1].id,))
-    assert caught.value.timesteps == (int(bad.timestep_idx_B[1]),)
+    assert caught.value.times == (float(bad.t_B[1]),)
+    assert f"at time {float(bad.t_B[1]):.3f}" in str(caught.value)
     assert str(bad.samples[1].path) in str(caught.value) and "\n" not in str(caught.value)
     assert isinstance(caught.value, UserError)
     assert started.keys() == after.keys() and all(torch.equal(started[name], after[name]) for name in started)

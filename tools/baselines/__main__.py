@@ -30,7 +30,7 @@ from veneer.data.preflight import Dataset
 from veneer.evaluate.heldout import Losses, heldout_losses, paired_difference
 from veneer.evaluate.results import Score
 from veneer.family.cache import Encoder
-from veneer.family.protocol import Family
+from veneer.family.protocol import Conditioning, Family
 from veneer.files import atomic_write
 from veneer.objective.loss import Objective
 from veneer.train.batches import BatchBuilder
@@ -124,7 +124,7 @@ def _taught_losses(family: Family, name: str, config: RunConfig, rate: float) ->
 
 def train(family: Family, config: RunConfig, pictures: Dataset, taught: Taught, rate: float) -> None:
     """AdamW at Veneer's defaults, with the pictures, noise and timesteps of Veneer's own loop."""
-    config = veneer.resolve(config, family.resolution)
+    config = veneer.resolve(config, family)
     objective = Objective.from_config(config.objective, family.noise)
     encoder = Encoder(family, config.data, family.resolution, config.seed)
     feed = BatchBuilder(config, objective, encoder, pictures.train, None, torch.device("cpu"))
@@ -132,9 +132,10 @@ def train(family: Family, config: RunConfig, pictures: Dataset, taught: Taught, 
     optimizer = torch.optim.AdamW(taught.parameters, lr=rate, weight_decay=decay)
     for step in range(config.train.max_steps):
         for micro in feed.micros(step):
-            assert isinstance(micro.conditioning, torch.Tensor)
-            given = (micro.latent_BCHW, micro.noise_BCHW, micro.timestep_idx_B, micro.conditioning)
-            torch.autograd.backward((micro.weight_B * objective.loss_B(family.predict, *given)).sum())
+            assert isinstance(micro.text, Conditioning)
+            conditioning = family.condition(micro.text, micro.geometries)
+            loss_B = objective.loss_B(family.predict, micro.latents, micro.noise, micro.t_B, conditioning)
+            torch.autograd.backward((micro.weight_B * loss_B).sum())
         if most is not None:
             nn.utils.clip_grad_norm_(taught.parameters, most)
         optimizer.step()

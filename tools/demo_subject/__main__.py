@@ -65,7 +65,7 @@ def _config(output: Path, prior: dict[str, Any] | None, held_out: float | str = 
         "base": "bundled",
         "output": {"dir": str(output)},
         "data": {"sources": [{"path": str(veneer.demo_path() / "subject")}], "held_out": held_out, "prior": prior},
-        "adapter": {"rank": 8, "text_encoder": {"rank": 4, "learning_rate": 5e-4}},
+        "adapter": {"rank": 8, "text_encoders": {"text_encoder": {"rank": 4, "learning_rate": 5e-4}}},
         "sample": {"prompts": [SUBJECT, CLASS], "guidance": GUIDANCE},
         "train": TRAIN,
     }

@@ -100,7 +100,7 @@ _SUBJECT = {
     "sample.steps": 10,
 }
 _PRIOR = {"prompt": "a cat face emoji", "count": 16}
-_TEXT_ENCODER = {"adapter.text_encoder": {"rank": 4, "learning_rate": 2e-4}}
+_TEXT_ENCODER = {"adapter.text_encoders.text_encoder": {"rank": 4, "learning_rate": 2e-4}}
 
 _BRIEF = {"train.batch_size": 2}
 """Where pictures or settings are at fault, however long the training."""
@@ -116,7 +116,7 @@ _FITTED = (
         "fit-text-encoder",
         ("text_encoder_overcooked",),
         Recipe(60, seed=1),
-        {"train.max_steps": 80, "adapter.text_encoder": {"rank": 4, "learning_rate": 0.02}},
+        {"train.max_steps": 80, "adapter.text_encoders.text_encoder": {"rank": 4, "learning_rate": 0.02}},
     ),
     Case("fit-dead", ("dead_adapter",), Recipe(60, seed=1), {"train.max_steps": 20, "adapter.alpha": 1e-5}),
     Case(
@@ -164,7 +164,7 @@ _ILL = (
         "text-encoder-burnt",
         ("text_encoder_overcooked",),
         Recipe(100),
-        {"adapter.text_encoder": {"rank": 4, "learning_rate": 0.05}},
+        {"adapter.text_encoders.text_encoder": {"rank": 4, "learning_rate": 0.05}},
     ),
     Case("style-in-captions", ("captions_leak_style",), Recipe(100, captions=_styled), _BRIEF),
     Case("one-caption", ("captions_alike",), Recipe(80, captions=_alike), _BRIEF),

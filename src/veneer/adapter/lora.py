@@ -57,7 +57,7 @@ class LoraSpec:
     def from_config(cls, config: AdapterConfig | TextEncoderAdapterConfig) -> LoraSpec:
         """Return the plan that a section of a run's config states."""
         alpha = float(config.rank) if config.alpha is None else config.alpha
-        return cls(config.rank, alpha, config.target_modules, config.dropout)
+        return cls(config.rank, alpha, config.target_modules or (), config.dropout)
 
     def to_peft(self) -> LoraConfig:
         """Return the same plan for ``network.add_adapter`` and ``peft.get_peft_model``."""

@@ -3,24 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from veneer.adapter.lora import LORA
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, LayerAdapter, Method
-from veneer.config.schema import AdapterConfig
+from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
+from veneer.errors import UserError
 
-__all__ = ["METHODS", "from_tensors", "specs_of", "to_tensors"]
+__all__ = ["METHODS", "Networks", "from_tensors", "specs_of", "to_tensors"]
+
+_Section = TypeVar("_Section", AdapterConfig, TextEncoderAdapterConfig)
 
 METHODS: Mapping[str, Method] = {method.name: method for method in (LORA,)}
 """Each method by its value of ``adapter.method``."""
 
 
-def specs_of(config: AdapterConfig) -> dict[str, AdapterSpec]:
-    """Return the adapters that a config asks for, by the prefix of their network."""
-    method = METHODS[config.method]
-    specs = {"unet": method.spec(config)}
-    return specs if config.text_encoder is None else specs | {"text_encoder": method.spec(config.text_encoder)}
+class Networks(Protocol):
+    """What of a base an adapter's plan depends on; ``veneer.family.protocol.Family`` is one."""
+
+    networks: Mapping[str, nn.Module]
+    denoiser: str
+    default_targets: Mapping[str, tuple[str, ...]]
+
+
+def specs_of(config: AdapterConfig, base: Networks) -> dict[str, AdapterSpec]:
+    """Return the adapters that a config asks for, by the name of their network: the denoiser's, then text encoders'.
+
+    Raises:
+        UserError: the base has no text encoder of a name in the config.
+    """
+    text_encoders = [name for name in base.networks if name != base.denoiser]
+    if unknown := next((name for name in config.text_encoders if name not in text_encoders), None):
+        raise UserError(
+            f"the base has no {unknown}",
+            code="adapter.unknown_text_encoder",
+            where="adapter.text_encoders",
+            remedy=f"it has {', '.join(text_encoders) or 'none that can be adapted'}",
+        )
+    sections: dict[str, AdapterConfig | TextEncoderAdapterConfig] = {base.denoiser: config}
+    sections |= {name: config.text_encoders[name] for name in text_encoders if name in config.text_encoders}
+    return {
+        name: METHODS[config.method].spec(_with_targets(section, base.default_targets[name]))
+        for name, section in sections.items()
+    }
+
+
+def _with_targets(section: _Section, targets: tuple[str, ...]) -> _Section:
+    return section.model_copy(update={"target_modules": section.target_modules or targets})
 
 
 def to_tensors(weights: AdapterWeights) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -13,7 +13,10 @@ from veneer.config.document import Key
 from veneer.config.schema import RunConfig
 from veneer.config.spellings import ELSEWHERE, RENAMED
 
-__all__ = ["described", "dotted", "known_keys", "nearest", "section_at", "without_places"]
+__all__ = ["described", "dotted", "known_keys", "nearest", "schema_name", "section_at"]
+
+
+_NAME = "<name>"
 
 
 def dotted(key: Key) -> str:
@@ -31,16 +34,25 @@ def _section_of(annotation: Any) -> type[BaseModel] | None:
 def section_at(key: Key) -> type[BaseModel] | None:
     """The section whose fields stand right under ``key``; none if nothing may."""
     section: type[BaseModel] | None = RunConfig
+    is_name = False  # of an entry of a mapping, which may be any
     for part in key:
-        if isinstance(part, str):
+        if isinstance(part, str) and not is_name:
             known = section.model_fields.get(part) if section else None
             section = _section_of(known.annotation) if known else None
+            is_name = known is not None and _has_names(known.annotation)
+        else:
+            is_name = False
     return section
+
+
+def _has_names(annotation: Any) -> bool:
+    """Whether what stands under a key is a mapping whose own keys are the user's to name."""
+    return get_origin(annotation) is dict
 
 
 @lru_cache(maxsize=1)
 def known_keys() -> dict[str, str]:
-    """Every key that a config may have, dotted, with what it means; list places are left out."""
+    """Return every key that a config may have, with what it means, each named as ``schema_name`` does."""
     return dict(_walk(RunConfig, ""))
 
 
@@ -49,17 +61,29 @@ def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         yield prefix + name, known.description or ""
         below = _section_of(known.annotation)
         if below is not None:
-            yield from _walk(below, f"{prefix}{name}.")
+            entry = f"{_NAME}." if _has_names(known.annotation) else ""
+            yield from _walk(below, f"{prefix}{name}.{entry}")
 
 
-def without_places(key: Key) -> str:
-    """Return a key, dotted, less the places in lists: ``data.sources.path``."""
-    return dotted(tuple(part for part in key if isinstance(part, str)))
+def schema_name(key: Key) -> str:
+    """Return a key as the schema names it: no places in lists, and ``<name>`` for names that are the user's.
+
+    Such as ``data.sources.path`` and ``adapter.text_encoders.<name>.rank``.
+    """
+    names = [_NAME if _is_name(key, place) else part for place, part in enumerate(key) if isinstance(part, str)]
+    return ".".join(names)
+
+
+def _is_name(key: Key, place: int) -> bool:
+    """Whether a part of a key is a name that the user gave to an entry of a mapping."""
+    section = section_at(key[: place - 1]) if place else None
+    above = section.model_fields.get(str(key[place - 1])) if section else None
+    return above is not None and _has_names(above.annotation)
 
 
 def described(key: Key) -> str:
     """Return what a key means, in one line without markup; empty if there is no such key."""
-    return known_keys().get(without_places(key), "").replace("``", "")
+    return known_keys().get(schema_name(key), "").replace("``", "")
 
 
 def nearest(key: Key) -> str | None:
@@ -69,7 +93,7 @@ def nearest(key: Key) -> str | None:
     in its own section, a like name anywhere.
     """
     name, leaves = str(key[-1]), _leaves()
-    exact = RENAMED.get(without_places(key)) or ELSEWHERE.get(name) or leaves.get(name)
+    exact = RENAMED.get(schema_name(key)) or ELSEWHERE.get(name) or leaves.get(name)
     if exact is not None:
         return exact
     beside = _names_beside(key)
@@ -89,7 +113,7 @@ def _leaves() -> dict[str, str]:
 def _names_beside(key: Key) -> dict[str, str]:
     """Return the names, of now and of earlier releases, in a key's section, each with its key."""
     above = key[:-1]
-    section, prefix = section_at(above), without_places(above)
+    section, prefix = section_at(above), schema_name(above)
     now = {name: dotted((*above, name)) for name in section.model_fields} if section else {}
     earlier = {old.rpartition(".")[2]: new for old, new in RENAMED.items() if old.rpartition(".")[0] == prefix}
     return {**earlier, **now}

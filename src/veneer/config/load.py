@@ -12,18 +12,19 @@ from difflib import get_close_matches
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
 from veneer.config.document import Document, Key, read_utf8, read_yaml, write_yaml
 from veneer.config.explain import explain
-from veneer.config.keys import dotted, known_keys, nearest, section_at
+from veneer.config.keys import dotted, known_keys, nearest, schema_name, section_at
 from veneer.config.schema import AdapterConfig, RunConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 from veneer.files import atomic_write
 
 __all__ = [
+    "BaseDefaults",
     "build_config",
     "config_from_folder",
     "dump_config",
@@ -87,29 +88,44 @@ def build_config(mapping: Mapping[str, Any], origin: str, places: Mapping[Key, s
         raise explain(error, origin, places or {}) from None
 
 
-def resolve(config: RunConfig, native_resolution: int) -> RunConfig:
+class BaseDefaults(Protocol):
+    """What of a base a config's defaults depend on; ``veneer.family.protocol.Family`` is one.
+
+    Attributes:
+        resolution: side of the square that it was trained on, in pixels.
+        denoiser: the name of its denoiser.
+        default_targets: of each network, the layers that an adapter changes where a config names none.
+    """
+
+    resolution: int
+    denoiser: str
+    default_targets: Mapping[str, tuple[str, ...]]
+
+
+def resolve(config: RunConfig, base: BaseDefaults) -> RunConfig:
     """Fill in what depends on the base or on other keys, so that the file written beside a result says everything.
 
     Args:
         config: as the user wrote it.
-        native_resolution: the base's own side, in pixels.
+        base: what the config is for.
     """
-    adapter, data = config.adapter, config.data
-    text_encoder = _with_alpha(adapter.text_encoder) if adapter.text_encoder else None
-    adapter = _with_alpha(adapter).model_copy(update={"text_encoder": text_encoder})
+    data, targets = config.data, base.default_targets
+    text_encoders = {name: _completed(part, targets.get(name)) for name, part in config.adapter.text_encoders.items()}
+    adapter = _completed(config.adapter, targets[base.denoiser]).model_copy(update={"text_encoders": text_encoders})
     prior = data.prior
     if prior is not None and prior.path is None:
         prior = prior.model_copy(update={"path": config.output.dir / "prior"})
-    data = data.model_copy(update={"resolution": data.resolution or native_resolution, "prior": prior})
+    data = data.model_copy(update={"resolution": data.resolution or base.resolution, "prior": prior})
     return config.model_copy(update={"adapter": adapter, "data": data})
 
 
 _Adapter = TypeVar("_Adapter", AdapterConfig, TextEncoderAdapterConfig)
 
 
-def _with_alpha(adapter: _Adapter) -> _Adapter:
-    """Strength alpha/rank is 1 unless said otherwise."""
-    return adapter.model_copy(update={"alpha": adapter.alpha or float(adapter.rank)})
+def _completed(adapter: _Adapter, targets: tuple[str, ...] | None) -> _Adapter:
+    """Fill in the base's targets, and a strength alpha/rank of 1."""
+    alpha = adapter.alpha or float(adapter.rank)
+    return adapter.model_copy(update={"alpha": alpha, "target_modules": adapter.target_modules or targets})
 
 
 def dump_config(config: RunConfig) -> str:
@@ -238,7 +254,7 @@ def _check_place(here: Any, key: Key, override: str) -> None:
         if not isinstance(name, int) or name >= len(here):
             raise UserError(f"{dotted(above)} has {len(here)} elements, counted from 0", where=override)
     elif isinstance(name, int) or not isinstance(here, dict) or section_at(above) is None:
-        if not above or dotted(tuple(part for part in above if isinstance(part, str))) in known_keys():
+        if not above or schema_name(above) in known_keys():
             raise UserError(f"{dotted(above) or 'a config'} has no {name}", where=override)
         meant = nearest(above)
         remedy = f"did you mean {meant}?" if meant else None

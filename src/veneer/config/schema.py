@@ -134,18 +134,18 @@ class DataConfig(_Section):
 
 
 class TextEncoderAdapterConfig(_Section):
-    """A second adapter on the text encoder, saved in the same file under ``text_encoder.``."""
+    """An adapter on a text encoder, saved in the same file under the text encoder's name."""
 
     rank: Count = 4
     """Columns of A."""
     alpha: Positive | None = None
     """Strength alpha/rank; default: the rank."""
-    target_modules: Targets = ("q_proj", "k_proj", "v_proj", "out_proj")
-    """Names, or endings of dotted paths, of the text encoder's layers."""
+    target_modules: Targets | None = None
+    """Names, or endings of dotted paths, of the text encoder's layers; default: the base's own, of its attention."""
     dropout: Share = 0.0
     """Of the adapter's input while training."""
     learning_rate: Positive = 5e-5
-    """Learning rate; text encoders overcook sooner than the UNet."""
+    """Learning rate; text encoders overcook sooner than the denoiser."""
 
 
 class AdapterConfig(_Section):
@@ -157,12 +157,14 @@ class AdapterConfig(_Section):
     """Rank of delta W."""
     alpha: Positive | None = None
     """Strength alpha/rank; default: the rank, which makes it 1."""
-    target_modules: Targets = ("to_q", "to_k", "to_v", "to_out.0")
-    """Names, or endings of dotted paths, of the layers that get an adapter."""
+    target_modules: Targets | None = None
+    """Names, or endings of dotted paths, of the layers that get an adapter; default: the base's own, of its
+    attention."""
     dropout: Share = 0.0
     """Of the adapter's input while training."""
-    text_encoder: TextEncoderAdapterConfig | None = None
-    """Set it (``{}`` is enough) to adapt the text encoder as well."""
+    text_encoders: dict[Words, TextEncoderAdapterConfig] = {}
+    """Text encoders to adapt as well, each by its name in the base: ``text_encoder``, ``text_encoder_2``; ``{}`` is
+    enough for each."""
 
 
 class ObjectiveConfig(_Section):

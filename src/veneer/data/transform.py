@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from PIL import Image
@@ -14,7 +16,47 @@ from veneer.data.manifest import Sample, content_id
 from veneer.errors import UserError
 from veneer.rng import uniform
 
-__all__ = ["is_flipped", "load_centered", "load_pixels"]
+__all__ = ["Geometry", "centered_geometry", "geometry_of", "is_flipped", "load_centered", "load_pixels"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where what the model sees lies in its picture; lengths are (height, width) in pixels.
+
+    Attributes:
+        original: size of the picture.
+        top_left: corner of the cut, in the picture as it was resized for it and mirrored.
+        target: size of the cut.
+    """
+
+    original: tuple[int, int]
+    top_left: tuple[int, int]
+    target: tuple[int, int]
+
+    @classmethod
+    def whole(cls, height: int, width: int) -> Geometry:
+        """Return the geometry of a picture that is seen whole and as large as it is."""
+        return cls((height, width), (0, 0), (height, width))
+
+
+def geometry_of(sample: Sample, config: DataConfig, resolution: int, seed: int, draw_index: int) -> Geometry:
+    """Return the geometry of what :func:`load_pixels` loads for the same arguments."""
+    shift = _shift(sample, config, seed, draw_index)
+    return _geometry(sample, resolution, shift, is_flipped(sample, config, seed, draw_index))
+
+
+def centered_geometry(sample: Sample, resolution: int) -> Geometry:
+    """Return the geometry of what :func:`load_centered` loads."""
+    return _geometry(sample, resolution, 0.5, flipped=False)
+
+
+def _geometry(sample: Sample, side: int, shift: float, flipped: bool) -> Geometry:
+    short = min(sample.width, sample.height)
+    top, left = (shift * (whole - short) for whole in (sample.height, sample.width))
+    if flipped:
+        left = sample.width - short - left
+    corner = round(top * side / short), round(left * side / short)
+    return Geometry((sample.height, sample.width), corner, (side, side))
 
 
 def load_pixels(sample: Sample, config: DataConfig, resolution: int, seed: int, draw_index: int) -> Tensor:
@@ -30,11 +72,15 @@ def load_pixels(sample: Sample, config: DataConfig, resolution: int, seed: int, 
     Returns:
         float32 (3, R, R) in [-1, 1].
     """
-    shift = uniform(seed, draw_index, sample.id, "crop") if config.crop == "random" else 0.5
-    square = _square(_read(sample, config), resolution, shift)
+    square = _square(_read(sample, config), resolution, _shift(sample, config, seed, draw_index))
     if is_flipped(sample, config, seed, draw_index):
         square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return _to_tensor(square)
+
+
+def _shift(sample: Sample, config: DataConfig, seed: int, draw_index: int) -> float:
+    """Return how far along its picture's long side one showing's square lies, from 0 to 1."""
+    return uniform(seed, draw_index, sample.id, "crop") if config.crop == "random" else 0.5
 
 
 def is_flipped(sample: Sample, config: DataConfig, seed: int, draw_index: int) -> bool:

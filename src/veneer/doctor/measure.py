@@ -24,7 +24,6 @@ __all__ = ["effect_of", "exchanged", "measure", "without_words"]
 _PICTURES = 32
 _DRAWS = 4
 _WORST = 3
-_TEXT_ENCODER = "text_encoder."
 
 
 def effect_of(score: Score) -> Effect:
@@ -128,7 +127,7 @@ def _text_encoder(
     family: Family, evaluators: Mapping[str, HeldOutEvaluator], weights: AdapterWeights, whole: Mapping[str, Losses]
 ) -> Effect | None:
     """The whole adapter against its denoiser's part alone; None if it has no other part."""
-    alone = {name: each for name, each in weights.items() if not name.startswith(_TEXT_ENCODER)}
+    alone = {path: each for path, each in weights.items() if path.startswith(f"{family.denoiser}.")}
     if len(alone) == len(weights):
         return None
     name = "held" if "held" in evaluators else "train"

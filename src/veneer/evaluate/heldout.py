@@ -16,12 +16,13 @@ from veneer.adapter.protocol import AdapterWeights
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset
+from veneer.data.transform import centered_geometry
 from veneer.engine.precision import precision_of
 from veneer.errors import UserError
 from veneer.evaluate.interval import RESAMPLES, difference_interval, mean_interval
 from veneer.evaluate.results import Band, Gap, Score, verdict_of
 from veneer.family.cache import Encoder
-from veneer.family.protocol import Family, device_of
+from veneer.family.protocol import Conditioning, Family, device_of
 from veneer.objective.loss import Objective
 from veneer.rng import key, torch_generator, uniform
 
@@ -74,23 +75,23 @@ class _Noised:
 
     Attributes:
         sample: the picture.
-        latent_1CHW: the posterior's mean.
-        noise_DCHW: one a draw.
-        timestep_idx_D: one a draw, rising.
+        latent_1: the posterior's mean (1, ...).
+        noise_D: one a draw (D, ...).
+        t_D: times, one a draw, rising.
     """
 
     sample: Sample
-    latent_1CHW: Tensor
-    noise_DCHW: Tensor
-    timestep_idx_D: Tensor
+    latent_1: Tensor
+    noise_D: Tensor
+    t_D: Tensor
 
 
 class HeldOutEvaluator:
     """Measures denoising losses on a fixed set of pictures, the same way each time.
 
     Nothing is random but the keyed noise: pictures are centered, latents are the posterior's means, captions the first
-    ones. Draw d of D has its timestep in the d-th of D equal parts of time (stratified), and another one for each
-    picture. The loss is the base's own (uniform timesteps, no weighting) whatever is trained with, so that different
+    ones. Draw d of D has its time in the d-th of D equal parts of time (stratified), and another one for each
+    picture. The loss is the base's own (uniform times, no weighting) whatever is trained with, so that different
     runs can be compared.
 
     Args:
@@ -102,7 +103,8 @@ class HeldOutEvaluator:
     def __init__(self, config: RunConfig, family: Family, pictures: Manifest) -> None:
         self._config, self._family = config, family
         self._objective = Objective(family.noise)
-        encoder = Encoder(family, config.data, config.data.resolution or family.resolution, config.seed)
+        self._resolution = config.data.resolution or family.resolution
+        encoder = Encoder(family, config.data, self._resolution, config.seed)
         self._noised = [self._prepare(sample, encoder.centered(sample).mean) for sample in pictures.samples]
 
     def captioned(self, pictures: Manifest) -> HeldOutEvaluator:
@@ -121,26 +123,30 @@ class HeldOutEvaluator:
         rows = [self._picture_losses(each) for each in self._noised]
         return np.array(rows, dtype=np.float64).reshape(len(rows), self._config.validation.draws)
 
-    def _prepare(self, sample: Sample, latent_1CHW: Tensor) -> _Noised:
+    def _prepare(self, sample: Sample, latent_1: Tensor) -> _Noised:
         seed, draws = self._config.seed, self._config.validation.draws
         generators = [torch_generator(seed, sample.id, draw, "held-out noise") for draw in range(draws)]
-        noise_DCHW = torch.cat([torch.randn(latent_1CHW.shape, generator=generator) for generator in generators])
-        return _Noised(sample, latent_1CHW, noise_DCHW, self._objective.timesteps(_strata(seed, sample, draws)))
+        noise_D = torch.cat([torch.randn(latent_1.shape, generator=generator) for generator in generators])
+        return _Noised(sample, latent_1, noise_D, self._objective.times(_strata(seed, sample, draws)))
 
     def _picture_losses(self, noised: _Noised) -> Losses:
         """One picture's losses (draws,), its draws as one batch."""
         device = device_of(self._family)
-        conditioning_1LD = self._family.encode_text(noised.sample.captions[:1]).cpu()
-        conditioning_DLD = conditioning_1LD.expand(len(noised.noise_DCHW), -1, -1)
-        latent_DCHW = noised.latent_1CHW.expand_as(noised.noise_DCHW)
-        given = (latent_DCHW, noised.noise_DCHW, noised.timestep_idx_D, conditioning_DLD)
+        latent_D = noised.latent_1.expand_as(noised.noise_D)
+        latent_D, noise_D, t_D = (tensor.to(device) for tensor in (latent_D, noised.noise_D, noised.t_D))
+        conditioning = self._conditioning(noised.sample).expand(len(noise_D)).to(device)
         with precision_of(self._config.train.precision, device).autocast():
-            loss_D = self._objective.loss_B(self._family.predict, *(tensor.to(device) for tensor in given))
+            loss_D = self._objective.loss_B(self._family.predict, latent_D, noise_D, t_D, conditioning)
         losses: Losses = loss_D.double().cpu().numpy()
         if not np.isfinite(losses).all():
             what = f"the denoising loss on {noised.sample.path} is not finite"
             raise UserError(what, remedy="lower train.learning_rate, or use float32 as train.precision")
         return losses
+
+    def _conditioning(self, sample: Sample) -> Conditioning:
+        """Return what the denoiser is told of a picture, one row on the CPU."""
+        text = self._family.encode_text(sample.captions[:1]).to("cpu")
+        return self._family.condition(text, [centered_geometry(sample, self._resolution)])
 
 
 def heldout_losses(config: RunConfig, family: Family, pictures: Manifest) -> Losses:
@@ -171,7 +177,7 @@ def evaluate(config: RunConfig, family: Family, dataset: Dataset, weights: Adapt
 
 
 def compare(config: RunConfig, family: Family, kinds: Mapping[str, Manifest], weights: AdapterWeights) -> Comparison:
-    """Measure the base and the adapter on each kind of pictures, with the same noise and timesteps.
+    """Measure the base and the adapter on each kind of pictures, with the same noise and times.
 
     Args:
         config: as for ``evaluate``.
@@ -216,7 +222,7 @@ def chosen(pictures: Manifest, most: int) -> Manifest:
 
 
 def paired_difference(adapter: Losses, base: Losses, seed: int = 0, *, resamples: int = RESAMPLES) -> Score:
-    """Compare two arrays of losses (pictures, draws) made with the same noise and timesteps.
+    """Compare two arrays of losses (pictures, draws) made with the same noise and times.
 
     Draws of one picture are not independent, so the interval is over pictures, of each picture's mean over its draws.
 

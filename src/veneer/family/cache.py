@@ -16,9 +16,9 @@ from veneer.config.colour import rgb
 from veneer.config.schema import DataConfig, RunConfig
 from veneer.data.loader import Pick
 from veneer.data.manifest import Sample
-from veneer.data.transform import is_flipped, load_centered, load_pixels
+from veneer.data.transform import Geometry, geometry_of, is_flipped, load_centered, load_pixels
 from veneer.family.fingerprint import fingerprint, settings_hash
-from veneer.family.protocol import Family, LatentDistribution
+from veneer.family.protocol import Conditioning, Family, LatentDistribution
 from veneer.family.store import Store
 from veneer.rng import torch_generator
 
@@ -42,7 +42,7 @@ class Encoder:
         self._family, self._config, self._resolution, self._seed = family, config, resolution, seed
         self._store = store
         self._posteriors: dict[tuple[str, bool], LatentDistribution] = {}
-        self._conditioning: dict[str, Tensor] = {}
+        self._texts: dict[str, Conditioning] = {}
 
     def centered(self, sample: Sample) -> LatentDistribution:
         """The posterior of a picture with nothing random about it, each (1, C, H, W) on the CPU."""
@@ -61,9 +61,13 @@ class Encoder:
         """A latent of each showing, drawn from its posterior, (B, C, H, W) on the CPU."""
         return torch.cat([self._latent(pick) for pick in picked])
 
-    def conditioning(self, captions: Sequence[str]) -> Tensor:
-        """What the frozen text encoder makes of captions, (B, L, D) on the CPU; no gradient."""
-        return torch.cat([self._embedding(caption) for caption in captions])
+    def texts(self, captions: Sequence[str]) -> Conditioning:
+        """Return what the frozen text encoders make of captions, on the CPU; no gradient."""
+        return Conditioning.cat([self._text(caption) for caption in captions])
+
+    def geometry(self, pick: Pick) -> Geometry:
+        """Return where what one showing shows lies in its picture."""
+        return geometry_of(pick.sample, self._config, self._resolution, self._seed, pick.draw_index)
 
     def _latent(self, pick: Pick) -> Tensor:
         posterior = self.posterior(pick)
@@ -88,13 +92,14 @@ class Encoder:
         return LatentDistribution(posterior.mean.cpu(), posterior.std.cpu())
 
     @torch.no_grad()
-    def _embedding(self, caption: str) -> Tensor:
-        if caption not in self._conditioning:
-            embedding = self._stored(
-                ("conditioning", caption), lambda: {"it": self._family.encode_text([caption]).cpu()}
-            )
-            self._conditioning[caption] = embedding["it"]
-        return self._conditioning[caption]
+    def _text(self, caption: str) -> Conditioning:
+        if caption not in self._texts:
+            tensors = self._stored(("text", caption), lambda: self._encode_text(caption))
+            self._texts[caption] = Conditioning(tensors)
+        return self._texts[caption]
+
+    def _encode_text(self, caption: str) -> dict[str, Tensor]:
+        return dict(self._family.encode_text([caption]).to("cpu").tensors)
 
 
 def store_of(config: RunConfig, family: Family) -> Store | None:
@@ -119,7 +124,7 @@ def _kind_of(device: torch.device) -> str:
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def noise_like(latent_1CHW: Tensor, pick: Pick, seed: int, purpose: str) -> Tensor:
+def noise_like(latent_1: Tensor, pick: Pick, seed: int, purpose: str) -> Tensor:
     """Standard normal noise of one showing, in the latent's shape: the same alone as in any batch."""
     generator = torch_generator(seed, pick.draw_index, pick.sample.id, purpose)
-    return torch.randn(latent_1CHW.shape, generator=generator)
+    return torch.randn(latent_1.shape, generator=generator)

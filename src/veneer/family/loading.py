@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -22,13 +22,13 @@ from veneer.malloc import set_for
 __all__ = ["held_as", "hold", "load_base"]
 
 
-def load_base(base: str, quantize: str = NONE, networks: Sequence[str] = ("unet",)) -> Family:
+def load_base(base: str, quantize: str = NONE, text_encoders: Sequence[str] = ()) -> Family:
     """Load a base model in float32, on the GPU if PyTorch finds one: ``bundled``, a folder, a file or a hub id.
 
     Args:
         base: which.
-        quantize: what the linear layers of ``networks`` are held in, as ``train.quantization`` has it.
-        networks: prefixes of those that are quantised: those that learn. The others may leave while they do.
+        quantize: what the denoiser's linear layers are held in, as ``train.quantization`` has it.
+        text_encoders: names of those that are quantised too: those that learn. The others may leave while they do.
 
     Raises:
         UserError: there is none, or only its plan can be made, or the library that quantises is not installed.
@@ -40,27 +40,28 @@ def load_base(base: str, quantize: str = NONE, networks: Sequence[str] = ("unet"
     family = load_family(base)
     set_for(sum(4 * weight.numel() for network in family.networks.values() for weight in network.parameters()))
     device = torch.device("cuda") if torch.cuda.is_available() else None
-    for prefix in networks:
-        _hold(family.networks[prefix], quantize, device)
+    for name in (family.denoiser, *text_encoders):
+        if name in family.networks:  # else it is refused where the adapter is planned
+            _hold(family.networks[name], quantize, device)
     return family if device is None else family.to(device, torch.float32)
 
 
 class _Held(TypedDict, total=False):
     quantize: str
-    networks: tuple[str, ...]
+    text_encoders: tuple[str, ...]
 
 
 def held_as(config: RunConfig) -> _Held:
     """What a run asks of :func:`load_base` beside the base."""
     if config.train.quantization == NONE:
         return {}
-    return {"quantize": config.train.quantization, "networks": tuple(specs_of(config.adapter))}
+    return {"quantize": config.train.quantization, "text_encoders": tuple(config.adapter.text_encoders)}
 
 
-def hold(networks: Mapping[str, nn.Module], config: RunConfig) -> None:
+def hold(family: Family, config: RunConfig) -> None:
     """Quantise what a run wants quantised, where it is not yet."""
-    for prefix in specs_of(config.adapter):
-        _hold(networks[prefix], config.train.quantization, None)
+    for name in specs_of(config.adapter, family):
+        _hold(family.networks[name], config.train.quantization, None)
 
 
 def _hold(network: nn.Module, form: str, device: torch.device | None) -> None:

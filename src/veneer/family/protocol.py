@@ -1,4 +1,8 @@
-"""What a family of diffusion models must offer; everything that differs between models lives behind this door."""
+"""What a family of diffusion models offers; everything that differs between models lives behind this door.
+
+Outside a family, time is a number t from 0 (clean) to 1 (noise), a text is a ``Conditioning`` that nobody looks into,
+and latents have any rank: the first axis is the batch, the rest is the family's.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +13,119 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Family", "LatentDistribution", "NoiseSchedule", "device_of"]
+from veneer.data.transform import Geometry
+
+__all__ = [
+    "Conditioning",
+    "Family",
+    "LatentDistribution",
+    "NoiseProcess",
+    "Prediction",
+    "device_of",
+    "text_encoders_of",
+]
+
+Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
+"""What a denoiser answers: the noise, v (Salimans and Ho 2022), the clean latent, or noise less clean latent."""
 
 
-@dataclass(frozen=True)
-class NoiseSchedule:
-    """The forward process the base was trained with (Ho et al. 2020, section 2).
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """What a denoiser is told beside the noisy latents: named tensors whose first axis is the batch.
+
+    What they mean is the family's business: hidden states of a text, a pooled vector, sizes. Texts of different lengths
+    are joined by zeros behind the shorter ones, so a family whose texts have different lengths keeps a mask among the
+    tensors: 1 where a token is.
 
     Attributes:
-        alphas_cumprod_T: alpha-bar of each timestep, float32 (T,); the last may be 0 (zero terminal SNR).
-        prediction: what the network predicts.
+        tensors: by name, each (B, ...); also the form in which they are stored.
     """
 
-    alphas_cumprod_T: Tensor
-    prediction: Literal["epsilon", "v_prediction", "sample"]
+    tensors: Mapping[str, Tensor]
+
+    @classmethod
+    def cat(cls, parts: Sequence[Conditioning]) -> Conditioning:
+        """Join the rows of several, in order.
+
+        Raises:
+            ValueError: they have different names, or differ in another axis than the second.
+        """
+        names = parts[0].tensors.keys()
+        if any(part.tensors.keys() != names for part in parts):
+            raise ValueError(f"conditionings with {[sorted(part.tensors) for part in parts]} cannot be joined")
+        return cls({name: torch.cat(_as_long([part.tensors[name] for part in parts])) for name in names})
+
+    def __len__(self) -> int:
+        """Return the number of rows."""
+        return len(next(iter(self.tensors.values())))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return a tensor by its name; for the family alone."""
+        return self.tensors[name]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.nbytes for tensor in self.tensors.values())
+
+    def rows(self, index: slice | Sequence[int]) -> Conditioning:
+        """Take some rows, in the order of ``index``."""
+        where = index if isinstance(index, slice) else list(index)
+        return Conditioning({name: tensor[where] for name, tensor in self.tensors.items()})
+
+    def expand(self, count: int) -> Conditioning:
+        """Repeat the only row ``count`` times, without a copy."""
+        return Conditioning({name: tensor.expand(count, *tensor.shape[1:]) for name, tensor in self.tensors.items()})
+
+    def joined_to(self, tensors: Mapping[str, Tensor]) -> Conditioning:
+        """Add further tensors of as many rows."""
+        return Conditioning({**self.tensors, **tensors})
+
+    def to(self, device: torch.device | str) -> Conditioning:
+        """Move all tensors to a device."""
+        return Conditioning({name: tensor.to(device) for name, tensor in self.tensors.items()})
+
+
+def _as_long(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Fill the second axis of each with zeros up to the longest one's length."""
+    if len({tensor.shape[1:] for tensor in tensors}) == 1:
+        return list(tensors)
+    if len({(tensor.ndim, *tensor.shape[2:]) for tensor in tensors}) != 1:
+        raise ValueError(f"tensors of shapes {[tuple(tensor.shape) for tensor in tensors]} cannot be joined")
+    longest = max(tensor.shape[1] for tensor in tensors)
+    fill = [torch.Size((len(t), longest - t.shape[1], *t.shape[2:])) for t in tensors]
+    return [torch.cat([tensor, tensor.new_zeros(shape)], dim=1) for tensor, shape in zip(tensors, fill, strict=True)]
+
+
+class NoiseProcess(Protocol):
+    """The way from clean latents to noise that a base was trained with: z_t = alpha_t x + sigma_t eps.
+
+    Times t_B are float64 (B,) in [0, 1]; latents and noise are (B, ...). What is computed lies on the times' device.
+    """
+
+    @property
+    def prediction(self) -> Prediction:
+        """What the denoiser answers."""
+
+    def coefficients(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha_t and sigma_t, each float32 (B,)."""
+
+    def signal_share(self, t_B: Tensor) -> Tensor:
+        """Return alpha_t^2 / (alpha_t^2 + sigma_t^2), float32 (B,): the signal-to-noise ratio where nothing is 1/0."""
+
+    def snr(self, t_B: Tensor) -> Tensor:
+        """Return the signal-to-noise ratio alpha_t^2 / sigma_t^2 (B,) (Kingma et al. 2021, eq. 2)."""
+
+    def add_noise(self, clean: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+        """Return z_t (B, ...)."""
+
+    def target(self, clean: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
+        """Return what the denoiser should answer (B, ...)."""
 
 
 @dataclass(frozen=True)
 class LatentDistribution:
-    """The autoencoder's posterior in the latents the denoiser sees, i.e. scaled: mean and deviation, (B, C, H, W)."""
+    """The autoencoder's posterior in the latents that the denoiser sees, i.e. scaled: mean and deviation, (B, ...)."""
 
     mean: Tensor
     std: Tensor
@@ -38,41 +136,51 @@ class Family(Protocol):
 
     name: str
     networks: Mapping[str, nn.Module]
-    """The networks an adapter may change, by their prefix in adapter files: ``unet``, ``text_encoder``."""
-    noise: NoiseSchedule
+    """The networks that an adapter may change, by their prefix in adapter files: the denoiser and text encoders."""
+    denoiser: str
+    """The denoiser's name among ``networks``; all others are text encoders."""
+    default_targets: Mapping[str, tuple[str, ...]]
+    """Of each network, the layers that an adapter changes where a config names none."""
     resolution: int
     """Side of the square the base was trained on, in pixels."""
     multiple: int
     """Sides of pictures must be multiples of this many pixels."""
     text_length: int
-    """Tokens of a caption that the text encoder reads, not counting those that mark its beginning and end."""
+    """Tokens of a caption that every text encoder reads, not counting those that mark its beginning and end."""
+
+    @property
+    def noise(self) -> NoiseProcess:
+        """The way to noise that the base was trained with."""
 
     @property
     def settings(self) -> Mapping[str, str]:
         """What its numbers depend on and its weights do not tell, each with a short text: scheduler, scaling, ..."""
 
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
-        """Captions to conditioning (B, L, D); gradients flow if the text encoder has an adapter in training."""
+    def encode_text(self, captions: Sequence[str]) -> Conditioning:
+        """Turn captions into what the denoiser is told; gradients flow if a text encoder has an adapter in training."""
+
+    def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
+        """Join to texts what the denoiser is told of each picture's size and crop, on the texts' device."""
 
     def overlong(self, captions: Sequence[str]) -> Mapping[str, int]:
-        """The captions of which the text encoder sees only the beginning, and how many tokens they have."""
+        """Return the captions of which a text encoder sees only the beginning, and how many tokens they have."""
 
     def encode_image(self, pixels_BCHW: Tensor) -> LatentDistribution:
-        """Pixels in [-1, 1], (B, 3, H, W), to the posterior over latents; no gradient."""
+        """Turn pixels in [-1, 1], (B, 3, H, W), into the posterior over latents; no gradient."""
 
-    def predict(self, noisy_BCHW: Tensor, timestep_idx_B: Tensor, conditioning_BLD: Tensor) -> Tensor:
-        """The denoiser's output (B, C, H, W) in the family's own parameterisation."""
+    def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the denoiser's output for noisy latents (B, ...), in their shape, as ``noise.prediction`` says."""
 
-    def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Latents to pixels in [-1, 1]; no gradient."""
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents into pixels in [-1, 1], (B, 3, H, W); no gradient."""
 
     def pipeline(self) -> object:
-        """A diffusers pipeline over these very networks: what is injected or merged here is seen there."""
+        """Return a diffusers pipeline over these very networks: what is injected or merged here is seen there."""
 
     def offload(self, parts: Sequence[str]) -> None:
         """Take exactly these parts out of memory, as far as that can be done, and bring all others back.
 
-        ``autoencoder`` and ``text_encoder`` can be named. A call of an offloaded part restores it, to the same bits.
+        ``autoencoder`` and the text encoders can be named. A call of an offloaded part restores it, to the same bits.
         """
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Family:
@@ -80,5 +188,10 @@ class Family(Protocol):
 
 
 def device_of(family: Family) -> torch.device:
-    """Where a base's networks are; they are all in one place."""
+    """Return where a base's networks are; they are all in one place."""
     return next(parameter.device for network in family.networks.values() for parameter in network.parameters())
+
+
+def text_encoders_of(family: Family) -> tuple[str, ...]:
+    """Return the names of a base's text encoders among its networks, in its own order."""
+    return tuple(name for name in family.networks if name != family.denoiser)

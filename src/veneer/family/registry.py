@@ -39,7 +39,7 @@ def _stable_diffusion(source: str, single_file: bool) -> Family:
             source, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **_networks_of(source)
         )
     # of a float16 file transformers makes a float16 network and diffusers a float32 one
-    return StableDiffusion(pipeline.to(torch.float32), None if single_file else _parts_of(source, pipeline))
+    return StableDiffusion(pipeline.to(torch.float32).components, None if single_file else _parts_of(source, pipeline))
 
 
 def _networks_of(source: str) -> dict[str, Any]:

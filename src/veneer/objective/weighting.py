@@ -1,11 +1,12 @@
-"""Weights of the loss by timestep.
+"""Weights of the loss by time.
 
-Min-SNR caps the weight of x0's error at gamma (Hang et al. 2023, eq. 8). An error in eps or v is an error in x0 times a
-factor of its own, hence a divisor for each parameterisation:
+Min-SNR caps the weight of x0's error at gamma (Hang et al. 2023, eq. 8). An error in eps, in v or in a flow's velocity
+is an error in x0 times a factor of its own, hence a divisor for each parameterisation:
 
-    x0: min(snr, gamma)      eps: min(snr, gamma) / snr      v: min(snr, gamma) / (snr + 1)
+    x0: min(snr, gamma)    eps: min(snr, gamma) / snr    v: min(snr, gamma) / (snr + 1)    flow: min(snr, gamma) sigma^2
 
-They are written in alpha-bar, where none of them is 0/0, not even at zero terminal SNR (alpha-bar = 0).
+They are written in the signal's share of the variance p = snr / (snr + 1), or in alpha and sigma, where none of them is
+0/0, neither at zero terminal SNR nor without noise.
 """
 
 from __future__ import annotations
@@ -16,52 +17,50 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from veneer.family.protocol import NoiseSchedule
+from veneer.family.protocol import NoiseProcess
 
-__all__ = ["WEIGHTINGS", "constant", "min_snr", "snr"]
-
-
-def _alpha_bar_B(schedule: NoiseSchedule, timestep_idx_B: Tensor) -> Tensor:
-    return schedule.alphas_cumprod_T.to(timestep_idx_B.device)[timestep_idx_B]
+__all__ = ["WEIGHTINGS", "constant", "min_snr"]
 
 
-def snr(schedule: NoiseSchedule, timestep_idx_B: Tensor) -> Tensor:
-    """Signal-to-noise ratio alpha^2 / sigma^2 (B,) (Kingma et al. 2021, eq. 2); 0 at zero terminal SNR."""
-    alpha_bar_B = _alpha_bar_B(schedule, timestep_idx_B)
-    return alpha_bar_B / (1 - alpha_bar_B)
+def _cap_for_x0(process: NoiseProcess, t_B: Tensor, gamma: float) -> Tensor:
+    """Return min(snr, gamma)."""
+    return process.snr(t_B).clamp(max=gamma)
 
 
-def _cap_for_x0(alpha_bar_B: Tensor, gamma: float) -> Tensor:
-    """min(snr, gamma)."""
-    return (alpha_bar_B / (1 - alpha_bar_B)).clamp(max=gamma)
+def _cap_for_eps(process: NoiseProcess, t_B: Tensor, gamma: float) -> Tensor:
+    """Return min(snr, gamma) / snr = min(1, gamma / snr), which is 1 where snr = 0."""
+    share_B = process.signal_share(t_B)
+    return (gamma * (1 - share_B) / share_B).clamp(max=1)
 
 
-def _cap_for_eps(alpha_bar_B: Tensor, gamma: float) -> Tensor:
-    """min(snr, gamma) / snr = min(1, gamma / snr), which is 1 where snr = 0."""
-    return (gamma * (1 - alpha_bar_B) / alpha_bar_B).clamp(max=1)
+def _cap_for_v(process: NoiseProcess, t_B: Tensor, gamma: float) -> Tensor:
+    """Return min(snr, gamma) / (snr + 1) = min(p, gamma (1 - p)), which is 0 where snr = 0."""
+    share_B = process.signal_share(t_B)
+    return torch.minimum(share_B, gamma * (1 - share_B))
 
 
-def _cap_for_v(alpha_bar_B: Tensor, gamma: float) -> Tensor:
-    """min(snr, gamma) / (snr + 1) = min(alpha-bar, gamma (1 - alpha-bar)), which is 0 where snr = 0."""
-    return torch.minimum(alpha_bar_B, gamma * (1 - alpha_bar_B))
+def _cap_for_flow(process: NoiseProcess, t_B: Tensor, gamma: float) -> Tensor:
+    """Return min(snr, gamma) sigma^2 = min(alpha^2, gamma sigma^2): x0 is x_sigma - sigma v."""
+    alpha_B, sigma_B = process.coefficients(t_B)
+    return torch.minimum(alpha_B.square(), gamma * sigma_B.square())
 
 
-_CAP: Mapping[str, Callable[[Tensor, float], Tensor]] = MappingProxyType(
-    {"epsilon": _cap_for_eps, "v_prediction": _cap_for_v, "sample": _cap_for_x0}
+_CAP: Mapping[str, Callable[[NoiseProcess, Tensor, float], Tensor]] = MappingProxyType(
+    {"epsilon": _cap_for_eps, "v_prediction": _cap_for_v, "sample": _cap_for_x0, "flow": _cap_for_flow}
 )
 
 
-def min_snr(schedule: NoiseSchedule, timestep_idx_B: Tensor, gamma: float) -> Tensor:
-    """Min-SNR weights (B,) for what the schedule's network predicts (Hang et al. 2023, section 3.4)."""
-    return _CAP[schedule.prediction](_alpha_bar_B(schedule, timestep_idx_B), gamma)
+def min_snr(process: NoiseProcess, t_B: Tensor, gamma: float) -> Tensor:
+    """Return Min-SNR weights (B,) for what the process's network predicts (Hang et al. 2023, section 3.4)."""
+    return _CAP[process.prediction](process, t_B, gamma)
 
 
-def constant(schedule: NoiseSchedule, timestep_idx_B: Tensor, gamma: float) -> Tensor:
-    """Weight 1 everywhere (B,): the simple loss of the base's own training (Ho et al. 2020, eq. 14)."""
-    return torch.ones(timestep_idx_B.shape, device=timestep_idx_B.device)
+def constant(process: NoiseProcess, t_B: Tensor, gamma: float) -> Tensor:
+    """Return weight 1 everywhere (B,): the simple loss of the base's own training (Ho et al. 2020, eq. 14)."""
+    return torch.ones(t_B.shape, device=t_B.device)
 
 
-WEIGHTINGS: Mapping[str, Callable[[NoiseSchedule, Tensor, float], Tensor]] = MappingProxyType(
+WEIGHTINGS: Mapping[str, Callable[[NoiseProcess, Tensor, float], Tensor]] = MappingProxyType(
     {"none": constant, "min_snr": min_snr}
 )
-"""Weights by the name the config gives them."""
+"""Weights by the name that the config gives them."""

@@ -159,7 +159,6 @@ def account(
     networks: Mapping[str, nn.Module],
     injection: Injection,
     metadata: Mapping[str, str] = MappingProxyType({}),
-    names: Mapping[str, str] = MappingProxyType({}),
 ) -> Plan:
     """Count an adapter that is in its networks already.
 
@@ -167,17 +166,10 @@ def account(
         networks: the base's, by prefix.
         injection: the adapter.
         metadata: what will be told in the file beside the numbers; it counts towards the file's size.
-        names: what files call a network, where it is not its prefix.
     """
-    weights = {_named(path, names): each for path, each in injection.weights().items()}
-    file_bytes = rendered_bytes(AdapterFile(weights, metadata))
-    parts = {names.get(p, p): _network_plan(p, network, injection) for p, network in networks.items()}
+    file_bytes = rendered_bytes(AdapterFile(injection.weights(), metadata))
+    parts = {name: _network_plan(name, network, injection) for name, network in networks.items()}
     return Plan(MappingProxyType(parts), file_bytes)
-
-
-def _named(path: str, names: Mapping[str, str]) -> str:
-    prefix, dot, rest = path.partition(".")
-    return names.get(prefix, prefix) + dot + rest
 
 
 def _network_plan(prefix: str, network: nn.Module, injection: Injection) -> NetworkPlan:
@@ -196,7 +188,7 @@ def plan(config: RunConfig, family: Family, metadata: Mapping[str, str] = Mappin
     Raises:
         UserError: the adapter does not fit the base: a target that matches nothing, a rank beyond the matrix.
     """
-    injection = inject(family.networks, specs_of(config.adapter), config.seed)
+    injection = inject(family.networks, specs_of(config.adapter, family), config.seed)
     try:
         return account(family.networks, injection, metadata)
     finally:

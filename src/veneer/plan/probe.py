@@ -116,7 +116,7 @@ def _measure(config: RunConfig) -> Probe:
     meter = _Meter()
     family = load_base(config.base, **held_as(config))
     meter.note(LOADING)
-    config = _with_prior(resolve(config, family.resolution))
+    config = _with_prior(resolve(config, family))
     with closing(Trainer(config, family, pictures)) as trainer:
         trainer.feed.micros(0)
         meter.note(ENCODING)

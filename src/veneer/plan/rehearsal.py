@@ -17,16 +17,17 @@ from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, read_folder
 from veneer.data.preflight import Dataset
+from veneer.data.transform import Geometry
 from veneer.engine.precision import precision_of
 from veneer.family.loading import hold
-from veneer.family.protocol import Family, device_of
+from veneer.family.protocol import Conditioning, Family, device_of
 from veneer.objective.loss import Objective
 from veneer.plan.account import Course, Disk, Plan, account
 from veneer.plan.cpu.process import grown, loaded
 from veneer.plan.machine import free_memory, process_memory
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
 from veneer.plan.remedies import Remedy, remedies, verdict
-from veneer.plan.sketch import DENOISERS, sketch
+from veneer.plan.sketch import sketch
 from veneer.plan.stored import stored
 from veneer.plan.tracer import MemoryTracer
 from veneer.train.events import Warned
@@ -138,20 +139,19 @@ def rehearse(
     tracer = MemoryTracer(device)
     tracer.phase(LOADING)
     family = sketch(tracer)
-    hold(family.networks, config)
-    names = {"unet": DENOISERS.get(family.name, "unet")}
-    for prefix, network in family.networks.items():
-        tracer.claim(f"weights: {names.get(prefix, prefix)}", _tensors(network))
+    hold(family, config)
+    for name, network in family.networks.items():
+        tracer.claim(f"weights: {name}", _tensors(network))
     tracer.claim_rest("weights: autoencoder")
     modules = _modules(family)
-    config = resolve(config, family.resolution)
+    config = resolve(config, family)
     rehearsal = _Rehearsal(tracer, family, config)
     with tracer.open(), closing(rehearsal.trainer()) as trainer:
         rehearsal.encode(pictures)
         rehearsal.step(trainer)
         injection = trainer.injection
         adapted = _modules(family)
-        counted = account(family.networks, injection, metadata, names)
+        counted = account(family.networks, injection, metadata)
         disk = _disk(config, encoded_bytes(trainer.state_dict(), {}), counted.file_bytes)
         rehearsal.conclude(trainer)
     phases = _phases(tracer, _growth(tracer, config.base, modules, adapted))
@@ -211,7 +211,8 @@ class _Rehearsal:
         # it has numbers, for it is asked which pictures are which
         self._is_prior_B = torch.zeros(self._pictures, dtype=torch.bool)
         self._side = config.data.resolution or family.resolution
-        self._latent_CHW = self._conditioning_LD = torch.Size()
+        self._latent_CHW = torch.Size()
+        self._text = Conditioning({})
         self._kept: list[Tensor] = []
         self.caches: int | None = None
 
@@ -240,27 +241,27 @@ class _Rehearsal:
         side = self._side
         posterior = self._family.encode_image(torch.zeros(1, 3, side, side))
         with torch.no_grad():
-            conditioning = self._family.encode_text([""]).cpu()
-        self._latent_CHW, self._conditioning_LD = posterior.mean.shape[1:], conditioning.shape[1:]
+            self._text = self._family.encode_text([""]).to("cpu")
+        self._latent_CHW = posterior.mean.shape[1:]
         if pictures is not None:
-            self.caches = self._size_of_caches(pictures, posterior.mean, conditioning)
+            self.caches = self._size_of_caches(pictures, posterior.mean)
             self._kept.append(torch.empty(self.caches, dtype=torch.uint8, device="cpu"))
             self._tracer.claim("caches", self._kept)
 
-    def _size_of_caches(self, pictures: Pictures, latent: Tensor, conditioning: Tensor) -> int:
+    def _size_of_caches(self, pictures: Pictures, latent: Tensor) -> int:
         """Mean and deviation of each latent, which is kept mirrored as well; each caption's embedding."""
-        data, trains_text = self._config.data, self._config.adapter.text_encoder is not None
+        data, trains_text = self._config.data, bool(self._config.adapter.text_encoders)
         latents = 0 if data.crop == "random" else pictures.distinct * (2 if data.flip else 1)
         captions = 0 if trains_text else pictures.captions
-        return latents * 2 * latent.nbytes + captions * conditioning.nbytes
+        return latents * 2 * latent.nbytes + captions * self._text.nbytes
 
     def step(self, trainer: Trainer) -> None:
         """An optimiser step; of its forward passes no more than two, since the third holds what the second does."""
         self._tracer.phase(STEP)
         micros = [self._micro() for _ in range(self._config.train.gradient_accumulation_steps)]
         for micro in micros:
-            given = (micro.latent_BCHW, micro.noise_BCHW, micro.timestep_idx_B, micro.weight_B, micro.conditioning)
-            self._tracer.claim("batch", (tensor for tensor in given if isinstance(tensor, Tensor)))
+            text = micro.text.tensors.values() if isinstance(micro.text, Conditioning) else ()
+            self._tracer.claim("batch", (micro.latents, micro.noise, micro.t_B, micro.weight_B, *text))
         trainer.relieve()
         train_step(trainer.context, 0, micros[:2])
 
@@ -268,17 +269,27 @@ class _Rehearsal:
         device, count = device_of(self._family), self._pictures
         captions = [""] * count
         return MicroBatch(
-            latent_BCHW=torch.zeros(count, *self._latent_CHW, device=device),
-            noise_BCHW=torch.zeros(count, *self._latent_CHW, device=device),
-            timestep_idx_B=torch.zeros(count, dtype=torch.long, device=device),
-            conditioning=captions if self._config.adapter.text_encoder else self._conditioning(count),
+            latents=torch.zeros(count, *self._latent_CHW, device=device),
+            noise=torch.zeros(count, *self._latent_CHW, device=device),
+            t_B=torch.zeros(count, dtype=torch.float64, device=device),
+            text=captions if self._config.adapter.text_encoders else self._texts(count),
+            geometries=self._geometries(count),
             weight_B=torch.zeros(count, device=device),
             is_prior_B=self._is_prior_B,
             samples=(),
         )
 
-    def _conditioning(self, count: int) -> Tensor:
-        return torch.zeros(count, *self._conditioning_LD, device=device_of(self._family))
+    def _texts(self, count: int) -> Conditioning:
+        device, known = device_of(self._family), self._text.tensors.items()
+        return Conditioning(
+            {name: torch.zeros(count, *one.shape[1:], dtype=one.dtype, device=device) for name, one in known}
+        )
+
+    def _geometries(self, count: int) -> tuple[Geometry, ...]:
+        return (Geometry.whole(self._side, self._side),) * count
+
+    def _conditioning(self, count: int) -> Conditioning:
+        return self._family.condition(self._texts(count), self._geometries(count))
 
     def conclude(self, trainer: Trainer) -> None:
         """The sheet and the score, with the adapter merged."""
@@ -302,20 +313,20 @@ class _Rehearsal:
             count, channels, height * own // side, width * own // side, device=device_of(self._family)
         )
         texts = 1 if self._config.sample.guidance == 1 else 2
-        conditioning_BLD = torch.cat([self._family.encode_text([""] * count) for _ in range(texts)])
+        text = Conditioning.cat([self._family.encode_text([""] * count) for _ in range(texts)])
         noisy_BCHW = torch.cat([latent_BCHW] * texts)
-        timestep_idx_B = torch.zeros(len(noisy_BCHW), dtype=torch.long, device=noisy_BCHW.device)
-        self._family.predict(noisy_BCHW, timestep_idx_B, conditioning_BLD)
+        t_B = torch.zeros(len(noisy_BCHW), dtype=torch.float64, device=noisy_BCHW.device)
+        self._family.predict(noisy_BCHW, t_B, self._family.condition(text, self._geometries(len(noisy_BCHW))))
         self._family.decode(latent_BCHW)
 
     def _score(self) -> None:
         """All draws of a picture that is held out."""
         device, draws = device_of(self._family), self._config.validation.draws
         latent_DCHW = torch.zeros(draws, *self._latent_CHW, device=device)
-        timestep_idx_D = torch.zeros(draws, dtype=torch.long, device=device)
+        t_D = torch.zeros(draws, dtype=torch.float64, device=device)
         objective = Objective(self._family.noise)
         with precision_of(self._config.train.precision, device).autocast():
-            objective.loss_B(self._family.predict, latent_DCHW, latent_DCHW, timestep_idx_D, self._conditioning(draws))
+            objective.loss_B(self._family.predict, latent_DCHW, latent_DCHW, t_D, self._conditioning(draws))
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import veneer.base
+from veneer.data.transform import Geometry
+from veneer.family.diffusion import DiscreteDiffusion
+from veneer.family.flow import FlowMatching
 from veneer.family.offload import Offloader
-from veneer.family.protocol import Family, LatentDistribution, NoiseSchedule
+from veneer.family.protocol import Conditioning, Family, LatentDistribution
 from veneer.family.published import PUBLISHED, Published
 from veneer.family.registry import BUNDLED, detect, detect_on_hub, load_family, one_line_errors
 from veneer.family.sd import StableDiffusion
 from veneer.plan.tracer import MemoryTracer
 
-__all__ = ["DENOISERS", "published_base", "sketch", "sketch_folder"]
-
-DENOISERS: Mapping[str, str] = {"flux": "transformer"}
-"""What files call the denoiser of a family, where they do not call it ``unet``."""
+__all__ = ["published_base", "sketch", "sketch_folder"]
 
 _CLIP_TOKENS, _T5_TOKENS = 77, 512
 
@@ -93,7 +93,7 @@ def _assemble(tracer: MemoryTracer, unet: Any, vae: Any, text_encoder: Any, sche
         tokenizer=_Tokens(text_encoder.max_position_embeddings),
         scheduler=tracer.without_numbers(scheduler),
     )
-    return StableDiffusion(cast(Any, parts))
+    return StableDiffusion(vars(parts))
 
 
 def _made(tracer: MemoryTracer, dtype: torch.dtype, make: Callable[[], nn.Module]) -> Any:
@@ -128,6 +128,7 @@ class _Planned:
     """
 
     name = "planned"
+    denoiser = "unet"
 
     def __init__(
         self,
@@ -146,13 +147,13 @@ class _Planned:
         ]
         names = ("text_encoder", "text_encoder_2")
         self.networks: Mapping[str, nn.Module] = {
-            "unet": self._denoiser,
+            self.denoiser: self._denoiser,
             **dict(zip(names, self._text_encoders, strict=True)),
         }
-        prediction = cast(Literal["epsilon", "v_prediction", "sample"], published.prediction)
-        texts = nn.ModuleList(self._text_encoders)
-        self._offloader = Offloader({"autoencoder": self._vae, "text_encoder": texts}, None)
-        self.noise = NoiseSchedule(torch.linspace(0.999, 0.001, 1000), prediction)
+        attention = {self.denoiser: ("to_q", "to_k", "to_v", "to_out.0")}
+        self.default_targets = attention | dict.fromkeys(names, ("q_proj", "k_proj", "v_proj", "out_proj"))
+        texts = dict(zip(names, self._text_encoders, strict=True))
+        self._offloader = Offloader({"autoencoder": self._vae, **texts}, None)
         self.resolution = published.resolution
         self.multiple = 16
 
@@ -175,8 +176,12 @@ class _Planned:
         """It is where it was planned to be."""
         return self
 
+    def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
+        """Return the texts: sizes and crops are computed where they are read."""
+        return text
+
     def offload(self, parts: Sequence[str]) -> None:
-        """As :class:`StableDiffusion` does it; the text encoders are one part."""
+        """As :class:`StableDiffusion` does it."""
         self._offloader.offload(parts)
 
     def _ids(self, captions: Sequence[str], length: int) -> Tensor:
@@ -191,20 +196,22 @@ class _StableDiffusionXL(_Planned):
     def __init__(self, published: Published, tracer: MemoryTracer, dtype: torch.dtype) -> None:
         encoders = ((CLIPTextModel, CLIPTextConfig), (CLIPTextModelWithProjection, CLIPTextConfig))
         super().__init__(published, tracer, dtype, UNet2DConditionModel, encoders)
+        prediction = cast(Literal["epsilon", "v_prediction"], published.prediction)
+        self.noise = DiscreteDiffusion(torch.linspace(0.999, 0.001, 1000), prediction)
 
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
+    def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Both encoders' states before the last layer, side by side, (B, 77, 2048)."""
         ids = self._ids(captions, _CLIP_TOKENS)
         hidden = [encoder(ids, output_hidden_states=True).hidden_states[-2] for encoder in self._text_encoders]
-        return torch.cat(hidden, dim=-1)
+        return Conditioning({"text": torch.cat(hidden, dim=-1)})
 
-    def predict(self, noisy_BCHW: Tensor, timestep_idx_B: Tensor, conditioning_BLD: Tensor) -> Tensor:
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The UNet's output, (B, 4, H, W)."""
-        batch = noisy_BCHW.shape[0]
+        batch, conditioning_BLD = noisy_BCHW.shape[0], conditioning["text"]
         added = {"text_embeds": conditioning_BLD.new_zeros(batch, 1280), "time_ids": noisy_BCHW.new_zeros(batch, 6)}
         result = self._denoiser(
             noisy_BCHW.to(self._dtype),
-            timestep_idx_B,
+            self.noise.index(t_B),
             encoder_hidden_states=conditioning_BLD.to(self._dtype),
             added_cond_kwargs=added,
         )
@@ -215,26 +222,29 @@ class _Flux(_Planned):
     """Black Forest Labs 2024: a transformer over squares of 2 x 2 latents and the tokens of T5, side by side."""
 
     name = "flux"
+    denoiser = "transformer"
 
     def __init__(self, published: Published, tracer: MemoryTracer, dtype: torch.dtype) -> None:
         encoders = ((CLIPTextModel, CLIPTextConfig), (T5EncoderModel, T5Config))
         super().__init__(published, tracer, dtype, FluxTransformer2DModel, encoders)
+        self.noise = FlowMatching()
 
-    def encode_text(self, captions: Sequence[str]) -> Tensor:
+    def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """T5's states, (B, 512, 4096); CLIP's one vector a caption is computed and left out, as it holds little."""
         clip, t5 = self._text_encoders
         clip(self._ids(captions, _CLIP_TOKENS))
-        return cast(Tensor, t5(self._ids(captions, _T5_TOKENS)).last_hidden_state)
+        return Conditioning({"text": cast(Tensor, t5(self._ids(captions, _T5_TOKENS)).last_hidden_state)})
 
-    def predict(self, noisy_BCHW: Tensor, timestep_idx_B: Tensor, conditioning_BLD: Tensor) -> Tensor:
+    def predict(self, noisy_BCHW: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """The transformer's output, (B, 16, H, W)."""
         batch, _, height, width = noisy_BCHW.shape
+        conditioning_BLD = conditioning["text"]
         squares = nn.functional.pixel_unshuffle(noisy_BCHW, 2).flatten(2).transpose(1, 2).to(self._dtype)
         result = self._denoiser(
             hidden_states=squares,
             encoder_hidden_states=conditioning_BLD.to(self._dtype),
             pooled_projections=squares.new_zeros(batch, 768),
-            timestep=timestep_idx_B.to(self._dtype),
+            timestep=t_B.to(self._dtype),
             guidance=squares.new_ones(batch),
             img_ids=squares.new_zeros(squares.shape[1], 3),
             txt_ids=squares.new_zeros(conditioning_BLD.shape[1], 3),

@@ -197,7 +197,7 @@ def run_training(
         family = load_base(config.base, **held_as(config))
         for note in notes_on(pictures, config, family):
             emit(Warned(note))
-        config = resolve(config, family.resolution)
+        config = resolve(config, family)
         processes.first(lambda: paint_prior(config, family, emit))
         run = identify(config, pictures, family)
         _check_sight(run, processes)

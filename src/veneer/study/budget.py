@@ -39,7 +39,7 @@ def _with_rank(context: StudyContext, point: Point, wanted: int) -> Point:
 def _count(context: StudyContext, point: Point) -> int:
     """Return the trainable parameters of a point."""
     try:
-        config = resolve(config_of_point(context.study, point), context.family.resolution)
+        config = resolve(config_of_point(context.study, point), context.family)
         return plan(config, context.family).trainable
     except UserError as fault:
         raise UserError(fault.what, where=f"point {point.name!r}", remedy=fault.remedy) from None

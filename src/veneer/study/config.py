@@ -380,10 +380,10 @@ def _keep_alpha(adapter: AdapterConfig, values: dict[str, Any], changes: Mapping
     What Adam changes in the r parts of B A adds up and is divided by r, so that a step does about as much at every
     rank. Were alpha/rank kept, rank 64 would take sixteen times the steps of rank 4.
     """
-    parts: dict[str, AdapterConfig | TextEncoderAdapterConfig | None]
-    parts = {"adapter": adapter, "adapter.text_encoder": adapter.text_encoder}
+    parts: dict[str, AdapterConfig | TextEncoderAdapterConfig] = {"adapter": adapter}
+    parts |= {f"adapter.text_encoders.{name}": part for name, part in adapter.text_encoders.items()}
     for name, part in parts.items():
-        if part is not None and f"{name}.rank" in changes and f"{name}.alpha" not in changes:
+        if f"{name}.rank" in changes and f"{name}.alpha" not in changes:
             set_key(values, f"{name}.alpha", part.alpha or float(part.rank), name)
 
 

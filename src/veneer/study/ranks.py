@@ -118,7 +118,7 @@ def study_ranks(
     for warning in warnings:
         callback(Warned(warning))
     family = load_base(config.base)
-    config = resolve(config, family.resolution)
+    config = resolve(config, family)
     weights = load(file, family.networks).weights
     cuts = _cuts(file, weights, ranks)
     study = _measure(config, family, pictures, cuts, options.margin, callback)

@@ -132,7 +132,7 @@ class StudyContext:
         callback(Surveyed.of(self._pictures(run)))
         self.family: Family = load_base(run.base, **held_as(run))
         self._base_hash, self._settings = fingerprint(run.base), self.family.settings
-        self.reference = resolve(run, self.family.resolution)
+        self.reference = resolve(run, self.family)
         self._rule = _hash(
             {
                 "base": self._base_hash,
@@ -221,7 +221,7 @@ class StudyContext:
             # one class's pictures for all trials, not one set for each
             prior = prior.model_copy(update={"path": self.folder / "prior" / _slug(prior.prompt)})
             update["data"] = config.data.model_copy(update={"prior": prior})
-        return resolve(config.model_copy(update=update), self.family.resolution)
+        return resolve(config.model_copy(update=update), self.family)
 
     def _pictures(self, config: RunConfig) -> Dataset:
         """A survey for each way to name the pictures, however many trials use it."""

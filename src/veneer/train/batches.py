@@ -14,6 +14,7 @@ from veneer.data.loader import Pick, caption_of, picks
 from veneer.data.manifest import Manifest
 from veneer.data.transform import is_flipped
 from veneer.family.cache import Encoder, noise_like
+from veneer.family.protocol import Conditioning
 from veneer.objective.loss import Objective
 from veneer.rng import uniform
 from veneer.train.distributed import ALONE, ProcessGroup
@@ -28,8 +29,8 @@ class BatchBuilder:
 
     Attributes:
         config: batch, accumulation, captions, seed.
-        objective: whose density the timesteps are drawn from.
-        encoder: pictures to latents, captions to conditioning.
+        objective: whose density the times are drawn from.
+        encoder: turns pictures into latents and captions into conditioning.
         own: pictures of the style or subject.
         prior: pictures of the class, as many in each micro-batch as of the subject's; None: none.
         device: where micro-batches go.
@@ -63,9 +64,9 @@ class BatchBuilder:
                 captions[caption_of(pick, config, self.config.seed)] = None
             if (len(pictures), len(captions)) == most:
                 break
-        crops, learns = config.crop == "random", self.config.adapter.text_encoder is not None
+        crops, learns = config.crop == "random", bool(self.config.adapter.text_encoders)
         posteriors = [] if crops else [partial(self.encoder.posterior, pick) for pick in pictures.values()]
-        return [*posteriors, *([] if learns else [partial(self.encoder.conditioning, [each]) for each in captions])]
+        return [*posteriors, *([] if learns else [partial(self.encoder.texts, [caption]) for caption in captions])]
 
     def _picked(self, step: int) -> list[Pick]:
         """A step's pictures that this process shows."""
@@ -93,14 +94,15 @@ class BatchBuilder:
     def _micro(self, own: Sequence[Pick], prior: Sequence[Pick], count: int) -> MicroBatch:
         """One forward pass over both kinds: loss + weight x prior loss, each a mean (Ruiz et al. 2023, eq. 2)."""
         picked = [*own, *prior]
-        latent_BCHW = self.encoder.latents(picked)
+        latents = self.encoder.latents(picked)
         is_prior_B = torch.tensor([False] * len(own) + [True] * len(prior))
         weight_B = torch.where(is_prior_B, self._prior_weight, 1.0) / count
         return MicroBatch(
-            latent_BCHW=latent_BCHW.to(self.device),
-            noise_BCHW=self._noise(latent_BCHW, picked).to(self.device),
-            timestep_idx_B=self._timesteps(picked).to(self.device),
-            conditioning=self._conditioning(picked),
+            latents=latents.to(self.device),
+            noise=self._noise(latents, picked).to(self.device),
+            t_B=self._times(picked).to(self.device),
+            text=self._text(picked),
+            geometries=tuple(self.encoder.geometry(pick) for pick in picked),
             weight_B=weight_B.to(self.device),
             is_prior_B=is_prior_B.to(self.device),
             samples=tuple(pick.sample for pick in picked),
@@ -110,18 +112,18 @@ class BatchBuilder:
     def _prior_weight(self) -> float:
         return 0.0 if self.config.data.prior is None else self.config.data.prior.weight
 
-    def _noise(self, latent_BCHW: Tensor, picked: Sequence[Pick]) -> Tensor:
+    def _noise(self, latents: Tensor, picked: Sequence[Pick]) -> Tensor:
         seed = self.config.seed
-        return torch.cat([noise_like(latent_BCHW[:1], pick, seed, "noise") for pick in picked])
+        return torch.cat([noise_like(latents[:1], pick, seed, "noise") for pick in picked])
 
-    def _timesteps(self, picked: Sequence[Pick]) -> Tensor:
+    def _times(self, picked: Sequence[Pick]) -> Tensor:
         seed = self.config.seed
         numbers = [uniform(seed, pick.draw_index, pick.sample.id, "timestep") for pick in picked]
-        return self.objective.timesteps(torch.tensor(numbers, dtype=torch.float64))
+        return self.objective.times(torch.tensor(numbers, dtype=torch.float64))
 
-    def _conditioning(self, picked: Sequence[Pick]) -> Tensor | list[str]:
-        """Embeddings, or the captions themselves where the text encoder is in training and must see them each time."""
+    def _text(self, picked: Sequence[Pick]) -> Conditioning | list[str]:
+        """Return encoded captions, or the captions where a text encoder is in training and must read them each time."""
         captions = [caption_of(pick, self.config.data, self.config.seed) for pick in picked]
-        if self.config.adapter.text_encoder is not None:
+        if self.config.adapter.text_encoders:
             return captions
-        return self.encoder.conditioning(captions).to(self.device)
+        return self.encoder.texts(captions).to(self.device)

@@ -17,7 +17,7 @@ from veneer.engine.precision import Precision, precision_of
 from veneer.engine.quantized import check_form
 from veneer.errors import UserError
 from veneer.family.cache import Encoder, store_of
-from veneer.family.protocol import Family, device_of
+from veneer.family.protocol import Family, device_of, text_encoders_of
 from veneer.objective.loss import Objective
 from veneer.train.batches import BatchBuilder
 from veneer.train.distributed import ALONE, ProcessGroup
@@ -86,16 +86,17 @@ class Trainer:
         self._config, self._family, self.steps_done, self.processes = config, family, 0, processes
         self._asked_to_stop = self._stopping = False
         self._last_step = config.train.max_steps
-        self._idle = _idle(config)
+        self._idle = _idle(config, family)
         self._objective = Objective.from_config(config.objective, family.noise)
-        check_form({prefix: family.networks[prefix] for prefix in specs_of(config.adapter)}, config.train.quantization)
+        specs = specs_of(config.adapter, family)
+        check_form({name: family.networks[name] for name in specs}, config.train.quantization)
         self.feed = _feed(config, family, dataset, self._objective, processes)
         with ExitStack() as undoing:
-            self.injection = inject(family.networks, specs_of(config.adapter), config.seed)
+            self.injection = inject(family.networks, specs, config.seed)
             undoing.callback(self.injection.eject)
             self._parameters = dict(self.injection.named_parameters())
             self.average = ExponentialMovingAverage(self._parameters, config.train.ema_decay)
-            self.context = self._make_context(precision)
+            self.context = self._make_context(precision, tuple(specs))
             for network in family.networks.values():
                 undoing.callback(prepare(network, config.train.memory).undo)
             self._undoing = undoing.pop_all()
@@ -189,16 +190,14 @@ class Trainer:
                 weights = self.injection.weights()
             yield Finished(self.steps_done, weights)
 
-    def _make_context(self, precision: Precision) -> StepContext:
+    def _make_context(self, precision: Precision, learning: tuple[str, ...]) -> StepContext:
         config, family = self._config, self._family
-        groups = {prefix: self.injection.by_network(prefix) for prefix in specs_of(config.adapter)}
+        groups = {name: self.injection.by_network(name) for name in learning}
         return StepContext(
-            networks=family.networks,
-            predict=family.predict,
-            encode_text=family.encode_text,
+            family=family,
             objective=self._objective,
             parameters=list(self._parameters.values()),
-            optimizer=optimizer_for(config, groups),
+            optimizer=optimizer_for(config, groups, family.denoiser),
             precision=precision,
             scaler=precision.scaler(),
             max_grad_norm=config.train.max_grad_norm,
@@ -208,12 +207,12 @@ class Trainer:
         )
 
 
-def _idle(config: RunConfig) -> tuple[str, ...]:
-    """Parts of the base that no step needs once pictures and captions are encoded."""
+def _idle(config: RunConfig, family: Family) -> tuple[str, ...]:
+    """Return the parts of the base that no step needs once pictures and captions are encoded."""
     if not config.train.offload:
         return ()
-    parts = {"autoencoder": config.data.crop != "random", "text_encoder": config.adapter.text_encoder is None}
-    return tuple(name for name, idle in parts.items() if idle)
+    pictures = () if config.data.crop == "random" else ("autoencoder",)
+    return (*pictures, *(() if config.adapter.text_encoders else text_encoders_of(family)))
 
 
 def _is_due(every: int, step: int, last: int | None = None) -> bool:

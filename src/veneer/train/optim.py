@@ -57,16 +57,22 @@ def rate_factor(config: TrainConfig, step: int) -> float:
     return SCHEDULES[config.lr_scheduler]((step - config.warmup_steps) / (config.max_steps - config.warmup_steps))
 
 
-def network_rates(config: RunConfig) -> dict[str, float]:
-    """Learning rate of each network's adapter, by the network's prefix."""
-    text_encoder = config.adapter.text_encoder
-    rates = {"unet": config.train.learning_rate}
-    return rates if text_encoder is None else rates | {"text_encoder": text_encoder.learning_rate}
+def network_rates(config: RunConfig, denoiser: str) -> dict[str, float]:
+    """Return the learning rate of each network's adapter, by the network's name.
+
+    Args:
+        config: the run.
+        denoiser: the name of its base's denoiser.
+    """
+    rates = {name: part.learning_rate for name, part in config.adapter.text_encoders.items()}
+    return {denoiser: config.train.learning_rate} | rates
 
 
-def optimizer_for(config: RunConfig, parameters: Mapping[str, Iterable[nn.Parameter]]) -> torch.optim.Optimizer:
-    """The config's optimiser, one group a network, over ``parameters`` by network prefix and over nothing else."""
-    rates = network_rates(config)
+def optimizer_for(
+    config: RunConfig, parameters: Mapping[str, Iterable[nn.Parameter]], denoiser: str
+) -> torch.optim.Optimizer:
+    """Make the config's optimiser, one group a network, over ``parameters`` by network name and over nothing else."""
+    rates = network_rates(config, denoiser)
     groups: Groups = [
         {"params": list(own), "name": network, "lr": rates[network], "initial_lr": rates[network]}
         for network, own in parameters.items()

@@ -8,7 +8,7 @@ step together; each ends with the same bits as one process that does them all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -18,9 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from veneer.data.manifest import Sample
+from veneer.data.transform import Geometry
 from veneer.engine.precision import Precision
 from veneer.errors import UserError
-from veneer.objective.loss import Objective, Predict
+from veneer.family.protocol import Conditioning, Family
+from veneer.objective.loss import Objective
 from veneer.rng import key
 from veneer.train.distributed import GradientSum, ProcessGroup
 
@@ -32,7 +34,7 @@ class Shown(NamedTuple):
 
     path: str
     id: str
-    timestep: int
+    t: float
 
 
 class NonFinite(UserError):
@@ -41,15 +43,15 @@ class NonFinite(UserError):
     Attributes:
         step: in which it came up, counted from 1.
         samples: ids of the pictures: those with such a loss, or all the step's for a gradient.
-        timesteps: theirs.
+        times: theirs, from 0 (clean) to 1 (noise).
     """
 
     def __init__(self, what: str, step: int, pictures: Sequence[Shown], kept: str | None = None) -> None:
         self._arguments = what, step, pictures
         self.step = step
         self.samples = tuple(picture.id for picture in pictures)
-        self.timesteps = tuple(picture.timestep for picture in pictures)
-        named = ", ".join(f"{path} ({name}) at timestep {timestep}" for path, name, timestep in pictures)
+        self.times = tuple(picture.t for picture in pictures)
+        named = ", ".join(f"{path} ({name}) at time {t:.3f}" for path, name, t in pictures)
         super().__init__(
             f"the {what} is not finite, with {named}",
             where=f"step {step}",
@@ -67,19 +69,21 @@ class MicroBatch:
     """Pictures of one forward pass, with everything random already drawn.
 
     Attributes:
-        latent_BCHW: clean latents.
-        noise_BCHW: what is added to them.
-        timestep_idx_B: how much of it.
-        conditioning: captions' embeddings (B, L, D), or the captions where the text encoder is being trained.
+        latents: clean ones (B, ...).
+        noise: what is added to them, in their shape.
+        t_B: how much of it: float64, from 0 (clean) to 1 (noise).
+        text: what the text encoders made of the captions, or the captions where one of them is being trained.
+        geometries: where what is seen lies in each picture.
         weight_B: of each picture's loss in the step's loss; they sum to 1 over the step's own pictures.
         is_prior_B: which pictures are of the class rather than the subject.
         samples: the pictures.
     """
 
-    latent_BCHW: Tensor
-    noise_BCHW: Tensor
-    timestep_idx_B: Tensor
-    conditioning: Tensor | Sequence[str]
+    latents: Tensor
+    noise: Tensor
+    t_B: Tensor
+    text: Conditioning | Sequence[str]
+    geometries: tuple[Geometry, ...]
     weight_B: Tensor
     is_prior_B: Tensor
     samples: tuple[Sample, ...]
@@ -90,9 +94,7 @@ class StepContext:
     """What learns, and how.
 
     Attributes:
-        networks: by prefix; put in training mode for the step only.
-        predict: the denoiser, as ``Family.predict``.
-        encode_text: captions to conditioning with gradients, as ``Family.encode_text``.
+        family: the base; its networks are in training mode for the step only.
         objective: the loss.
         parameters: all that trains.
         optimizer: over them.
@@ -104,9 +106,7 @@ class StepContext:
         processes: that share the micro-batches out.
     """
 
-    networks: Mapping[str, nn.Module]
-    predict: Predict
-    encode_text: Callable[[Sequence[str]], Tensor]
+    family: Family
     objective: Objective
     parameters: Sequence[nn.Parameter]
     optimizer: torch.optim.Optimizer
@@ -159,7 +159,7 @@ def train_step(context: StepContext, step: int, micros: Sequence[MicroBatch]) ->
 
 def _update(context: StepContext, step: int, micros: Sequence[MicroBatch]) -> StepResult:
     context.optimizer.zero_grad(set_to_none=True)
-    with _training(context.networks):
+    with _training(context.family.networks):
         losses = _backward_all(context, step, micros)
     context.scaler.unscale_(context.optimizer)
     norm = _clip(context.parameters, context.max_grad_norm)
@@ -220,11 +220,11 @@ class _Losses:
 def _backward(context: StepContext, step: int, place: int, micro: MicroBatch) -> _Losses:
     """Add one micro-batch's gradients, unless a loss is not finite."""
     with (
-        _keyed_dropout(micro.latent_BCHW.device, key(context.seed, step, place, "dropout")),
+        _keyed_dropout(micro.latents.device, key(context.seed, step, place, "dropout")),
         context.precision.autocast(),
     ):
         loss_B = context.objective.loss_B(
-            context.predict, micro.latent_BCHW, micro.noise_BCHW, micro.timestep_idx_B, _conditioning(context, micro)
+            context.family.predict, micro.latents, micro.noise, micro.t_B, _conditioning(context.family, micro)
         )
     losses, is_prior = loss_B.tolist(), micro.is_prior_B.tolist()
     if all(map(math.isfinite, losses)):
@@ -262,8 +262,9 @@ def _seed(device: torch.device, seed: int) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-def _conditioning(context: StepContext, micro: MicroBatch) -> Tensor:
-    return micro.conditioning if isinstance(micro.conditioning, Tensor) else context.encode_text(micro.conditioning)
+def _conditioning(family: Family, micro: MicroBatch) -> Conditioning:
+    text = micro.text if isinstance(micro.text, Conditioning) else family.encode_text(micro.text)
+    return family.condition(text, micro.geometries)
 
 
 def _clip(parameters: Sequence[nn.Parameter], most: float | None) -> float:
@@ -272,8 +273,7 @@ def _clip(parameters: Sequence[nn.Parameter], most: float | None) -> float:
 
 
 def _pictures(micro: MicroBatch) -> list[Shown]:
-    timesteps = micro.timestep_idx_B.tolist()
-    return [Shown(str(s.path), s.id, t) for s, t in zip(micro.samples, timesteps, strict=True)]
+    return [Shown(str(s.path), s.id, t) for s, t in zip(micro.samples, micro.t_B.tolist(), strict=True)]
 
 
 def _all_pictures(context: StepContext, micros: Sequence[MicroBatch]) -> list[Shown]:

@@ -106,7 +106,7 @@ def evaluate_adapter(file: Path, how: Evaluating | None = None, callback: Callba
     make_writable(out, "choose another --out")
     family = load_base(config.base)
     adapter = load(file, family.networks)
-    case = _Case(resolve(config, family.resolution), family, adapter.weights, pictures, out, callback)
+    case = _Case(resolve(config, family), family, adapter.weights, pictures, out, callback)
     notes += [*base_doubts(told, config.base), *_doubts(adapter, pictures)]
     others, source = _others(case, how)
     callback(Working("measuring the denoising loss of base and adapter"))

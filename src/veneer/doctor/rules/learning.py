@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from veneer.config.schema import AdapterConfig
+from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.doctor.curve import Gain, best, half_width, standard_error, tail, training_gain
 from veneer.doctor.evidence import Effect, Evidence, Scored
 from veneer.doctor.finding import Change, Finding, interval, percent, with_rank
@@ -120,9 +120,10 @@ def _calmer(evidence: Evidence) -> tuple[Change, ...]:
     if _strength(evidence) > 2:
         changes.append(Change("adapter.alpha", float(adapter.rank), "makes the strength alpha / rank 1"))
     changes.append(Change("train.learning_rate", train.learning_rate / 10, "smaller steps"))
-    if adapter.text_encoder is not None and adapter.text_encoder.learning_rate > train.learning_rate / 10:
-        told = "the text encoder wants less than the denoiser"
-        changes.append(Change("adapter.text_encoder.learning_rate", train.learning_rate / 20, told))
+    for name, part in adapter.text_encoders.items():
+        if part.learning_rate > train.learning_rate / 10:
+            why = "the text encoder wants less than the denoiser"
+            changes.append(Change(f"adapter.text_encoders.{name}.learning_rate", train.learning_rate / 20, why))
     if train.max_grad_norm is None:
         changes.append(Change("train.max_grad_norm", 1.0, "one wild gradient then does no harm"))
     return tuple(changes)
@@ -181,16 +182,19 @@ def _more(evidence: Evidence) -> tuple[Change, ...]:
     changes = [*_longer(evidence), Change("train.learning_rate", train.learning_rate * 3, "bigger steps")]
     changes += with_rank("adapter", adapter, adapter.rank * 2, "more room")
     if missing := _missing_targets(adapter):
-        changes.append(Change("adapter.target_modules", (*adapter.target_modules, *missing), "more layers"))
-    if adapter.text_encoder is None:
-        changes.append(Change("adapter.text_encoder", (), "adapts the text encoder too, for new words"))
+        changes.append(Change("adapter.target_modules", (*(adapter.target_modules or ()), *missing), "more layers"))
+    if not adapter.text_encoders:
+        changes.append(
+            Change(f"adapter.text_encoders.{_TEXT_ENCODER}", (), "adapts the text encoder too, for new words")
+        )
     return tuple(changes)
 
 
 def _missing_targets(adapter: AdapterConfig) -> tuple[str, ...]:
-    if not set(adapter.target_modules) < set(_FULL_TARGETS):
+    targets = adapter.target_modules
+    if targets is None or not set(targets) < set(_FULL_TARGETS):
         return ()  # other names: another family's layers, or all of these
-    return tuple(name for name in _FULL_TARGETS if name not in adapter.target_modules)
+    return tuple(name for name in _FULL_TARGETS if name not in targets)
 
 
 def _longer(evidence: Evidence) -> tuple[Change, ...]:
@@ -286,22 +290,25 @@ def _fewer_steps(evidence: Evidence, steps: int, why: str) -> Change:
 
 def text_encoder_overcooked(evidence: Evidence) -> Finding | None:
     """What words mean was overwritten: the adapter is better without this part, or the part outweighs the encoder."""
-    part = evidence.config.adapter.text_encoder
-    if part is None:
+    parts = evidence.config.adapter.text_encoders
+    if not parts:
         return None
     said = [*_part_harms(evidence), *_outweighs(evidence)]
     if not said:
         return None
     rate = evidence.config.train.learning_rate
-    said += [*_sizes(evidence), *_words_kept(evidence), f"its rate is {part.learning_rate:g}, the denoiser's {rate:g}"]
-    changes = [
-        Change("adapter.text_encoder.learning_rate", min(part.learning_rate, rate) / 10, "smaller steps"),
-        Change("adapter.text_encoder", None, "leaves the text encoder as it is"),
-    ]
-    if part.rank > 1:
-        changes[1:1] = with_rank("adapter.text_encoder", part, part.rank // 2, "less room")
+    said += [*_sizes(evidence), *_words_kept(evidence)]
+    said += [f"its rate is {part.learning_rate:g}, the denoiser's {rate:g}" for part in parts.values()]
+    changes = [change for name, part in parts.items() for change in _gentler(name, part, rate)]
+    changes.append(Change("adapter.text_encoders", (), "leaves the text encoder as it is"))
     what = "The text encoder is overcooked: what words meant to the base is overwritten."
     return Finding("text_encoder_overcooked", what, tuple(said), tuple(changes))
+
+
+def _gentler(name: str, part: TextEncoderAdapterConfig, rate: float) -> list[Change]:
+    section = f"adapter.text_encoders.{name}"
+    slower = Change(f"{section}.learning_rate", min(part.learning_rate, rate) / 10, "smaller steps")
+    return [slower, *(with_rank(section, part, part.rank // 2, "less room") if part.rank > 1 else ())]
 
 
 def _part_harms(evidence: Evidence) -> tuple[str, ...]:
@@ -314,7 +321,7 @@ def _part_harms(evidence: Evidence) -> tuple[str, ...]:
 def _outweighs(evidence: Evidence) -> tuple[str, ...]:
     """Where the denoiser moved as far, the rate of both is at fault."""
     ratios = {network: moved.ratio or 0.0 for network, moved in evidence.moved.items()}
-    encoder = ratios.pop(_TEXT_ENCODER, 0.0)
+    encoder = max((ratios.pop(name, 0.0) for name in evidence.config.adapter.text_encoders), default=0.0)
     if encoder < OVERCOOKED or encoder <= max(ratios.values(), default=0.0):
         return ()
     return (f"its part is {percent(encoder)} of the size of the weights it is added to",)

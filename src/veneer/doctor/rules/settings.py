@@ -51,8 +51,7 @@ def dropout_too_high(evidence: Evidence) -> Finding | None:
     """Most of what should teach is dropped: the adapter's inputs, or the captions."""
     data, adapter = evidence.config.data, evidence.config.adapter
     shares = {"adapter.dropout": adapter.dropout, "data.caption_dropout": data.caption_dropout}
-    if adapter.text_encoder is not None:
-        shares["adapter.text_encoder.dropout"] = adapter.text_encoder.dropout
+    shares |= {f"adapter.text_encoders.{name}.dropout": part.dropout for name, part in adapter.text_encoders.items()}
     high = {key: share for key, share in shares.items() if share > _DROPOUT}
     if not high:
         return None
