@@ -105,7 +105,9 @@ def test_min_snr_is_the_formula_of_the_examples(prediction: str, plus: int, gamm
     everywhere = torch.arange(TOTAL)
     theirs = compute_snr(scheduler, everywhere)
     expected = theirs.clamp(max=gamma) / (theirs + plus)
-    torch.testing.assert_close(min_snr(process_of(scheduler), time_of(everywhere), gamma), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(
+        min_snr(process_of(scheduler), time_of(everywhere), gamma), expected, rtol=1e-4, atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

@@ -194,7 +194,9 @@ def test_a_folder_is_enough(tmp_path: Path) -> None:
 
 
 def test_resolving_fills_in_what_was_left_open(minimal: Path) -> None:
-    asked = load_config(minimal, ["adapter.rank=8", "adapter.text_encoders.text_encoder.rank=2", "data.prior.prompt=a cat"])
+    asked = load_config(
+        minimal, ["adapter.rank=8", "adapter.text_encoders.text_encoder.rank=2", "data.prior.prompt=a cat"]
+    )
     config = resolve(asked, Defaults(512))
     assert (config.adapter.alpha, config.data.resolution) == (8.0, 512)
     assert config.adapter.text_encoders["text_encoder"].alpha == 2.0
@@ -310,7 +312,9 @@ def test_what_is_dumped_loads_equal(config: RunConfig) -> None:
 
 
 def test_a_dump_names_every_key(minimal: Path) -> None:
-    config = resolve(load_config(minimal, ["data.prior.prompt=a cat", "adapter.text_encoders.text_encoder={}"]), Defaults(64))
+    config = resolve(
+        load_config(minimal, ["data.prior.prompt=a cat", "adapter.text_encoders.text_encoder={}"]), Defaults(64)
+    )
     dumped = read_yaml(dump_config(config), "dumped").lines
     named = {".".join(part for part in key if isinstance(part, str)) for key in dumped}
     assert set(known_keys()) <= named

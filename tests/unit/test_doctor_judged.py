@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
+from tests.bases import Defaults
 from tools.illnesses.__main__ import PAGE, is_right, table
 from tools.illnesses.cases import CASES, Case, planned_config
 from tools.illnesses.making import RECORDS, record_of
-from tests.bases import Defaults
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
 from veneer.doctor.diagnosis import Diagnosis, diagnose

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from benchmarks import overhead
 from benchmarks.page import figures_of
-from tools.publish import published
 from tests.bases import Defaults
+from tools.publish import published
 from veneer.cli.progress import Progress
 from veneer.config.load import build_config, resolve
 from veneer.plan.account import Plan

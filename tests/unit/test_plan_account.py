@@ -82,7 +82,12 @@ def test_what_does_not_fit_the_base_is_said_in_the_plan(family: Family, tiny_pic
 
 
 def test_specs_are_the_configs(family: Family, tiny_pictures: Path) -> None:
-    adapter = {"rank": 6, "alpha": 3.0, "dropout": 0.1, "text_encoders": {"text_encoder": {"rank": 2, "target_modules": ["fc1"]}}}
+    adapter = {
+        "rank": 6,
+        "alpha": 3.0,
+        "dropout": 0.1,
+        "text_encoders": {"text_encoder": {"rank": 2, "target_modules": ["fc1"]}},
+    }
     specs = specs_of(tiny_config(tiny_pictures, adapter=adapter).adapter, family)
     assert (specs["unet"].rank, specs["unet"].alpha, specs["unet"].dropout) == (6, 3.0, 0.1)
     assert (specs["text_encoder"].rank, specs["text_encoder"].alpha) == (2, 2.0)

@@ -53,7 +53,10 @@ def test_a_run_ends_with_another_adapter_in_the_same_file(
 def test_a_killed_run_goes_on_to_the_same_bits(
     memory: str, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    changes = {"train": {"quantization": "bnb_nf4", "memory": memory}, "adapter": {"text_encoders": {"text_encoder": {}}, "dropout": 0.2}}
+    changes = {
+        "train": {"quantization": "bnb_nf4", "memory": memory},
+        "adapter": {"text_encoders": {"text_encoder": {}}, "dropout": 0.2},
+    }
     one, two = (quick_config(tiny_base, tiny_pictures, tmp_path / name, **changes) for name in ("one", "two"))
     run_training(one)
     killed(two, StepDone, 3)

@@ -61,11 +61,17 @@ def test_points_set_several_keys_dotted_or_nested() -> None:
 
 
 def test_a_section_may_be_set_to_its_defaults() -> None:
-    assert configs(study(points={"both": {"adapter.text_encoders.text_encoder": {}}}))["both"] == run(adapter={"text_encoders": {"text_encoder": {}}})
+    assert configs(study(points={"both": {"adapter.text_encoders.text_encoder": {}}}))["both"] == run(
+        adapter={"text_encoders": {"text_encoder": {}}}
+    )
 
 
 def test_names_of_the_same_ending_are_told_apart() -> None:
-    grid = {"adapter.rank": [2], "adapter.text_encoders.text_encoder.rank": [4], "adapter.target_modules": [["to_q", "to_v"]]}
+    grid = {
+        "adapter.rank": [2],
+        "adapter.text_encoders.text_encoder.rank": [4],
+        "adapter.target_modules": [["to_q", "to_v"]],
+    }
     grid |= {"data.flip": [True]}
     names = [point.name for point in points_of(study(grid=grid).config)]
     assert names == ["adapter.rank 2, adapter.text_encoders.text_encoder.rank 4, target_modules to_q + to_v, flip true"]

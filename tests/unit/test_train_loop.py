@@ -138,7 +138,9 @@ def test_the_loop_is_on_one_screen() -> None:
 
 def test_two_runs_give_the_same_bits_and_the_same_file(family: Family, tiny_pictures: Path, tmp_path: Path) -> None:
     config = tiny_config(
-        tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}, "dropout": 0.2}, data={"flip": True, "crop": "random"}
+        tiny_pictures,
+        adapter={"text_encoders": {"text_encoder": {}}, "dropout": 0.2},
+        data={"flip": True, "crop": "random"},
     )
     first = trained(config, family)
     torch.manual_seed(99)
