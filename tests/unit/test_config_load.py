@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tests.bases import Defaults
 from veneer.config.document import read_yaml
-from veneer.config.keys import known_keys
+from veneer.config.keys import known_keys, schema_name
 from veneer.config.load import (
     build_config,
     config_from_folder,
@@ -122,7 +122,7 @@ def test_lists_are_replaced_whole(tmp_path: Path) -> None:
 def test_an_override_is_yaml(minimal: Path, override: str, key: str, value: object) -> None:
     found: Any = load_config(minimal, [override])
     for part in key.split("."):
-        found = found[int(part)] if part.isdigit() else getattr(found, part)
+        found = found[int(part)] if part.isdigit() else found[part] if isinstance(found, dict) else getattr(found, part)
     assert found == value
 
 
@@ -316,5 +316,5 @@ def test_a_dump_names_every_key(minimal: Path) -> None:
         load_config(minimal, ["data.prior.prompt=a cat", "adapter.text_encoders.text_encoder={}"]), Defaults(64)
     )
     dumped = read_yaml(dump_config(config), "dumped").lines
-    named = {".".join(part for part in key if isinstance(part, str)) for key in dumped}
+    named = {schema_name(key) for key in dumped}
     assert set(known_keys()) <= named

@@ -25,7 +25,7 @@ ADAPTERS: dict[str, dict[str, Any]] = {
     "rank 1": {"rank": 1},
     "alpha": {"rank": 8, "alpha": 2.5},
     "two networks": {"text_encoders": {"text_encoder": {"rank": 2}}},
-    "convolutions": {"rank": 2, "targets": ["conv1", "proj_in", "to_q"]},
+    "convolutions": {"rank": 2, "target_modules": ["conv1", "proj_in", "to_q"]},
 }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 from torch import Tensor, nn
 
@@ -13,8 +13,6 @@ from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 
 __all__ = ["METHODS", "Networks", "from_tensors", "specs_of", "to_tensors"]
-
-_Section = TypeVar("_Section", AdapterConfig, TextEncoderAdapterConfig)
 
 METHODS: Mapping[str, Method] = {method.name: method for method in (LORA,)}
 """Each method by its value of ``adapter.method``."""
@@ -44,14 +42,12 @@ def specs_of(config: AdapterConfig, base: Networks) -> dict[str, AdapterSpec]:
         )
     sections: dict[str, AdapterConfig | TextEncoderAdapterConfig] = {base.denoiser: config}
     sections |= {name: config.text_encoders[name] for name in text_encoders if name in config.text_encoders}
-    return {
-        name: METHODS[config.method].spec(_with_targets(section, base.default_targets[name]))
-        for name, section in sections.items()
-    }
+    return {name: _spec(config.method, section, base.default_targets[name]) for name, section in sections.items()}
 
 
-def _with_targets(section: _Section, targets: tuple[str, ...]) -> _Section:
-    return section.model_copy(update={"target_modules": section.target_modules or targets})
+def _spec(method: str, section: AdapterConfig | TextEncoderAdapterConfig, targets: tuple[str, ...]) -> AdapterSpec:
+    complete = section.model_copy(update={"target_modules": section.target_modules or targets})
+    return METHODS[method].spec(complete)
 
 
 def to_tensors(weights: AdapterWeights) -> dict[str, Tensor]:
