@@ -20,7 +20,6 @@ from veneer.cli.main import main
 from veneer.engine.memory_usage import InUse
 from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION, read_evaluation, write_evaluation
-from veneer.evaluate.serialise import to_plain
 from veneer.family.protocol import Family
 from veneer.report.gather import report_run, write_report
 from veneer.report.history import read_log
@@ -28,6 +27,7 @@ from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, PLAN, REPORT, REPORT_DAT
 from veneer.run.lock import locked
 from veneer.run.memory_usage import MemoryTaken, MemoryWatch
 from veneer.run.session import run_training
+from veneer.serialise import to_data
 from veneer.train.events import Finished, StepDone
 from veneer.verbs.evaluate import Evaluating, evaluate_adapter
 from veneer.weights.file import FILE_NAME
@@ -271,7 +271,7 @@ def test_warnings_are_counted_and_not_endless(tmp_path: Path) -> None:
 
 
 def test_a_score_of_a_step_that_was_done_again_is_told_once(tmp_path: Path) -> None:
-    lines = [{"event": "Evaluated", **to_plain(evaluated(2, mean, 2))} for mean in (-0.1, -0.2)]
+    lines = [{"event": "Evaluated", **to_data(evaluated(2, mean, 2))} for mean in (-0.1, -0.2)]
     course = read_log(write_run(tmp_path / "run", 5, lines) / LOG, 5)
     assert course and [each.held_out.mean for each in course.scores] == [-0.2]
 

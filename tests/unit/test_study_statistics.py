@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from veneer.evaluate.heldout import Losses, paired_difference
+from veneer.serialise import to_data, to_json
 from veneer.study.plot import plot
 from veneer.study.statistics import Failure, Outcome, Table, difference, tabulate
-from veneer.study.tables import as_csv, as_json, as_markdown
+from veneer.study.tables import as_csv, as_markdown
 
 
 def crossed(random: np.random.Generator, seeds: int, pictures: int, by: Sequence[float]) -> dict[int, Losses]:
@@ -226,14 +227,14 @@ def test_markdown_has_every_way_and_every_failure() -> None:
 
 def test_json_and_csv_say_the_same() -> None:
     table = study({"rank 1": 0.7, "rank 8": 0.5}, seeds=1)
-    plain = json.loads(json.dumps(as_json(table), allow_nan=False))
+    plain = json.loads(to_json(table))
     rows = list(csv.DictReader(io.StringIO(as_csv(table))))
     assert [row["point"] for row in rows] == [row["point"] for row in plain["rows"]] == ["rank 1", "rank 8"]
     assert float(rows[0]["versus_reference_mean"]) == plain["rows"][0]["versus_reference"]["mean"]
     assert float(rows[0]["loss"]) == plain["rows"][0]["loss"] == table.rows[0].loss
     assert rows[1]["versus_reference_mean"] == "" and plain["rows"][1]["versus_reference"] is None
     one = tabulate([Outcome("a", 0, 1, 1, np.ones((1, 1)))], np.ones((1, 1)), seeds=[0])
-    assert as_json(one)["rows"][0]["versus_base"]["low"] is None and ",," in as_csv(one)
+    assert to_data(one)["rows"][0]["versus_base"]["low"] is None and ",," in as_csv(one)
 
 
 def test_the_plot_is_a_picture_that_repeats() -> None:

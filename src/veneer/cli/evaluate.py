@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from veneer.cli.report import report_line
-from veneer.evaluate.results import as_json as text_of
+from veneer.serialise import to_json
 from veneer.verbs.evaluate import Evaluating, Working, evaluate_adapter, folder_of
 
 __all__ = ["evaluate_command"]
@@ -15,7 +15,7 @@ __all__ = ["evaluate_command"]
 def evaluate_command(file: Path, how: Evaluating, *, as_json: bool) -> None:
     """Measure an adapter and print lines for a person, or the JSON that is written as well."""
     found = evaluate_adapter(file, how, _emit)
-    print(text_of(found) if as_json else found, end="" if as_json else "\n", flush=True)
+    print(to_json(found) if as_json else found, end="" if as_json else "\n", flush=True)
     _emit(Working(report_line(folder_of(file, how))))
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from veneer.errors import UserError
-from veneer.evaluate.serialise import from_plain, to_plain
 from veneer.files import atomic_write
+from veneer.serialise import LowerEnd, UpperEnd, from_data, to_json
 
 __all__ = [
     "EVALUATION",
@@ -24,7 +23,6 @@ __all__ = [
     "PictureScore",
     "Score",
     "Verdict",
-    "as_json",
     "read_evaluation",
     "verdict_of",
     "write_evaluation",
@@ -69,8 +67,8 @@ class Score:
     """
 
     mean: float
-    low: float
-    high: float
+    low: LowerEnd
+    high: UpperEnd
     base: float
     adapter: float
     pictures: int
@@ -121,8 +119,8 @@ class Gap:
     """
 
     mean: float
-    low: float
-    high: float
+    low: LowerEnd
+    high: UpperEnd
     held_out: int
     training: int
 
@@ -211,8 +209,8 @@ class PictureScore:
     base: float
     adapter: float
     mean: float
-    low: float
-    high: float
+    low: LowerEnd
+    high: UpperEnd
     pictures: int
     higher_is_better: bool
 
@@ -291,29 +289,24 @@ class Evaluated:
 def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     """Write ``evaluation.json``; equal evaluations give equal bytes."""
     path = folder / EVALUATION
-    atomic_write(path, as_json(evaluation).encode())
+    atomic_write(path, to_json(evaluation).encode())
     return path
 
 
-def as_json(evaluation: Evaluation) -> str:
-    """The text of ``evaluation.json``; ASCII, for a picture's name need not be text in any encoding."""
-    return json.dumps(to_plain(evaluation), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
-
-
 def read_evaluation(folder: Path) -> Evaluation | None:
-    """What ``write_evaluation`` wrote into a folder; None if there is nothing.
+    """Read what ``write_evaluation`` wrote into a folder; None if there is nothing.
 
     Raises:
-        UserError: the file is none of ours.
+        UserError: the file does not hold an evaluation.
     """
     path = folder / EVALUATION
     if not path.is_file():
         return None
     try:
-        found: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
-        return from_plain(Evaluation, found)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"is no evaluation ({error!r})", where=path, remedy="run veneer evaluate again") from error
+        return from_data(Evaluation, json.loads(path.read_text("utf-8")))
+    except ValueError as error:
+        what, remedy = f"is not an evaluation ({error})", "run veneer evaluate again"
+        raise UserError(what, code="evaluation.unreadable", where=path, remedy=remedy) from error
 
 
 def _pictures(count: int) -> str:

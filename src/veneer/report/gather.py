@@ -15,7 +15,6 @@ from veneer.doctor.finding import Finding
 from veneer.doctor.gather import doctor_run
 from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION, Evaluation, read_evaluation
-from veneer.evaluate.serialise import to_plain
 from veneer.files import atomic_write
 from veneer.report.content import Advised, Course, Missing, Named, Planned, Report, Strip
 from veneer.report.history import read_log
@@ -24,6 +23,7 @@ from veneer.report.pictures import before_after, samples_by_step, twins_of
 from veneer.report.words import verdict_of_run
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, PLAN, REPORT, REPORT_DATA
 from veneer.run.lock import is_locked
+from veneer.serialise import to_data
 from veneer.weights.checkpoint import checkpoints_in
 from veneer.weights.file import AdapterInfo, file_in, info
 
@@ -53,7 +53,7 @@ def write_report(folder: Path) -> Path:
 
 def report_json(report: Report) -> str:
     """The text of ``report.json``: all but the pictures, of which it has the files and hashes."""
-    plain = _without_data(to_plain(report))
+    plain = _without_data(to_data(report))
     return json.dumps(plain, indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 
 

@@ -11,11 +11,11 @@ from statistics import median
 from typing import Any
 
 from veneer.evaluate.results import Evaluated
-from veneer.evaluate.serialise import from_plain
 from veneer.report.content import Course, Curve, Ending, Point
 from veneer.run.endings import Ended, ended_after
 from veneer.run.log import events_in
 from veneer.run.smoothing import Smooth
+from veneer.serialise import from_data
 
 __all__ = ["read_log"]
 
@@ -57,7 +57,7 @@ class _Reader:
         if event == "StepDone":
             self._step(line)
         elif event == "Evaluated":
-            self._scores[line["step"]] = from_plain(Evaluated, line)
+            self._scores[line["step"]] = from_data(Evaluated, line)
         elif event == "Warned":
             self._warn(line["text"])
         elif event == "MemoryTaken":

@@ -23,9 +23,10 @@ from veneer.files import atomic_write
 from veneer.run.folder import CONFIG, config_beside, make_writable
 from veneer.run.identity import TRIGGER
 from veneer.run.session import Callback
+from veneer.serialise import to_data, to_json
 from veneer.study.plot import plot
 from veneer.study.statistics import Outcome, Table, tabulate
-from veneer.study.tables import as_csv, as_json, as_markdown
+from veneer.study.tables import as_csv, as_markdown
 from veneer.train.events import Warned
 from veneer.verbs.provenance import base_doubts, never_seen
 from veneer.weights.file import AdapterFile, info, load, render
@@ -225,10 +226,10 @@ def _named(folder: Path, config: RunConfig) -> Manifest:
 def _write(study: RankStudy, out: Path, callback: Callback) -> None:
     """Write the table as Markdown, CSV and JSON, and the plot where matplotlib is installed."""
     retained = {name: study.retained[rank] for name, rank in study.ranks.items()}
-    content = {**as_json(study.table), "kept": retained}
+    content = {**to_data(study.table), "kept": retained}
     atomic_write(out / "ranks.md", as_markdown(study.table).encode())
     atomic_write(out / "ranks.csv", as_csv(study.table).encode())
-    atomic_write(out / "ranks.json", (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    atomic_write(out / "ranks.json", to_json(content).encode())
     try:
         atomic_write(out / "ranks.png", plot(study.table, "One adapter, cut to lower ranks"))
     except UserError as fault:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,10 +10,11 @@ from pathlib import Path
 from veneer.errors import UserError
 from veneer.files import atomic_write
 from veneer.run.session import Callback
+from veneer.serialise import to_json
 from veneer.study.config import Point, Study, dump_study
 from veneer.study.plot import plot
 from veneer.study.statistics import Failure, Outcome, StoppedEarly, Table, tabulate
-from veneer.study.tables import as_csv, as_json, as_markdown
+from veneer.study.tables import as_csv, as_markdown
 from veneer.study.trial import StudyContext, Trial
 from veneer.train.events import Warned
 
@@ -174,7 +174,7 @@ class StudyResults:
     def _write(self, table: Table) -> list[Path]:
         told = {
             "md": as_markdown(table, self.ranks),
-            "json": json.dumps(as_json(table), indent=1, allow_nan=False) + "\n",
+            "json": to_json(table),
             "csv": as_csv(table),
             "yaml": dump_study(self.context.study.config),
         }

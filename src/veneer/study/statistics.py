@@ -128,6 +128,7 @@ class Row:
         versus_base: less the base's loss; below 0 the adapter helps.
         versus_reference: less the reference's loss; None for the reference itself, or if they share no seed.
         versus_best: less that of the way with the lowest loss; None likewise.
+        loss: mean over seeds.
     """
 
     point: str
@@ -139,11 +140,7 @@ class Row:
     versus_base: Difference
     versus_reference: Difference | None
     versus_best: Difference | None
-
-    @property
-    def loss(self) -> float:
-        """Mean over seeds."""
-        return sum(self.losses.values()) / len(self.losses)
+    loss: float
 
 
 @dataclass(frozen=True)
@@ -291,16 +288,18 @@ def _row(
     assert versus_base is not None
     seconds = [each.seconds for each in group if each.seconds is not None]
     memory = [each.memory_bytes for each in group if each.memory_bytes is not None]
+    means = {seed: float(each.mean()) for seed, each in own.items()}
     return Row(
         point=group[0].point,
         trainable=group[0].trainable,
         file_bytes=group[0].file_bytes,
         seconds=sum(seconds) / len(seconds) if seconds else None,
         memory_bytes=max(memory, default=None),
-        losses={seed: float(each.mean()) for seed, each in own.items()},
+        losses=means,
         versus_base=versus_base,
         versus_reference=versus(reference),
         versus_best=versus(best),
+        loss=sum(means.values()) / len(means),
     )
 
 

@@ -1,4 +1,4 @@
-"""A study's table as Markdown, JSON and CSV."""
+"""A study's table as Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
 
 from veneer.plan.memory import as_text
 from veneer.study.statistics import Difference, Row, Table
 
-__all__ = ["as_csv", "as_json", "as_markdown"]
+__all__ = ["as_csv", "as_markdown"]
 
 
 def as_markdown(table: Table, settings: Mapping[str, str] | None = None) -> str:
@@ -84,26 +82,6 @@ def _method(table: Table, seeds: int) -> str:
         else "over pictures"
     )
     return f"{text} Differences are paired by picture and seed; 95 % intervals {how}, each for itself."
-
-
-def as_json(table: Table) -> dict[str, Any]:
-    """The same as plain values; an interval's open end is null."""
-    plain = asdict(table)
-    plain["rows"] = [
-        {**asdict(row), "loss": row.loss, "losses": {str(seed): loss for seed, loss in row.losses.items()}}
-        for row in table.rows
-    ]
-    finite = _finite(plain)
-    assert isinstance(finite, dict)
-    return finite
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _finite(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def as_csv(table: Table) -> str:

@@ -25,11 +25,10 @@ from veneer.evaluate.results import (
     Neighbour,
     PictureScore,
     Score,
-    as_json,
     read_evaluation,
     write_evaluation,
 )
-from veneer.evaluate.serialise import from_plain, to_plain
+from veneer.serialise import from_data, to_data, to_json
 
 SCORE = Score(-0.1, -0.2, -0.05, 1.0, 0.9, 12, 8, "better")
 OPEN = Score(-0.1, -math.inf, math.inf, 1.0, 0.9, 1, 8, "too few pictures to tell")
@@ -60,8 +59,8 @@ def test_an_evaluation_comes_back_as_it_went(evaluation: Evaluation, tmp_path: P
         raise AssertionError(f"{constant} is not JSON")
 
     told = json.loads((tmp_path / EVALUATION).read_text("utf-8"), parse_constant=refuse)
-    assert told == to_plain(evaluation)
-    assert as_json(evaluation) == (tmp_path / EVALUATION).read_text("utf-8")
+    assert told == to_data(evaluation)
+    assert to_json(evaluation) == (tmp_path / EVALUATION).read_text("utf-8")
 
 
 def test_a_name_that_is_no_text_is_written_too(tmp_path: Path) -> None:
@@ -73,33 +72,44 @@ def test_a_name_that_is_no_text_is_written_too(tmp_path: Path) -> None:
 
 
 def test_open_ends_are_null() -> None:
-    told = to_plain(WHOLE)["bands"][1]["score"]
+    told = to_data(WHOLE)["bands"][1]["score"]
     assert (told["low"], told["high"]) == (None, None)
-    assert from_plain(Score, told) == OPEN
+    assert from_data(Score, told) == OPEN
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 99))
 def test_any_score_comes_back(pictures: int, draws: int, seed: int) -> None:
     random = np.random.default_rng(seed)
     score = paired_difference(random.random((pictures, draws)), random.random((pictures, draws)), resamples=40)
-    assert from_plain(Score, json.loads(json.dumps(to_plain(score)))) == score
+    assert from_data(Score, json.loads(json.dumps(to_data(score)))) == score
 
 
 def test_a_line_of_the_log_is_read_with_its_other_keys() -> None:
     event = Evaluated(100, SCORE, SCORE, Gap(0.2, 0.1, 0.3, 12, 12), (Band(0.0, 1.0, SCORE),), 50)
-    line = {"event": "Evaluated", "seconds": 1.5, **json.loads(json.dumps(to_plain(event)))}
-    assert from_plain(Evaluated, line) == event
+    line = {"event": "Evaluated", "seconds": 1.5, **json.loads(json.dumps(to_data(event)))}
+    assert from_data(Evaluated, line) == event
 
 
 def test_what_is_not_there_is_none(tmp_path: Path) -> None:
     assert read_evaluation(tmp_path) is None
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"adapter": "a", "base": "b", "held_out": {"mean": 1}}'])
-def test_what_is_no_evaluation_is_said_to_be_none(text: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "Expecting value"),
+        ("[]", "it: "),
+        ("{}", "adapter: Field required"),
+        ('{"adapter": "a", "base": "b", "held_out": {"mean": 1}}', "held_out.low: Field required"),
+    ],
+)
+def test_a_file_that_holds_no_evaluation_is_refused(text: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / EVALUATION).write_text(text)
-    with pytest.raises(UserError, match=r"evaluation\.json: is no evaluation .*run veneer evaluate again"):
+    with pytest.raises(UserError) as caught:
         read_evaluation(tmp_path)
+    assert caught.value.code == "evaluation.unreadable"
+    assert f"evaluation.json: is not an evaluation ({reason}" in str(caught.value)
+    assert str(caught.value).endswith("; run veneer evaluate again")
 
 
 def test_all_of_it_is_told_in_words() -> None:
