@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from veneer.family.loading import load_base as load_base
     from veneer.plan.rehearsal import make_plan as make_plan
     from veneer.report.gather import write_report as write_report
-    from veneer.run.comparison import side_by_side as side_by_side
-    from veneer.run.comparison import subjects_of as subjects_of
     from veneer.run.resume import Resume as Resume
     from veneer.run.session import run_training as run_training
     from veneer.run.signals import Interrupted as Interrupted
+    from veneer.sample.comparison import side_by_side as side_by_side
+    from veneer.sample.comparison import subjects_of as subjects_of
     from veneer.sample.generate import generate as generate
     from veneer.sample.generate import generate_each as generate_each
     from veneer.sample.sheet import sheet as sheet
@@ -177,8 +177,8 @@ _HOMES = {
     "save_adapter": "veneer.weights.file:save",
     "score_adapter": "veneer.evaluate.heldout:evaluate",
     "study_ranks": "veneer.study.ranks:study_ranks",
-    "side_by_side": "veneer.run.comparison:side_by_side",
-    "subjects_of": "veneer.run.comparison:subjects_of",
+    "side_by_side": "veneer.sample.comparison:side_by_side",
+    "subjects_of": "veneer.sample.comparison:subjects_of",
     "sheet": "veneer.sample.sheet:sheet",
     "survey": "veneer.data.preflight:survey",
     "train_adapter": "veneer.train.loop:train",

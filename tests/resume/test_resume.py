@@ -17,9 +17,9 @@ from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
-from veneer.run.checkpoints import Checkpointed
+from veneer.run.events import CheckpointSaved, Resumed
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG
-from veneer.run.resume import Resume, Resumed
+from veneer.run.resume import Resume
 from veneer.run.session import run_training
 from veneer.train.batches import BatchBuilder
 from veneer.train.events import StepDone, Warned
@@ -103,7 +103,7 @@ def test_resuming_what_has_not_begun_begins_and_says_so(config: RunConfig, whole
 
 def test_a_finished_run_that_is_resumed_ends_the_same(config: RunConfig, whole: tuple[str, str]) -> None:
     """So a script may call until the command succeeds, also if it died between the last step and the last picture."""
-    killed(config, Checkpointed, 6)
+    killed(config, CheckpointSaved, 6)
     assert not (config.output.dir / FILE_NAME).exists()
     for _ in range(2):
         events = told(config, NEWEST)
@@ -361,12 +361,12 @@ def test_the_log_tells_each_step_once(config: RunConfig) -> None:
     events = logged(config.output.dir)
     names = [event["event"] for event in events]
     assert [event["step"] for event in events if event["event"] == "StepDone"] == [1, 2, 3, 4, 5, 6]
-    assert names.count("Planned") == 2 and names.count("Finished") == names.count("Saved") == 1
+    assert names.count("Planned") == 2 and names.count("Finished") == names.count("AdapterSaved") == 1
     there = names.index("Resumed")
-    assert events[there]["step"] == 2 and events[there - 2]["event"] == "Checkpointed"
+    assert events[there]["step"] == 2 and events[there - 2]["event"] == "CheckpointSaved"
     told(config, NEWEST)
     names = [event["event"] for event in logged(config.output.dir)]
-    assert names.count("Finished") == names.count("Saved") == 1 and names.count("Resumed") == 2
+    assert names.count("Finished") == names.count("AdapterSaved") == 1 and names.count("Resumed") == 2
 
 
 # disks and numbers
@@ -394,7 +394,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
         f"no checkpoint of step 4: {checkpoint(config, 4)}: cannot be written: No space left on device; "
         f"the last checkpoint is {checkpoint(config, 3)}"
     )
-    assert [event.step for event in events if isinstance(event, Checkpointed)] == [1, 2, 3, 5, 6]
+    assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [1, 2, 3, 5, 6]
     assert hashes(config.output.dir) == whole
 
 

@@ -16,10 +16,10 @@ from veneer.errors import UserError
 from veneer.evaluate.heldout import HeldOutEvaluator, Losses, evaluate
 from veneer.evaluate.results import Evaluated, read_evaluation
 from veneer.family.protocol import Family
+from veneer.run.events import BestAdapterSaved, EarlyStopped
 from veneer.run.folder import BEST, CHECKPOINTS
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
-from veneer.run.validation import BestKept, EarlyStopped
 from veneer.train.events import CheckpointDue, EvaluationDue, StepDone, Stopped, Warned
 from veneer.weights.checkpoint import checkpoints_in
 from veneer.weights.file import FILE_NAME, info, load
@@ -101,7 +101,7 @@ def test_scores_come_when_they_are_due(tiny_base: Path, tiny_pictures: Path, tmp
     events = told(config)
     assert [event.step for event in evaluated(events)] == [4, 6]
     names = [type(event).__name__ for event in events if getattr(event, "step", 0) == 4]
-    assert names == ["StepDone", "EvaluationDue", "Evaluated", "CheckpointDue", "Checkpointed"]
+    assert names == ["StepDone", "EvaluationDue", "Evaluated", "CheckpointDue", "CheckpointSaved"]
     lines = [line for line in logged(config.output.dir) if line["event"] == "Evaluated"]
     assert lines[0]["held_out"]["pictures"] == 3 and lines[0]["training"]["pictures"] == 8
     assert len(lines[0]["bands"]) == 1 and lines[0]["gap"]["held_out"] == 3
@@ -110,7 +110,7 @@ def test_scores_come_when_they_are_due(tiny_base: Path, tiny_pictures: Path, tmp
 def test_without_being_asked_there_are_none(config: RunConfig) -> None:
     quiet = config.model_copy(update={"validation": config.validation.model_copy(update={"every": 0})})
     events = told(quiet)
-    assert not [event for event in events if isinstance(event, (Evaluated, EvaluationDue, BestKept))]
+    assert not [event for event in events if isinstance(event, (Evaluated, EvaluationDue, BestAdapterSaved))]
     assert not (quiet.output.dir / BEST).exists()
 
 
@@ -137,7 +137,7 @@ def test_the_best_is_kept_beside_the_last(course: None, config: RunConfig) -> No
     config = with_steps(config, 8)
     events = told(config)
     assert [event.best_step for event in evaluated(events)] == [1, 2, 2, 4, 4, 4, 4, 4]
-    (kept,) = (event for event in events if isinstance(event, BestKept))
+    (kept,) = (event for event in events if isinstance(event, BestAdapterSaved))
     assert (kept.step, kept.last_step, kept.path) == (4, 8, config.output.dir / BEST)
     assert kept.difference is not None and kept.difference.mean == pytest.approx(0.4)
     assert info(config.output.dir / BEST).metadata["veneer.steps"] == "4"
@@ -188,7 +188,7 @@ def test_a_killed_run_comes_to_the_same_end(
         [
             {k: v for k, v in line.items() if k not in ("seconds", "path", "losses")}
             for line in logged(c.output)
-            if line["event"] in ("StepDone", "Evaluated", "EarlyStopped", "BestKept")
+            if line["event"] in ("StepDone", "Evaluated", "EarlyStopped", "BestAdapterSaved")
         ]
         for c in (one, two)
     ]
@@ -204,7 +204,7 @@ def test_a_run_that_was_ended_is_not_trained_on_by_a_resume(course: None, config
     # more patience goes on with it
     events = told(with_steps(config, 8, patience=5), NEWEST)
     assert [event.step for event in events if isinstance(event, StepDone)] == [7, 8]
-    (kept,) = (event for event in events if isinstance(event, BestKept))
+    (kept,) = (event for event in events if isinstance(event, BestAdapterSaved))
     assert kept.step == 4
 
 
@@ -214,7 +214,7 @@ def test_the_best_goes_along_into_another_folder(course: None, config: RunConfig
     killed(config, StepDone, 7)
     branch = config.in_folder(tmp_path / "branch")
     events = told(branch, Resume(config.output.dir / CHECKPOINTS / "step-000000006"))
-    (kept,) = (event for event in events if isinstance(event, BestKept))
+    (kept,) = (event for event in events if isinstance(event, BestAdapterSaved))
     assert kept.step == 4 and (branch.output.dir / BEST).exists()
 
 

@@ -68,7 +68,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint_of_the_step(config: RunConfig, 
     assert steps_kept(config.output.dir) == [step]
     assert caught.value.checkpoint is not None and caught.value.checkpoint.name == f"step-{step:09d}"
     assert signal.getsignal(number) is before
-    assert [event["event"] for event in logged(config.output.dir)][-2:] == ["Checkpointed", "Stopped"]
+    assert [event["event"] for event in logged(config.output.dir)][-2:] == ["CheckpointSaved", "Stopped"]
     assert not (config.output.dir / FILE_NAME).exists() and not (config.output.dir / LOCK).exists()
 
 
@@ -249,7 +249,10 @@ def test_a_full_disk_stops_no_log_and_tears_no_line(tmp_path: Path) -> None:
         emit(Note("fourth"))
     assert [event["text"] for event in logged(tmp_path)] == ["first", "fourth"]
     assert [event for event in events if isinstance(event, Warned)] == [
-        Warned("the log is not whole, for an event could not be written: [Errno 28] No space left on device")
+        Warned(
+            "log.not_written",
+            "the log is not whole, for an event could not be written: [Errno 28] No space left on device",
+        )
     ]
     assert isinstance(log.fault, OSError) and log.fault.errno == errno.ENOSPC
 

@@ -17,8 +17,7 @@ from veneer.cli.progress import Progress
 from veneer.engine.memory_usage import InUse
 from veneer.plan.account import NetworkPlan, Plan
 from veneer.plan.memory import Memory, Phase
-from veneer.run.resume import Resumed
-from veneer.run.session import Planned
+from veneer.run.events import Planned, Resumed
 from veneer.train.events import Finished, SampleDue, StepDone, TrainingStarted, Warned
 
 PLAN = Plan(MappingProxyType({"unet": NetworkPlan(10, 100, MappingProxyType({"to_q": 1}))}), 1000)
@@ -172,7 +171,7 @@ def test_a_bar_says_when_it_paints_and_its_time_goes_on(clock: Clock) -> None:
 def test_warnings_are_printed_as_they_are() -> None:
     text = io.StringIO()
     progress = Progress(Console(file=text, width=20))
-    progress(Warned("[red] is a caption, and this line is longer than the terminal"))
+    progress(Warned("test.warning", "[red] is a caption, and this line is longer than the terminal"))
     assert text.getvalue() == "warning: [red] is a caption, and this line is longer than the terminal\n"
 
 

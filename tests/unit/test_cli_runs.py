@@ -113,13 +113,13 @@ def test_the_written_config_gives_the_same_bytes(run: Run, tmp_path: Path) -> No
 def test_the_log_has_every_event_in_order(run: Run) -> None:
     events = events_of(run.folder)
     # in a process that has held more before, nothing is told of memory
-    names = [event["event"] for event in events if event["event"] != "MemoryTaken"]
-    sample = ["SampleDue", "Sampled"]
+    names = [event["event"] for event in events if event["event"] != "MemoryMeasured"]
+    sample = ["SampleDue", "SamplesSaved"]
     step = ["StepDone", "StepDone", *sample]
-    kept = ["CheckpointDue", "Checkpointed"]
+    kept = ["CheckpointDue", "CheckpointSaved"]
     # with its trigger the longest caption is longer than the tiny encoder reads
-    began = ["Surveyed", "Warned", "Planned", "TrainingStarted", "Tracked", *sample]
-    assert names == [*began, *step, *step, *kept, "Finished", "Saved", "Score"]
+    began = ["Surveyed", "Warned", "Planned", "TrainingStarted", "TrackingStarted", *sample]
+    assert names == [*began, *step, *step, *kept, "Finished", "AdapterSaved", "Score"]
     assert [event["step"] for event in events if event["event"] == "StepDone"] == [1, 2, 3, 4]
     # one picture is held out, so the interval is open: null, which JSON knows, and not Infinity
     assert (events[-1]["low"], events[-1]["pictures"]) == (None, 1)

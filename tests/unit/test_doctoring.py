@@ -30,7 +30,8 @@ from veneer.errors import UserError
 from veneer.evaluate.heldout import HeldOutEvaluator, heldout_losses
 from veneer.family.registry import load_family
 from veneer.plan.memory import as_text
-from veneer.run.faults import Failed, recording_faults
+from veneer.run.events import Failed
+from veneer.run.faults import recording_faults
 from veneer.run.folder import CONFIG, LOG
 from veneer.run.lock import locked
 from veneer.run.resume import Resume

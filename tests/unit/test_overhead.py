@@ -19,11 +19,11 @@ from tools.publish import published
 from veneer.cli.progress import Progress
 from veneer.config.load import build_config, resolve
 from veneer.plan.account import Plan
+from veneer.run.events import Planned
 from veneer.run.folder import LOG, TENSORBOARD
-from veneer.run.history import Earlier
 from veneer.run.identity import Identity
 from veneer.run.log import EventBus, EventLog
-from veneer.run.session import Planned
+from veneer.run.status import RunHistory
 from veneer.run.tracking import Tracking
 from veneer.train.events import Finished, StepDone, TrainingStarted
 
@@ -40,7 +40,7 @@ def tell_a_run(folder: Path, terminal: bool) -> float:
         progress = Progress(Console(file=nowhere, force_terminal=terminal, width=80))
         emit = EventBus(progress)
         emit.open(log)
-        with progress, Tracking(run, Earlier(), emit) as tracking:
+        with progress, Tracking(run, RunHistory(), emit) as tracking:
             emit.add(tracking)
             began = time.process_time()
             emit(Planned(Plan({}, 0)))

@@ -24,7 +24,7 @@ from veneer.report.markup import Markup, element, joined
 from veneer.report.page import page
 from veneer.report.plots import bands_plots, intervals_plot, loss_plot, scores_plot
 from veneer.report.words import ending_in_words, verdict_of_run
-from veneer.run.smoothing import Smooth
+from veneer.train.smoothed_loss import SmoothedLoss
 
 EVIL = "<script>alert(1)</script>\"' onload=x &amp; $title </title> é"
 NOTHING = Report("run", "unmeasured", "Not known.", None, None, None, None, (), (), None, (), None, ())
@@ -211,7 +211,7 @@ def test_the_loss_is_drawn_where_it_is() -> None:
 
 def test_one_wild_step_does_not_flatten_the_plot() -> None:
     tame = curve()
-    smooth = Smooth(point.smoothed or 0.0 for point in tame.points[:-1])
+    smooth = SmoothedLoss(point.smoothed or 0.0 for point in tame.points[:-1])
     wild = replace(tame, points=(*tame.points[:-1], Point(300, 1e6, 1e6, 1e6, smooth.add(1e6))))
     before, after = (np.array(places(loss_plot(each), "line first")) for each in (tame, wild))
     assert np.abs(before[:-1] - after[:-1]).max() < 8

@@ -23,9 +23,10 @@ from veneer.evaluate.results import EVALUATION, read_evaluation, write_evaluatio
 from veneer.family.protocol import Family
 from veneer.report.gather import report_run, write_report
 from veneer.report.history import read_log
+from veneer.run.events import MemoryMeasured
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, PLAN, REPORT, REPORT_DATA, SAMPLES, SHEET, clear
 from veneer.run.lock import locked
-from veneer.run.memory_usage import MemoryTaken, MemoryWatch
+from veneer.run.memory_usage import MemoryWatch
 from veneer.run.session import run_training
 from veneer.serialise import to_data
 from veneer.train.events import Finished, StepDone
@@ -198,10 +199,10 @@ def test_sheets_that_cannot_be_taken_apart_are_shown_whole(run: Path) -> None:
 
 
 def test_sheets_of_other_prompts_are_left_out(run: Path) -> None:
-    from veneer.run.sheets import note_in, write_sheet
+    from veneer.sample.files import read_note, write_sheet
 
     path = run / SAMPLES / "step-000000000.png"
-    note = dict(note_in(path) or {})
+    note = dict(read_note(path) or {})
     with Image.open(path) as sheet:
         sheet.load()
         write_sheet(sheet, path, {**note, "painted": "otherwise"})
@@ -284,7 +285,7 @@ def test_memory_is_told_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> Non
     watch(StepDone(1, 1.0, None, {}, 1.0))
     assert heard == []
     watch(Finished(1, {}))
-    assert heard == [MemoryTaken("cpu", 300, 900)]
+    assert heard == [MemoryMeasured("cpu", 300, 900)]
 
 
 @pytest.mark.parametrize("later", [InUse(500, 400), None, InUse(400)])
@@ -297,7 +298,7 @@ def test_memory_that_earlier_work_took_is_not_charged(later: InUse | None, monke
 
 
 def test_what_the_log_says_of_memory_is_in_the_report(tmp_path: Path) -> None:
-    line = {"event": "MemoryTaken", "seconds": 1, "device": "cpu", "before": 300, "peak": 900}
+    line = {"event": "MemoryMeasured", "seconds": 1, "device": "cpu", "before": 300, "peak": 900}
     folder = write_run(tmp_path / "run", 5, [line])
     plan = {"trainable": 5, "file_bytes": 7, "memory": {"device": "cpu", "peak": 500}}
     (folder / PLAN).write_text(json.dumps(plan))

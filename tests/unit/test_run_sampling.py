@@ -15,12 +15,14 @@ from tests.running import killed, logged, quick_config, told
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.family.protocol import Family
-from veneer.run import sampling, sheets
-from veneer.run.comparison import paint
+from veneer.run import sampling
+from veneer.run.events import SamplesSaved
 from veneer.run.folder import SAMPLES, TIMELAPSE, sheets_in
 from veneer.run.resume import Resume
-from veneer.run.sampling import Sampled, SampleWriter
+from veneer.run.sampling import SampleWriter
 from veneer.run.session import run_training
+from veneer.sample import files
+from veneer.sample.comparison import paint
 from veneer.sample.sheet import table_of
 from veneer.train.events import StepDone, Warned
 
@@ -63,10 +65,10 @@ def pictures(config: RunConfig, step: int) -> list[Image.Image]:
 def test_sheets_at_the_chosen_steps_and_the_base_before_them(config: RunConfig, family: Family) -> None:
     events = told(config)
     kinds = [type(event).__name__ for event in events if not isinstance(event, Warned)]
-    assert kinds[:6] == ["Surveyed", "Planned", "TrainingStarted", "SampleDue", "Sampled", "StepDone"]
-    painted = [event for event in events if isinstance(event, Sampled)]
+    assert kinds[:6] == ["Surveyed", "Planned", "TrainingStarted", "SampleDue", "SamplesSaved", "StepDone"]
+    painted = [event for event in events if isinstance(event, SamplesSaved)]
     assert [event.step for event in painted] == [0, 2, 4, 6] == list(sheets_in(config.output.dir))
-    assert [event["step"] for event in logged(config.output.dir) if event["event"] == "Sampled"] == [0, 2, 4, 6]
+    assert [event["step"] for event in logged(config.output.dir) if event["event"] == "SamplesSaved"] == [0, 2, 4, 6]
     base = [picture.resize((128, 128), Image.Resampling.LANCZOS) for picture in paint(family, PROMPTS, config)]
     for found, expected in zip(pictures(config, 0), base, strict=True):
         assert np.array_equal(np.asarray(found), np.asarray(expected))
@@ -87,7 +89,7 @@ def test_the_strip_is_brought_up_to_date_with_each_sheet(config: RunConfig) -> N
     counts = []
 
     def count(event: object) -> None:
-        if isinstance(event, Sampled):
+        if isinstance(event, SamplesSaved):
             assert event.timelapse == config.output.dir / SAMPLES / TIMELAPSE
             counts.append(len(columns(config)))
 
@@ -98,11 +100,11 @@ def test_the_strip_is_brought_up_to_date_with_each_sheet(config: RunConfig) -> N
 def test_no_sheet_is_read_twice_for_the_strip(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
-    def pictures_in(path: Path) -> list[list[Image.Image]] | None:
+    def read_pictures(path: Path) -> list[list[Image.Image]] | None:
         read.append(path)
-        return sheets.pictures_in(path)
+        return files.read_pictures(path)
 
-    monkeypatch.setattr(sampling, "pictures_in", pictures_in)
+    monkeypatch.setattr(sampling, "read_pictures", read_pictures)
     run_training(config)
     assert read == list(sheets_in(config.output.dir).values())
     assert len(columns(config)) == 4
@@ -131,7 +133,7 @@ def test_a_resumed_run_has_its_strip_at_once_and_ends_with_the_same(config: RunC
     run_training(late, resume=Resume(), callback=look)
     assert seen == [([0, 2], 2)]
     assert strip(late) == strip(whole)
-    assert {step: path.read_bytes() for step, path in sheets_in(late.output).items()} == {
+    assert {step: path.read_bytes() for step, path in sheets_in(late.output.dir).items()} == {
         step: path.read_bytes() for step, path in sheets_in(whole.output.dir).items()
     }
 
@@ -156,23 +158,24 @@ def test_what_is_no_sheet_or_a_damaged_one_is_left_out(config: RunConfig) -> Non
 
 
 def test_a_full_disk_costs_a_sheet_and_not_the_run(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = sheets.write_picture
+    write = files.write_picture
 
     def fill(picture: Any, path: Path, *note: Any) -> Path:
         if path.name == "step-000000004.png":
             raise UserError(f"cannot be written: {os.strerror(errno.ENOSPC)}", where=path)
         return write(picture, path, *note)
 
-    monkeypatch.setattr(sheets, "write_picture", fill)
+    monkeypatch.setattr(files, "write_picture", fill)
     events = told(config)
-    (warning,) = [event.text for event in events if isinstance(event, Warned)]
-    assert warning.startswith("no samples of step 4: ") and "No space left" in warning
-    assert [event.step for event in events if isinstance(event, Sampled)] == [0, 2, 6]
+    (warning,) = [event for event in events if isinstance(event, Warned)]
+    assert warning.code == "sample.not_written"
+    assert warning.text.startswith("no samples of step 4: ") and "No space left" in warning.text
+    assert [event.step for event in events if isinstance(event, SamplesSaved)] == [0, 2, 6]
 
 
 def test_no_samples_no_strip(config: RunConfig) -> None:
     events = told(changed(config, "sample", every=0))
-    assert not [event for event in events if isinstance(event, Sampled)]
+    assert not [event for event in events if isinstance(event, SamplesSaved)]
     assert not (config.output.dir / SAMPLES).exists()
 
 

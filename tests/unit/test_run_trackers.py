@@ -19,14 +19,15 @@ from veneer.cli.main import main
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig, TrackingConfig
 from veneer.family.protocol import Family
+from veneer.run.events import TrackingStarted
 from veneer.run.folder import SAMPLES, TENSORBOARD
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
 from veneer.run.signals import Interrupted
-from veneer.run.smoothing import Smooth
 from veneer.run.trackers import Place, TensorBoard, trackers_of
-from veneer.run.tracking import Tracked, figures_of
+from veneer.run.tracking import figures_of
 from veneer.train.events import StepDone, Warned
+from veneer.train.smoothed_loss import SmoothedLoss
 from veneer.weights.file import FILE_NAME
 
 FAKES = Path(__file__).parents[1] / "fakes"
@@ -88,7 +89,7 @@ def test_tensorboard_is_the_default_where_it_is_installed(monkeypatch: pytest.Mo
 def test_a_run_without_tensorboard_is_silent(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("veneer.run.trackers.find_spec", lambda name: None)
     events = told(config)
-    assert warnings(events) == [] and not [event for event in events if isinstance(event, Tracked)]
+    assert warnings(events) == [] and not [event for event in events if isinstance(event, TrackingStarted)]
     assert not (config.output.dir / TENSORBOARD).exists()
 
 
@@ -122,7 +123,7 @@ def test_tensorboard_has_every_curve_every_sheet_and_the_config(config: RunConfi
     found = curves(config.output.dir)
     assert [step for step, _ in found["loss/step"]] == [1, 2, 3, 4, 5, 6]
     assert [value for _, value in found["loss/step"]] == pytest.approx([event.loss for event in events])
-    smooth = Smooth()
+    smooth = SmoothedLoss()
     assert [value for _, value in found["loss/smoothed"]] == pytest.approx([smooth.add(e.loss) for e in events])
     assert [value for _, value in found["gradient/norm"]] == pytest.approx([e.gradient_norm for e in events])
     assert [value for _, value in found["rate/unet"]] == pytest.approx([0.01] * 6)
@@ -209,7 +210,7 @@ def test_the_others_get_the_same(name: str, config: RunConfig) -> None:
     assert init["config"]["train"]["steps"] == 6 and init["config"]["data"]["resolution"] == 16
     score = run_of(name).summary if name == "wandb" else run_of(name).rows[-1][1]
     assert score["result/base"] > 0
-    (line,) = [event for event in logged(config.output.dir) if event["event"] == "Tracked"]
+    (line,) = [event for event in logged(config.output.dir) if event["event"] == "TrackingStarted"]
     assert line["tracker"] == name and line["run"].startswith("run-")
     assert (config.output.dir / FILE_NAME).exists() and not (config.output.dir / TENSORBOARD).exists()
 

@@ -80,7 +80,7 @@ def test_pictures_that_were_trained_on_say_nothing_of_ranks(
     heard: list[object] = []
     study = study_ranks(run, [2], RankStudyOptions(data=tiny_pictures), callback=heard.append)
     assert study.table.pictures == 3
-    assert heard[0] == Warned("9 pictures to measure on were trained on, so left out")
+    assert heard[0] == Warned("study.provenance", "9 pictures to measure on were trained on, so left out")
     held_out = {sample.path.name for sample in survey(load_config(run / CONFIG).data).held_out.samples}
     seen = Path(shutil.copytree(tiny_pictures, tmp_path / "seen"))
     for name in held_out:

@@ -27,8 +27,9 @@ from veneer.errors import UserError
 from veneer.evaluate.heldout import Losses, heldout_losses
 from veneer.family.registry import load_family
 from veneer.plan.account import plan
+from veneer.run.events import PriorSamplingStarted
 from veneer.run.folder import CONFIG, LOG
-from veneer.run.session import PriorPainting, run_training
+from veneer.run.session import run_training
 from veneer.run.signals import Interrupted
 from veneer.study import results as study_results
 from veneer.study import trial as trials
@@ -355,7 +356,7 @@ def test_a_class_is_painted_once_for_all_trials(make: Callable[..., Study], tmp_
     heard = Heard()
     run = {"data": {"prior": prior}, "sample": {"steps": 1}}
     run_study(make(run, seeds=[0, 1]), tmp_path, callback=heard)
-    assert [event.count for event in heard.of(PriorPainting)] == [2]
+    assert [event.count for event in heard.of(PriorSamplingStarted)] == [2]
     assert len(list((tmp_path / "prior" / "a-square").glob("*.png"))) == 2
 
 

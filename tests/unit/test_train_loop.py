@@ -33,7 +33,15 @@ from veneer.errors import UserError
 from veneer.family.protocol import Conditioning, Family
 from veneer.family.registry import load_family
 from veneer.train.batches import BatchBuilder
-from veneer.train.events import CheckpointDue, Finished, SampleDue, StepDone, Stopped, TrainingStarted, Warned
+from veneer.train.events import (
+    CheckpointDue,
+    Finished,
+    SampleDue,
+    StepDone,
+    StepSkipped,
+    Stopped,
+    TrainingStarted,
+)
 from veneer.train.loop import Trainer, train
 from veneer.train.step import MicroBatch, NonFinite, train_step
 from veneer.weights.file import AdapterFile
@@ -111,8 +119,9 @@ def test_a_step_that_is_not_finite_is_skipped_on_request(
                 states.append(trainer.state_dict())
     first, second, third = (event for event in events if isinstance(event, StepDone))
     assert math.isfinite(first.loss) and math.isnan(second.loss) and math.isfinite(third.loss)
-    (warning,) = (event.text for event in events if isinstance(event, Warned))
-    assert warning.startswith("step 2 changed nothing: the loss is not finite, with ")
+    (skipped,) = (event for event in events if isinstance(event, StepSkipped))
+    assert (skipped.step, skipped.reason) == (2, "loss_not_finite")
+    assert str(skipped).startswith("step 2 changed nothing: the loss is not finite, with ")
     same_bits = {name: torch.equal(states[0][name], states[1][name]) for name in states[0]}
     assert {name for name, same in same_bits.items() if not same} == {"step"}
     counts = {int(tensor) for name, tensor in states[2].items() if name.startswith("optimizer.step.")}

@@ -23,7 +23,7 @@ _HEAD = """\
 since this process opened the log; and the fields below. A number that is not finite is `null`. What a killed process
 told after its last checkpoint is removed when the run is resumed, which tells it anew.
 
-`run_training(config, listen=function)` calls the function with the same events as objects, in about this order.
+`run_training(config, callback=function)` calls the function with the same events as objects, in about this order.
 """
 
 

@@ -15,10 +15,9 @@ from rich.text import Text
 from veneer.adapter.protocol import AdapterWeights
 from veneer.engine.memory_usage import memory_in_use
 from veneer.plan.memory import as_text
-from veneer.run.resume import Resumed
-from veneer.run.session import Planned
-from veneer.run.smoothing import Smooth
-from veneer.train.events import Event, Finished, SampleDue, StepDone, TrainingStarted, Warned
+from veneer.run.events import Planned, Resumed
+from veneer.train.events import Event, Finished, SampleDue, StepDone, StepSkipped, TrainingStarted, Warned
+from veneer.train.smoothed_loss import SmoothedLoss
 
 __all__ = ["Progress"]
 
@@ -39,7 +38,7 @@ class Progress:
         self._pace = _Pace()
         self._bar = _Bar(self._console, self._pace)
         self._task: TaskID | None = None
-        self._smooth = Smooth()
+        self._smooth = SmoothedLoss()
         self._planned: int | None = None
 
     def __enter__(self) -> Progress:
@@ -54,7 +53,7 @@ class Progress:
     def __call__(self, event: object) -> None:
         """Show one event; those without a place on the bar are passed over."""
         if isinstance(event, Resumed):
-            self._smooth = Smooth(event.losses)
+            self._smooth = SmoothedLoss(event.losses)
         elif isinstance(event, Planned):
             memory = event.plan.memory
             self._planned = None if memory is None else memory.peak
@@ -66,6 +65,8 @@ class Progress:
             self._name("painting")
         elif isinstance(event, Warned):
             self._say(f"warning: {event.text}")
+        elif isinstance(event, StepSkipped):
+            self._say(f"warning: {event}")
         elif isinstance(event, Finished):
             self._bar.stop()
 

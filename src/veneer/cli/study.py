@@ -12,8 +12,7 @@ from rich.console import Console
 
 from veneer.cli.progress import Progress
 from veneer.errors import UserError
-from veneer.run.resume import Resumed
-from veneer.run.session import PriorPainting, Surveyed
+from veneer.run.events import PriorSamplingStarted, Resumed, Surveyed
 from veneer.study.config import Study
 from veneer.study.ranks import RankMeasured, RankStudyOptions, study_ranks
 from veneer.study.results import TrialFinished, TrialStarted
@@ -119,7 +118,7 @@ class _Screen:
 def _text(event: object) -> str | None:
     if isinstance(event, Surveyed):
         return f"pictures: {event.train} to train on, {event.held_out} held out, {len(event.rejected)} left out"
-    if isinstance(event, PriorPainting):
+    if isinstance(event, PriorSamplingStarted):
         return f"painting {event.count} pictures of {event.prompt!r} into {event.folder}"
     if isinstance(event, Resumed):
         return f"  going on after step {event.step}"

@@ -12,11 +12,19 @@ from veneer.cli.report import report_line
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.evaluate.results import Evaluated
-from veneer.run.resume import Resume, Resumed
-from veneer.run.sampling import Sampled
-from veneer.run.session import Planned, PriorPainting, Result, Saved, Surveyed, run_training
-from veneer.run.tracking import Tracked
-from veneer.run.validation import BestKept, EarlyStopped
+from veneer.run.events import (
+    AdapterSaved,
+    BestAdapterSaved,
+    EarlyStopped,
+    Planned,
+    PriorSamplingStarted,
+    Resumed,
+    SamplesSaved,
+    Surveyed,
+    TrackingStarted,
+)
+from veneer.run.resume import Resume
+from veneer.run.session import Result, run_training
 from veneer.train.distributed import launched
 
 __all__ = ["resume_of", "train_command"]
@@ -52,7 +60,7 @@ def _text(event: object) -> str | None:
     """What is said of an event beside the bar."""
     if isinstance(event, Surveyed):
         return _survey_text(event)
-    if isinstance(event, PriorPainting):
+    if isinstance(event, PriorSamplingStarted):
         return f"painting {event.count} pictures of {event.prompt!r} into {event.folder}"
     if isinstance(event, Resumed):
         return f"going on after step {event.step}, from {event.path}"
@@ -61,13 +69,13 @@ def _text(event: object) -> str | None:
     if isinstance(event, Evaluated):
         best = "the best so far" if event.best_step == event.step else f"the best is that of step {event.best_step}"
         return f"after step {event.step}: {event.held_out}; {best}\n  {event.gap}"
-    if isinstance(event, (EarlyStopped, BestKept)):
+    if isinstance(event, (EarlyStopped, BestAdapterSaved)):
         return str(event)
-    if isinstance(event, Tracked):
+    if isinstance(event, TrackingStarted):
         return f"curves: {event.shown_by}"
-    if isinstance(event, Sampled) and event.step == 0:
+    if isinstance(event, SamplesSaved) and event.step == 0:
         return f"samples: {event.timelapse}, which grows with the run"
-    if isinstance(event, Saved):
+    if isinstance(event, AdapterSaved):
         return f"saved {event.path} (sha256 {event.sha256}); painting and measuring"
     return None
 

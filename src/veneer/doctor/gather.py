@@ -45,11 +45,10 @@ from veneer.plan.memory import Memory as PlannedMemory
 from veneer.plan.rehearsal import Pictures as Shown
 from veneer.plan.rehearsal import rehearse
 from veneer.plan.sketch import sketch_folder
-from veneer.run.endings import Ended, ended_after
+from veneer.run.events import Surveyed
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG
-from veneer.run.lock import is_locked
 from veneer.run.log import events_in
-from veneer.run.session import Surveyed
+from veneer.run.status import RunStatus, is_running, status_after
 from veneer.weights.checkpoint import checkpoints_in
 from veneer.weights.file import FILE_NAME, AdapterFile, load
 
@@ -86,9 +85,10 @@ def gather(folder: Path, *, measured: bool = False) -> Evidence:
     adapter = load(folder) if (folder / FILE_NAME).is_file() else AdapterFile({})
     factors = adapter.weights
     found = read_evaluation(folder)
+    steps = config.train.max_steps
     evidence = Evidence(
         config=config,
-        ending=log.ending(config.train.max_steps, is_running=is_locked(folder)) if log.is_there else _unlogged(adapter),
+        ending=log.ending(steps, is_running=is_running(folder)) if log.is_there else _unlogged(adapter),
         stretches=stretches_of(log.steps),
         skipped=log.skipped,
         overflowed=log.overflowed,
@@ -152,14 +152,11 @@ class _Log:
 
     @property
     def skipped(self) -> int:
-        return len([text for text in self._unchanged() if "float16" not in text])
+        return len(self._of("StepSkipped")) - self.overflowed
 
     @property
     def overflowed(self) -> int:
-        return len([text for text in self._unchanged() if "float16" in text])
-
-    def _unchanged(self) -> list[str]:
-        return [line["text"] for line in self._of("Warned") if " changed nothing: " in line["text"]]
+        return len([line for line in self._of("StepSkipped") if line["reason"] == "float16_overflow"])
 
     @property
     def score(self) -> Effect | None:
@@ -176,9 +173,9 @@ class _Log:
         return _counted(told[-1]["train"], told[-1]["held_out"], told[-1]["rejected"]) if told else None
 
     def ending(self, steps: int, *, is_running: bool) -> Ending:
-        ended = Ended.unknown(running=is_running)
+        ended = RunStatus.initial(running=is_running)
         for line in self.lines:
-            ended = ended_after(ended, line, steps, running=is_running)
+            ended = status_after(ended, line, steps, running=is_running)
         return Ending(ended.how, ended.step, ended.kind, ended.text)
 
 

@@ -422,7 +422,7 @@ def foresee(
     if outlook.fits is not False:
         return plan, None
     help = f"; would fit: {', '.join(map(str, outlook.remedies))}" if outlook.remedies else ""
-    return plan, Warned(f"{outlook.verdict}{help}")
+    return plan, Warned("plan.does_not_fit", f"{outlook.verdict}{help}")
 
 
 def _judged(config: RunConfig, plan: Plan, planned: Callable[[RunConfig], Plan], free: int | None) -> Outlook:

@@ -22,7 +22,7 @@ from veneer.report.page import page
 from veneer.report.pictures import before_after, samples_by_step, twins_of
 from veneer.report.words import verdict_of_run
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, PLAN, REPORT, REPORT_DATA
-from veneer.run.lock import is_locked
+from veneer.run.status import is_running
 from veneer.serialise import to_data
 from veneer.weights.checkpoint import checkpoints_in
 from veneer.weights.file import AdapterInfo, file_in, info
@@ -119,7 +119,7 @@ def _look_into(folder: Path) -> _Found:
     return _Found(
         folder,
         config,
-        read_log(folder / LOG, steps, running=is_locked(folder)) if config else None,
+        read_log(folder / LOG, steps, running=is_running(folder)) if config else None,
         read_evaluation(folder),
         _adapter(folder),
         _read_plan(folder / PLAN),

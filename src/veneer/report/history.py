@@ -12,10 +12,11 @@ from typing import Any
 
 from veneer.evaluate.results import Evaluated
 from veneer.report.content import Course, Curve, Ending, Point
-from veneer.run.endings import Ended, ended_after
 from veneer.run.log import events_in
-from veneer.run.smoothing import Smooth
+from veneer.run.status import RunStatus, status_after
 from veneer.serialise import from_data
+from veneer.train.events import StepSkipped
+from veneer.train.smoothed_loss import SmoothedLoss
 
 __all__ = ["read_log"]
 
@@ -38,7 +39,7 @@ class _Reader:
 
     def __init__(self, steps: int, running: bool) -> None:
         self._steps, self._running = steps, running
-        self._ending = Ended.unknown(running=running)
+        self._ending = RunStatus.initial(running=running)
         self._curve = _CurveMaker(max(1, math.ceil(steps / _POINTS)))
         self._scores: dict[int, Evaluated] = {}
         self._warnings: Counter[str] = Counter()
@@ -50,7 +51,7 @@ class _Reader:
     def add(self, line: Line) -> None:
         """Take in one event; one of another version that lacks what is wanted is passed over."""
         with suppress(KeyError, TypeError, ValueError, AttributeError):
-            self._ending = ended_after(self._ending, line, self._steps, running=self._running)
+            self._ending = status_after(self._ending, line, self._steps, running=self._running)
             self._take(str(line["event"]), line)
 
     def _take(self, event: str, line: Line) -> None:
@@ -60,7 +61,9 @@ class _Reader:
             self._scores[line["step"]] = from_data(Evaluated, line)
         elif event == "Warned":
             self._warn(line["text"])
-        elif event == "MemoryTaken":
+        elif event == "StepSkipped":
+            self._warn(str(StepSkipped(line["step"], line["reason"], line["text"])))
+        elif event == "MemoryMeasured":
             self._memory = line["peak"]
 
     def _warn(self, text: str) -> None:
@@ -98,7 +101,7 @@ class _CurveMaker:
     """
 
     def __init__(self, width: int) -> None:
-        self._width, self._smooth, self._skipped = width, Smooth(), 0
+        self._width, self._smooth, self._skipped = width, SmoothedLoss(), 0
         self._points: list[Point] = []
         self._losses: list[float] = []
         self._last, self._smoothed = 0, math.nan

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from veneer.evaluate.results import Copying, Neighbour
 from veneer.report.content import Painting, Strip, Twin
 from veneer.run.folder import SHEET, TIMELAPSE, sheets_in
-from veneer.run.sheets import note_in, pictures_in
+from veneer.sample.files import read_note, read_pictures
 from veneer.sample.timelapse import evenly
 
 __all__ = ["before_after", "samples_by_step", "twins_of"]
@@ -32,10 +32,10 @@ def samples_by_step(folder: Path) -> Strip | None:
     sheets = sheets_in(folder)
     if not sheets:
         return None
-    last = note_in(sheets[max(sheets)])
-    alike = [step for step, path in sheets.items() if note_in(path) == last]
+    last = read_note(sheets[max(sheets)])
+    alike = [step for step, path in sheets.items() if read_note(path) == last]
     steps = evenly(alike, _COLUMNS)
-    found = {step: pictures_in(sheets[step]) for step in steps}
+    found = {step: read_pictures(sheets[step]) for step in steps}
     whole = {step: [row[0] for row in rows] for step, rows in found.items() if rows}
     if last is None or not whole:
         return _whole(next(iter(sheets.values())).with_name(TIMELAPSE), folder, "sample pictures over the steps")
@@ -54,7 +54,7 @@ def samples_by_step(folder: Path) -> Strip | None:
 def before_after(folder: Path) -> Strip | None:
     """The sheet of base, adapter and real pictures, a row a prompt."""
     path = folder / SHEET
-    note, rows = note_in(path), pictures_in(path)
+    note, rows = read_note(path), read_pictures(path)
     if note is None or rows is None:
         return _whole(path, folder, "base above, adapter below, and real pictures")
     columns = tuple(str(label) for label in note["labels"])

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
 from veneer.errors import UserError
+from veneer.run.events import CheckpointSaved
 from veneer.train.events import Warned
 from veneer.weights.checkpoint import Origin, prune_checkpoints, write_checkpoint
 
-__all__ = ["CheckpointManager", "Checkpointed"]
-
-
-@dataclass(frozen=True)
-class Checkpointed:
-    """A checkpoint is in place."""
-
-    step: int
-    path: Path
+__all__ = ["CheckpointManager"]
 
 
 class CheckpointManager:
@@ -64,14 +56,14 @@ class CheckpointManager:
         try:
             path = write_checkpoint(self._folder, step, state, self._origin)
         except UserError as fault:
-            self._emit(Warned(f"no checkpoint of step {step}: {fault}; {self.last_in_words}"))
+            self._emit(Warned("checkpoint.not_written", f"no checkpoint of step {step}: {fault}; {self.last_in_words}"))
             return
         self._step, self.last = step, path
-        self._emit(Checkpointed(step, path))
+        self._emit(CheckpointSaved(step, path))
         try:
             prune_checkpoints(self._folder, path, self._keep)
         except OSError as fault:
-            self._emit(Warned(f"an old checkpoint cannot be removed: {fault}"))
+            self._emit(Warned("checkpoint.not_removed", f"an old checkpoint cannot be removed: {fault}"))
 
     @property
     def last_in_words(self) -> str:

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 from veneer.errors import UserError
+from veneer.run.events import Failed
 
-__all__ = ["Failed", "is_out_of_memory", "recording_faults"]
+__all__ = ["is_out_of_memory", "recording_faults"]
 
 _MEMORY_KINDS = ("OutOfMemoryError", "MemoryError")
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate")
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The run ended by a fault.
-
-    Attributes:
-        kind: the fault's class.
-        text: what it says.
-    """
-
-    kind: str
-    text: str
 
 
 @contextmanager

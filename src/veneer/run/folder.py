@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-
-from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 from veneer.config.load import load_config
 from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import BUNDLED
-from veneer.files import atomic_write
 from veneer.weights.checkpoint import checkpoints_in, clear_checkpoints
 from veneer.weights.file import FILE_NAME
 
@@ -43,7 +36,6 @@ __all__ = [
     "config_beside",
     "make_writable",
     "sheets_in",
-    "write_picture",
 ]
 
 CHECKPOINTS = "checkpoints"
@@ -144,14 +136,3 @@ def sheets_in(folder: Path) -> dict[int, Path]:
     """The sheets that were painted while training, by step, in their order."""
     found = (re.fullmatch(r"step-(\d+)\.png", path.name) for path in sorted((folder / SAMPLES).glob("step-*.png")))
     return {int(match[1]): folder / SAMPLES / match[0] for match in found if match}
-
-
-def write_picture(picture: Image.Image, path: Path, note: Mapping[str, str] = MappingProxyType({})) -> Path:
-    """Write a picture as PNG, whole or not at all; ``note`` goes into it as text."""
-    content, text = io.BytesIO(), PngInfo()
-    for name, value in note.items():
-        text.add_text(name, value)
-    # quick rather than small: a strip is written anew after every sheet, while the training waits
-    picture.save(content, format="PNG", pnginfo=text, compress_level=1)
-    atomic_write(path, content.getvalue())
-    return path

@@ -12,7 +12,7 @@ from filelock import FileLock, Timeout
 
 from veneer.errors import UserError
 
-__all__ = ["LOCK", "is_locked", "locked"]
+__all__ = ["LOCK", "locked"]
 
 LOCK = ".lock"
 """Is held as long as a run works in its folder; names the process. The kernel releases it when that process dies."""
@@ -43,17 +43,6 @@ def locked(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             path.unlink()
         lock.release()
-
-
-def is_locked(folder: Path) -> bool:
-    """Whether a run works in a folder now; nothing is written to a folder that no run was ever in."""
-    if not (folder / LOCK).exists():
-        return False
-    try:
-        with locked(folder):
-            return False
-    except UserError:
-        return True
 
 
 def _holder(path: Path) -> str:

@@ -57,7 +57,9 @@ class EventBus:
         for callback in (self._callback, *self._added):
             callback(event)
         if self._log.fault is not before:
-            self._callback(Warned(f"the log is not whole, for an event could not be written: {self._log.fault}"))
+            self._callback(
+                Warned("log.not_written", f"the log is not whole, for an event could not be written: {self._log.fault}")
+            )
 
 
 class EventLog:

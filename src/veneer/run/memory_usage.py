@@ -3,29 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 
 from veneer.engine.memory_usage import memory_in_use
+from veneer.run.events import MemoryMeasured
 from veneer.train.events import Finished
 
-__all__ = ["MemoryTaken", "MemoryWatch"]
-
-
-@dataclass(frozen=True)
-class MemoryTaken:
-    """The training is over, and this was its fullest moment.
-
-    Attributes:
-        device: kind of it.
-        before: bytes in use before the base was loaded: Python and its libraries; 0 on a GPU.
-        peak: bytes in use at the fullest moment since.
-    """
-
-    device: str
-    before: int
-    peak: int
+__all__ = ["MemoryWatch"]
 
 
 class MemoryWatch:
@@ -45,13 +30,13 @@ class MemoryWatch:
         if isinstance(event, Finished) and (found := self._taken()) is not None:
             self._emit(found)
 
-    def _taken(self) -> MemoryTaken | None:
+    def _taken(self) -> MemoryMeasured | None:
         used, before, gpu = memory_in_use(), self._before, _on_gpu()
         if used is not None and gpu and not self._gpu:
-            return MemoryTaken("cuda", 0, used.peak)
+            return MemoryMeasured("cuda", 0, used.peak)
         if used is None or before is None or before.now is None or used.peak <= before.peak:
             return None
-        return MemoryTaken("cuda" if gpu else "cpu", before.now, used.peak)
+        return MemoryMeasured("cuda" if gpu else "cpu", before.now, used.peak)
 
 
 def _on_gpu() -> bool:

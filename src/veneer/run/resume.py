@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from veneer.run.identity import BASE, HASHES, Identity
 from veneer.train.events import Warned
 from veneer.weights.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
 
-__all__ = ["Resume", "Resumed", "check_same", "find_start"]
+__all__ = ["Resume", "check_same", "find_start"]
 
 
 @dataclass(frozen=True)
@@ -39,21 +39,6 @@ class Resume:
                 meant = nearest(tuple(key.split(".")))
                 remedy = f"did you mean {meant}?" if meant else None
                 raise UserError("is no key of a configuration", where=f"--allow-change {key}", remedy=remedy)
-
-
-@dataclass(frozen=True)
-class Resumed:
-    """The run goes on where a checkpoint was taken.
-
-    Attributes:
-        step: that it was taken after.
-        path: of the checkpoint.
-        losses: of the steps before it, as far as the folder's log tells, so that what is smoothed goes on smoothly.
-    """
-
-    step: int
-    path: Path
-    losses: tuple[float, ...] = field(default=(), repr=False, compare=False)
 
 
 def find_start(
@@ -85,10 +70,10 @@ def _newest(folder: Path, emit: Callable[[object], None]) -> Checkpoint | None:
         what = f"none of its {len(faults)} checkpoints is whole; the newest: {faults[0]}"
         raise UserError(what, where=folder, remedy="--overwrite starts over")
     for fault in faults:
-        emit(Warned(f"a checkpoint is passed over: {fault}"))
+        emit(Warned("checkpoint.passed_over", f"a checkpoint is passed over: {fault}"))
     if found is None:
         claim(folder)
-        emit(Warned(f"no checkpoint in {folder} yet, so the run starts from its beginning"))
+        emit(Warned("checkpoint.none_yet", f"no checkpoint in {folder} yet, so the run starts from its beginning"))
     return found
 
 
@@ -127,13 +112,28 @@ def check_same(start: Checkpoint, run: Identity, allow: tuple[str, ...], emit: C
         raise UserError(f"the run has changed since then: {named}", where=start.path, remedy=remedy)
     if start.origin.version != __version__:
         versions = f"{start.origin.version}, this is {__version__}"
-        emit(Warned(f"the checkpoint is by Veneer {versions}; another release may end in other bits"))
+        emit(
+            Warned(
+                "checkpoint.other_version",
+                f"the checkpoint is by Veneer {versions}; another release may end in other bits",
+            )
+        )
     if start.origin.settings is None:
-        emit(Warned("the checkpoint does not tell the settings of its base, such as its scheduler's; none is compared"))
+        emit(
+            Warned(
+                "checkpoint.unknown_base_settings",
+                "the checkpoint does not tell the settings of its base, such as its scheduler's; none is compared",
+            )
+        )
     threads, here = start.origin.threads, run.origin.threads
     if threads is not None and threads != here:
         numbers = f"{threads} threads a process, here are {here}"
-        emit(Warned(f"the checkpoint was made with {numbers}, which may end in other bits; see OMP_NUM_THREADS"))
+        emit(
+            Warned(
+                "checkpoint.other_threads",
+                f"the checkpoint was made with {numbers}, which may end in other bits; see OMP_NUM_THREADS",
+            )
+        )
 
 
 def _is_free(key: str, values: tuple[Any, Any], run: Identity) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +13,18 @@ from PIL import Image
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.family.protocol import Family
-from veneer.run.comparison import paint
-from veneer.run.folder import SAMPLES, TIMELAPSE, sheets_in, write_picture
-from veneer.run.sheets import note_in, pictures_in, write_sheet
+from veneer.run.events import SamplesSaved
+from veneer.run.folder import SAMPLES, TIMELAPSE, sheets_in
+from veneer.sample.comparison import paint
+from veneer.sample.files import read_note, read_pictures, write_picture, write_sheet
 from veneer.sample.sheet import fitted, sheet
 from veneer.sample.timelapse import evenly, timelapse
 from veneer.train.events import Warned
 
-__all__ = ["SampleWriter", "Sampled"]
+__all__ = ["SampleWriter"]
 
 _COLUMNS = 12  # of the strip; with 128 pixels a picture it is 1,768 wide
 _SMALL, _LARGE = 128, 256  # side of a picture on a sheet, in pixels
-
-
-@dataclass(frozen=True)
-class Sampled:
-    """A sample sheet was painted.
-
-    Attributes:
-        step: after which; 0: by the base.
-        path: of the sheet.
-        timelapse: the strip of all sheets so far.
-    """
-
-    step: int
-    path: Path
-    timelapse: Path
 
 
 class SampleWriter:
@@ -68,9 +53,9 @@ class SampleWriter:
         page = sheet([[picture] for picture in pictures], labels=self._prompts, cell=self._cell)
         try:
             write_sheet(page, path, self._note())
-            self._emit(Sampled(step, path, self._write_strip()))
+            self._emit(SamplesSaved(step, path, self._write_strip()))
         except UserError as fault:
-            self._emit(Warned(f"no samples of step {step}: {fault}"))
+            self._emit(Warned("sample.not_written", f"no samples of step {step}: {fault}"))
 
     def rebuild(self) -> None:
         """Make the strip of the sheets that an earlier process left, if there are any."""
@@ -78,7 +63,7 @@ class SampleWriter:
             if self._kept():
                 self._write_strip()
         except UserError as fault:
-            self._emit(Warned(f"no strip of the samples so far: {fault}"))
+            self._emit(Warned("sample.strip_not_written", f"no strip of the samples so far: {fault}"))
 
     def _write_strip(self) -> Path:
         kept = self._kept()
@@ -89,7 +74,7 @@ class SampleWriter:
     def _kept(self) -> dict[int, Path]:
         """The sheets that were painted as this run paints: after a change of prompts the strip begins anew."""
         return {
-            step: path for step, path in sheets_in(self._config.output.dir).items() if note_in(path) == self._note()
+            step: path for step, path in sheets_in(self._config.output.dir).items() if read_note(path) == self._note()
         }
 
     def _note(self) -> dict[str, Any]:
@@ -101,4 +86,4 @@ class SampleWriter:
 
 def _column(path: Path) -> list[Image.Image]:
     """The pictures of a sheet, a row each; none where it cannot be read."""
-    return [fitted(row[0], _SMALL) for row in pictures_in(path) or ()]
+    return [fitted(row[0], _SMALL) for row in read_pictures(path) or ()]

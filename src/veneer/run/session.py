@@ -33,34 +33,24 @@ from veneer.plan.account import plan as count
 from veneer.plan.rehearsal import foresee
 from veneer.rng import key
 from veneer.run.checkpoints import CheckpointManager
-from veneer.run.comparison import note_of, side_by_side, subjects_of
 from veneer.run.distributed import distributed
+from veneer.run.events import AdapterSaved, Callback, Planned, PriorSamplingStarted, Resumed, Surveyed, ignore
 from veneer.run.faults import recording_faults
-from veneer.run.folder import (
-    CARD,
-    CHECKPOINTS,
-    CONFIG,
-    LOG,
-    PLAN,
-    SHEET,
-    clear,
-    clear_samples,
-    make_writable,
-    write_picture,
-)
-from veneer.run.history import Earlier, look_back
+from veneer.run.folder import CARD, CHECKPOINTS, CONFIG, LOG, PLAN, SHEET, clear, clear_samples, make_writable
 from veneer.run.identity import Identity, identify
 from veneer.run.lock import locked
 from veneer.run.log import EventBus, EventLog, cut_log
 from veneer.run.memory_usage import MemoryWatch
 from veneer.run.notes import notes_on
-from veneer.run.resume import Resume, Resumed, check_same, find_start
+from veneer.run.resume import Resume, check_same, find_start
 from veneer.run.sampling import SampleWriter
-from veneer.run.sheets import write_sheet
 from veneer.run.signals import Interrupted, stopping_at_signals
+from veneer.run.status import RunHistory, read_history
 from veneer.run.trackers import trackers_of
 from veneer.run.tracking import Tracking
 from veneer.run.validation import Validator, check_held_out
+from veneer.sample.comparison import note_of, side_by_side, subjects_of
+from veneer.sample.files import write_picture, write_sheet
 from veneer.sample.generate import generate
 from veneer.train.distributed import PeerLost, ProcessGroup
 from veneer.train.events import CheckpointDue, EvaluationDue, Finished, SampleDue, Stopped, Warned
@@ -71,71 +61,9 @@ from veneer.weights.checkpoint import Checkpoint, read_checkpoint
 from veneer.weights.file import FILE_NAME, AdapterFile, save
 from veneer.weights.safetensors import encode
 
-__all__ = ["Callback", "Planned", "PriorPainting", "Result", "Saved", "Surveyed", "paint_prior", "run_training"]
+__all__ = ["Result", "paint_prior", "run_training"]
 
 _PRIOR_BATCH = 8
-
-
-@dataclass(frozen=True)
-class Surveyed:
-    """The pictures were looked over; comes before anything that takes long.
-
-    Attributes:
-        train: how many there are to train on.
-        held_out: how many are kept from it.
-        rejected: why a picture is left out, by its path.
-        notes: what the user may want to know, a sentence each.
-    """
-
-    train: int
-    held_out: int
-    rejected: Mapping[str, str]
-    notes: tuple[str, ...]
-
-    @classmethod
-    def of(cls, pictures: Dataset) -> Surveyed:
-        """What is told of pictures that were looked over."""
-        rejected = {str(one.path): one.reason for one in (*pictures.train.rejected, *pictures.held_out.rejected)}
-        return cls(len(pictures.train.samples), len(pictures.held_out.samples), rejected, pictures.notes)
-
-
-@dataclass(frozen=True)
-class PriorPainting:
-    """The base begins to paint pictures of the class, which takes a while.
-
-    Attributes:
-        count: how many.
-        prompt: the class.
-        folder: where they go.
-    """
-
-    count: int
-    prompt: str
-    folder: Path
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What will be trained and what it will take, before anything is done.
-
-    Attributes:
-        plan: parameters, file size, memory, steps, disk.
-    """
-
-    plan: Plan
-
-
-@dataclass(frozen=True)
-class Saved:
-    """The adapter is on disk.
-
-    Attributes:
-        path: of its file.
-        sha256: of its bytes.
-    """
-
-    path: Path
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -155,16 +83,8 @@ class Result:
     score: Score | None
 
 
-Callback = Callable[[object], None]
-"""Is told each event of a run: those of this module and those of ``veneer.train.events``."""
-
-
-def _ignore(event: object) -> None:
-    """The listener that listens to nothing."""
-
-
 def run_training(
-    config: RunConfig, *, overwrite: bool = False, resume: Resume | None = None, callback: Callback = _ignore
+    config: RunConfig, *, overwrite: bool = False, resume: Resume | None = None, callback: Callback = ignore
 ) -> Result:
     """Train an adapter, save it, show it, measure it.
 
@@ -183,7 +103,7 @@ def run_training(
     """
     with distributed() as processes, ExitStack() as held:
         processes.check_split(config.train)
-        emit: Callback = _ignore
+        emit: Callback = ignore
         if processes.is_first:
             trackers_of(config.tracking)  # one that is not installed is missed now and not after hours
             make_writable(config.output.dir, "choose another output.dir=FOLDER")
@@ -196,7 +116,7 @@ def run_training(
         check_held_out(config, pictures)
         family = load_base(config.base, **held_as(config))
         for note in notes_on(pictures, config, family):
-            emit(Warned(note))
+            emit(Warned("data.note", note))
         config = resolve(config, family)
         processes.first(lambda: paint_prior(config, family, emit))
         run = identify(config, pictures, family)
@@ -231,10 +151,10 @@ def _train(
 ) -> Result:
     plan = _plan(run, family, pictures, emit) if processes.is_first else None
     with closing(Trainer(run.config, family, pictures, processes)) as trainer, ExitStack() as held:
-        earlier = Earlier()
+        earlier = RunHistory()
         if start is not None:
             trainer.load_state_dict(start.state)
-            earlier = look_back(run.config.output.dir / LOG, start.step)
+            earlier = read_history(run.config.output.dir / LOG, start.step)
             emit(Resumed(start.step, start.path, earlier.losses))
         sample_writer = SampleWriter(family, run.config, subjects_of(run.config, pictures).prompts, emit)
         if isinstance(emit, EventBus):
@@ -288,7 +208,7 @@ def _checkpoint_manager(
     return CheckpointManager(folder, keep, run.origin, emit, last, writes=processes.is_first)
 
 
-def paint_prior(config: RunConfig, family: Family, callback: Callback = _ignore) -> None:
+def paint_prior(config: RunConfig, family: Family, callback: Callback = ignore) -> None:
     """Let the base paint the pictures of the class that the prior's folder lacks (Ruiz et al. 2023, section 4.2)."""
     prior = config.data.prior
     if prior is None:
@@ -297,7 +217,7 @@ def paint_prior(config: RunConfig, family: Family, callback: Callback = _ignore)
     missing = prior.count - len(read_prior(config).samples)
     if missing > 0:
         count(config, family)  # refuses what does not fit before minutes of painting
-        callback(PriorPainting(missing, prior.prompt, prior.path))
+        callback(PriorSamplingStarted(missing, prior.prompt, prior.path))
     names = (f"prior-{number:05d}.png" for number in range(10**5))
     free = (path for path in (prior.path / name for name in names) if not path.exists())
     for start in range(0, missing, _PRIOR_BATCH):
@@ -369,7 +289,7 @@ def _conclude(run: Identity, family: Family, pictures: Dataset, finished: Finish
     config, path, weights = run.config, run.config.output.dir / FILE_NAME, finished.weights
     _refuse_unchanged(weights, path)
     sha256 = save(AdapterFile(weights, run.metadata | {"veneer.steps": str(finished.step)}), path)
-    callback(Saved(path, sha256))
+    callback(AdapterSaved(path, sha256))
     subjects = subjects_of(config, pictures)
     page = side_by_side(family, weights, subjects, config)
     shown = write_sheet(page, config.output.dir / SHEET, note_of(subjects))
@@ -387,7 +307,7 @@ def _score(
     try:
         found = compare(config, family, kinds, finished.weights)
     except UserError as fault:  # the adapter is saved, and whoever trained it long will want to look into it
-        callback(Warned(f"the adapter could not be measured: {fault}"))
+        callback(Warned("evaluation.failed", f"the adapter could not be measured: {fault}"))
         return None
     source = None if found.drift is None else "pictures of the class"
     about: dict[str, Any] = {"adapter": FILE_NAME, "base": config.base, "step": finished.step, "drift_source": source}

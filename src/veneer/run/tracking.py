@@ -8,40 +8,23 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from types import TracebackType
 
 from veneer import __version__
 from veneer.config.fingerprint import training_settings
 from veneer.engine.memory_usage import memory_in_use
 from veneer.evaluate.results import Evaluated, Score
-from veneer.run.history import Earlier
+from veneer.run.events import SamplesSaved, TrackingStarted
 from veneer.run.identity import Identity
-from veneer.run.sampling import Sampled
-from veneer.run.smoothing import Smooth
+from veneer.run.status import RunHistory
 from veneer.run.trackers import TRACKERS, Place, Tracker, trackers_of
 from veneer.train.events import StepDone, TrainingStarted, Warned
+from veneer.train.smoothed_loss import SmoothedLoss
 
-__all__ = ["Tracked", "Tracking", "figures_of"]
+__all__ = ["Tracking", "figures_of"]
 
 _GB = 10**9
-
-
-@dataclass(frozen=True)
-class Tracked:
-    """The run's curves go to a tracker.
-
-    Attributes:
-        tracker: its name.
-        run: the run's name there.
-        steps_sha256: of all that decides the steps; a run that is resumed with other settings is another one there.
-        shown_by: the command or the page that shows it.
-    """
-
-    tracker: str
-    run: str
-    steps_sha256: str
-    shown_by: str
 
 
 class Tracking:
@@ -55,10 +38,10 @@ class Tracking:
         tell: is told of each tracker, and of each that fails.
     """
 
-    def __init__(self, run: Identity, earlier: Earlier, emit: Callable[[object], None]) -> None:
+    def __init__(self, run: Identity, earlier: RunHistory, emit: Callable[[object], None]) -> None:
         self._config, self._earlier, self._emit = run.config, earlier, emit
         self._steps_sha256 = _steps_hash(run)
-        self._smooth = Smooth(earlier.losses)
+        self._smooth = SmoothedLoss(earlier.losses)
         self._trackers: dict[str, Tracker] = {}
         self._step = 0
 
@@ -78,7 +61,7 @@ class Tracking:
             self._step = event.step
             values = figures_of(event, self._smooth.add(event.loss))
             self._each(lambda tracker: tracker.scalars(event.step, values))
-        elif isinstance(event, Sampled):
+        elif isinstance(event, SamplesSaved):
             self._each(lambda tracker: tracker.picture(event.step, event.path))
         elif isinstance(event, Evaluated):
             scores = {**_points("held_out", event.held_out), **_points("trained_on", event.training)}
@@ -93,10 +76,10 @@ class Tracking:
             try:
                 tracker = TRACKERS[name](place)
             except Exception as fault:  # of somebody else's code, for reasons that only it knows
-                self._emit(Warned(f"{name} is told nothing of this run: {_in_a_line(fault)}"))
+                self._emit(Warned("tracking.not_started", f"{name} is told nothing of this run: {_in_a_line(fault)}"))
             else:
                 self._trackers[name] = tracker
-                self._emit(Tracked(name, place.run, self._steps_sha256, tracker.shown_by))
+                self._emit(TrackingStarted(name, place.run, self._steps_sha256, tracker.shown_by))
 
     def _place(self, tracker: str, start: int) -> Place:
         """Where a tracker's points go: into the earlier process' run if this is the same one, else into a new one."""
@@ -109,16 +92,16 @@ class Tracking:
         place = Place(config.output.dir, config.tracking.project, name, settings, start)
         if not self._goes_on(tracker):
             return place
-        return replace(place, run=self._earlier.tracked[tracker]["run"], told=max(start, self._earlier.told))
+        return replace(place, run=self._earlier.trackers[tracker]["run"], told=max(start, self._earlier.last_step))
 
     def _goes_on(self, tracker: str) -> bool:
-        before = self._earlier.tracked.get(tracker)
+        before = self._earlier.trackers.get(tracker)
         return before is not None and before["steps_sha256"] == self._steps_sha256
 
     def _conclude(self, score: Score) -> None:
         values = _points("result", score)
         # a finished run that is resumed comes to the same again
-        again = self._earlier.scored and self._earlier.told == self._step
+        again = self._earlier.has_score and self._earlier.last_step == self._step
         self._each(lambda tracker: tracker.result(self._step, values), lambda name: not (again and self._goes_on(name)))
 
     def _each(self, do: Callable[[Tracker], None], which: Callable[[str], bool] = lambda name: True) -> None:
@@ -127,7 +110,7 @@ class Tracking:
                 do(self._trackers[name])
             except Exception as fault:  # as above
                 del self._trackers[name]
-                self._emit(Warned(f"{name} is told nothing more of this run: {_in_a_line(fault)}"))
+                self._emit(Warned("tracking.failed", f"{name} is told nothing more of this run: {_in_a_line(fault)}"))
 
 
 def figures_of(event: StepDone, smoothed: float) -> dict[str, float]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,62 +17,14 @@ from veneer.evaluate.heldout import HELD_OUT, HeldOutEvaluator, Losses, compared
 from veneer.evaluate.results import Evaluated, Score
 from veneer.evaluate.selection import Selection
 from veneer.family.protocol import Family
+from veneer.run.events import BestAdapterSaved, EarlyStopped
 from veneer.run.folder import BEST
 from veneer.run.identity import Identity
 from veneer.train.events import Warned
 from veneer.train.loop import Trainer
 from veneer.weights.file import AdapterFile, save
 
-__all__ = ["BestKept", "EarlyStopped", "Validator", "check_held_out"]
-
-
-@dataclass(frozen=True)
-class EarlyStopped:
-    """Training ends before its last step, because the held-out loss has not fallen for long.
-
-    Attributes:
-        step: steps done.
-        best_step: after which the held-out loss was the lowest.
-        scores: in a row that were not better.
-        difference: the last score against the best one; None if the last one could not be measured.
-    """
-
-    step: int
-    best_step: int
-    scores: int
-    difference: Score | None
-
-    def __str__(self) -> str:
-        """Why, in one line."""
-        text = f"stopped after step {self.step}: {self.scores} scores in a row are not better than that of step "
-        text += f"{self.best_step}"
-        return text if self.difference is None else f"{text}; held-out loss {self.difference.in_words}"
-
-
-@dataclass(frozen=True)
-class BestKept:
-    """The best adapter of a run is in a file beside the last one.
-
-    Attributes:
-        step: it was trained for.
-        path: the file.
-        loss: mean held-out loss of it.
-        last_step: steps of the run.
-        difference: the last adapter against it; None if it is the same, or could not be measured.
-    """
-
-    step: int
-    path: Path
-    loss: float
-    last_step: int
-    difference: Score | None
-
-    def __str__(self) -> str:
-        """One line for a person."""
-        text = f"best held-out loss {self.loss:.4f}, after step {self.step}: {self.path}"
-        if self.step == self.last_step:
-            return f"{text}, the same as the last"
-        return text if self.difference is None else f"{text}; the last one beside it: {self.difference.in_words}"
+__all__ = ["Validator", "check_held_out"]
 
 
 def check_held_out(config: RunConfig, pictures: Dataset) -> None:
@@ -132,7 +82,7 @@ class Validator:
         if best is not None:
             last, path = self._trainer.steps_done, self._run.config.output.dir / BEST
             difference = None if best.step == last else self._against_best()
-            self._emit(BestKept(best.step, path, float(best.losses.mean()), last, difference))
+            self._emit(BestAdapterSaved(best.step, path, float(best.losses.mean()), last, difference))
 
     def state_dict(self) -> dict[str, Tensor]:
         """What a checkpoint must remember of the scores, beside the trainer's state."""
@@ -141,7 +91,12 @@ class Validator:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on where a checkpoint was taken, with the best adapter of then."""
         if not self._selection.load_state_dict(state):
-            self._emit(Warned("held-out losses are measured otherwise now, so the best one so far is forgotten"))
+            self._emit(
+                Warned(
+                    "validation.measure_changed",
+                    "held-out losses are measured otherwise now, so the best one so far is forgotten",
+                )
+            )
         if self._selection.best is not None:
             self._keep()
         elif self._trainer.processes.is_first:
@@ -154,7 +109,7 @@ class Validator:
         try:
             return [{kind: rows.tolist() for kind, rows in each.items()} for each in (self._losses(), self._of_base())]
         except UserError as fault:
-            self._emit(Warned(f"no score of step {self._trainer.steps_done}: {fault}"))
+            self._emit(Warned("validation.failed", f"no score of step {self._trainer.steps_done}: {fault}"))
             return None
 
     def _losses(self) -> dict[str, Losses]:
@@ -191,7 +146,7 @@ class Validator:
             metadata = self._run.metadata | {"veneer.steps": str(best.step)}
             save(AdapterFile(best.weights, metadata), self._run.config.output.dir / BEST)
         except UserError as fault:  # the run is worth more than this file, which the next checkpoint remembers
-            self._emit(Warned(f"the best adapter is not in its file: {fault}"))
+            self._emit(Warned("validation.best_not_written", f"the best adapter is not in its file: {fault}"))
 
     def _against_best(self) -> Score | None:
         return None if self._last is None else self._selection.against_best(self._last, self._run.config.seed)

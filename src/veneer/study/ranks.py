@@ -20,9 +20,9 @@ from veneer.family.loading import load_base
 from veneer.family.protocol import Family
 from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
+from veneer.run.events import Callback
 from veneer.run.folder import CONFIG, config_beside, make_writable
 from veneer.run.identity import TRIGGER
-from veneer.run.session import Callback
 from veneer.serialise import to_data, to_json
 from veneer.study.plot import plot
 from veneer.study.statistics import Outcome, Table, tabulate
@@ -117,7 +117,7 @@ def study_ranks(
         make_writable(out, "choose another --out")
     config, pictures, warnings = _reference(file, options)
     for warning in warnings:
-        callback(Warned(warning))
+        callback(Warned("study.provenance", warning))
     family = load_base(config.base)
     config = resolve(config, family)
     weights = load(file, family.networks).weights
@@ -233,4 +233,4 @@ def _write(study: RankStudy, out: Path, callback: Callback) -> None:
     try:
         atomic_write(out / "ranks.png", plot(study.table, "One adapter, cut to lower ranks"))
     except UserError as fault:
-        callback(Warned(f"no plot: {fault}"))
+        callback(Warned("study.no_plot", f"no plot: {fault}"))

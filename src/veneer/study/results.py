@@ -9,7 +9,7 @@ from pathlib import Path
 
 from veneer.errors import UserError
 from veneer.files import atomic_write
-from veneer.run.session import Callback
+from veneer.run.events import Callback
 from veneer.serialise import to_json
 from veneer.study.config import Point, Study, dump_study
 from veneer.study.plot import plot
@@ -188,7 +188,7 @@ class StudyResults:
         try:
             atomic_write(path, plot(table, _title(self.context.study)))
         except UserError as fault:  # the tables are there; what they say does not hang on a picture
-            self.callback(Warned(f"no plot: {fault}"))
+            self.callback(Warned("study.no_plot", f"no plot: {fault}"))
             return []
         return [path]
 

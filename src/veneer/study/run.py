@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from veneer.errors import UserError
+from veneer.run.events import Callback
 from veneer.run.folder import make_writable
 from veneer.run.lock import locked
-from veneer.run.session import Callback
 from veneer.study.budget import budget_points
 from veneer.study.config import Point, Study, point_of
 from veneer.study.results import StudyOutput, StudyResults, TrialStarted, failure_of

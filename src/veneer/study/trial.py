@@ -28,12 +28,13 @@ from veneer.family.protocol import Family, device_of
 from veneer.files import atomic_write
 from veneer.plan.account import plan
 from veneer.run.checkpoints import CheckpointManager
+from veneer.run.events import Callback, Resumed, Surveyed
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, clear, make_writable
 from veneer.run.identity import BASE, PICTURES, PRIOR, Identity
 from veneer.run.lock import locked
 from veneer.run.log import EventBus, EventLog, cut_log, events_in
-from veneer.run.resume import Resumed, check_same
-from veneer.run.session import Callback, Surveyed, paint_prior
+from veneer.run.resume import check_same
+from veneer.run.session import paint_prior
 from veneer.run.signals import Interrupted, stopping_at_signals
 from veneer.study.config import Point, Study, config_of_point
 from veneer.study.statistics import Outcome, StoppedEarly
@@ -327,7 +328,7 @@ def _start(run: Identity, emit: Callback) -> Checkpoint | None:
     """The newest whole checkpoint of the folder; it is named by the trial's hash, so nothing else can be in it."""
     start, faults = newest_checkpoint(run.config.output.dir / CHECKPOINTS)
     for fault in faults:
-        emit(Warned(f"a checkpoint is passed over: {fault}"))
+        emit(Warned("checkpoint.passed_over", f"a checkpoint is passed over: {fault}"))
     if start is not None:
         check_same(start, run, (), emit)
     return start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from veneer.adapter.protocol import AdapterWeights
 
@@ -14,11 +14,16 @@ __all__ = [
     "Event",
     "Finished",
     "SampleDue",
+    "SkipReason",
     "StepDone",
+    "StepSkipped",
     "Stopped",
     "TrainingStarted",
     "Warned",
 ]
+
+SkipReason: TypeAlias = Literal["loss_not_finite", "gradient_not_finite", "float16_overflow"]
+"""Why a step changed nothing; ``float16_overflow`` only lowers the loss scale and is common."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +84,34 @@ class CheckpointDue:
 
 
 @dataclass(frozen=True)
-class Warned:
-    """Something the user should know that stops nothing."""
+class StepSkipped:
+    """A step changed nothing, because its loss or gradient was not finite; comes after its ``StepDone``.
 
+    Attributes:
+        step: counts from 1.
+        reason: why, for programs.
+        text: why, for a person.
+    """
+
+    step: int
+    reason: SkipReason
+    text: str
+
+    def __str__(self) -> str:
+        """Return one line for a person."""
+        return f"step {self.step} changed nothing: {self.text}"
+
+
+@dataclass(frozen=True)
+class Warned:
+    """Something the user should know that stops nothing.
+
+    Attributes:
+        code: what kind of thing it is, for programs: ``room.problem``, such as ``checkpoint.not_written``.
+        text: the message.
+    """
+
+    code: str
     text: str
 
 
@@ -100,4 +130,6 @@ class Stopped:
     step: int
 
 
-Event: TypeAlias = TrainingStarted | StepDone | SampleDue | EvaluationDue | CheckpointDue | Warned | Stopped | Finished
+Event: TypeAlias = (
+    TrainingStarted | StepDone | StepSkipped | SampleDue | EvaluationDue | CheckpointDue | Warned | Stopped | Finished
+)

@@ -29,9 +29,9 @@ from veneer.train.events import (
     Finished,
     SampleDue,
     StepDone,
+    StepSkipped,
     Stopped,
     TrainingStarted,
-    Warned,
 )
 from veneer.train.optim import optimizer_for, rate_factor, set_rates
 from veneer.train.state import restore, snapshot
@@ -121,7 +121,7 @@ class Trainer:
             self.average.update(self.steps_done)
         yield StepDone(self.steps_done, result.loss, result.prior_loss, rates, result.gradient_norm)
         if result.skipped is not None:
-            yield Warned(f"step {self.steps_done} changed nothing: {result.skipped}")
+            yield StepSkipped(self.steps_done, *result.skipped)
 
     def _owed(self) -> Generator[Event, None, None]:
         """What the step that was done is due to; the averaged adapter is painted with and scored."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -25,8 +25,9 @@ from veneer.family.protocol import Conditioning, Family
 from veneer.objective.loss import Objective
 from veneer.rng import key
 from veneer.train.distributed import GradientSum, ProcessGroup
+from veneer.train.events import SkipReason
 
-__all__ = ["MicroBatch", "NonFinite", "Shown", "StepContext", "StepResult", "train_step"]
+__all__ = ["MicroBatch", "NonFinite", "Shown", "Skipped", "StepContext", "StepResult", "train_step"]
 
 
 class Shown(NamedTuple):
@@ -42,18 +43,23 @@ class NonFinite(UserError):
 
     Attributes:
         step: in which it came up, counted from 1.
+        reason: which of the two it is, for programs.
         samples: ids of the pictures: those with such a loss, or all the step's for a gradient.
         times: theirs, from 0 (clean) to 1 (noise).
     """
 
-    def __init__(self, what: str, step: int, pictures: Sequence[Shown], kept: str | None = None) -> None:
+    def __init__(
+        self, what: Literal["loss", "gradient"], step: int, pictures: Sequence[Shown], kept: str | None = None
+    ) -> None:
         self._arguments = what, step, pictures
         self.step = step
+        self.reason: SkipReason = "loss_not_finite" if what == "loss" else "gradient_not_finite"
         self.samples = tuple(picture.id for picture in pictures)
         self.times = tuple(picture.t for picture in pictures)
         named = ", ".join(f"{path} ({name}) at time {t:.3f}" for path, name, t in pictures)
         super().__init__(
             f"the {what} is not finite, with {named}",
+            code=f"train.{self.reason}",
             where=f"step {step}",
             remedy="lower train.learning_rate, use float32 as train.precision, or skip such steps with "
             "train.on_nonfinite=skip" + (f"; {kept}" if kept else ""),
@@ -118,6 +124,18 @@ class StepContext:
     processes: ProcessGroup
 
 
+class Skipped(NamedTuple):
+    """Why a step changed nothing.
+
+    Attributes:
+        reason: for programs.
+        text: for a person.
+    """
+
+    reason: SkipReason
+    text: str
+
+
 @dataclass(frozen=True)
 class StepResult:
     """What came of a step.
@@ -132,7 +150,7 @@ class StepResult:
     loss: float
     prior_loss: float | None
     gradient_norm: float
-    skipped: str | None
+    skipped: Skipped | None
 
 
 def train_step(context: StepContext, step: int, micros: Sequence[MicroBatch]) -> StepResult:
@@ -154,7 +172,7 @@ def train_step(context: StepContext, step: int, micros: Sequence[MicroBatch]) ->
         context.optimizer.zero_grad(set_to_none=True)
         if not context.skips_nonfinite:
             raise
-        return StepResult(math.nan, None, math.nan, skipped=fault.what)
+        return StepResult(math.nan, None, math.nan, skipped=Skipped(fault.reason, fault.what))
 
 
 def _update(context: StepContext, step: int, micros: Sequence[MicroBatch]) -> StepResult:
@@ -285,5 +303,5 @@ def _all_pictures(context: StepContext, micros: Sequence[MicroBatch]) -> list[Sh
 def _result(losses: Sequence[_Losses], norm: float, overflowed: bool) -> StepResult:
     own = [loss for each in losses for loss in each.own]
     prior = [loss for each in losses for loss in each.prior]
-    skipped = "float16 overflowed; its loss scale is lower now" if overflowed else None
+    skipped = Skipped("float16_overflow", "float16 overflowed; its loss scale is lower now") if overflowed else None
     return StepResult(fmean(own), fmean(prior) if prior else None, norm, skipped)

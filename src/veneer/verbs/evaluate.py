@@ -25,8 +25,9 @@ from veneer.family.protocol import Family
 from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
 from veneer.rng import key
-from veneer.run.folder import CONFIG, COPYING, EVALUATED, config_beside, make_writable, write_picture
+from veneer.run.folder import CONFIG, COPYING, EVALUATED, config_beside, make_writable
 from veneer.run.identity import HASHES, PICTURES, TRIGGER
+from veneer.sample.files import write_picture
 from veneer.sample.generate import generate
 from veneer.verbs.provenance import base_doubts, never_seen
 from veneer.weights.file import AdapterFile, file_in, info, load

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from veneer.run.folder import make_writable, write_picture
+from veneer.run.folder import make_writable
+from veneer.sample.files import write_picture
 from veneer.sample.generate import generate
 from veneer.verbs.merge import load_merged
 
