@@ -20,8 +20,8 @@ from veneer.config.schema import SourceConfig
 from veneer.data.manifest import read_folder
 from veneer.errors import UserError
 from veneer.study.config import load_study
-from veneer.weights.file import info, load, seal
-from veneer.weights.layouts import DIFFUSERS_KEY
+from veneer.weights.file import info, load, tensor_hashes
+from veneer.weights.formats.diffusers import METADATA_KEY
 
 quickly = settings(max_examples=150, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 
@@ -69,7 +69,7 @@ ways = st.lists(st.integers(0, 50), max_size=4)
 def adapter_bytes(header: dict[str, Any] | None = None) -> bytes:
     config = {"unet.r": 2, "unet.lora_alpha": 4, "unet.rank_pattern": {"mid.a": 2}, "unet.alpha_pattern": {"^b": 1}}
     tensors = {f"unet.{n}.lora_{ab}.weight": torch.ones(2, 2) for n in ("mid.a", "b") for ab in "AB"}
-    whole = save(tensors, {DIFFUSERS_KEY: json.dumps(config), "note": "x"})
+    whole = save(tensors, {METADATA_KEY: json.dumps(config), "note": "x"})
     if header is None:
         return whole
     text = json.dumps(header).encode()
@@ -85,7 +85,7 @@ def read_adapter(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "x.safetensors")
         path.write_bytes(content)
-        for read in (load, info, seal):
+        for read in (load, info, tensor_hashes):
             in_one_line(lambda read=read: read(path))  # type: ignore[misc]
 
 
@@ -106,7 +106,7 @@ def test_a_header_of_an_adapter_that_lies(way: list[int], value: object) -> None
 def test_a_config_within_an_adapter_that_lies(way: list[int], value: object) -> None:
     header = header_of(adapter_bytes())
     told = header["__metadata__"]
-    told[DIFFUSERS_KEY] = json.dumps(replaced(json.loads(told[DIFFUSERS_KEY]), way, value))
+    told[METADATA_KEY] = json.dumps(replaced(json.loads(told[METADATA_KEY]), way, value))
     read_adapter(adapter_bytes(header))
 
 

@@ -25,7 +25,7 @@ def run(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathF
 def test_a_cut_file_does_nearly_the_same(run: Path, tmp_path: Path) -> None:
     out = resize_adapter(run, 2, tmp_path / "two.safetensors")
     whole, cut = load(run), load(out)
-    assert info(out).ranks == (2,) and info(out).alphas == (2.0,)
+    assert info(out).hyperparameters == {"rank": (2,), "alpha": (2.0,)}
     for name, each in whole.weights.items():
         torch.testing.assert_close(delta_weight(cut.weights[name]), delta_weight(each), rtol=1e-3, atol=1e-5)
     told = {key: value for key, value in cut.metadata.items() if key.startswith("veneer.resized")}
@@ -36,7 +36,7 @@ def test_a_cut_file_does_nearly_the_same(run: Path, tmp_path: Path) -> None:
 def test_the_new_file_lies_beside_the_old_and_replaces_nothing(run: Path, tmp_path: Path) -> None:
     shutil.copy(run / FILE_NAME, tmp_path / "style.safetensors")
     out = resize_adapter(tmp_path / "style.safetensors", 1)
-    assert out == tmp_path / "style-rank1.safetensors" and info(out).ranks == (1,)
+    assert out == tmp_path / "style-rank1.safetensors" and info(out).hyperparameters["rank"] == (1,)
     with pytest.raises(UserError, match="is there already"):
         resize_adapter(tmp_path / "style.safetensors", 1)
     with pytest.raises(UserError, match=r"rank is 4, which is not more than 4"):

@@ -15,10 +15,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tests.errors import raises_code
 from veneer.adapter.lora import LoraFactors, delta_weight
-from veneer.errors import UserError
 from veneer.weights.file import FILE_NAME, AdapterFile, info, load, save
-from veneer.weights.layouts import DIFFUSERS_KEY
+from veneer.weights.formats.diffusers import METADATA_KEY
 
 
 def factors(seed: int = 0, rank: int = 2, alpha: float = 3.0, conv: bool = False) -> LoraFactors:
@@ -47,8 +47,9 @@ def write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | Non
     return path
 
 
-def refused(path: Path, networks: dict[str, nn.Module] | None = None) -> str:
-    with pytest.raises(UserError) as error:
+def refused(path: Path, code: str, networks: dict[str, nn.Module] | None = None) -> str:
+    """Check that a file is refused with this code; return the message without the path."""
+    with raises_code(code) as error:
         load(path, networks)
     assert "\n" not in str(error.value)
     assert str(error.value).startswith(f"{path}: ")
@@ -110,7 +111,7 @@ def test_metadata_has_what_readers_look_for(tmp_path: Path) -> None:
     save(adapter(), tmp_path / FILE_NAME)
     with safe_open(tmp_path / FILE_NAME, framework="pt") as file:
         metadata = file.metadata()
-    config = json.loads(metadata[DIFFUSERS_KEY])
+    config = json.loads(metadata[METADATA_KEY])
     assert metadata["format"] == "pt"
     assert config["unet.target_modules"] == ["conv_in", "mid.to_q"]
     assert config["text_encoder.r"] == config["text_encoder.lora_alpha"] == 1
@@ -118,29 +119,30 @@ def test_metadata_has_what_readers_look_for(tmp_path: Path) -> None:
 
 
 def test_refuses_to_save_nothing_and_nan(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the adapter is empty"):
+    with raises_code("weights.empty"):
         save(AdapterFile({}), tmp_path / FILE_NAME)
     broken = LoraFactors(torch.ones(1, 2), torch.tensor([[float("nan")]]), 1.0)
-    with pytest.raises(UserError, match=r"unet.x.lora_B.weight holds NaN"):
+    with raises_code("weights.not_finite"):
         save(AdapterFile({"unet.x": broken}), tmp_path / FILE_NAME)
     assert not (tmp_path / FILE_NAME).exists()
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.CKPT"])
 def test_refuses_to_save_under_a_name_that_it_would_not_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(UserError, match="is a pickle's ending, and no pickle is read; use"):
+    with raises_code("weights.pickle"):
         save(adapter(), tmp_path / name)
     assert not list(tmp_path.iterdir())
 
 
 def test_refuses_to_save_what_overflows_its_dtype(tmp_path: Path) -> None:
     each = LoraFactors(torch.ones(1, 2).half(), torch.full((2, 1), 60000.0).half(), 2.0)
-    with pytest.raises(UserError, match="NaN or infinity"):
+    with raises_code("weights.not_finite"):
         save(AdapterFile({"unet.x": each}), tmp_path / FILE_NAME)
 
 
 def test_folder_without_an_adapter(tmp_path: Path) -> None:
-    assert "holds neither pytorch_lora_weights.safetensors nor adapter_model" in refused(tmp_path)
+    message = refused(tmp_path, "weights.no_adapter_file")
+    assert "holds neither pytorch_lora_weights.safetensors nor adapter_model" in message
 
 
 @pytest.mark.parametrize(
@@ -157,33 +159,37 @@ def test_folder_without_an_adapter(tmp_path: Path) -> None:
 )
 def test_refuses_a_tensor_it_does_not_know(tmp_path: Path, extra: str) -> None:
     path = write(tmp_path / "x.safetensors", {**pair("unet.x"), extra: torch.ones(1)})
-    assert refused(path) == f"tensor {extra} is not of a plain LoRA; only A, B and alpha are understood"
+    message = refused(path, "weights.unknown_tensor")
+    assert message.startswith(f"tensor {extra} belongs to no adapter method that Veneer reads; it reads LoRA")
 
 
-@pytest.mark.parametrize(("lost", "named"), [("lora_A", r"has no A \(down\)"), ("lora_B", r"has no B \(up\)")])
+@pytest.mark.parametrize(("lost", "named"), [("lora_A", "has no A (down)"), ("lora_B", "has no B (up)")])
 def test_refuses_half_a_pair(tmp_path: Path, lost: str, named: str) -> None:
     tensors = {name: tensor for name, tensor in pair("unet.x").items() if lost not in name}
     path = write(tmp_path / "x.safetensors", tensors | pair("unet.y"))
-    with pytest.raises(UserError, match=f"unet.x {named}"):
-        load(path)
+    assert refused(path, "adapter.missing_part") == f"unet.x: {named}; the file is not whole"
 
 
 def test_refuses_factors_that_do_not_fit_and_names_the_layer(tmp_path: Path) -> None:
     tensors = {"unet.x.lora_A.weight": torch.ones(2, 3), "unet.x.lora_B.weight": torch.ones(3, 4)}
-    assert refused(write(tmp_path / "x.safetensors", tensors)).startswith("unet.x: A (2, 3) and B (3, 4) are not")
+    message = refused(write(tmp_path / "x.safetensors", tensors), "adapter.bad_factors")
+    assert message.startswith("unet.x: A (2, 3) and B (3, 4) are not")
     tensors["unet.x.lora_A.weight"] = torch.tensor(1.0)
-    assert refused(write(tmp_path / "x.safetensors", tensors)).startswith("unet.x: A () and B (3, 4) are not")
+    refused(write(tmp_path / "x.safetensors", tensors), "adapter.bad_factors")
 
 
 def test_refuses_a_file_of_nothing(tmp_path: Path) -> None:
-    assert refused(write(tmp_path / "x.safetensors", {})) == "holds no adapter: there is no tensor in it"
+    path = write(tmp_path / "x.safetensors", {})
+    assert refused(path, "weights.empty") == "holds no adapter: there is no tensor in it"
 
 
 def test_refuses_one_layer_under_two_names(tmp_path: Path) -> None:
     twice = pair("text_encoder.encoder.fc1") | pair("text_encoder.text_model.encoder.fc1")
-    assert "has text_encoder.encoder.fc1 twice" in refused(write(tmp_path / "x.safetensors", twice))
+    message = refused(write(tmp_path / "x.safetensors", twice), "weights.layer_twice")
+    assert "has text_encoder.encoder.fc1 twice" in message
     twice = pair("unet.x") | {"unet.x.lora.down.weight": torch.ones(2, 6)}
-    assert "unet.x has two factors of one kind" in refused(write(tmp_path / "y.safetensors", twice))
+    message = refused(write(tmp_path / "y.safetensors", twice), "weights.tensor_twice")
+    assert "unet.x has two tensors of one kind" in message
 
 
 @pytest.mark.parametrize(
@@ -198,12 +204,13 @@ def test_refuses_one_layer_under_two_names(tmp_path: Path) -> None:
         ('{"unet.r": 2, "unet.lora_alpha": "much"}', "does not tell the strength of unet.x"),
         ('{"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": {"(": 1}}', "does not tell the strength of unet.x"),
         ('{"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": [1]}', "does not tell the strength of unet.x"),
-        ('{"unet.r": 8, "unet.lora_alpha": 2}', "its config says rank 8 for unet.x, whose tensors have rank 2"),
+        ('{"unet.r": 8, "unet.lora_alpha": 2}', "unet.x: its config says rank 8, and its tensors have rank 2"),
         ('{"text_encoder.r": 2, "text_encoder.lora_alpha": 2}', "does not tell the strength of unet.x"),
     ],
 )
 def test_refuses_metadata_that_leaves_the_strength_open(tmp_path: Path, config: str, reason: str) -> None:
-    assert reason in refused(write(tmp_path / "x.safetensors", pair("unet.x"), {DIFFUSERS_KEY: config}))
+    code = "adapter.other_rank" if "rank 8" in reason else "weights.bad_config"
+    assert reason in refused(write(tmp_path / "x.safetensors", pair("unet.x"), {METADATA_KEY: config}), code)
 
 
 @pytest.mark.parametrize(
@@ -223,7 +230,7 @@ def test_refuses_metadata_that_leaves_the_strength_open(tmp_path: Path, config: 
 )
 def test_reads_the_strength_as_peft_does(tmp_path: Path, extra: dict[str, object], alpha: float) -> None:
     config = json.dumps({"unet.r": 2, "unet.lora_alpha": 8} | extra)
-    path = write(tmp_path / "x.safetensors", pair("unet.mid.to_q"), {DIFFUSERS_KEY: config})
+    path = write(tmp_path / "x.safetensors", pair("unet.mid.to_q"), {METADATA_KEY: config})
     assert load(path).weights["unet.mid.to_q"].alpha == pytest.approx(alpha)
     patterns = extra.get("unet.alpha_pattern", {})
     assert isinstance(patterns, dict)
@@ -234,13 +241,14 @@ def test_reads_the_strength_as_peft_does(tmp_path: Path, extra: dict[str, object
 @pytest.mark.parametrize("pattern", ["(a+)+", ".*to_q", "to_q|to_k", "to_[qk]", r"to_\w", "mid.to_q{1,9}"])
 def test_a_pattern_that_is_no_name_is_refused_and_not_run(tmp_path: Path, pattern: str) -> None:
     config = json.dumps({"unet.r": 2, "unet.lora_alpha": 2, "unet.rank_pattern": {pattern: 2}})
-    path = write(tmp_path / "x.safetensors", pair(f"unet.{'a' * 60}!"), {DIFFUSERS_KEY: config})
-    assert f"the pattern {pattern} is not a layer's name".replace("\\", "\\\\") in refused(path)
+    path = write(tmp_path / "x.safetensors", pair(f"unet.{'a' * 60}!"), {METADATA_KEY: config})
+    assert f"the pattern {pattern} is not a layer's name".replace("\\", "\\\\") in refused(path, "weights.bad_config")
 
 
 @pytest.mark.parametrize("name", ["unet." + "x" * 600, "unet.\x1b[2J", "unet.a\nb"])
 def test_refuses_a_name_that_no_layer_has(tmp_path: Path, name: str) -> None:
-    assert refused(write(tmp_path / "x.safetensors", pair(name))).startswith("has a tensor of which the name is no")
+    message = refused(write(tmp_path / "x.safetensors", pair(name)), "weights.bad_tensor_name")
+    assert message.startswith("has a tensor of which the name is no")
 
 
 def peft_folder(tmp_path: Path, layer: str, config: object) -> Path:
@@ -258,9 +266,11 @@ def test_reads_a_peft_folder(tmp_path: Path) -> None:
 
 def test_peft_needs_its_config_and_a_base(tmp_path: Path) -> None:
     path = peft_folder(tmp_path, "mid.to_q", {"r": 2, "lora_alpha": 7})
-    assert refused(path) == "its peft names, such as mid.to_q, need a base to tell which layers they are"
+    message = refused(path, "weights.needs_base")
+    assert message == "its peft names, such as mid.to_q, need a base to tell which layers they are"
     (tmp_path / "adapter_config.json").unlink()
-    assert refused(path, network()).startswith("has no adapter_config.json beside it")
+    message = refused(path, "weights.no_peft_config", network())
+    assert message.startswith("has no adapter_config.json beside it")
 
 
 @pytest.mark.parametrize("text", ["encoder.fc1", "text_model.encoder.fc1"])
@@ -286,32 +296,34 @@ def test_reads_kohya_against_the_base(tmp_path: Path) -> None:
 def test_reads_the_alpha_that_kohya_writes_by_default(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", kohya("lora_unet_mid_to_q", torch.tensor(1)))
     assert load(path, network()).weights["unet.mid.to_q"].scale == 0.5
-    assert info(path).alphas == (1.0,)
+    assert info(path).hyperparameters["alpha"] == (1.0,)
 
 
 def test_kohya_needs_a_base_that_has_its_layers(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", kohya("lora_unet_mid_to_q"))
-    assert refused(path).startswith("its kohya names, such as lora_unet_mid_to_q, need a base")
+    refused(path, "weights.needs_base")
     foreign = write(tmp_path / "y.safetensors", kohya("lora_unet_input_blocks_4_1"))
-    assert refused(foreign, network()).startswith("its name lora_unet_input_blocks_4_1 means no layer of the base")
+    message = refused(foreign, "weights.unknown_layer", network())
+    assert message.startswith("its name lora_unet_input_blocks_4_1 means no layer of the base")
 
 
 def test_kohya_name_that_means_two_layers(tmp_path: Path) -> None:
     unet = nn.ModuleDict({"a_b": nn.Linear(6, 5), "a": nn.ModuleDict({"b": nn.Linear(6, 5)})})
     path = write(tmp_path / "x.safetensors", kohya("lora_unet_a_b"))
-    assert "means unet.a.b and unet.a_b of the base" in refused(path, {"unet": unet})
+    message = refused(path, "weights.ambiguous_layer", {"unet": unet})
+    assert "means unet.a.b and unet.a_b of the base" in message
 
 
 def test_kohya_alpha_is_one_number(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", kohya("lora_unet_mid_to_q", torch.ones(2)))
-    assert refused(path, network()) == "lora_unet_mid_to_q.alpha is not one number but 2"
+    assert refused(path, "adapter.bad_alpha", network()) == "lora_unet_mid_to_q: its alpha is not one number but 2"
 
 
 def test_info_tells_what_is_in_it(tmp_path: Path) -> None:
     digest = save(adapter(), tmp_path / FILE_NAME)
     told = info(tmp_path)
-    assert (told.layout, told.networks, told.targets) == ("diffusers", ("text_encoder", "unet"), 3)
-    assert (told.ranks, told.alphas) == ((1, 2, 4), (1.0, 2.0, 4.0))
+    assert (told.format, told.networks, told.targets) == ("diffusers", ("text_encoder", "unet"), 3)
+    assert (told.hyperparameters["rank"], told.hyperparameters["alpha"]) == ((1, 2, 4), (1.0, 2.0, 4.0))
     assert told.parameters == (2 * 6 + 5 * 2) + (4 * 54 + 5 * 4) + (6 + 5)
     assert (told.size_bytes, told.sha256) == ((tmp_path / FILE_NAME).stat().st_size, digest)
     assert told.metadata == {"base": "x", "note": "é"}
@@ -320,8 +332,8 @@ def test_info_tells_what_is_in_it(tmp_path: Path) -> None:
 def test_info_needs_no_base(tmp_path: Path) -> None:
     tensors = kohya("lora_unet_mid_to_q", torch.tensor(1.0)) | kohya("lora_te1_x") | kohya("lora_te2_x")
     told = info(write(tmp_path / "x.safetensors", tensors))
-    assert (told.layout, told.networks) == ("kohya", ("text_encoder", "text_encoder_2", "unet"))
-    assert (told.targets, told.ranks, told.alphas) == (3, (2,), (1.0, 2.0))
+    assert (told.format, told.networks) == ("kohya", ("text_encoder", "text_encoder_2", "unet"))
+    assert (told.targets, told.hyperparameters) == (3, {"rank": (2,), "alpha": (1.0, 2.0)})
     peft_folder(tmp_path, "mid.to_q", {"r": 2, "lora_alpha": 7})
     told = info(tmp_path)
-    assert (told.layout, told.networks, told.alphas) == ("peft", (), (7.0,))
+    assert (told.format, told.networks, told.hyperparameters["alpha"]) == ("peft", (), (7.0,))

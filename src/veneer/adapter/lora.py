@@ -246,6 +246,36 @@ class LoraFactors:
         """Return the factors that :meth:`state_dict` gave."""
         return LoraFactors(state["down"], state["up"], float(state["alpha"]))
 
+    @staticmethod
+    def from_file(parts: Mapping[str, Tensor], settings: Mapping[str, Any] | None) -> LoraFactors:
+        """Return the factors that a file has.
+
+        Args:
+            parts: A, B and perhaps alpha.
+            settings: peft's config of the layer, which tells the strength; None: alpha does, and without it is r.
+
+        Raises:
+            UserError: a part is missing, A and B do not fit, alpha is not one number, or the config tells another rank.
+        """
+        if lacking := [name for part, name in _FACTORS.items() if part not in parts]:
+            raise UserError(f"has no {lacking[0]}", code="adapter.missing_part", remedy="the file is not whole")
+        down, alpha = parts["down"], parts.get("alpha")
+        rank = down.shape[0] if down.ndim else 0
+        if alpha is not None and alpha.numel() != 1:
+            raise UserError(f"its alpha is not one number but {alpha.numel()}", code="adapter.bad_alpha")
+        told = float(rank) if alpha is None else float(alpha)
+        return LoraFactors(down, parts["up"], told if settings is None else _alpha_of(settings, rank))
+
+    def file_parts(self, naming: str) -> dict[str, Tensor]:
+        """Return A and B: with alpha for kohya's readers, with the strength in B for peft's."""
+        if naming == "kohya":
+            return {"down": self.down, "up": self.up, "alpha": torch.tensor(self.alpha, dtype=torch.float32)}
+        return {"down": self.down, "up": (self.up.double() * self.scale).to(self.up.dtype)}
+
+    def peft_settings(self) -> dict[str, Any]:
+        """Return rank and alpha, which are equal, for the strength is in B."""
+        return {"r": self.rank, "lora_alpha": self.rank}
+
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return delta W; the base's weight does not matter."""
         return delta_weight(self)
@@ -304,6 +334,22 @@ def _copy(parameter: Tensor) -> Tensor:
     return parameter.detach().to(device, torch.float32, copy=True)
 
 
+_FACTORS = {"down": "A (down)", "up": "B (up)"}
+
+
+def _alpha_of(settings: Mapping[str, Any], rank: int) -> float:
+    """Return the alpha that peft's config tells, such that alpha/r is the strength that peft would use.
+
+    Raises:
+        UserError: it tells another rank.
+    """
+    if (declared := settings["r"]) != rank:
+        what = f"its config says rank {declared!s:.20}, and its tensors have rank {rank}"
+        raise UserError(what, code="adapter.other_rank")
+    alpha = float(settings["lora_alpha"])
+    return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha  # Kalajdzievski 2023: alpha / sqrt(r)
+
+
 LORA = Method(
     name="lora",
     title="LoRA",
@@ -311,4 +357,17 @@ LORA = Method(
     is_mergeable=True,
     spec=LoraSpec.from_config,
     from_state=LoraFactors.from_state,
+    from_file=LoraFactors.from_file,
+    endings={
+        "peft": {
+            "lora_A.weight": "down",
+            "lora_B.weight": "up",
+            # what diffusers' convert_state_dict_to_diffusers, which its guides call before saving, makes of these
+            "lora.down.weight": "down",
+            "lora.up.weight": "up",
+            "lora_linear_layer.down.weight": "down",
+            "lora_linear_layer.up.weight": "up",
+        },
+        "kohya": {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"},
+    },
 )

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -130,6 +130,16 @@ class LayerAdapter(Protocol):
     def state_dict(self) -> dict[str, Tensor]:
         """Return all of it as named tensors, from which ``Method.from_state`` makes it again bit for bit."""
 
+    def file_parts(self, naming: str) -> dict[str, Tensor]:
+        """Return the tensors of a file by part, in the shapes and with the strength that its readers expect.
+
+        Args:
+            naming: a key of ``Method.endings``.
+        """
+
+    def peft_settings(self) -> dict[str, Any]:
+        """Return what peft's config says of this layer beside the tensors of naming ``peft``."""
+
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return delta W, what is added to a layer's weight.
 
@@ -199,6 +209,11 @@ class Method:
         is_mergeable: whether it has a delta W at all; what has none is computed beside the layer.
         spec: makes the plan of one network's adapter from its section of the config.
         from_state: makes one layer's numbers from what ``LayerAdapter.state_dict`` gave.
+        from_file: makes them from the parts that a file has and, where there is one, the config of the layer beside
+            them (peft's); raises UserError if a part is missing, or the config contradicts the parts.
+        endings: what files call the parts: by naming (``peft``, ``kohya``), part by ending. The first ending of a part
+            is written, all are read. A part has one meaning in all methods.
+        peft_markers: settings of peft's config that are set for this method only.
     """
 
     name: str
@@ -207,6 +222,9 @@ class Method:
     is_mergeable: bool
     spec: Callable[[AdapterConfig | TextEncoderAdapterConfig], AdapterSpec]
     from_state: Callable[[Mapping[str, Tensor]], LayerAdapter]
+    from_file: Callable[[Mapping[str, Tensor], Mapping[str, Any] | None], LayerAdapter]
+    endings: Mapping[str, Mapping[str, str]]
+    peft_markers: Mapping[str, Any] = field(default_factory=dict)
 
 
 def low_rank_of(weights: AdapterWeights, operation: str, code: str, remedy: str) -> dict[str, LowRank]:

@@ -18,11 +18,11 @@ def info_text(path: Path, info: AdapterInfo) -> str:
     """A table of an adapter file: layout, networks, ranks, alphas, sizes, hash and metadata."""
     rows = [
         ("file", str(path)),
-        ("layout", info.layout),
+        ("format", info.format),
+        ("method", ", ".join(info.methods)),
         ("networks", ", ".join(info.networks) or "only its base can tell"),
         ("layers", f"{info.targets:,}"),
-        ("rank", ", ".join(map(str, info.ranks))),
-        ("alpha", ", ".join(f"{alpha:g}" for alpha in info.alphas)),
+        *((name, ", ".join(f"{value:g}" for value in values)) for name, values in info.hyperparameters.items()),
         ("parameters", f"{info.parameters:,}"),
         ("bytes", f"{info.size_bytes:,}"),
         ("sha256", info.sha256),

@@ -242,7 +242,7 @@ def _facts(found: _Found) -> Iterator[Named]:
     if (adapter := found.adapter) is None:
         return
     yield Named("adapter file, SHA-256", adapter.sha256)
-    yield Named("layout", adapter.layout)
+    yield Named("format", adapter.format)
     for name, value in sorted(adapter.metadata.items()):
         if name.startswith("veneer."):
             yield Named(name, value)

@@ -32,7 +32,7 @@ def resize_adapter(file: Path, rank: int, out: Path | None = None, *, base: str 
     out = out or path.with_name(f"{path.stem}-rank{rank}.safetensors")
     if out.exists():
         raise UserError("is there already", where=out, remedy="choose another --out")
-    networks = None if told.layout == "diffusers" else load_base(base or base_beside(file)).networks
+    networks = load_base(base or base_beside(file)).networks if told.needs_base else None
     adapter = load(file, networks)
     try:
         weights = resize(adapter.weights, rank)

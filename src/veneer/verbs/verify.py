@@ -15,7 +15,7 @@ from veneer.family.fingerprint import fingerprint, settings_hash, settings_of
 from veneer.family.registry import BUNDLED
 from veneer.run.folder import CONFIG, config_beside
 from veneer.run.identity import BASE, BASE_NAME, CONFIG_HASH, HASHES, PICTURES, PRIOR, SETTINGS_HASH
-from veneer.weights.file import info, seal
+from veneer.weights.file import info, tensor_hashes
 
 __all__ = ["Check", "verify_adapter"]
 
@@ -56,7 +56,7 @@ def verify_adapter(file: Path, *, base: str | None = None) -> list[Check]:
     Raises:
         UserError: the file cannot be read, or tells nothing of its making.
     """
-    told, found = seal(file)
+    told, found = tensor_hashes(file)
     if told is None:
         raise UserError("tells nothing of its making, so there is nothing to verify", where=file)
     metadata = info(file).metadata

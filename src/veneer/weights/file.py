@@ -1,21 +1,24 @@
-"""Adapter files: what Veneer writes, and what it reads."""
+"""Adapter files: written in diffusers' format, read in any."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from veneer.adapter.lora import LoraFactors
-from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.errors import UserError
 from veneer.files import atomic_write, is_pickle
-from veneer.weights.layouts import DIFFUSERS_KEY, Layout, factors_of, layout_of, network_of, resolve, to_diffusers
+from veneer.weights.formats.diffusers import DIFFUSERS
+from veneer.weights.formats.peft import FILE_NAME as PEFT_NAME
+from veneer.weights.formats.protocol import BaseNames, FileContent, Format, KeyNames
+from veneer.weights.formats.registry import METADATA_KEYS, format_of
 from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes
 
 __all__ = [
@@ -28,21 +31,19 @@ __all__ = [
     "render",
     "rendered_bytes",
     "save",
-    "seal",
+    "tensor_hashes",
 ]
 
 FILE_NAME = "pytorch_lora_weights.safetensors"
 """The name that ``load_lora_weights`` looks for in a folder."""
 
-_PEFT_NAME, _PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_SEAL = "veneer.tensors.sha256"
-_OURS = (DIFFUSERS_KEY, "format", _SEAL)
-"""Metadata that belongs to the layout, not to the adapter."""
+_TENSORS_HASH = "veneer.tensors.sha256"
+_NO_NAMES: KeyNames = MappingProxyType({})
 
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """An adapter and what is told about it.
+    """An adapter and what is said about it.
 
     Attributes:
         weights: by full dotted path, network's prefix first.
@@ -55,33 +56,35 @@ class AdapterFile:
 
 @dataclass(frozen=True)
 class AdapterInfo:
-    """What a file holds, as far as it tells without its base.
+    """The content of an adapter file, as far as it can be told without its base.
 
     Attributes:
-        layout: diffusers, peft or kohya.
+        format: a key of ``FORMATS``: diffusers, peft or kohya.
+        methods: titles of the methods that occur.
         networks: prefixes of those it changes; none where only the base can tell.
-        targets: layers it changes.
-        ranks: each that occurs, rising.
-        alphas: the same.
-        parameters: numbers in A and B.
+        targets: number of layers it changes.
+        hyperparameters: each value that occurs, rising, by the methods' names for them: ``rank``, ``alpha``.
+        parameters: how many numbers were trained.
+        needs_base: whether only the base can tell which layers the names mean.
         size_bytes: of the file.
         sha256: of the file.
-        metadata: without the layout's own.
+        metadata: without the format's own.
     """
 
-    layout: Layout
+    format: str
+    methods: tuple[str, ...]
     networks: tuple[str, ...]
     targets: int
-    ranks: tuple[int, ...]
-    alphas: tuple[float, ...]
+    hyperparameters: Mapping[str, tuple[float, ...]]
     parameters: int
+    needs_base: bool
     size_bytes: int
     sha256: str
     metadata: Mapping[str, str]
 
 
 def save(adapter: AdapterFile, path: Path) -> str:
-    """Write an adapter in diffusers' layout; equal adapters give equal bytes.
+    """Write an adapter in diffusers' format; equal adapters give equal bytes.
 
     Returns:
         The file's SHA-256.
@@ -91,135 +94,138 @@ def save(adapter: AdapterFile, path: Path) -> str:
             read under its name.
     """
     if not adapter.weights:
-        raise UserError("the adapter is empty", where=path)
+        raise UserError("the adapter is empty", code="weights.empty", where=path)
     if is_pickle(path):
-        raise UserError(
-            f"{path.suffix} is a pickle's ending, and no pickle is read", where=path, remedy="use .safetensors"
-        )
-    check_finite(to_diffusers(adapter.weights)[0], path)
+        what = f"{path.suffix} is a pickle's ending, and no pickle is read"
+        raise UserError(what, code="weights.pickle", where=path, remedy="use .safetensors")
+    check_finite(DIFFUSERS.write(adapter.weights)[0], path)
     content = render(adapter)
     atomic_write(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
 def render(adapter: AdapterFile) -> bytes:
-    """The bytes that ``save`` writes, with a hash of the tensors and their strength among the metadata."""
-    tensors, layout = _laid_out(adapter)
-    return encode(tensors, {**adapter.metadata, **layout, _SEAL: _seal(tensors, layout)})
+    """Return the bytes that ``save`` writes, with a hash of the tensors and their strength among the metadata."""
+    tensors, metadata = DIFFUSERS.write(adapter.weights)
+    return encode(tensors, {**adapter.metadata, **metadata, _TENSORS_HASH: _tensors_hash(tensors, metadata)})
 
 
 def rendered_bytes(adapter: AdapterFile) -> int:
-    """How many bytes ``render`` makes; the factors need have no numbers."""
-    tensors, layout = _laid_out(adapter)
-    return encoded_bytes(tensors, {**adapter.metadata, **layout, _SEAL: hashlib.sha256().hexdigest()})
+    """Return how many bytes ``render`` makes; the weights need have no numbers."""
+    tensors, metadata = DIFFUSERS.write(adapter.weights)
+    return encoded_bytes(tensors, {**adapter.metadata, **metadata, _TENSORS_HASH: hashlib.sha256().hexdigest()})
 
 
-def _laid_out(adapter: AdapterFile) -> tuple[dict[str, Tensor], dict[str, str]]:
-    tensors, config = to_diffusers(adapter.weights)
-    return tensors, {DIFFUSERS_KEY: config, "format": "pt"}
-
-
-def seal(path: Path) -> tuple[str | None, str]:
-    """The hash of tensors and strength that a file tells, None if it tells none, and the one that it has.
+def tensor_hashes(path: Path) -> tuple[str | None, str]:
+    """Return the hash of tensors and strength that a file records, None if it records none, and the one that it has.
 
     Raises:
         UserError: the file cannot be read.
     """
     tensors, metadata = decode(file_in(path))
-    layout = {key: metadata[key] for key in (DIFFUSERS_KEY, "format") if key in metadata}
-    return metadata.get(_SEAL), _seal(tensors, layout)
+    own = {key: metadata[key] for key in DIFFUSERS.metadata_keys if key in metadata}
+    return metadata.get(_TENSORS_HASH), _tensors_hash(tensors, own)
 
 
-def _seal(tensors: Mapping[str, Tensor], layout: Mapping[str, str]) -> str:
-    return hashlib.sha256(encode(tensors, layout)).hexdigest()
+def _tensors_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    return hashlib.sha256(encode(tensors, metadata)).hexdigest()
 
 
-def load(path: Path, networks: Mapping[str, nn.Module] | None = None) -> AdapterFile:
-    """Read an adapter of diffusers', peft's or kohya's layout, each tensor accounted for.
+def load(path: Path, networks: Mapping[str, nn.Module] | None = None, key_names: KeyNames = _NO_NAMES) -> AdapterFile:
+    """Read an adapter of any format in ``FORMATS``, each tensor accounted for.
 
     Args:
         path: the file, or a folder with one of the usual name.
         networks: the base's, by prefix. kohya's names, and peft's (which are of one network and do not say which), mean
             something only beside a base's.
+        key_names: what files call the base's layers, as its family gives them.
 
     Raises:
         UserError: the file is a pickle, is broken, holds NaN or infinity, a tensor nobody asked for, or half an
             adapter.
     """
     path = file_in(path)
-    layout, raw, metadata = _read(path)
-    try:
-        return AdapterFile(resolve(raw, layout, networks), metadata)
-    except UserError as error:
-        raise _at(path, error) from error
+    file_format, content, layers = _read(path)
+    base = None if networks is None else BaseNames(networks, key_names)
+    with _located_at(path):
+        paths = file_format.paths(list(layers), base)
+        if twice := [path for path, count in Counter(paths.values()).items() if count > 1]:
+            raise UserError(f"has {twice[0]} twice, under two names", code="weights.layer_twice")
+    return AdapterFile({paths[layer]: adapter for layer, adapter in layers.items()}, _free(content.metadata))
 
 
 def info(path: Path) -> AdapterInfo:
-    """Sum up an adapter file; it is read whole, with all of :func:`load`'s checks that need no base."""
+    """Sum up an adapter file; it is read whole, with all of :func:`load`'s checks that need no base.
+
+    Raises:
+        UserError: as of :func:`load`.
+    """
     path = file_in(path)
-    layout, raw, metadata = _read(path)
-    content = path.read_bytes()
+    file_format, content, layers = _read(path)
+    raw = path.read_bytes()
     return AdapterInfo(
-        layout=layout,
-        networks=tuple(sorted({net for layer in raw if (net := network_of(layer, layout))})),
-        targets=len(raw),
-        ranks=tuple(sorted({each.rank for each in raw.values()})),
-        alphas=tuple(sorted({each.alpha for each in raw.values()})),
-        parameters=sum(each.down.numel() + each.up.numel() for each in raw.values()),
-        size_bytes=len(content),
-        sha256=hashlib.sha256(content).hexdigest(),
-        metadata=metadata,
+        format=file_format.name,
+        methods=tuple(sorted({adapter.method.title for adapter in layers.values()})),
+        networks=tuple(sorted({network for layer in layers if (network := file_format.network_of(layer))})),
+        targets=len(layers),
+        hyperparameters=_hyperparameters(list(layers.values())),
+        parameters=sum(adapter.parameter_count for adapter in layers.values()),
+        needs_base=_needs_base(file_format, list(layers)),
+        size_bytes=len(raw),
+        sha256=hashlib.sha256(raw).hexdigest(),
+        metadata=_free(content.metadata),
     )
 
 
+def _hyperparameters(adapters: list[LayerAdapter]) -> dict[str, tuple[float, ...]]:
+    values: dict[str, set[float]] = {}
+    for adapter in adapters:
+        for name, value in adapter.hyperparameters.items():
+            values.setdefault(name, set()).add(value)
+    return {name: tuple(sorted(each)) for name, each in values.items()}
+
+
+def _needs_base(file_format: Format, layers: list[str]) -> bool:
+    try:
+        file_format.paths(layers, None)
+    except UserError:
+        return True
+    return False
+
+
 def file_in(path: Path) -> Path:
-    """The adapter file that a path means: itself, or in a folder the one of a usual name.
+    """Return the adapter file that a path means: itself, or in a folder the one of a usual name.
 
     Raises:
         UserError: the folder has none.
     """
     if not path.is_dir():
         return path
-    for name in (FILE_NAME, _PEFT_NAME):
+    for name in (FILE_NAME, PEFT_NAME):
         if (path / name).is_file():
             return path / name
-    raise UserError(f"holds neither {FILE_NAME} nor {_PEFT_NAME}", where=path, remedy="name the file itself")
+    what = f"holds neither {FILE_NAME} nor {PEFT_NAME}"
+    raise UserError(what, code="weights.no_adapter_file", where=path, remedy="name the file itself")
 
 
-def _read(path: Path) -> tuple[Layout, dict[str, LoraFactors], dict[str, str]]:
-    tensors, metadata = decode(path)
-    layout = layout_of(list(tensors))
+def _read(path: Path) -> tuple[Format, FileContent, dict[str, LayerAdapter]]:
+    """Return a file's format, its content, and each layer's adapter by the file's name for the layer."""
+    content = FileContent(path, *decode(path))
+    file_format = format_of(content.tensors)
+    with _located_at(path):
+        return file_format, content, file_format.read(content)
+
+
+def _free(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return a file's metadata without the format's own and ours."""
+    return {key: value for key, value in metadata.items() if key not in METADATA_KEYS | {_TENSORS_HASH}}
+
+
+@contextmanager
+def _located_at(path: Path) -> Iterator[None]:
+    """Say of which file an error is that is raised inside."""
     try:
-        factors = factors_of(tensors, layout, _config(path, layout, metadata))
+        yield
     except UserError as error:
-        raise _at(path, error) from error
-    return layout, factors, {key: value for key, value in metadata.items() if key not in _OURS}
-
-
-def _at(path: Path, error: UserError) -> UserError:
-    what = error.what if error.where is None else f"{error.where}: {error.what}"
-    return UserError(what, where=path, remedy=error.remedy)
-
-
-def _config(path: Path, layout: Layout, metadata: Mapping[str, str]) -> dict[str, Any] | None:
-    """Where the layout keeps its strengths: nowhere but in the tensors, in the metadata, or in a file beside."""
-    if layout == "kohya":
-        return None
-    if layout == "diffusers":
-        return _json(metadata[DIFFUSERS_KEY]) if DIFFUSERS_KEY in metadata else None
-    try:
-        text = (path.parent / _PEFT_CONFIG).read_bytes().decode("utf-8", "replace")
-    except OSError as error:
-        remedy = "it tells alpha, and so the adapter's strength"
-        raise UserError(f"has no {_PEFT_CONFIG} beside it", remedy=remedy) from error
-    return _json(text)
-
-
-def _json(text: str) -> dict[str, Any]:
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"its config is not JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise UserError("its config is not a JSON object")
-    return config
+        what = error.what if error.where is None else f"{error.where}: {error.what}"
+        raise UserError(what, code=error.code, where=path, remedy=error.remedy) from error

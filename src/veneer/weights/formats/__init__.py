@@ -1,0 +1,1 @@
+"""The formats that adapter files come in: one file each, entered in the registry."""

@@ -1,0 +1,67 @@
+"""peft's format: ``base_model.model.PATH.lora_A.weight`` of one network, the strength in a JSON file beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from veneer.adapter.layers import layers_of
+from veneer.adapter.protocol import LayerAdapter
+from veneer.errors import UserError
+from veneer.weights.formats.names import needs_base, resolve, spellings
+from veneer.weights.formats.peft_config import PeftConfig, parse_config
+from veneer.weights.formats.protocol import BaseNames, FileContent
+from veneer.weights.formats.tensors import adapters_of
+
+__all__ = ["CONFIG_NAME", "FILE_NAME", "PEFT", "PeftFormat"]
+
+FILE_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
+"""The names under which ``PeftModel.save_pretrained`` writes tensors and config."""
+
+_ROOT = "base_model.model."
+
+
+class PeftFormat:
+    """What ``PeftModel.save_pretrained`` writes."""
+
+    name = "peft"
+    metadata_keys = ("format",)
+    _naming = "peft"
+
+    def detects(self, names: Collection[str]) -> bool:
+        """Return whether a name begins as peft's do."""
+        return any(name.startswith(_ROOT) for name in names)
+
+    def read(self, content: FileContent) -> dict[str, LayerAdapter]:
+        """Return each layer's adapter, with the strength that the config beside the file tells.
+
+        Raises:
+            UserError: the file is not whole, has no config beside it, or one that contradicts its tensors.
+        """
+        try:
+            text = (content.path.parent / CONFIG_NAME).read_bytes().decode("utf-8", "replace")
+        except OSError as error:
+            remedy = "it tells alpha, and so the adapter's strength"
+            raise UserError(f"has no {CONFIG_NAME} beside it", code="weights.no_peft_config", remedy=remedy) from error
+        config = PeftConfig(parse_config(text))
+        tensors = {name.removeprefix(_ROOT): tensor for name, tensor in content.tensors.items()}
+        if len(tensors) < len(content.tensors):
+            raise UserError(f"has a tensor twice, with {_ROOT} and without", code="weights.tensor_twice")
+        return adapters_of(tensors, self._naming, config.of)
+
+    def network_of(self, layer: str) -> None:
+        """Return None: a file is of one network and does not say of which."""
+
+    def paths(self, layers: Collection[str], base: BaseNames | None) -> dict[str, str]:
+        """Return the layers of a base that have these paths within their network.
+
+        Raises:
+            UserError: there is no base, or not exactly one of its layers has such a path.
+        """
+        aliases: dict[str, set[str]] = {}
+        for full in layers_of(needs_base(base, self.name, layers).networks):
+            for name in spellings(full.partition(".")[2]):
+                aliases.setdefault(name, set()).add(full)
+        return resolve(layers, aliases)
+
+
+PEFT = PeftFormat()
