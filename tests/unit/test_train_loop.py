@@ -346,7 +346,7 @@ def test_a_schedule_is_followed_to_the_update(family: Family, tiny_pictures: Pat
 
 def test_the_text_encoder_has_rank_alpha_targets_and_rate_of_its_own(family: Family, tiny_pictures: Path) -> None:
     text: dict[str, Any] = {"rank": 2, "alpha": 1.0, "target_modules": ["q_proj"], "learning_rate": 1e-3}
-    events = tiny_run(tiny_config(tiny_pictures, adapter={"text_encoder": text}), family)
+    events = tiny_run(tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": text}}), family)
     assert isinstance(events[-1], Finished) and isinstance(events[1], StepDone)
     own = {name: f for name, f in events[-1].weights.items() if name.startswith("text_encoder.")}
     assert len(own) == 2 and all(name.endswith(".q_proj") for name in own)
