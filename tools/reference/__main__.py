@@ -68,15 +68,16 @@ def _rows(section: type[BaseModel], above: str) -> Iterator[tuple[str, str, str,
                 (field.description or "").replace("\n", " ").replace("``", "`"),
             )
         if inner is not None:
-            yield from _rows(inner, f"{key}." if not _is_list(field.annotation) else f"{key}[].")
+            yield from _rows(inner, key + _below(field.annotation))
 
 
 def _is_plain(annotation: Any) -> bool:
     return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
-def _is_list(annotation: Any) -> bool:
-    return get_origin(annotation) is tuple
+def _below(annotation: Any) -> str:
+    """What stands between a key and those below it: a place in a list, or a name that the user gives."""
+    return {tuple: "[].", dict: ".<name>."}.get(get_origin(annotation), ".")
 
 
 def _section_in(annotation: Any) -> type[BaseModel] | None:
@@ -93,6 +94,8 @@ def _kind(annotation: Any) -> str:
         return " or ".join(_kind(part) for part in parts if part is not type(None))
     if origin is tuple:
         return f"list of {_kind(parts[0])}"
+    if origin is dict:
+        return f"{_kind(parts[1])} by name"
     if hasattr(annotation, "__metadata__"):
         return _kind(parts[0])
     if _is_plain(annotation):
