@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all."""
+"""Text files that are read, and files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -10,19 +10,45 @@ from pathlib import Path
 
 from veneer.errors import UserError
 
-__all__ = ["atomic_write", "is_pickle", "name_beside", "remove_folder", "sync_folder", "write_folder", "write_synced"]
+__all__ = [
+    "atomic_write",
+    "is_pickle",
+    "name_beside",
+    "read_utf8",
+    "remove_folder",
+    "sync_folder",
+    "write_folder",
+    "write_synced",
+]
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _PIECE = 2**24  # bytes a write: a signal or a full disk is noticed soon, and few calls are made
 
 
+def read_utf8(path: Path) -> str:
+    """Read a text file, with or without a byte order mark.
+
+    Raises:
+        UserError: there is no such file, it may not be read, or it is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"not UTF-8 at byte {error.start}"
+        raise UserError(what, code="files.not_utf8", where=path, remedy="save it as UTF-8") from None
+    except FileNotFoundError:
+        raise UserError("no such file", code="files.not_found", where=path) from None
+    except OSError as error:
+        raise UserError(f"cannot be read: {error.strerror}", code="files.unreadable", where=path) from None
+
+
 def is_pickle(path: Path) -> bool:
-    """Whether a file's ending says that it is a pickle: such are not opened, for opening one can run code."""
+    """Check by its ending whether a file is a pickle: such are not opened, for opening one can run code."""
     return path.suffix.lower() in _PICKLES
 
 
 def name_beside(path: Path) -> Path:
-    """A hidden name beside a place, for what is written before it takes that place; no other writer has the same.
+    """Return a hidden name beside a place, for what is written before it takes that place; no other writer has it.
 
     A process's number is no such name: two containers that share a folder may have the same, and two threads do.
     """
@@ -44,7 +70,7 @@ def atomic_write(path: Path, content: bytes) -> None:
         finally:
             beside.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror or error}", where=path) from error
+        raise _unwritable(path, error) from error
 
 
 def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
@@ -70,7 +96,11 @@ def write_folder(path: Path, files: Mapping[str, bytes]) -> None:
         finally:
             shutil.rmtree(beside, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"cannot be written: {error.strerror or error}", where=path) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot be written: {error.strerror or error}", code="files.unwritable", where=path)
 
 
 def _fill(folder: Path, files: Mapping[str, bytes]) -> None:

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,7 +7,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.config.document import read_utf8, read_yaml, write_yaml
+from veneer.config.document import read_yaml, write_yaml
 from veneer.errors import UserError
 
 
@@ -103,21 +102,3 @@ def test_what_is_written_is_read_back(value: Any) -> None:
 @given(st.dictionaries(st.text(st.characters(codec="utf-8"), max_size=8), plain | looks_like, max_size=4))
 def test_readers_of_yaml_1_1_read_the_same(value: Any) -> None:
     assert yaml.safe_load(write_yaml(value)) == value
-
-
-def test_text_with_a_byte_order_mark(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfa caption")
-    assert read_utf8(tmp_path / "a") == "a caption"
-
-
-def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes("café".encode("latin-1"))
-    with pytest.raises(UserError, match=r"a: not UTF-8 at byte 3; save it as UTF-8"):
-        read_utf8(tmp_path / "a")
-
-
-def test_text_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
-        read_utf8(tmp_path / "a")
-    with pytest.raises(UserError, match="cannot be read"):
-        read_utf8(tmp_path)

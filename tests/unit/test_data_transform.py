@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.errors import raises_code
 from veneer.config.schema import DataConfig, SourceConfig
 from veneer.data.manifest import Sample
 from veneer.data.preflight import survey
 from veneer.data.transform import is_flipped, load_centered, load_pixels
-from veneer.errors import UserError
 
 
 def config(folder: Path = Path("pictures"), **options: Any) -> DataConfig:
@@ -101,7 +101,9 @@ def test_the_background_shows_through(tmp_path: Path) -> None:
 def test_a_picture_that_changes_while_training_stops_the_run(tmp_path: Path) -> None:
     sample = sample_of(ramp(16, 16), tmp_path)
     ramp(16, 17).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"a.png: has changed since the pictures were looked over"):
+    with raises_code("data.picture_changed") as caught:
         load_pixels(sample, config(), 16, 0, 0)
-    with pytest.raises(UserError, match=r"gone.png: can no longer be read: No such file"):
+    assert "a.png: has changed since the pictures were looked over; " in str(caught.value)
+    with raises_code("data.picture_gone") as caught:
         load_pixels(replace(sample, path=tmp_path / "gone.png"), config(), 16, 0, 0)
+    assert "gone.png: can no longer be read: No such file" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Files are written whole or not at all."""
+"""Text files are read or refused by name; files are written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.errors import raises_code
 from veneer import files
-from veneer.errors import UserError
-from veneer.files import atomic_write, remove_folder, write_folder, write_synced
+from veneer.files import atomic_write, read_utf8, remove_folder, write_folder, write_synced
 
 
 def test_writes_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -46,8 +46,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+    with raises_code("files.unwritable") as caught:
         atomic_write(path, b"new")
+    assert str(caught.value) == f"{path}: cannot be written: No space left on device"
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
 
@@ -63,7 +64,7 @@ def test_syncs_before_it_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_says_so_when_the_folder_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot be written"):
+    with raises_code("files.unwritable"):
         atomic_write(tmp_path / "file" / "inside", b"x")
 
 
@@ -83,7 +84,7 @@ def test_a_folder_that_fails_leaves_the_old_one_and_no_rest(tmp_path: Path, monk
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "write", full)
-    with pytest.raises(UserError, match="folder: cannot be written: No space left on device"):
+    with raises_code("files.unwritable"):
         write_folder(tmp_path / "folder", {"two": b"2"})
     assert os.listdir(tmp_path) == ["folder"] and os.listdir(tmp_path / "folder") == ["one"]
 
@@ -100,3 +101,24 @@ def test_a_folder_is_removed_name_first(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("shutil.rmtree", lambda path, ignore_errors: None)
     remove_folder(tmp_path / "folder")
     assert os.listdir(tmp_path) == [".folder.old"]
+
+
+def test_text_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"\xef\xbb\xbfa caption")
+    assert read_utf8(tmp_path / "a") == "a caption"
+
+
+def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes("café".encode("latin-1"))
+    with raises_code("files.not_utf8") as caught:
+        read_utf8(tmp_path / "a")
+    assert str(caught.value) == f"{tmp_path / 'a'}: not UTF-8 at byte 3; save it as UTF-8"
+
+
+def test_text_that_is_not_there(tmp_path: Path) -> None:
+    with raises_code("files.not_found") as caught:
+        read_utf8(tmp_path / "a")
+    assert str(caught.value).endswith("no such file")
+    with raises_code("files.unreadable") as caught:
+        read_utf8(tmp_path)
+    assert "cannot be read: " in str(caught.value)

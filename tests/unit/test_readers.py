@@ -17,7 +17,7 @@ from safetensors.torch import save
 
 from veneer.config.load import load_config
 from veneer.config.schema import SourceConfig
-from veneer.data.manifest import read_folder
+from veneer.data.sources.registry import read_source
 from veneer.errors import UserError
 from veneer.study.config import load_study
 from veneer.weights.file import info, load, tensor_hashes
@@ -154,7 +154,7 @@ def read_captions(name: str, content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "a.png").write_bytes(b"")
         Path(folder, name).write_bytes(content)
-        in_one_line(lambda: read_folder(SourceConfig(path=Path(folder)), None))
+        in_one_line(lambda: read_source(SourceConfig(path=Path(folder)), None))
 
 
 @pytest.mark.parametrize("name", ["a.txt", "metadata.jsonl"])

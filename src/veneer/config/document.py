@@ -1,4 +1,4 @@
-"""Text files, and YAML read as YAML 1.2's core schema, with the line of every key.
+"""YAML read as YAML 1.2's core schema, with the line of every key.
 
 PyYAML follows YAML 1.1, in which ``1e-4`` is text, ``no`` is false, ``12:30`` is 750 and ``010`` is eight. Here
 ``1e-4`` is a number, and only what looks like a number, ``true``, ``false`` or ``null`` is anything but text
@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from veneer.errors import UserError
 
-__all__ = ["Document", "Key", "read_utf8", "read_yaml", "write_yaml"]
+__all__ = ["Document", "Key", "read_yaml", "write_yaml"]
 
 Key = tuple[str | int, ...]
 """Where a value is: the names and list places that lead to it."""
@@ -91,18 +90,6 @@ class Document:
 
     values: Any
     lines: dict[Key, int] = field(default_factory=dict)
-
-
-def read_utf8(path: Path) -> str:
-    """A text file, with or without a byte order mark."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"not UTF-8 at byte {error.start}", where=path, remedy="save it as UTF-8") from None
-    except FileNotFoundError:
-        raise UserError("no such file", where=path) from None
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", where=path) from None
 
 
 def read_yaml(text: str, origin: str) -> Document:

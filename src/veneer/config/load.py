@@ -16,12 +16,12 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from veneer.config.document import Document, Key, read_utf8, read_yaml, write_yaml
+from veneer.config.document import Document, Key, read_yaml, write_yaml
 from veneer.config.explain import explain
 from veneer.config.keys import dotted, known_keys, nearest, schema_name, section_at
 from veneer.config.schema import AdapterConfig, RunConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
-from veneer.files import atomic_write
+from veneer.files import atomic_write, read_utf8
 
 __all__ = [
     "BaseDefaults",

@@ -1,1 +1,1 @@
-"""From folders of pictures to batches: listing, looking over, decoding, and drawing in a keyed order."""
+"""From pictures on disk to the draws of a step: sources, checks, decoding, and an order keyed by the seed."""

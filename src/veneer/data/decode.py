@@ -1,4 +1,4 @@
-"""From a picture's bytes to upright 8-bit RGB, whatever it was: the one way that pictures come in.
+"""Decode a picture's bytes to upright 8-bit RGB, whatever they were: the one way that pictures come in.
 
 No setting of Pillow's is changed: what is too large is refused here, by a limit of our own.
 """
@@ -20,7 +20,7 @@ MIN_SIDE = 8
 
 
 class Unreadable(Exception):
-    """A picture cannot be used; the message says why."""
+    """A picture that cannot be used; the message says why."""
 
 
 def decode(content: bytes, background: tuple[int, int, int]) -> Image.Image:

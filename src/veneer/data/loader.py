@@ -1,8 +1,8 @@
-"""Which pictures a step sees, and with which captions: pure functions of the seed and the step.
+"""The pictures that a step sees, and their captions: pure functions of the seed and the step.
 
-The pictures of a run are numbered from 0 in the order they are shown. Picture n belongs to step
-n // (batch x accumulate), so a step sees the same pictures however they are split into batches, and a run that was
-stopped goes on where it was.
+The pictures that a run draws are numbered from 0. Draw n belongs to step
+n // (batch_size x gradient_accumulation_steps), so a step sees the same pictures however they are split into batches,
+and a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ __all__ = ["Pick", "caption_of", "picks"]
 
 @dataclass(frozen=True)
 class Pick:
-    """One showing of a picture: the sample, and its number among all that the run shows, from 0."""
+    """One draw: a sample, and the draw's number among all of the run, from 0."""
 
     sample: Sample
     draw_index: int
 
 
 def picks(manifest: Manifest, seed: int, step: int, count: int) -> list[Pick]:
-    """The pictures of one optimiser step.
+    """Return the draws of one optimiser step.
 
     Args:
         manifest: what to draw from, at least one sample.
         seed: of the run.
         step: from 0.
-        count: pictures a step, batch x accumulate.
+        count: pictures a step, batch_size x gradient_accumulation_steps.
 
-    Each epoch shows every sample ``repeats`` times in an order of its own; a step may span epochs.
+    Each epoch draws every sample ``repeats`` times in an order of its own; a step may span epochs.
     """
     length = sum(sample.repeats for sample in manifest.samples)
     assert length, "survey leaves no training set empty"
-    showings = range(step * count, (step + 1) * count)
-    return [Pick(_epoch(manifest, seed, number // length)[number % length], number) for number in showings]
+    draws = range(step * count, (step + 1) * count)
+    return [Pick(_epoch(manifest, seed, draw // length)[draw % length], draw) for draw in draws]
 
 
 @lru_cache(maxsize=8)
 def _epoch(manifest: Manifest, seed: int, epoch: int) -> tuple[Sample, ...]:
-    """The repeated samples in an order keyed by their contents, so that names and paths have no say in it."""
+    """Return the repeated samples in an order keyed by their contents, so that names and paths do not change it."""
     repeated = [(sample, turn) for sample in manifest.samples for turn in range(sample.repeats)]
-    repeated.sort(key=lambda one: key(seed, epoch, one[0].id, one[1], "order"))
+    repeated.sort(key=lambda repeat: key(seed, epoch, repeat[0].id, repeat[1], "order"))
     return tuple(sample for sample, _ in repeated)
 
 
 def caption_of(pick: Pick, config: DataConfig, seed: int) -> str:
-    """The caption of one showing: one of the sample's, or now and then none."""
+    """Return the caption of one draw: one of the sample's, or at the rate of ``caption_dropout`` none."""
     if uniform(seed, pick.draw_index, pick.sample.id, "caption dropout") < config.caption_dropout:
         return ""
     captions = pick.sample.captions

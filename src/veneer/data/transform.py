@@ -60,14 +60,14 @@ def _geometry(sample: Sample, side: int, shift: float, flipped: bool) -> Geometr
 
 
 def load_pixels(sample: Sample, config: DataConfig, resolution: int, seed: int, draw_index: int) -> Tensor:
-    """A sample as one showing of training has it.
+    """Load a sample as one draw of training has it.
 
     Args:
         sample: which picture.
         config: background, crop and flip.
         resolution: side of the square R, in pixels.
         seed: of the run.
-        showing: number of the picture among all that the run shows, from 0.
+        draw_index: the draw's number among all of the run, from 0.
 
     Returns:
         float32 (3, R, R) in [-1, 1].
@@ -84,31 +84,32 @@ def _shift(sample: Sample, config: DataConfig, seed: int, draw_index: int) -> fl
 
 
 def is_flipped(sample: Sample, config: DataConfig, seed: int, draw_index: int) -> bool:
-    """Whether one showing is mirrored; where ``crop`` is center, it is then ``load_centered`` mirrored."""
+    """Check whether one draw is mirrored; where ``crop`` is center, it is then ``load_centered`` mirrored."""
     return config.flip and uniform(seed, draw_index, sample.id, "flip") < 0.5
 
 
 def load_centered(sample: Sample, config: DataConfig, resolution: int) -> Tensor:
-    """A sample as it is measured on, with nothing random: its middle square, float32 (3, R, R) in [-1, 1]."""
+    """Load a sample as it is measured on, with nothing random: its middle square, float32 (3, R, R) in [-1, 1]."""
     return _to_tensor(_square(_read(sample, config), resolution, 0.5))
 
 
 def _read(sample: Sample, config: DataConfig) -> Image.Image:
-    """Decode a sample's file, which must still be the one that was looked over."""
+    """Decode a sample's file, which must still be the one that was inspected."""
     try:
         content = sample.path.read_bytes()
         if content_id(content) == sample.id:
             return decode(content, rgb(config.background))
-        fault = "has changed since the pictures were looked over"
+        code, what = "data.picture_changed", "has changed since the pictures were looked over"
     except OSError as error:
-        fault = f"can no longer be read: {error.strerror}"
+        code, what = "data.picture_gone", f"can no longer be read: {error.strerror}"
     except Unreadable as error:
-        fault = str(error)
-    raise UserError(fault, where=sample.path, remedy="leave the pictures alone while training, and start again")
+        code, what = "data.picture_unusable", str(error)
+    remedy = "leave the pictures alone while training, and start again"
+    raise UserError(what, code=code, where=sample.path, remedy=remedy)
 
 
 def _square(image: Image.Image, side: int, shift: float) -> Image.Image:
-    """Resize the short side to ``side`` and cut a square that lies ``shift`` (0 to 1) of the way along the long one."""
+    """Cut a square that lies ``shift`` (0 to 1) of the way along the long side, and resize it to ``side``."""
     short = min(image.size)
     left, top = (shift * (whole - short) for whole in image.size)
     # cutting while resizing: the long side is never rounded to whole pixels

@@ -18,8 +18,10 @@ import veneer.base
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.config.load import load_config
 from veneer.config.schema import RunConfig
-from veneer.data.manifest import Manifest, find_pictures, read_folder
+from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, survey
+from veneer.data.sources.registry import read_source
+from veneer.data.sources.tree import find_pictures
 from veneer.doctor.curve import stretches_of
 from veneer.doctor.diagnosis import Diagnosis, diagnose
 from veneer.doctor.evidence import (
@@ -296,7 +298,7 @@ def _captions(config: RunConfig, dataset: Dataset | None) -> Captions | None:
     if dataset is not None:
         return _summed(config, [sample.captions for sample in dataset.train.samples])
     try:
-        folders = [read_folder(source, config.data.trigger) for source in config.data.sources]
+        folders = [read_source(source, config.data.trigger) for source in config.data.sources]
     except UserError:
         return None
     return _summed(config, [entry.captions for folder in folders for entry in folder.entries])

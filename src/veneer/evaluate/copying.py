@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from veneer.config.schema import RunConfig
+from veneer.data.duplicates import THUMB, lookalikes
 from veneer.data.manifest import Sample
-from veneer.data.preflight import THUMB, Dataset, lookalikes
+from veneer.data.preflight import Dataset
 from veneer.data.transform import load_centered
 from veneer.errors import UserError
 from veneer.evaluate.heldout import chosen

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from veneer.adapter.applied import applied
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
-from veneer.data.manifest import Manifest, read_folder
+from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
+from veneer.data.sources.registry import read_source
 from veneer.data.transform import Geometry
 from veneer.engine.precision import precision_of
 from veneer.family.loading import hold
@@ -79,7 +80,7 @@ class Pictures:
             UserError: a folder, or what is said in it, is at fault.
         """
         data = config.data
-        entries = [entry for source in data.sources for entry in read_folder(source, data.trigger).entries]
+        entries = [entry for source in data.sources for entry in read_source(source, data.trigger).entries]
         share = data.held_out if isinstance(data.held_out, float) else 0.0
         class_pictures, class_captions = (0, 0) if data.prior is None else (data.prior.count, 1)
         captions = {caption for entry in entries for caption in entry.captions}

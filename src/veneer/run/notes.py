@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from veneer.config.schema import RunConfig
-from veneer.data.preflight import Dataset, enlarged
+from veneer.data.notes import note_small
+from veneer.data.preflight import Dataset
 from veneer.family.protocol import Family
 
 __all__ = ["notes_on"]
@@ -17,7 +18,7 @@ def notes_on(pictures: Dataset, config: RunConfig, family: Family) -> list[str]:
         config: as the user wrote it.
         family: the base.
     """
-    small = [] if config.data.resolution else enlarged(pictures.train.samples, family.resolution)
+    small = [] if config.data.resolution else note_small(pictures.train.samples, family.resolution)
     return [*small, *_cut_captions(pictures, config, family)]
 
 

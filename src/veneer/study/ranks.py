@@ -12,7 +12,8 @@ from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.resize import highest_rank, resize, spectrum
 from veneer.config.load import build_config, load_config, resolve
 from veneer.config.schema import RunConfig
-from veneer.data.manifest import Manifest, Uncaptioned
+from veneer.data.captions import Uncaptioned
+from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
 from veneer.errors import UserError
 from veneer.evaluate.heldout import HeldOutEvaluator, Losses, chosen

@@ -12,7 +12,8 @@ from veneer.adapter.applied import applied
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.load import build_config, load_config, resolve
 from veneer.config.schema import DataConfig, RunConfig, SourceConfig
-from veneer.data.manifest import Manifest, Uncaptioned
+from veneer.data.captions import Uncaptioned
+from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior, survey
 from veneer.errors import UserError
 from veneer.evaluate.copying import Painted, copying_sheet, find_copies, picture_of

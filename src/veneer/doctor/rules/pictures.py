@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from pathlib import PureWindowsPath
 
-from veneer.data.manifest import with_trigger
+from veneer.data.captions import with_trigger
 from veneer.doctor.curve import half_width
 from veneer.doctor.evidence import Effect, Evidence, Exchange
 from veneer.doctor.finding import Change, Finding, interval, percent, with_rank

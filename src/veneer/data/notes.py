@@ -1,0 +1,82 @@
+"""What a user may want to know about the pictures before a training, a sentence each."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from veneer.config.schema import DataConfig, SourceConfig
+from veneer.data.inspection import Inspection
+from veneer.data.manifest import Rejected, Sample
+
+__all__ = ["few", "note_pictures", "note_small", "reasons"]
+
+Pairs = Sequence[tuple[Path, Path]]
+
+
+def note_pictures(config: DataConfig, train: Inspection, held: Inspection, near: Pairs) -> tuple[str, ...]:
+    """Return what is to be said of the pictures of a config.
+
+    Args:
+        config: of the pictures.
+        train: what is trained on, with the copies that were found.
+        held: what is held out.
+        near: pairs of pictures that look the same.
+    """
+    notes = [
+        *_note_folder_names(config.sources),
+        *_note_copies(train.copies),
+        *_note_empty_holdout(config, train, held),
+        *_note_leaks(held, near),
+        *note_small(train.samples.values(), config.resolution or 0),
+    ]
+    return tuple(notes)
+
+
+def note_small(samples: Iterable[Sample], side: int) -> list[str]:
+    """Return a note on pictures that are smaller than ``side`` pixels; none if there are no such pictures."""
+    small = [f"{one.path} ({one.width} x {one.height})" for one in samples if min(one.width, one.height) < side]
+    return [f"smaller than {side} pixels and enlarged, so blurred: {few(small)}"] if small else []
+
+
+def reasons(rejected: Iterable[Rejected]) -> list[str]:
+    """Return each picture's name and why it is left out."""
+    return [f"{one.path.name}: {one.reason}" for one in rejected]
+
+
+def few(items: Sequence[str]) -> str:
+    """Join the first three, and say how many more there are."""
+    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
+    return ", ".join(items[:3]) + more
+
+
+def _note_folder_names(sources: Sequence[SourceConfig]) -> list[str]:
+    """Note folders named as kohya's scripts have it, where ``10_cat`` means ten repeats."""
+    notes = []
+    for source in sources:
+        folders = [source.path, *(path for path in sorted(source.path.iterdir()) if path.is_dir())]
+        for folder in folders:
+            number = re.match(r"(\d+)_\w", folder.name)
+            if number and int(number[1]) != source.repeats:
+                notes.append(f"{folder}: the number is not read as repeats; write {{path: ..., repeats: {number[1]}}}")
+    return notes
+
+
+def _note_copies(copies: Pairs) -> list[str]:
+    named = [f"{second} = {first}" for first, second in copies]
+    what = "the same picture more than once, taken as one with the captions and repeats of all"
+    return [f"{what}: {few(named)}"] if named else []
+
+
+def _note_empty_holdout(config: DataConfig, train: Inspection, held: Inspection) -> list[str]:
+    if not config.held_out or held.samples:
+        return []
+    return [f"{len(train.samples)} pictures are too few to hold any out, so there will be no held-out score"]
+
+
+def _note_leaks(held: Inspection, near: Pairs) -> list[str]:
+    unseen = {sample.path for sample in held.samples.values()}
+    leaks = [f"{first} and {second}" for first, second in near if (first in unseen) != (second in unseen)]
+    what = "a held-out picture looks like a training picture, which flatters the score"
+    return [f"{what}: {few(leaks)}"] if leaks else []

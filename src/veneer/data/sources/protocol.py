@@ -1,0 +1,47 @@
+"""A source of pictures: what each kind of source gives, as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from veneer.data.manifest import Rejected
+
+__all__ = ["Entry", "Listing", "Source"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture as its source lists it, not yet opened.
+
+    Attributes:
+        path: the file; its bytes are read with ``path.read_bytes()`` alone.
+        captions: what its source says of it; may be empty.
+        repeats: how often an epoch shows it.
+        captions_at: the place to name in a message about its captions, such as ``metadata.jsonl:3``.
+    """
+
+    path: Path
+    captions: tuple[str, ...]
+    repeats: int = 1
+    captions_at: str = ""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The pictures that a source lists, and those in it that are left out."""
+
+    entries: tuple[Entry, ...]
+    rejected: tuple[Rejected, ...] = ()
+
+
+class Source(Protocol):
+    """A kind of source. No picture is opened while it is listed."""
+
+    def list_pictures(self, path: Path) -> Listing | None:
+        """Return the pictures of a place, in an order that does not change, or None if it is of another kind.
+
+        Raises:
+            UserError: the place is of this kind, but something in it is at fault.
+        """

@@ -1,0 +1,35 @@
+"""The kinds of sources, and the one function that lists the pictures of any."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from veneer.config.schema import SourceConfig
+from veneer.data.captions import refuse_uncaptioned, with_trigger
+from veneer.data.sources.folder import FolderSource
+from veneer.data.sources.metadata import MetadataSource
+from veneer.data.sources.protocol import Listing, Source
+
+__all__ = ["SOURCES", "read_source"]
+
+SOURCES: tuple[Source, ...] = (MetadataSource(), FolderSource())
+"""In the order in which they are asked; the last one takes any place, or says what is wrong with it."""
+
+
+def read_source(config: SourceConfig, trigger: str | None, sources: Sequence[Source] = SOURCES) -> Listing:
+    """List the pictures of a source with their captions, each of which holds the trigger.
+
+    Raises:
+        Uncaptioned: a caption is missing and no trigger can stand for it.
+        UserError: there is no such place or no picture in it, or a caption cannot be read.
+    """
+    listings = (source.list_pictures(config.path) for source in sources)
+    listing = next(listing for listing in listings if listing is not None)
+    if trigger is None:
+        refuse_uncaptioned(config.path, listing.entries)
+    entries = [
+        replace(entry, captions=with_trigger(entry.captions, trigger), repeats=config.repeats)
+        for entry in listing.entries
+    ]
+    return replace(listing, entries=tuple(entries))
