@@ -21,8 +21,8 @@ _NO_METADATA: Mapping[str, str] = {}
 def plans_once() -> Iterator[None]:
     """Import it into a module of tests: a plan takes most of a short run's time, and has tests of its own."""
     with pytest.MonkeyPatch.context() as patched:
-        for user in ("planning", "doctoring"):
-            patched.setattr(f"veneer.run.{user}.rehearse", _rehearsed_once)
+        for module in ("veneer.plan.rehearsal", "veneer.doctor.readers.memory"):
+            patched.setattr(f"{module}.rehearse", _rehearsed_once)
         yield
 
 

@@ -85,7 +85,7 @@ def report(word: str = "a turtle") -> Report:
             Twin(word, picture, None, f"{word}.png", 35.25, False, False),
         ),
         plan=(Planned("adapter file", 1000, 1001, "bytes"), Planned("time of a step", None, 0.25, "seconds")),
-        findings=(Advised("overfit", word, "ill", False, (word,), changes, (word,)),),
+        findings=(Advised("overfit", word, "problem", False, (word,), changes, (word,)),),
         facts=(Named("base", word),),
         config=f"output: {word}\n",
         missing=(Missing("doctor", f"Not judged: {word}", "veneer doctor RUN --measure"),),

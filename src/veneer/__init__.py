@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from veneer.config.load import write_config as write_config
     from veneer.config.schema import RunConfig as RunConfig
     from veneer.data.preflight import survey as survey
-    from veneer.doctor.gather import doctor_run as doctor_run
+    from veneer.doctor.gather import run_doctor as run_doctor
     from veneer.engine.batched import AdapterBank as AdapterBank
     from veneer.engine.memory_levels import prepare as prepare
     from veneer.errors import UserError as UserError
@@ -91,7 +91,6 @@ __all__ = [
     "combine",
     "config_from_folder",
     "demo_path",
-    "doctor_run",
     "dump_config",
     "evaluate_adapter",
     "generate",
@@ -110,6 +109,7 @@ __all__ = [
     "resize",
     "resize_adapter",
     "resolve",
+    "run_doctor",
     "run_study",
     "run_training",
     "sample_adapter",
@@ -154,7 +154,7 @@ _HOMES = {
     "combine": "veneer.adapter.merge:combine",
     "config_from_folder": "veneer.config.load:config_from_folder",
     "demo_path": "veneer.base:demo_path",
-    "doctor_run": "veneer.doctor.gather:doctor_run",
+    "run_doctor": "veneer.doctor.gather:run_doctor",
     "dump_config": "veneer.config.load:dump_config",
     "generate": "veneer.sample.generate:generate",
     "generate_each": "veneer.sample.generate:generate_each",

@@ -1,74 +1,75 @@
 """The doctor is judged by real runs: what was recorded of them is in ``tests/golden/doctor``.
 
-``python -m tools.illnesses --work FOLDER`` makes the runs again and records them.
+``python -m tools.doctor_cases --work FOLDER`` makes the runs again and records them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.bases import Defaults
-from tools.illnesses.__main__ import PAGE, is_right, table
-from tools.illnesses.cases import CASES, Case, planned_config
-from tools.illnesses.making import RECORDS, record_of
+from tools.doctor_cases.__main__ import PAGE, is_right, table
+from tools.doctor_cases.cases import CASES, Case, planned_config
+from tools.doctor_cases.records import RECORDS, record_path
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
 from veneer.doctor.diagnosis import Diagnosis, diagnose
 from veneer.doctor.evidence import Evidence, read_evidence
-from veneer.doctor.finding import with_change
+from veneer.doctor.finding import apply_change
 from veneer.errors import UserError
 
 _SIDE = 64
 """Pixels of the bundled base."""
 FITTED = [case for case in CASES if case.is_fitted]
-ILL = [case for case in CASES if case.ailment and not case.is_fitted]
-HEALTHY = [case for case in CASES if not case.ailment and not case.is_fitted]
+FAULTY = [case for case in CASES if case.expected and not case.is_fitted]
+HEALTHY = [case for case in CASES if not case.expected and not case.is_fitted]
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
 
 def evidence_of(case: Case) -> Evidence:
-    return read_evidence(record_of(case).read_bytes())
+    return read_evidence(record_path(case).read_bytes())
 
 
 def value_of(config: RunConfig, key: str) -> Any:
-    found: Any = config
+    value: Any = config
     for part in key.split("."):
-        found = getattr(found, part)
-    return found
+        value = value[part] if isinstance(value, Mapping) else getattr(value, part)
+    return value
 
 
 def names(diagnosis: Diagnosis) -> list[str]:
-    return [finding.name for finding in diagnosis.findings if finding.level == "ill"]
+    return [finding.name for finding in diagnosis.problems]
 
 
-def found_in(cases: list[Case]) -> dict[str, list[str]]:
-    """What is found wrongly, by run."""
+def wrong_diagnoses(cases: list[Case]) -> dict[str, list[str]]:
+    """Problems found in each run that is not diagnosed right."""
     return {case.name: names(diagnose(evidence_of(case))) for case in cases if not is_right(case)}
 
 
 # the bars
 
 
-def test_of_twenty_ill_runs_at_least_eighteen_are_diagnosed_right() -> None:
-    assert len(ILL) >= 20
-    wrong = found_in(ILL)
-    assert len(wrong) <= 0.1 * len(ILL), wrong
+def test_of_twenty_faulty_runs_at_least_eighteen_are_diagnosed_right() -> None:
+    assert len(FAULTY) >= 20
+    wrong = wrong_diagnoses(FAULTY)
+    assert len(wrong) <= 0.1 * len(FAULTY), wrong
 
 
-def test_of_ten_healthy_runs_none_is_called_ill() -> None:
+def test_of_ten_healthy_runs_no_problem_is_found() -> None:
     assert len(HEALTHY) >= 10
-    assert found_in(HEALTHY) == {}
+    assert wrong_diagnoses(HEALTHY) == {}
 
 
-def test_every_kind_of_illness_is_among_the_ill_runs() -> None:
+def test_every_kind_of_problem_is_among_the_faulty_runs() -> None:
     # those that the doctor was asked for by name
     asked = {"underfit", "out_of_memory", "overfit", "rate_too_high", "rate_too_low", "text_encoder_overcooked"}
     asked |= {"captions_leak_style", "captions_wrong", "dead_adapter", "nan"}
-    assert asked <= {name for case in ILL for name in case.ailment}
+    assert asked <= {name for case in FAULTY for name in case.expected}
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_those_that_must_be_named(name: str, finding: str) -> None:
 
 
 def test_the_limits_fit_the_runs_they_were_chosen_on() -> None:
-    assert len(found_in(FITTED)) <= 1
+    assert len(wrong_diagnoses(FITTED)) <= 1
 
 
 # the split
@@ -94,7 +95,7 @@ def test_the_limits_fit_the_runs_they_were_chosen_on() -> None:
 def test_no_run_that_judges_shares_seed_or_held_out_pictures_with_one_that_was_fitted_on() -> None:
     fitted, judged = (
         {(evidence_of(case).config.seed, str(evidence_of(case).config.data.held_out)) for case in cases}
-        for cases in (FITTED, [*ILL, *HEALTHY])
+        for cases in (FITTED, [*FAULTY, *HEALTHY])
     )
     assert {seed for seed, _ in fitted}.isdisjoint(seed for seed, _ in judged)
     # shares are of the run's own pictures
@@ -121,7 +122,7 @@ def test_every_change_is_one_that_a_configuration_can_take(case: Case) -> None:
     for finding in diagnose(evidence).findings:
         for change in finding.changes:
             try:
-                changed = with_change(evidence.config, change)
+                changed = apply_change(evidence.config, change)
             except UserError as fault:
                 pytest.fail(f"{finding.name}: {change.override}: {fault}")
             assert changed != evidence.config, change.override

@@ -11,26 +11,27 @@ import pytest
 
 from veneer.config.load import build_config, set_key
 from veneer.config.schema import RunConfig
-from veneer.doctor.curve import best, head, standard_error, stretches_of, tail, training_gain
+from veneer.doctor.curve import final_loss, first_loss, lowest_loss, summarize, training_gain
 from veneer.doctor.diagnosis import EXPLAINS, RULES, diagnose
 from veneer.doctor.evidence import (
-    Captions,
-    Copies,
+    CaptionStatistics,
+    CopyCheck,
     Effect,
     Ending,
     Evidence,
-    Exchange,
-    Measured,
-    Memory,
-    Moved,
-    Pictures,
-    Scored,
+    Measurements,
+    MemoryEstimate,
+    PictureCounts,
+    ShuffledCaptions,
+    ValidationScore,
+    WeightChange,
     read_evidence,
     write_evidence,
 )
-from veneer.doctor.finding import Change, Finding, Rule, percent, with_change
-from veneer.doctor.measure import effect_of
-from veneer.doctor.rules import endings, learning, pictures, settings
+from veneer.doctor.finding import Change, Finding, Rule, apply_change, percent
+from veneer.doctor.measurements import effect_of
+from veneer.doctor.rules import captions, endings, fit, learning_rate, pictures, settings, text_encoder
+from veneer.doctor.rules.memory import out_of_memory
 from veneer.errors import UserError
 from veneer.evaluate.heldout import paired_difference
 
@@ -53,7 +54,7 @@ def config_of(**keys: Any) -> RunConfig:
 def curve(first: float, last: float, steps: int = STEPS) -> Any:
     """A loss that falls or rises in a straight line, with a little noise of known size."""
     rows = [(n + 1, first + (last - first) * n / steps + 0.01 * (-1) ** n, 1.0) for n in range(steps)]
-    return stretches_of(rows)
+    return summarize(rows)
 
 
 def evidence_of(config: RunConfig | None = None, **parts: Any) -> Evidence:
@@ -61,15 +62,17 @@ def evidence_of(config: RunConfig | None = None, **parts: Any) -> Evidence:
     config = config or config_of()
     healthy: dict[str, Any] = {
         "ending": Ending("finished", config.train.max_steps),
-        "stretches": curve(0.6, 0.4, config.train.max_steps),
-        "skipped": 0,
-        "overflowed": 0,
-        "pictures": Pictures(100, 32, {}, 0, twins=0, alike=0, leaked=0, small=0, smallest=64),
-        "captions": Captions(100, 100, {"a": 1.0, "emoji": 1.0}, "a cat emoji"),
-        "moved": {"unet": Moved(80, 1.0, 5.0)},
+        "loss_curve": curve(0.6, 0.4, config.train.max_steps),
+        "skipped_steps": 0,
+        "overflowed_steps": 0,
+        "pictures": PictureCounts(100, 32, {}, 0, duplicates=0, near_duplicates=0, leaked=0, small=0, smallest=64),
+        "captions": CaptionStatistics(100, 100, {"a": 1.0, "emoji": 1.0}, "a cat emoji"),
+        "weight_changes": {"unet": WeightChange(80, 1.0, 5.0)},
         "held_out": GAIN,
         "training": Effect(-0.22, -0.25, -0.19, 0.6, 0.38, 32),
-        "measured": Measured(train_captions=Exchange(KNOWN, KNOWN), held_captions=Exchange(KNOWN, KNOWN)),
+        "measurements": Measurements(
+            train_captions=ShuffledCaptions(KNOWN, KNOWN), held_out_captions=ShuffledCaptions(KNOWN, KNOWN)
+        ),
     }
     return Evidence(config=config, **{**healthy, **parts})
 
@@ -91,22 +94,24 @@ def test_no_rule_finds_anything_in_a_healthy_run(rule: Rule) -> None:
 
 def test_evidence_is_read_back_as_it_was_written() -> None:
     evidence = evidence_of(
-        scored=(Scored(10, GAIN),), memory=Memory(5, {"weights": 4}, None, {}), copies=Copies(1, 8, 0.1, ("a", "b"))
+        validation_scores=(ValidationScore(10, GAIN),),
+        memory=MemoryEstimate(5, {"weights": 4}, None, {}),
+        copies=CopyCheck(1, 8, 0.1, ("a", "b")),
     )
     assert read_evidence(write_evidence(evidence)) == evidence
 
 
 class TestCurve:
     def test_stretches_cover_every_step_once(self) -> None:
-        stretches = stretches_of([(n + 1, float(n), 1.0) for n in range(103)])
+        stretches = summarize([(n + 1, float(n), 1.0) for n in range(103)])
         assert len(stretches) == 40
         assert [one.first for one in stretches[1:]] == [one.last + 1 for one in stretches[:-1]]
         assert (stretches[0].first, stretches[-1].last) == (1, 103)
 
     def test_parts_have_the_mean_and_the_standard_error_of_their_steps(self) -> None:
         losses = [1.0, 3.0] * 40
-        evidence = evidence_of(stretches=stretches_of([(n + 1, loss, 1.0) for n, loss in enumerate(losses)]))
-        last = tail(evidence)
+        evidence = evidence_of(loss_curve=summarize([(n + 1, loss, 1.0) for n, loss in enumerate(losses)]))
+        last = final_loss(evidence)
         assert last is not None
         assert (last.first, last.last, last.loss) == (61, 80, 2.0)
         # of pairs (1, 3): standard deviation sqrt 2, so standard error 1; ten of them: 1/sqrt 10
@@ -114,20 +119,20 @@ class TestCurve:
 
     def test_steps_that_are_not_finite_are_left_out(self) -> None:
         rows = [(n + 1, float("nan") if n % 2 else 0.5, float("nan")) for n in range(80)]
-        (one, *_) = stretches_of(rows)
+        (one, *_) = summarize(rows)
         assert (one.finite, one.loss, one.error, one.gradient) == (1, 0.5, None, None)
-        assert head(evidence_of(stretches=stretches_of(rows))) is not None
+        assert first_loss(evidence_of(loss_curve=summarize(rows))) is not None
 
     def test_best_is_the_lowest_quarter(self) -> None:
         rows = [(n + 1, abs(n - 100) / 100, 1.0) for n in range(200)]
-        lowest = best(evidence_of(stretches=stretches_of(rows)))
+        lowest = lowest_loss(evidence_of(loss_curve=summarize(rows)))
         assert lowest is not None and lowest.first <= 100 <= lowest.last
 
     def test_gain_is_read_off_the_curve_where_nothing_was_measured(self) -> None:
         gain = training_gain(evidence_of(training=None))
         assert gain is not None
         assert gain.share == pytest.approx((0.425 - 0.6) / 0.6, abs=0.01)
-        assert gain.reach < 0.1
+        assert gain.half_width < 0.1
 
     def test_what_one_picture_gained_is_read_off_the_curve_too(self) -> None:
         one = Effect(-0.5, None, None, 0.6, 0.1, 1)
@@ -139,32 +144,32 @@ class TestCurve:
         effect = effect_of(paired_difference(0.6 + gains[:, None], np.full((pictures, 1), 0.6)))
         error = gains.std(ddof=1) / math.sqrt(pictures)
         # from four pictures on the interval is the wider one of two
-        assert standard_error(effect) == pytest.approx(error, rel=1e-6 if pictures < 4 else 0.35)
-        assert standard_error(effect) >= error * (1 - 1e-6)
+        assert effect.standard_error == pytest.approx(error, rel=1e-6 if pictures < 4 else 0.35)
+        assert effect.standard_error >= error * (1 - 1e-6)
 
     def test_one_picture_tells_nothing_of_others(self) -> None:
-        assert math.isinf(standard_error(Effect(-0.5, None, None, 0.6, 0.1, 1)))
+        assert math.isinf(Effect(-0.5, None, None, 0.6, 0.1, 1).standard_error)
 
     def test_a_weighted_loss_is_not_held_against_the_plain_one(self) -> None:
         weighted = config_of(**{"objective.weighting": "min_snr"})
-        gain = training_gain(evidence_of(weighted, training=None, stretches=curve(0.3, 0.2)))
+        gain = training_gain(evidence_of(weighted, training=None, loss_curve=curve(0.3, 0.2)))
         assert gain is not None and gain.share == pytest.approx(-0.29, abs=0.02)
 
 
 class TestEndings:
     def test_nan_names_the_step_and_what_to_lower(self) -> None:
         text = "step 7: the loss is not finite, with a.png"
-        finding = found(endings.not_a_number, evidence_of(ending=Ending("failed", 6, "NonFinite", text)))
+        finding = found(endings.nan, evidence_of(ending=Ending("failed", 6, "NonFinite", text)))
         assert "after step 6" in finding.evidence[0]
         assert "train.learning_rate=0.0002" in overrides(finding)
 
     def test_float16_is_blamed_first(self) -> None:
         half = config_of(**{"train.precision": "float16"})
-        assert found(endings.not_a_number, evidence_of(half, overflowed=60)).changes[0].value == "bfloat16"
-        assert endings.not_a_number(evidence_of(half, overflowed=4)) is None
+        assert found(endings.nan, evidence_of(half, overflowed_steps=60)).changes[0].value == "bfloat16"
+        assert endings.nan(evidence_of(half, overflowed_steps=4)) is None
 
     def test_skipped_steps_are_counted(self) -> None:
-        assert "150 of 200" in found(endings.not_a_number, evidence_of(skipped=150)).evidence[0]
+        assert "150 of 200" in found(endings.nan, evidence_of(skipped_steps=150)).evidence[0]
 
     @pytest.mark.parametrize(
         ("kind", "text"),
@@ -175,11 +180,13 @@ class TestEndings:
         ],
     )
     def test_out_of_memory_is_told_by_the_fault(self, kind: str, text: str) -> None:
-        memory = Memory(8 * 10**9, {"saved: attention": 6 * 10**9}, 4 * 10**9, {"train.memory=checkpoint": 3 * 10**9})
+        memory = MemoryEstimate(
+            8 * 10**9, {"saved: attention": 6 * 10**9}, 4 * 10**9, {"train.memory=checkpoint": 3 * 10**9}
+        )
         evidence = evidence_of(
             config_of(**{"train.batch_size": 6}), ending=Ending("failed", 0, kind, text), memory=memory
         )
-        finding = found(endings.out_of_memory, evidence)
+        finding = found(out_of_memory, evidence)
         assert finding.sure
         assert "8.00 GB of 4.00 GB" in finding.evidence[1] and "saved: attention 6.00 GB" in finding.evidence[1]
         assert overrides(finding)[:3] == [
@@ -192,18 +199,18 @@ class TestEndings:
 
     def test_what_onednn_says_is_likely_out_of_memory(self) -> None:
         ending = Ending("failed", 0, "RuntimeError", "could not create a primitive")
-        finding = found(endings.out_of_memory, evidence_of(ending=ending))
+        finding = found(out_of_memory, evidence_of(ending=ending))
         assert not finding.sure and endings.failed(evidence_of(ending=ending)) is None
 
     def test_a_killed_run_beyond_the_machine_is_likely_out_of_memory(self) -> None:
-        memory = Memory(8 * 10**9, {}, 4 * 10**9, {})
+        memory = MemoryEstimate(8 * 10**9, {}, 4 * 10**9, {})
         evidence = evidence_of(ending=Ending("cut off", 3), memory=memory)
-        assert not found(endings.out_of_memory, evidence).sure
-        assert endings.out_of_memory(replace(evidence, memory=replace(memory, available=10**11))) is None
+        assert not found(out_of_memory, evidence).sure
+        assert out_of_memory(replace(evidence, memory=replace(memory, available=10**11))) is None
         assert "3 of 200" in found(endings.cut_off, evidence).evidence[0]
 
     def test_a_killed_run_is_told_to_take_less_memory_only_where_that_was_scarce(self) -> None:
-        memory = Memory(8 * 10**9, {}, 4 * 10**9, {})
+        memory = MemoryEstimate(8 * 10**9, {}, 4 * 10**9, {})
         evidence = evidence_of(ending=Ending("cut off", 3), memory=memory)
         assert overrides(found(endings.cut_off, evidence)) == ["train.memory=checkpoint"]
         assert found(endings.cut_off, replace(evidence, memory=None)).changes
@@ -215,84 +222,91 @@ class TestEndings:
         assert finding.evidence == ("after step 3: UserError: no such",)
 
     def test_a_run_that_was_stopped_is_no_illness(self) -> None:
-        assert found(endings.stopped, evidence_of(ending=Ending("stopped", 50))).level == "note"
+        assert found(endings.unfinished, evidence_of(ending=Ending("stopped", 50))).level == "note"
 
 
 class TestLearning:
     def test_dead_by_alpha(self) -> None:
         config = config_of(**{"adapter.alpha": 1e-6})
-        finding = found(learning.dead_adapter, evidence_of(config, moved={"unet": Moved(80, 1e-7, 5.0)}))
+        finding = found(
+            learning_rate.dead_adapter, evidence_of(config, weight_changes={"unet": WeightChange(80, 1e-7, 5.0)})
+        )
         assert overrides(finding) == ["adapter.alpha=4"]
 
     def test_dead_by_rate(self) -> None:
         config = config_of(**{"train.learning_rate": 1e-12})
-        finding = found(learning.dead_adapter, evidence_of(config, moved={"unet": Moved(80, 1e-7, 5.0)}))
+        finding = found(
+            learning_rate.dead_adapter, evidence_of(config, weight_changes={"unet": WeightChange(80, 1e-7, 5.0)})
+        )
         assert overrides(finding) == ["train.learning_rate=0.0001"]
 
     def test_dead_where_nothing_was_written(self) -> None:
         ending = Ending("failed", 1, "UserError", "was not written: every B is still zero")
-        evidence = evidence_of(ending=ending, moved={}, held_out=None)
-        assert found(learning.dead_adapter, evidence).name == "dead_adapter"
-        assert [one.name for one in diagnose(evidence).findings if one.level == "ill"] == ["dead_adapter"]
+        evidence = evidence_of(ending=ending, weight_changes={}, held_out=None)
+        assert found(learning_rate.dead_adapter, evidence).name == "dead_adapter"
+        assert [one.name for one in diagnose(evidence).findings if one.level == "problem"] == ["dead_adapter"]
 
     def test_one_living_network_is_enough(self) -> None:
-        moved = {"unet": Moved(80, 1.0, 5.0), "text_encoder": Moved(8, 0.0, 5.0)}
-        assert learning.dead_adapter(evidence_of(moved=moved)) is None
+        moved = {"unet": WeightChange(80, 1.0, 5.0), "text_encoder": WeightChange(8, 0.0, 5.0)}
+        assert learning_rate.dead_adapter(evidence_of(weight_changes=moved)) is None
 
     def test_a_loss_that_rises_beyond_its_noise_has_diverged(self) -> None:
-        finding = found(learning.diverged, evidence_of(stretches=curve(0.4, 0.8)))
+        finding = found(learning_rate.diverged, evidence_of(loss_curve=curve(0.4, 0.8)))
         assert "train.learning_rate=0.0002" in overrides(finding)
-        assert learning.diverged(evidence_of(stretches=curve(0.4, 0.41))) is None
+        assert learning_rate.diverged(evidence_of(loss_curve=curve(0.4, 0.41))) is None
 
     def test_a_loss_that_is_high_from_the_first_stretch_on_has_diverged_too(self) -> None:
-        assert learning.diverged(evidence_of(stretches=curve(3.0, 3.0))) is not None
+        assert learning_rate.diverged(evidence_of(loss_curve=curve(3.0, 3.0))) is not None
 
     def test_harm_without_gain_is_a_rate_too_high(self) -> None:
         worse = evidence_of(held_out=HARM, training=HARM)
-        assert found(learning.rate_too_high, worse).name == "rate_too_high"
-        assert learning.rate_too_high(evidence_of(held_out=HARM)) is None  # the training pictures gain: overfit
+        assert found(learning_rate.rate_too_high, worse).name == "rate_too_high"
+        assert learning_rate.rate_too_high(evidence_of(held_out=HARM)) is None  # the training pictures gain: overfit
 
     def test_what_outweighs_the_weights_is_no_underfit_but_a_rate_too_high(self) -> None:
-        small = evidence_of(held_out=NOTHING, training=NOTHING, moved={"unet": Moved(80, 4.0, 5.0)})
-        large = replace(small, moved={"unet": Moved(80, 6.0, 5.0)})
-        assert found(learning.underfit, small) and learning.rate_too_high(small) is None
-        assert found(learning.rate_too_high, large) and learning.underfit(large) is None
+        small = evidence_of(held_out=NOTHING, training=NOTHING, weight_changes={"unet": WeightChange(80, 4.0, 5.0)})
+        large = replace(small, weight_changes={"unet": WeightChange(80, 6.0, 5.0)})
+        assert found(fit.underfit, small) and learning_rate.rate_too_high(small) is None
+        assert found(learning_rate.rate_too_high, large) and fit.underfit(large) is None
 
     def test_a_short_curve_has_noise_too(self) -> None:
         """One step a stretch: how far the steps differ is all that tells the noise, and it is much."""
         noise = [0.9, 1.3, 0.6, 1.1, 0.7, 1.4, 0.8, 1.2, 0.5, 1.0]
         rows = [(n + 1, noise[n % 10] + (0.3 if n >= 30 else 0.0) * (n % 2), 1.0) for n in range(40)]
-        last = tail(evidence_of(stretches=stretches_of(rows)))
+        last = final_loss(evidence_of(loss_curve=summarize(rows)))
         assert last is not None and last.error > 0.05
         assert (
-            learning.diverged(evidence_of(config_of(**{"train.max_steps": 40}), stretches=stretches_of(rows))) is None
+            learning_rate.diverged(evidence_of(config_of(**{"train.max_steps": 40}), loss_curve=summarize(rows)))
+            is None
         )
 
     def test_hardly_moved_is_a_rate_too_low(self) -> None:
-        evidence = evidence_of(moved={"unet": Moved(80, 0.001, 5.0)}, held_out=NOTHING, training=NOTHING)
-        assert "train.learning_rate=0.02" in overrides(found(learning.rate_too_low, evidence))
-        assert learning.rate_too_low(replace(evidence, held_out=GAIN)) is None
+        evidence = evidence_of(
+            weight_changes={"unet": WeightChange(80, 0.001, 5.0)}, held_out=NOTHING, training=NOTHING
+        )
+        assert "train.learning_rate=0.02" in overrides(found(learning_rate.rate_too_low, evidence))
+        assert learning_rate.rate_too_low(replace(evidence, held_out=GAIN)) is None
 
     def test_little_gained_is_underfit(self) -> None:
-        finding = found(learning.underfit, evidence_of(held_out=NOTHING, training=NOTHING))
+        finding = found(fit.underfit, evidence_of(held_out=NOTHING, training=NOTHING))
         assert overrides(finding)[0] == "train.max_steps=600"
         assert "adapter.rank=8" in overrides(finding) and "adapter.text_encoders.text_encoder={}" in overrides(finding)
 
     def test_missing_layers_are_named(self) -> None:
         config = config_of(**{"adapter.target_modules": ["to_k"]})
-        finding = found(learning.underfit, evidence_of(config, held_out=NOTHING, training=NOTHING))
+        finding = found(fit.underfit, evidence_of(config, held_out=NOTHING, training=NOTHING))
         assert "adapter.target_modules=[to_k, to_q, to_v, to_out.0]" in overrides(finding)
 
     def test_five_steps_are_underfit_though_nothing_was_measured(self) -> None:
         five = config_of(**{"train.max_steps": 5})
-        finding = found(learning.underfit, evidence_of(five, held_out=None, training=None))
+        finding = found(fit.underfit, evidence_of(five, held_out=None, training=None))
         assert not finding.sure and "hardly begun" in finding.what
 
     def test_a_gap_is_overfit(self) -> None:
         evidence = evidence_of(
             held_out=Effect(-0.05, -0.09, -0.01, 0.6, 0.55, 32), training=Effect(-0.4, -0.45, -0.35, 0.6, 0.2, 8)
         )
-        finding = found(learning.overfit, evidence)
+        finding = found(fit.overfit, evidence)
         assert "12% of that gain" in finding.evidence[1]
         assert {"adapter.rank=2", "adapter.dropout=0.1", "train.optimizer.weight_decay=0.1"} <= set(overrides(finding))
 
@@ -302,130 +316,141 @@ class TestLearning:
         alike = np.full((3, 1), 0.6) - np.array([[0.04], [0.06], [0.05]])
         held_out = effect_of(paired_difference(alike[:pictures], np.full((pictures, 1), 0.6)))
         evidence = evidence_of(held_out=held_out, training=Effect(-0.4, -0.45, -0.35, 0.6, 0.2, 18))
-        assert (learning.overfit(evidence) is not None) is is_seen
+        assert (fit.overfit(evidence) is not None) is is_seen
         apart = np.full((2, 1), 0.6) - np.array([[0.2], [0.01]])
         split = effect_of(paired_difference(apart, np.full((2, 1), 0.6)))
-        assert learning.overfit(replace(evidence, held_out=split)) is None
+        assert fit.overfit(replace(evidence, held_out=split)) is None
 
     @pytest.mark.parametrize("pictures", [2, 3])
     def test_a_score_of_few_pictures_that_was_better_before_is_overfit(self, pictures: int) -> None:
         """Twice the standard error above the best; Student's interval of so few is many times that wide."""
         gains = np.array([-0.2, -0.24, -0.22])[:pictures]
         effect = effect_of(paired_difference(0.6 + gains[:, None], np.full((pictures, 1), 0.6)))
-        later = replace(effect, mean=effect.mean + 2.5 * standard_error(effect))
-        scored = tuple(Scored(step, one) for step, one in ((50, effect), (100, effect), (200, later)))
-        assert learning.overfit(evidence_of(scored=scored)) is not None
+        later = replace(effect, mean=effect.mean + 2.5 * effect.standard_error)
+        scored = tuple(ValidationScore(step, one) for step, one in ((50, effect), (100, effect), (200, later)))
+        assert fit.overfit(evidence_of(validation_scores=scored)) is not None
         one = replace(effect, low=None, high=None, pictures=1)
-        assert learning.overfit(evidence_of(scored=tuple(replace(each, effect=one) for each in scored[:2]))) is None
+        assert (
+            fit.overfit(evidence_of(validation_scores=tuple(replace(each, effect=one) for each in scored[:2]))) is None
+        )
 
     def test_fewer_steps_leave_room_for_the_warm_up(self) -> None:
-        copies = Copies(5, 16, 0.4, ("p.png", "t.png"))
+        copies = CopyCheck(5, 16, 0.4, ("p.png", "t.png"))
         for warmup, first in ((0, "train.max_steps=66"), (70, "train.max_steps=140"), (150, "train.warmup_steps=3")):
             config = config_of(**{"train.warmup_steps": warmup})
-            finding = found(learning.overfit, evidence_of(config, copies=copies))
+            finding = found(fit.overfit, evidence_of(config, copies=copies))
             assert overrides(finding)[0] == first
-            assert with_change(config, finding.changes[0]) != config
+            assert apply_change(config, finding.changes[0]) != config
         config = config_of(**{"train.warmup_steps": 100})
-        finding = found(learning.drifted, evidence_of(config, drift=HARM))
-        assert with_change(config, finding.changes[0]) != config
+        finding = found(fit.drift, evidence_of(config, drift=HARM))
+        assert apply_change(config, finding.changes[0]) != config
 
     def test_a_score_that_was_better_before_is_overfit_and_says_when(self) -> None:
-        scored = tuple(Scored(step, replace(GAIN, mean=mean)) for step, mean in ((50, -0.1), (100, -0.2), (200, -0.1)))
-        finding = found(learning.overfit, evidence_of(scored=scored, checkpoints=(100, 200)))
+        scored = tuple(
+            ValidationScore(step, replace(GAIN, mean=mean)) for step, mean in ((50, -0.1), (100, -0.2), (200, -0.1))
+        )
+        finding = found(fit.overfit, evidence_of(validation_scores=scored, checkpoints=(100, 200)))
         assert overrides(finding)[0] == "train.max_steps=100" and "is kept" in finding.changes[0].why
-        steady = tuple(Scored(step, GAIN) for step in (50, 100, 200))
-        assert learning.overfit(evidence_of(scored=steady)) is None
+        steady = tuple(ValidationScore(step, GAIN) for step in (50, 100, 200))
+        assert fit.overfit(evidence_of(validation_scores=steady)) is None
 
     def test_painted_copies_are_overfit(self) -> None:
-        assert learning.overfit(evidence_of(copies=Copies(5, 16, 0.4, ("p.png", "t.png")))) is not None
-        assert learning.overfit(evidence_of(copies=Copies(1, 16, 0.4, ("p.png", "t.png")))) is None
+        assert fit.overfit(evidence_of(copies=CopyCheck(5, 16, 0.4, ("p.png", "t.png")))) is not None
+        assert fit.overfit(evidence_of(copies=CopyCheck(1, 16, 0.4, ("p.png", "t.png")))) is None
 
     def test_a_text_encoder_that_does_harm_is_overcooked(self) -> None:
         config = config_of(**{"adapter.text_encoders.text_encoder": {"learning_rate": 0.02}})
-        harmed = replace(evidence_of().measured or Measured(), text_encoder=HARM)
-        finding = found(learning.text_encoder_overcooked, evidence_of(config, measured=harmed))
+        harmed = replace(evidence_of().measurements or Measurements(), text_encoder=HARM)
+        finding = found(text_encoder.text_encoder_overcooked, evidence_of(config, measurements=harmed))
         assert overrides(finding)[0] == "adapter.text_encoders.text_encoder.learning_rate=0.0002"
         for little in (GAIN, Effect(0.004, 0.001, 0.007, 0.6, 0.604, 32)):
             helped = replace(harmed, text_encoder=little)
-            assert learning.text_encoder_overcooked(evidence_of(config, measured=helped)) is None
+            assert text_encoder.text_encoder_overcooked(evidence_of(config, measurements=helped)) is None
 
     def test_a_text_encoder_that_is_outweighed_is_overcooked_though_nothing_was_measured(self) -> None:
         config = config_of(**{"adapter.text_encoders.text_encoder": {"learning_rate": 0.02}})
-        moved = {"unet": Moved(80, 1.0, 5.0), "text_encoder": Moved(8, 9.0, 5.0)}
-        finding = found(learning.text_encoder_overcooked, evidence_of(config, moved=moved, measured=None))
+        moved = {"unet": WeightChange(80, 1.0, 5.0), "text_encoder": WeightChange(8, 9.0, 5.0)}
+        finding = found(
+            text_encoder.text_encoder_overcooked, evidence_of(config, weight_changes=moved, measurements=None)
+        )
         assert "180% of the size" in finding.evidence[0]
-        told = found(learning.text_encoder_overcooked, evidence_of(config, moved=moved))
+        told = found(text_encoder.text_encoder_overcooked, evidence_of(config, weight_changes=moved))
         assert "adds 17% of its loss, with the base 17%" in told.evidence[3]
         # a rate that is too high for all moves all
-        for calm in ({**moved, "unet": Moved(80, 50.0, 5.0)}, {**moved, "text_encoder": Moved(8, 0.5, 5.0)}):
-            assert learning.text_encoder_overcooked(evidence_of(config, moved=calm)) is None
+        for calm in (
+            {**moved, "unet": WeightChange(80, 50.0, 5.0)},
+            {**moved, "text_encoder": WeightChange(8, 0.5, 5.0)},
+        ):
+            assert text_encoder.text_encoder_overcooked(evidence_of(config, weight_changes=calm)) is None
 
     def test_drift_holds_the_class_more_firmly(self) -> None:
         config = config_of(**{"data.prior": {"prompt": "a cat", "weight": 0.1}})
-        finding = found(learning.drifted, evidence_of(config, drift=HARM, drift_source="pictures of the class"))
+        finding = found(fit.drift, evidence_of(config, drift=HARM, drift_source="pictures of the class"))
         assert overrides(finding)[0] == "data.prior.weight=1"
-        assert learning.drifted(evidence_of(config, drift=NOTHING)) is None
+        assert fit.drift(evidence_of(config, drift=NOTHING)) is None
 
 
 class TestPictures:
     def test_captions_that_fit_no_better_than_others_are_wrong(self) -> None:
-        slipped = Measured(Exchange(UNKNOWN, UNKNOWN, ("a.png",)), Exchange(UNKNOWN, KNOWN))
-        finding = found(pictures.captions_wrong, evidence_of(measured=slipped))
+        slipped = Measurements(ShuffledCaptions(UNKNOWN, UNKNOWN, ("a.png",)), ShuffledCaptions(UNKNOWN, KNOWN))
+        finding = found(captions.captions_wrong, evidence_of(measurements=slipped))
         assert finding.sure and "a.png" in finding.evidence[2]
 
     def test_words_that_nobody_knows_may_be_right(self) -> None:
-        unsure = Measured(Exchange(UNKNOWN, UNKNOWN), Exchange(UNKNOWN, UNKNOWN))
-        assert not found(pictures.captions_wrong, evidence_of(measured=unsure)).sure
-        told_apart = Measured(Exchange(UNKNOWN, KNOWN), Exchange(UNKNOWN, KNOWN))
-        assert pictures.captions_wrong(evidence_of(measured=told_apart)) is None
+        unsure = Measurements(ShuffledCaptions(UNKNOWN, UNKNOWN), ShuffledCaptions(UNKNOWN, UNKNOWN))
+        assert not found(captions.captions_wrong, evidence_of(measurements=unsure)).sure
+        told_apart = Measurements(ShuffledCaptions(UNKNOWN, KNOWN), ShuffledCaptions(UNKNOWN, KNOWN))
+        assert captions.captions_wrong(evidence_of(measurements=told_apart)) is None
 
     def test_wrong_captions_that_are_learned_by_heart_are_told_apart_less_than_held_out_ones(self) -> None:
         by_heart = Effect(0.012, 0.008, 0.016, 0.6, 0.612, 32)
-        slipped = Measured(Exchange(UNKNOWN, by_heart), Exchange(UNKNOWN, KNOWN))
-        assert found(pictures.captions_wrong, evidence_of(measured=slipped)).sure
-        right = Measured(Exchange(UNKNOWN, replace(by_heart, high=0.02)), Exchange(UNKNOWN, by_heart))
-        assert pictures.captions_wrong(evidence_of(measured=right)) is None
+        slipped = Measurements(ShuffledCaptions(UNKNOWN, by_heart), ShuffledCaptions(UNKNOWN, KNOWN))
+        assert found(captions.captions_wrong, evidence_of(measurements=slipped)).sure
+        right = Measurements(
+            ShuffledCaptions(UNKNOWN, replace(by_heart, high=0.02)), ShuffledCaptions(UNKNOWN, by_heart)
+        )
+        assert captions.captions_wrong(evidence_of(measurements=right)) is None
 
     def test_who_learned_nothing_or_measured_roughly_is_no_judge(self) -> None:
-        slipped = Measured(Exchange(UNKNOWN, UNKNOWN), Exchange(UNKNOWN, KNOWN))
-        assert pictures.captions_wrong(evidence_of(measured=slipped, training=NOTHING)) is None
+        slipped = Measurements(ShuffledCaptions(UNKNOWN, UNKNOWN), ShuffledCaptions(UNKNOWN, KNOWN))
+        assert captions.captions_wrong(evidence_of(measurements=slipped, training=NOTHING)) is None
         rough = replace(UNKNOWN, low=-0.1, high=0.2)
-        assert pictures.captions_wrong(evidence_of(measured=Measured(Exchange(rough, rough)))) is None
+        assert captions.captions_wrong(evidence_of(measurements=Measurements(ShuffledCaptions(rough, rough)))) is None
 
     def test_style_words_in_every_caption_leak(self) -> None:
-        styled = Captions(100, 100, {"a": 1.0, "watercolor": 0.97}, "a cat, watercolor")
-        finding = found(pictures.captions_leak_style, evidence_of(captions=styled))
+        styled = CaptionStatistics(100, 100, {"a": 1.0, "watercolor": 0.97}, "a cat, watercolor")
+        finding = found(captions.captions_leak_style, evidence_of(captions=styled))
         assert "97%" in finding.evidence[0] and "'watercolor'" in finding.evidence[0]
 
     def test_one_caption_for_many_pictures(self) -> None:
-        assert pictures.captions_alike(evidence_of(captions=Captions(100, 2, {}, "a thing"))) is not None
-        assert pictures.captions_alike(evidence_of(captions=Captions(8, 1, {}, "a cat"))) is None
+        assert captions.captions_alike(evidence_of(captions=CaptionStatistics(100, 2, {}, "a thing"))) is not None
+        assert captions.captions_alike(evidence_of(captions=CaptionStatistics(8, 1, {}, "a cat"))) is None
 
     def test_a_subject_needs_a_name(self) -> None:
-        same = Captions(5, 1, {"cat": 1.0}, "a cat")
-        finding = found(pictures.trigger_missing, evidence_of(captions=same))
+        same = CaptionStatistics(5, 1, {"cat": 1.0}, "a cat")
+        finding = found(captions.trigger_missing, evidence_of(captions=same))
         assert overrides(finding) == ["data.prior.prompt=a cat"]
         for named in (config_of(**{"data.trigger": "sks"}), config_of(**{"data.prior": {"prompt": "a cat"}})):
-            assert pictures.trigger_missing(evidence_of(named, captions=same)) is None
+            assert captions.trigger_missing(evidence_of(named, captions=same)) is None
 
     def test_prompts_that_do_not_call(self) -> None:
         config = config_of(**{"data.trigger": "sks", "sample.prompts": ["a cat", "a dog: big"]})
-        finding = found(pictures.trigger_unused, evidence_of(config))
-        changed = with_change(config, finding.changes[0])
+        finding = found(captions.trigger_unused, evidence_of(config))
+        changed = apply_change(config, finding.changes[0])
         assert changed.sample.prompts == ("a cat, sks", "a dog: big, sks")
         one_calls = config_of(**{"data.trigger": "sks", "sample.prompts": ["a cat", "a SKS dog"]})
-        assert pictures.trigger_unused(evidence_of(one_calls)) is None
+        assert captions.trigger_unused(evidence_of(one_calls)) is None
 
     @pytest.mark.parametrize(
         ("rule", "change", "level"),
         [
-            (pictures.few_pictures, {"train": 2}, "ill"),
-            (pictures.duplicated, {"alike": 30}, "ill"),
-            (pictures.duplicated, {"twins": 30}, "ill"),
-            (pictures.held_out_leaked, {"leaked": 10}, "ill"),
-            (pictures.blurred, {"small": 80, "smallest": 24}, "ill"),
+            (pictures.few_pictures, {"train": 2}, "problem"),
+            (pictures.duplicated, {"near_duplicates": 30}, "problem"),
+            (pictures.duplicated, {"duplicates": 30}, "problem"),
+            (pictures.held_out_leaked, {"leaked": 10}, "problem"),
+            (pictures.blurred, {"small": 80, "smallest": 24}, "problem"),
             (pictures.blurred, {"small": 3, "smallest": 24}, "note"),
-            (pictures.left_out, {"left_out": 50, "rejected": {"a.png": "no picture"}}, "ill"),
+            (pictures.left_out, {"left_out": 50, "rejected": {"a.png": "no picture"}}, "problem"),
             (pictures.left_out, {"left_out": 1, "rejected": {"a.png": "no picture"}}, "note"),
             (pictures.no_held_out, {"held_out": 0}, "note"),
         ],
@@ -436,14 +461,19 @@ class TestPictures:
 
     def test_each_rule_names_its_own_pictures(self) -> None:
         both = replace(
-            evidence_of().pictures, alike=30, small=80, smallest=24, examples=("a.png",), small_examples=("s.png",)
+            evidence_of().pictures,
+            near_duplicates=30,
+            small=80,
+            smallest=24,
+            near_duplicate_examples=("a.png",),
+            small_examples=("s.png",),
         )
         evidence = evidence_of(pictures=both)
         assert "a.png" in found(pictures.duplicated, evidence).evidence[1]
         assert "s.png" in found(pictures.blurred, evidence).evidence[1]
 
     def test_nobody_counted_is_not_none(self) -> None:
-        nobody = evidence_of(pictures=Pictures(0, 0, {}, 0, twins=0), captions=None)
+        nobody = evidence_of(pictures=PictureCounts(0, 0, {}, 0, duplicates=0), captions=None)
         assert not {"few_pictures", "no_held_out"} & {one.name for one in diagnose(nobody).findings}
 
     def test_two_held_out_pictures_say_little(self) -> None:
@@ -474,26 +504,26 @@ class TestDiagnosis:
     def test_a_cause_leaves_out_what_it_explains(self) -> None:
         config = config_of(**{"train.warmup_steps": 190})
         evidence = evidence_of(config, held_out=NOTHING, training=NOTHING)
-        assert learning.underfit(evidence) is not None
+        assert fit.underfit(evidence) is not None
         assert [one.name for one in diagnose(evidence).findings] == ["warmup_too_long"]
 
     def test_illnesses_come_before_notes(self) -> None:
-        evidence = evidence_of(ending=Ending("stopped", 50), captions=Captions(100, 1, {}, "a thing"))
-        assert [one.level for one in diagnose(evidence).findings] == ["ill", "note"]
+        evidence = evidence_of(ending=Ending("stopped", 50), captions=CaptionStatistics(100, 1, {}, "a thing"))
+        assert [one.level for one in diagnose(evidence).findings] == ["problem", "note"]
 
     def test_what_is_explained_exists(self) -> None:
         explained = {name for names in EXPLAINS.values() for name in names} | EXPLAINS.keys()
         assert explained <= {"cut_off", "failed", "drift", "nan", "out_of_memory"} | {rule.__name__ for rule in RULES}
 
     def test_what_cannot_be_judged_is_said_with_a_way(self) -> None:
-        bare = evidence_of(measured=None, held_out=None, moved={}, captions=None, training=None)
+        bare = evidence_of(measurements=None, held_out=None, weight_changes={}, captions=None, training=None)
         unjudged = diagnose(bare).unjudged
         assert len(unjudged) == 5 and all(one.how for one in unjudged)
 
     def test_without_a_log_nothing_is_said_of_the_ending(self) -> None:
-        unlogged = evidence_of(ending=Ending("unknown", 0), stretches=())
+        unlogged = evidence_of(ending=Ending("unknown", 0), loss_curve=())
         told = diagnose(unlogged)
-        assert not told.is_ill and any("run.jsonl" in one.how for one in told.unjudged)
+        assert not told.has_problems and any("run.jsonl" in one.how for one in told.unjudged)
         assert not any("run.jsonl" in one.how for one in diagnose(evidence_of()).unjudged)
 
     def test_no_finding_without_evidence(self) -> None:
@@ -519,7 +549,7 @@ class TestDiagnosis:
 )
 def test_changes_are_overrides(change: Change, override: str) -> None:
     assert change.override == override
-    found: Any = with_change(config_of(), change).model_dump()
+    found: Any = apply_change(config_of(), change).model_dump()
     for part in change.key.split("."):
         found = found[part]
     value = pytest.approx(change.value, rel=1e-12) if isinstance(change.value, float) else change.value
@@ -528,7 +558,7 @@ def test_changes_are_overrides(change: Change, override: str) -> None:
 
 def test_a_change_that_no_configuration_takes_is_refused() -> None:
     with pytest.raises(UserError, match="train"):
-        with_change(config_of(), Change("train.stepz", 3, ""))
+        apply_change(config_of(), Change("train.stepz", 3, ""))
 
 
 @pytest.mark.parametrize(

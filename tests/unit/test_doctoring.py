@@ -22,10 +22,10 @@ from veneer.config.schema import RunConfig, TextEncoderAdapterConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
 from veneer.doctor.finding import Change
-from veneer.doctor.gather import doctor_run, gather
-from veneer.doctor.measure import exchanged, measure, without_words
+from veneer.doctor.gather import gather_evidence, run_doctor
+from veneer.doctor.measurements import measure, shuffle_captions, without_words
 from veneer.doctor.rules import endings
-from veneer.doctor.rules.endings import memory_changes
+from veneer.doctor.rules.memory import memory_changes
 from veneer.errors import UserError
 from veneer.evaluate.heldout import HeldOutEvaluator, heldout_losses
 from veneer.family.registry import load_family
@@ -54,29 +54,29 @@ def run(config: RunConfig) -> Path:
 
 
 def test_gathers_what_a_run_left(run: Path, config: RunConfig) -> None:
-    evidence = gather(run)
+    evidence = gather_evidence(run)
     events = {event["event"]: event for event in logged(run)}
     assert evidence.config.train == config.train and evidence.config.data.resolution == 16
     assert (evidence.ending.how, evidence.ending.step) == ("finished", 6)
     losses = [event["loss"] for event in logged(run) if event["event"] == "StepDone"]
-    assert [one.loss for one in evidence.stretches] == pytest.approx(losses)
+    assert [one.loss for one in evidence.loss_curve] == pytest.approx(losses)
     assert (evidence.pictures.train, evidence.pictures.held_out, evidence.pictures.left_out) == (9, 3, 0)
-    assert evidence.pictures.alike == evidence.pictures.small == 0 and evidence.pictures.smallest == 64
+    assert evidence.pictures.near_duplicates == evidence.pictures.small == 0 and evidence.pictures.smallest == 64
     assert evidence.held_out is not None and evidence.training is not None
     assert evidence.held_out.mean == pytest.approx(events["Score"]["mean"])
     assert evidence.checkpoints == (5, 6)
-    assert evidence.measured is None and evidence.memory is None
+    assert evidence.measurements is None and evidence.memory is None
 
 
 def test_captions_are_summed_up_without_the_trigger(run: Path) -> None:
-    captions = gather(run).captions
+    captions = gather_evidence(run).captions
     assert captions is not None
     assert (captions.pictures, captions.distinct) == (9, 9)
-    assert captions.shared == {"a": 1.0}
+    assert captions.shared_words == {"a": 1.0}
 
 
 def test_moved_is_the_norm_of_delta_beside_the_base(run: Path, tiny_base: Path) -> None:
-    moved = gather(run).moved["unet"]
+    moved = gather_evidence(run).weight_changes["unet"]
     layers = layers_of(load_family(str(tiny_base)).networks)
     factors = load(run / FILE_NAME).weights
     delta = sum(float(delta_weight(each).double().square().sum()) for each in factors.values()) ** 0.5
@@ -90,39 +90,39 @@ def test_the_text_encoder_is_found_in_the_base_too(
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
     adapter = config.adapter.model_copy(update={"text_encoders": {"text_encoder": TextEncoderAdapterConfig()}})
-    write_config(gather(run).config.model_copy(update={"adapter": adapter}), tmp_path / "run" / CONFIG)
+    write_config(gather_evidence(run).config.model_copy(update={"adapter": adapter}), tmp_path / "run" / CONFIG)
     layers = layers_of(load_family(str(tiny_base)).networks)
     queries = [name for name in layers if name.startswith("text_encoder") and name.endswith("q_proj")]
     words = {name: layers[name].weight.detach() for name in queries}
     part = {name: LoraFactors(weight[:2].clone(), weight[:, :2].clone(), 2.0) for name, weight in words.items()}
     save(AdapterFile({**load(run / FILE_NAME).weights, **part}), tmp_path / "run" / FILE_NAME)
-    evidence = gather(tmp_path / "run", measured=True)
-    assert evidence.moved.keys() == {"unet", "text_encoder"}
-    moved = evidence.moved["text_encoder"]
+    evidence = gather_evidence(tmp_path / "run", measured=True)
+    assert evidence.weight_changes.keys() == {"unet", "text_encoder"}
+    moved = evidence.weight_changes["text_encoder"]
     delta = sum(float(delta_weight(each).double().square().sum()) for each in part.values()) ** 0.5
     base = sum(float(weight.double().square().sum()) for weight in words.values()) ** 0.5
     assert (moved.layers, moved.delta, moved.base) == (len(part), pytest.approx(delta), pytest.approx(base))
     # of use or not, it makes a difference
-    assert evidence.measured is not None and evidence.measured.text_encoder is not None
-    assert evidence.measured.text_encoder.mean != 0
+    assert evidence.measurements is not None and evidence.measurements.text_encoder is not None
+    assert evidence.measurements.text_encoder.mean != 0
 
 
 def test_measuring_leaves_the_base_its_bits_and_repeats(run: Path, tiny_base: Path) -> None:
-    family, evidence = load_family(str(tiny_base)), gather(run)
+    family, evidence = load_family(str(tiny_base)), gather_evidence(run)
     before = {name: tensor.clone() for name, tensor in family.networks["unet"].state_dict().items()}
     dataset, factors = survey(evidence.config.data), load(run / FILE_NAME).weights
     first, second = (measure(evidence.config, family, dataset, factors, ["a"]) for _ in range(2))
     assert first == second
     assert first.train_captions is not None and first.train_captions.base.pictures == 9
-    assert first.bare is not None and first.text_encoder is None
+    assert first.without_shared_words is not None and first.text_encoder is None
     after = family.networks["unet"].state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_other_captions_are_measured_as_if_the_pictures_were_encoded_anew(run: Path, tiny_base: Path) -> None:
-    family, config = load_family(str(tiny_base)), gather(run).config
+    family, config = load_family(str(tiny_base)), gather_evidence(run).config
     train = survey(config.data).train
-    other = Manifest(exchanged(train).samples[2:5])
+    other = Manifest(shuffle_captions(train).samples[2:5])
     evaluator = HeldOutEvaluator(config, family, train)
     losses = evaluator.losses()
     assert np.array_equal(evaluator.captioned(other).losses(), heldout_losses(config, family, other))
@@ -132,7 +132,7 @@ def test_other_captions_are_measured_as_if_the_pictures_were_encoded_anew(run: P
 
 
 def test_an_adapter_of_nothing_makes_no_difference_to_captions(run: Path, tiny_base: Path) -> None:
-    family, evidence = load_family(str(tiny_base)), gather(run)
+    family, evidence = load_family(str(tiny_base)), gather_evidence(run)
     nothing = {
         name: type(each)(each.down, torch.zeros_like(each.up), each.alpha)
         for name, each in load(run / FILE_NAME).weights.items()
@@ -142,16 +142,16 @@ def test_an_adapter_of_nothing_makes_no_difference_to_captions(run: Path, tiny_b
 
 
 def test_every_caption_is_exchanged_for_another(run: Path) -> None:
-    train = survey(gather(run).config.data).train
-    other = exchanged(train)
+    train = survey(gather_evidence(run).config.data).train
+    other = shuffle_captions(train)
     assert [sample.id for sample in other.samples] == [sample.id for sample in train.samples]
     assert all(new.captions[0] not in old.captions for new, old in zip(other.samples, train.samples, strict=True))
     same = type(train)(tuple(type(one)(one.id, one.path, ("a",), 1, 1, 1) for one in train.samples))
-    assert exchanged(same).samples == ()
+    assert shuffle_captions(same).samples == ()
 
 
 def test_words_are_taken_out_whole(run: Path) -> None:
-    train = survey(gather(run).config.data).train
+    train = survey(gather_evidence(run).config.data).train
     bare = without_words(train, ["a", "sks", "RED"])
     before = {sample.id: sample.captions[0] for sample in train.samples}
     after = {sample.id: sample.captions[0] for sample in bare.samples}
@@ -161,32 +161,32 @@ def test_words_are_taken_out_whole(run: Path) -> None:
 def test_a_killed_run(config: RunConfig, tmp_path: Path) -> None:
     config = config.in_folder(tmp_path / "run")
     killed(config, StepDone, 4)
-    evidence = gather(tmp_path / "run")
+    evidence = gather_evidence(tmp_path / "run")
     assert (evidence.ending.how, evidence.ending.step) == ("cut off", 4)
     # what the plan says of memory, which sufficed, so that no change of it is tried
     assert evidence.memory is not None
-    assert not evidence.memory.is_scarce and evidence.memory.after == {}
+    assert not evidence.memory.is_scarce and evidence.memory.peak_after == {}
     with locked(tmp_path / "run"):
-        assert gather(tmp_path / "run").ending.how == "running"
+        assert gather_evidence(tmp_path / "run").ending.how == "running"
 
 
 def test_a_folder_without_a_log_is_judged_by_what_is_there(run: Path, config: RunConfig, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / LOG).unlink()
-    evidence = gather(tmp_path / "run")
+    evidence = gather_evidence(tmp_path / "run")
     # the steps are those that the adapter's file tells
     assert (evidence.ending.how, evidence.ending.step, evidence.memory) == ("unknown", 6, None)
     assert (evidence.pictures.train, evidence.pictures.held_out) == (9, 3)
     bare = tmp_path / "bare"
     bare.mkdir()
     shutil.copy(run / CONFIG, bare / CONFIG)
-    diagnosis, evidence = doctor_run(bare)
+    diagnosis, evidence = run_doctor(bare)
     assert evidence.ending.step == 0 and evidence.pictures.train == 9
     assert not {"cut_off", "out_of_memory", "few_pictures"} & {finding.name for finding in diagnosis.findings}
     assert "its log, run.jsonl, must be here" in [one.how for one in diagnosis.unjudged]
     gone = load_config(bare / CONFIG, [f"data.sources=[{{path: {tmp_path / 'x'}}}]"])
     write_config(gone, bare / CONFIG)
-    diagnosis, evidence = doctor_run(bare)
+    diagnosis, evidence = run_doctor(bare)
     assert evidence.pictures.train == 0
     assert [finding.name for finding in diagnosis.findings] == ["trigger_unused"]  # of its configuration
     assert not any("0 training" in said for finding in diagnosis.findings for said in finding.evidence)
@@ -197,8 +197,8 @@ def test_many_pictures_that_no_log_counted_are_not_looked_at_unasked(
 ) -> None:
     shutil.copytree(run, tmp_path / "run")
     (tmp_path / "run" / LOG).unlink()
-    monkeypatch.setattr("veneer.doctor.gather._QUICKLY", 11)
-    assert gather(tmp_path / "run").pictures.alike is None
+    monkeypatch.setattr("veneer.doctor.readers.pictures._SURVEYED_UNASKED", 11)
+    assert gather_evidence(tmp_path / "run").pictures.near_duplicates is None
 
 
 def test_a_torn_line_is_passed_over(run: Path, tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_torn_line_is_passed_over(run: Path, tmp_path: Path) -> None:
     log = tmp_path / "run" / LOG
     lines = log.read_bytes().splitlines(keepends=True)
     log.write_bytes(b"".join(lines[:6]) + lines[6][:10])
-    evidence = gather(tmp_path / "run")
+    evidence = gather_evidence(tmp_path / "run")
     assert evidence.ending.how == "cut off" and evidence.held_out is not None
 
 
@@ -219,7 +219,7 @@ def test_a_run_that_was_stopped_and_goes_on_is_judged_by_its_last_life(run: Path
     found = []
     for lines in (stopped, [*stopped, resumed]):
         log.write_text("".join(f"{line}\n" for line in lines))
-        ending = gather(tmp_path / "run").ending
+        ending = gather_evidence(tmp_path / "run").ending
         found.append((ending.how, ending.step))
     assert found == [("stopped", 2), ("cut off", 2)]
 
@@ -234,9 +234,9 @@ def test_a_run_whose_patience_ran_out_has_ended_though_steps_are_left(run: Path,
     )
     for last in ([early, finished], [early, resumed, finished]):
         log.write_text("".join(f"{line}\n" for line in [*steps, *last]))
-        evidence = gather(tmp_path / "run")
+        evidence = gather_evidence(tmp_path / "run")
         assert (evidence.ending.how, evidence.ending.step) == ("stopped early", 4)
-        assert evidence.has_finished and endings.stopped(evidence) is None
+        assert evidence.has_finished and endings.unfinished(evidence) is None
 
 
 def test_pictures_that_are_gone_are_missed_and_no_fault(run: Path, tmp_path: Path, config: RunConfig) -> None:
@@ -245,10 +245,10 @@ def test_pictures_that_are_gone_are_missed_and_no_fault(run: Path, tmp_path: Pat
         update={"sources": (config.data.sources[0].model_copy(update={"path": tmp_path / "x"}),)}
     )
     write_config(config.model_copy(update={"data": gone}), tmp_path / "run" / CONFIG)
-    evidence = gather(tmp_path / "run")
-    assert evidence.captions is None and evidence.pictures.alike is None and evidence.pictures.train == 9
+    evidence = gather_evidence(tmp_path / "run")
+    assert evidence.captions is None and evidence.pictures.near_duplicates is None and evidence.pictures.train == 9
     with pytest.raises(UserError, match="no such folder"):
-        gather(tmp_path / "run", measured=True)
+        gather_evidence(tmp_path / "run", measured=True)
 
 
 def test_twins_and_lookalikes_are_counted(run: Path, config: RunConfig, tiny_pictures: Path, tmp_path: Path) -> None:
@@ -265,13 +265,15 @@ def test_twins_and_lookalikes_are_counted(run: Path, config: RunConfig, tiny_pic
     source = config.data.sources[0].model_copy(update={"path": folder})
     data = config.data.model_copy(update={"sources": (source,), "held_out": 0.0, "resolution": 16})
     shutil.copytree(run, tmp_path / "run")
-    write_config(gather(run).config.model_copy(update={"data": data}), tmp_path / "run" / CONFIG)
-    pictures = gather(tmp_path / "run").pictures
-    assert (pictures.twins, pictures.alike) == (1, 2)
-    assert pictures.examples == ("alike.jpg", "blue_circle.png") and pictures.small_examples == ()
+    write_config(gather_evidence(run).config.model_copy(update={"data": data}), tmp_path / "run" / CONFIG)
+    pictures = gather_evidence(tmp_path / "run").pictures
+    assert (pictures.duplicates, pictures.near_duplicates) == (1, 2)
+    assert pictures.near_duplicate_examples == ("alike.jpg", "blue_circle.png") and pictures.small_examples == ()
     Image.open(folder / "red_cross.png").resize((10, 10)).save(folder / "red_cross.png")
-    pictures = gather(tmp_path / "run").pictures
-    assert pictures.examples == ("alike.jpg", "blue_circle.png") and pictures.small_examples == ("red_cross.png",)
+    pictures = gather_evidence(tmp_path / "run").pictures
+    assert pictures.near_duplicate_examples == ("alike.jpg", "blue_circle.png") and pictures.small_examples == (
+        "red_cross.png",
+    )
 
 
 def broken(monkeypatch: pytest.MonkeyPatch, fault: Exception) -> None:
@@ -293,15 +295,15 @@ def test_want_of_memory_is_told_and_named(
     with pytest.raises(UserError, match=r"^out of memory: CUDA .* 2 GiB and more; .*doctor"):
         run_training(config)
     halved = "train.batch_size=1"
-    monkeypatch.setattr("veneer.doctor.gather.memory_changes", lambda config: [changes_of(config)[halved]])
+    monkeypatch.setattr("veneer.doctor.readers.memory.memory_changes", lambda config: [changes_of(config)[halved]])
     assert main(["doctor", str(tmp_path / "run"), "--json"]) == 1
     finding = json.loads(capsys.readouterr().out)["findings"][0]
     assert finding["name"] == "out_of_memory" and "OutOfMemoryError: CUDA out of memory" in finding["evidence"][0]
     # the plan's peak as it was, and after a change
-    before, after = gather(tmp_path / "run").memory, changes_of(config)[halved]
-    assert before is not None and before.after[halved] < before.peak
+    before, after = gather_evidence(tmp_path / "run").memory, changes_of(config)[halved]
+    assert before is not None and before.peak_after[halved] < before.peak
     (told,) = [one["why"] for one in finding["changes"] if one["override"] == halved]
-    assert told == f"{after.why}; the plan's peak is then {as_text(before.after[halved])}"
+    assert told == f"{after.why}; the plan's peak is then {as_text(before.peak_after[halved])}"
 
 
 def test_a_fault_is_cut_from_the_log_of_a_run_that_goes_on(
@@ -313,9 +315,9 @@ def test_a_fault_is_cut_from_the_log_of_a_run_that_goes_on(
         broken(patched, ValueError("gone"))
         with pytest.raises(ValueError, match="gone"):
             run_training(config, resume=Resume())
-    assert gather(tmp_path / "run").ending.text == "gone"
+    assert gather_evidence(tmp_path / "run").ending.text == "gone"
     run_training(config, resume=Resume())
-    assert gather(tmp_path / "run").ending.how == "finished"
+    assert gather_evidence(tmp_path / "run").ending.how == "finished"
     assert "Failed" not in [event["event"] for event in logged(tmp_path / "run")]
 
 
@@ -339,7 +341,7 @@ def test_the_command_says_what_it_saw_and_what_to_try(run: Path, capsys: pytest.
 def test_the_same_as_data(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["doctor", str(run), "--json", "--measure"])
     data = json.loads(capsys.readouterr().out)
-    assert data["ill"] is (code == 1)
+    assert data["has_problems"] is (code == 1)
     assert all(finding["evidence"] for finding in data["findings"])
     assert all("=" in change["override"] for finding in data["findings"] for change in finding["changes"])
 
@@ -362,7 +364,7 @@ def test_a_healthy_run_is_called_so(
 
     monkeypatch.setattr("veneer.doctor.gather.diagnose", lambda evidence: Diagnosis((), ()))
     assert main(["doctor", str(run)]) == 0
-    assert capsys.readouterr().out.startswith("Nothing ails this run, as far as can be seen: 6 steps; ")
+    assert capsys.readouterr().out.startswith("No problem was found in this run: 6 steps; ")
 
 
 def test_an_adapter_that_gives_no_numbers_is_said_to(run: Path, tmp_path: Path) -> None:
@@ -372,9 +374,9 @@ def test_an_adapter_that_gives_no_numbers_is_said_to(run: Path, tmp_path: Path) 
         for name, each in load(run / FILE_NAME).weights.items()
     }
     save(AdapterFile(huge), tmp_path / "run" / FILE_NAME)
-    evidence = gather(tmp_path / "run", measured=True)
-    assert evidence.measured is None and "not finite" in evidence.unmeasured
-    assert np.isfinite(evidence.moved["unet"].delta)
+    evidence = gather_evidence(tmp_path / "run", measured=True)
+    assert evidence.measurements is None and "not finite" in evidence.measurement_error
+    assert np.isfinite(evidence.weight_changes["unet"].delta)
 
 
 def test_the_page_s_commands(
@@ -395,7 +397,7 @@ def test_the_page_names_every_finding() -> None:
     page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text("utf-8")
     rows = page.split("## What it finds")[1].split("## How far")[0]
     source = Path(__file__).parents[2] / "src" / "veneer" / "doctor"
-    rules = "".join(path.read_text("utf-8") for path in source.glob("*.py"))
+    rules = "".join(path.read_text("utf-8") for path in source.rglob("*.py"))
     names = set(re.findall(r'Finding\(\s*"(\w+)"', rules))
     assert len(names) >= 25
     assert {name for name in names if f"`{name}`" not in rows} == set()

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.errors import raises_code
 from tests.reports import Page, evaluated, evaluation, numbers_in, step_done, write_run
 from tests.running import killed, quick_config
 from veneer.cli.main import main
 from veneer.engine.memory_usage import InUse
-from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION, read_evaluation, write_evaluation
 from veneer.family.protocol import Family
 from veneer.report.gather import report_run, write_report
@@ -39,8 +39,8 @@ PROMPTS = ["a red cross", "a <b>bold</b> cat"]
 
 @pytest.fixture(autouse=True)
 def loaded_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("training", "evaluating"):
-        monkeypatch.setattr(f"veneer.run.{module}.load_base", lambda base: family)
+    for module in ("run.session", "verbs.evaluate"):
+        monkeypatch.setattr(f"veneer.{module}.load_base", lambda base: family)
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,8 @@ def whole(family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path_factory
         "validation": {"draws": 4, "every": 2},
     }
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("training", "evaluating"):
-            patch.setattr(f"veneer.run.{module}.load_base", lambda base: family)
+        for module in ("run.session", "verbs.evaluate"):
+            patch.setattr(f"veneer.{module}.load_base", lambda base: family)
         run_training(quick_config(tiny_base, tiny_pictures, folder, **asked))
         evaluate_adapter(folder, Evaluating(paint=4))
     return folder
@@ -114,7 +114,7 @@ def test_page_and_json_are_of_one_mind_and_repeat(run: Path) -> None:
     first = [(run / name).read_bytes() for name in (REPORT, REPORT_DATA)]
     told = json.loads(first[1])
     assert told["evaluation"] == json.loads((run / EVALUATION).read_text("utf-8"))
-    ill = {float(sum(each["level"] == "ill" for each in told["findings"]))}
+    ill = {float(sum(each["level"] == "problem" for each in told["findings"]))}
     assert {float(tag["value"]) for tag in shown.of("data")} - ill <= set(numbers_in(told))
     write_report(run)
     assert [(run / name).read_bytes() for name in (REPORT, REPORT_DATA)] == first
@@ -173,7 +173,7 @@ def test_what_is_no_run_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixtu
     line = capsys.readouterr().err
     assert CONFIG in line and line.count("\n") == 1
     (tmp_path / EVALUATION).write_text("[]")
-    with pytest.raises(UserError, match="is no evaluation"):
+    with raises_code("evaluation.unreadable"):
         write_report(tmp_path)
 
 
@@ -232,7 +232,7 @@ def test_a_huge_log_becomes_a_small_page(tmp_path: Path) -> None:
 def test_a_log_that_is_too_long_for_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_run(tmp_path / "run", 10, [*huge(10)])
     monkeypatch.setattr("veneer.report.gather._DOCTORS", 100)
-    monkeypatch.setattr("veneer.report.gather.doctor_run", None)
+    monkeypatch.setattr("veneer.report.gather.run_doctor", None)
     found = report_run(folder)
     assert found.findings is None and any("The log is long" in each.what for each in found.missing)
 

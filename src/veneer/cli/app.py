@@ -268,13 +268,13 @@ def doctor(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that 'veneer train' wrote to.")],
     measure: Annotated[
         bool,
-        typer.Option("--measure", help="Load the base, and measure what the run did not, such as captions exchanged."),
+        typer.Option("--measure", help="Load the base, and measure what the run did not, such as shuffled captions."),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the same as data.")] = False,
 ) -> None:
-    """Say what ails a run, by which evidence, and what to change.
+    """Find problems of a run: the evidence, and what to change.
 
-    The exit code is 0 for a healthy run and 1 for an ill one.
+    The exit code is 0 for a healthy run and 1 for one with problems.
     """
     from veneer.cli.doctor import doctor_command
 

@@ -1,1 +1,1 @@
-"""What ails a run: rules that read evidence and say what is wrong, by which numbers, and what to change."""
+"""Find problems of a training run: rules that read evidence, and name causes, numbers and settings to change."""

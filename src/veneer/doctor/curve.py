@@ -1,4 +1,4 @@
-"""A run's loss curve, read with its own noise: parts of it as means with standard errors."""
+"""The loss curve of a run: means of parts of it with standard errors, and the gain from its start to its end."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from itertools import groupby
 
 import numpy as np
 
-from veneer.doctor.evidence import Effect, Evidence, Stretch
-from veneer.evaluate.interval import LEVEL, t_quantile
+from veneer.doctor.evidence import CurveSegment, Evidence
 
-__all__ = ["Gain", "Part", "best", "half_width", "head", "standard_error", "stretches_of", "tail", "training_gain"]
+__all__ = ["Gain", "MeanLoss", "StepLoss", "final_loss", "first_loss", "lowest_loss", "summarize", "training_gain"]
 
-_STRETCHES = 40
-_WINDOW = 0.25
-_NORMAL = 1.96
+_MAX_SEGMENTS = 40
+_QUARTER = 0.25
+_NORMAL_QUANTILE = 1.96
+
+StepLoss = tuple[int, float, float]
+"""Step, loss, gradient norm."""
 
 
 @dataclass(frozen=True)
-class Part:
-    """The mean loss of some steps in a row.
+class MeanLoss:
+    """Mean loss of consecutive steps.
 
     Attributes:
-        first: step, from 1.
-        last: step.
+        first: first step, from 1.
+        last: last step.
         loss: mean.
-        error: its standard error; 0 where too few steps were done to tell.
+        error: standard error of the mean; 0 where there are too few steps for one.
     """
 
     first: int
@@ -42,31 +44,31 @@ class Part:
 
 @dataclass(frozen=True)
 class Gain:
-    """What an adapter gained on its training pictures, as a share of the base's loss; below 0 is better.
+    """Change of the loss on training pictures by the adapter, as a share of the base's loss; below 0 is better.
 
     Attributes:
-        share: the mean.
-        reach: half of its 95 % interval.
-        told: where it comes from, a sentence.
+        share: mean.
+        half_width: half the width of its 95 % interval.
+        description: sentence that says which losses it is from.
     """
 
     share: float
-    reach: float
-    told: str
+    half_width: float
+    description: str
 
 
-def stretches_of(losses: Sequence[tuple[int, float, float]], most: int = _STRETCHES) -> tuple[Stretch, ...]:
-    """Sum up steps (step, loss, gradient norm) in at most so many stretches of about equal length."""
-    count = len(losses)
-    places = ((place * min(most, count) // count, step) for place, step in enumerate(losses))
-    return tuple(_stretch([step for _, step in group]) for _, group in groupby(places, key=lambda one: one[0]))
+def summarize(steps: Sequence[StepLoss], most: int = _MAX_SEGMENTS) -> tuple[CurveSegment, ...]:
+    """Return steps summed up as at most ``most`` segments of about equal length."""
+    count = len(steps)
+    segments = ((place * min(most, count) // count, step) for place, step in enumerate(steps))
+    return tuple(_segment([step for _, step in group]) for _, group in groupby(segments, key=lambda item: item[0]))
 
 
-def _stretch(steps: Sequence[tuple[int, float, float]]) -> Stretch:
+def _segment(steps: Sequence[StepLoss]) -> CurveSegment:
     finite = np.array([loss for _, loss, _ in steps if math.isfinite(loss)])
     error = float(finite.std(ddof=1) / math.sqrt(len(finite))) if len(finite) > 1 else None
     gradient = sum(norm for _, _, norm in steps) / len(steps)
-    return Stretch(
+    return CurveSegment(
         first=steps[0][0],
         last=steps[-1][0],
         finite=len(finite),
@@ -76,74 +78,62 @@ def _stretch(steps: Sequence[tuple[int, float, float]]) -> Stretch:
     )
 
 
-def head(evidence: Evidence) -> Part | None:
-    """The first stretch with a loss."""
-    return next((part for one in evidence.stretches if (part := _part([one]))), None)
+def first_loss(evidence: Evidence) -> MeanLoss | None:
+    """Return the mean loss of the first segment that has one."""
+    return next((loss for segment in evidence.loss_curve if (loss := _mean_loss([segment]))), None)
 
 
-def tail(evidence: Evidence) -> Part | None:
-    """The last quarter of the run."""
-    return _part(evidence.stretches[-_length(evidence) :])
+def final_loss(evidence: Evidence) -> MeanLoss | None:
+    """Return the mean loss of the last quarter of the run."""
+    return _mean_loss(evidence.loss_curve[-_quarter(evidence) :])
 
 
-def best(evidence: Evidence) -> Part | None:
-    """The quarter of the run, wherever it begins, in which the loss was lowest."""
-    length = _length(evidence)
-    starts = range(max(1, len(evidence.stretches) - length + 1))
-    parts = [part for start in starts if (part := _part(evidence.stretches[start : start + length]))]
-    return min(parts, key=lambda part: part.loss, default=None)
+def lowest_loss(evidence: Evidence) -> MeanLoss | None:
+    """Return the mean loss of the quarter of the run, wherever it begins, in which it is lowest."""
+    curve, length = evidence.loss_curve, _quarter(evidence)
+    starts = range(max(1, len(curve) - length + 1))
+    losses = [loss for start in starts if (loss := _mean_loss(curve[start : start + length]))]
+    return min(losses, key=lambda each: each.loss, default=None)
 
 
-def _length(evidence: Evidence) -> int:
-    return max(1, round(_WINDOW * len(evidence.stretches)))
+def _quarter(evidence: Evidence) -> int:
+    return max(1, round(_QUARTER * len(evidence.loss_curve)))
 
 
-def _part(stretches: Sequence[Stretch]) -> Part | None:
-    told = [(one.finite, one.loss, one.error) for one in stretches if one.loss is not None]
-    if not told:
+def _mean_loss(segments: Sequence[CurveSegment]) -> MeanLoss | None:
+    known = [(each.finite, each.loss, each.error) for each in segments if each.loss is not None]
+    if not known:
         return None
-    total = sum(finite for finite, _, _ in told)
-    loss = sum(finite * loss for finite, loss, _ in told) / total
-    return Part(stretches[0].first, stretches[-1].last, loss, _error(told, total))
+    total = sum(finite for finite, _, _ in known)
+    loss = sum(finite * loss for finite, loss, _ in known) / total
+    return MeanLoss(segments[0].first, segments[-1].last, loss, _standard_error(known, total))
 
 
-def _error(told: Sequence[tuple[int, float, float | None]], total: int) -> float:
-    """Of the mean over stretches; where one has a single step, and so no error of its own, from how far they differ."""
-    errors = [error for _, _, error in told]
-    if all(error is not None for error in errors):
-        return math.sqrt(sum((finite * (error or 0.0)) ** 2 for finite, _, error in told)) / total
-    losses = np.array([loss for _, loss, _ in told])
+def _standard_error(segments: Sequence[tuple[int, float, float | None]], total: int) -> float:
+    """Return the standard error of the mean over segments of (finite steps, loss, error).
+
+    It is pooled from the segments' errors; where one is of a single step, and so without an error, it is taken from how
+    far the segments differ.
+    """
+    if all(error is not None for _, _, error in segments):
+        return math.sqrt(sum((finite * (error or 0.0)) ** 2 for finite, _, error in segments)) / total
+    losses = np.array([loss for _, loss, _ in segments])
     return float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else 0.0
 
 
 def training_gain(evidence: Evidence) -> Gain | None:
-    """Measured if it was, else read off the curve: its last quarter against the first steps, which are nearly the base.
+    """Return the gain as measured, else by the curve: its last quarter against its first steps, nearly the base.
 
-    The base's own loss is no start to measure from: it is of other pictures, and of its error nothing is known but that
-    of a paired difference.
+    The base's own loss is no start to compare the curve with: it is of other pictures, and only the error of a paired
+    difference is known of it.
     """
     measured = evidence.training
     if measured is not None and measured.low is not None:
-        told = f"on training pictures the loss goes {measured.before:.4f} -> {measured.after:.4f}"
-        return Gain(measured.share, half_width(measured) / measured.before, told)
-    first, last = head(evidence), tail(evidence)
+        description = f"on training pictures the loss goes {measured.before:.4f} -> {measured.after:.4f}"
+        return Gain(measured.share, measured.half_width / measured.before, description)
+    first, last = first_loss(evidence), final_loss(evidence)
     if first is None or last is None or last.first == 1:
         return None
-    told = f"the training loss goes {first.loss:.4f} -> {last.loss:.4f} (its last quarter)"
-    reach = _NORMAL * math.hypot(last.error, first.error)
-    return Gain((last.loss - first.loss) / first.loss, reach / first.loss, told)
-
-
-def half_width(effect: Effect) -> float:
-    """Half of its 95 % interval; infinite if that is open, for one picture tells nothing of others.
-
-    Two effects on different pictures differ for certain by more than the root of the sum of their squares: that of
-    standard errors times 2 would be crossed by luck much oftener where one is of two or three pictures.
-    """
-    return math.inf if effect.low is None or effect.high is None else (effect.high - effect.low) / 2
-
-
-def standard_error(effect: Effect) -> float:
-    """Of the paired difference, from its interval, which is Student's or wider, so rather too large."""
-    width = half_width(effect)
-    return width if math.isinf(width) else width / t_quantile(effect.pictures - 1, LEVEL)
+    description = f"the training loss goes {first.loss:.4f} -> {last.loss:.4f} (its last quarter)"
+    half_width = _NORMAL_QUANTILE * math.hypot(last.error, first.error)
+    return Gain((last.loss - first.loss) / first.loss, half_width / first.loss, description)

@@ -1,41 +1,43 @@
-"""The table of rules, and what it says of a run."""
+"""The diagnosis of a run: all rules in the order of causes, and which findings explain others."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+from pydantic import computed_field
+
 from veneer.doctor.evidence import Evidence
 from veneer.doctor.finding import Finding, Rule
-from veneer.doctor.rules import endings, learning, pictures, settings
+from veneer.doctor.rules import captions, endings, fit, learning_rate, memory, pictures, settings, text_encoder
 
 __all__ = ["EXPLAINS", "RULES", "Diagnosis", "Unjudged", "diagnose"]
 
 RULES: tuple[Rule, ...] = (
-    endings.out_of_memory,
-    endings.not_a_number,
+    memory.out_of_memory,
+    endings.nan,
     endings.failed,
     endings.cut_off,
-    endings.stopped,
+    endings.unfinished,
     pictures.few_pictures,
-    pictures.captions_wrong,
-    learning.dead_adapter,
+    captions.captions_wrong,
+    learning_rate.dead_adapter,
     settings.decay_too_strong,
     settings.dropout_too_high,
     settings.warmup_too_long,
-    learning.text_encoder_overcooked,
-    learning.diverged,
-    learning.rate_too_high,
-    learning.rate_too_low,
-    learning.underfit,
+    text_encoder.text_encoder_overcooked,
+    learning_rate.diverged,
+    learning_rate.rate_too_high,
+    learning_rate.rate_too_low,
+    fit.underfit,
     pictures.duplicated,
-    learning.overfit,
-    learning.drifted,
-    pictures.captions_alike,
-    pictures.captions_leak_style,
-    pictures.trigger_missing,
-    pictures.trigger_unused,
+    fit.overfit,
+    fit.drift,
+    captions.captions_alike,
+    captions.captions_leak_style,
+    captions.trigger_missing,
+    captions.trigger_unused,
     pictures.held_out_leaked,
     pictures.blurred,
     pictures.left_out,
@@ -43,7 +45,7 @@ RULES: tuple[Rule, ...] = (
     pictures.few_held_out,
     settings.strength_far_from_one,
 )
-"""Causes before what they cause: a finding leaves out later ones that it explains."""
+"""All rules, causes before their effects; a rule's name is that of its finding."""
 
 _LEARNING = ("diverged", "rate_too_high", "rate_too_low", "underfit", "overfit", "drift", "text_encoder_overcooked")
 _LITTLE = ("rate_too_low", "underfit")
@@ -65,16 +67,16 @@ EXPLAINS: Mapping[str, tuple[str, ...]] = MappingProxyType(
         "trigger_missing": ("drift",),
     }
 )
-"""What an illness brings with it, so that it needs no finding of its own."""
+"""Findings that a problem brings with it, by its name, so that they are not reported as well."""
 
 
 @dataclass(frozen=True)
 class Unjudged:
-    """Something that the evidence does not tell.
+    """A question that the evidence does not answer.
 
     Attributes:
-        what: a question.
-        how: to get the evidence.
+        what: the question.
+        how: how to get the evidence: a sentence, or a command.
     """
 
     what: str
@@ -83,53 +85,60 @@ class Unjudged:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What the doctor says of a run.
+    """The findings of a run.
 
     Attributes:
-        findings: illnesses and notes, causes first.
-        unjudged: what could not be judged.
+        findings: problems, then notes; causes first.
+        unjudged: questions that the evidence does not answer.
     """
 
     findings: tuple[Finding, ...]
     unjudged: tuple[Unjudged, ...]
 
+    @computed_field  # type: ignore[prop-decorator]
     @property
-    def is_ill(self) -> bool:
-        """Whether any finding is an illness."""
-        return any(finding.level == "ill" for finding in self.findings)
+    def has_problems(self) -> bool:
+        """Whether any finding is a problem."""
+        return bool(self.problems)
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """The findings that are problems."""
+        return tuple(finding for finding in self.findings if finding.is_problem)
 
 
 def diagnose(evidence: Evidence) -> Diagnosis:
-    """Try every rule; leave out what another finding explains."""
-    found = [finding for rule in RULES if (finding := rule(evidence)) is not None]
-    explained = {name for finding in found if finding.level == "ill" for name in EXPLAINS.get(finding.name, ())}
-    ill_first = sorted((one for one in found if one.name not in explained), key=lambda one: one.level != "ill")
-    return Diagnosis(tuple(ill_first), tuple(_unjudged(evidence)))
+    """Apply every rule, and leave out findings that a problem explains."""
+    findings = [finding for rule in RULES if (finding := rule(evidence)) is not None]
+    explained = {name for finding in findings if finding.is_problem for name in EXPLAINS.get(finding.name, ())}
+    remaining = (finding for finding in findings if finding.name not in explained)
+    return Diagnosis(tuple(sorted(remaining, key=lambda finding: not finding.is_problem)), tuple(_unjudged(evidence)))
 
 
-def _unjudged(evidence: Evidence) -> list[Unjudged]:
+def _unjudged(evidence: Evidence) -> Iterator[Unjudged]:
     if evidence.ending.how == "failed":
-        return []
-    measured, missing = evidence.measured, []
+        return
+    measure = f"veneer doctor {evidence.run} --measure"
     if evidence.ending.how == "unknown":
-        missing.append(Unjudged("How did it end, and how did its loss fall?", "its log, run.jsonl, must be here"))
-    measure = "veneer doctor RUN --measure"
-    if evidence.unmeasured:
-        missing.append(
-            Unjudged("Do the captions fit their pictures?", f"nothing could be measured: {evidence.unmeasured}")
-        )
-    elif measured is None:
-        missing.append(Unjudged("Do the captions fit their pictures? Is every part of the adapter of use?", measure))
-    elif measured.train_captions is None:
-        missing.append(Unjudged("Do the captions fit their pictures?", "all are the same words, so nothing tells"))
+        yield Unjudged("How did it end, and how did its loss fall?", "its log, run.jsonl, must be here")
+    yield from _unjudged_captions(evidence, measure)
     if evidence.held_out is None:
-        missing.append(Unjudged("Did it learn or memorise?", "hold pictures out: data.held_out=0.1"))
+        yield Unjudged("Did it learn or memorise?", "hold pictures out: data.held_out=0.1")
     if evidence.drift is None:
-        missing.append(Unjudged("Does the base still paint other things as it did?", "veneer evaluate RUN"))
-    if not any(moved.ratio is not None for moved in evidence.moved.values()):
-        missing.append(Unjudged("How far did the weights move?", "base and adapter file must be here"))
+        yield Unjudged("Does the base still paint other things as it did?", f"veneer evaluate {evidence.run}")
+    if not any(change.ratio is not None for change in evidence.weight_changes.values()):
+        yield Unjudged("How far did the weights move?", "base and adapter file must be here")
     if evidence.captions is None:
-        missing.append(Unjudged("Captions and sizes of pictures?", "the pictures must be where config.yaml says"))
-    elif evidence.pictures.alike is None:
-        missing.append(Unjudged("Are pictures there twice, or too small?", measure))
-    return missing
+        yield Unjudged("Captions and sizes of pictures?", "the pictures must be where config.yaml says")
+    elif evidence.pictures.near_duplicates is None:
+        yield Unjudged("Are pictures there twice, or too small?", measure)
+
+
+def _unjudged_captions(evidence: Evidence, measure: str) -> Iterator[Unjudged]:
+    question = "Do the captions fit their pictures?"
+    if evidence.measurement_error:
+        yield Unjudged(question, f"nothing could be measured: {evidence.measurement_error}")
+    elif evidence.measurements is None:
+        yield Unjudged(f"{question} Is every part of the adapter of use?", measure)
+    elif evidence.measurements.train_captions is None:
+        yield Unjudged(question, "all are the same words, so nothing tells")

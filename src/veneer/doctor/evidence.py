@@ -1,49 +1,53 @@
-"""What a run left behind, as the doctor's rules read it: plain numbers, no tensors and no files.
+"""Evidence about a training run, as the doctor's rules read it: plain numbers, no tensors and no files.
 
-Evidence can be written as JSON and read back, so that a rule can be tried on a run that was made long ago.
+Evidence is written as JSON and read back, so that rules can be tried on runs that were made long ago.
 """
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
 from veneer.config.schema import RunConfig
+from veneer.evaluate.interval import LEVEL, t_quantile
 
 __all__ = [
-    "Captions",
-    "Copies",
+    "CaptionStatistics",
+    "CopyCheck",
+    "CurveSegment",
     "Effect",
     "Ending",
     "Evidence",
-    "Exchange",
-    "Measured",
-    "Memory",
-    "Moved",
-    "Pictures",
-    "Scored",
-    "Stretch",
+    "Measurements",
+    "MemoryEstimate",
+    "PictureCounts",
+    "ShuffledCaptions",
+    "ValidationScore",
+    "WeightChange",
     "read_evidence",
     "write_evidence",
 ]
 
-_FULL = 0.9
+_SCARCE_SHARE = 0.9
+
+# a configuration reads plain values in its own way, whether they come from JSON or from YAML
+_Config = Annotated[RunConfig, BeforeValidator(RunConfig.model_validate)]
 
 
 @dataclass(frozen=True)
 class Ending:
-    """How a run's log ends.
+    """How a run ended, by its log.
 
     Attributes:
-        how: ``cut off`` means that the log ends in the middle of training and nobody is at work on it, ``stopped
-            early`` that its patience ran out, ``unknown`` that there is no log.
-        step: the last step that was done.
-        kind: class of the fault that ended it, e.g. ``OutOfMemoryError``; empty without one.
-        text: what the fault says.
+        how: ``cut off`` means that the log ends in the middle of training and no process works on the run, ``stopped
+            early`` that early stopping ended it, ``unknown`` that there is no log.
+        step: number of steps done.
+        kind: class of the exception that ended it, e.g. ``OutOfMemoryError``; empty without one.
+        text: message of that exception.
     """
 
     how: Literal["finished", "stopped early", "stopped", "failed", "cut off", "running", "unknown"]
@@ -51,18 +55,23 @@ class Ending:
     kind: str = ""
     text: str = ""
 
+    @property
+    def first_line(self) -> str:
+        """First line of the message."""
+        return next(iter(self.text.strip().splitlines()), "")
+
 
 @dataclass(frozen=True)
-class Stretch:
-    """A few steps in a row, summed up.
+class CurveSegment:
+    """Consecutive steps of the loss curve, summed up.
 
     Attributes:
-        first: step, counted from 1.
-        last: step.
-        finite: how many of them had a finite loss.
-        loss: mean of those; None without any.
+        first: first step, counted from 1.
+        last: last step.
+        finite: number of its steps whose loss was finite.
+        loss: mean of the finite losses; None without any.
         error: standard error of that mean; None for fewer than two.
-        gradient: mean of their gradient norms before clipping; None if one is not finite.
+        gradient: mean of the gradient norms before clipping; None if one is not finite.
     """
 
     first: int
@@ -78,12 +87,12 @@ class Effect:
     """Two denoising losses on the same pictures, noise and timesteps, and their paired difference.
 
     Attributes:
-        mean: of the second less the first, over pictures.
-        low: lower end of its 95 % interval; None if it is open.
-        high: upper end; likewise.
+        mean: mean over pictures of the second loss less the first.
+        low: lower end of the difference's 95 % interval; None if the interval is open.
+        high: upper end; None likewise.
         before: the first loss.
         after: the second loss.
-        pictures: how many were measured on.
+        pictures: number of pictures measured on.
     """
 
     mean: float
@@ -99,80 +108,101 @@ class Effect:
         return self.mean / self.before
 
     @property
-    def is_less(self) -> bool:
-        """Whether the second loss is lower for certain: the whole interval is below 0."""
+    def is_lower(self) -> bool:
+        """Whether the second loss is lower: the whole interval lies below 0."""
         return self.high is not None and self.high < 0
 
     @property
-    def is_more(self) -> bool:
-        """Whether the second loss is higher for certain."""
+    def is_higher(self) -> bool:
+        """Whether the second loss is higher: the whole interval lies above 0."""
         return self.low is not None and self.low > 0
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the 95 % interval; infinite if it is open, as it is for one picture.
+
+        Two effects on different pictures differ beyond chance where they differ by more than the root of the sum of
+        the squares of their half widths. Twice their standard errors would be too little: where one effect is of two or
+        three pictures, chance exceeds that much more often than in 5 % of cases.
+        """
+        return math.inf if self.low is None or self.high is None else (self.high - self.low) / 2
+
+    @property
+    def standard_error(self) -> float:
+        """Standard error of the mean, from the interval, which is Student's or wider: rather too large than too small.
+
+        Infinite if the interval is open.
+        """
+        return (
+            self.half_width if math.isinf(self.half_width) else self.half_width / t_quantile(self.pictures - 1, LEVEL)
+        )
 
 
 @dataclass(frozen=True)
-class Scored:
-    """A held-out score taken while training."""
+class ValidationScore:
+    """The adapter's effect on held-out pictures, measured while training after ``step`` steps."""
 
     step: int
     effect: Effect
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The pictures of a run.
+class PictureCounts:
+    """Counts of a run's pictures, and the names of some.
 
     Attributes:
-        train: how many are trained on; 0: nobody counted.
-        held_out: how many are held out.
-        rejected: why pictures were left out, by file; the first few.
-        left_out: how many were.
-        twins: pictures that are there twice to the byte.
-        alike: training pictures that look like another one; None if nobody looked.
-        leaked: held-out pictures that look like a training picture; None likewise.
-        small: training pictures whose short side is below the resolution; None likewise.
-        smallest: the shortest side; None likewise.
-        examples: names of some that are alike.
-        small_examples: names of some that are small.
+        train: number of training pictures; 0 if they were not counted.
+        held_out: number of held-out pictures.
+        rejected: reasons for which pictures were left out, by file; the first few.
+        left_out: number of pictures that were left out.
+        duplicates: number of pictures that are copies of another file, byte by byte.
+        near_duplicates: number of training pictures that look like another one; None if they were not compared.
+        leaked: number of held-out pictures that look like a training picture; None likewise.
+        small: number of training pictures whose short side is below the resolution; None likewise.
+        smallest: shortest side of all in pixels; None likewise.
+        near_duplicate_examples: file names of some near duplicates.
+        small_examples: file names of some small pictures.
     """
 
     train: int
     held_out: int
     rejected: Mapping[str, str]
     left_out: int
-    twins: int
-    alike: int | None = None
+    duplicates: int
+    near_duplicates: int | None = None
     leaked: int | None = None
     small: int | None = None
     smallest: int | None = None
-    examples: tuple[str, ...] = ()
+    near_duplicate_examples: tuple[str, ...] = ()
     small_examples: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Captions:
-    """What is said of the training pictures.
+class CaptionStatistics:
+    """Statistics of the training captions.
 
     Attributes:
-        pictures: that have captions.
-        distinct: different captions among them.
-        shared: words that stand in nine of ten pictures' captions, less the trigger's, by share of pictures.
+        pictures: number of pictures that have captions.
+        distinct: number of different captions.
+        shared_words: words that stand in the captions of nine of ten pictures, less the trigger's words; the value is
+            the share of pictures.
         example: the first caption.
     """
 
     pictures: int
     distinct: int
-    shared: Mapping[str, float]
+    shared_words: Mapping[str, float]
     example: str
 
 
 @dataclass(frozen=True)
-class Moved:
-    """How far one network's adapter is from nothing, in Frobenius norms over all its adapted layers.
+class WeightChange:
+    """Size of one network's adapter beside the weights it is added to, as Frobenius norms over all adapted layers.
 
     Attributes:
-        layers: adapted ones.
+        layers: number of adapted layers.
         delta: norm of delta W.
-        base: norm of the same layers' W0; None where the base is not at hand.
+        base: norm of W0 of the same layers; None where the base's files are not at hand.
     """
 
     layers: int
@@ -181,74 +211,75 @@ class Moved:
 
     @property
     def ratio(self) -> float | None:
-        """|delta W| / |W0|."""
+        """Return |delta W| / |W0|; None where the base's norm is not known."""
         return None if not self.base else self.delta / self.base
 
 
 @dataclass(frozen=True)
-class Exchange:
-    """Loss with every caption exchanged for another picture's, less the loss with its own; above 0 is as it should be.
+class ShuffledCaptions:
+    """Loss with another picture's caption less the loss with the picture's own; above 0 where captions fit.
 
     Attributes:
-        base: without the adapter.
-        adapter: with it.
-        worst: pictures that another one's caption fits better by the base, the worst first.
+        base: the effect of shuffling on the base alone.
+        adapter: the effect with the adapter.
+        misfits: files of pictures that another picture's caption fits better, by the base's loss; the worst first.
     """
 
     base: Effect
     adapter: Effect
-    worst: tuple[str, ...] = ()
+    misfits: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was measured for the doctor, beyond what the run itself did.
+class Measurements:
+    """Losses that the doctor measured because no run measures them.
 
     Attributes:
-        train_captions: own captions against exchanged ones on training pictures; None where all captions are one.
-        held_captions: the same on held-out pictures.
+        train_captions: own against shuffled captions on training pictures; None where all captions are equal.
+        held_out_captions: the same on held-out pictures.
         text_encoder: the whole adapter against its denoiser's part alone, on held-out pictures, else on training ones.
-        bare: adapter against base on held-out pictures whose captions lack the words that all training captions share.
+        without_shared_words: adapter against base on held-out pictures, their captions without the words that all
+            training captions share.
     """
 
-    train_captions: Exchange | None = None
-    held_captions: Exchange | None = None
+    train_captions: ShuffledCaptions | None = None
+    held_out_captions: ShuffledCaptions | None = None
     text_encoder: Effect | None = None
-    bare: Effect | None = None
+    without_shared_words: Effect | None = None
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Bytes that the plan says training holds at its peak.
+class MemoryEstimate:
+    """Bytes that training holds at its peak, by the plan.
 
     Attributes:
-        peak: in all.
-        parts: of a training step, by what they are.
-        available: what the device has in all; None if that is not known.
-        after: the peak after changes of the configuration, each as the command line takes it; empty where none is
-            needed.
+        peak: bytes at the peak.
+        parts: bytes of a training step by what they hold.
+        available: bytes that the device has in all; None if that is not known.
+        peak_after: peak after each change of the configuration, by the change as the command line takes it; empty where
+            no change is needed.
     """
 
     peak: int
     parts: Mapping[str, int]
     available: int | None
-    after: Mapping[str, int]
+    peak_after: Mapping[str, int]
 
     @property
     def is_scarce(self) -> bool:
-        """Whether the peak takes nearly all that the device has, or more; so too where that is not known."""
-        return self.available is None or self.peak > _FULL * self.available
+        """Whether the peak takes nearly all that the device has, or more; True where that is not known."""
+        return self.available is None or self.peak > _SCARCE_SHARE * self.available
 
 
 @dataclass(frozen=True)
-class Copies:
-    """Painted pictures that are nearer to a training picture than real ones ever are.
+class CopyCheck:
+    """Painted pictures that are nearer to a training picture than real pictures are to each other.
 
     Attributes:
-        flagged: how many.
-        painted: of how many.
-        expected: by luck.
-        nearest: the pair that is nearest.
+        flagged: number of such pictures.
+        painted: number of pictures that were painted.
+        expected: number of flagged pictures expected by chance.
+        nearest: files of the nearest pair: painted picture, training picture.
     """
 
     flagged: int
@@ -259,57 +290,59 @@ class Copies:
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the doctor knows of a run.
+    """Everything the doctor knows of a run.
 
     Attributes:
-        config: resolved.
-        ending: how it ended.
-        stretches: its loss curve.
-        skipped: steps whose loss or gradient was not finite and that changed nothing.
-        overflowed: steps that float16 overflowed in; the first few are as they should be.
-        pictures: counts.
-        captions: None where the pictures are not at hand.
-        moved: by network; empty without an adapter file.
+        config: the run's configuration, resolved.
+        ending: how the run ended.
+        loss_curve: the training loss in segments.
+        skipped_steps: number of steps that changed nothing because loss or gradient was not finite.
+        overflowed_steps: number of steps in which float16 overflowed; a few at the start are normal.
+        pictures: counts of pictures.
+        captions: statistics of the captions; None where the pictures are not at hand.
+        weight_changes: size of the adapter by network; empty without an adapter file.
         held_out: adapter against base on held-out pictures; None without a score.
-        training: the same on training pictures.
-        drift: the same on pictures of other things, which the adapter should leave alone.
-        drift_source: where those come from.
-        copies: None where nothing was painted to compare.
-        scored: the held-out score while training.
-        checkpoints: steps of those that are kept.
-        measured: what was measured for the doctor; None: nothing was.
-        unmeasured: why it could not be, where it was asked for.
-        memory: None without a plan of it.
+        training: adapter against base on training pictures; None likewise.
+        drift: adapter against base on pictures of other things, which should not change; None likewise.
+        drift_source: where the pictures of other things come from.
+        copies: result of the search for copies; None where no picture was painted for it.
+        validation_scores: held-out scores while training, in the order of steps.
+        checkpoints: steps of the checkpoints on disk.
+        measurements: what the doctor measured; None if it measured nothing.
+        measurement_error: why nothing could be measured, where it was asked for; else empty.
+        memory: the plan's memory; None without a plan.
+        run: the run's folder, as a command line takes it.
     """
 
-    config: RunConfig
+    config: _Config
     ending: Ending
-    stretches: tuple[Stretch, ...]
-    skipped: int
-    overflowed: int
-    pictures: Pictures
-    captions: Captions | None = None
-    moved: Mapping[str, Moved] = field(default_factory=dict)
+    loss_curve: tuple[CurveSegment, ...]
+    skipped_steps: int
+    overflowed_steps: int
+    pictures: PictureCounts
+    captions: CaptionStatistics | None = None
+    weight_changes: Mapping[str, WeightChange] = field(default_factory=dict)
     held_out: Effect | None = None
     training: Effect | None = None
     drift: Effect | None = None
     drift_source: str = ""
-    copies: Copies | None = None
-    scored: tuple[Scored, ...] = ()
+    copies: CopyCheck | None = None
+    validation_scores: tuple[ValidationScore, ...] = ()
     checkpoints: tuple[int, ...] = ()
-    measured: Measured | None = None
-    unmeasured: str = ""
-    memory: Memory | None = None
+    measurements: Measurements | None = None
+    measurement_error: str = ""
+    memory: MemoryEstimate | None = None
+    run: str = "RUN"
 
     @property
-    def showings(self) -> float:
-        """How often each training picture was shown, on average."""
+    def epochs(self) -> float:
+        """How often each training picture was trained on, on average."""
         train = self.config.train
         return self.ending.step * train.batch_size * train.gradient_accumulation_steps / max(1, self.pictures.train)
 
     @property
     def has_finished(self) -> bool:
-        """Whether all steps were done, or as many as the run's patience allowed."""
+        """Whether the run did all its steps, or early stopping ended it."""
         return self.ending.how in ("finished", "stopped early")
 
 
@@ -317,12 +350,14 @@ _ADAPTER = TypeAdapter(Evidence)
 
 
 def write_evidence(evidence: Evidence) -> bytes:
-    """JSON that :func:`read_evidence` reads back equal."""
+    """Return evidence as JSON that :func:`read_evidence` reads back equal."""
     return _ADAPTER.dump_json(evidence, indent=1)
 
 
 def read_evidence(content: bytes) -> Evidence:
-    """Evidence from JSON."""
-    values = json.loads(content)
-    # its own way, for strict sections take paths and tuples only, and JSON has neither
-    return _ADAPTER.validate_python({**values, "config": RunConfig.model_validate(values["config"])})
+    """Return evidence from JSON.
+
+    Raises:
+        pydantic.ValidationError: the JSON is no evidence.
+    """
+    return _ADAPTER.validate_json(content)

@@ -1,8 +1,8 @@
-"""Where the rules draw their lines.
+"""Limits of the rules.
 
-Set on the runs of ``python -m tools.illnesses`` whose names begin with ``fit-``; the runs that the doctor is judged by
-have another choice of pictures, other held-out ones, other settings and another seed. Shares and ratios, so that they
-carry over to other bases as far as anything does; what is decided by an interval needs no line at all.
+They were chosen on the runs of ``python -m tools.doctor_cases`` whose names begin with ``fit-``; the runs that judge
+the doctor have another choice of pictures, other held-out pictures, other settings and another seed. All are shares and
+ratios, so that they carry over to other bases as far as anything does; what an interval decides needs no limit.
 """
 
 from __future__ import annotations
@@ -10,50 +10,50 @@ from __future__ import annotations
 from typing import Final
 
 __all__ = [
-    "DEAD",
-    "DESTROYED",
-    "DIVERGED",
-    "ERRORS",
+    "CAPTION_EFFECT",
+    "DEAD_RATIO",
+    "DESTROYED_RATIO",
+    "DIVERGED_RATIO",
+    "FEW_EPOCHS",
     "FEW_PICTURES",
-    "FEW_SHOWINGS",
+    "FEW_SCORED_PICTURES",
     "FEW_STEPS",
-    "HARMED",
-    "KEPT",
-    "LITTLE",
+    "HARMFUL_SHARE",
+    "KEPT_GAIN",
+    "LITTLE_GAIN",
+    "LOSS_ERRORS",
     "MANY_PICTURES",
-    "OVERCOOKED",
-    "SCORED_PICTURES",
-    "SLOW",
-    "TOLD_APART",
+    "OVERCOOKED_RATIO",
+    "UNMOVED_RATIO",
 ]
 
-ERRORS: Final = 4.0
+LOSS_ERRORS: Final = 4.0
 """Standard errors that a difference in the loss curve must have."""
-DIVERGED: Final = 1.15
-"""The last quarter's loss over the best quarter's from which training is said to run away."""
-LITTLE: Final = 0.06
+DIVERGED_RATIO: Final = 1.15
+"""Loss of the last quarter over that of the best quarter from which training counts as diverged."""
+LITTLE_GAIN: Final = 0.06
 """Share of the base's loss below which a gain counts as little."""
-KEPT: Final = 0.6
-"""Share of the gain on training pictures that at least should be there on held-out ones."""
-TOLD_APART: Final = 0.025
-"""Share of the loss that an exchange of captions should add at least, once the pictures are learned."""
-OVERCOOKED: Final = 0.25
-"""|delta W| / |W0| of a text encoder from which it is another one, if its denoiser moved less."""
-HARMED: Final = 0.01
-"""Share of the loss that a part of the adapter must add to count as harm."""
-DESTROYED: Final = 1.0
-"""|delta W| / |W0| from which the adapter is no small change of the weights: it outweighs them."""
-DEAD: Final = 1e-4
-"""|delta W| / |W0| below which nothing can be seen of an adapter."""
-SLOW: Final = 0.02
-"""The same below which a long training has hardly moved its weights."""
+KEPT_GAIN: Final = 0.6
+"""Share of the gain on training pictures that held-out pictures should gain at least."""
+CAPTION_EFFECT: Final = 0.025
+"""Share of the loss that shuffled captions should add at least, once the pictures are learned."""
+OVERCOOKED_RATIO: Final = 0.25
+"""|delta W| / |W0| from which a text encoder counts as overcooked, if the denoiser moved less."""
+HARMFUL_SHARE: Final = 0.01
+"""Share of the loss that a part of the adapter must add to count as harmful."""
+DESTROYED_RATIO: Final = 1.0
+"""|delta W| / |W0| from which the adapter outweighs the weights it is added to."""
+DEAD_RATIO: Final = 1e-4
+"""|delta W| / |W0| below which an adapter has no visible effect."""
+UNMOVED_RATIO: Final = 0.02
+"""|delta W| / |W0| below which a long training has hardly moved the weights."""
 FEW_STEPS: Final = 40
-"""A training below this many steps has hardly begun, unless each picture was shown often."""
-FEW_SHOWINGS: Final = 2.0
-"""Showings of each picture below which a short training has hardly begun."""
+"""Number of steps below which a training has hardly begun, unless it showed each picture often."""
+FEW_EPOCHS: Final = 2.0
+"""Number of epochs below which a short training has hardly begun."""
 FEW_PICTURES: Final = 5
-"""Training pictures below which there is no telling what they have in common."""
+"""Number of training pictures below which there is no telling what they have in common."""
 MANY_PICTURES: Final = 30
-"""From here on pictures show different things, so that one caption for all says nothing."""
-SCORED_PICTURES: Final = 5
-"""Held-out pictures below which a score's interval says little."""
+"""Number of pictures from which on they show different things, so that one caption for all says nothing."""
+FEW_SCORED_PICTURES: Final = 5
+"""Number of held-out pictures below which a score's interval says little."""

@@ -191,7 +191,7 @@ class Advised:
 
     name: str
     what: str
-    level: Literal["ill", "note"]
+    level: Literal["problem", "note"]
     sure: bool
     evidence: tuple[str, ...]
     changes: tuple[Named, ...]

@@ -12,7 +12,7 @@ from typing import Any
 from veneer.config.load import dump_config, load_config
 from veneer.config.schema import RunConfig
 from veneer.doctor.finding import Finding
-from veneer.doctor.gather import doctor_run
+from veneer.doctor.gather import run_doctor
 from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from veneer.files import atomic_write
@@ -195,7 +195,7 @@ def _findings(found: _Found, missing: list[Missing]) -> tuple[Advised, ...] | No
         missing.append(Missing("doctor", "The log is long, so the doctor was not asked", ask))
         return None
     try:
-        diagnosis, _ = doctor_run(found.folder)
+        diagnosis, _ = run_doctor(found.folder)
     except UserError as fault:
         missing.append(Missing("doctor", f"The doctor could not look at it ({fault})", ask))
         return None

@@ -101,7 +101,7 @@ def _run_tiles(report: Report) -> list[tuple[str, Markup, str]]:
         small = "the last one scored" if best == last else "its adapter is best.safetensors"
         tiles.append(("Best step so far", figure(best, f"{best:,}"), small))
     if report.findings is not None:
-        ill = sum(each.level == "ill" for each in report.findings)
+        ill = sum(each.level == "problem" for each in report.findings)
         tiles.append(("Doctor's findings", figure(ill, str(ill)), f"and {len(report.findings) - ill} notes"))
     return tiles
 
@@ -383,15 +383,15 @@ def _amount(value: float | None, unit: str) -> str:
 def _doctor(report: Report) -> Markup:
     if report.findings is None:
         return _missing(report, "doctor")
-    if not any(each.level == "ill" for each in report.findings):
-        well = element("p", "Nothing ails this run, as far as can be seen.")
+    if not any(each.level == "problem" for each in report.findings):
+        well = element("p", "No problem was found in this run.")
     else:
         well = Markup()
     return joined([well, *(_finding(each) for each in report.findings), _missing(report, "doctor")])
 
 
 def _finding(finding: Advised) -> Markup:
-    level = "illness" if finding.level == "ill" else "note"
+    level = finding.level
     doubt = "" if finding.sure else " (not sure)"
     name = finding.name.replace("_", " ")
     head = element("h3", element("span", level, class_=f"badge {finding.level}"), f" {name}{doubt}")

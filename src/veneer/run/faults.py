@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from veneer.errors import UserError
 from veneer.run.events import Failed
 
-__all__ = ["is_out_of_memory", "recording_faults"]
+__all__ = ["is_out_of_memory", "may_be_out_of_memory", "recording_faults"]
 
 _MEMORY_KINDS = ("OutOfMemoryError", "MemoryError")
 _MEMORY_WORDS = ("out of memory", "can't allocate memory", "cannot allocate memory", "failed to allocate")
+_POSSIBLE_MEMORY_WORDS = ("could not create a primitive", "could not create a memory")
+"""What oneDNN says when it gets no memory, and now and then for another reason."""
 
 
 @contextmanager
@@ -34,3 +36,8 @@ def recording_faults(emit: Callable[[object], None]) -> Iterator[None]:
 def is_out_of_memory(kind: str, text: str) -> bool:
     """Whether a fault, by its class's name and its words, is a want of memory: CUDA's, PyTorch's or Python's."""
     return kind in _MEMORY_KINDS or any(words in text.lower() for words in _MEMORY_WORDS)
+
+
+def may_be_out_of_memory(kind: str, text: str) -> bool:
+    """Return whether an exception is a want of memory, or one that oneDNN raises for that among other reasons."""
+    return is_out_of_memory(kind, text) or any(words in text.lower() for words in _POSSIBLE_MEMORY_WORDS)

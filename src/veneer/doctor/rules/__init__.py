@@ -1,1 +1,1 @@
-"""Rules that find what is wrong with a run: one function a problem."""
+"""Rules that find problems of a run: one function a problem, named after its finding."""
