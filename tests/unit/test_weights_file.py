@@ -149,7 +149,6 @@ def test_folder_without_an_adapter(tmp_path: Path) -> None:
     "extra",
     [
         "unet.x.dora_scale",
-        "unet.x.lora_magnitude_vector",
         "unet.x.lora_B.bias",
         "unet.x.hada_w1_a",
         "unet.x.alpha",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from peft import LoraConfig
@@ -38,6 +38,8 @@ class LoraSpec:
     alpha: float
     targets: tuple[str, ...]
     dropout: float = 0.0
+    peft_markers: ClassVar[Mapping[str, Any]] = {}
+    """Settings of peft's config that mark the method; none for plain LoRA."""
 
     def __post_init__(self) -> None:
         """Refuse what cannot be trained."""
@@ -63,27 +65,28 @@ class LoraSpec:
         """Return the same plan for ``network.add_adapter`` and ``peft.get_peft_model``."""
         settings: dict[str, Any] = {"lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha}
         settings |= {"r": self.rank, "lora_dropout": self.dropout, "init_lora_weights": "gaussian"}
+        settings |= self.peft_markers
         return LoraConfig(target_modules=list(self.targets), **settings)
 
-    @staticmethod
-    def from_peft(config: LoraConfig) -> LoraSpec:
+    @classmethod
+    def from_peft(cls, config: LoraConfig) -> LoraSpec:
         """Return the plan that a peft config states.
 
         Raises:
-            UserError: it states more than a plan of LoRA can, so it would train something else.
+            UserError: it states more than a plan of this method can, or less, so it would train something else.
         """
-        code, default = "adapter.unsupported_peft_config", LoraConfig()
+        code, default = "adapter.unsupported_peft_config", LoraConfig(**cls.peft_markers)
         changed = [f.name for f in fields(config) if getattr(config, f.name) != getattr(default, f.name)]
         if unsupported := sorted(set(changed) - _EXPRESSED):
-            what = f"the peft config sets {', '.join(unsupported)}"
-            raise UserError(what, code=code, remedy="only plain LoRA is trained")
+            settings = ", ".join(f"{name}={getattr(config, name)!r:.40}" for name in unsupported)
+            raise UserError(f"the peft config sets {settings}", code=code, remedy="a plan has no place for that")
         if (start := config.init_lora_weights) not in (True, "gaussian"):
             raise UserError(f"the peft config's init_lora_weights is {start!r}", code=code, remedy="use gaussian")
         targets = config.target_modules
         if targets is None or isinstance(targets, str):
             what = f"the peft config's target_modules is {targets!r}"
             raise UserError(what, code=code, remedy="give a list of layer names")
-        return LoraSpec(config.r, float(config.lora_alpha), tuple(sorted(targets)), config.lora_dropout)
+        return cls(config.r, float(config.lora_alpha), tuple(sorted(targets)), config.lora_dropout)
 
     def check_layer(self, path: str, layer: Layer) -> None:
         """Refuse a rank that the layer's matrix does not have, and convolutions that peft adapts wrongly.

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from veneer.adapter.dora import DORA
 from veneer.adapter.lora import LORA
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, LayerAdapter, Method
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
@@ -14,7 +15,7 @@ from veneer.errors import UserError
 
 __all__ = ["METHODS", "Networks", "from_tensors", "specs_of", "to_tensors"]
 
-METHODS: Mapping[str, Method] = {method.name: method for method in (LORA,)}
+METHODS: Mapping[str, Method] = {method.name: method for method in (LORA, DORA)}
 """Each method by its value of ``adapter.method``."""
 
 

@@ -151,7 +151,7 @@ class TextEncoderAdapterConfig(_Section):
 class AdapterConfig(_Section):
     """What is trained: ``h = W0 x + (alpha/rank) B A x`` (Hu et al. 2021, section 4.1)."""
 
-    method: Literal["lora"] = "lora"
+    method: Literal["lora", "dora"] = "lora"
     """How delta W is made."""
     rank: Count = 4
     """Rank of delta W."""

@@ -53,7 +53,7 @@ class _Copy(Tensor):
         cls, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         named = kwargs or {}
-        if func in _DATA or any(isinstance(each, _Copy) for each in _written(func.__name__, args, named)):
+        if func == _SET_DATA or any(isinstance(each, _Copy) for each in _written(func.__name__, args, named)):
             what = "the weight is quantised and this is a copy of it, so nothing can be merged into it"
             raise UserError(what, remedy="load the base in full for that")
         with torch._C.DisableTorchFunctionSubclass():
@@ -76,7 +76,7 @@ def _written(name: str, args: tuple[Any, ...], named: Mapping[str, Any]) -> Iter
         yield from tree_leaves((args or tuple(named.values()))[0])
 
 
-_DATA: tuple[Any, ...] = (cast(Any, Tensor.data).__get__, cast(Any, Tensor.data).__set__)
+_SET_DATA: Any = cast(Any, Tensor.data).__set__
 _AUGMENTED = ("add", "and", "floordiv", "lshift", "mod", "mul", "or", "pow", "rshift", "sub", "truediv", "xor")
 _OPERATORS = {"__setitem__", *(f"__i{operation}__" for operation in _AUGMENTED)}
 _WRITES_NOTHING = {"requires_grad_"}
