@@ -76,8 +76,8 @@ def weights_of(make: Callable[[], nn.Module], form: str) -> dict[str, int]:
     linear = sum(m.weight.nbytes for m in plain.modules() if type(m) is nn.Linear)
     whole = sum(parameter.nbytes for parameter in plain.parameters())
     tracer = MemoryTracer(torch.device("cpu"))
-    with tracer.open():
-        held = tracer.furnish(plain, torch.float32)
+    with tracer.tracing():
+        held = tracer.materialise(plain, torch.float32)
         quantize(held, form)
     tensors = [*held.parameters(), *(b for b in held.buffers() if b.dtype == torch.uint8)]
     total = sum(tensor.nbytes for tensor in tensors)

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from veneer.evaluate.results import Score as Score
     from veneer.evaluate.results import read_evaluation as read_evaluation
     from veneer.family.loading import load_base as load_base
-    from veneer.plan.rehearsal import make_plan as make_plan
+    from veneer.plan.assessment import make_plan as make_plan
     from veneer.report.gather import write_report as write_report
     from veneer.run.resume import Resume as Resume
     from veneer.run.session import run_training as run_training
@@ -164,7 +164,7 @@ _HOMES = {
     "load_config": "veneer.config.load:load_config",
     "load_study": "veneer.study.config:load_study",
     "load_base": "veneer.family.loading:load_base",
-    "make_plan": "veneer.plan.rehearsal:make_plan",
+    "make_plan": "veneer.plan.assessment:make_plan",
     "merge": "veneer.adapter.merge:merge",
     "merge_adapter": "veneer.verbs.merge:merge_adapter",
     "resize": "veneer.adapter.resize:resize",

@@ -17,9 +17,9 @@ from tests.unit.test_cli import refusal
 from veneer.cli import plan as command
 from veneer.cli.main import main
 from veneer.config.schema import RunConfig
-from veneer.plan import rehearsal
-from veneer.plan.account import Course, NetworkPlan, Plan
+from veneer.plan import assessment
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
+from veneer.plan.plan import NetworkPlan, Plan, Schedule
 from veneer.plan.probe import Probe
 
 PAGE = Path(__file__).parents[2] / "docs" / "plan.md"
@@ -43,7 +43,7 @@ def invented(config: RunConfig, *_: Any, **__: Any) -> Plan:
     phases = [Phase(name, size, {"all": size}, size) for name in (LOADING, ENCODING, STEP)]
     memory = Memory("cpu", tuple(phases), None)
     networks = {"unet": NetworkPlan(10, 1000, {"to_q": 1}, {"to_q": 10})}
-    return Plan(networks, 40, memory, Course(100, config.train.batch_size, 1, None))
+    return Plan(networks, 40, memory, Schedule(100, config.train.batch_size, 1, None))
 
 
 @pytest.fixture
@@ -68,8 +68,8 @@ def test_a_plan_says_all_that_a_run_takes(words: tuple[str, ...]) -> None:
         r"^optimiser state +[\d.]+ KB$",
         r"^caches +[\d.]+ KB$",
         r"^peak of a training step +[\d.]+ [MG]B$",
-        r"^other peaks: loading .*, encoding a picture .*, painting 8 pictures .*, scoring ",
-        r"^course: [\d,]+ steps of \d+ pictures, [\d,]+ shown, [\d,.]+ epochs of \d+$",
+        r"^other peaks: loading .*, encoding a picture .*, sampling 8 pictures .*, scoring ",
+        r"^schedule: [\d,]+ steps of \d+ pictures, [\d,]+ shown, [\d,.]+ epochs of \d+$",
         r"^disk: [\d.]+ [KM]B, \d checkpoints of [\d.]+ KB and the adapter$",
         r"^fits: [\d.]+ [MG]B while .*, and [\d.]+ GB are free$",
     ):
@@ -83,13 +83,13 @@ def test_the_same_as_data(words: tuple[str, ...]) -> None:
     memory = found["memory"]
     step = next(phase for phase in memory["phases"] if phase["name"] == STEP)
     assert sum(step["parts"].values()) == step["tensors"] < step["process"] == step["peak"] <= memory["peak"]
-    assert found["course"]["shown"] == found["course"]["steps"] * found["course"]["batch"]
+    assert found["schedule"]["shown"] == found["schedule"]["steps"] * found["schedule"]["batch"]
     assert "probe" not in found
 
 
 def test_measured_stands_below_and_the_time_too(words: tuple[str, ...]) -> None:
     text = printed(*words, "--probe", "train.max_steps=2400")
-    assert re.search(r"^probed +measured +planned +error$", text, re.M)
+    assert re.search(r"^probe +measured +planned +error$", text, re.M)
     assert re.search(r"^training step +4.00 MB +[\d.]+ MB +[+-][\d.]+%$", text, re.M)
     assert text.endswith("time: 1.50 s a step, 1:00:00 for 2,400 steps\n")
     found = told(*words, "--probe", "train.max_steps=2400")["probe"]
@@ -97,11 +97,11 @@ def test_measured_stands_below_and_the_time_too(words: tuple[str, ...]) -> None:
 
 
 def test_what_would_make_it_fit_is_told(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "rehearse", invented)
-    found = told(*words, "train.batch_size=8", "--memory", str(rehearsal.process_memory() + 50 * 10**6))
+    monkeypatch.setattr(assessment, "rehearse", invented)
+    found = told(*words, "train.batch_size=8", "--memory", str(assessment.process_memory() + 50 * 10**6))
     assert found["fits"] is False
     assert found["remedies"][0]["changes"] == {"train.batch_size": 4, "train.gradient_accumulation_steps": 2}
-    text = printed(*words, "train.batch_size=8", "--memory", str(rehearsal.process_memory() + 50 * 10**6))
+    text = printed(*words, "train.batch_size=8", "--memory", str(assessment.process_memory() + 50 * 10**6))
     assert (
         "\ndoes not fit: " in text
         and "\nwhat would make it fit:\n  train.batch_size=4 train.gradient_accumulation_steps=2 (" in text
@@ -109,7 +109,7 @@ def test_what_would_make_it_fit_is_told(words: tuple[str, ...], monkeypatch: pyt
 
 
 def test_nothing_helps_where_there_is_nothing(words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "rehearse", invented)
+    monkeypatch.setattr(assessment, "rehearse", invented)
     text = printed(*words, "--memory", "1MB")
     assert "1.00 MB are free" in text and text.rstrip().endswith("lower data.resolution")
 
@@ -127,7 +127,7 @@ def test_train_prints_the_same_first(words: tuple[str, ...], tmp_path: Path) -> 
     with redirect_stdout(io.StringIO()):
         assert main(["train", *words, *quick, f"output.dir={tmp_path / 'run'}"]) == 0
     begun = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert begun["networks"] == ahead["networks"] and begun["course"] == ahead["course"]
+    assert begun["networks"] == ahead["networks"] and begun["schedule"] == ahead["schedule"]
     for before, now in zip(ahead["memory"]["phases"], begun["memory"]["phases"], strict=True):
         assert (before["name"], before["parts"]) == (now["name"], now["parts"])
         grown = [phase["process"] - of["memory"]["before"] for phase, of in ((before, ahead), (now, begun))]
@@ -143,7 +143,7 @@ def test_the_commands_of_the_page(
     assert found is not None
     commands = [shlex.split(line) for line in found[1].splitlines()]
     assert len(commands) >= 5
-    monkeypatch.setattr(rehearsal, "rehearse", invented)
+    monkeypatch.setattr(assessment, "rehearse", invented)
     for program, verb, *rest in commands:
         assert (program, verb) == ("veneer", "plan")
         base = () if "--base" in rest else (f"base={tiny_base}",)

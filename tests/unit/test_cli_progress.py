@@ -15,8 +15,8 @@ from rich.console import Console
 from veneer.cli import progress as module
 from veneer.cli.progress import Progress
 from veneer.engine.memory_usage import InUse
-from veneer.plan.account import NetworkPlan, Plan
 from veneer.plan.memory import Memory, Phase
+from veneer.plan.plan import NetworkPlan, Plan
 from veneer.run.events import Planned, Resumed
 from veneer.train.events import Finished, SampleDue, StepDone, TrainingStarted, Warned
 

@@ -29,7 +29,7 @@ from veneer.doctor.rules.memory import memory_changes
 from veneer.errors import UserError
 from veneer.evaluate.heldout import HeldOutEvaluator, heldout_losses
 from veneer.family.registry import load_family
-from veneer.plan.memory import as_text
+from veneer.plan.text import format_bytes
 from veneer.run.events import Failed
 from veneer.run.faults import recording_faults
 from veneer.run.folder import CONFIG, LOG
@@ -303,7 +303,7 @@ def test_want_of_memory_is_told_and_named(
     before, after = gather_evidence(tmp_path / "run").memory, changes_of(config)[halved]
     assert before is not None and before.peak_after[halved] < before.peak
     (told,) = [one["why"] for one in finding["changes"] if one["override"] == halved]
-    assert told == f"{after.why}; the plan's peak is then {as_text(before.peak_after[halved])}"
+    assert told == f"{after.why}; the plan's peak is then {format_bytes(before.peak_after[halved])}"
 
 
 def test_a_fault_is_cut_from_the_log_of_a_run_that_goes_on(

@@ -18,8 +18,8 @@ from veneer.data.preflight import survey
 from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
+from veneer.plan.assessment import assess_config, plan_loaded
 from veneer.plan.memory import STEP
-from veneer.plan.rehearsal import look_ahead, plan_run
 from veneer.run.session import run_training
 from veneer.train.events import StepDone
 from veneer.train.loop import Trainer
@@ -208,7 +208,7 @@ def test_the_plan_lets_them_leave(tiny_base: Path, tiny_pictures: Path, tmp_path
     """Sketched and on the loaded base: a step holds less by the parts' bytes, painting as much as ever."""
     whole = {name: sum(p.nbytes for p in part.parameters()) for name, part in parts(family).items()}
     roles = {"autoencoder": "weights: autoencoder", "text_encoder": "weights: text_encoder"}
-    for make in (lambda c: look_ahead(c, known=False, limit=None).plan, lambda c: plan_run(c, family)):
+    for make in (lambda c: assess_config(c, count_pictures=False, limit=None).plan, lambda c: plan_loaded(c, family)):
         plans = []
         for offload in (True, False):
             plan = make(quick_config(tiny_base, tiny_pictures, tmp_path, train={"offload": offload}))

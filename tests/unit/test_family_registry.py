@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from veneer.errors import UserError
 from veneer.family.registry import detect, load_family, one_line_errors
-from veneer.plan.sketch import sketch
+from veneer.plan.abstract import abstract_base
 from veneer.plan.tracer import MemoryTracer
 
 
@@ -208,7 +208,7 @@ def test_a_plan_of_a_broken_base_is_one_line_too(tiny_base: Path, tmp_path: Path
     base = copy_of(tiny_base, tmp_path / "base")
     told("unet", attention_head_dim=0)(base)
     with pytest.raises(UserError, match=r"cannot be loaded \(ZeroDivisionError: "):
-        sketch(str(base), MemoryTracer(torch.device("cpu")), torch.float32)
+        abstract_base(str(base), MemoryTracer(torch.device("cpu")), torch.float32)
 
 
 def test_an_error_without_words_is_told_by_its_name() -> None:

@@ -18,7 +18,7 @@ from tests.bases import Defaults
 from tools.publish import published
 from veneer.cli.progress import Progress
 from veneer.config.load import build_config, resolve
-from veneer.plan.account import Plan
+from veneer.plan.plan import Plan
 from veneer.run.events import Planned
 from veneer.run.folder import LOG, TENSORBOARD
 from veneer.run.identity import Identity

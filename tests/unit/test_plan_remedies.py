@@ -1,4 +1,4 @@
-"""What would make a run fit: the mildest form of each change, and none that does not help."""
+"""Remedies: the mildest form of each change that makes a run fit, and none that does not help."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.training import tiny_config
 from veneer.config.schema import RunConfig
 from veneer.plan.memory import STEP, Memory, Phase
-from veneer.plan.remedies import remedies, verdict
+from veneer.plan.remedies import find_remedies, verdict
 
 
 def invented(config: RunConfig) -> Memory:
@@ -60,7 +60,7 @@ BOTH = ("torchao", "bitsandbytes")
 )
 def test_frozen_weights_in_fewer_bits_where_a_library_is_there(limit: int, form: str | None) -> None:
     """Of 1880, 300 to 400 are taken off."""
-    changes = [(change, peak) for change, peak in found(config_of(), limit) if "train.quantization" in change]
+    changes = [(change, peak) for change, peak in changes_of(config_of(), limit) if "train.quantization" in change]
     sizes = {"torchao_int8": 1580, "bnb_int8": 1570, "bnb_nf4": 1480}
     assert changes == ([] if form is None else [({"train.quantization": form}, sizes[form])])
 
@@ -68,16 +68,16 @@ def test_frozen_weights_in_fewer_bits_where_a_library_is_there(limit: int, form:
 @pytest.mark.parametrize("_installed", [BOTH], indirect=True)
 def test_weights_in_few_bits_are_not_held_in_other_bits(_installed: None) -> None:
     config = config_of(train={"quantization": "torchao_int8", "batch_size": 8, "gradient_accumulation_steps": 1})
-    assert not any("train.quantization" in change for change, _ in found(config, 1500))
+    assert not any("train.quantization" in change for change, _ in changes_of(config, 1500))
 
 
-def found(config: RunConfig, limit: int) -> list[tuple[dict[str, Any], int]]:
-    return [(dict(remedy.changes), remedy.peak) for remedy in remedies(config, invented, limit)]
+def changes_of(config: RunConfig, limit: int) -> list[tuple[dict[str, Any], int]]:
+    return [(dict(remedy.changes), remedy.peak) for remedy in find_remedies(config, invented, limit)]
 
 
 def test_each_change_in_its_mildest_form() -> None:
     """8 x 100 + 16 x 5 + 1000 = 1880 do not fit into 1500."""
-    first, second, *rest = found(config_of(), 1500)
+    first, second, *rest = changes_of(config_of(), 1500)
     assert first == ({"train.batch_size": 4, "train.gradient_accumulation_steps": 2}, 1480)
     assert second[0]["train.memory"] in ("leaner", "checkpoint") and second[1] <= 1500
     assert rest == [({"train.precision": "bfloat16"}, 1480)]  # a lower rank alone does not do
@@ -85,7 +85,7 @@ def test_each_change_in_its_mildest_form() -> None:
 
 def test_a_step_sees_the_same_pictures() -> None:
     changes = [
-        change for change, _ in found(config_of(train={"batch_size": 6, "gradient_accumulation_steps": 2}), 1400)
+        change for change, _ in changes_of(config_of(train={"batch_size": 6, "gradient_accumulation_steps": 2}), 1400)
     ]
     batch = next(change for change in changes if "train.batch_size" in change)
     assert (
@@ -94,27 +94,27 @@ def test_a_step_sees_the_same_pictures() -> None:
 
 
 def test_a_lower_rank_where_it_is_enough() -> None:
-    assert ({"adapter.rank": 4}, 1820) in found(config_of(), 1825)
+    assert ({"adapter.rank": 4}, 1820) in changes_of(config_of(), 1825)
 
 
 def test_fewer_prompts_where_painting_is_the_fullest() -> None:
     config = config_of(train={"batch_size": 1}, adapter={"rank": 1})
-    assert found(config, 1250) == [({"sample.prompts": ("a picture",)}, 1200)]
-    assert str(remedies(config, invented, 1250)[0]) == "one prompt in sample.prompts (1.20 KB)"
+    assert changes_of(config, 1250) == [({"sample.prompts": ("a picture",)}, 1200)]
+    assert str(find_remedies(config, invented, 1250)[0]) == "one prompt in sample.prompts (1.20 KB)"
 
 
 def test_together_where_none_is_enough_alone() -> None:
-    (only,) = found(config_of(adapter={"rank": 64}, sample={"prompts": ["one"]}), 1350)
+    (only,) = changes_of(config_of(adapter={"rank": 64}, sample={"prompts": ["one"]}), 1350)
     assert only[0]["train.batch_size"] == 1 and only[0]["train.gradient_accumulation_steps"] == 8
     assert "train.memory" in only[0] and only[1] <= 1350
 
 
 def test_nothing_where_nothing_helps() -> None:
-    assert found(config_of(), 900) == []
+    assert changes_of(config_of(), 900) == []
 
 
 def test_a_remedy_is_written_as_it_is_typed() -> None:
-    remedy = remedies(config_of(), invented, 1500)[0]
+    remedy = find_remedies(config_of(), invented, 1500)[0]
     assert str(remedy) == "train.batch_size=4 train.gradient_accumulation_steps=2 (1.48 KB)"
 
 

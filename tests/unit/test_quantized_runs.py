@@ -16,8 +16,8 @@ from veneer.errors import UserError
 from veneer.family.cache import store_of
 from veneer.family.loading import load_base
 from veneer.family.registry import load_family
+from veneer.plan.assessment import assess_config, plan_loaded
 from veneer.plan.memory import STEP
-from veneer.plan.rehearsal import look_ahead, plan_run
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
 from veneer.train.events import StepDone
@@ -89,8 +89,8 @@ def test_the_plan_counts_the_bits(tiny_base: Path, tiny_pictures: Path, tmp_path
     for form in ("none", *FORMS):
         config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantization": form})
         sketched, loaded = (
-            look_ahead(config, known=False, limit=None).plan,
-            plan_run(config, load_base(str(tiny_base), form)),
+            assess_config(config, count_pictures=False, limit=None).plan,
+            plan_loaded(config, load_base(str(tiny_base), form)),
         )
         assert sketched.memory and loaded.memory
         totals |= {sketched.total, loaded.total}

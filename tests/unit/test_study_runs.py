@@ -26,7 +26,7 @@ from veneer.data.preflight import survey
 from veneer.errors import UserError
 from veneer.evaluate.heldout import Losses, heldout_losses
 from veneer.family.registry import load_family
-from veneer.plan.account import plan
+from veneer.plan.parameters import plan_parameters
 from veneer.run.events import PriorSamplingStarted
 from veneer.run.folder import CONFIG, LOG
 from veneer.run.session import run_training
@@ -121,7 +121,7 @@ def test_counts_are_the_plans(done: tuple[Path, Study]) -> None:
     for row, rank in zip(rows, (1, 2), strict=True):
         (place, _) = sorted((folder / TRIALS).glob(f"rank-{rank}-*"))
         config = load_config(place / CONFIG)
-        assert row["trainable"] == plan(config, load_family(config.base)).trainable
+        assert row["trainable"] == plan_parameters(config, load_family(config.base)).trainable
         assert row["file_bytes"] == (place / FILE_NAME).stat().st_size
 
 

@@ -19,8 +19,9 @@ from transformers import OPTConfig, OPTForCausalLM
 from tools.publish import publish
 from veneer.adapter.inject import Injection, inject
 from veneer.adapter.lora import LoraSpec
-from veneer.plan.account import Plan, account
-from veneer.plan.memory import as_text
+from veneer.plan.parameters import count_parameters
+from veneer.plan.plan import Plan
+from veneer.plan.text import format_bytes
 from veneer.plan.tracer import MemoryTracer
 
 __all__ = ["BUDGETS", "FIGURES", "GPT2_LARGE", "GPT2_MEDIUM", "GPT3", "PAGE", "counts", "figures", "memory", "tables"]
@@ -70,7 +71,7 @@ def counts(network: nn.Module, rank: int, targets: tuple[str, ...]) -> Plan:
     """What the plan counts of an adapter on a network."""
     injection = _adapted(network, rank, targets)
     try:
-        return account({"transformer": network}, injection)
+        return count_parameters({"transformer": network}, injection)
     finally:
         injection.eject()
 
@@ -87,18 +88,18 @@ def memory(shape: Mapping[str, int], rank: int | None) -> dict[str, int]:
     pass.
     """
     tracer = MemoryTracer(torch.device("cpu"))
-    tracer.phase("step")
-    network = tracer.furnish(model(shape), torch.bfloat16)
-    tracer.claim("weights", network.parameters())
-    with tracer.open():
+    tracer.begin_phase("step")
+    network = tracer.materialise(model(shape), torch.bfloat16)
+    tracer.label("weights", network.parameters())
+    with tracer.tracing():
         if rank is None:
             network.requires_grad_(True)
             trained = list(network.parameters())
         else:
             trained = _adapted(network, rank, (QUERY, VALUE)).parameters()
-            tracer.claim("adapter", trained)
+            tracer.label("adapter", trained)
         _step(tracer, network, trained)
-    parts = dict(tracer.moments()["step"].parts)
+    parts = dict(tracer.peaks()["step"].parts)
     names = [name for name in ("weights", "adapter", "gradients", "moments") if name in parts]
     state: dict[str, int] = {name: parts.pop(name) for name in names}
     return {**state, "activations": sum(parts.values()), "total": sum(state.values()) + sum(parts.values())}
@@ -110,9 +111,9 @@ def _step(tracer: MemoryTracer, network: Any, trained: list[nn.Parameter]) -> No
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    tracer.claim_rest("moments")
+    tracer.label_others("moments")
     for parameter in trained:
-        parameter.register_post_accumulate_grad_hook(lambda each: tracer.claim("gradients", [each.grad]))
+        parameter.register_post_accumulate_grad_hook(lambda each: tracer.label("gradients", [each.grad]))
     network.gradient_checkpointing_enable({"use_reentrant": False})
     network.train()
     tokens = torch.zeros(1, _TOKENS, dtype=torch.long)
@@ -152,9 +153,9 @@ def _counts(of: Mapping[str, Any]) -> str:
         ("parameters of the model", "175 B", f"{total:,}"),
         ("trained, r = 4 on Wq and Wv", "18.9 M (of which 18 M is the budget of its table 5)", f"{trainable:,}"),
         ("fewer by", "10,000 times", f"{total / trainable:,.0f} times"),
-        ("checkpoint of all weights, 16 bits", "350 GB", as_text(2 * total)),
-        ("checkpoint of the adapter, 16 bits", "35 MB", as_text(2 * trainable)),
-        ("Veneer's file, float32 and what it tells of itself", "", as_text(of["file_bytes"])),
+        ("checkpoint of all weights, 16 bits", "350 GB", format_bytes(2 * total)),
+        ("checkpoint of the adapter, 16 bits", "35 MB", format_bytes(2 * trainable)),
+        ("Veneer's file, float32 and what it tells of itself", "", format_bytes(of["file_bytes"])),
     ]
     return _rows(("", "paper", "counted"), rows)
 
@@ -168,9 +169,9 @@ def _memory(of: Mapping[str, Any]) -> str:
     whole, low = of["memory"]["all weights"], of["memory"]["LoRA"]
     names = list(dict.fromkeys([*whole, *low]))
     names.sort(key=lambda name: name in ("activations", "total"))
-    rows = [(name, *(as_text(part[name]) if name in part else "" for part in (whole, low))) for name in names]
+    rows = [(name, *(format_bytes(part[name]) if name in part else "" for part in (whole, low))) for name in names]
     both = whole["weights"] + whole["moments"]
-    rows.append(("weights and moments alone", as_text(both), as_text(low["weights"] + low["moments"])))
+    rows.append(("weights and moments alone", format_bytes(both), format_bytes(low["weights"] + low["moments"])))
     return _rows(("held at the fullest moment", "Adam on all weights", "LoRA, r = 4 on Wq and Wv"), rows)
 
 

@@ -27,9 +27,9 @@ from tools.publish import publish
 from veneer.config.schema import RunConfig
 from veneer.family.published import PUBLISHED
 from veneer.malloc import ask
-from veneer.plan.memory import as_text
+from veneer.plan.assessment import assess_config
 from veneer.plan.probe import probe
-from veneer.plan.rehearsal import look_ahead
+from veneer.plan.text import format_bytes
 
 __all__ = ["FIGURES", "PAGE", "cases", "error", "measure", "table", "write_full_size", "write_pictures"]
 
@@ -78,7 +78,7 @@ def cases(bases: dict[str, tuple[str, int]], pictures: Path) -> Iterator[tuple[s
 
 def measure(config: RunConfig) -> dict[str, Any]:
     """Planned and measured bytes of one run."""
-    memory = look_ahead(config, known=True, limit=None).plan.memory
+    memory = assess_config(config, count_pictures=True, limit=None).plan.memory
     assert memory is not None
     found = probe(config)
     planned = {phase.name: phase.peak - memory.before for phase in memory.phases if phase.name in found.peaks}
@@ -99,7 +99,7 @@ def table(figures: Mapping[str, Any]) -> str:
         sizes = (of["tensors"], max(of["planned"].values()), max(of["measured"].values()))
         errors = (error(of), error(of, of["before"]))
         lines.append(
-            f"| {name} | {' | '.join(map(as_text, sizes))} | {' | '.join(f'{each:+.1%}' for each in errors)} |"
+            f"| {name} | {' | '.join(map(format_bytes, sizes))} | {' | '.join(f'{each:+.1%}' for each in errors)} |"
         )
     return "\n".join([*lines, "", f"Measured with {figures['machine']}.", ""])
 

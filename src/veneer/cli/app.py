@@ -129,7 +129,7 @@ def plan(
     config, known = planned(words or (), base, trigger, preset or ())
     from veneer.cli.plan import plan_command
 
-    plan_command(config, known=known, probed=probe, memory=memory, as_json=as_json)
+    plan_command(config, count_pictures=known, probed=probe, memory=memory, as_json=as_json)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""``veneer plan`` on a screen: tables, whether it fits, what would make it fit, and measured figures; or JSON."""
+"""``veneer plan`` on a terminal, as tables or as JSON."""
 
 from __future__ import annotations
 
@@ -6,52 +6,52 @@ import json
 from typing import Any
 
 from veneer.config.schema import RunConfig
-from veneer.plan.memory import bytes_of
+from veneer.plan.assessment import Assessment, assess_config
 from veneer.plan.probe import Probe, probe
-from veneer.plan.rehearsal import Outlook, look_ahead
+from veneer.plan.text import parse_bytes
 
-__all__ = ["outlook_text", "plan_command"]
+__all__ = ["assessment_text", "plan_command"]
 
 
-def plan_command(config: RunConfig, *, known: bool, probed: bool, memory: str | None, as_json: bool) -> None:
+def plan_command(config: RunConfig, *, count_pictures: bool, probed: bool, memory: str | None, as_json: bool) -> None:
     """Print the plan of a run.
 
     Args:
         config: the run.
-        known: whether its pictures are there to be counted.
+        count_pictures: whether its pictures are there to be counted.
         probed: measure as well.
         memory: free memory of another machine; None: this one's.
         as_json: print data.
     """
-    limit = None if memory is None else bytes_of(memory, "--memory")
-    outlook = look_ahead(config, known=known, limit=limit)
+    limit = None if memory is None else parse_bytes(memory, "--memory")
+    assessment = assess_config(config, count_pictures=count_pictures, limit=limit)
     if not as_json:
-        print(outlook_text(outlook), flush=True)
-    found = probe(config) if probed else None
+        print(assessment_text(assessment), flush=True)
+    measured = probe(config) if probed else None
     if as_json:
-        print(json.dumps(_as_dict(outlook, found), indent=2))
-    elif found is not None:
-        print(probe_text(outlook, found))
+        print(json.dumps(_as_dict(assessment, measured), indent=2))
+    elif measured is not None:
+        print(probe_text(assessment, measured))
 
 
-def outlook_text(outlook: Outlook) -> str:
-    """The plan, the verdict, the remedies."""
-    lines = [str(outlook.plan)]
-    if outlook.verdict is not None:
-        lines.append(outlook.verdict)
-    if outlook.remedies:
+def assessment_text(assessment: Assessment) -> str:
+    """Return the plan, the verdict and the remedies as text."""
+    lines = [str(assessment.plan)]
+    if assessment.verdict is not None:
+        lines.append(assessment.verdict)
+    if assessment.remedies:
         lines.append("what would make it fit:")
-        lines += [f"  {remedy}" for remedy in outlook.remedies]
-    elif outlook.fits is False:
+        lines += [f"  {remedy}" for remedy in assessment.remedies]
+    elif assessment.fits is False:
         lines.append("no change of batch, memory, precision or rank would make it fit; lower data.resolution")
     return "\n".join(lines)
 
 
-def probe_text(outlook: Outlook, found: Probe) -> str:
-    """Measured beside planned, and how long the run will take."""
-    memory, course = outlook.plan.memory, outlook.plan.course
-    assert memory is not None and course is not None, "look_ahead plans both"
-    return f"{found.beside(memory)}\n{_time_text(found.seconds, course.steps)}"
+def probe_text(assessment: Assessment, measured: Probe) -> str:
+    """Return a table of measured and planned memory, and the time of the run, as text."""
+    memory, schedule = assessment.plan.memory, assessment.plan.schedule
+    assert memory is not None and schedule is not None, "an assessment has both"
+    return f"{measured.beside(memory)}\n{_time_text(measured.seconds, schedule.steps)}"
 
 
 def _time_text(seconds: float, steps: int) -> str:
@@ -60,17 +60,17 @@ def _time_text(seconds: float, steps: int) -> str:
     return f"time: {seconds:.2f} s a step, {hours}:{minutes:02d}:{rest:02d} for {steps:,} steps"
 
 
-def _as_dict(outlook: Outlook, found: Probe | None) -> dict[str, Any]:
-    told = outlook.plan.as_dict()
-    told["free_bytes"], told["fits"] = outlook.free, outlook.fits
-    told["remedies"] = [{"changes": dict(remedy.changes), "peak": remedy.peak} for remedy in outlook.remedies]
-    if found is not None:
-        steps = 0 if outlook.plan.course is None else outlook.plan.course.steps
-        told["probe"] = {
-            "peaks": dict(found.peaks),
-            "peak": found.peak,
-            "before": found.before,
-            "seconds_a_step": found.seconds,
-            "seconds": found.seconds * steps,
+def _as_dict(assessment: Assessment, measured: Probe | None) -> dict[str, Any]:
+    values = assessment.plan.as_dict()
+    values["free_bytes"], values["fits"] = assessment.free, assessment.fits
+    values["remedies"] = [{"changes": dict(remedy.changes), "peak": remedy.peak} for remedy in assessment.remedies]
+    if measured is not None:
+        steps = 0 if assessment.plan.schedule is None else assessment.plan.schedule.steps
+        values["probe"] = {
+            "peaks": dict(measured.peaks),
+            "peak": measured.peak,
+            "before": measured.before,
+            "seconds_a_step": measured.seconds,
+            "seconds": measured.seconds * steps,
         }
-    return told
+    return values

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from veneer.adapter.protocol import AdapterWeights
 from veneer.engine.memory_usage import memory_in_use
-from veneer.plan.memory import as_text
+from veneer.plan.text import format_bytes
 from veneer.run.events import Planned, Resumed
 from veneer.train.events import Event, Finished, SampleDue, StepDone, StepSkipped, TrainingStarted, Warned
 from veneer.train.smoothed_loss import SmoothedLoss
@@ -100,10 +100,10 @@ class Progress:
         used = memory_in_use()
         if used is None:
             return ""
-        told = [] if used.now is None else [as_text(used.now)]
-        told.append(f"peak {as_text(used.peak)}")
+        told = [] if used.now is None else [format_bytes(used.now)]
+        told.append(f"peak {format_bytes(used.peak)}")
         if self._planned is not None:
-            told.append(f"plan {as_text(self._planned)}")
+            told.append(f"plan {format_bytes(self._planned)}")
         return f"  memory {', '.join(told)}"
 
     def _name(self, what: str) -> None:

@@ -1,4 +1,4 @@
-"""Real optimiser steps in a process of their own, whose peak of memory is theirs alone, beside what the plan says.
+"""A probe: real optimiser steps in a process of their own, whose peak of memory stands beside the planned one.
 
 ``python -m veneer.plan.probe`` is that process: a configuration as JSON on its standard input, what it measured as
 JSON on its standard output.
@@ -27,26 +27,29 @@ from veneer.errors import UserError
 from veneer.family.loading import held_as, load_base
 from veneer.family.protocol import device_of
 from veneer.malloc import ask, has_asked
+from veneer.plan.assessment import assess_config
 from veneer.plan.machine import process_memory
-from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, as_text, table
-from veneer.plan.rehearsal import look_ahead
+from veneer.plan.memory import ENCODING, LOADING, STEP, Memory
+from veneer.plan.text import format_bytes, format_table
 from veneer.train.loop import Trainer
 from veneer.train.step import train_step
 
 __all__ = ["Probe", "main", "probe"]
 
 _MISTAKE = 2
+_KILLED = -9  # by SIGKILL, which Windows does not have
 _LARGE_PAGES = "--large-pages"
+_ERROR = "error"
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What was measured.
+    """The memory and the time of real steps.
 
     Attributes:
-        before: bytes held before the base was loaded: Python and the libraries.
-        peaks: bytes that the process had grown by at the fullest moment of each phase, by the phase's name.
-        seconds: that a step took.
+        before: bytes that the process held before the base was loaded: Python and the libraries.
+        peaks: bytes beyond that at the fullest moment of each phase, by the phase's name.
+        seconds: duration of a step.
     """
 
     before: int
@@ -55,71 +58,80 @@ class Probe:
 
     @property
     def peak(self) -> int:
-        """Of all phases."""
+        """The largest of all phases' peaks."""
         return max(self.peaks.values())
 
     def beside(self, memory: Memory) -> str:
-        """A table of measured and planned figures: of each phase what the process grows by, and its whole peak."""
+        """Return a table of measured and planned memory: the growth of the process in each phase, and its peak."""
         planned = {phase.name: phase.peak - memory.before for phase in memory.phases}
         most = max(planned[name] for name in self.peaks)
-        rows = [("probed", "measured", "planned", "error")]
+        rows = [("probe", "measured", "planned", "error")]
         rows += [_row(name, size, planned[name]) for name, size in self.peaks.items()]
         rows.append(_row("peak", self.peak, most))
         if self.before:
             rows.append(_row("peak with what was held before", self.before + self.peak, memory.before + most))
-        return table(rows)
+        return format_table(rows)
 
 
 def _row(name: str, measured: int, planned: int) -> tuple[str, str, str, str]:
-    return name, as_text(measured), as_text(planned), f"{planned / measured - 1:+.1%}"
+    return name, format_bytes(measured), format_bytes(planned), f"{planned / measured - 1:+.1%}"
 
 
 def probe(config: RunConfig) -> Probe:
-    """Do two steps of a run in a fresh process; the first is not timed, as it makes things ready.
+    """Do two steps of a run in a fresh process; the first is not timed, since it initialises libraries.
 
     Raises:
-        UserError: what the run would be refused for.
+        UserError: the run would be refused, or the process did not end well.
     """
-    # it takes its memory as this process does
+    # it allocates memory as this process does
     command = [sys.executable, "-m", "veneer.plan.probe", *([_LARGE_PAGES] if has_asked() else [])]
-    done = subprocess.run(command, input=config.model_dump_json(), capture_output=True, text=True)
+    ended = subprocess.run(command, input=config.model_dump_json(), capture_output=True, text=True)
     try:
-        told = json.loads(done.stdout.splitlines()[-1])
+        report = json.loads(ended.stdout.splitlines()[-1])
     except (IndexError, ValueError):
-        last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        remedy = "the plan says what it would have needed" if done.returncode == -9 else None
-        raise UserError(f"ended with code {done.returncode}: {last}", where="the probe", remedy=remedy) from None
-    if "fault" in told:
-        raise UserError(told["fault"])
-    return Probe(**told)
+        raise _crashed(ended) from None
+    if _ERROR in report:
+        raise UserError(**report[_ERROR])
+    return Probe(**report)
+
+
+def _crashed(ended: subprocess.CompletedProcess[str]) -> UserError:
+    last = (ended.stderr.strip().splitlines() or ["no message"])[-1]
+    killed = ended.returncode == _KILLED
+    return UserError(
+        f"ended with code {ended.returncode}: {last}",
+        code="plan.probe_crashed",
+        where="the probe",
+        remedy="the plan says what it would have needed" if killed else None,
+    )
 
 
 def main() -> int:
-    """Be the process that probes."""
+    """Measure the configuration on the standard input, and print the result."""
     if _LARGE_PAGES in sys.argv:
         ask()
     config = build_config(json.loads(sys.stdin.read()), "probe")
     try:
-        told = asdict(_measure(config))
-    except UserError as fault:
-        print(json.dumps({"fault": str(fault)}))
+        result = asdict(_measure(config))
+    except UserError as error:
+        print(json.dumps({_ERROR: {name: getattr(error, name) for name in ("what", "code", "where", "remedy")}}))
         return _MISTAKE
-    print(json.dumps(told))
+    print(json.dumps(result))
     return 0
 
 
 def _measure(config: RunConfig) -> Probe:
-    look_ahead(config, known=True, limit=None)  # a run plans first, and all that it imports is imported then
+    assess_config(config, count_pictures=True, limit=None)  # as a run does first; it imports most libraries
     pictures = survey(config.data)
     if torch.cuda.is_available():
         _warm_up()
     meter = _Meter()
     family = load_base(config.base, **held_as(config))
-    meter.note(LOADING)
+    meter.record(LOADING)
     config = _with_prior(resolve(config, family))
     with closing(Trainer(config, family, pictures)) as trainer:
         trainer.feed.micros(0)
-        meter.note(ENCODING)
+        meter.record(ENCODING)
         trainer.relieve()
         train_step(trainer.context, 0, trainer.feed.micros(0))
         began = time.perf_counter()
@@ -127,12 +139,12 @@ def _measure(config: RunConfig) -> Probe:
         if device_of(family).type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began
-        meter.note(STEP)
+        meter.record(STEP)
     return Probe(meter.before, meter.peaks, seconds)
 
 
 def _with_prior(config: RunConfig) -> RunConfig:
-    """Pictures of the class may not be painted yet; for a measurement the subject's will do."""
+    """Return a config whose class pictures exist: if they are not made yet, the subject's stand in for them."""
     prior = config.data.prior
     if prior is None or read_prior(config).samples:
         return config
@@ -141,7 +153,7 @@ def _with_prior(config: RunConfig) -> RunConfig:
 
 
 class _Meter:
-    """What the process, or on a GPU PyTorch, holds at most from phase to phase.
+    """The peak of the process, or on a GPU of PyTorch, from phase to phase.
 
     Attributes:
         before: bytes held when this was made.
@@ -154,8 +166,8 @@ class _Meter:
         self.peaks: dict[str, int] = {}
         _reset()
 
-    def note(self, phase: str) -> None:
-        """The phase that ends."""
+    def record(self, phase: str) -> None:
+        """Record the peak of the phase that ends."""
         self.peaks[phase] = _peak() - self.before
         _reset()
 
@@ -163,7 +175,9 @@ class _Meter:
 def _peak() -> int:
     used = memory_in_use()
     if used is None:
-        raise UserError("this system does not tell what memory a process takes", where="--probe")
+        raise UserError(
+            "this system does not say how much memory a process takes", code="plan.memory_unknown", where="--probe"
+        )
     return used.peak
 
 
@@ -175,7 +189,7 @@ def _reset() -> None:
 
 
 def _warm_up() -> None:
-    """Use each kind of operation once on next to nothing: the libraries take memory of their own when first called."""
+    """Use each kind of operation once on next to nothing, since libraries take memory when they are first called."""
     device = torch.device("cuda")
     layers = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.SiLU(), nn.Flatten(2))
     layers.extend([nn.Linear(64, 64), nn.LayerNorm(64), nn.GELU()])

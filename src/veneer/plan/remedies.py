@@ -1,32 +1,32 @@
-"""What would make a run fit into less memory, each change with the figure that a plan gives it."""
+"""Changes of the configuration that make a run fit into less memory, each with the memory that is planned for it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
 from veneer.config.schema import RunConfig, TrainConfig
 from veneer.engine.quantization import FORMS, NONE
-from veneer.plan.memory import Memory, as_text
+from veneer.plan.memory import Memory
+from veneer.plan.text import format_bytes
 
-__all__ = ["Remedy", "remedies", "verdict"]
+__all__ = ["Remedy", "find_remedies", "verdict"]
 
 Changes = Mapping[str, Any]
 Planner = Callable[[RunConfig], Memory]
 _LEVELS: tuple[str, ...] = get_args(TrainConfig.model_fields["memory"].annotation)
-"""Of ``train.memory``, from the most to the least that is kept."""
+"""Values of ``train.memory``, from the one that keeps most to the one that keeps least."""
 
-_FORMS = (("torchao_int8", "bnb_int8"), ("bnb_nf4",))
-"""Of ``train.quantization``, from the most to the fewest bits; of those of as many, the nearest to the base first."""
+_QUANTIZATIONS = (("torchao_int8", "bnb_int8"), ("bnb_nf4",))
+"""Values of ``train.quantization``, from the most to the fewest bits; among equals, the nearest to the base first."""
 
 
 @dataclass(frozen=True)
 class Remedy:
-    """A change of the configuration, and what the run would take then.
+    """A change of the configuration, and the memory of the run with it.
 
     Attributes:
         changes: new values by key.
@@ -37,91 +37,100 @@ class Remedy:
     peak: int
 
     def __str__(self) -> str:
-        """As it is typed, with its figure."""
-        return f"{' '.join(_typed(key, value) for key, value in self.changes.items())} ({as_text(self.peak)})"
+        """Return the change as it is typed, with its memory."""
+        return f"{' '.join(_override(key, value) for key, value in self.changes.items())} ({format_bytes(self.peak)})"
 
 
-def _typed(key: str, value: Any) -> str:
+def _override(key: str, value: Any) -> str:
     return f"one prompt in {key}" if key == "sample.prompts" else f"{key}={value}"
 
 
 def verdict(memory: Memory, free: int) -> str:
-    """One line: what is needed, and what there is."""
+    """Return one line: the memory that is needed, and the memory that there is."""
     fits = "fits" if memory.peak <= free else "does not fit"
-    return f"{fits}: {as_text(memory.peak)} while {memory.fullest.name}, and {as_text(free)} are free"
+    return f"{fits}: {format_bytes(memory.peak)} while {memory.fullest.name}, and {format_bytes(free)} are free"
 
 
-def remedies(config: RunConfig, planner: Planner, limit: int) -> list[Remedy]:
-    """The mildest form of each change that makes a run fit; of several together if none does alone.
+def find_remedies(config: RunConfig, planner: Planner, limit: int) -> list[Remedy]:
+    """Return the mildest form of each change that makes a run fit, or of several together if none does alone.
 
     Smaller batches are made up for by more forward passes, so a step sees the same pictures.
 
     Args:
         config: the run that does not fit.
-        planner: gives the memory of another.
+        planner: returns the memory of a config.
         limit: bytes that it may take.
 
     Returns:
-        Nothing if even all changes together do not help.
+        An empty list if even all changes together do not help.
     """
+    search = _Search(config, planner, limit)
     ladders = [ladder for ladder in _ladders(config) if ladder]
-    alone = [remedy for ladder in ladders if (remedy := _mildest(config, planner, limit, ladder)) is not None]
-    return alone or _together(config, planner, limit, ladders)
+    alone = [remedy for ladder in ladders if (remedy := search.mildest(ladder)) is not None]
+    return alone or search.together(ladders)
 
 
 def _ladders(config: RunConfig) -> Iterator[Sequence[Changes]]:
-    """Ways to take less, each from the mildest form to the strongest."""
+    """Yield the kinds of change, each from its mildest form to its strongest."""
     train, batch = config.train, config.train.batch_size
     total = batch * train.gradient_accumulation_steps
     smaller = [size for size in range(batch - 1, 0, -1) if total % size == 0]
     yield [{"train.batch_size": size, "train.gradient_accumulation_steps": total // size} for size in smaller]
     yield [{"train.memory": level} for level in _LEVELS[_LEVELS.index(train.memory) + 1 :]]
     yield [{"train.precision": "bfloat16"}] if train.precision == "float32" else []
-    yield [{"train.quantization": form} for form in _forms()] if train.quantization == NONE else []
+    yield [{"train.quantization": form} for form in _quantizations()] if train.quantization == NONE else []
     ranks = [config.adapter.rank >> halvings for halvings in range(1, config.adapter.rank.bit_length())]
     yield [{"adapter.rank": rank} for rank in ranks]
     yield [{"sample.prompts": ("a picture",)}] if len(config.sample.prompts) != 1 else []
 
 
-def _forms() -> Iterator[str]:
-    """Ways to hold the frozen weights, in 8 and in 4 bits, whose libraries are here."""
-    for alike in _FORMS:
-        yield from [form for form in alike if FORMS[form].is_installed][:1]
+def _quantizations() -> Iterator[str]:
+    """Yield a form of 8 bits and one of 4 bits whose libraries are installed."""
+    for equals in _QUANTIZATIONS:
+        yield from [form for form in equals if FORMS[form].is_installed][:1]
 
 
-def _mildest(config: RunConfig, planner: Planner, limit: int, ladder: Sequence[Changes]) -> Remedy | None:
-    """The first rung that fits, found by halves: each rung takes no more than the one before."""
-    if (best := _tried(config, planner, ladder[-1])).peak > limit:
-        return None
-    low, high = 0, len(ladder) - 1
-    while low < high:
-        middle = (low + high) // 2
-        rung = _tried(config, planner, ladder[middle])
-        if rung.peak <= limit:
-            best, high = rung, middle
-        else:
-            low = middle + 1
-    return best
+@dataclass(frozen=True)
+class _Search:
+    """A search for changes of a config with which the planned memory is below a limit."""
 
+    config: RunConfig
+    planner: Planner
+    limit: int
 
-def _together(config: RunConfig, planner: Planner, limit: int, ladders: Sequence[Sequence[Changes]]) -> list[Remedy]:
-    """The strongest forms, one after another until it fits."""
-    changes: dict[str, Any] = {}
-    for ladder in ladders:
-        changes |= ladder[-1]
-        remedy = _tried(config, planner, dict(changes))
-        if remedy.peak <= limit:
-            return [remedy]
-    return []
+    def mildest(self, ladder: Sequence[Changes]) -> Remedy | None:
+        """Return the first rung that fits, found by bisection: each rung takes no more than the one before."""
+        if (best := self._try(ladder[-1])).peak > self.limit:
+            return None
+        low, high = 0, len(ladder) - 1
+        while low < high:
+            middle = (low + high) // 2
+            rung = self._try(ladder[middle])
+            if rung.peak <= self.limit:
+                best, high = rung, middle
+            else:
+                low = middle + 1
+        return best
 
+    def together(self, ladders: Sequence[Sequence[Changes]]) -> list[Remedy]:
+        """Combine the strongest forms, one after another until the run fits."""
+        changes: dict[str, Any] = {}
+        for ladder in ladders:
+            changes |= ladder[-1]
+            remedy = self._try(dict(changes))
+            if remedy.peak <= self.limit:
+                return [remedy]
+        return []
 
-def _tried(config: RunConfig, planner: Planner, changes: Changes) -> Remedy:
-    changed = reduce(lambda whole, change: _with(whole, change[0].split("."), change[1]), changes.items(), config)
-    return Remedy(changes, planner(changed).peak)
+    def _try(self, changes: Changes) -> Remedy:
+        changed = self.config
+        for key, value in changes.items():
+            changed = _with(changed, key.split("."), value)
+        return Remedy(changes, self.planner(changed).peak)
 
 
 def _with(section: Any, path: Sequence[str], value: Any) -> Any:
-    """A copy of a config in which the key at ``path`` has another value."""
+    """Return a copy of a config in which the key at ``path`` has another value."""
     assert isinstance(section, BaseModel)
     name, *rest = path
     inner = _with(getattr(section, name), rest, value) if rest else value

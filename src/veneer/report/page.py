@@ -7,7 +7,7 @@ from importlib.resources import files
 from string import Template
 
 from veneer.evaluate.results import Evaluation, Score
-from veneer.plan.memory import as_text
+from veneer.plan.text import format_bytes
 from veneer.report.content import Advised, Painting, Planned, Report, Section, Strip, Twin
 from veneer.report.markup import Markup, element, joined, text
 from veneer.report.plots import band_name, bands_plots, intervals_plot, loss_plot, scores_plot
@@ -376,7 +376,7 @@ def _amount(value: float | None, unit: str) -> str:
     if value is None:
         return _DASH
     if unit == "bytes":
-        return figure(value, as_text(round(value)).replace(" ", "\N{NO-BREAK SPACE}"))
+        return figure(value, format_bytes(round(value)).replace(" ", "\N{NO-BREAK SPACE}"))
     return figure(value, f"{number(value, '.3f')}\N{NO-BREAK SPACE}s" if unit == "seconds" else f"{value:,.0f}")
 
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from veneer.data.preflight import Dataset
 from veneer.evaluate.results import Evaluated, Score
-from veneer.plan.account import Plan
+from veneer.plan.plan import Plan
 from veneer.train.events import (
     CheckpointDue,
     EvaluationDue,

@@ -28,9 +28,9 @@ from veneer.family.loading import held_as, load_base
 from veneer.family.protocol import Family
 from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
-from veneer.plan.account import Plan
-from veneer.plan.account import plan as count
-from veneer.plan.rehearsal import foresee
+from veneer.plan.assessment import assess_run
+from veneer.plan.parameters import plan_parameters
+from veneer.plan.plan import Plan
 from veneer.rng import key
 from veneer.run.checkpoints import CheckpointManager
 from veneer.run.distributed import distributed
@@ -216,7 +216,7 @@ def paint_prior(config: RunConfig, family: Family, callback: Callback = ignore) 
     assert prior.path is not None, "resolve() names the folder"
     missing = prior.count - len(read_prior(config).samples)
     if missing > 0:
-        count(config, family)  # refuses what does not fit before minutes of painting
+        plan_parameters(config, family)  # refuses what does not fit before minutes of painting
         callback(PriorSamplingStarted(missing, prior.prompt, prior.path))
     names = (f"prior-{number:05d}.png" for number in range(10**5))
     free = (path for path in (prior.path / name for name in names) if not path.exists())
@@ -231,10 +231,10 @@ def paint_prior(config: RunConfig, family: Family, callback: Callback = ignore) 
 
 def _plan(run: Identity, family: Family, pictures: Dataset, emit: Callback) -> Plan:
     """What the run will take; said before anything of it is done, and refused nothing."""
-    plan, warning = foresee(run.config, family, pictures, run.metadata)
-    if warning is not None:
-        emit(warning)
-    return plan
+    assessment = assess_run(run.config, family, pictures, run.metadata)
+    if assessment.warning is not None:
+        emit(Warned("plan.does_not_fit", assessment.warning))
+    return assessment.plan
 
 
 def _watch(

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from veneer.config.load import resolve
 from veneer.errors import UserError
-from veneer.plan.account import plan
+from veneer.plan.parameters import plan_parameters
 from veneer.study.config import Point, config_of_point, points_of
 from veneer.study.trial import StudyContext
 
@@ -40,6 +40,6 @@ def _count(context: StudyContext, point: Point) -> int:
     """Return the trainable parameters of a point."""
     try:
         config = resolve(config_of_point(context.study, point), context.family)
-        return plan(config, context.family).trainable
+        return plan_parameters(config, context.family).trainable
     except UserError as fault:
         raise UserError(fault.what, where=f"point {point.name!r}", remedy=fault.remedy) from None

@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Mapping, Sequence
 
-from veneer.plan.memory import as_text
+from veneer.plan.text import format_bytes
 from veneer.study.statistics import Difference, Row, Table
 
 __all__ = ["as_csv", "as_markdown"]
@@ -61,8 +61,8 @@ def _cells(row: Row, table: Table, settings: Mapping[str, str] | None) -> list[s
         *against,
         str(done) if done == asked else f"{done} of {asked}",
         "" if row.seconds is None else f"{row.seconds:.0f} s",
-        "" if row.memory_bytes is None else as_text(row.memory_bytes),
-        as_text(row.file_bytes),
+        "" if row.memory_bytes is None else format_bytes(row.memory_bytes),
+        format_bytes(row.file_bytes),
     ]
 
 

@@ -26,7 +26,7 @@ from veneer.family.fingerprint import fingerprint
 from veneer.family.loading import held_as, load_base
 from veneer.family.protocol import Family, device_of
 from veneer.files import atomic_write
-from veneer.plan.account import plan
+from veneer.plan.parameters import plan_parameters
 from veneer.run.checkpoints import CheckpointManager
 from veneer.run.events import Callback, Resumed, Surveyed
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, clear, make_writable
@@ -252,7 +252,7 @@ class StudyContext:
             UserError: the adapter does not fit the base.
         """
         if point.name not in self._counts:
-            self._counts[point.name] = plan(config, self.family).trainable
+            self._counts[point.name] = plan_parameters(config, self.family).trainable
         return self._counts[point.name]
 
     def _facts(self, trial: Trial) -> _Facts | None:

@@ -13,9 +13,10 @@ from veneer.doctor.evidence import Evidence, MemoryEstimate
 from veneer.doctor.finding import apply_change
 from veneer.doctor.readers.base import base_folder
 from veneer.doctor.rules.memory import memory_changes, suspects_memory
+from veneer.plan.abstract import abstract_folder
 from veneer.plan.memory import Memory
-from veneer.plan.rehearsal import Pictures, rehearse
-from veneer.plan.sketch import sketch_folder
+from veneer.plan.pictures import PictureCounts
+from veneer.plan.rehearsal import RunInputs, rehearse
 
 __all__ = ["estimate_memory"]
 
@@ -32,18 +33,18 @@ def estimate_memory(evidence: Evidence, dataset: Dataset | None) -> MemoryEstima
     if not suspects_memory(evidence.ending) or not base_folder(config.base).is_dir():
         return None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    pictures = None if dataset is None else Pictures.of(dataset, config)
-    plan = _plan(config, device, pictures)
+    inputs = RunInputs(device, None if dataset is None else PictureCounts.from_dataset(dataset, config))
+    plan = _plan(config, inputs)
     memory = MemoryEstimate(plan.peak, dict(plan.step.parts), _total_memory(device), {})
     if evidence.ending.how == "cut off" and not memory.is_scarce:
         return memory  # nothing need be changed
     changes = [change for change in memory_changes(config) if change.key in _MEMORY_KEYS]
-    peaks = {change.override: _plan(apply_change(config, change), device, pictures).peak for change in changes}
+    peaks = {change.override: _plan(apply_change(config, change), inputs).peak for change in changes}
     return replace(memory, peak_after=peaks)
 
 
-def _plan(config: RunConfig, device: torch.device, pictures: Pictures | None) -> Memory:
-    memory = rehearse(config, lambda tracer: sketch_folder(base_folder(config.base), tracer), device, pictures).memory
+def _plan(config: RunConfig, inputs: RunInputs) -> Memory:
+    memory = rehearse(config, lambda tracer: abstract_folder(base_folder(config.base), tracer), inputs).memory
     assert memory is not None, "a rehearsal plans memory"
     return memory
 

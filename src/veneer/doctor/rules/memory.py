@@ -7,7 +7,7 @@ from dataclasses import replace
 from veneer.config.schema import RunConfig
 from veneer.doctor.evidence import Ending, Evidence, MemoryEstimate
 from veneer.doctor.finding import Change, Finding, rank_changes
-from veneer.plan.memory import as_text
+from veneer.plan.text import format_bytes
 from veneer.run.faults import is_out_of_memory, may_be_out_of_memory
 
 __all__ = ["changes_with_peaks", "describe_memory", "memory_changes", "out_of_memory", "suspects_memory"]
@@ -46,9 +46,9 @@ def out_of_memory(evidence: Evidence) -> Finding | None:
 def describe_memory(memory: MemoryEstimate) -> str:
     """Return the plan's peak, what the machine has, and the three largest parts, as a sentence."""
     largest = sorted(memory.parts.items(), key=lambda part: -part[1])[:3]
-    parts = ", ".join(f"{name} {as_text(size)}" for name, size in largest)
-    available = f" of {as_text(memory.available)} that this machine has" if memory.available else ""
-    return f"the plan's peak is {as_text(memory.peak)}{available}" + (f": {parts}" if parts else "")
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in largest)
+    available = f" of {format_bytes(memory.available)} that this machine has" if memory.available else ""
+    return f"the plan's peak is {format_bytes(memory.peak)}{available}" + (f": {parts}" if parts else "")
 
 
 def changes_with_peaks(evidence: Evidence) -> tuple[Change, ...]:
@@ -58,7 +58,9 @@ def changes_with_peaks(evidence: Evidence) -> tuple[Change, ...]:
 
 def _with_peak(change: Change, memory: MemoryEstimate | None) -> Change:
     peak = memory.peak_after.get(change.override) if memory else None
-    return change if peak is None else replace(change, why=f"{change.why}; the plan's peak is then {as_text(peak)}")
+    return (
+        change if peak is None else replace(change, why=f"{change.why}; the plan's peak is then {format_bytes(peak)}")
+    )
 
 
 def memory_changes(config: RunConfig) -> tuple[Change, ...]:

@@ -1,9 +1,9 @@
-"""What a process holds where the C library is glibc: more than what lives, for a heap has holes.
+"""glibc's allocator: a process holds more than its live blocks, because freed ones leave holes in the heap.
 
 PyTorch takes memory for the CPU with ``posix_memalign``, and glibc's malloc (malloc/malloc.c, release 2.36) serves it
-so: the smallest hole that is large enough; else, from a threshold on, pages of its own (mmap), which go back to the
-system when they are freed; else the heap grows at its top. A freed block joins the holes beside it. The heap shrinks
-only at its top, and only when more than another threshold is free there. Unless they were set
+from the smallest hole that is large enough; else, from a threshold on, with pages of its own (mmap), which go back to
+the system when they are freed; else the heap grows at its top. A freed block joins the holes beside it. The heap
+shrinks only at its top, and only when more than another threshold is free there. Unless they were set
 (:mod:`veneer.malloc`), both thresholds move: whenever a block with pages of its own is freed, up to 32 MiB large,
 blocks of that size go to the heap from then on (malloc.c, ``__libc_free``). So after a first step the activations of
 the following ones are in the heap, and what lies in holes between them stays held.
@@ -29,10 +29,10 @@ def _pages(size: int) -> int:
 
 
 class Heap:
-    """glibc's main arena, as far as it decides what is held: no small bins, for tensors' blocks are large.
+    """glibc's main arena without its small bins, since the blocks of tensors are large.
 
     Args:
-        thresholds: in the beginning.
+        thresholds: at the beginning.
     """
 
     def __init__(self, thresholds: Thresholds) -> None:
@@ -45,25 +45,25 @@ class Heap:
         self._by_end: dict[int, int] = {}  # end of a hole -> start
 
     @property
-    def held(self) -> int:
-        """Bytes held now."""
+    def resident(self) -> int:
+        """Bytes that the process holds for it now."""
         return self._end + self._mapped
 
-    def take(self, size: int) -> tuple[int | None, int]:
-        """Take a block; return where it is, None for pages of its own, and its size."""
+    def allocate(self, size: int) -> tuple[int | None, int]:
+        """Allocate a block; return its start, or None if it has pages of its own, and its size."""
         need = max(_LEAST, -(-(size + _HEADER) // _ALIGNMENT) * _ALIGNMENT)
-        asked = need + _MEMALIGN + _LEAST  # memalign takes more and gives the rest back
-        start = self._from_hole(need, asked)
+        requested = need + _MEMALIGN + _LEAST  # memalign takes more and gives the rest back
+        start = self._from_hole(need, requested)
         if start is not None:
             return start, need
-        if self._end - self._top < asked + _LEAST and asked >= self._mmap_threshold:
-            pages = _pages(asked + _HEADER)
+        if self._end - self._top < requested + _LEAST and requested >= self._mmap_threshold:
+            pages = _pages(requested + _HEADER)
             self._mapped += pages
             return None, pages
-        return self._from_top(need, asked), need
+        return self._from_top(need, requested), need
 
-    def _from_hole(self, need: int, asked: int) -> int | None:
-        place = bisect_left(self._holes, (asked, 0))
+    def _from_hole(self, need: int, requested: int) -> int | None:
+        place = bisect_left(self._holes, (requested, 0))
         if place == len(self._holes):
             return None
         size, start = self._holes[place]
@@ -72,14 +72,14 @@ class Heap:
             self._add(start + need, size - need)
         return start
 
-    def _from_top(self, need: int, asked: int) -> int:
-        if self._end - self._top < asked + _LEAST:
-            self._end = _pages(self._top + asked + _LEAST + _PAD)
+    def _from_top(self, need: int, requested: int) -> int:
+        if self._end - self._top < requested + _LEAST:
+            self._end = _pages(self._top + requested + _LEAST + _PAD)
         start, self._top = self._top, self._top + need
         return start
 
-    def give(self, start: int | None, size: int) -> None:
-        """Give back what :meth:`take` returned."""
+    def free(self, start: int | None, size: int) -> None:
+        """Free a block, given as :meth:`allocate` returned it."""
         if start is None:
             self._mapped -= size
             if self._mmap_threshold < size <= self._most:
@@ -94,7 +94,7 @@ class Heap:
             self._end = _pages(start + _LEAST + _PAD)
 
     def _joined(self, start: int, end: int) -> tuple[int, int]:
-        """A free block with the holes beside it."""
+        """Return the bounds of a free block joined with the holes beside it."""
         if end in self._by_start:
             after = self._by_start[end]
             self._remove(end, after)

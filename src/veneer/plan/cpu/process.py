@@ -1,6 +1,6 @@
-"""What the process of a run on the CPU holds beyond its tensors, found by replaying what the tensors did.
+"""The memory of a process that runs on the CPU, found by replaying the trace of its tensors.
 
-The heap's holes come of the order in which blocks are taken and given back (:mod:`veneer.plan.cpu.heap`), the
+Holes in the heap come from the order in which blocks are allocated and freed (:mod:`veneer.plan.cpu.heap`), the
 workspace of convolutions and their kernels among them. Weights that are used as they lie in their file take memory when
 they are first read. The rest are three constants, measured with PyTorch 2.13, diffusers 0.42 and CPython 3.11: machine
 code of the libraries, which takes memory once it has run, and Python's objects.
@@ -8,69 +8,90 @@ code of the libraries, which takes memory once it has run, and Python's objects.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
 from veneer.malloc import Thresholds, thresholds_for
 from veneer.plan.cpu.heap import Heap
 from veneer.plan.memory import ENCODING, LOADING
-from veneer.plan.stored import Stored
-from veneer.plan.tracer import Trace
+from veneer.plan.trace import Block, Trace
+from veneer.plan.weight_files import WeightFiles
 
-__all__ = ["grown", "loaded"]
+__all__ = ["ModuleCounts", "growth_after_loading", "process_growth"]
 
 _CODE_LOADING, _CODE_ENCODING, _CODE = 5_000_000, 12_000_000, 22_000_000
 """Bytes of the libraries' files that loading reads, that a forward pass has read as well, and all that a run reads."""
 _MODULE = 5_000
 """Bytes of Python's objects that go with a module: its dictionaries, parameters and names."""
-_NOTE = 1_500
-"""Bytes that PyTorch keeps of a tensor beside its numbers: its shape, and what the backward pass needs to know."""
+_TENSOR = 1_500
+"""Bytes that PyTorch keeps of a tensor beside its data: its shape, and what the backward pass needs to know."""
 
 
-def grown(trace: Trace, stored: Stored, modules: int, adapted: int) -> Mapping[str, int]:
-    """Bytes by which a process grows, at the fullest moment of each phase, over what it holds before it loads its base.
+@dataclass(frozen=True)
+class ModuleCounts:
+    """Numbers of modules of a base.
+
+    Attributes:
+        base: as it was loaded.
+        adapted: with the adapter in it.
+    """
+
+    base: int
+    adapted: int
+
+
+def process_growth(trace: Trace, files: WeightFiles, modules: ModuleCounts) -> Mapping[str, int]:
+    """Return the bytes by which a process exceeds what it held before loading, at the peak of each phase by its name.
 
     Args:
         trace: of the run's tensors.
-        stored: the base's weights.
+        files: the base's weights.
         modules: of the base.
-        adapted: the same with the adapter in it.
     """
-    held = _held(trace, stored.mapped, thresholds_for(stored.weights))
-    ends = [start for _, start in trace.phases[1:]] + [len(trace.events)]
-    found = {}
-    for (name, start), end in zip(trace.phases, ends, strict=True):
-        most = max(held[start : end + 1])
+    resident = list(_resident(trace, files.mapped, thresholds_for(files.float32_bytes)))
+    growth = {}
+    for name, (start, end) in trace.spans().items():
         code = _CODE_ENCODING if name == ENCODING else _CODE
-        found[name] = stored.copied + most + code + adapted * _MODULE
+        most = max(resident[start : end + 1])
+        growth[name] = files.copied_bytes + most + code + modules.adapted * _MODULE
         if name == LOADING:
-            found[name] = max(stored.loading, loaded(stored, modules))
-    return found
+            growth[name] = max(files.loading_bytes, growth_after_loading(files, modules.base))
+    return growth
 
 
-def loaded(stored: Stored, modules: int) -> int:
-    """Bytes by which a process has grown once its base is loaded and nothing has been computed with it."""
-    return stored.copied + _CODE_LOADING + modules * _MODULE
+def growth_after_loading(files: WeightFiles, modules: int) -> int:
+    """Return the bytes by which a process has grown once its base is loaded and nothing has been computed with it.
+
+    Args:
+        files: the base's weights.
+        modules: number of modules of the base.
+    """
+    return files.copied_bytes + _CODE_LOADING + modules * _MODULE
 
 
-def _held(trace: Trace, mapped: bool, thresholds: Thresholds) -> list[int]:
-    """Bytes of the heap and of weights, before the first event and after each.
+def _resident(trace: Trace, mapped: bool, thresholds: Thresholds) -> Iterator[int]:
+    """Yield the bytes of the heap and of weights, before the first event and after each.
 
     Weights in their file count from when they are read until they leave. Copies are there from the start, and to the
-    end: what they give back lies between blocks that live, and was not seen to leave the process.
+    end: what they release lies between blocks that live, and was not seen to leave the process.
     """
-    heap, places, weights = Heap(thresholds), dict[int, list[tuple[int | None, int]]](), 0
-    held = [0]
+    heap, allocated, weights = Heap(thresholds), dict[int, list[tuple[int | None, int]]](), 0
+    yield 0
     for event in trace.events:
         number = abs(event) - 1
         block = trace.blocks[number]
-        if event < 0:
-            for place in places.pop(number, ()):
-                heap.give(*place)
-            weights -= block.read if mapped else 0
+        if mapped:
+            weights += block.mapped if event > 0 else -block.mapped
+        if event > 0:
+            allocated[number] = [heap.allocate(size) for size in _sizes(block)]
         else:
-            weights += block.read if mapped else 0
-            if block.taken:
-                sizes = (block.taken, _NOTE) if block.size else (block.taken,)
-                places[number] = [heap.take(size) for size in sizes]
-        held.append(heap.held + weights)
-    return held
+            for place in allocated.pop(number):
+                heap.free(*place)
+        yield heap.resident + weights
+
+
+def _sizes(block: Block) -> tuple[int, ...]:
+    """Return the sizes that a block takes from the heap; a tensor has notes beside its data."""
+    if not block.malloc:
+        return ()
+    return (block.malloc, _TENSOR) if block.tensor else (block.malloc,)

@@ -1,8 +1,8 @@
-"""What an operation on the CPU takes for itself while it runs: copies in its own layout, and compiled kernels.
+"""The memory that an operation on the CPU takes for itself while it runs: copies in its own layout, compiled kernels.
 
-Of PyTorch's operations it is the convolutions that take much. oneDNN's have a layout of their own, blocks of channels
-(``nChw16c``, ``OIhw16i16o``), so the weights, what goes in and what comes out are each there twice for a while; those
-of a deep layer are large, and are copied in every call. Small convolutions go by PyTorch's own code, which lays
+Among PyTorch's operations it is the convolutions that take much. oneDNN's have a layout of their own, blocks of
+channels (``nChw16c``, ``OIhw16i16o``), so the weight, the input and the output are each there twice for a while; those
+of a deep layer are large, and are copied in every call. Small convolutions go through PyTorch's own code, which lays
 out each pixel's surroundings in columns (aten/src/ATen/native/ConvolutionMM2d.cpp).
 """
 
@@ -10,57 +10,79 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["KERNEL", "workspace"]
+__all__ = ["KERNEL", "Workspace", "workspace"]
 
 KERNEL = 72 * 1024
 """Bytes of machine code and notes that oneDNN keeps for a convolution of one shape in one direction, as measured."""
 
-_NOTHING: tuple[Sequence[int], object] = ((), None)
 _FORWARD, _BACKWARD = torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default
+Direction = Literal["forward", "to the input", "to the weight"]
 
 
-def workspace(func: object, args: Sequence[Any], result: Any) -> tuple[Sequence[int], object]:
-    """Bytes of each block that an operation takes, the one that is given back last at the end, and its kernel.
+class Workspace(NamedTuple):
+    """The memory of one operation.
+
+    Attributes:
+        sizes: bytes of each block, the one that is released last at the end.
+        kernel: identifies the compiled kernel, which stays; None: there is none.
+    """
+
+    sizes: Sequence[int] = ()
+    kernel: object | None = None
+
+
+class _Convolution(NamedTuple):
+    """One convolution: its input, weight and output (or gradients of these shapes), and stride, padding and so on."""
+
+    input: Tensor
+    weight: Tensor
+    output: Tensor
+    settings: Sequence[Any]
+
+
+def workspace(func: object, args: Sequence[Any], result: Any) -> Workspace:
+    """Return what an operation takes for itself.
 
     Args:
         func: the operation.
-        args: that it is called with.
-        result: what came of it.
+        args: its arguments.
+        result: what it returned.
     """
     if func is _FORWARD and args[0].device.type == "cpu":
-        return _convolution("forward", args[0], args[1], result, args[3:9])
+        return _direction("forward", _Convolution(args[0], args[1], result, args[3:9]))
     if func is _BACKWARD and args[0].device.type == "cpu":
-        gradient, given, weight, *how = args
-        passes = [_convolution(way, given, weight, gradient, how[1:7]) for way in _wanted(how[-1])]
-        keys = tuple(key for _, key in passes if key is not None)
-        return [size for sizes, _ in passes for size in sizes], keys or None
-    return _NOTHING
+        gradient, input, weight, *settings = args
+        convolution = _Convolution(input, weight, gradient, settings[1:7])
+        passes = [_direction(direction, convolution) for direction in _wanted(settings[-1])]
+        kernels = tuple(each.kernel for each in passes if each.kernel is not None)
+        return Workspace([size for each in passes for size in each.sizes], kernels or None)
+    return Workspace()
 
 
-def _wanted(mask: Sequence[bool]) -> list[str]:
-    """The directions of a backward pass; that of the bias comes with the weight's."""
-    return [way for way, wanted in zip(("to the input", "to the weight"), mask, strict=False) if wanted]
+def _wanted(mask: Sequence[bool]) -> list[Direction]:
+    """Return the directions of a backward pass; that of the bias comes with the weight's."""
+    directions: tuple[Direction, ...] = ("to the input", "to the weight")
+    return [direction for direction, wanted in zip(directions, mask, strict=False) if wanted]
 
 
-def _convolution(
-    way: str, given: Tensor, weight: Tensor, made: Tensor, how: Sequence[Any]
-) -> tuple[Sequence[int], object]:
-    """One direction of a convolution; ``made`` is what the forward pass makes, or its gradient."""
-    if not _is_blocked(given, weight, how):
-        columns = weight[0].numel() * math.prod(made.shape[2:]) * given.shape[0] * given.element_size()
-        return ((columns,) if math.prod(weight.shape[2:]) > 1 else ()), None
-    last = {"forward": made, "to the input": given, "to the weight": weight}[way]
-    sizes = [tensor.numel() * tensor.element_size() for tensor in (weight, given, made) if tensor is not last]
-    key = way, *(tuple(tensor.shape) for tensor in (given, weight)), *map(tuple, how[:2])
-    return [*sizes, last.numel() * last.element_size()], key
+def _direction(direction: Direction, convolution: _Convolution) -> Workspace:
+    """Return what one direction of a convolution takes."""
+    input, weight, output, settings = convolution
+    if not _is_blocked(convolution):
+        columns = weight[0].numel() * math.prod(output.shape[2:]) * input.shape[0] * input.element_size()
+        return Workspace((columns,) if math.prod(weight.shape[2:]) > 1 else ())
+    last = {"forward": output, "to the input": input, "to the weight": weight}[direction]
+    copies = [tensor for tensor in (weight, input, output) if tensor is not last]
+    kernel = direction, *(tuple(tensor.shape) for tensor in (input, weight)), *map(tuple, settings[:2])
+    return Workspace([tensor.numel() * tensor.element_size() for tensor in (*copies, last)], kernel)
 
 
-def _is_blocked(given: Tensor, weight: Tensor, how: Sequence[Any]) -> bool:
-    """Whether it is oneDNN's."""
-    backend: Any = torch._C._select_conv_backend(given, weight, None, *how)
+def _is_blocked(convolution: _Convolution) -> bool:
+    """Tell whether a convolution is oneDNN's."""
+    backend: Any = torch._C._select_conv_backend(convolution.input, convolution.weight, None, *convolution.settings)
     return bool(backend.name == "Mkldnn")

@@ -1,4 +1,4 @@
-"""How a base's weights lie on the disk, which decides what memory they take once they are loaded."""
+"""The files of a base's weights, whose form decides what memory the weights take once they are loaded."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 import veneer.base
 from veneer.family.registry import BUNDLED
 
-__all__ = ["Stored", "Weights", "stored"]
+__all__ = ["PartFiles", "WeightFiles", "read_weight_files"]
 
 _PARTS = ("text_encoder", "unet", "vae")
-"""In the order in which diffusers loads them, that of their names."""
-_LENGTH = 8  # bytes in front of the header of a safetensors file
+"""In the order in which diffusers loads them, which is that of their names."""
+_LENGTH = 8  # bytes before the header of a safetensors file
 
 
 @dataclass(frozen=True)
-class Weights:
-    """One part's.
+class PartFiles:
+    """The files of one part of a base.
 
     Attributes:
-        count: numbers.
-        size: bytes on the disk.
+        count: number of parameters.
+        size: bytes on disk.
     """
 
     count: int
@@ -32,30 +32,30 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Stored:
-    """A base's.
+class WeightFiles:
+    """The files of all parts of a base.
 
     Attributes:
         parts: in the order in which they are loaded.
-        mapped: they are used as they lie in the file, which takes memory only for what is read; else each part is
-            copied into float32 while its file is read.
+        mapped: the weights are used as they lie in the file, which takes memory only for what is read; else each part
+            is copied into float32 while its file is read.
     """
 
-    parts: tuple[Weights, ...]
+    parts: tuple[PartFiles, ...]
     mapped: bool
 
     @property
-    def weights(self) -> int:
-        """Bytes of all of them in float32."""
+    def float32_bytes(self) -> int:
+        """Bytes of all weights in float32."""
         return sum(4 * part.count for part in self.parts)
 
     @property
-    def copied(self) -> int:
+    def copied_bytes(self) -> int:
         """Bytes that are held once all is loaded and nothing is computed yet."""
-        return 0 if self.mapped else self.weights
+        return 0 if self.mapped else self.float32_bytes
 
     @property
-    def loading(self) -> int:
+    def loading_bytes(self) -> int:
         """Bytes that are held at the fullest moment of loading: copies, and the file that is being read."""
         if self.mapped:
             return 0
@@ -63,24 +63,24 @@ class Stored:
         return max((copy + part.size for copy, part in zip(copies, self.parts, strict=True)), default=0)
 
 
-def stored(base: str, weights: int) -> Stored:
-    """How a base's weights are stored, from their files' headers where they are in a folder here.
+def read_weight_files(base: str, weight_bytes: int) -> WeightFiles:
+    """Return the files of a base's weights, from their headers if they are in a folder on this machine.
 
     Args:
         base: what ``load_family`` takes, or a published architecture.
-        weights: bytes of the base in float32, for what is not here: it is taken to be copied.
+        weight_bytes: bytes of the base in float32, for one that is not here; its weights count as copied.
     """
-    place = veneer.base.path() if base == BUNDLED else Path(base).expanduser()
-    headers = [[_header(file) for file in sorted((place / part).glob("*.safetensors"))] for part in _PARTS]
+    folder = veneer.base.path() if base == BUNDLED else Path(base).expanduser()
+    headers = [[_header(file) for file in sorted((folder / part).glob("*.safetensors"))] for part in _PARTS]
     if not all(headers):
-        return Stored((Weights(weights // 4, 0),), mapped=False)
-    parts = tuple(Weights(sum(map(_count, files)), sum(map(_size, files))) for files in headers)
+        return WeightFiles((PartFiles(weight_bytes // 4, 0),), mapped=False)
+    parts = tuple(PartFiles(sum(map(_count, files)), sum(map(_size, files))) for files in headers)
     dtypes = {tensor["dtype"] for files in headers for file in files for tensor in file.values()}
-    return Stored(parts, mapped=dtypes <= {"F32", "I64"})
+    return WeightFiles(parts, mapped=dtypes <= {"F32", "I64"})
 
 
 def _header(file: Path) -> dict[str, Any]:
-    """The tensors of a safetensors file by name."""
+    """Return the tensors of a safetensors file by name."""
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(_LENGTH), "little")
         header: dict[str, Any] = json.loads(opened.read(length))

@@ -1,4 +1,4 @@
-"""Bases without their weights: what a plan computes with."""
+"""Abstract bases: modules of the right shapes whose tensors have no data, which a plan computes with."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from veneer.family.registry import BUNDLED, detect, detect_on_hub, load_family, 
 from veneer.family.sd import StableDiffusion
 from veneer.plan.tracer import MemoryTracer
 
-__all__ = ["published_base", "sketch", "sketch_folder"]
+__all__ = ["abstract_base", "abstract_folder", "abstract_published"]
 
 _CLIP_TOKENS, _T5_TOKENS = 77, 512
 
 
-def sketch(base: str, tracer: MemoryTracer, dtype: torch.dtype) -> Family:
+def abstract_base(base: str, tracer: MemoryTracer, dtype: torch.dtype) -> Family:
     """Any base that ``base`` may name, from its configurations where that is enough.
 
     Args:
         base: a key of ``PUBLISHED``, or what ``load_family`` takes.
-        ledger: enters its weights.
-        dtype: as for :func:`published_base`.
+        tracer: records its weights.
+        dtype: as for :func:`abstract_published`.
 
     Raises:
         UserError: it is not there, or of a family that is not known.
@@ -43,27 +43,27 @@ def sketch(base: str, tracer: MemoryTracer, dtype: torch.dtype) -> Family:
     place = veneer.base.path() if base == BUNDLED else Path(base).expanduser()
     if place.is_dir():
         detect(place)  # refuses what is no Stable Diffusion
-        return sketch_folder(place, tracer)
+        return abstract_folder(place, tracer)
     if base in PUBLISHED:
-        return published_base(base, tracer, dtype)
+        return abstract_published(base, tracer, dtype)
     if not place.exists() and detect_on_hub(base):
-        return sketch_folder(base, tracer)
-    return tracer.without_numbers(load_family(base))
+        return abstract_folder(base, tracer)
+    return tracer.without_data(load_family(base))
 
 
-def published_base(name: str, tracer: MemoryTracer, dtype: torch.dtype) -> Family:
+def abstract_published(name: str, tracer: MemoryTracer, dtype: torch.dtype) -> Family:
     """A published architecture, a key of ``PUBLISHED``, on the ledger's device.
 
     Args:
         name: which.
-        ledger: enters its weights.
+        tracer: records its weights.
         dtype: of the frozen weights of what Veneer only plans; what it trains is loaded in float32.
     """
     published = PUBLISHED[name]
     return cast(Family, _KINDS[published.kind](published, tracer, dtype))
 
 
-def sketch_folder(place: str | Path, tracer: MemoryTracer) -> Family:
+def abstract_folder(place: str | Path, tracer: MemoryTracer) -> Family:
     """A Stable Diffusion pipeline of a folder or of the hub from its configurations; no weights are read.
 
     Raises:
@@ -91,7 +91,7 @@ def _assemble(tracer: MemoryTracer, unet: Any, vae: Any, text_encoder: Any, sche
         vae=_made(tracer, torch.float32, lambda: AutoencoderKL.from_config(vae)),
         text_encoder=_made(tracer, torch.float32, lambda: CLIPTextModel(text_encoder)),
         tokenizer=_Tokens(text_encoder.max_position_embeddings),
-        scheduler=tracer.without_numbers(scheduler),
+        scheduler=tracer.without_data(scheduler),
     )
     return StableDiffusion(vars(parts))
 
@@ -99,7 +99,7 @@ def _assemble(tracer: MemoryTracer, unet: Any, vae: Any, text_encoder: Any, sche
 def _made(tracer: MemoryTracer, dtype: torch.dtype, make: Callable[[], nn.Module]) -> Any:
     with torch.device("meta"):
         module = make()
-    return tracer.furnish(module.eval(), dtype)
+    return tracer.materialise(module.eval(), dtype)
 
 
 class _Tokens:
@@ -121,7 +121,7 @@ class _Planned:
 
     Args:
         published: the architecture.
-        ledger: enters its weights.
+        tracer: records its weights.
         dtype: that its frozen weights are held in.
         denoiser: its class.
         text_encoders: their classes, with their configurations' classes.

@@ -1,4 +1,4 @@
-"""The account of tensors without numbers against sums done by hand, and against real tensors."""
+"""The memory of tensors without data against sums done by hand, and against real tensors."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from veneer.plan.tracer import MemoryTracer, Moment
+from veneer.plan.trace import Peak
+from veneer.plan.tracer import MemoryTracer
 
 CPU = torch.device("cpu")
 KIB = 1024
@@ -48,12 +49,12 @@ class Watch(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-def account_of(work: Any, *phases: str) -> dict[str, Moment]:
+def peaks_of(work: Any, *phases: str) -> dict[str, Peak]:
     tracer = MemoryTracer(CPU)
-    tracer.phase("all")
-    with tracer.open():
+    tracer.begin_phase("all")
+    with tracer.tracing():
         work(tracer)
-    return tracer.moments()
+    return tracer.peaks()
 
 
 def test_a_tensor_is_held_until_nobody_has_it() -> None:
@@ -68,7 +69,7 @@ def test_a_tensor_is_held_until_nobody_has_it() -> None:
         del second, third
         assert tracer.held == 0
 
-    assert account_of(work)["all"].total == 12 * KIB
+    assert peaks_of(work)["all"].total == 12 * KIB
 
 
 def test_a_view_takes_nothing() -> None:
@@ -78,23 +79,23 @@ def test_a_view_takes_nothing() -> None:
         del whole
         assert tracer.held == 16 * KIB and view.shape == (2, KIB // 2, 3)
 
-    assert account_of(work)["all"].total == 16 * KIB
+    assert peaks_of(work)["all"].total == 16 * KIB
 
 
 def test_parts_sum_to_the_whole_and_say_what_each_is() -> None:
     layer = nn.Linear(KIB, KIB, bias=False)  # it trains, so what goes in is kept for its gradient
     tracer = MemoryTracer(CPU)
-    tracer.phase("step")
-    empty = tracer.without_numbers(layer)
-    tracer.claim("weights", empty.parameters())
-    with tracer.open():
+    tracer.begin_phase("step")
+    empty = tracer.without_data(layer)
+    tracer.label("weights", empty.parameters())
+    with tracer.tracing():
         x = torch.zeros(2, KIB, requires_grad=True)
-        tracer.claim("batch", [x])
+        tracer.label("batch", [x])
         y = nn.functional.silu(empty(nn.functional.layer_norm(x, (KIB,))))
         assert y.shape == (2, KIB)
-    moment = tracer.moments()["step"]
-    assert moment.total == sum(moment.parts.values())
-    assert moment.parts == {
+    peak = tracer.peaks()["step"]
+    assert peak.total == sum(peak.parts.values())
+    assert peak.parts == {
         "weights": 4 * KIB * KIB,
         "batch": 8 * KIB,
         "activations: norms": 8 * KIB + 2 * 2 * 4,  # and a mean and a deviation of each row
@@ -109,24 +110,24 @@ def test_what_no_gradient_needs_is_not_kept() -> None:
     def work(tracer: MemoryTracer) -> None:
         layer = nn.Linear(KIB, KIB, bias=False).requires_grad_(False)
         x = torch.zeros(2, KIB, requires_grad=True)
-        tracer.claim("given", [layer.weight, x])
+        tracer.label("given", [layer.weight, x])
         held = tracer.held
         y = layer(nn.functional.layer_norm(x, (KIB,)))
         assert y.shape == (2, KIB)
         assert tracer.held - held == 8 * KIB + 2 * 2 * 4
 
-    account_of(work)
+    peaks_of(work)
 
 
 def test_what_is_made_while_gradients_flow_is_told_apart() -> None:
     def work(tracer: MemoryTracer) -> None:
         weight = torch.zeros(KIB, KIB, requires_grad=True)
         x = torch.zeros(4, KIB, requires_grad=True)
-        tracer.claim("weights", [weight, x])
-        weight.register_post_accumulate_grad_hook(lambda each: tracer.claim("gradients", [each.grad]))
+        tracer.label("weights", [weight, x])
+        weight.register_post_accumulate_grad_hook(lambda each: tracer.label("gradients", [each.grad]))
         nn.functional.linear(x, weight).square().sum().backward()
 
-    parts = account_of(work)["all"].parts
+    parts = peaks_of(work)["all"].parts
     assert parts["weights"] == 4 * KIB * KIB + 16 * KIB
     assert parts["gradients"] == 4 * KIB * KIB
     assert parts["backward pass"] >= 16 * KIB
@@ -153,59 +154,59 @@ def test_the_peak_is_that_of_real_tensors(recomputed: bool, dtype: torch.dtype) 
 
     real = _blocks()
     tracer = MemoryTracer(CPU)
-    tracer.phase("step")
-    empty = tracer.without_numbers(real)
-    with tracer.open():
+    tracer.begin_phase("step")
+    empty = tracer.without_data(real)
+    with tracer.tracing():
         step(empty, torch.optim.AdamW(empty.parameters()))
     watch = Watch()
     for parameter in real.parameters():
         watch.see(parameter)
     with watch:
         step(real, torch.optim.AdamW(real.parameters()))
-    assert tracer.moments()["step"].total == watch.peak
+    assert tracer.peaks()["step"].total == watch.peak
 
 
-def test_a_copy_without_numbers_leaves_the_original() -> None:
+def test_a_copy_without_data_leaves_the_original() -> None:
     model = _blocks()
     shared = nn.ModuleList([model, model[1]])
     before = {name: parameter.clone() for name, parameter in shared.named_parameters()}
     tracer = MemoryTracer(CPU)
-    copied = tracer.without_numbers(shared)
+    copied = tracer.without_data(shared)
     assert [type(p).__name__ for p in copied.parameters()] == ["FakeTensor"] * len(before)
     assert copied[1] is copied[0][1]
     assert tracer.held == sum(p.nbytes for p in before.values())
     assert all(torch.equal(p, before[name]) for name, p in shared.named_parameters())
 
 
-def test_what_is_furnished_shares_what_it_shared() -> None:
+def test_what_is_materialised_shares_what_it_shared() -> None:
     with torch.device("meta"):
         model = nn.ModuleList([nn.Embedding(10, 4), nn.Linear(4, 10, bias=False), nn.BatchNorm1d(4)])
         model[1].weight = model[0].weight
     tracer = MemoryTracer(CPU)
-    tracer.furnish(model, torch.bfloat16)
+    tracer.materialise(model, torch.bfloat16)
     assert model[1].weight is model[0].weight
     assert tracer.held == 2 * (40 + 4 * 4) + 8  # the count of batches is an integer
     assert {p.device.type for p in model.parameters()} == {"cpu"}
 
 
-def test_a_module_may_be_cast_and_moved_while_the_ledger_is_open() -> None:
+def test_a_module_may_be_cast_and_moved_while_tensors_are_traced() -> None:
     def work(tracer: MemoryTracer) -> None:
         layer = nn.Linear(8, 8).to(torch.bfloat16).to("cpu", torch.float32)
         assert layer.weight.dtype == torch.float32
 
-    account_of(work)
+    peaks_of(work)
 
 
 def test_phases_have_their_own_peaks() -> None:
     tracer = MemoryTracer(CPU)
-    with tracer.open():
-        tracer.phase("first")
+    with tracer.tracing():
+        tracer.begin_phase("first")
         kept = torch.zeros(KIB)
         torch.zeros(4 * KIB)
-        tracer.phase("second")
+        tracer.begin_phase("second")
         torch.zeros(2 * KIB)
     assert kept.shape == (KIB,)
-    assert {name: moment.total for name, moment in tracer.moments().items()} == {"first": 20 * KIB, "second": 12 * KIB}
+    assert {name: peak.total for name, peak in tracer.peaks().items()} == {"first": 20 * KIB, "second": 12 * KIB}
 
 
 def test_what_is_on_another_device_is_not_this_ones() -> None:
@@ -213,17 +214,17 @@ def test_what_is_on_another_device_is_not_this_ones() -> None:
         kept = torch.zeros(KIB, device="meta")
         assert tracer.held == 0 and kept.shape == (KIB,)
 
-    account_of(work)
+    peaks_of(work)
 
 
 def test_weights_that_are_back_take_memory_when_they_are_read() -> None:
     tracer = MemoryTracer(torch.device("cpu"))
-    tracer.phase("all")
-    with tracer.open():
+    tracer.begin_phase("all")
+    with tracer.tracing():
         back = torch.empty(1000)
-        tracer.claim_rest_as_weights("weights that come back")
+        tracer.label_reloaded("weights loaded again")
         before = tracer.trace.blocks[:]
         _ = back + 1
-    assert [(block.size, block.taken, block.read) for block in before] == [(4000, 0, 0)]
-    assert [block.read for block in tracer.trace.blocks if block.read] == [4000]
-    assert tracer.moments()["all"].parts["weights that come back"] == 4000
+    assert [(block.tensor, block.malloc, block.mapped) for block in before] == [(4000, 0, 0)]
+    assert [block.mapped for block in tracer.trace.blocks if block.mapped] == [4000]
+    assert tracer.peaks()["all"].parts["weights loaded again"] == 4000

@@ -13,7 +13,7 @@ from tests.training import bits_of, tiny_config, tiny_run
 from veneer.adapter.registry import specs_of
 from veneer.errors import UserError
 from veneer.family.protocol import Family
-from veneer.plan.account import plan
+from veneer.plan.parameters import plan_parameters
 from veneer.train.events import Finished
 from veneer.weights.file import AdapterFile, info, save
 
@@ -34,7 +34,7 @@ def test_the_file_has_the_planned_bytes_and_parameters(
     family: Family, tiny_pictures: Path, tmp_path: Path, adapter: dict[str, Any]
 ) -> None:
     config = tiny_config(tiny_pictures, adapter=adapter, train={"max_steps": 1})
-    planned = plan(config, family, METADATA)
+    planned = plan_parameters(config, family, METADATA)
     last = tiny_run(config, family)[-1]
     assert isinstance(last, Finished)
     path = tmp_path / "adapter.safetensors"
@@ -45,7 +45,7 @@ def test_the_file_has_the_planned_bytes_and_parameters(
 
 def test_the_parameters_are_those_of_the_paper(family: Family, tiny_pictures: Path) -> None:
     """r (d + k) for each matrix of d x k (Hu et al. 2021, section 4.2), counted from the shapes."""
-    planned = plan(tiny_config(tiny_pictures, adapter={"rank": 3}), family)
+    planned = plan_parameters(tiny_config(tiny_pictures, adapter={"rank": 3}), family)
     layers = [m for n, m in family.networks["unet"].named_modules() if n.endswith(("to_q", "to_k", "to_v", "to_out.0"))]
     expected = sum(3 * (m.in_features + m.out_features) for m in layers if isinstance(m, nn.Linear))
     assert planned.networks["unet"].trainable == planned.trainable == expected
@@ -58,13 +58,13 @@ def test_the_parameters_are_those_of_the_paper(family: Family, tiny_pictures: Pa
 
 def test_planning_changes_nothing(family: Family, tiny_pictures: Path) -> None:
     before = bits_of(family.networks)
-    plan(tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}}), family)
+    plan_parameters(tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}}), family)
     after = bits_of(family.networks)
     assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
 def test_the_table_is_short_and_aligned(family: Family, tiny_pictures: Path) -> None:
-    text = str(plan(tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}}), family))
+    text = str(plan_parameters(tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}}), family))
     lines = text.splitlines()
     targets = ["to_q", "to_k", "to_v", "to_out.0"], ["q_proj", "k_proj", "v_proj", "out_proj"]
     assert len(lines) == 13 and max(map(len, lines)) < 80
@@ -76,9 +76,9 @@ def test_the_table_is_short_and_aligned(family: Family, tiny_pictures: Path) -> 
 
 def test_what_does_not_fit_the_base_is_said_in_the_plan(family: Family, tiny_pictures: Path) -> None:
     with pytest.raises(UserError, match="rank 64 is larger"):
-        plan(tiny_config(tiny_pictures, adapter={"rank": 64}), family)
+        plan_parameters(tiny_config(tiny_pictures, adapter={"rank": 64}), family)
     with pytest.raises(UserError, match="matches nothing"):
-        plan(tiny_config(tiny_pictures, adapter={"target_modules": ["to_qq"]}), family)
+        plan_parameters(tiny_config(tiny_pictures, adapter={"target_modules": ["to_qq"]}), family)
 
 
 def test_specs_are_the_configs(family: Family, tiny_pictures: Path) -> None:

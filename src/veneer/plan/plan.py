@@ -1,0 +1,155 @@
+"""The plan of a run as data and as text: parameters, memory, schedule, disk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import TypeAdapter, computed_field
+
+from veneer.plan.memory import Memory
+from veneer.plan.text import format_bytes, format_table
+
+__all__ = ["Disk", "NetworkPlan", "Plan", "Schedule"]
+
+
+@dataclass(frozen=True)
+class NetworkPlan:
+    """The parameters of one network.
+
+    Attributes:
+        trainable: parameters of its adapter.
+        total: parameters of the network itself.
+        layers: number of adapted layers by target.
+        targets: the adapter's parameters by target.
+    """
+
+    trainable: int
+    total: int
+    layers: Mapping[str, int]
+    targets: Mapping[str, int] = field(default_factory=dict)
+
+    def rows(self, name: str) -> list[tuple[str, ...]]:
+        """Return the network's row of the table, and one for each of its targets."""
+        targets = [(f"  {target}", f"{n:,}", "", "", f"{self.layers[target]:,}") for target, n in self.targets.items()]
+        return [_row(name, self.trainable, self.total, sum(self.layers.values())), *targets]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The length of a run.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: pictures a forward pass.
+        accumulate: forward passes a step.
+        pictures: number that an epoch shows, repeats counted; None: it is not known.
+    """
+
+    steps: int
+    batch: int
+    accumulate: int
+    pictures: int | None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def shown(self) -> int:
+        """Number of pictures shown over the run."""
+        return self.steps * self.batch * self.accumulate
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def epochs(self) -> float | None:
+        """Number of passes over the pictures."""
+        return self.shown / self.pictures if self.pictures else None
+
+    def __str__(self) -> str:
+        """Return one line."""
+        batch = f"{self.batch}" if self.accumulate == 1 else f"{self.accumulate} x {self.batch}"
+        text = f"schedule: {self.steps:,} steps of {batch} pictures, {self.shown:,} shown"
+        return text if self.epochs is None else f"{text}, {self.epochs:,.1f} epochs of {self.pictures:,}"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The files that a run leaves, pictures and texts not counted.
+
+    Attributes:
+        checkpoint: bytes of one checkpoint.
+        keep: number of checkpoints at the end.
+        result: bytes of the adapter's file, and of the best adapter's beside it where there is one.
+    """
+
+    checkpoint: int
+    keep: int
+    result: int
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def total(self) -> int:
+        """Bytes at the end of the run."""
+        return self.keep * self.checkpoint + self.result
+
+    def __str__(self) -> str:
+        """Return one line."""
+        checkpoints = f"{self.keep} checkpoint{'s' if self.keep != 1 else ''} of {format_bytes(self.checkpoint)}"
+        return f"disk: {format_bytes(self.total)}, {checkpoints} and the adapter"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Parameters, bytes and steps of a run.
+
+    Attributes:
+        networks: by prefix; those that are only read are in it too, with nothing to train.
+        file_bytes: exact size of the adapter file.
+        memory: the memory of the run; None if only parameters were counted.
+        schedule: its length; None likewise.
+        disk: the files that it leaves; None likewise.
+    """
+
+    networks: Mapping[str, NetworkPlan]
+    file_bytes: int
+    memory: Memory | None = None
+    schedule: Schedule | None = None
+    disk: Disk | None = None
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def trainable(self) -> int:
+        """Parameters of the adapter."""
+        return sum(network.trainable for network in self.networks.values())
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def total(self) -> int:
+        """Parameters of all networks that an adapter may change, without the adapter."""
+        return sum(network.total for network in self.networks.values())
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def share(self) -> float:
+        """Trainable parameters as a share of the total."""
+        return self.trainable / self.total
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the plan as JSON holds it, sums included."""
+        values: dict[str, Any] = _SERIALISER.dump_python(self, mode="json")
+        return values
+
+    def __str__(self) -> str:
+        """Return tables for a person."""
+        layers = sum(sum(network.layers.values()) for network in self.networks.values())
+        rows: list[Sequence[str]] = [("network", "trainable", "of", "share", "layers")]
+        rows += [row for name, network in self.networks.items() for row in network.rows(name)]
+        rows.append(_row("all", self.trainable, self.total, layers))
+        parts = [str(part) for part in (self.memory, self.schedule, self.disk) if part]
+        return "\n".join([format_table(rows), f"adapter file: {self.file_bytes:,} bytes", *parts])
+
+
+_SERIALISER = TypeAdapter(Plan)
+
+
+def _row(name: str, trainable: int, total: int, layers: int) -> tuple[str, str, str, str, str]:
+    return name, f"{trainable:,}", f"{total:,}", f"{trainable / total:.3%}", f"{layers:,}"

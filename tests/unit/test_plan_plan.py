@@ -1,0 +1,33 @@
+"""A plan as data, as JSON holds it."""
+
+from __future__ import annotations
+
+import json
+
+from veneer.plan.memory import STEP, Memory, Phase
+from veneer.plan.plan import Disk, NetworkPlan, Plan, Schedule
+
+MEMORY = Memory("cpu", (Phase(STEP, 300, {"weights: unet": 300}, process=500),), caches=None)
+NETWORKS = {"unet": NetworkPlan(10, 1000, {"to_q": 1}, {"to_q": 10})}
+
+
+def test_a_plan_is_written_with_the_sums_that_a_reader_wants() -> None:
+    values = Plan(NETWORKS, 40, MEMORY, Schedule(100, 4, 2, 50), Disk(1000, 2, 40)).as_dict()
+    assert json.loads(json.dumps(values)) == values
+    assert values["networks"]["unet"] == {
+        "trainable": 10,
+        "total": 1000,
+        "layers": {"to_q": 1},
+        "targets": {"to_q": 10},
+    }
+    assert (values["trainable"], values["total"], values["share"], values["file_bytes"]) == (10, 1000, 0.01, 40)
+    phase = {"name": STEP, "tensors": 300, "parts": {"weights: unet": 300}, "process": 500, "peak": 500}
+    assert values["memory"] == {"device": "cpu", "phases": [phase], "caches": None, "before": 0, "peak": 500}
+    schedule = {"steps": 100, "batch": 4, "accumulate": 2, "pictures": 50, "shown": 800, "epochs": 16.0}
+    assert values["schedule"] == schedule
+    assert values["disk"] == {"checkpoint": 1000, "keep": 2, "result": 40, "total": 2040}
+
+
+def test_what_was_not_planned_is_null() -> None:
+    values = Plan(NETWORKS, 40).as_dict()
+    assert (values["memory"], values["schedule"], values["disk"]) == (None, None, None)
