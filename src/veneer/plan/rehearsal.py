@@ -174,7 +174,7 @@ class _Rehearsal:
         self._tracer.begin_phase(ENCODING)
         posterior = self._family.encode_image(torch.zeros(1, 3, self._side, self._side))
         with torch.no_grad():
-            self._text = self._family.encode_text([""]).to("cpu")
+            self._text = self._family.encode_text([""]).to("meta")  # its shapes are all that is needed
         self._latent = posterior.mean.shape[1:]
         if pictures is not None:
             self.caches = self._cache_bytes(pictures, posterior.mean)
