@@ -1,4 +1,4 @@
-"""What the tests of studies share: an ear, and trainings that cost next to nothing."""
+"""What the tests of studies share: a recorder of events, and trainings that cost next to nothing."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from veneer.family.protocol import Family
 from veneer.rng import torch_generator
 from veneer.run.folder import CONFIG
 from veneer.run.identity import Identity
-from veneer.study import results, trial
+from veneer.study import context, results, trial
 from veneer.weights.file import FILE_NAME, AdapterFile, save
 
-__all__ = ["Heard", "draw_adapter", "lighten", "shared_base"]
+__all__ = ["EventRecorder", "draw_adapter", "lighten", "shared_base"]
 
 
 def lighten(patch: pytest.MonkeyPatch) -> None:
@@ -33,7 +33,7 @@ def lighten(patch: pytest.MonkeyPatch) -> None:
     """
     patch.setattr(results, "plot", lambda table, title: b"a plot")
     patch.setattr(trial, "PeakMemory", lambda device: SimpleNamespace(bytes=lambda: 10**8))
-    patch.setattr(trial, "load_base", shared_base)
+    patch.setattr(context, "load_base", shared_base)
 
 
 @lru_cache(maxsize=4)
@@ -42,8 +42,8 @@ def shared_base(name: str) -> Family:
     return load_base(name)
 
 
-class Heard:
-    """Listens, and keeps what it hears."""
+class EventRecorder:
+    """A callback that records events."""
 
     def __init__(self) -> None:
         self.events: list[object] = []
@@ -51,7 +51,7 @@ class Heard:
     def __call__(self, event: object) -> None:
         self.events.append(event)
 
-    def of(self, kind: type) -> list[Any]:
+    def of_type(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
 
 

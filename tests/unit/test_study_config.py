@@ -222,7 +222,7 @@ def test_what_decides_the_measure_is_the_same_for_all(key: str) -> None:
         ("search: {space: {adapter.rank: {low: 0, high: 1, log: true}}}", "low is 0, which has no logarithm"),
         ("search: {space: {adapter.rank: {low: 1, hihg: 3}}}", "hihg: no such key; did you mean high?"),
         ("search: {space: {adapter.rank: 1}}", "should be a list to choose from, or low and high"),
-        ("search: {by: chance, space: {adapter.rank: [1]}}", "search.by: should be 'optuna'"),
+        ("search: {sampler: random, space: {adapter.rank: [1]}}", "search.sampler: should be 'tpe'"),
         ("search: {space: {adapter.rank: [1]}}\nreference: a", "which a search has none of"),
         ("seeds: [0, 0]\ngrid: {adapter.rank: [1]}", "a seed is given twice"),
         ("seeds: [9223372036854775808]\ngrid: {adapter.rank: [1]}", "seeds.0: should be less than or equal to 922"),

@@ -77,10 +77,10 @@ def changed(folder: Path, to: Path) -> Path:
 def test_pictures_that_were_trained_on_say_nothing_of_ranks(
     run: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    heard: list[object] = []
-    study = study_ranks(run, [2], RankStudyOptions(data=tiny_pictures), callback=heard.append)
+    recorder: list[object] = []
+    study = study_ranks(run, [2], RankStudyOptions(data=tiny_pictures), callback=recorder.append)
     assert study.table.pictures == 3
-    assert heard[0] == Warned("study.provenance", "9 pictures to measure on were trained on, so left out")
+    assert recorder[0] == Warned("study.provenance", "9 pictures to measure on were trained on, so left out")
     held_out = {sample.path.name for sample in survey(load_config(run / CONFIG).data).held_out.samples}
     seen = Path(shutil.copytree(tiny_pictures, tmp_path / "seen"))
     for name in held_out:
@@ -92,17 +92,17 @@ def test_pictures_that_were_trained_on_say_nothing_of_ranks(
     # the run's pictures may be gone, and then nobody can tell
     gone = Path(shutil.copytree(run, tmp_path / "gone"))
     (gone / CONFIG).write_text((gone / CONFIG).read_text().replace(str(tiny_pictures), str(tmp_path / "none")))
-    study_ranks(gone, [2], RankStudyOptions(data=tiny_pictures), callback=heard.append)
-    assert any("the run's own pictures: " in str(event) for event in heard)
+    study_ranks(gone, [2], RankStudyOptions(data=tiny_pictures), callback=recorder.append)
+    assert any("the run's own pictures: " in str(event) for event in recorder)
 
 
 def test_another_base_or_no_captions_are_told(run: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     other = Path(shutil.copytree(tiny_base, tmp_path / "other"))
     (weights,) = (other / "vae").glob("*.safetensors")
     save_file({name: tensor + 1 for name, tensor in load_file(weights).items()}, weights)
-    heard: list[object] = []
-    study_ranks(run, [2], RankStudyOptions(base=str(other)), callback=heard.append)
-    assert "is not the base that the adapter's file tells of" in str(heard[0])
+    recorder: list[object] = []
+    study_ranks(run, [2], RankStudyOptions(base=str(other)), callback=recorder.append)
+    assert "is not the base that the adapter's file names" in str(recorder[0])
     plain = AdapterFile(load(run).weights)
     save(plain, tmp_path / "plain.safetensors")
     new = changed(tiny_pictures, tmp_path / "new")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.fakes.ray import FakeRay
-from tests.studies import Heard, draw_adapter, lighten
+from tests.studies import EventRecorder, draw_adapter, lighten
 from veneer.cli.study import study_command
 from veneer.errors import UserError
 from veneer.study import trial as trials
@@ -92,10 +92,10 @@ def test_what_is_done_is_not_given_away_and_a_fault_is_named(
         ("rank 2", "RuntimeError: CUDA out of memory")
     ] * 2
     ray.reports.clear()
-    heard = Heard()
-    table = run_study(grid_of(run), tmp_path, on="ray", callback=heard).table
+    recorder = EventRecorder()
+    table = run_study(grid_of(run), tmp_path, on="ray", callback=recorder).table
     assert len(ray.reports) == 2 and not table.failures and len(table.rows) == 2
-    assert [event.known for event in heard.of(TrialFinished)] == [True, True, False, False]
+    assert [event.known for event in recorder.of_type(TrialFinished)] == [True, True, False, False]
 
 
 def test_a_search_reports_at_its_rungs_and_trains_all_seeds_of_what_is_not_stopped(
@@ -185,10 +185,10 @@ def test_without_ray_it_is_said_what_to_install(
     run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    heard = Heard()
+    recorder = EventRecorder()
     with pytest.raises(UserError, match=r"pip install 'veneer\[ray\]'"):
-        run_study(grid_of(run), tmp_path, on="ray", callback=heard)
-    assert not heard.events  # before the pictures are read
+        run_study(grid_of(run), tmp_path, on="ray", callback=recorder)
+    assert not recorder.events  # before the pictures are read
 
 
 def test_ctrl_c_is_left_to_us(run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.conftest import write_tiny_pictures
-from tests.studies import Heard, draw_adapter, lighten, shared_base
+from tests.studies import EventRecorder, draw_adapter, lighten, shared_base
 from tests.training import laid_over
 from veneer.adapter.merge import merge
 from veneer.cli import study as screen
@@ -34,10 +34,11 @@ from veneer.run.signals import Interrupted
 from veneer.study import results as study_results
 from veneer.study import trial as trials
 from veneer.study.config import Study, build_study, dump_study, points_of
+from veneer.study.context import StudyContext
 from veneer.study.plot import plot
 from veneer.study.results import StudyResults, TrialFinished, TrialStarted
 from veneer.study.run import run_study, study_folder
-from veneer.study.statistics import Failure
+from veneer.study.statistics import TrialFailure
 from veneer.study.trial import TRIALS
 from veneer.train.events import StepDone, Warned
 from veneer.weights.file import FILE_NAME, load
@@ -143,10 +144,12 @@ def test_what_is_done_is_not_done_again(done: tuple[Path, Study], monkeypatch: p
         raise AssertionError("trained or measured again")
 
     monkeypatch.setattr(trials, "_train_alone", refuse)
-    monkeypatch.setattr(trials.StudyContext, "_measure", refuse)
-    before, heard = (folder / "study.json").read_bytes(), Heard()
-    run_study(study, folder, callback=heard)
-    assert [event.known for event in heard.of(TrialFinished)] == [True] * 4 and not heard.of(TrialStarted)
+    monkeypatch.setattr(StudyContext, "_measure", refuse)
+    before, recorder = (folder / "study.json").read_bytes(), EventRecorder()
+    run_study(study, folder, callback=recorder)
+    assert [event.known for event in recorder.of_type(TrialFinished)] == [True] * 4 and not recorder.of_type(
+        TrialStarted
+    )
     assert (folder / "study.json").read_bytes() == before
 
 
@@ -157,9 +160,9 @@ def test_a_larger_grid_trains_only_what_is_new(done: tuple[Path, Study], tmp_pat
     more = build_study(
         {**study.config.model_dump(mode="json", exclude_none=True), "grid": {"adapter.rank": [1, 3]}}, "t"
     )
-    heard = Heard()
-    table = run_study(more, tmp_path / "more", callback=heard).table
-    assert [(event.point, event.seed) for event in heard.of(TrialStarted)] == [("rank 3", 0), ("rank 3", 1)]
+    recorder = EventRecorder()
+    table = run_study(more, tmp_path / "more", callback=recorder).table
+    assert [(event.point, event.seed) for event in recorder.of_type(TrialStarted)] == [("rank 3", 0), ("rank 3", 1)]
     assert [row.point for row in table.rows] == ["rank 1", "rank 3"]
 
 
@@ -184,7 +187,7 @@ def test_a_change_costs_what_hangs_on_it(
 ) -> None:
     run_study(make(seeds=[0]), tmp_path)
     counts = {"trained": 0, "measured": 0}
-    train, measure = trials._train_alone, trials.StudyContext._measure
+    train, measure = trials._train_alone, StudyContext._measure
 
     def training(*arguments: Any) -> Any:
         counts["trained"] += 1
@@ -195,7 +198,7 @@ def test_a_change_costs_what_hangs_on_it(
         return measure(*arguments)
 
     monkeypatch.setattr(trials, "_train_alone", training)
-    monkeypatch.setattr(trials.StudyContext, "_measure", measuring)
+    monkeypatch.setattr(StudyContext, "_measure", measuring)
     run_study(make(change, seeds=[0]), tmp_path)
     assert counts == {"trained": trained, "measured": measured}
 
@@ -206,12 +209,12 @@ def test_other_pictures_are_other_trials(make: Callable[..., Study], tmp_path: P
     source = {"data": {"sources": [{"path": str(pictures)}]}}
     run_study(make(source, seeds=[0]), tmp_path / "study")
     moved = pictures.rename(tmp_path / "moved")
-    heard = Heard()
-    run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", callback=heard)
-    assert not heard.of(TrialStarted)  # they lie elsewhere and are the same
+    recorder = EventRecorder()
+    run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", callback=recorder)
+    assert not recorder.of_type(TrialStarted)  # they lie elsewhere and are the same
     Image.new("RGB", (64, 64), "red").save(moved / "red_square.png")
-    run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", callback=heard)
-    assert len(heard.of(TrialStarted)) == 2
+    run_study(make({"data": {"sources": [{"path": str(moved)}]}}, seeds=[0]), tmp_path / "study", callback=recorder)
+    assert len(recorder.of_type(TrialStarted)) == 2
 
 
 def test_a_stopped_study_goes_on_to_the_same_table(make: Callable[..., Study], tmp_path: Path) -> None:
@@ -225,20 +228,20 @@ def test_a_stopped_study_goes_on_to_the_same_table(make: Callable[..., Study], t
     whole = run_study(study, tmp_path / "whole").table
 
     def stop(event: object) -> None:
-        heard(event)
-        if isinstance(event, StepDone) and event.step == 3 and len(heard.of(TrialStarted)) == 2:
+        recorder(event)
+        if isinstance(event, StepDone) and event.step == 3 and len(recorder.of_type(TrialStarted)) == 2:
             raise Interrupted(2, event.step)
 
-    heard = Heard()
+    recorder = EventRecorder()
     with pytest.raises(Interrupted):
         run_study(study, tmp_path / "cut", callback=stop)
     assert "rank 1" in (tmp_path / "cut" / "study.md").read_text("utf-8")
     after = unet.state_dict()
     assert after.keys() == base.keys() and all(bool((after[name] == base[name]).all()) for name in base)
-    again = Heard()
+    again = EventRecorder()
     table = run_study(study, tmp_path / "cut", callback=again).table
-    assert [event.point for event in again.of(TrialStarted)] == ["rank 2"]
-    assert [event.step for event in again.of(StepDone)] == [3, 4]
+    assert [event.point for event in again.of_type(TrialStarted)] == ["rank 2"]
+    assert [event.step for event in again.of_type(StepDone)] == [3, 4]
     assert [row.losses for row in table.rows] == [row.losses for row in whole.rows]
     assert [row.versus_reference for row in table.rows] == [row.versus_reference for row in whole.rows]
 
@@ -246,7 +249,7 @@ def test_a_stopped_study_goes_on_to_the_same_table(make: Callable[..., Study], t
 def test_a_trial_stopped_while_it_is_measured_is_not_trained_again(
     make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study, measure, calls = make(seeds=[0]), trials.StudyContext._measure, []
+    study, measure, calls = make(seeds=[0]), StudyContext._measure, []
 
     def interrupt(*arguments: Any) -> Losses:
         calls.append(1)
@@ -254,12 +257,12 @@ def test_a_trial_stopped_while_it_is_measured_is_not_trained_again(
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(trials.StudyContext, "_measure", interrupt)
+    monkeypatch.setattr(StudyContext, "_measure", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run_study(study, tmp_path)
-    heard = Heard()
-    run_study(study, tmp_path, callback=heard)
-    assert [event.step for event in heard.of(StepDone)] == [1, 2, 3, 4]  # of rank 2 alone
+    recorder = EventRecorder()
+    run_study(study, tmp_path, callback=recorder)
+    assert [event.step for event in recorder.of_type(StepDone)] == [1, 2, 3, 4]  # of rank 2 alone
 
 
 @pytest.mark.usefixtures("drawn")
@@ -281,9 +284,9 @@ def test_a_trial_that_fails_loses_no_other(
     assert "- not done: rank 1, seed 1: RuntimeError: CUDA out of memory" in text and "1 of 2" in text
     (error,) = tmp_path.glob(f"{TRIALS}/rank-1-seed1-*/error.txt")
     assert "Tried to allocate" in error.read_text("utf-8") and "Traceback" in error.read_text("utf-8")
-    heard = Heard()
-    again = run_study(make(), tmp_path, callback=heard)  # the next call tries it again
-    assert [(e.point, e.seed) for e in heard.of(TrialStarted)] == [("rank 1", 1)] and not again.table.failures
+    recorder = EventRecorder()
+    again = run_study(make(), tmp_path, callback=recorder)  # the next call tries it again
+    assert [(e.point, e.seed) for e in recorder.of_type(TrialStarted)] == [("rank 1", 1)] and not again.table.failures
 
 
 def test_a_training_that_diverges_is_named(make: Callable[..., Study], tmp_path: Path) -> None:
@@ -311,10 +314,10 @@ def test_nothing_trained_is_an_error(make: Callable[..., Study], tmp_path: Path)
 def test_what_cannot_work_is_refused_before_anything_is_trained(
     make: Callable[..., Study], tmp_path: Path, more: dict[str, Any], told: str
 ) -> None:
-    heard = Heard()
+    recorder = EventRecorder()
     with pytest.raises(UserError, match=told):
-        run_study(make(**more), tmp_path, callback=heard)
-    assert not heard.of(TrialStarted)
+        run_study(make(**more), tmp_path, callback=recorder)
+    assert not recorder.of_type(TrialStarted)
 
 
 def test_training_on_what_is_measured_on_is_refused(make: Callable[..., Study], tmp_path: Path) -> None:
@@ -353,10 +356,10 @@ def test_ranks_are_counted_for_a_budget(make: Callable[..., Study], tmp_path: Pa
 @pytest.mark.usefixtures("drawn")
 def test_a_class_is_painted_once_for_all_trials(make: Callable[..., Study], tmp_path: Path) -> None:
     prior = {"prompt": "a square", "count": 2}
-    heard = Heard()
+    recorder = EventRecorder()
     run = {"data": {"prior": prior}, "sample": {"steps": 1}}
-    run_study(make(run, seeds=[0, 1]), tmp_path, callback=heard)
-    assert [event.count for event in heard.of(PriorSamplingStarted)] == [2]
+    run_study(make(run, seeds=[0, 1]), tmp_path, callback=recorder)
+    assert [event.count for event in recorder.of_type(PriorSamplingStarted)] == [2]
     assert len(list((tmp_path / "prior" / "a-square").glob("*.png"))) == 2
 
 
@@ -376,10 +379,10 @@ def test_without_matplotlib_there_is_no_plot_and_a_word(
     (tmp_path / "copy" / "study.png").unlink()
     monkeypatch.setattr(study_results, "plot", plot)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    heard = Heard()
-    result = run_study(study, tmp_path / "copy", callback=heard)
+    recorder = EventRecorder()
+    result = run_study(study, tmp_path / "copy", callback=recorder)
     assert [path.suffix for path in result.files] == [".md", ".json", ".csv"]
-    assert "pip install 'veneer[study]'" in heard.of(Warned)[-1].text
+    assert "pip install 'veneer[study]'" in recorder.of_type(Warned)[-1].text
 
 
 def test_a_study_goes_beside_its_runs_output(make: Callable[..., Study]) -> None:
@@ -433,7 +436,7 @@ def test_a_stopped_study_gives_the_terminal_back(
     monkeypatch.setattr(trials, "_train_alone", stop)
     monkeypatch.setattr(screen, "Console", lambda: Console(file=written, force_terminal=True, width=80))
     with pytest.raises(Interrupted):
-        screen.study_command(make(), tmp_path, "here")
+        screen.study_command(make(), tmp_path, "local")
     hidden, shown = "\x1b[?25l", "\x1b[?25h"
     assert written.getvalue().rfind(shown) > written.getvalue().rfind(hidden) > 0 and sys.stderr is errors
 
@@ -449,10 +452,10 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_a_place_that_there_is_not(make: Callable[..., Study], tmp_path: Path) -> None:
-    heard = Heard()
+    recorder = EventRecorder()
     with pytest.raises(UserError, match="--on moon"):
-        run_study(make(), tmp_path / "study", on="moon", callback=heard)
-    assert not heard.events and not (tmp_path / "study").exists()  # before the pictures are read
+        run_study(make(), tmp_path / "study", on="moon", callback=recorder)
+    assert not recorder.events and not (tmp_path / "study").exists()  # before the pictures are read
 
 
 @pytest.mark.usefixtures("drawn")
@@ -471,10 +474,10 @@ def test_the_table_is_written_anew_after_each_training(make: Callable[..., Study
 
 @pytest.mark.usefixtures("drawn")
 def test_what_ended_later_is_no_failure(make: Callable[..., Study], tmp_path: Path) -> None:
-    context = trials.StudyContext(make(), tmp_path, Heard())
-    results = StudyResults(context, Heard())
+    context = StudyContext(make(), tmp_path, EventRecorder())
+    results = StudyResults(context, EventRecorder())
     (first, _) = points_of(context.study.config)
     trial = context.trial(first, 0)
-    results.add_failure(Failure(first.name, 0, "the machine went away"))
-    results.add(context.run(trial, Heard()))
+    results.add_failure(TrialFailure(first.name, 0, "the machine went away"))
+    results.add(context.run(trial, EventRecorder()))
     assert not results.table().failures

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.studies import Heard, draw_adapter, lighten
+from tests.studies import EventRecorder, draw_adapter, lighten
 from veneer.errors import UserError
 from veneer.rng import MAX_SEED
 from veneer.run.signals import Interrupted
@@ -83,11 +83,11 @@ def test_without_optuna_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPat
 def test_a_search_without_optuna_is_refused_before_the_pictures_are_read(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    study, heard = study_of(tiny_base, tiny_pictures, SPACE, 5), Heard()
+    study, recorder = study_of(tiny_base, tiny_pictures, SPACE, 5), EventRecorder()
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(UserError, match=r"pip install 'veneer\[search\]'"):
-        run_study(study, tmp_path, callback=heard)
-    assert not heard.events
+        run_study(study, tmp_path, callback=recorder)
+    assert not recorder.events
 
 
 def study_of(base: Path, pictures: Path, space: dict[str, Any], trials: int) -> Study:
@@ -105,10 +105,10 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
 ) -> None:
     space = {"adapter.rank": [1, 640, 641], "train.learning_rate": {"low": 1e-3, "high": 1e-1}}
     study = study_of(tiny_base, tiny_pictures, space, 5)
-    whole = Heard()
+    whole = EventRecorder()
     table = run_study(study, tmp_path / "whole", callback=whole).table
     # a rank beyond the matrix is a proposal that came to nothing, and the search goes on
-    assert {event.reason is None for event in whole.of(TrialFinished)} == {True, False}
+    assert {event.reason is None for event in whole.of_type(TrialFinished)} == {True, False}
     assert table.reference is not None and table.reference == table.advice.best  # type: ignore[union-attr]
 
     def stop(event: object) -> None:
@@ -117,14 +117,14 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
 
     with pytest.raises(Interrupted):
         run_study(study, tmp_path / "cut", callback=stop)
-    again = Heard()
+    again = EventRecorder()
     assert run_study(study, tmp_path / "cut", callback=again).table.rows[0].losses == table.rows[0].losses
-    assert len(again.of(TrialStarted)) == len(whole.of(TrialStarted)) - 1
-    named = [[(event.point, event.loss) for event in heard.of(TrialFinished)] for heard in (whole, again)]
+    assert len(again.of_type(TrialStarted)) == len(whole.of_type(TrialStarted)) - 1
+    named = [[(event.point, event.loss) for event in recorder.of_type(TrialFinished)] for recorder in (whole, again)]
     assert named[0] == named[1]
 
 
 def test_what_is_proposed_twice_is_trained_once(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
-    heard = Heard()
-    table = run_study(study_of(tiny_base, tiny_pictures, {"adapter.rank": [1]}, 3), tmp_path, callback=heard).table
-    assert len(heard.of(TrialStarted)) == len(table.rows) == 1
+    recorder = EventRecorder()
+    table = run_study(study_of(tiny_base, tiny_pictures, {"adapter.rank": [1]}, 3), tmp_path, callback=recorder).table
+    assert len(recorder.of_type(TrialStarted)) == len(table.rows) == 1

@@ -17,7 +17,7 @@ from PIL import Image
 from veneer.evaluate.heldout import Losses, paired_difference
 from veneer.serialise import to_data, to_json
 from veneer.study.plot import plot
-from veneer.study.statistics import Failure, Outcome, Table, difference, tabulate
+from veneer.study.statistics import Table, TrialFailure, TrialResult, difference, tabulate
 from veneer.study.tables import as_csv, as_markdown
 
 
@@ -117,7 +117,7 @@ def study(losses: dict[str, float], seeds: int = 3, noise: float = 0.01, **more:
     random = np.random.default_rng(5)
     pictures_I = centered(random, 0.3)
     outcomes = [
-        Outcome(name, seed, SIZES[name], 4 * SIZES[name], loss + pictures_I + centered(random, noise), 2.0)
+        TrialResult(name, seed, SIZES[name], 4 * SIZES[name], loss + pictures_I + centered(random, noise), 2.0)
         for name, loss in losses.items()
         for seed in range(seeds)
     ]
@@ -181,7 +181,11 @@ def test_where_none_is_smaller_none_is_said_to_lose() -> None:
 def done_with(*ways: tuple[str, float, tuple[int, ...]]) -> Table:
     """Ways by name, loss and the seeds that are done."""
     return tabulate(
-        [Outcome(name, seed, SIZES[name], 9, np.full((5, 1), loss)) for name, loss, seeds in ways for seed in seeds],
+        [
+            TrialResult(name, seed, SIZES[name], 9, np.full((5, 1), loss))
+            for name, loss, seeds in ways
+            for seed in seeds
+        ],
         np.ones((5, 1)),
         seeds=(0, 1),
         reference="rank 8",
@@ -209,13 +213,13 @@ def test_what_shares_no_seed_with_the_best_is_not_told_apart_from_it() -> None:
 
 def test_alike_sizes_have_no_smallest() -> None:
     rows = study({"rank 1": 0.7, "rank 2": 0.5, "rank 8": 0.5})
-    alike = [Outcome(r.point, s, 1000, 4000, np.full((5, 1), v)) for r in rows.rows for s, v in r.losses.items()]
+    alike = [TrialResult(r.point, s, 1000, 4000, np.full((5, 1), v)) for r in rows.rows for s, v in r.losses.items()]
     advice = tabulate(alike, np.ones((5, 1)), seeds=(0, 1, 2), reference="rank 8").advice
     assert advice is not None and advice.smallest is None and "smallest" not in advice.text
 
 
 def test_markdown_has_every_way_and_every_failure() -> None:
-    failed = [Failure("rank 64", 1, "out of memory")]
+    failed = [TrialFailure("rank 64", 1, "out of memory")]
     lines = as_markdown(study({"rank 1": 0.7, "rank 8": 0.5}, failures=failed)).splitlines()
     cells = {line.split(" | ")[0].strip("| "): line.strip("| ").split(" | ") for line in lines if line.startswith("| ")}
     assert cells["point"][:2] == ["point", "parameters"] and "against rank 8" in cells["point"]
@@ -233,7 +237,7 @@ def test_json_and_csv_say_the_same() -> None:
     assert float(rows[0]["versus_reference_mean"]) == plain["rows"][0]["versus_reference"]["mean"]
     assert float(rows[0]["loss"]) == plain["rows"][0]["loss"] == table.rows[0].loss
     assert rows[1]["versus_reference_mean"] == "" and plain["rows"][1]["versus_reference"] is None
-    one = tabulate([Outcome("a", 0, 1, 1, np.ones((1, 1)))], np.ones((1, 1)), seeds=[0])
+    one = tabulate([TrialResult("a", 0, 1, 1, np.ones((1, 1)))], np.ones((1, 1)), seeds=[0])
     assert to_data(one)["rows"][0]["versus_base"]["low"] is None and ",," in as_csv(one)
 
 

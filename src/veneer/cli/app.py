@@ -247,8 +247,8 @@ def study(
         typer.Option(metavar="FOLDER", help="Where the study goes. Default: the run's output, with the study's name."),
     ] = None,
     on: Annotated[
-        str, typer.Option(metavar="PLACE", help="'here', one training after another, or 'ray', a cluster's.")
-    ] = "here",
+        str, typer.Option(metavar="PLACE", help="'local', one training after another, or 'ray', a cluster's.")
+    ] = "local",
 ) -> None:
     """Train many ways, and compare them on held-out pictures.
 

@@ -8,7 +8,7 @@ from veneer.config.load import resolve
 from veneer.errors import UserError
 from veneer.plan.parameters import plan_parameters
 from veneer.study.config import Point, config_of_point, points_of
-from veneer.study.trial import StudyContext
+from veneer.study.context import StudyContext
 
 __all__ = ["budget_points"]
 

@@ -1,6 +1,6 @@
 """The configuration of a study: a run, what is changed about it, and how often each change is trained.
 
-The same manner as a run's: frozen, typed, unknown keys rejected with the nearest known name, the line of each fault.
+It is checked as a run's is: frozen, typed, an unknown key refused with the nearest known name and its line.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import copy
 import difflib
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
@@ -55,7 +55,7 @@ FIXED = (
     "data.background",
     "data.cache",
 )
-"""Keys that are one for all points: another value would change what is measured, or where, and not what is trained."""
+"""Keys that are the same for all points: another value would change what is measured or where, not what is trained."""
 
 _MOST_POINTS = 10_000
 
@@ -71,13 +71,13 @@ def _as_tuple(value: object) -> object:
 
 
 def _leaves(value: object) -> object:
-    """Nested sections to dotted keys, so that both may be written."""
+    """Return nested sections as dotted keys, so that both may be written."""
     if not isinstance(value, dict):
         return value
     flat: dict[str, object] = {}
     for name, below in value.items():
         inner = _leaves(below) if isinstance(below, dict) and below else None
-        flat |= {f"{name}.{key}": each for key, each in inner.items()} if isinstance(inner, dict) else {name: below}
+        flat |= {f"{name}.{key}": leaf for key, leaf in inner.items()} if isinstance(inner, dict) else {name: below}
     return flat
 
 
@@ -85,7 +85,7 @@ def _choice_or_range(value: object) -> str:
     return "choice" if isinstance(value, (list, tuple)) else "range"
 
 
-def _run(value: object) -> object:
+def _is_run(value: object) -> object:
     if value is not None and not isinstance(value, (str, dict)):
         raise ValueError("should be a run's configuration, the name of its file, or a folder of pictures")
     return value
@@ -96,17 +96,17 @@ Changes = Annotated[dict[str, Any], Field(min_length=1), BeforeValidator(_leaves
 
 
 class RangeConfig(_Section):
-    """Numbers between two; whole ones where both ends are."""
+    """Numbers between two; integers where both ends are."""
 
     low: int | float
-    """The least."""
+    """Smallest number."""
     high: int | float
-    """The greatest."""
+    """Largest number."""
     log: bool = False
-    """Whether tenfold is a step like any other, as for rates."""
+    """Whether numbers are drawn by their logarithm, as learning rates should be."""
 
     @model_validator(mode="after")
-    def _rises(self) -> RangeConfig:
+    def _check_order(self) -> RangeConfig:
         if not self.low < self.high:
             raise ValueError(f"low is {self.low} and high {self.high}, so nothing lies between")
         if self.log and self.low <= 0:
@@ -115,12 +115,12 @@ class RangeConfig(_Section):
 
 
 class SearchConfig(_Section):
-    """Points that a sampler proposes by what those before it came to."""
+    """Points that a sampler proposes by the losses of those before it."""
 
-    by: Literal["optuna"] = "optuna"
-    """Whose sampler: Optuna's tree-structured Parzen estimator (Bergstra et al. 2011)."""
+    sampler: Literal["tpe"] = "tpe"
+    """Optuna's sampler: the tree-structured Parzen estimator (Bergstra et al. 2011)."""
     trials: Count = 20
-    """How many points."""
+    """Number of points."""
     space: Annotated[
         dict[
             str,
@@ -135,34 +135,34 @@ class SearchConfig(_Section):
 
 
 class StudyConfig(_Section):
-    """One study, whole. It has either a grid, or points, or a search."""
+    """The configuration of one study, which has either a grid, or points, or a search."""
 
-    run: Annotated[str | dict[str, Any] | None, BeforeValidator(_run)] = None
+    run: Annotated[str | dict[str, Any] | None, BeforeValidator(_is_run)] = None
     """The run that is changed: its configuration, the file of one, or a folder of pictures."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(_as_tuple)] = (
         0,
         1,
         2,
     )
-    """Each point is trained once with each; they are what tells luck from merit."""
+    """Seeds, with each of which every point is trained once; they show how far chance goes."""
     grid: Annotated[dict[str, Choices], Field(min_length=1), BeforeValidator(_leaves)] | None = None
-    """Values by dotted key; every combination is a point."""
+    """Lists of values by dotted key; every combination is a point."""
     points: Annotated[dict[str, Changes], Field(min_length=1)] | None = None
-    """Points by name, each with the keys that it sets."""
+    """Points by name, each with the values that it sets by dotted key."""
     search: SearchConfig | None = None
-    """Points that a sampler proposes."""
+    """A search, whose points a sampler proposes."""
     budget: Words | None = None
-    """Name of a point: every point that sets no rank gets the one that comes closest to as many parameters."""
+    """Name of a point: every point that sets no rank gets the one that comes closest to its number of parameters."""
     reference: Words | None = None
-    """Name of the point that all others are compared with; default: the last one of a grid or list."""
+    """Name of the point that all others are compared with; default: the last one of a grid or of ``points``."""
     margin: Share = 0.02
-    """Share of the reference's gain over the base that a smaller adapter may lose and still be advised."""
+    """Share of the reference's gain over the base that a smaller adapter may lose and still be recommended."""
 
     @model_validator(mode="after")
-    def _one_way(self) -> StudyConfig:
-        ways = [name for name in ("grid", "points", "search") if getattr(self, name) is not None]
-        if len(ways) != 1:
-            raise ValueError(f"a study has one of grid, points and search, not {' and '.join(ways) or 'none'}")
+    def _check_points(self) -> StudyConfig:
+        given = [name for name in ("grid", "points", "search") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"a study has one of grid, points and search, not {' and '.join(given) or 'none'}")
         count = math.prod(len(values) for values in (self.grid or {}).values())
         if count > _MOST_POINTS:
             raise ValueError(f"the grid makes {count:,} points, of which {_MOST_POINTS:,} are allowed")
@@ -175,7 +175,7 @@ class StudyConfig(_Section):
 
 @dataclass(frozen=True)
 class Point:
-    """One way to train.
+    """One of the settings that a study compares.
 
     Attributes:
         name: in tables and folders.
@@ -194,7 +194,7 @@ class Study:
         config: checked; its ``run`` is a mapping.
         origin: names the study in messages.
         name: of the file or of the ready-made study, without an ending.
-        places: by key.
+        places: file and line of each key.
     """
 
     config: StudyConfig
@@ -204,7 +204,7 @@ class Study:
 
     @property
     def run(self) -> RunConfig:
-        """The run that is changed, as it stands."""
+        """The configuration of the run that is changed."""
         return self._build(self._values(), {})
 
     def _values(self) -> dict[str, Any]:
@@ -217,7 +217,7 @@ class Study:
 
 
 def list_studies() -> dict[str, str]:
-    """The ready-made studies' names, and the question that each answers."""
+    """Return the ready-made studies' names, and the question that each answers."""
     return {name: text.splitlines()[0].lstrip("# ") for name, text in _ready_made().items()}
 
 
@@ -232,26 +232,35 @@ def load_study(source: Path, overrides: Sequence[str] = (), run: RunConfig | Non
 
     Args:
         source: the file; a name such as ``rank`` where there is no such file.
-        overrides: keys of the study.
+        overrides: keys of the study with their values.
         run: the run to study, in place of the file's own.
+
+    Raises:
+        UserError: there is no such study, a key is unknown, or a value is wrong.
     """
     ready = not source.exists() and str(source) in _ready_made()
     if not (source.exists() or ready):
         remedy = f"give a STUDY.yaml, or one of {', '.join(_ready_made())}"
-        raise UserError("is neither a file nor a ready-made study", where=source, remedy=remedy)
+        what = "is neither a file nor a ready-made study"
+        raise UserError(what, code="study.unknown", where=source, remedy=remedy)
     origin = f"study {source}" if ready else str(source)
     document = read_yaml(_ready_made()[str(source)] if ready else read_utf8(source), origin)
     return _study(document, origin, source.stem, overrides, run)
 
 
 def build_study(values: Mapping[str, Any], origin: str, name: str = "study") -> Study:
-    """Check a mapping, as YAML or JSON has it, against the schema."""
+    """Return the study that a mapping, as YAML or JSON has it, describes.
+
+    Raises:
+        UserError: a key is unknown, or a value is wrong.
+    """
     return _study(Document(dict(values)), origin, name, (), None)
 
 
 def _study(document: Document, origin: str, name: str, overrides: Sequence[str], run: RunConfig | None) -> Study:
     if not isinstance(document.values, dict):
-        raise UserError("should be a list of keys with values, such as `seeds: [0, 1]`", where=origin)
+        what = "should be a list of keys with values, such as `seeds: [0, 1]`"
+        raise UserError(what, code="study.not_a_mapping", where=origin)
     values = copy.deepcopy(document.values)
     places = {key: f"{origin}:{line}" for key, line in document.lines.items()}
     if run is not None:
@@ -265,20 +274,20 @@ def _study(document: Document, origin: str, name: str, overrides: Sequence[str],
         raise _explain(error, origin, places) from None
     if not config.run:
         remedy = "name one in the study, or with --config FOLDER or CONFIG.yaml"
-        raise UserError("has no run to study", where=origin, remedy=remedy)
+        raise UserError("has no run to study", code="study.no_run", where=origin, remedy=remedy)
     study = Study(config, origin, name, places)
     _check(study)
     return study
 
 
 def _read_run(values: dict[str, Any]) -> None:
-    """Put what a run's name stands for in its place."""
-    named = values.get("run")
-    if isinstance(named, str) and named:
-        values["run"] = _named_run(Path(named)).model_dump(mode="json")
+    """Replace the name of a run by its configuration."""
+    name = values.get("run")
+    if isinstance(name, str) and name:
+        values["run"] = _load_run(Path(name)).model_dump(mode="json")
 
 
-def _named_run(path: Path) -> RunConfig:
+def _load_run(path: Path) -> RunConfig:
     return config_from_folder(path, None) if path.expanduser().is_dir() else load_config(path.expanduser())
 
 
@@ -301,39 +310,45 @@ def _override(values: dict[str, Any], override: str) -> None:
 
 
 def _section(values: dict[str, Any], name: str, override: str) -> dict[str, Any]:
-    """A section to set a key in; one that is not there, or blank, is made."""
+    """Return the section to set a key in; one that is missing or blank is made."""
     if values.get(name) is None:
         values[name] = {}
     section = values[name]
     if not isinstance(section, dict):
-        raise UserError(f"{name} is {section!r} in the study, which has no keys to set", where=override)
+        what = f"{name} is {section!r} in the study, which has no keys to set"
+        raise UserError(what, code="study.not_a_section", where=override)
     return section
 
 
 def _check(study: Study) -> None:
-    """Refuse what no trial could start with, each by its line."""
+    """Refuse what no trial could start with, each fault by its line."""
     _ = study.run
     points = points_of(study.config)
     for point in points:
         config_of_point(study, point)
     for key in study.config.search.space if study.config.search else ():
         _refuse_fixed(key, f"{study.origin}: search.space.{key}")
-    names = [point.name for point in points]
-    for asked in ("budget", "reference"):
-        name = getattr(study.config, asked)
-        if name is not None and points and name not in names:
-            close = difflib.get_close_matches(name, names, n=1)
-            remedy = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
-            raise UserError(f"no point is called {name!r}", where=f"{study.origin}: {asked}", remedy=remedy)
+    _check_names(study, [point.name for point in points])
     if study.config.budget is not None:
         (budget,) = (point for point in points if point.name == study.config.budget)
         if "adapter.rank" not in budget.changes:
             what = f"the point {budget.name!r} sets no adapter.rank, so it is no budget"
-            raise UserError(what, where=f"{study.origin}: budget")
+            raise UserError(what, code="study.budget_without_rank", where=f"{study.origin}: budget")
+
+
+def _check_names(study: Study, names: Sequence[str]) -> None:
+    """Refuse a budget or a reference that is no point's name; a search has no names yet."""
+    for key in ("budget", "reference"):
+        name = getattr(study.config, key)
+        if name is not None and names and name not in names:
+            close = difflib.get_close_matches(name, names, n=1)
+            remedy = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(names)}"
+            where = f"{study.origin}: {key}"
+            raise UserError(f"no point is called {name!r}", code="study.unknown_point", where=where, remedy=remedy)
 
 
 def points_of(config: StudyConfig) -> tuple[Point, ...]:
-    """The points of a grid, in the order of its lists, or those with names; none of a search, which has none yet.
+    """Return the points of a grid, in the order of its lists, or those with names; a search has none yet.
 
     Where there is a budget, ranks that are still to be counted are not in their changes.
     """
@@ -342,24 +357,25 @@ def points_of(config: StudyConfig) -> tuple[Point, ...]:
     if config.grid is None:
         return ()
     values = itertools.product(*config.grid.values())
-    return tuple(point_of(dict(zip(config.grid, each, strict=True))) for each in values)
+    return tuple(point_of(dict(zip(config.grid, combination, strict=True))) for combination in values)
 
 
 def point_of(changes: Mapping[str, Any]) -> Point:
-    """A point named after what it changes: ``rank 4, rate 0.002``."""
+    """Return a point named after what it changes: ``rank 4, learning_rate 0.002``."""
     leaves = [key.rpartition(".")[2] for key in changes]
     names = [leaf if leaves.count(leaf) == 1 else key for key, leaf in zip(changes, leaves, strict=True)]
-    return Point(", ".join(f"{n} {_shown(v)}" for n, v in zip(names, changes.values(), strict=True)), dict(changes))
+    return Point(", ".join(f"{n} {_as_text(v)}" for n, v in zip(names, changes.values(), strict=True)), dict(changes))
 
 
-def _shown(value: object) -> str:
+def _as_text(value: object) -> str:
+    """Return a value as a point's name has it."""
     if isinstance(value, (list, tuple)):
         return " + ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def config_of_point(study: Study, point: Point) -> RunConfig:
-    """The run with a point's changes.
+    """Return the run's configuration with a point's changes.
 
     Raises:
         UserError: a key is unknown or its value wrong, or it is one of those that all points share.
@@ -376,10 +392,11 @@ def config_of_point(study: Study, point: Point) -> RunConfig:
 
 
 def _keep_alpha(adapter: AdapterConfig, values: dict[str, Any], changes: Mapping[str, Any]) -> None:
-    """Let alpha stay the run's where a point sets a rank alone (Hu et al. 2021, section 4.1).
+    """Keep the run's alpha where a point sets a rank alone (Hu et al. 2021, section 4.1).
 
-    What Adam changes in the r parts of B A adds up and is divided by r, so that a step does about as much at every
-    rank. Were alpha/rank kept, rank 64 would take sixteen times the steps of rank 4.
+    Adam changes each of the r parts of B A by about as much; they add up and are divided by r, so that a step changes
+    B A by about as much at every rank. With a constant alpha/rank, it would change sixteen times as much at rank 64 as
+    at rank 4.
     """
     parts: dict[str, AdapterConfig | TextEncoderAdapterConfig] = {"adapter": adapter}
     parts |= {f"adapter.text_encoders.{name}": part for name, part in adapter.text_encoders.items()}
@@ -389,21 +406,25 @@ def _keep_alpha(adapter: AdapterConfig, values: dict[str, Any], changes: Mapping
 
 
 def _place(study: Study, point: Point, name: str) -> str:
-    """The line that sets a key of a point, as near as it is known; it may be written nested or dotted."""
-    ways: Iterator[Key] = ((*way, name) for way in (("grid",), ("points", point.name)))
-    nested = (("grid", *name.split(".")), ("points", point.name, *name.split(".")), ("points", point.name))
-    return next((study.places[key] for key in (*ways, *nested) if key in study.places), study.origin)
+    """Return the line that sets a key of a point, as near as it is known; the key may be written nested or dotted."""
+    sections: tuple[Key, ...] = (("grid",), ("points", point.name))
+    dotted_keys = [(*section, name) for section in sections]
+    nested_keys = [(*section, *name.split(".")) for section in sections]
+    candidates = (*dotted_keys, *nested_keys, ("points", point.name))
+    return next((study.places[key] for key in candidates if key in study.places), study.origin)
 
 
 def _refuse_fixed(name: str, where: str) -> None:
+    """Refuse a key that all points share."""
     for fixed in FIXED:
         if name == fixed or name.startswith(f"{fixed}.") or fixed.startswith(f"{name}."):
             remedy = "give seeds instead" if fixed == "seed" else "set it under run, for all"
-            raise UserError(f"{fixed} is the same for all points of a study", where=where, remedy=remedy)
+            what = f"{fixed} is the same for all points of a study"
+            raise UserError(what, code="study.fixed_key", where=where, remedy=remedy)
 
 
 def dump_study(config: StudyConfig) -> str:
-    """YAML that ``load_study`` reads back equal."""
+    """Return YAML that ``load_study`` reads back equal."""
     return write_yaml(config.model_dump(mode="json", exclude_none=True))
 
 
@@ -413,13 +434,13 @@ _WORDS = {
     "a valid dictionary or instance of RangeConfig": "a list to choose from, or low and high",
     "a valid dictionary": "keys with their values",
 }
-"""Pydantic's words, and ours."""
+"""Pydantic's words, and ours in their place."""
 _TAGS = ("choice", "range", "str", "dict[str,any]")
 
 
 def _explain(error: ValidationError, origin: str, places: Mapping[Key, str]) -> UserError:
-    """The first fault in one line: its place, its key, what is wrong with it."""
-    fault = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    """Return the first fault in one line: its place, its key, what is wrong with it."""
+    fault = min(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     key = tuple(part for part in fault["loc"] if part not in _TAGS)
     line = next((places[key[:n]] for n in range(len(key), 0, -1) if key[:n] in places), origin)
     where = f"{line}: {dotted(key)}" if key else line
@@ -427,13 +448,14 @@ def _explain(error: ValidationError, origin: str, places: Mapping[Key, str]) -> 
         section = SearchConfig if key[0] == "search" and len(key) == 2 else StudyConfig
         known = RangeConfig if len(key) > 2 else section
         close = difflib.get_close_matches(str(key[-1]), known.model_fields, n=1)
-        return UserError("no such key", where=where, remedy=f"did you mean {close[0]}?" if close else None)
-    if fault["type"] == "value_error":
-        return UserError(str(fault["ctx"]["error"]), where=where)
-    return UserError(_message(fault), where=where)
+        remedy = f"did you mean {close[0]}?" if close else None
+        return UserError("no such key", code="study.unknown_key", where=where, remedy=remedy)
+    message = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else _message(fault)
+    return UserError(message, code="study.invalid_value", where=where)
 
 
 def _message(fault: ErrorDetails) -> str:
+    """Return Pydantic's message in our words."""
     if fault["type"] == "too_short":
         return "should be a list that is not empty"
     message = fault["msg"][0].lower() + fault["msg"][1:]

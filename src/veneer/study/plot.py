@@ -1,4 +1,4 @@
-"""A study's table as a picture: each way's loss, and its difference to the reference with its interval."""
+"""A study's table as a plot: each point's loss, and its difference to the reference with its interval."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _INK, _SOFT, _MARK, _BAD = "#222222", "#8a8f98", "#2563a8", "#b4461f"
 
 
 def plot(table: Table, title: str) -> bytes:
-    """A PNG of two panels, one row a way.
+    """Return a PNG of two panels, with a row for each point.
 
     Raises:
         UserError: matplotlib is not installed, or there is nothing to draw.
@@ -26,15 +26,17 @@ def plot(table: Table, title: str) -> bytes:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        raise UserError("a plot needs matplotlib", remedy="pip install 'veneer[study]'") from None
+        raise UserError(
+            "a plot needs matplotlib", code="study.matplotlib_missing", remedy="pip install 'veneer[study]'"
+        ) from None
     if not table.rows:
-        raise UserError("no training of the study ended, so there is nothing to draw")
+        raise UserError("no training of the study ended, so there is nothing to draw", code="study.nothing_trained")
     figure = Figure(figsize=(10, 1.9 + 0.42 * len(table.rows)), dpi=150, layout="constrained", facecolor="white")
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(1, 1.15))
     _losses(left, table)
     _differences(right, table)
     left.set_yticks(range(len(table.rows)), [f"{row.point}\n{row.trainable:,}" for row in table.rows], fontsize=9)
-    left.set_ylim(len(table.rows) - 0.4, -0.6)  # the first way on top
+    left.set_ylim(len(table.rows) - 0.4, -0.6)  # the first point on top
     for axes in (left, right):
         _tidy(axes)
     figure.suptitle(title, x=0.01, ha="left", fontsize=12, color=_INK)
@@ -45,6 +47,7 @@ def plot(table: Table, title: str) -> bytes:
 
 
 def _losses(axes: Axes, table: Table) -> None:
+    """Draw the loss of each seed, and their mean."""
     for place, row in enumerate(table.rows):
         axes.plot(list(row.losses.values()), [place] * len(row.losses), "o", color=_MARK, alpha=0.45, markersize=5)
         axes.plot([row.loss], [place], "|", color=_MARK, markersize=16, markeredgewidth=2.2)
@@ -53,11 +56,12 @@ def _losses(axes: Axes, table: Table) -> None:
 
 
 def _differences(axes: Axes, table: Table) -> None:
-    gaps, what = _gaps(table)
+    """Draw the differences with their intervals, and shade the margin."""
+    gaps, reference = _gaps(table)
     axes.axvline(0, color=_SOFT, linewidth=1)
-    named = next((row for row in table.rows if row.point == table.reference), None)
-    if named is not None and named.versus_base.mean < 0:
-        axes.axvspan(0, -table.margin * named.versus_base.mean, color=_MARK, alpha=0.10, linewidth=0)
+    row = next((row for row in table.rows if row.point == table.reference), None)
+    if row is not None and row.versus_base.mean < 0:
+        axes.axvspan(0, -table.margin * row.versus_base.mean, color=_MARK, alpha=0.10, linewidth=0)
     for place, gap in enumerate(gaps):
         if gap is None:
             label = "reference" if table.rows[place].point == table.reference else "no seed in common"
@@ -68,12 +72,12 @@ def _differences(axes: Axes, table: Table) -> None:
         colour = _BAD if gap.low > 0 else _MARK
         axes.plot([gap.low, gap.high], [place, place], "-", color=colour, linewidth=2, solid_capstyle="butt")
         axes.plot([gap.mean], [place], "o", color=colour, markersize=6)
-    axes.set_xlabel(f"loss less that of {what}", fontsize=9, color=_INK)
+    axes.set_xlabel(f"loss less that of {reference}", fontsize=9, color=_INK)
     axes.set_title("95 % interval, paired; shaded: the margin allowed", fontsize=9, loc="left", color=_SOFT)
 
 
 def _gaps(table: Table) -> tuple[Sequence[Difference | None], str]:
-    """What is drawn: differences to the reference, or to the base where there is nothing else to compare with."""
+    """Return the differences to the reference, or to the base if there is no other, and the name of either."""
     rows: Sequence[Row] = table.rows
     if table.reference is None or len(rows) == 1:
         return [row.versus_base for row in rows], "the base"

@@ -26,13 +26,15 @@ from veneer.run.folder import CONFIG, config_beside, make_writable
 from veneer.run.identity import TRIGGER
 from veneer.serialise import to_data, to_json
 from veneer.study.plot import plot
-from veneer.study.statistics import Outcome, Table, tabulate
+from veneer.study.statistics import Table, TrialResult, tabulate
 from veneer.study.tables import as_csv, as_markdown
 from veneer.train.events import Warned
-from veneer.verbs.provenance import base_doubts, never_seen
+from veneer.verbs.provenance import base_warnings, without_training_pictures
 from veneer.weights.file import AdapterFile, info, load, render
 
 __all__ = ["RankMeasured", "RankStudy", "RankStudyOptions", "study_ranks"]
+
+_NAME_PICTURES = "name a folder of pictures that the adapter never saw, --data FOLDER"
 
 
 @dataclass(frozen=True)
@@ -154,69 +156,75 @@ def _measure(
     evaluator = HeldOutEvaluator(config, family, chosen(pictures, config.validation.pictures))
     base, highest = evaluator.losses(), max(cuts)
     values = spectrum(cuts[highest])
-    outcomes: dict[int, Outcome] = {}
+    results: dict[int, TrialResult] = {}
     for rank, weights in cuts.items():
         with applied(family.networks, weights):
             losses = evaluator.losses()
-        outcomes[rank] = _outcome(rank, weights, losses, config.seed)
+        results[rank] = _result(rank, weights, losses, config.seed)
         callback(RankMeasured(rank, float(losses.mean()), values.kept(rank)))
-    reference = outcomes[highest].point
-    table = tabulate(list(outcomes.values()), base, seeds=[config.seed], reference=reference, margin=margin)
-    names = {outcome.point: rank for rank, outcome in outcomes.items()}
-    return RankStudy(table, names, {rank: values.kept(rank) for rank in cuts})
+    reference = results[highest].point
+    table = tabulate(list(results.values()), base, seeds=[config.seed], reference=reference, margin=margin)
+    ranks = {result.point: rank for rank, result in results.items()}
+    return RankStudy(table, ranks, {rank: values.kept(rank) for rank in cuts})
 
 
 def _powers(highest: int) -> list[int]:
+    """Return the powers of two below a rank."""
     return [2**power for power in range(highest.bit_length()) if 2**power < highest]
 
 
-def _outcome(rank: int, weights: AdapterWeights, losses: Losses, seed: int) -> Outcome:
-    size = sum(adapter.parameter_count for adapter in weights.values())
-    return Outcome(f"rank {rank}", seed, size, len(render(AdapterFile(weights))), losses)
+def _result(rank: int, weights: AdapterWeights, losses: Losses, seed: int) -> TrialResult:
+    """Return the result of one rank, as if it were a trial."""
+    count = sum(adapter.parameter_count for adapter in weights.values())
+    return TrialResult(f"rank {rank}", seed, count, len(render(AdapterFile(weights))), losses)
 
 
 def _reference(file: Path, options: RankStudyOptions) -> tuple[RunConfig, Manifest, list[str]]:
-    """What to measure with: the config of the adapter's run where that is at hand, the pictures, and doubts of both."""
-    told = info(file).metadata
-    place = config_beside(file)
-    if place.is_file():
-        changes = [] if options.base is None else [f"base={json.dumps(options.base)}"]
-        config = load_config(place, changes)
+    """Return the configuration and the pictures to measure with, and provenance warnings.
+
+    The configuration is that of the adapter's run, where its file is beside the adapter.
+    """
+    metadata = info(file).metadata
+    path = config_beside(file)
+    is_its_run = path.is_file()
+    if is_its_run:
+        config = load_config(path, [] if options.base is None else [f"base={json.dumps(options.base)}"])
     elif options.data is not None:
-        data = {"sources": [{"path": str(options.data)}], "trigger": told.get(TRIGGER)}
+        data = {"sources": [{"path": str(options.data)}], "trigger": metadata.get(TRIGGER)}
         config = build_config({"base": options.base or BUNDLED, "data": data}, "command line")
     else:
-        remedy = "name a folder of pictures that the adapter never saw, --data FOLDER"
-        raise UserError(f"no {CONFIG} lies beside the adapter to tell what its run held out", where=file, remedy=remedy)
+        what = f"no {CONFIG} lies beside the adapter, so the pictures that its run held out are not known"
+        raise UserError(what, code="ranks.no_pictures", where=file, remedy=_NAME_PICTURES)
     if options.draws is not None:
-        config = config.model_copy(update={"validation": config.validation.model_copy(update={"draws": options.draws})})
-    pictures, doubts = _pictures(config, options, is_its_run=place.is_file())
-    return config, pictures, [*base_doubts(told, config.base), *doubts]
+        validation = config.validation.model_copy(update={"draws": options.draws})
+        config = config.model_copy(update={"validation": validation})
+    pictures, warnings = _pictures(config, options, is_its_run=is_its_run)
+    return config, pictures, [*base_warnings(metadata, config.base), *warnings]
 
 
 def _pictures(config: RunConfig, options: RankStudyOptions, *, is_its_run: bool) -> tuple[Manifest, list[str]]:
-    """Pictures to measure on that the run, where it is known, did not train on."""
+    """Return pictures to measure on that the run, where it is known, was not trained on, and warnings."""
     if options.data is None:
-        found = survey(config.data).held_out
-        if not found.samples:
-            remedy = "name a folder of pictures that the adapter never saw, --data FOLDER"
-            raise UserError("the run held no picture out", where=CONFIG, remedy=remedy)
-        return found, []
-    named = _named(options.data, config)
+        held_out = survey(config.data).held_out
+        if not held_out.samples:
+            what = "the run held no picture out"
+            raise UserError(what, code="ranks.no_pictures", where=CONFIG, remedy=_NAME_PICTURES)
+        return held_out, []
+    pictures = _survey_folder(options.data, config)
     if not is_its_run:
-        return named, []
+        return pictures, []
     try:
-        left, doubts = never_seen(named, survey(config.data).train)
-    except UserError as fault:  # they may be gone
-        return named, [f"the run's own pictures: {fault}"]
-    if not left.samples:
-        remedy = "name a folder of pictures that the adapter never saw"
-        raise UserError("every picture in it was trained on", where=options.data, remedy=remedy)
-    return left, doubts
+        unseen, warnings = without_training_pictures(pictures, survey(config.data).train)
+    except UserError as fault:  # the run's own pictures may be gone
+        return pictures, [f"the run's own pictures: {fault}"]
+    if not unseen.samples:
+        what, remedy = "every picture in it was trained on", "name a folder of pictures that the adapter never saw"
+        raise UserError(what, code="ranks.all_trained_on", where=options.data, remedy=remedy)
+    return unseen, warnings
 
 
-def _named(folder: Path, config: RunConfig) -> Manifest:
-    """All pictures of a folder: nothing of it is trained on, so nothing need be kept apart."""
+def _survey_folder(folder: Path, config: RunConfig) -> Manifest:
+    """Return all pictures of a folder: none of them is trained on, so none need be held out."""
     sources = build_config({"base": config.base, "data": {"sources": [{"path": str(folder)}]}}, "--data").data.sources
     try:
         return survey(config.data.model_copy(update={"sources": sources, "held_out": 0.0})).train

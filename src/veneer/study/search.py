@@ -20,7 +20,7 @@ class Proposer:
     """Proposes points one after another, each by the losses of those before it.
 
     The same seed and the same losses give the same proposals. So a search that was interrupted is resumed by asking
-    and telling all over again: trials that are done answer at once.
+    and reporting all over again: trials that are done are not trained again.
 
     Args:
         search: its space.
@@ -38,27 +38,33 @@ class Proposer:
         self._study = optuna.create_study(direction="minimize", sampler=sampler)
 
     def ask(self) -> tuple[Trial, dict[str, Any]]:
-        """The next point's changes, and the trial that its loss is to be told for."""
+        """Return the trial that the next point's loss is to be reported for, and the point's changes."""
         trial = self._study.ask(fixed_distributions=self._space)
         return trial, changes_of(trial.params)
 
     def report(self, trial: Trial, loss: float | None) -> None:
-        """What a point came to; None: to nothing, which the sampler takes for worse than any loss."""
+        """Report a point's loss; None: it failed, which the sampler takes for worse than any loss."""
         from optuna.trial import TrialState
 
         if loss is None:
-            # one that failed it would forget, and propose its like again
+            # the sampler ignores failed trials, and would propose similar points again
             self._study.tell(trial, state=TrialState.PRUNED)
         else:
             self._study.tell(trial, loss)
 
 
 def space_of(search: SearchConfig) -> dict[str, BaseDistribution]:
-    """Optuna's distribution of each key."""
+    """Return Optuna's distribution of each key.
+
+    Raises:
+        UserError: Optuna is not installed.
+    """
     try:
         from optuna import distributions, logging
     except ImportError:
-        raise UserError("a search needs Optuna", remedy="pip install 'veneer[search]'") from None
+        raise UserError(
+            "a search needs Optuna", code="study.optuna_missing", remedy="pip install 'veneer[search]'"
+        ) from None
     logging.set_verbosity(logging.WARNING)
     space: dict[str, BaseDistribution] = {}
     for key, each in search.space.items():
@@ -73,12 +79,12 @@ def space_of(search: SearchConfig) -> dict[str, BaseDistribution]:
 
 
 def changes_of(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The changes that Optuna's parameters stand for."""
+    """Return the changes that Optuna's parameters stand for."""
     return {key: json.loads(value) if isinstance(value, str) else value for key, value in params.items()}
 
 
 def params_of(changes: Mapping[str, Any], space: Mapping[str, BaseDistribution]) -> dict[str, Any] | None:
-    """The parameters that stand for changes; None if they are not of this space."""
+    """Return the parameters that stand for changes; None if these are outside the space."""
     from optuna.distributions import CategoricalDistribution
 
     if set(changes) != set(space):

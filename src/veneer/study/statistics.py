@@ -1,12 +1,12 @@
-"""The statistics of a study: ways to train, each repeated over seeds, compared on the same held-out pictures.
+"""The statistics of a study: points, each trained with several seeds, compared on the same held-out pictures.
 
 Two things are chance: which pictures were held out, and which seed a training had. Every picture is measured under
-every seed, so both are crossed, and a difference of two ways is a table D of seeds x pictures with
+every seed, so both are crossed, and a difference of two points is a table D of seeds x pictures with
 
     D[s, i] = m + a[s] + b[i] + e[s, i]
 
 where a, b and e are independent with mean zero (the two-way random model, Searle, Casella and McCulloch 1992,
-chapter 4). A loss is first averaged over a picture's draws of noise, which are the same for all ways and seeds.
+chapter 4). A loss is first averaged over a picture's draws of noise, which are the same for all points and seeds.
 """
 
 from __future__ import annotations
@@ -20,23 +20,33 @@ import numpy as np
 from veneer.evaluate.heldout import Losses, paired_difference
 from veneer.evaluate.interval import t_quantile
 
-__all__ = ["Advice", "Difference", "Failure", "Outcome", "Row", "StoppedEarly", "Table", "difference", "tabulate"]
+__all__ = [
+    "Advice",
+    "Difference",
+    "Row",
+    "StoppedEarly",
+    "Table",
+    "TrialFailure",
+    "TrialResult",
+    "difference",
+    "tabulate",
+]
 
-_EQUAL = 1.25  # ways whose parameters differ by less than this factor are not told apart by size
+_SAME_SIZE = 1.25  # points whose parameter counts differ by less than this factor count as equally large
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What one training came to.
+class TrialResult:
+    """The result of one finished training.
 
     Attributes:
-        point: the way it was trained.
+        point: name of the point.
         seed: of the training.
-        trainable: parameters.
-        file_bytes: of the adapter file.
-        losses: held-out, (pictures, draws).
-        seconds: of training; None where nothing was trained.
-        memory_bytes: the most memory that training took; None where that was not measured.
+        trainable: number of trained parameters.
+        file_bytes: size of the adapter file.
+        losses: held-out losses, (pictures, draws).
+        seconds: duration of training; None where nothing was trained.
+        memory_bytes: peak memory of training; None where that was not measured.
     """
 
     point: str
@@ -49,11 +59,11 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A training that came to nothing.
+class TrialFailure:
+    """A training that failed.
 
     Attributes:
-        point: the way it was trained.
+        point: name of the point.
         seed: of the training.
         reason: in one line.
     """
@@ -65,13 +75,13 @@ class Failure:
 
 @dataclass(frozen=True)
 class StoppedEarly:
-    """A training that a search ended by design, for it did worse than others after as many steps.
+    """A training that a search stopped on purpose, because it did worse than others after as many steps.
 
     Attributes:
-        point: the way it was trained.
+        point: name of the point.
         seed: of the training.
-        step: steps that it did.
-        steps: of a whole training.
+        step: steps done.
+        steps: steps of a whole training.
         loss: mean held-out loss after ``step``.
     """
 
@@ -82,19 +92,19 @@ class StoppedEarly:
     loss: float
 
     def __str__(self) -> str:
-        """When, and at which loss."""
+        """Return when it was stopped, and at which loss."""
         return f"stopped early after {self.step} of {self.steps} steps, at a loss of {self.loss:.4f}"
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Of two ways' held-out losses, paired by picture and by seed; below 0 the first is better.
+    """The difference of two points' held-out losses, paired by picture and by seed; below 0 the first is better.
 
     Attributes:
         mean: over pictures and seeds.
         low: lower end of the 95 % interval.
         high: upper end.
-        seeds: how many both were trained with; with one, the interval is over pictures alone.
+        seeds: number of seeds that both were trained with; with one, the interval is over pictures alone.
     """
 
     mean: float
@@ -103,31 +113,31 @@ class Difference:
     seeds: int
 
     def __str__(self) -> str:
-        """The mean with its interval."""
+        """Return the mean with its interval."""
         if math.isinf(self.low):
             return f"{self.mean:+.4f} [no interval: one picture]"
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the two are told apart."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to train, over its seeds.
+    """One point of a study, over its seeds.
 
     Attributes:
         point: its name.
-        trainable: parameters.
-        file_bytes: of the adapter file.
-        seconds: of one training, the mean over seeds; None where not measured.
-        memory_bytes: the most over seeds; None where not measured.
+        trainable: number of trained parameters.
+        file_bytes: size of the adapter file.
+        seconds: duration of one training, the mean over seeds; None where not measured.
+        memory_bytes: peak memory, the largest over seeds; None where not measured.
         losses: mean held-out loss by seed.
-        versus_base: less the base's loss; below 0 the adapter helps.
-        versus_reference: less the reference's loss; None for the reference itself, or if they share no seed.
-        versus_best: less that of the way with the lowest loss; None likewise.
+        versus_base: loss less the base's; below 0 the adapter helps.
+        versus_reference: loss less the reference's; None for the reference itself, or if they share no seed.
+        versus_best: loss less the lowest one of a point; None likewise.
         loss: mean over seeds.
     """
 
@@ -145,13 +155,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Advice:
-    """What the table says, in words that claim no more than it does.
+    """The conclusions of a table.
 
     Attributes:
-        best: the way of the lowest loss.
-        equals: those that are not told apart from it.
-        smallest: the way of fewest parameters that loses nothing; None if the sizes are alike, or nothing can be said.
-        text: a few sentences.
+        best: the point with the lowest loss.
+        equals: points that cannot be distinguished from it.
+        smallest: the point with the fewest parameters that loses nothing; None if the sizes are alike, or nothing can
+            be said.
+        text: the same in a few sentences, for the user.
     """
 
     best: str
@@ -162,23 +173,23 @@ class Advice:
 
 @dataclass(frozen=True)
 class Table:
-    """A study's result.
+    """The results of a study.
 
     Attributes:
-        rows: in the order that the study names the ways.
-        failures: trainings that came to nothing.
-        reference: the way that the others are compared with; None if it came to nothing.
+        rows: one for each point, in the order of the study.
+        failures: trainings that failed.
+        reference: the point that the others are compared with; None if it has no result.
         base: mean held-out loss of the base alone.
-        pictures: held-out ones.
-        draws: of noise for each.
-        seeds: asked for.
+        pictures: number of held-out pictures.
+        draws: number of noise draws for each.
+        seeds: requested ones.
         margin: share of the reference's gain that may be lost.
         advice: None without any row.
-        stopped: trainings that were ended early by design; they are in no row.
+        stopped: trainings that were stopped early on purpose; they are in no row.
     """
 
     rows: tuple[Row, ...]
-    failures: tuple[Failure, ...]
+    failures: tuple[TrialFailure, ...]
     reference: str | None
     base: float
     pictures: int
@@ -190,12 +201,13 @@ class Table:
 
 
 def difference(first: Mapping[int, Losses], second: Mapping[int, Losses]) -> Difference | None:
-    """Compare two ways over the seeds that both have; None if there is none.
+    """Compare two points over the seeds that both have; None if there is none.
 
     The variance of the mean is (MSA + MSB - MSE) / (S I), with the mean squares of S seeds, of I pictures and of the
-    rest; that it is never less than what seeds alone or pictures alone say keeps it from vanishing by chance. The
-    interval is Student's, with Satterthwaite's degrees of freedom (Satterthwaite 1946). With one seed there is no
-    telling seeds from the rest, and the interval is ``paired_difference``'s, over pictures alone.
+    rest; it is at least what seeds alone or pictures alone give, so
+    that it does not vanish by chance. The interval is Student's, with Satterthwaite's degrees of freedom (Satterthwaite
+    1946). With one seed the variance of seeds cannot be estimated, and the interval is ``paired_difference``'s, over
+    pictures alone.
 
     Args:
         first: losses (pictures, draws) by seed.
@@ -214,16 +226,16 @@ def difference(first: Mapping[int, Losses], second: Mapping[int, Losses]) -> Dif
 
 
 def _half_width(gap_SI: Losses) -> float:
-    """Half of the 95 % interval of the mean of a crossed table."""
+    """Return half of the 95 % interval of the mean of a crossed table (seeds, pictures)."""
     seeds, pictures = gap_SI.shape
     if pictures == 1:
         return math.inf
     by_seed, by_picture = gap_SI.mean(axis=1), gap_SI.mean(axis=0)
-    rest = gap_SI - by_seed[:, None] - by_picture + gap_SI.mean()
+    residual_SI = gap_SI - by_seed[:, None] - by_picture + gap_SI.mean()
     squares = (
         pictures * float(by_seed.var(ddof=1)),
         seeds * float(by_picture.var(ddof=1)),
-        float((rest**2).sum()) / ((seeds - 1) * (pictures - 1)),
+        float((residual_SI**2).sum()) / ((seeds - 1) * (pictures - 1)),
     )
     total = max(squares[0] + squares[1] - squares[2], squares[0], squares[1])
     if total == 0:
@@ -235,50 +247,62 @@ def _half_width(gap_SI: Losses) -> float:
 
 
 def tabulate(
-    outcomes: Sequence[Outcome],
+    results: Sequence[TrialResult],
     base: Losses,
     *,
     seeds: Sequence[int],
-    failures: Sequence[Failure] = (),
+    failures: Sequence[TrialFailure] = (),
     stopped: Sequence[StoppedEarly] = (),
     reference: str | None = None,
     margin: float = 0.02,
 ) -> Table:
-    """Put a study's trainings into a table.
+    """Compare a study's trainings in a table.
 
     Args:
-        outcomes: of all trainings that ended, in the order of the table.
+        results: of all trainings that ended, in the order of the table.
         base: the base's losses, (pictures, draws).
-        seeds: asked for.
-        failures: of those that came to nothing.
-        stopped: of those that were ended early.
-        reference: name of the way to compare with; default: that of the lowest loss, as for a search.
-        margin: share of the reference's gain that a smaller way may lose.
+        seeds: requested ones.
+        failures: trainings that failed.
+        stopped: trainings that were stopped early.
+        reference: name of the point to compare with; default: the one with the lowest loss, as for a search.
+        margin: share of the reference's gain that a smaller point may lose.
     """
-    ways: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        ways.setdefault(outcome.point, []).append(outcome)
-    losses = {name: {each.seed: each.losses for each in group} for name, group in ways.items()}
+    by_point: dict[str, list[TrialResult]] = {}
+    for result in results:
+        by_point.setdefault(result.point, []).append(result)
+    losses = {name: {result.seed: result.losses for result in group} for name, group in by_point.items()}
     best = min(losses, key=lambda name: _mean(losses[name]), default=None)
-    named = best if reference is None else reference if reference in ways else None
-    rows = tuple(_row(group, losses, base, named, best) for group in ways.values())
-    advice = _advise(rows, named, margin, chosen=reference is None) if rows else None
+    reference_point = best if reference is None else reference if reference in by_point else None
+    rows = tuple(_row(group, losses, base, reference_point, best) for group in by_point.values())
+    advice = _advise(rows, reference_point, margin, is_best=reference is None) if rows else None
     pictures, draws = base.shape
-    measured = float(base.mean()), pictures, draws
-    return Table(rows, tuple(failures), named, *measured, tuple(seeds), margin, advice, tuple(stopped))
+    return Table(
+        rows=rows,
+        failures=tuple(failures),
+        reference=reference_point,
+        base=float(base.mean()),
+        pictures=pictures,
+        draws=draws,
+        seeds=tuple(seeds),
+        margin=margin,
+        advice=advice,
+        stopped=tuple(stopped),
+    )
 
 
 def _mean(losses: Mapping[int, Losses]) -> float:
+    """Return the mean over seeds of the mean losses."""
     return float(np.mean([each.mean() for each in losses.values()]))
 
 
 def _row(
-    group: Sequence[Outcome],
+    group: Sequence[TrialResult],
     losses: Mapping[str, Mapping[int, Losses]],
     base: Losses,
     reference: str | None,
     best: str | None,
 ) -> Row:
+    """Return the row of one point, of whose seeds ``group`` has the results."""
     own = losses[group[0].point]
 
     def versus(other: str | None) -> Difference | None:
@@ -303,17 +327,19 @@ def _row(
     )
 
 
-def _advise(rows: Sequence[Row], reference: str | None, margin: float, *, chosen: bool) -> Advice:
-    """What the rows say; ``chosen``: the reference is but the best of them."""
+def _advise(rows: Sequence[Row], reference: str | None, margin: float, *, is_best: bool) -> Advice:
+    """Return the conclusions of the rows; ``is_best``: the reference is the best of them, not one that was named."""
     best = min(rows, key=lambda row: row.loss)
     equals = tuple(row.point for row in rows if row.versus_best is not None and not row.versus_best.excludes_zero)
     texts = [_best_in_words(best, equals, rows)]
-    if chosen and len(rows) > 1:
+    if is_best and len(rows) > 1:
         texts.append("It was chosen among them on these pictures, which flatters it: confirm it with other seeds.")
     smallest = None
-    named = next((row for row in rows if row.point == reference), None)
-    if named is not None and max(row.trainable for row in rows) > _EQUAL * min(row.trainable for row in rows):
-        smallest, text = _smallest(rows, named, margin)
+    reference_row = next((row for row in rows if row.point == reference), None)
+    if reference_row is not None and max(row.trainable for row in rows) > _SAME_SIZE * min(
+        row.trainable for row in rows
+    ):
+        smallest, text = _smallest(rows, reference_row, margin)
         texts.append(text)
     if best.versus_base.seeds == 1:
         texts.append("One training each: the intervals are over pictures alone and say nothing of another training.")
@@ -323,6 +349,7 @@ def _advise(rows: Sequence[Row], reference: str | None, margin: float, *, chosen
 
 
 def _best_in_words(best: Row, equals: Sequence[str], rows: Sequence[Row]) -> str:
+    """Return a sentence on the best point, and which others cannot be distinguished from it."""
     if len(rows) == 1:
         return f"{best.point} against the base: {best.versus_base}."
     alone = [row.point for row in rows if row is not best and row.versus_best is None]
@@ -335,14 +362,15 @@ def _best_in_words(best: Row, equals: Sequence[str], rows: Sequence[Row]) -> str
 
 
 def _not_compared(points: Sequence[str], other: Row) -> str:
-    """A sentence on the ways that share no seed with another; nothing if there are none."""
+    """Return a sentence on the points that share no seed with another; nothing if there are none."""
     return f" Not compared with {other.point}, for no seed is done of both: {', '.join(points)}." if points else ""
 
 
 def _smallest(rows: Sequence[Row], reference: Row, margin: float) -> tuple[str | None, str]:
-    """The way of fewest parameters that loses nothing.
+    """Return the point with the fewest parameters that loses nothing, and a sentence on it.
 
-    Its interval against the reference has zero or better in it, and its mean is within the margin.
+    It loses nothing if its interval against the reference includes zero or lies below, and its mean is within the
+    margin.
     """
     gain = -reference.versus_base.mean
     if reference.versus_base.high >= 0:
@@ -367,6 +395,7 @@ def _smallest(rows: Sequence[Row], reference: Row, margin: float) -> tuple[str |
 
 
 def _at_most(gap: Difference, gain: float, margin: float) -> str:
+    """Return the most that a point may lose by its interval, in words."""
     if gap.high <= 0:
         return "it is better"
     if math.isinf(gap.high):

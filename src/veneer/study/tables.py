@@ -13,15 +13,15 @@ from veneer.study.statistics import Difference, Row, Table
 __all__ = ["as_csv", "as_markdown"]
 
 
-def as_markdown(table: Table, settings: Mapping[str, str] | None = None) -> str:
-    """The table and what it says.
+def as_markdown(table: Table, ranks: Mapping[str, str] | None = None) -> str:
+    """Return the table, its failures and its conclusions.
 
     Args:
         table: of the study.
-        settings: by point, what of it was counted rather than asked for, such as its rank; a column of its own.
+        ranks: by point, where they were counted for a budget; a column of its own.
     """
     seeds = max((len(row.losses) for row in table.rows), default=0)
-    parts = [_grid(_head(table, settings), [_cells(row, table, settings) for row in table.rows])] if table.rows else []
+    parts = [_grid(_header(table, ranks), [_cells(row, table, ranks) for row in table.rows])] if table.rows else []
     parts += [f"- not done: {each.point}, seed {each.seed}: {each.reason}" for each in table.failures]
     parts += [f"- {each.point}, seed {each.seed}: {each}" for each in table.stopped]
     if table.advice is not None:
@@ -31,9 +31,10 @@ def as_markdown(table: Table, settings: Mapping[str, str] | None = None) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _head(table: Table, settings: Mapping[str, str] | None) -> list[str]:
+def _header(table: Table, ranks: Mapping[str, str] | None) -> list[str]:
+    """Return the names of the columns."""
     against = [] if table.reference is None else [f"against {table.reference}"]
-    counted = [] if settings is None else ["rank"]
+    counted = [] if ranks is None else ["rank"]
     return [
         "point",
         *counted,
@@ -48,10 +49,11 @@ def _head(table: Table, settings: Mapping[str, str] | None) -> list[str]:
     ]
 
 
-def _cells(row: Row, table: Table, settings: Mapping[str, str] | None) -> list[str]:
-    counted = [] if settings is None else [settings.get(row.point, "")]
+def _cells(row: Row, table: Table, ranks: Mapping[str, str] | None) -> list[str]:
+    """Return a row of the table."""
+    counted = [] if ranks is None else [ranks.get(row.point, "")]
     against = [] if table.reference is None else [str(row.versus_reference or "")]
-    done, asked = len(row.losses), len(table.seeds)
+    done, requested = len(row.losses), len(table.seeds)
     return [
         row.point,
         *counted,
@@ -59,45 +61,48 @@ def _cells(row: Row, table: Table, settings: Mapping[str, str] | None) -> list[s
         f"{row.loss:.4f}",
         str(row.versus_base),
         *against,
-        str(done) if done == asked else f"{done} of {asked}",
+        str(done) if done == requested else f"{done} of {requested}",
         "" if row.seconds is None else f"{row.seconds:.0f} s",
         "" if row.memory_bytes is None else format_bytes(row.memory_bytes),
         format_bytes(row.file_bytes),
     ]
 
 
-def _grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    marks = ["---", *("---:" for _ in head[1:])]
-    lines = ([cell.replace("|", "\\|") for cell in line] for line in (head, marks, *rows))
+def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a Markdown table, whose first column is aligned to the left and the others to the right."""
+    rule = ["---", *("---:" for _ in header[1:])]
+    lines = ([cell.replace("|", "\\|") for cell in line] for line in (header, rule, *rows))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _method(table: Table, seeds: int) -> str:
+    """Return a paragraph on what was measured, and how intervals are computed."""
     pictures = "1 picture" if table.pictures == 1 else f"{table.pictures} pictures"
     draws = "1 draw" if table.draws == 1 else f"{table.draws} draws"
     text = f"Base: {table.base:.4f}. Losses on {pictures} held out, {draws} of noise each, the same for all."
-    how = (
+    population = (
         "over pictures and seeds (two-way random model, Satterthwaite's degrees of freedom)"
         if seeds > 1
         else "over pictures"
     )
-    return f"{text} Differences are paired by picture and seed; 95 % intervals {how}, each for itself."
+    return f"{text} Differences are paired by picture and seed; 95 % intervals {population}, each for itself."
 
 
 def as_csv(table: Table) -> str:
-    """A line a point, numbers unrounded, for spreadsheets."""
+    """Return a line for each point, with numbers unrounded, for spreadsheets."""
     text = io.StringIO()
     lines = csv.writer(text, lineterminator="\n")
     ends = ["mean", "low", "high"]
-    head = ["point", "trainable", "file_bytes", "seconds", "memory_bytes", "loss", "seeds"]
-    lines.writerow([*head, *(f"versus_base_{end}" for end in ends), *(f"versus_reference_{end}" for end in ends)])
+    header = ["point", "trainable", "file_bytes", "seconds", "memory_bytes", "loss", "seeds"]
+    lines.writerow([*header, *(f"versus_base_{end}" for end in ends), *(f"versus_reference_{end}" for end in ends)])
     for row in table.rows:
-        plain = [row.point, row.trainable, row.file_bytes, row.seconds, row.memory_bytes, row.loss, len(row.losses)]
-        lines.writerow([*plain, *_ends(row.versus_base), *_ends(row.versus_reference)])
+        cells = [row.point, row.trainable, row.file_bytes, row.seconds, row.memory_bytes, row.loss, len(row.losses)]
+        lines.writerow([*cells, *_ends(row.versus_base), *_ends(row.versus_reference)])
     return text.getvalue()
 
 
 def _ends(gap: Difference | None) -> list[float | None]:
+    """Return the mean and both ends of a difference; an open end is None."""
     if gap is None:
         return [None] * 3
     return [gap.mean, *(end if math.isfinite(end) else None for end in (gap.low, gap.high))]

@@ -30,7 +30,7 @@ from veneer.run.folder import CONFIG, COPYING, EVALUATED, config_beside, make_wr
 from veneer.run.identity import HASHES, PICTURES, TRIGGER
 from veneer.sample.files import write_picture
 from veneer.sample.generate import generate
-from veneer.verbs.provenance import base_doubts, never_seen
+from veneer.verbs.provenance import base_warnings, without_training_pictures
 from veneer.weights.file import AdapterFile, file_in, info, load
 
 __all__ = ["Evaluating", "Working", "evaluate_adapter", "folder_of"]
@@ -109,7 +109,7 @@ def evaluate_adapter(file: Path, how: Evaluating | None = None, callback: Callba
     family = load_base(config.base)
     adapter = load(file, family.networks)
     case = _Case(resolve(config, family), family, adapter.weights, pictures, out, callback)
-    notes += [*base_doubts(told, config.base), *_doubts(adapter, pictures)]
+    notes += [*base_warnings(told, config.base), *_doubts(adapter, pictures)]
     others, source = _others(case, how)
     callback(Working("measuring the denoising loss of base and adapter"))
     found = compare(case.config, family, kinds_of(case.config, pictures) | {DRIFT: others}, case.weights)
@@ -153,7 +153,7 @@ def _settle(file: Path, how: Evaluating, told: Mapping[str, str]) -> tuple[RunCo
     train = _read(how.training, config, words) if how.training else own.train
     if not how.data:  # the folder that was trained on holds what the run kept from training as well
         train = train.without(own.held_out)
-    held_out, seen = never_seen(_read(how.data, config, words) if how.data else own.held_out, train)
+    held_out, seen = without_training_pictures(_read(how.data, config, words) if how.data else own.held_out, train)
     notes += seen
     if not held_out.samples:
         notes.append("no picture is held out, so nothing tells what the adapter does with what it never saw")

@@ -1,4 +1,4 @@
-"""What would make a measurement of an adapter's file doubtful: pictures that it was trained on, another base."""
+"""Warnings about the provenance of what an adapter is measured with: pictures it was trained on, another base."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from veneer.errors import UserError
 from veneer.family.fingerprint import fingerprint
 from veneer.run.identity import BASE, HASHES
 
-__all__ = ["base_doubts", "never_seen"]
+__all__ = ["base_warnings", "without_training_pictures"]
 
 
-def never_seen(pictures: Manifest, trained_on: Manifest) -> tuple[Manifest, list[str]]:
-    """Pictures to measure on less those that were trained on, and a sentence if there are such."""
-    left = pictures.without(trained_on)
-    count = len(pictures.samples) - len(left.samples)
+def without_training_pictures(pictures: Manifest, trained_on: Manifest) -> tuple[Manifest, list[str]]:
+    """Return pictures to measure on without those that were trained on, and a warning if there are such."""
+    unseen = pictures.without(trained_on)
+    count = len(pictures.samples) - len(unseen.samples)
     if not count:
-        return left, []
+        return unseen, []
     were = "picture to measure on was" if count == 1 else "pictures to measure on were"
-    return left, [f"{count} {were} trained on, so left out"]
+    return unseen, [f"{count} {were} trained on, so left out"]
 
 
-def base_doubts(metadata: Mapping[str, str], base: str) -> list[str]:
-    """A sentence if a base's weights are not those that an adapter's file tells of; files of others tell nothing."""
-    told = metadata.get(HASHES[BASE])
+def base_warnings(metadata: Mapping[str, str], base: str) -> list[str]:
+    """Return a warning if a base is not the one that an adapter's file names; files of other tools name none."""
+    recorded = metadata.get(HASHES[BASE])
     try:
-        if told is None or told == fingerprint(base):
+        if recorded is None or recorded == fingerprint(base):
             return []
-    except UserError:  # what is loaded from elsewhere has no weights here to compare
+    except UserError:  # a base that is loaded from elsewhere has no weights here to compare
         return []
-    return [f"{base} is not the base that the adapter's file tells of, so it may do less here than on its own"]
+    return [f"{base} is not the base that the adapter's file names, so the adapter may do less here than on its own"]
