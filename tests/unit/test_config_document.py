@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.errors import raises_code
 from veneer.config.document import read_yaml, write_yaml
-from veneer.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -50,27 +50,27 @@ def test_each_key_knows_its_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "message", "code"),
     [
-        ("a:\n  b: 1\n  b: 2", "here:3: a.b is given twice, first in line 2"),
-        ("a: [", "here:1: not YAML"),
-        ("a: 1\n\tb: 2", "here:2: not YAML"),
-        ("a: 1\n---\nb: 2", "here:2: not YAML"),
-        ("a: b: c", "here:1: not YAML: mapping values are not allowed here"),
-        ("a: &x [*x]", "here:1: is nested too deeply or too long"),
-        ("a: &x {b: *x}", "here:1: is nested too deeply or too long"),
-        ("[" * 1200, "here: not YAML"),
-        ("a: !!python/object/apply:os.getcwd []\n", "no meaning here"),
-        ("a: !!python/name:os.getcwd\n", "no meaning here"),
-        ("a: !!int four", "here:1: 'four' is no int"),
-        ("a: !!bool maybe", "here:1: 'maybe' is no bool"),
-        ("? [a]\n: 1", "here:1: a key should be a name"),
-        ("a: \0", "here: not YAML"),
-        ("<<: {a: 1}\n<<: {a: 2}", "here:2: << is given twice"),
+        ("a:\n  b: 1\n  b: 2", "here:3: a.b is given twice, first in line 2", "duplicate_key"),
+        ("a: [", "here:1: not YAML", "not_yaml"),
+        ("a: 1\n\tb: 2", "here:2: not YAML", "not_yaml"),
+        ("a: 1\n---\nb: 2", "here:2: not YAML", "not_yaml"),
+        ("a: b: c", "here:1: not YAML: mapping values are not allowed here", "not_yaml"),
+        ("a: &x [*x]", "here:1: is nested too deeply or too long", "too_large"),
+        ("a: &x {b: *x}", "here:1: is nested too deeply or too long", "too_large"),
+        ("[" * 1200, "here: not YAML", "not_yaml"),
+        ("a: !!python/object/apply:os.getcwd []\n", "no meaning here", "unknown_tag"),
+        ("a: !!python/name:os.getcwd\n", "no meaning here", "unknown_tag"),
+        ("a: !!int four", "here:1: 'four' is no int", "not_yaml"),
+        ("a: !!bool maybe", "here:1: 'maybe' is no bool", "not_yaml"),
+        ("? [a]\n: 1", "here:1: a key should be a name", "key_not_a_name"),
+        ("a: \0", "here: not YAML", "not_yaml"),
+        ("<<: {a: 1}\n<<: {a: 2}", "here:2: << is given twice", "duplicate_key"),
     ],
 )
-def test_what_is_no_yaml_for_a_config(text: str, message: str) -> None:
-    with pytest.raises(UserError) as caught:
+def test_what_is_no_yaml_for_a_config(text: str, message: str, code: str) -> None:
+    with raises_code(f"config.{code}") as caught:
         read_yaml(text, "here")
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -79,8 +79,28 @@ def test_what_is_no_yaml_for_a_config(text: str, message: str) -> None:
 def test_a_short_text_cannot_fill_the_memory() -> None:
     laughs = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"
     laughs += "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]\n" for n in range(1, 10))
-    with pytest.raises(UserError, match="too long for a config"):
+    with raises_code("config.too_large"):
         read_yaml(laughs, "here")
+
+
+def test_a_long_text_is_refused_before_it_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of too many characters is not parsed at all, and one of too many values no further than those."""
+    made: list[None] = []
+    compose = yaml.composer.Composer.compose_node
+
+    def count(*arguments: Any) -> Any:
+        made.append(None)
+        return compose(*arguments)
+
+    monkeypatch.setattr(yaml.composer.Composer, "compose_node", count)
+    with raises_code("config.too_large") as caught:
+        read_yaml("key: a long text\n" * 200_000, "here")
+    assert str(caught.value) == "here: is 3,400,000 characters long, but a config has at most 1,048,576"
+    assert made == []
+    with raises_code("config.too_large") as caught:
+        read_yaml("- a\n" * 200_000, "here")
+    assert str(caught.value).startswith("here:20000: is nested too deeply or too long for a config")
+    assert len(made) == 20_001
 
 
 plain = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)

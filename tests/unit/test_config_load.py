@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.bases import Defaults
+from tests.errors import raises_code
 from veneer.config.document import read_yaml
 from veneer.config.keys import known_keys, schema_name
 from veneer.config.load import (
@@ -34,7 +36,6 @@ from veneer.config.schema import (
     TrainConfig,
     ValidationConfig,
 )
-from veneer.errors import UserError
 from veneer.rng import MAX_SEED
 
 MINIMAL = "base: bundled\ndata:\n  sources: [{path: pictures}]\n"
@@ -58,29 +59,45 @@ def test_a_file_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("text", "message", "code"),
     [
-        ("train:\n  optimizer:\n    epsilo: 1e-4\n", "style.yaml:6: train.optimizer.epsilo: no such key; did you mean"),
-        ("train:\n\n  max_steps: '4'\n", 'style.yaml:6: train.max_steps: is "4"'),
-        ("adapter:\n  rank: 4\n  rank: 8\n", "style.yaml:6: adapter.rank is given twice, first in line 5"),
-        ("train:\n  optimizer:\n    betas:\n      - 0.9\n      - 2\n", "style.yaml:8: train.optimizer.betas.1: is 2"),
-        ("adapter: [\n", "style.yaml:5: not YAML"),
+        (
+            "train:\n  optimizer:\n    epsilo: 1e-4\n",
+            "style.yaml:6: train.optimizer.epsilo: no such key; did you mean",
+            "unknown_key",
+        ),
+        ("train:\n\n  max_steps: '4'\n", 'style.yaml:6: train.max_steps: is "4"', "invalid_value"),
+        (
+            "adapter:\n  rank: 4\n  rank: 8\n",
+            "style.yaml:6: adapter.rank is given twice, first in line 5",
+            "duplicate_key",
+        ),
+        (
+            "train:\n  optimizer:\n    betas:\n      - 0.9\n      - 2\n",
+            "style.yaml:8: train.optimizer.betas.1: is 2",
+            "invalid_value",
+        ),
+        ("adapter: [\n", "style.yaml:5: not YAML", "not_yaml"),
     ],
 )
-def test_a_fault_is_named_with_its_line(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(UserError) as caught:
+def test_a_fault_is_named_with_its_line(tmp_path: Path, text: str, message: str, code: str) -> None:
+    with raises_code(f"config.{code}") as caught:
         load_config(write(tmp_path, MINIMAL + text))
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize(("text", "message"), [("- a", "should be a list of keys"), ("", "base: missing")])
-def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
+@pytest.mark.parametrize(
+    ("text", "message", "code"),
+    [("- a", "should be a list of keys", "not_a_mapping"), ("", "base: missing", "missing_key")],
+)
+def test_a_file_that_is_no_config(tmp_path: Path, text: str, message: str, code: str) -> None:
+    with raises_code(f"config.{code}") as caught:
         load_config(write(tmp_path, text))
+    assert message in str(caught.value)
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such file"):
+    with raises_code("files.not_found"):
         load_config(tmp_path / "style.yaml")
 
 
@@ -127,34 +144,47 @@ def test_an_override_is_yaml(minimal: Path, override: str, key: str, value: obje
 
 
 @pytest.mark.parametrize(
-    ("override", "message"),
+    ("override", "message", "code"),
     [
-        ("train.max_steps", "train.max_steps: should be key=value; for example train.max_steps=200"),
-        ("=4", "=4: should be key=value; for example train.max_steps=200"),
-        ("train..max_steps=4", "train..max_steps=4: should be key=value; for example train.max_steps=200"),
-        ("train.max_steps=ten", 'train.max_steps=ten: is "ten", but should be a whole number'),
-        ("train.max_stps=10", "train.max_stps=10: no such key; did you mean train.max_steps?"),
-        ("train.steps=10", "train.steps=10: no such key; did you mean train.max_steps?"),
-        ("evaluate.draws=2", "evaluate.draws=2: evaluate is no key; did you mean validation?"),
-        ("output=x", 'output=x: is "x", but should be a section with keys of its own; set output.dir'),
-        ("trian.max_steps=10", "trian.max_steps=10: trian is no key; did you mean train?"),
-        ("seed.x=1", "seed.x=1: seed has no x"),
-        ("adapter.3=1", "adapter.3=1: adapter has no 3"),
-        ("3=1", "3=1: a config has no 3"),
-        ("data.sources.1.repeats=2", "data.sources.1.repeats=2: data.sources has 1 elements, counted from 0"),
-        ("data.sources.path=a", "data.sources.path=a: data.sources has 1 elements, counted from 0"),
-        ("sample.prompts=[a", "sample.prompts=[a:1: not YAML: expected ',' or ']', but got '<stream end>'"),
+        (
+            "train.max_steps",
+            "train.max_steps: should be key=value; for example train.max_steps=200",
+            "malformed_override",
+        ),
+        ("=4", "=4: should be key=value; for example train.max_steps=200", "malformed_override"),
+        (
+            "train..max_steps=4",
+            "train..max_steps=4: should be key=value; for example train.max_steps=200",
+            "malformed_override",
+        ),
+        ("train.max_steps=ten", 'train.max_steps=ten: is "ten", but should be a whole number', "invalid_value"),
+        ("train.max_stps=10", "train.max_stps=10: no such key; did you mean train.max_steps?", "unknown_key"),
+        ("train.steps=10", "train.steps=10: no such key; did you mean train.max_steps?", "unknown_key"),
+        ("evaluate.draws=2", "evaluate.draws=2: evaluate is no key; did you mean validation?", "unknown_key"),
+        ("output=x", 'output=x: is "x", but should be a section with keys of its own; set output.dir', "invalid_value"),
+        ("trian.max_steps=10", "trian.max_steps=10: trian is no key; did you mean train?", "unknown_key"),
+        ("seed.x=1", "seed.x=1: seed has no x", "unknown_key"),
+        ("adapter.3=1", "adapter.3=1: adapter has no 3", "unknown_key"),
+        ("3=1", "3=1: a config has no 3", "unknown_key"),
+        (
+            "data.sources.1.repeats=2",
+            "data.sources.1.repeats=2: data.sources has 1 elements, counted from 0",
+            "unknown_element",
+        ),
+        ("data.sources.path=a", "data.sources.path=a: data.sources has 1 elements, counted from 0", "unknown_element"),
+        ("sample.prompts=[a", "sample.prompts=[a:1: not YAML: expected ',' or ']', but got '<stream end>'", "not_yaml"),
     ],
 )
-def test_a_faulty_override_is_named(minimal: Path, override: str, message: str) -> None:
-    with pytest.raises(UserError) as caught:
+def test_a_faulty_override_is_named(minimal: Path, override: str, message: str, code: str) -> None:
+    with raises_code(f"config.{code}") as caught:
         load_config(minimal, [override])
     assert str(caught.value) == message
 
 
 def test_a_section_under_a_value_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train.max_steps=1: train has no max_steps"):
+    with raises_code("config.unknown_key") as caught:
         load_config(write(tmp_path, MINIMAL + "train: 4\n"), ["train.max_steps=1"])
+    assert str(caught.value) == "train.max_steps=1: train has no max_steps"
 
 
 def test_every_preset_says_why_and_can_be_taken(minimal: Path) -> None:
@@ -174,15 +204,18 @@ def test_rank_presets_have_the_rank_they_name(minimal: Path, name: str, ranks: t
 
 
 def test_the_subject_preset_asks_for_the_class(minimal: Path) -> None:
-    with pytest.raises(UserError, match=r"preset subject:\d+: data.prior.prompt: missing; Names the class"):
+    with raises_code("config.missing_key") as caught:
         load_config(minimal, presets=["subject"])
+    assert re.match(r"preset subject:\d+: data.prior.prompt: missing; Names the class", str(caught.value))
 
 
 def test_an_unknown_preset_is_named_with_the_nearest(minimal: Path) -> None:
-    with pytest.raises(UserError, match="stile: no such preset; did you mean style"):
+    with raises_code("config.unknown_preset") as caught:
         load_config(minimal, presets=["stile"])
-    with pytest.raises(UserError, match="there are rank-large, rank-medium"):
+    assert str(caught.value) == "stile: no such preset; did you mean style?"
+    with raises_code("config.unknown_preset") as caught:
         load_config(minimal, presets=["zzz"])
+    assert "there are rank-large, rank-medium" in str(caught.value)
 
 
 def test_a_folder_is_enough(tmp_path: Path) -> None:
@@ -223,7 +256,7 @@ def test_a_config_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: py
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(UserError, match="cannot be written: No space left on device"):
+    with raises_code("files.unwritable"):
         write_config(config_from_folder(tmp_path, "other"), path)
     assert load_config(path) == config
     assert [file.name for file in path.parent.iterdir()] == ["config.yaml"]

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from veneer.config.load import build_config, set_key
+from veneer.config.load import build_config
+from veneer.config.override import set_key
 from veneer.config.schema import RunConfig
 from veneer.doctor.curve import final_loss, first_loss, lowest_loss, summarize, training_gain
 from veneer.doctor.diagnosis import EXPLAINS, RULES, diagnose

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tools.doctor_cases.folders import HELD_OUT, HELD_OUT_FIT, Recipe, rotate_captions
-from veneer.config.load import build_config, set_key
+from veneer.config.load import build_config
+from veneer.config.override import set_key
 from veneer.config.schema import RunConfig
 
 __all__ = ["CASES", "FIT", "Case", "config_of", "planned_config"]

@@ -1,1 +1,1 @@
-"""What a run is told to do: the schema, and the YAML that fills it."""
+"""The configuration of a run: the schema, and the YAML that fills it."""

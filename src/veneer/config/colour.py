@@ -6,39 +6,21 @@ import re
 
 __all__ = ["rgb"]
 
-# the sixteen names of HTML 4.01, section 6.5, with both spellings of gray
-_NAMES = {
-    "aqua": 0x00FFFF,
-    "black": 0x000000,
-    "blue": 0x0000FF,
-    "fuchsia": 0xFF00FF,
-    "gray": 0x808080,
-    "green": 0x008000,
-    "grey": 0x808080,
-    "lime": 0x00FF00,
-    "maroon": 0x800000,
-    "navy": 0x000080,
-    "olive": 0x808000,
-    "purple": 0x800080,
-    "red": 0xFF0000,
-    "silver": 0xC0C0C0,
-    "teal": 0x008080,
-    "white": 0xFFFFFF,
-    "yellow": 0xFFFF00,
-}
-
 
 def rgb(colour: str) -> tuple[int, int, int]:
-    """Red, green and blue, 0 to 255, of a name or of ``#rrggbb``.
+    """Return red, green and blue, 0 to 255, of a CSS colour name or of ``#rrggbb``.
 
     Raises:
         ValueError: the colour is neither.
     """
+    from PIL import ImageColor  # here, because a config is read before anything slow is imported
+
     name = colour.strip().lower()
-    if re.fullmatch("#[0-9a-f]{6}", name):
-        value = int(name[1:], 16)
-    elif name in _NAMES:
-        value = _NAMES[name]
-    else:
-        raise ValueError(f"is {colour!r}, but should be #rrggbb or one of {', '.join(_NAMES)}")
-    return value >> 16, value >> 8 & 255, value & 255
+    try:
+        # the other forms that Pillow takes may have transparency, or values beyond 255
+        if re.fullmatch("#[0-9a-f]{6}|[a-z]+", name):
+            red, green, blue = ImageColor.getrgb(name)[:3]
+            return red, green, blue
+    except ValueError:
+        pass
+    raise ValueError(f"is {colour!r}, but should be #rrggbb or a CSS colour name, such as white")

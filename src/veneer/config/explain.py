@@ -1,4 +1,4 @@
-"""What is wrong with a config, in one line: the place, the key's whole path, the fault, and what to write instead."""
+"""Explain what is wrong with a config in one line: the place, the whole key, the fault, and what to write instead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from veneer.config.document import Key
-from veneer.config.keys import described, dotted, nearest, section_at
+from veneer.config.keys import describe, dotted, nearest, section_at
 from veneer.config.spellings import MAIN_KEYS
 from veneer.errors import UserError
 
@@ -34,11 +34,13 @@ _SHOULD_BE: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "less_than_equal": lambda context: f"at most {context['le']}",
     "too_short": lambda context: "a list that is not empty",
 }
-_SHOWN = 60
+_MAX_LENGTH = 60
+"""Characters of a value that a message shows, at most."""
+_CODES = {"extra_forbidden": "config.unknown_key", "missing": "config.missing_key"}
 
 
 def explain(error: ValidationError, origin: str, places: Mapping[Key, str]) -> UserError:
-    """The one line for a validation's first fault, which names the other faulty keys too.
+    """Return one line for a validation's first fault, which names the other faulty keys too.
 
     Args:
         error: what the schema found.
@@ -48,20 +50,21 @@ def explain(error: ValidationError, origin: str, places: Mapping[Key, str]) -> U
     # a mistyped name that was required is two faults: the unknown key tells more than the missing one
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     keys = [_key(fault["loc"]) for fault in faults]
-    what, remedy = _describe(faults[0], keys[0])
+    what, remedy = _explain_first(faults[0], keys[0])
     others = [dotted(key) for key in dict.fromkeys(keys) if key != keys[0] and not _holds_another(key, keys)]
     if others:
         what += f" (also wrong: {', '.join(others)})"
-    return UserError(what, where=_where(keys[0], origin, places), remedy=remedy)
+    code = _CODES.get(faults[0]["type"], "config.invalid_value")
+    return UserError(what, code=code, where=_where(keys[0], origin, places), remedy=remedy)
 
 
 def _holds_another(key: Key, keys: Sequence[Key]) -> bool:
-    """Whether a fault is but the echo of one deeper down: a list with a faulty element is called too short as well."""
+    """Check whether a fault only echoes one deeper down: a list with a faulty element is called too short as well."""
     return any(other != key and other[: len(key)] == key for other in keys)
 
 
 def _key(location: tuple[int | str, ...]) -> Key:
-    """A validator's location without the names of union branches, which no user wrote."""
+    """Return a validator's location without the names of union branches, which no user wrote."""
     key: list[int | str] = []
     for part in location:
         if isinstance(part, int) or section_at(tuple(key)) is not None:
@@ -70,7 +73,7 @@ def _key(location: tuple[int | str, ...]) -> Key:
 
 
 def _where(key: Key, origin: str, places: Mapping[Key, str]) -> str:
-    """The key's whole path, and where it, else the nearest section around it, was set."""
+    """Return the whole key, and where it, else the nearest section around it, was set."""
     around = (key[:length] for length in range(len(key), 0, -1))
     place = next((places[part] for part in around if part in places), origin)
     name = dotted(key)
@@ -78,26 +81,26 @@ def _where(key: Key, origin: str, places: Mapping[Key, str]) -> str:
     return place if not name or place.startswith(f"{name}=") else f"{place}: {name}"
 
 
-def _describe(fault: ErrorDetails, key: Key) -> tuple[str, str | None]:
-    """What is wrong and what to do about it."""
+def _explain_first(fault: ErrorDetails, key: Key) -> tuple[str, str | None]:
+    """Return what is wrong with a key and what to do about it."""
     kind, context, value = fault["type"], fault.get("ctx", {}), fault["input"]
     if kind == "extra_forbidden":
         meant = nearest(key)
         return "no such key", f"did you mean {meant}?" if meant else None
     if kind == "missing":
-        return "missing", described(key) or None
+        return "missing", describe(key) or None
     if kind == "value_error":
         return str(context["error"]), None
     if kind not in _SHOULD_BE:
         return fault["msg"], None
-    return f"is {_shown(value)}, but should be {_SHOULD_BE[kind](context)}", _remedy(kind, key, context, value)
+    return f"is {_as_text(value)}, but should be {_SHOULD_BE[kind](context)}", _remedy(kind, key, context, value)
 
 
 def _remedy(kind: str, key: Key, context: Mapping[str, Any], value: Any) -> str | None:
     if kind == "string_type" and value is None:
         return 'text that starts with # needs quotes in YAML: "#ff0000"'
     if kind == "string_type" and isinstance(value, (int, float)):
-        return f'put it in quotes: "{_shown(value)}"'
+        return f'put it in quotes: "{_as_text(value)}"'
     if kind == "model_type" and isinstance(value, str) and dotted(key) in MAIN_KEYS:
         return f"set {MAIN_KEYS[dotted(key)]}"
     if kind == "tuple_type" and not isinstance(value, (dict, type(None))):
@@ -109,7 +112,7 @@ def _remedy(kind: str, key: Key, context: Mapping[str, Any], value: Any) -> str 
     return None
 
 
-def _shown(value: Any) -> str:
-    """A value as YAML would have it, cut to a readable length."""
+def _as_text(value: Any) -> str:
+    """Return a value as YAML would have it, cut to a readable length."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
+    return text if len(text) <= _MAX_LENGTH else text[: _MAX_LENGTH - 3] + "..."

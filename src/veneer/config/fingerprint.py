@@ -1,4 +1,4 @@
-"""What of a config shapes the adapter, and what does not."""
+"""The settings that shape an adapter, and a hash of them; the other settings may differ between equal trainings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from veneer.config.schema import RunConfig
 
 __all__ = ["config_hash", "differences", "training_settings"]
 
-_NO_SAY = frozenset(
+_WITHOUT_EFFECT = frozenset(
     {
         # where results go, and what is shown of them or measured on them
         "output",
@@ -23,7 +23,7 @@ _NO_SAY = frozenset(
         "train.keep_checkpoints",
         # when parts of the base that do not learn are in memory
         "train.offload",
-        # names and places; what is there is told by fingerprints, so that base and pictures may be moved
+        # names and places; what is there has fingerprints of its own, so that base and pictures may be moved
         "base",
         "data.sources",
         "data.held_out",
@@ -33,30 +33,30 @@ _NO_SAY = frozenset(
     }
 )
 
-_ALIKE = {
-    # the engine's own levels give one another's bits, so a run that ran out of memory may go on at the next one
+_EQUIVALENT = {
+    # the engine's own levels give the same bits, so a run that ran out of memory may go on at the next one
     "train.memory": {"leaner": "lean", "checkpoint": "lean"},
 }
 
 
 def training_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide an adapter's bits, together with base and pictures, by dotted key; unset ones are out.
+    """Return the settings that, with base and pictures, decide an adapter's bits, by dotted key; unset ones are out.
 
     Args:
-        config: resolved, for a default that is the base's to name is no setting yet.
+        config: resolved, because a default that depends on the base is no setting yet.
     """
     leaves = _leaves(config.model_dump(mode="json"), "")
-    return {key: _ALIKE[key].get(value, value) if key in _ALIKE else value for key, value in leaves}
+    return {key: _EQUIVALENT[key].get(value, value) if key in _EQUIVALENT else value for key, value in leaves}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """What two essences differ in; None stands for unset."""
+    """Return the old and the new value of each setting that differs; None stands for unset."""
     keys = [*old, *(key for key in new if key not in old)]
     return {key: (old.get(key), new.get(key)) for key in keys if old.get(key) != new.get(key)}
 
 
 def config_hash(config: RunConfig) -> str:
-    """SHA-256 of a resolved config's essence: the same wherever pictures, base and results lie."""
+    """Return the SHA-256 of a resolved config's training settings: the same wherever pictures, base and results lie."""
     text = json.dumps(training_settings(config), sort_keys=True, allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -64,7 +64,7 @@ def config_hash(config: RunConfig) -> str:
 def _leaves(section: Mapping[str, Any], above: str) -> Iterator[tuple[str, Any]]:
     for name, value in section.items():
         key = above + name
-        if value is None or key in _NO_SAY:
+        if value is None or key in _WITHOUT_EFFECT:
             continue
         if isinstance(value, dict):
             yield from _leaves(value, f"{key}.")

@@ -1,4 +1,4 @@
-"""The names a config may use, read off the schema; and which of them somebody may have meant."""
+"""The keys that a config may have, read off the schema, and the one that a wrong key may have been meant to be."""
 
 from __future__ import annotations
 
@@ -13,26 +13,25 @@ from veneer.config.document import Key
 from veneer.config.schema import RunConfig
 from veneer.config.spellings import ELSEWHERE, RENAMED
 
-__all__ = ["described", "dotted", "known_keys", "nearest", "schema_name", "section_at"]
-
+__all__ = ["describe", "dotted", "known_keys", "nearest", "schema_name", "section_at"]
 
 _NAME = "<name>"
 
 
 def dotted(key: Key) -> str:
-    """A key as it is written on the command line: ``data.sources.0.path``."""
+    """Return a key as it is written on the command line: ``data.sources.0.path``."""
     return ".".join(map(str, key))
 
 
 def _section_of(annotation: Any) -> type[BaseModel] | None:
-    """The section an annotation holds, also as an optional or as the elements of a list."""
+    """Return the section that an annotation holds, also as an optional or as the elements of a list."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next(filter(None, map(_section_of, get_args(annotation))), None)
 
 
 def section_at(key: Key) -> type[BaseModel] | None:
-    """The section whose fields stand right under ``key``; none if nothing may."""
+    """Return the section whose fields stand right under ``key``; None if no key may."""
     section: type[BaseModel] | None = RunConfig
     is_name = False  # of an entry of a mapping, which may be any
     for part in key:
@@ -46,7 +45,7 @@ def section_at(key: Key) -> type[BaseModel] | None:
 
 
 def _has_names(annotation: Any) -> bool:
-    """Whether what stands under a key is a mapping whose own keys are the user's to name."""
+    """Check whether what stands under a key is a mapping whose own keys the user names."""
     return get_origin(annotation) is dict
 
 
@@ -66,7 +65,7 @@ def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def schema_name(key: Key) -> str:
-    """Return a key as the schema names it: no places in lists, and ``<name>`` for names that are the user's.
+    """Return a key as the schema names it: no places in lists, and ``<name>`` for names that the user gives.
 
     Such as ``data.sources.path`` and ``adapter.text_encoders.<name>.rank``.
     """
@@ -75,13 +74,13 @@ def schema_name(key: Key) -> str:
 
 
 def _is_name(key: Key, place: int) -> bool:
-    """Whether a part of a key is a name that the user gave to an entry of a mapping."""
+    """Check whether a part of a key is a name that the user gave to an entry of a mapping."""
     section = section_at(key[: place - 1]) if place else None
     above = section.model_fields.get(str(key[place - 1])) if section else None
     return above is not None and _has_names(above.annotation)
 
 
-def described(key: Key) -> str:
+def describe(key: Key) -> str:
     """Return what a key means, in one line without markup; empty if there is no such key."""
     return known_keys().get(schema_name(key), "").replace("``", "")
 

@@ -1,4 +1,4 @@
-"""From presets, a YAML file and ``key=value`` overrides to a config, and back to YAML.
+"""Read a config from presets, a YAML file and ``key=value`` overrides, and write it back to YAML.
 
 Each layer wins over the one before it: schema's defaults < presets in the order given < file < overrides. Sections
 are merged key by key; a list is replaced whole.
@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from veneer.config.document import Document, Key, read_yaml, write_yaml
 from veneer.config.explain import explain
-from veneer.config.keys import dotted, known_keys, nearest, schema_name, section_at
+from veneer.config.override import parse_override, set_key
 from veneer.config.schema import AdapterConfig, RunConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 from veneer.files import atomic_write, read_utf8
@@ -30,9 +30,7 @@ __all__ = [
     "dump_config",
     "list_presets",
     "load_config",
-    "parse_override",
     "resolve",
-    "set_key",
     "write_config",
 ]
 
@@ -46,12 +44,15 @@ class _Draft:
 
 
 def load_config(path: Path, overrides: Sequence[str] = (), presets: Sequence[str] = ()) -> RunConfig:
-    """The config of a YAML file, on top of presets and under overrides such as ``train.max_steps=200``.
+    """Load the config of a YAML file, on top of presets and under overrides such as ``train.max_steps=200``.
 
     Relative paths in it are relative to the working directory, not to the file.
+
+    Raises:
+        UserError: the file, a preset or an override is at fault, or the config as a whole.
     """
     draft = _from_presets(presets)
-    _lay(draft, _read_mapping(read_utf8(path), str(path)), str(path))
+    _add_layer(draft, _read_mapping(read_utf8(path), str(path)), str(path))
     _override(draft, overrides)
     return build_config(draft.values, str(path), draft.places)
 
@@ -59,14 +60,14 @@ def load_config(path: Path, overrides: Sequence[str] = (), presets: Sequence[str
 def config_from_folder(
     folder: Path, trigger: str | None, overrides: Sequence[str] = (), presets: Sequence[str] = ()
 ) -> RunConfig:
-    """The config for a folder of pictures and nothing else: the bundled base, results in ``runs/<folder's name>``."""
+    """Return the config for a folder of pictures: the bundled base, with results in ``runs/<folder's name>``."""
     draft = _from_presets(presets)
     data: dict[str, Any] = {"sources": [{"path": str(folder)}]}
     if trigger is not None:
         data["trigger"] = trigger
     name = folder.expanduser().resolve().name or "adapter"
     values = {"base": "bundled", "output": {"dir": str(Path("runs", name))}, "data": data}
-    _lay(draft, Document(values), "command line")
+    _add_layer(draft, Document(values), "command line")
     _override(draft, overrides)
     return build_config(draft.values, "command line", draft.places)
 
@@ -89,7 +90,7 @@ def build_config(mapping: Mapping[str, Any], origin: str, places: Mapping[Key, s
 
 
 class BaseDefaults(Protocol):
-    """What of a base a config's defaults depend on; ``veneer.family.protocol.Family`` is one.
+    """A base as a config's defaults depend on it; ``veneer.family.protocol.Family`` is one.
 
     Attributes:
         resolution: side of the square that it was trained on, in pixels.
@@ -129,17 +130,17 @@ def _completed(adapter: _Adapter, targets: tuple[str, ...] | None) -> _Adapter:
 
 
 def dump_config(config: RunConfig) -> str:
-    """YAML that ``load_config`` reads back equal."""
+    """Return YAML that ``load_config`` reads back equal."""
     return write_yaml(config.model_dump(mode="json"))
 
 
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write a config so that no reader ever sees half of it."""
+    """Write a config such that no reader ever sees half of it."""
     atomic_write(path, dump_config(config).encode())
 
 
 def list_presets() -> dict[str, str]:
-    """Each preset's name and why one would take it."""
+    """Return each preset's name and why one would take it."""
     return {name: _reason(text) for name, text in _presets().items()}
 
 
@@ -151,7 +152,7 @@ def _presets() -> dict[str, str]:
 
 
 def _reason(text: str) -> str:
-    """The comment lines at the top of a preset."""
+    """Return the comment lines at the top of a preset."""
     lines = text.splitlines()
     end = next((place for place, line in enumerate(lines) if not line.startswith("#")), len(lines))
     return " ".join(line.lstrip("# ") for line in lines[:end])
@@ -163,8 +164,8 @@ def _from_presets(names: Sequence[str]) -> _Draft:
         if name not in _presets():
             close = get_close_matches(name, _presets(), n=1)
             remedy = f"did you mean {close[0]}?" if close else f"there are {', '.join(_presets())}"
-            raise UserError("no such preset", where=name, remedy=remedy)
-        _lay(draft, _read_mapping(_presets()[name], f"preset {name}"), f"preset {name}")
+            raise UserError("no such preset", code="config.unknown_preset", where=name, remedy=remedy)
+        _add_layer(draft, _read_mapping(_presets()[name], f"preset {name}"), f"preset {name}")
     return draft
 
 
@@ -173,12 +174,13 @@ def _read_mapping(text: str, origin: str) -> Document:
     if document.values is None:
         return Document({})
     if not isinstance(document.values, dict):
-        raise UserError("should be a list of keys with values, such as `base: bundled`", where=origin)
+        what = "should be a list of keys with values, such as `base: bundled`"
+        raise UserError(what, code="config.not_a_mapping", where=origin)
     return document
 
 
-def _lay(draft: _Draft, layer: Document, origin: str) -> None:
-    """Put a layer on top of a draft, in place."""
+def _add_layer(draft: _Draft, layer: Document, origin: str) -> None:
+    """Put a layer on top of a draft, which is changed."""
     _merge(draft.values, layer.values)
     for key, line in layer.lines.items():
         draft.places[key] = f"{origin}:{line}"
@@ -196,66 +198,3 @@ def _override(draft: _Draft, overrides: Sequence[str]) -> None:
     for override in overrides:
         name, value = parse_override(override)
         draft.places[set_key(draft.values, name, value, override)] = override
-
-
-def parse_override(override: str) -> tuple[str, Any]:
-    """The dotted key and the value of ``train.max_steps=200``."""
-    name, equals, text = override.partition("=")
-    if not equals or not all(part != "" for part in _parse_key(name)):
-        raise UserError("should be key=value", where=override, remedy="for example train.max_steps=200")
-    return name.strip(), _parse_value(text, override)
-
-
-def set_key(values: dict[str, Any], name: str, value: Any, where: str) -> Key:
-    """Set a dotted key of a run's configuration, making the sections on its way that are not there.
-
-    Args:
-        values: changed in place.
-        name: such as ``train.max_steps`` or ``data.sources.0.path``.
-        value: as YAML has it.
-        where: names the place in messages.
-
-    Returns:
-        The key.
-
-    Raises:
-        UserError: no configuration can have such a key.
-    """
-    key = _parse_key(name)
-    _set(values, key, value, where)
-    return key
-
-
-def _parse_key(name: str) -> Key:
-    return tuple(int(part) if part.isascii() and part.isdigit() else part for part in name.strip().split("."))
-
-
-def _parse_value(text: str, override: str) -> Any:
-    # to YAML a # starts a comment; on the command line nobody comments
-    return text.strip() if text.lstrip().startswith("#") else read_yaml(text, override).values
-
-
-def _set(values: dict[str, Any], key: Key, value: Any, override: str) -> None:
-    """Set a value deep in a mapping, making the sections on its way that are not there."""
-    here: Any = values
-    for place, part in enumerate(key[:-1]):
-        _check_place(here, key[: place + 1], override)
-        if not isinstance(here, list) and here.get(part) is None:
-            here[part] = {}
-        here = here[part]
-    _check_place(here, key, override)
-    here[key[-1]] = value
-
-
-def _check_place(here: Any, key: Key, override: str) -> None:
-    """Refuse a key that no config can have because of what stands above its last part."""
-    above, name = key[:-1], key[-1]
-    if isinstance(here, list):
-        if not isinstance(name, int) or name >= len(here):
-            raise UserError(f"{dotted(above)} has {len(here)} elements, counted from 0", where=override)
-    elif isinstance(name, int) or not isinstance(here, dict) or section_at(above) is None:
-        if not above or schema_name(above) in known_keys():
-            raise UserError(f"{dotted(above) or 'a config'} has no {name}", where=override)
-        meant = nearest(above)
-        remedy = f"did you mean {meant}?" if meant else None
-        raise UserError(f"{dotted(above)} is no key", where=override, remedy=remedy)

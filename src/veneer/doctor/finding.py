@@ -11,7 +11,8 @@ from typing import Literal
 
 from pydantic import computed_field
 
-from veneer.config.load import build_config, parse_override, set_key
+from veneer.config.load import build_config
+from veneer.config.override import parse_override, set_key
 from veneer.config.schema import AdapterConfig, RunConfig, TextEncoderAdapterConfig
 from veneer.doctor.evidence import Effect, Evidence
 

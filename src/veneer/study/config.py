@@ -21,7 +21,8 @@ from pydantic_core import ErrorDetails
 
 from veneer.config.document import Document, Key, read_yaml, write_yaml
 from veneer.config.keys import dotted
-from veneer.config.load import build_config, config_from_folder, load_config, parse_override, set_key
+from veneer.config.load import build_config, config_from_folder, load_config
+from veneer.config.override import parse_override, set_key
 from veneer.config.schema import AdapterConfig, Count, RunConfig, Seed, Share, TextEncoderAdapterConfig, Words
 from veneer.errors import UserError
 from veneer.files import read_utf8
