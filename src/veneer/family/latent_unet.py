@@ -11,7 +11,8 @@ import hashlib
 import inspect
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -52,6 +53,7 @@ class LatentUNet:
     Args:
         parts: networks, tokenizers and scheduler by the pipeline's names; other parts go into the pipeline as they are.
         load: reads ``autoencoder`` or a text encoder again, to the same bits; None: that cannot be done.
+        options: what the pipeline takes beside its parts, where it is not as ``pipeline_options`` has it.
 
     Raises:
         UserError: the parts do not fit together as text-to-image, e.g. an inpainting UNet.
@@ -64,8 +66,10 @@ class LatentUNet:
     pipeline_options: Mapping[str, Any] = MappingProxyType({})
     """What the pipeline takes beside its parts."""
 
-    def __init__(self, parts: Mapping[str, Any], load: Loader | None = None) -> None:
-        self._parts = dict(parts)
+    def __init__(
+        self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        self._parts, self._options = dict(parts), {**self.pipeline_options, **(options or {})}
         self._unet, self._vae = parts["unet"], parts["vae"]
         self._text_encoders = {name: parts[name] for name in self.tokenizers}
         self._tokenizers = {name: parts[tokenizer] for name, tokenizer in self.tokenizers.items()}
@@ -131,21 +135,27 @@ class LatentUNet:
     @torch.no_grad()
     def encode_image(self, pixels_BCHW: Tensor) -> LatentDistribution:
         """Turn pixels in [-1, 1] into the scaled posterior (Rombach et al. 2022, appendix G)."""
-        self._offloader.restore("autoencoder")
-        posterior = self._vae.encode(pixels_BCHW.to(self._vae.device, self._vae.dtype)).latent_dist
+        with self._autoencoder() as vae:
+            posterior = vae.encode(pixels_BCHW.to(vae.device, vae.dtype)).latent_dist
         return LatentDistribution(posterior.mean.float() * self._scale, posterior.std.float() * self._scale)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Turn scaled latents (B, C, H, W) into pixels, clamped to [-1, 1]."""
+        with self._autoencoder() as vae:
+            pixels_BCHW = vae.decode((latents / self._scale).to(vae.device, vae.dtype)).sample
+        return cast(Tensor, pixels_BCHW).float().clamp(-1, 1)
+
+    @contextmanager
+    def _autoencoder(self) -> Iterator[Any]:
+        """Give the autoencoder, in memory and in the dtype that it computes in."""
         self._offloader.restore("autoencoder")
-        unscaled = (latents / self._scale).to(self._vae.device, self._vae.dtype)
-        return cast(Tensor, self._vae.decode(unscaled).sample).float().clamp(-1, 1)
+        yield self._vae
 
     def pipeline(self) -> Any:
         """Return diffusers' pipeline over these networks; what is injected or merged here is seen there."""
         self.offload(())  # it may be saved
-        return self._pipeline_class()(**self._parts, **self.pipeline_options)
+        return self._pipeline_class()(**self._parts, **self._options)
 
     def _pipeline_class(self) -> Any:
         raise NotImplementedError
@@ -182,7 +192,10 @@ def diffusion_of(scheduler: Any) -> DiscreteDiffusion:
     if prediction not in _PREDICTIONS:
         remedy = f"known are {', '.join(_PREDICTIONS)}"
         raise UserError(f"the scheduler predicts {prediction!r}", code="family.wrong_scheduler", remedy=remedy)
-    return DiscreteDiffusion(alphas_T.float(), cast(Literal["epsilon", "v_prediction", "sample"], prediction))
+    alphas_T = alphas_T.float().clone()
+    if scheduler.config.get("rescale_betas_zero_snr"):
+        alphas_T[-1] = 0.0  # some schedulers have a tiny number there, which they can divide by (Lin et al. 2024)
+    return DiscreteDiffusion(alphas_T, cast(Literal["epsilon", "v_prediction", "sample"], prediction))
 
 
 def _marks(tokenizer: Any) -> int:

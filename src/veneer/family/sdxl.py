@@ -1,0 +1,87 @@
+"""Stable Diffusion XL (Podell et al. 2023): one UNet, two text encoders, size and crop as further conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from veneer.data.transform import Geometry
+from veneer.family.latent_unet import LatentUNet, tokens
+from veneer.family.protocol import Conditioning
+
+__all__ = ["StableDiffusionXL"]
+
+_FORCE_ZEROS = "force_zeros_for_empty_prompt"
+
+
+class StableDiffusionXL(LatentUNet):
+    """An SDXL base; its conditioning has three tensors.
+
+    ``text`` (B, L, D): the hidden states before the last layer of both text encoders, side by side. ``pooled`` (B, P):
+    the second one's projected state at the text's end. ``time_ids`` (B, 6): heights and widths of the picture, of the
+    crop's top left corner and of the crop.
+
+    The base was trained to paint without a text from zeros (``force_zeros_for_empty_prompt``), so that is what an empty
+    caption is.
+    """
+
+    name = "sdxl"
+    tokenizers = MappingProxyType({"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"})
+    pipeline_options = MappingProxyType({"add_watermarker": False, _FORCE_ZEROS: True})
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """As for Stable Diffusion, and what an empty caption is."""
+        return {**super().settings, f"pipeline.{_FORCE_ZEROS}": str(self._options[_FORCE_ZEROS])}
+
+    def encode_text(self, captions: Sequence[str]) -> Conditioning:
+        """Turn captions into ``text`` and ``pooled``; each tokenizer cuts them at its own length."""
+        for name in self._text_encoders:
+            self._offloader.restore(name)
+        outputs = [self._hidden_states(name, captions) for name in self._text_encoders]
+        text_BLD = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+        pooled_BP = outputs[-1].text_embeds
+        if self._options[_FORCE_ZEROS]:
+            is_text_B = torch.tensor([bool(caption) for caption in captions], device=text_BLD.device)
+            text_BLD, pooled_BP = text_BLD * is_text_B[:, None, None], pooled_BP * is_text_B[:, None]
+        return Conditioning({"text": text_BLD, "pooled": pooled_BP})
+
+    def _hidden_states(self, name: str, captions: Sequence[str]) -> Any:
+        text_encoder = self._text_encoders[name]
+        ids_BL = tokens(self._tokenizers[name], captions, text_encoder.device)
+        return text_encoder(ids_BL, output_hidden_states=True)
+
+    def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
+        """Join to texts the size and crop of each picture (Podell et al. 2023, section 2.2)."""
+        rows = [(*one.original, *one.top_left, *one.target) for one in geometries]
+        # bfloat16 would round them
+        time_ids_B6 = torch.tensor(rows, dtype=torch.float32, device=text["pooled"].device)
+        return text.joined_to({"time_ids": time_ids_B6})
+
+    def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the UNet's output (B, C, H, W), in the base's own parameterisation."""
+        added = {"text_embeds": conditioning["pooled"], "time_ids": conditioning["time_ids"]}
+        text_BLD, index_B = conditioning["text"], self.noise.index(t_B)
+        return cast(Tensor, self._unet(noisy, index_B, encoder_hidden_states=text_BLD, added_cond_kwargs=added).sample)
+
+    @contextmanager
+    def _autoencoder(self) -> Iterator[Any]:
+        """Give the autoencoder, in float32 where it is held in float16, whose range its activations leave."""
+        with super()._autoencoder() as autoencoder:
+            dtype = autoencoder.dtype
+            if dtype != torch.float16:
+                yield autoencoder
+                return
+            with torch.autocast(autoencoder.device.type, enabled=False):
+                yield autoencoder.to(torch.float32)
+            autoencoder.to(dtype)
+
+    def _pipeline_class(self) -> Any:
+        from diffusers import StableDiffusionXLPipeline
+
+        return StableDiffusionXLPipeline
