@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,19 +15,23 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.loaders.lora_base import LORA_ADAPTER_METADATA_KEY
+from diffusers.loaders.lora_conversion_utils import _convert_non_diffusers_lora_to_diffusers
 from diffusers.utils import convert_state_dict_to_diffusers
 from peft import LoraConfig, get_peft_model
-from peft.utils import get_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from veneer.adapter.dora import DoraFactors, DoraSpec
 from veneer.adapter.inject import Injection, inject
-from veneer.adapter.lora import LoraSpec
+from veneer.adapter.lora import LoraFactors, LoraSpec
 from veneer.adapter.merge import combine, merge
 from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.stack import AdapterStack
 from veneer.weights.file import FILE_NAME, AdapterFile, load, save
+from veneer.weights.formats.kohya import KOHYA
+from veneer.weights.formats.protocol import BaseNames
 
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "conv1"]
 TEXT_TARGETS = ["q_proj", "v_proj", "fc1"]
@@ -343,3 +348,138 @@ def test_metadata_says_alpha_is_the_rank(plain: Plain, tmp_path: Path) -> None:
         config = json.loads(file.metadata()[LORA_ADAPTER_METADATA_KEY])
     assert (config["unet.r"], config["unet.lora_alpha"]) == (4, 4)
     assert (config["text_encoder.r"], config["text_encoder.lora_alpha"]) == (2, 2)
+
+
+DORA_SPECS = {"unet": DoraSpec(4, 9.0, tuple(TARGETS)), "text_encoder": DoraSpec(2, 1.0, tuple(TEXT_TARGETS))}
+"""Linear layers and convolutions of both networks; alpha is not the rank."""
+
+
+def dora(pipeline: StableDiffusionPipeline) -> Injection:
+    """A DoRA in both networks, moved from its start as training would."""
+    injection = inject(networks(pipeline), DORA_SPECS, 0)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in injection.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(parameter * (1 + 0.2 * noise) if "magnitude" in name else noise * 0.3)
+    return injection
+
+
+def dora_file(plain: Plain, path: Path) -> tuple[AdapterWeights, np.ndarray]:
+    """Save a DoRA; return its numbers and the picture it paints."""
+    pipeline = plain()
+    injection = dora(pipeline)
+    save(AdapterFile(injection.weights()), path)
+    return injection.weights(), paint(pipeline)
+
+
+@pytest.mark.parametrize("reads_metadata", [True, False])
+def test_diffusers_paints_our_dora(plain: Plain, tmp_path: Path, reads_metadata: bool) -> None:
+    """The magnitudes of the denoiser are read by peft, those of the text encoder by transformers."""
+    base, (_, ours) = paint(plain()), dora_file(plain, tmp_path / FILE_NAME)
+    theirs = plain()
+    theirs.load_lora_weights(tmp_path if reads_metadata else load_file(tmp_path / FILE_NAME))
+    assert_same_picture(paint(theirs), ours, base)
+
+
+def test_our_dora_file_read_back_paints_the_same(plain: Plain, tmp_path: Path) -> None:
+    base, (weights, ours) = paint(plain()), dora_file(plain, tmp_path / FILE_NAME)
+    read = load(tmp_path).weights
+    assert read.keys() == weights.keys() and {each.method.name for each in read.values()} == {"dora"}
+    merging, loading = plain(), plain()
+    merge(networks(merging), [(read, 1.0)])
+    inject(networks(loading), DORA_SPECS, 9).load(read)
+    assert_same_picture(paint(merging), ours, base)
+    assert_same_picture(paint(loading), ours, base)
+
+
+@pytest.mark.parametrize("suffix", ["", ".weight"])
+def test_peft_takes_our_dora(plain: Plain, tmp_path: Path, suffix: str) -> None:
+    dora_file(plain, tmp_path / FILE_NAME)
+    tensors = {name: tensor for name, tensor in load_file(tmp_path / FILE_NAME).items() if name.startswith("unet.")}
+    theirs, ours = plain(), plain()
+    base = paint(ours)
+    config = LoraConfig(r=4, lora_alpha=4, target_modules=TARGETS, use_dora=True)
+    model = get_peft_model(theirs.unet, config)
+    named = {name.replace("unet.", "base_model.model.", 1): tensor for name, tensor in tensors.items()}
+    named = {f"{name}{suffix if 'magnitude' in name else ''}": tensor for name, tensor in named.items()}
+    assert not set_peft_model_state_dict(model, named).unexpected_keys
+    unet_only = {path: each for path, each in load(tmp_path).weights.items() if path.startswith("unet.")}
+    merge(networks(ours), [(unet_only, 1.0)])
+    assert_same_picture(paint(theirs), paint(ours), base)
+
+
+def test_we_paint_the_dora_that_peft_saved(plain: Plain, tmp_path: Path) -> None:
+    theirs = plain()
+    base = paint(theirs)
+    config = LoraConfig(r=4, lora_alpha=3, target_modules=TARGETS, use_dora=True, rank_pattern={"to_q": 2})
+    model = get_peft_model(theirs.unet, config)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(parameter * (1 + 0.2 * noise) if "magnitude" in name else noise * 0.3)
+    model.save_pretrained(tmp_path)
+    ours = plain()
+    merge(networks(ours), [(load(tmp_path, networks(ours)).weights, 1.0)])
+    assert_same_picture(paint(ours), paint(theirs), base)
+
+
+def test_kohya_s_dora_is_written_and_read_back(plain: Plain, tmp_path: Path) -> None:
+    ours = plain()
+    base, injection = paint(ours), dora(ours)
+    painted, weights = paint(ours), injection.weights()
+    injection.eject()
+    tensors, metadata = KOHYA.write(weights, BaseNames(networks(ours)))
+    save_file(tensors, tmp_path / "kohya.safetensors", metadata)
+    read = load(tmp_path / "kohya.safetensors", networks(ours)).weights
+    assert read.keys() == weights.keys()
+    for path, each in weights.items():
+        state = read[path].state_dict()
+        assert all(torch.equal(state[part], tensor) for part, tensor in each.state_dict().items()), path
+    merge(networks(ours), [(read, 1.0)])
+    assert_same_picture(paint(ours), painted, base)
+
+
+def test_diffusers_own_names_of_kohya_s_dora_are_ours(plain: Plain) -> None:
+    """diffusers 0.42 drops ``dora_scale`` when it loads a file; its converter of names still knows what they mean.
+
+    kohya's magnitudes are (out, 1[, 1, 1]); peft's, which the converter hands on as they are, (out,) or (1, out, 1, 1).
+    """
+    ours = plain()
+    injection = dora(ours)
+    base, weights = paint(plain()), injection.weights()
+    unet_only = {path: each for path, each in weights.items() if path.startswith("unet.")}
+    tensors, _ = KOHYA.write(unet_only, BaseNames(networks(plain())))
+    converted, alphas = _convert_non_diffusers_lora_to_diffusers(dict(tensors))
+    assert sum("magnitude" in name for name in converted) == len(unet_only)
+    converted = {name: _as_peft_has_it(name, tensor) for name, tensor in converted.items()}
+    theirs, expected = plain(), plain()
+    theirs.load_lora_into_unet(converted, alphas, theirs.unet)
+    merge(networks(expected), [(unet_only, 1.0)])
+    assert_same_picture(paint(theirs), paint(expected), base)
+
+
+def _as_peft_has_it(name: str, tensor: Tensor) -> Tensor:
+    if "magnitude" not in name:
+        return tensor
+    return tensor.flatten() if tensor.ndim == 2 else tensor.transpose(0, 1)
+
+
+def test_lycoris_is_of_one_mind_about_kohya_s_dora() -> None:
+    """Its module takes the tensors that we write and merges the same weight, over outputs and over inputs."""
+    locon = pytest.importorskip("lycoris.modules.locon")
+    generator = torch.Generator().manual_seed(0)
+    layers = [nn.Linear(6, 5), nn.Linear(6, 6), nn.Conv2d(6, 5, 3, stride=2), nn.Conv2d(6, 6, 3), nn.Conv2d(4, 4, 1)]
+    for layer, axis in itertools.product(layers, (0, 1)):
+        weight, places = layer.weight.detach(), (1,) * (layer.weight.ndim - 2)
+        down = torch.randn(2, *weight.shape[1:], generator=generator)
+        lora = LoraFactors(down, torch.randn(weight.shape[0], 2, *places, generator=generator), 5.0)
+        sides = (weight.shape[0], 1) if axis == 0 else (1, weight.shape[1])
+        numbers = DoraFactors(lora, torch.rand(*sides, *places, generator=generator) + 0.5)
+        tensors, _ = KOHYA.write({"unet.x": numbers}, BaseNames({"unet": nn.ModuleDict({"x": layer})}))
+        own = {name.removeprefix("lora_unet_x."): tensor for name, tensor in tensors.items()}
+        module = locon.LoConModule("lora_unet_x", layer, 1.0, 2, 5.0, weight_decompose=True, wd_on_out=axis == 0)
+        assert not module.load_state_dict(own, strict=False).unexpected_keys
+        torch.testing.assert_close(module.get_merged_weight(1.0)[0], weight + numbers.delta_weight(weight))

@@ -305,6 +305,8 @@ DORA = Method(
             "lora_magnitude_vector": _PEFT_PART,
             "lora_magnitude_vector.weight": _PEFT_PART,
         },
+        # transformers 5 passes over peft's own name with a warning, and leaves m at its start
+        "transformers": {**LORA.endings["peft"], "lora_magnitude_vector.weight": _PEFT_PART},
         "kohya": {**LORA.endings["kohya"], "dora_scale": _KOHYA_PART},
     },
     peft_markers=_MARKERS,

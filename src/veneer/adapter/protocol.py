@@ -211,8 +211,9 @@ class Method:
         from_state: makes one layer's numbers from what ``LayerAdapter.state_dict`` gave.
         from_file: makes them from the parts that a file has and, where there is one, the config of the layer beside
             them (peft's); raises UserError if a part is missing, or the config contradicts the parts.
-        endings: what files call the parts: by naming (``peft``, ``kohya``), part by ending. The first ending of a part
-            is written, all are read. A part has one meaning in all methods.
+        endings: what files call the parts: by naming (``peft``, ``kohya``, and ``transformers`` where its loader needs
+            other names than peft's), part by ending. The first ending of a part is written, all are read. A part has
+            one meaning in all methods.
         peft_markers: settings of peft's config that are set for this method only.
     """
 

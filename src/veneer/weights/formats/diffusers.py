@@ -30,7 +30,6 @@ class DiffusersFormat:
 
     name = "diffusers"
     metadata_keys = (METADATA_KEY, "format")
-    _naming = "peft"
 
     def detects(self, names: Collection[str]) -> bool:
         """Return whether a name begins with a network's."""
@@ -44,7 +43,7 @@ class DiffusersFormat:
         """
         text = content.metadata.get(METADATA_KEY)
         configs = None if text is None else _Configs(parse_config(text))
-        return adapters_of(content.tensors, self._naming, lambda layer: None if configs is None else configs.of(layer))
+        return adapters_of(content.tensors, "peft", lambda layer: None if configs is None else configs.of(layer))
 
     def network_of(self, layer: str) -> str | None:
         """Return the first part of a name, where it is a network's; files of one network alone may leave it out."""
@@ -70,16 +69,22 @@ class DiffusersFormat:
         tensors: dict[str, Tensor] = {}
         networks: dict[str, dict[str, LayerAdapter]] = {}
         for path, adapter in weights.items():
-            named = named_tensors(file_path(path), adapter, self._naming)
+            network, _, rest = memory_path(path).partition(".")
+            named = named_tensors(file_path(path), adapter, _naming_in(network, adapter))
             assert not tensors.keys() & named.keys(), "a layer is named twice, with text_model. and without"
             tensors |= named
-            network, _, rest = memory_path(path).partition(".")
             networks.setdefault(network, {})[rest] = adapter
         configs: dict[str, Any] = {}
         for network, layers in networks.items():
             config = config_for(layers, anchored=network != "text_encoder")
             configs |= {f"{network}.{key}": value for key, value in config.items()}
         return tensors, {METADATA_KEY: json.dumps(configs, sort_keys=True), "format": "pt"}
+
+
+def _naming_in(network: str, adapter: LayerAdapter) -> str:
+    """Return how a layer's tensors are called; text encoders are loaded by transformers, which may want other names."""
+    is_text_encoder = network.startswith("text_encoder")
+    return "transformers" if is_text_encoder and "transformers" in adapter.method.endings else "peft"
 
 
 class _Configs:
