@@ -11,8 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from tests.errors import raises_code
+from veneer.engine.quantized import form_of
 from veneer.errors import UserError
-from veneer.family.registry import detect, load_family, one_line_errors
+from veneer.family.networks import LoadOptions, _dtype_to_read
+from veneer.family.registry import FAMILIES, detect, detect_file, find, load_family
 from veneer.plan.abstract import abstract_base
 from veneer.plan.tracer import MemoryTracer
 
@@ -50,19 +53,22 @@ def test_a_pickle_is_refused_unopened(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(b"\x80\x04")
     path.chmod(0)
-    with pytest.raises(UserError, match="is a pickle, which can run code"):
+    with raises_code("base.pickle") as caught:
         load_family(str(path))
+    assert "is a pickle, which can run code" in str(caught.value)
 
 
 def test_a_folder_that_is_no_base(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"holds no model_index\.json; give a base in diffusers' folder layout"):
+    with raises_code("base.not_found") as caught:
         load_family(str(tmp_path))
+    assert "holds no model_index.json; give a base in diffusers' folder layout" in str(caught.value)
 
 
 def test_another_family_is_named(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionXLPipeline"}))
-    with pytest.raises(UserError, match="is a StableDiffusionXLPipeline; known are StableDiffusionPipeline"):
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    with raises_code("base.unknown_family") as caught:
         detect(tmp_path)
+    assert f"is a WanPipeline; known are {', '.join(FAMILIES)}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -70,28 +76,31 @@ def test_another_family_is_named(tmp_path: Path) -> None:
 )
 def test_a_broken_index(tmp_path: Path, text: str) -> None:
     (tmp_path / "model_index.json").write_text(text)
-    with pytest.raises(UserError, match="names no pipeline class"):
+    with raises_code("base.broken_index") as caught:
         detect(tmp_path)
+    assert "names no pipeline class" in str(caught.value)
 
 
 def test_neither_folder_nor_hub_id(tmp_path: Path) -> None:
     for name in ("no-such-base", str(tmp_path / "missing"), "./missing/base"):
-        with pytest.raises(UserError, match="is no folder and no file here"):
+        with raises_code("base.not_found") as caught:
             load_family(name)
+        assert "is no folder and no file here" in str(caught.value)
 
 
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("a")
-    with pytest.raises(UserError, match=r"is no model; give a diffusers folder or a \.safetensors file"):
+    with raises_code("base.not_a_model") as caught:
         load_family(str(path))
+    assert "is no model; give a diffusers folder or a .safetensors file" in str(caught.value)
 
 
 def test_weights_cut_short_are_one_line(tiny_base: Path, tmp_path: Path) -> None:
     base = copy_of(tiny_base, tmp_path / "base")
     weights = base / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="cannot be loaded") as caught:
+    with raises_code("base.unreadable") as caught:
         load_family(str(base))
     assert "\n" not in str(caught.value)
 
@@ -106,15 +115,35 @@ def test_a_base_that_lacks_a_weight_is_refused_and_not_filled_in_at_random(
     lost = next(name for name in sorted(weights) if "norm" in name)
     del weights[lost]
     save_file(weights, path, {"format": "pt"})
-    with pytest.raises(UserError, match=f"{part} has no .*norm.*, and 0 more weights are missing; fetch the base"):
+    with raises_code("base.wrong_weights") as caught:
         load_family(str(base))
+    assert f"{part} has no " in str(caught.value) and "; fetch the base again" in str(caught.value)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_a_weight_that_nothing_takes_is_refused(tiny_base: Path, tmp_path: Path, part: str) -> None:
+    base = copy_of(tiny_base, tmp_path / "base")
+    (path,) = (base / part).glob("*.safetensors")
+    save_file({**load_file(path), "extra.weight": torch.ones(1), "more.weight": torch.ones(1)}, path, {"format": "pt"})
+    with raises_code("base.wrong_weights") as caught:
+        load_family(str(base))
+    assert f"{part} has no place for extra.weight, and 1 more weights; fetch the base again" in str(caught.value)
+
+
+def test_old_position_ids_are_no_weights(tiny_base: Path, tmp_path: Path) -> None:
+    """Files of transformers before its release 4.31 have them."""
+    base = copy_of(tiny_base, tmp_path / "base")
+    path = base / "text_encoder" / "model.safetensors"
+    ids = {"text_model.embeddings.position_ids": torch.arange(16)[None]}
+    save_file({**load_file(path), **ids}, path, {"format": "pt"})
+    assert load_family(str(base)).name == "sd"
 
 
 def test_a_base_of_pickles_only_is_refused(tiny_base: Path, tmp_path: Path) -> None:
     base = copy_of(tiny_base, tmp_path / "base")
     weights = base / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(UserError, match="cannot be loaded"):
+    with raises_code("base.unreadable"):
         load_family(str(base))
 
 
@@ -128,33 +157,138 @@ def test_an_inpainting_base_is_refused(tiny_base: Path, tmp_path: Path) -> None:
         load_family(str(base))
 
 
+LDM = "model.diffusion_model.input_blocks.0.0.weight"
+
+
+def checkpoint(path: Path, **shapes: tuple[int, ...]) -> Path:
+    """A file with weights of these names and shapes."""
+    save_file({name: torch.zeros(shape, dtype=torch.float16) for name, shape in shapes.items()}, path)
+    return path
+
+
 @pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize(
+    ("options", "dtype"),
+    [
+        (LoadOptions(), torch.float32),
+        (LoadOptions(torch.bfloat16), torch.bfloat16),
+        (LoadOptions(quantization="bnb_nf4", networks=("unet",)), torch.float16),  # quantised as it lies in the file
+    ],
+)
 def test_a_single_file_takes_the_configs_beside_it(
-    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, beside: bool, options: LoadOptions, dtype: object
 ) -> None:
     from diffusers import StableDiffusionPipeline
 
-    asked: list[dict[str, object]] = []
+    calls: list[dict[str, object]] = []
 
     def from_single_file(source: str, **options: object) -> StableDiffusionPipeline:
-        asked.append({"source": source, **options})
+        calls.append({"source": source, **options})
         return StableDiffusionPipeline.from_pretrained(tiny_base, safety_checker=None)
 
     monkeypatch.setattr(StableDiffusionPipeline, "from_single_file", from_single_file)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"")
+    path = checkpoint(tmp_path / "model.safetensors", **{LDM: (8, 4, 3, 3)})
     if beside:
         shutil.copy(tiny_base / "model_index.json", tmp_path)
-    assert load_family(str(path)).name == "sd"
+    family = load_family(str(path), options)
+    assert {parameter.dtype for parameter in family.networks["text_encoder"].parameters()} == {options.dtype}
+    assert form_of(family.networks["unet"]) == options.quantization
     configs = {"config": str(tmp_path)} if beside else {}
-    assert asked == [{"source": str(path), "safety_checker": None, **configs}]
+    parts = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    assert calls == [{"source": str(path), "torch_dtype": dtype, **parts, **configs}]
 
 
-def test_a_single_file_that_cannot_be_loaded_says_what_it_needs(tmp_path: Path) -> None:
+def test_a_checkpoint_of_several_dtypes_is_read_in_float32_to_be_quantised(tmp_path: Path) -> None:
+    options = LoadOptions(quantization="bnb_nf4", networks=("unet",))
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.zeros(1, dtype=torch.float16), "b": torch.zeros(1), "c": torch.zeros(1).long()}, path)
+    assert _dtype_to_read(path, options) == torch.float32
+
+
+def test_a_single_file_without_configs_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import StableDiffusionPipeline
+
+    def from_single_file(source: str, **options: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(StableDiffusionPipeline, "from_single_file", from_single_file)
+    with raises_code("base.unreadable") as caught:
+        load_family(str(checkpoint(tmp_path / "model.safetensors", **{LDM: (8, 4, 3, 3)})))
+    assert "cannot be loaded (no network); a single file needs its configs" in str(caught.value)
+
+
+def test_a_single_file_that_is_torn(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"no safetensors")
-    with pytest.raises(UserError, match="a single file needs its configs"):
+    with raises_code("base.unreadable"):
         load_family(str(path))
+
+
+V2 = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
+
+
+@pytest.mark.parametrize("shapes", [{LDM: (320, 4, 3, 3)}, {LDM: (320, 4, 3, 3), V2: (320, 1024)}])
+def test_a_stable_diffusion_checkpoint_is_known_by_its_weights(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]]
+) -> None:
+    assert detect_file(checkpoint(tmp_path / "a.safetensors", **shapes)) == "StableDiffusionPipeline"
+
+
+@pytest.mark.parametrize(
+    ("shapes", "kind"),
+    [
+        ({"double_blocks.0.img_attn.norm.key_norm.scale": (8,)}, "flux-schnell"),
+        ({"model.diffusion_model.cap_embedder.0.weight": (8,)}, "lumina2"),
+        ({"conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias": (8,)}, "xl_refiner"),
+        ({LDM: (320, 9, 3, 3)}, "inpainting"),
+    ],
+)
+def test_a_checkpoint_of_another_family_is_refused_by_its_name(
+    tmp_path: Path, shapes: dict[str, tuple[int, ...]], kind: str
+) -> None:
+    path = checkpoint(tmp_path / "a.safetensors", **shapes)
+    with raises_code("base.unknown_family") as caught:
+        load_family(str(path))
+    assert str(caught.value) == f"{path}: is a checkpoint of {kind}; known are {', '.join(FAMILIES)}"
+
+
+@pytest.mark.parametrize("name", ["lora_unet_mid_block_proj_in.lora_down.weight", "conv_in.weight"])
+def test_an_adapter_and_a_part_of_a_base_are_no_base(tmp_path: Path, name: str) -> None:
+    """diffusers takes whatever it does not know for Stable Diffusion 1."""
+    with raises_code("base.not_a_model") as caught:
+        load_family(str(checkpoint(tmp_path / "a.safetensors", **{name: (4, 4)})))
+    assert "holds no base model that can be told by the names of its weights" in str(caught.value)
+
+
+def test_a_base_of_the_hub_is_fetched_and_loaded_from_its_folder(
+    tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from diffusers import DiffusionPipeline
+
+    fetched: list[str] = []
+
+    def download(base: str, **options: object) -> str:
+        assert options == {"use_safetensors": True, "safety_checker": None, "feature_extractor": None}
+        fetched.append(base)
+        return str(tiny_base)
+
+    monkeypatch.setattr("veneer.family.registry.detect_on_hub", lambda base: "StableDiffusionPipeline")
+    monkeypatch.setattr(DiffusionPipeline, "download", download)
+    source = find("owner/name")
+    assert source.place is None and fetched == []
+    assert source.load(LoadOptions()).name == "sd" and fetched == ["owner/name"]
+
+
+def test_what_the_hub_does_not_give(monkeypatch: pytest.MonkeyPatch) -> None:
+    from diffusers import DiffusionPipeline
+
+    def load_config(base: str) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(DiffusionPipeline, "load_config", load_config)
+    with raises_code("base.not_found") as caught:
+        find("owner/name")
+    assert str(caught.value).startswith("owner/name: is no folder here, and the hub does not give it; check the")
 
 
 def cut_short(base: Path) -> None:
@@ -162,7 +296,7 @@ def cut_short(base: Path) -> None:
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
-def told(part: str, **values: object) -> Callable[[Path], None]:
+def set_config(part: str, **values: object) -> Callable[[Path], None]:
     """Write values into a part's config; None takes a key out."""
 
     def spoil(base: Path) -> None:
@@ -187,12 +321,12 @@ def no_tokenizer(base: Path) -> None:
     ("spoil", "words"),
     [
         (cut_short, r"cannot be loaded \(SafetensorError: "),
-        (told("vae", block_out_channels=None), "cannot be loaded .*; it must be complete"),
-        (told("vae", scaling_factor="x"), "the autoencoder's scaling_factor is 'x'; it must be a number above 0"),
-        (told("unet", sample_size=[2, 4]), r"the UNet's sample_size is \[2, 4\]"),
-        (told("unet", attention_head_dim=0), r"cannot be loaded \(ZeroDivisionError: "),
+        (set_config("vae", block_out_channels=None), "cannot be loaded .*; it must be complete"),
+        (set_config("vae", scaling_factor="x"), "the autoencoder's scaling_factor is 'x'; it must be a number above 0"),
+        (set_config("unet", sample_size=[2, 4]), r"the UNet's sample_size is \[2, 4\]"),
+        (set_config("unet", attention_head_dim=0), r"cannot be loaded \(ZeroDivisionError: "),
         (other_scheduler, "the scheduler is a FlowMatchEulerDiscreteScheduler, which has no alphas_cumprod"),
-        (told("scheduler", prediction_type="flow"), "the scheduler predicts 'flow'"),
+        (set_config("scheduler", prediction_type="flow"), "the scheduler predicts 'flow'"),
         (no_tokenizer, r"the tokenizer cuts captions at 1e\+30 tokens, the text encoder reads 16"),
     ],
 )
@@ -206,12 +340,6 @@ def test_a_broken_base_is_one_line(tiny_base: Path, tmp_path: Path, spoil: Calla
 
 def test_a_plan_of_a_broken_base_is_one_line_too(tiny_base: Path, tmp_path: Path) -> None:
     base = copy_of(tiny_base, tmp_path / "base")
-    told("unet", attention_head_dim=0)(base)
+    set_config("unet", attention_head_dim=0)(base)
     with pytest.raises(UserError, match=r"cannot be loaded \(ZeroDivisionError: "):
         abstract_base(str(base), MemoryTracer(torch.device("cpu")), torch.float32)
-
-
-def test_an_error_without_words_is_told_by_its_name() -> None:
-    words = r"base: cannot be loaded \(AssertionError: \); fetch it"
-    with pytest.raises(UserError, match=words), one_line_errors("base", "fetch it"):
-        raise AssertionError

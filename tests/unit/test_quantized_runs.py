@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.errors import raises_code
 from tests.running import hashes, killed, quick_config, told
 from veneer.config.fingerprint import training_settings
 from veneer.data.preflight import survey
 from veneer.engine.quantization import FORMS
-from veneer.engine.quantized import Quantized, form_of
 from veneer.errors import UserError
 from veneer.family.cache import store_of
 from veneer.family.loading import load_base
@@ -75,14 +75,6 @@ def test_a_run_does_not_go_on_in_another_form(tiny_base: Path, tiny_pictures: Pa
     assert training_settings(config)["train.quantization"] == "bnb_nf4"
 
 
-def test_networks_that_do_not_learn_keep_their_weights(tiny_base: Path) -> None:
-    family = load_base(str(tiny_base), "bnb_int8")
-    assert form_of(family.networks["unet"]) == "bnb_int8"
-    assert not any(isinstance(module, Quantized) for module in family.networks["text_encoder"].modules())
-    both = load_base(str(tiny_base), "bnb_int8", ("unet", "text_encoder"))
-    assert form_of(both.networks["text_encoder"]) == "bnb_int8"
-
-
 def test_the_plan_counts_the_bits(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     """From the configurations alone and on the loaded base, to the same bytes; parameters stay parameters."""
     totals, weights = set(), {}
@@ -110,9 +102,7 @@ def test_a_trainer_wants_the_base_as_the_configuration_says(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:
     config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantization": "bnb_nf4"})
-    with pytest.raises(
-        UserError, match=r"train\.quantization: is bnb_nf4, but .* are none; load the base with quantize='bnb"
-    ):
+    with raises_code("quantization.other_form"):
         Trainer(config, load_family(str(tiny_base)), survey(config.data))
 
 

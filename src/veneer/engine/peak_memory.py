@@ -10,7 +10,7 @@ import torch
 
 from veneer.engine.memory_usage import memory_in_use
 
-__all__ = ["PeakMemory", "begin_anew"]
+__all__ = ["PeakMemory", "begin_anew", "release_freed_memory"]
 
 _RESET = Path("/proc/self/clear_refs")
 
@@ -31,7 +31,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             self._measures = True
         else:
-            _give_back()
+            release_freed_memory()
             self._measures = begin_anew()
 
     def bytes(self) -> int | None:
@@ -49,8 +49,8 @@ def begin_anew() -> bool:
     return True
 
 
-def _give_back() -> None:
-    """Let the C library return to the system what was freed; only glibc has this."""
+def release_freed_memory() -> None:
+    """Let the C library return to the system what was freed; glibc alone has a function for it."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):

@@ -7,7 +7,7 @@ read them anew. An adapter on top stays in float32.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, cast
 
 import torch
@@ -22,10 +22,20 @@ from veneer.adapter.layers import layers_under
 from veneer.engine.class_swap import is_prepared, plain_class
 from veneer.engine.frozen import product_dtype
 from veneer.engine.lora_linear import MatrixProduct
+from veneer.engine.peak_memory import release_freed_memory
 from veneer.engine.quantization import NONE, Form, form_named
 from veneer.errors import UserError
 
-__all__ = ["Packed", "Quantized", "check_form", "form_of", "parameter_count", "quantize"]
+__all__ = [
+    "Packed",
+    "Quantized",
+    "check_form",
+    "form_of",
+    "linear_weights",
+    "parameter_count",
+    "quantize",
+    "quantize_streamed",
+]
 
 
 class Packed(MatrixProduct):
@@ -93,9 +103,12 @@ class Quantized(nn.Linear):
         layer: the plain one; its bias stays its own.
         form: how the weight shall be held.
         device: where; None: where it is.
+        dtype: of the weight that is read back; None: the layer's.
     """
 
-    def __init__(self, layer: nn.Linear, form: Form, device: torch.device | None = None) -> None:
+    def __init__(
+        self, layer: nn.Linear, form: Form, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> None:
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
         self.form = form.name
@@ -104,7 +117,7 @@ class Quantized(nn.Linear):
         for name, part in zip(self._names, parts, strict=True):
             self.register_buffer(name, part, persistent=False)
         # is cast along with the network, and tells which dtype it has
-        self.register_buffer("_like", layer.weight.detach().new_empty(0), persistent=False)
+        self.register_buffer("_like", layer.weight.detach().new_empty(0, dtype=dtype), persistent=False)
         self.bias = layer.bias
         self.train(layer.training)
 
@@ -219,23 +232,69 @@ def quantize(network: nn.Module, form: str, device: torch.device | None = None) 
         raise UserError(f"the network's weights are {before} already", remedy="load it again")
     if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
         raise UserError("the network carries an adapter", remedy="take it out first")
-    places = _places(network)
-    for shared in places:
-        parent, name = shared[0]
-        held = Quantized(getattr(parent, name), how, device)
-        for parent, name in shared:
-            setattr(parent, name, held)
-    return len(places)
+    layers = _linear_layers(network)
+    for places in layers.values():
+        _quantize_layer(places, how, device)
+    return len(layers)
 
 
-def _places(network: nn.Module) -> list[list[tuple[nn.Module, str]]]:
-    """Where each linear layer hangs: in several places, where modules share it. The layers themselves are not held."""
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
-    for parent in network.modules():
+def linear_weights(network: nn.Module) -> list[str]:
+    """Return the names of the weights that :func:`quantize` packs, one a layer."""
+    return [f"{path}.weight" for path in _linear_layers(network)]
+
+
+def quantize_streamed(
+    network: nn.Module,
+    form: str,
+    weights: Iterable[tuple[str, Tensor]],
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> None:
+    """Quantise the linear layers of a network that has no weights yet, each as its weight comes.
+
+    The bits are those of :func:`quantize` on the network with all its weights, of which there is one at a time here.
+
+    Args:
+        network: whose weights are on the meta device; changed in place.
+        form: a key of ``FORMS``.
+        weights: all that :func:`linear_weights` names, with their names, in any order, of any floating-point dtype.
+        dtype: of the weights that are read back.
+        device: that the weights are packed on; None: where they are.
+    """
+    how, layers, freed = form_named(form), _linear_layers(network), 0
+    for name, weight in weights:
+        places = layers[name.removesuffix(".weight")]
+        parent, own_name = places[0]
+        getattr(parent, own_name).weight = nn.Parameter(weight, requires_grad=False)
+        _quantize_layer(places, how, device, dtype)
+        freed += weight.nbytes
+        if freed > _RELEASE_AFTER:  # what packing needs for itself lies between packed weights, so the heap keeps it
+            release_freed_memory()
+            freed = 0
+
+
+_RELEASE_AFTER = 32 * 2**20
+_Places = list[tuple[nn.Module, str]]
+"""Where a layer hangs: parents, and its name in each; several where modules share it."""
+
+
+def _quantize_layer(places: _Places, form: Form, device: torch.device | None, dtype: torch.dtype | None = None) -> None:
+    parent, name = places[0]
+    quantized = Quantized(getattr(parent, name), form, device, dtype)
+    for parent, name in places:
+        setattr(parent, name, quantized)
+
+
+def _linear_layers(network: nn.Module) -> dict[str, _Places]:
+    """Return where each linear layer hangs, by its first path; the layers themselves are not held."""
+    paths: dict[int, str] = {}
+    layers: dict[str, _Places] = {}
+    for prefix, parent in network.named_modules():
         for name, child in parent._modules.items():
             if type(child) is nn.Linear:
-                places.setdefault(id(child), []).append((parent, name))
-    return list(places.values())
+                path = paths.setdefault(id(child), f"{prefix}.{name}" if prefix else name)
+                layers.setdefault(path, []).append((parent, name))
+    return layers
 
 
 def form_of(network: nn.Module) -> str:
@@ -259,8 +318,8 @@ def check_form(networks: Mapping[str, nn.Module], wanted: str) -> None:
     for prefix, network in networks.items():
         if _forms_in(network) not in ([], [wanted]):
             what = f"is {wanted}, but the weights of {prefix}'s linear layers are {form_of(network)}"
-            remedy = f"load the base with quantize={wanted!r}, networks={tuple(networks)!r}"
-            raise UserError(what, where="train.quantization", remedy=remedy)
+            remedy = "load the base in that form: quantization and text_encoders of load_base"
+            raise UserError(what, code="quantization.other_form", where="train.quantization", remedy=remedy)
 
 
 def parameter_count(network: nn.Module) -> int:

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 
 from veneer.errors import UserError
 from veneer.family.diffusion import DiscreteDiffusion
+from veneer.family.networks import LoadOptions, load_pipeline, loader_of
 from veneer.family.offload import Loader, Offloader
 from veneer.family.protocol import LatentDistribution
 
@@ -65,6 +67,32 @@ class LatentUNet:
     """The tokenizer's name by its text encoder's."""
     pipeline_options: Mapping[str, Any] = MappingProxyType({})
     """What the pipeline takes beside its parts."""
+    stored_options: tuple[str, ...] = ()
+    """Those of them that a base's model_index.json says."""
+    left_out: tuple[str, ...] = ()
+    """Parts of the pipeline that are not loaded."""
+
+    @classmethod
+    def load(cls, place: Path, options: LoadOptions) -> Self:
+        """Load a base from a diffusers folder or from a single checkpoint file."""
+        networks = cls._network_classes()
+        own = {name: value for name, value in cls.pipeline_options.items() if name not in cls.stored_options}
+        parts = {**dict.fromkeys(cls.left_out), **own}
+        pipeline = load_pipeline(cls._pipeline_class(), place, networks, options, **parts)
+        stored = {name: pipeline.config[name] for name in cls.stored_options}
+        offloaded = {"autoencoder": "vae", **{name: name for name in cls.tokenizers}}
+        return cls(pipeline.components, loader_of(place, offloaded, networks, options.dtype), stored)
+
+    @classmethod
+    def _network_classes(cls) -> dict[str, type[Any]]:
+        from diffusers import AutoencoderKL, UNet2DConditionModel
+
+        return {"unet": UNet2DConditionModel, "vae": AutoencoderKL, **cls._text_encoder_classes()}
+
+    @classmethod
+    def _text_encoder_classes(cls) -> dict[str, type[Any]]:
+        """Return the class of each text encoder by its name."""
+        raise NotImplementedError
 
     def __init__(
         self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None
@@ -157,7 +185,9 @@ class LatentUNet:
         self.offload(())  # it may be saved
         return self._pipeline_class()(**self._parts, **self._options)
 
-    def _pipeline_class(self) -> Any:
+    @classmethod
+    def _pipeline_class(cls) -> Any:
+        """Return the class of diffusers' pipeline."""
         raise NotImplementedError
 
     def offload(self, parts: Sequence[str]) -> None:

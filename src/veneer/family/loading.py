@@ -1,4 +1,4 @@
-"""The base of a run, on the machine's GPU where it has one."""
+"""Load the base of a run, on the machine's GPU where it has one."""
 
 from __future__ import annotations
 
@@ -7,71 +7,77 @@ from pathlib import Path
 from typing import TypedDict
 
 import torch
-from torch import nn
 
 from veneer.adapter.registry import specs_of
 from veneer.config.schema import RunConfig
 from veneer.engine.quantization import NONE, form_named
-from veneer.engine.quantized import form_of, quantize
+from veneer.engine.quantized import form_of, parameter_count, quantize
 from veneer.errors import UserError
+from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Family
 from veneer.family.published import PUBLISHED
-from veneer.family.registry import load_family
+from veneer.family.registry import find
 from veneer.malloc import set_for
 
-__all__ = ["held_as", "hold", "load_base"]
+__all__ = ["load_base", "load_options", "quantize_networks"]
 
 
-def load_base(base: str, quantize: str = NONE, text_encoders: Sequence[str] = ()) -> Family:
-    """Load a base model in float32, on the GPU if PyTorch finds one: ``bundled``, a folder, a file or a hub id.
+def load_base(
+    base: str,
+    quantization: str = NONE,
+    text_encoders: Sequence[str] = (),
+    dtype: torch.dtype = torch.float32,
+) -> Family:
+    """Load a base model, on the GPU if PyTorch finds one: ``bundled``, a folder, a file or a hub id.
+
+    Its weights are read from the disk in the form in which they are held; no more than one tensor of those that are
+    quantised is in memory in full.
 
     Args:
-        base: which.
-        quantize: what the denoiser's linear layers are held in, as ``train.quantization`` has it.
-        text_encoders: names of those that are quantised too: those that learn. The others may leave while they do.
+        base: which one.
+        quantization: the form of the denoiser's linear layers, as in ``train.quantization``.
+        text_encoders: names of those that are quantised too: those that an adapter is trained on.
+        dtype: of all other weights. A run holds them in float32, whatever ``train.precision`` is: its results are
+            those of autocast over float32 weights.
 
     Raises:
-        UserError: there is none, or only its plan can be made, or the library that quantises is not installed.
+        UserError: there is no such base, only its plan can be made, or the library that quantises is not installed.
     """
     if base in PUBLISHED and not Path(base).exists():
-        raise _only_planned(base)
-    if quantize != NONE:
-        form_named(quantize).check()
-    family = load_family(base)
-    set_for(sum(4 * weight.numel() for network in family.networks.values() for weight in network.parameters()))
+        raise _plan_only(base)
+    if quantization != NONE:
+        form_named(quantization).check()
     device = torch.device("cuda") if torch.cuda.is_available() else None
-    for name in (family.denoiser, *text_encoders):
-        if name in family.networks:  # else it is refused where the adapter is planned
-            _hold(family.networks[name], quantize, device)
-    return family if device is None else family.to(device, torch.float32)
+    source = find(base)
+    networks = (source.family.denoiser, *text_encoders)
+    family = source.load(LoadOptions(dtype, quantization, networks, device))
+    set_for(sum(4 * parameter_count(network) for network in family.networks.values()))
+    return family if device is None else family.to(device, dtype)
 
 
-class _Held(TypedDict, total=False):
-    quantize: str
+class _Options(TypedDict, total=False):
+    quantization: str
     text_encoders: tuple[str, ...]
 
 
-def held_as(config: RunConfig) -> _Held:
-    """What a run asks of :func:`load_base` beside the base."""
+def load_options(config: RunConfig) -> _Options:
+    """Return the arguments of :func:`load_base` that a run needs beside the base."""
     if config.train.quantization == NONE:
         return {}
-    return {"quantize": config.train.quantization, "text_encoders": tuple(config.adapter.text_encoders)}
+    return {"quantization": config.train.quantization, "text_encoders": tuple(config.adapter.text_encoders)}
 
 
-def hold(family: Family, config: RunConfig) -> None:
-    """Quantise what a run wants quantised, where it is not yet."""
+def quantize_networks(family: Family, config: RunConfig) -> None:
+    """Quantise the networks of a loaded base that a run wants quantised and that are not yet."""
     for name in specs_of(config.adapter, family):
-        _hold(family.networks[name], config.train.quantization, None)
+        if form_of(family.networks[name]) != config.train.quantization:
+            quantize(family.networks[name], config.train.quantization)
 
 
-def _hold(network: nn.Module, form: str, device: torch.device | None) -> None:
-    if form_of(network) != form:
-        quantize(network, form, device)
-
-
-def _only_planned(base: str) -> UserError:
+def _plan_only(base: str) -> UserError:
     published = PUBLISHED[base]
     what = f"names the architecture of {published.title}, which has no weights and can only be planned"
+    remedy = "veneer plan tells what it would take; Veneer cannot train it yet"
     if published.is_trainable:
-        return UserError(what, where=base, remedy=f"give its weights: a folder, or base={published.hub}")
-    return UserError(what, where=base, remedy="veneer plan tells what it would take; Veneer cannot train it yet")
+        remedy = f"give its weights: a folder, or base={published.hub}"
+    return UserError(what, code="base.plan_only", where=base, remedy=remedy)

@@ -1,173 +1,221 @@
-"""From the name of a base to its family: the one table that a new family is entered in."""
+"""Find the family of a base: the one table that a new family is entered in."""
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
 import veneer.base
 from veneer.errors import UserError
+from veneer.family.libraries import one_line_errors, silence_libraries
+from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Family
-from veneer.family.silence import silence_libraries
 from veneer.files import is_pickle
 
-__all__ = ["BUNDLED", "detect", "detect_on_hub", "load_family", "one_line_errors"]
+__all__ = ["BUNDLED", "FAMILIES", "Source", "detect", "detect_file", "detect_on_hub", "find", "load_family"]
 
 BUNDLED = "bundled"
 _HUB_ID_PARTS = 2  # owner/name
+_COMPLETE = "it must be complete and in safetensors"
 _ALONE = (
     "a single file needs its configs: from the hub, or from the diffusers folder (model_index.json) that it lies in"
 )
 
 
-def _stable_diffusion(source: str, single_file: bool) -> Family:
-    import torch
-    from diffusers import StableDiffusionPipeline
+class _Entry(NamedTuple):
+    """One family's line in the table.
 
-    from veneer.family.sd import StableDiffusion
+    Attributes:
+        loader: ``module:class`` of its :class:`LoadableFamily`, imported when a base of it is loaded.
+        checkpoints: what diffusers calls single files of it (``infer_diffusers_model_type``).
+    """
 
-    if single_file:
-        # a checkpoint has no tokenizer and no configs: they come from a diffusers folder it lies in, or from the hub
-        beside = Path(source).parent
-        known = {"config": str(beside)} if (beside / "model_index.json").is_file() else {}
-        pipeline = StableDiffusionPipeline.from_single_file(source, safety_checker=None, **known)
-    else:
-        pipeline = StableDiffusionPipeline.from_pretrained(
-            source, safety_checker=None, feature_extractor=None, requires_safety_checker=False, **_networks_of(source)
-        )
-    # of a float16 file transformers makes a float16 network and diffusers a float32 one
-    return StableDiffusion(pipeline.to(torch.float32).components, None if single_file else _parts_of(source, pipeline))
+    loader: str
+    checkpoints: tuple[str, ...] = ()
 
 
-def _networks_of(source: str) -> dict[str, Any]:
-    """A pipeline's networks with all their weights; left to itself it draws those at random that are not there."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
-
-    kinds: dict[str, Any] = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    networks = {}
-    for name, kind in kinds.items():
-        options = {"subfolder": name, "use_safetensors": True, "output_loading_info": True}
-        networks[name], found = kind.from_pretrained(source, **options)
-        if lacking := sorted(found["missing_keys"]):
-            what = f"{name} has no {lacking[0]}, and {len(lacking) - 1} more weights are missing"
-            raise UserError(what, where=source, remedy="fetch the base again")
-    return networks
+FAMILIES: Mapping[str, _Entry] = {
+    "StableDiffusionPipeline": _Entry("veneer.family.sd:StableDiffusion", ("v1", "v2")),
+}
+"""Each family by its diffusers pipeline's class, as model_index.json names it."""
 
 
-def _parts_of(source: str, pipeline: Any) -> Callable[[str], Any]:
-    """Loads a part of a pipeline again, as it was loaded with the rest."""
-    places = {"autoencoder": ("vae", type(pipeline.vae)), "text_encoder": ("text_encoder", type(pipeline.text_encoder))}
+class LoadableFamily(Protocol):
+    """The class of a family, as far as loading needs it."""
 
-    def load(name: str) -> Any:
-        folder, kind = places[name]
-        with silence_libraries(), one_line_errors(source, "it must be there, complete, until the run ends"):
-            return kind.from_pretrained(source, subfolder=folder, use_safetensors=True).float()
+    denoiser: ClassVar[str]
+    """Name of the network that removes noise."""
 
-    return load
-
-
-# diffusers' pipeline class, as model_index.json names it -> loader
-_FAMILIES: Mapping[str, Callable[[str, bool], Family]] = {"StableDiffusionPipeline": _stable_diffusion}
+    @classmethod
+    def load(cls, place: Path, options: LoadOptions) -> Family:
+        """Load a base from a diffusers folder or from a single checkpoint file."""
 
 
-def load_family(base: str) -> Family:
-    """Load a base model in float32 on the CPU.
+@dataclass(frozen=True)
+class Source:
+    """A base that was found.
+
+    Attributes:
+        place: its folder or file; None: it is on the hub, and was not fetched.
+        base: how it was asked for, or its hub id.
+        pipeline: a key of ``FAMILIES``.
+    """
+
+    place: Path | None
+    base: str
+    pipeline: str
+
+    @property
+    def family(self) -> type[LoadableFamily]:
+        """The class that loads it."""
+        module, _, name = FAMILIES[self.pipeline].loader.partition(":")
+        return cast(type[LoadableFamily], getattr(importlib.import_module(module), name))
+
+    def load(self, options: LoadOptions) -> Family:
+        """Load it, without the libraries' own bars and notices.
+
+        Raises:
+            UserError: its files are not complete, do not fit together, or cannot be read.
+        """
+        with silence_libraries(), one_line_errors(self.base, _ALONE if self.is_file else _COMPLETE):
+            return self.family.load(self.place or _fetch(self.base), options)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a single checkpoint file."""
+        return self.place is not None and self.place.is_file()
+
+
+def load_family(base: str, options: LoadOptions | None = None) -> Family:
+    """Load a base model on the CPU.
 
     Args:
         base: ``bundled``, a folder in diffusers' layout, a single ``.safetensors`` file, or a hub id ``owner/name``.
+        options: how its weights are held; None: in float32.
 
     Raises:
-        UserError: if it is none of these, of a family that is not known, or holds pickles only.
+        UserError: it is none of these, of a family that is not known, holds pickles only, or is broken.
     """
-    if base == BUNDLED:
-        base = str(veneer.base.path())
-    path = Path(base).expanduser()
+    return find(base).load(options or LoadOptions())
+
+
+def find(base: str) -> Source:
+    """Find a base and its family; neither weights are read nor anything but a hub's model_index.json is fetched.
+
+    Args:
+        base: as in :func:`load_family`.
+
+    Raises:
+        UserError: there is no such base, it is a pickle, or of a family that is not known.
+    """
+    path = veneer.base.path() if base == BUNDLED else Path(base).expanduser()
     if is_pickle(path):
         raise UserError(
             f"{path.suffix} is a pickle, which can run code when it is opened",
+            code="base.pickle",
             where=path,
             remedy="convert it to .safetensors first, in a place you trust",
         )
+    if path.is_dir():
+        return Source(path, str(path), detect(path))
     if path.is_file():
-        if path.suffix != ".safetensors":
-            raise UserError("is no model", where=path, remedy="give a diffusers folder or a .safetensors file")
-        return _silently(_stable_diffusion, str(path), True)
-    if not path.is_dir():
-        return _silently(_FAMILIES[detect_on_hub(base)], base, False)
-    return _silently(_FAMILIES[detect(path)], str(path), False)
+        return Source(path, str(path), detect_file(path))
+    return Source(None, base, detect_on_hub(base))
+
+
+def _fetch(hub_id: str) -> Path:
+    from diffusers import DiffusionPipeline
+
+    without = dict.fromkeys(("safety_checker", "feature_extractor"))
+    return Path(DiffusionPipeline.download(hub_id, use_safetensors=True, **without))
 
 
 def detect(folder: Path) -> str:
-    """Name of the diffusers pipeline in a folder.
+    """Return the name of the diffusers pipeline in a folder.
 
     Raises:
-        UserError: if the folder holds no pipeline, or one of a family that is not known.
+        UserError: the folder holds no pipeline, or one of a family that is not known.
     """
     index = folder / "model_index.json"
     if not index.is_file():
-        raise UserError("holds no model_index.json", where=folder, remedy="give a base in diffusers' folder layout")
+        remedy = "give a base in diffusers' folder layout"
+        raise UserError("holds no model_index.json", code="base.not_found", where=folder, remedy=remedy)
     try:
         name = json.loads(index.read_text("utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"names no pipeline class ({error})", where=index, remedy="download the base again") from error
-    return _known(name, index)
+        raise _broken_index(f"names no pipeline class ({error})", index) from error
+    return _check_known(name, index)
 
 
-def _known(name: object, where: object) -> str:
+def _broken_index(what: str, where: object) -> UserError:
+    return UserError(what, code="base.broken_index", where=where, remedy="download the base again")
+
+
+def _check_known(name: object, where: object) -> str:
     if not isinstance(name, str):
-        raise UserError(f"names no pipeline class but {name!r:.40}", where=where, remedy="download the base again")
-    if name not in _FAMILIES:
-        raise UserError(f"is a {name}", where=where, remedy=f"known are {', '.join(_FAMILIES)}")
+        raise _broken_index(f"names no pipeline class but {name!r:.40}", where)
+    if name not in FAMILIES:
+        raise _unknown_family(name, where)
     return name
 
 
+def _unknown_family(name: str, where: object) -> UserError:
+    remedy = f"known are {', '.join(FAMILIES)}"
+    return UserError(f"is a {name}", code="base.unknown_family", where=where, remedy=remedy)
+
+
+def detect_file(file: Path) -> str:
+    """Return the name of the diffusers pipeline that a single checkpoint file makes, by the names of its weights.
+
+    Raises:
+        UserError: it is no safetensors file, holds no base, or one of a family that is not known.
+    """
+    if file.suffix != ".safetensors":
+        remedy = "give a diffusers folder or a .safetensors file"
+        raise UserError("is no model", code="base.not_a_model", where=file, remedy=remedy)
+    with silence_libraries(), one_line_errors(str(file), "it must be complete and in safetensors"):
+        kind = _kind_of_checkpoint(file)
+    for pipeline, entry in FAMILIES.items():
+        if kind in entry.checkpoints:
+            return pipeline
+    raise _unknown_family(f"checkpoint of {kind}", file)
+
+
+_FALLBACK, _LDM = "v1", "model.diffusion_model.input_blocks."
+
+
+def _kind_of_checkpoint(file: Path) -> str:
+    """Return what diffusers calls such checkpoints; it takes whatever it does not know for Stable Diffusion 1."""
+    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
+    from safetensors.torch import load_file
+
+    weights = load_file(file)  # they lie in the file, and none is read
+    kind = str(infer_diffusers_model_type(weights))
+    if kind == _FALLBACK and not any(name.startswith(_LDM) for name in weights):
+        what = "holds no base model that can be told by the names of its weights"
+        raise UserError(what, code="base.not_a_model", where=file, remedy="give a diffusers folder or a checkpoint")
+    return kind
+
+
 def detect_on_hub(base: str) -> str:
-    """Name of the diffusers pipeline of a hub id; its weights are not fetched.
+    """Return the name of the diffusers pipeline of a hub id; its weights are not fetched.
 
     Raises:
         UserError: it is no hub id, the hub does not give it, or it is of a family that is not known.
     """
-    nothing = UserError("is no folder and no file here", where=base, remedy="check base, or give a hub id (owner/name)")
     if len(base.split("/")) != _HUB_ID_PARTS or base.startswith((".", "/", "~")):
-        raise nothing
+        remedy = "check base, or give a hub id (owner/name)"
+        raise UserError("is no folder and no file here", code="base.not_found", where=base, remedy=remedy)
     from diffusers import DiffusionPipeline
 
     try:
-        name = DiffusionPipeline.load_config(base).get("_class_name")
+        name: Any = DiffusionPipeline.load_config(base).get("_class_name")
     except OSError as error:  # no network, no such repository, or no permission
-        raise UserError(
-            "is no folder here, and the hub does not give it", where=base, remedy="check the spelling and the network"
-        ) from error
-    return _known(name, base)
-
-
-def _silently(loader: Callable[[str, bool], Family], source: str, single_file: bool) -> Family:
-    """Load without the libraries' own bars and notices, and with their failures said in one line."""
-    with (
-        silence_libraries(),
-        one_line_errors(source, _ALONE if single_file else "it must be complete and in safetensors"),
-    ):
-        return loader(source, single_file)
-
-
-@contextmanager
-def one_line_errors(source: str, remedy: str) -> Iterator[None]:
-    """Say in one line whatever a library raises while it reads a base.
-
-    Raises:
-        UserError: it raised something: there is no end to what can be wrong in a base's many files, and each reader
-            fails in a way of its own.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        if not isinstance(error, OSError | ValueError | RuntimeError):
-            reason = f"{type(error).__name__}: {reason}"  # its words alone tell little, such as a missing key
-        raise UserError(f"cannot be loaded ({reason})", where=source, remedy=remedy) from error
+        what = "is no folder here, and the hub does not give it"
+        remedy = "check the spelling and the network"
+        raise UserError(what, code="base.not_found", where=base, remedy=remedy) from error
+    return _check_known(name, base)

@@ -21,6 +21,7 @@ class StableDiffusion(LatentUNet):
     name = "sd"
     tokenizers = MappingProxyType({"text_encoder": "tokenizer"})
     pipeline_options = MappingProxyType({"requires_safety_checker": False})
+    left_out = ("safety_checker", "feature_extractor")
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into the text encoder's last hidden states; cut at the tokenizer's length."""
@@ -38,7 +39,14 @@ class StableDiffusion(LatentUNet):
         index_B = self.noise.index(t_B)
         return cast(Tensor, self._unet(noisy, index_B, encoder_hidden_states=conditioning["text"]).sample)
 
-    def _pipeline_class(self) -> Any:
+    @classmethod
+    def _pipeline_class(cls) -> Any:
         from diffusers import StableDiffusionPipeline
 
         return StableDiffusionPipeline
+
+    @classmethod
+    def _text_encoder_classes(cls) -> dict[str, type[Any]]:
+        from transformers import CLIPTextModel
+
+        return {"text_encoder": CLIPTextModel}

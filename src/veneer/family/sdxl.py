@@ -33,6 +33,8 @@ class StableDiffusionXL(LatentUNet):
     name = "sdxl"
     tokenizers = MappingProxyType({"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"})
     pipeline_options = MappingProxyType({"add_watermarker": False, _FORCE_ZEROS: True})
+    stored_options = (_FORCE_ZEROS,)
+    left_out = ("image_encoder", "feature_extractor")
 
     @property
     def settings(self) -> dict[str, str]:
@@ -81,7 +83,14 @@ class StableDiffusionXL(LatentUNet):
                 yield autoencoder.to(torch.float32)
             autoencoder.to(dtype)
 
-    def _pipeline_class(self) -> Any:
+    @classmethod
+    def _pipeline_class(cls) -> Any:
         from diffusers import StableDiffusionXLPipeline
 
         return StableDiffusionXLPipeline
+
+    @classmethod
+    def _text_encoder_classes(cls) -> dict[str, type[Any]]:
+        from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+        return {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}

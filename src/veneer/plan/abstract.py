@@ -17,10 +17,11 @@ import veneer.base
 from veneer.data.transform import Geometry
 from veneer.family.diffusion import DiscreteDiffusion
 from veneer.family.flow import FlowMatching
+from veneer.family.libraries import one_line_errors
 from veneer.family.offload import Offloader
 from veneer.family.protocol import Conditioning, Family, LatentDistribution
 from veneer.family.published import PUBLISHED, Published
-from veneer.family.registry import BUNDLED, detect, detect_on_hub, load_family, one_line_errors
+from veneer.family.registry import BUNDLED, detect, detect_on_hub, load_family
 from veneer.family.sd import StableDiffusion
 from veneer.plan.tracer import MemoryTracer
 

@@ -17,7 +17,7 @@ from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
 from veneer.data.transform import Geometry
 from veneer.engine.precision import precision_of
-from veneer.family.loading import hold
+from veneer.family.loading import quantize_networks
 from veneer.family.protocol import Conditioning, Family, device_of
 from veneer.objective.loss import Objective
 from veneer.plan.cpu.process import ModuleCounts, process_growth
@@ -96,7 +96,7 @@ def tensors_of(network: nn.Module) -> Iterable[Tensor]:
 
 
 def _label_weights(tracer: MemoryTracer, family: Family, config: RunConfig) -> None:
-    hold(family, config)
+    quantize_networks(family, config)
     for name, network in family.networks.items():
         tracer.label(f"weights: {name}", tensors_of(network))
     tracer.label_others("weights: autoencoder")

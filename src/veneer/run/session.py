@@ -24,7 +24,7 @@ from veneer.errors import UserError
 from veneer.evaluate.heldout import DRIFT, chosen, compare, kinds_of
 from veneer.evaluate.results import Evaluation, Score, write_evaluation
 from veneer.family.fingerprint import settings_hash
-from veneer.family.loading import held_as, load_base
+from veneer.family.loading import load_base, load_options
 from veneer.family.protocol import Family
 from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
@@ -114,7 +114,7 @@ def run_training(
         pictures = survey(config.data)
         emit(Surveyed.of(pictures))
         check_held_out(config, pictures)
-        family = load_base(config.base, **held_as(config))
+        family = load_base(config.base, **load_options(config))
         for note in notes_on(pictures, config, family):
             emit(Warned("data.note", note))
         config = resolve(config, family)

@@ -17,7 +17,7 @@ from veneer.data.preflight import Dataset, read_prior, survey
 from veneer.errors import UserError
 from veneer.evaluate.heldout import HeldOutEvaluator, Losses, chosen
 from veneer.family.fingerprint import fingerprint
-from veneer.family.loading import held_as, load_base
+from veneer.family.loading import load_base, load_options
 from veneer.family.protocol import Family
 from veneer.plan.parameters import plan_parameters
 from veneer.run.events import Callback, Surveyed
@@ -72,7 +72,7 @@ class StudyContext:
             what, remedy = "no picture is held out to measure on", "set run.data.held_out: a share, or a folder"
             raise UserError(what, code="study.nothing_held_out", where=study.origin, remedy=remedy)
         callback(Surveyed.of(self._pictures(run)))
-        self.family: Family = load_base(run.base, **held_as(run))
+        self.family: Family = load_base(run.base, **load_options(run))
         self._base_hash, self._settings = fingerprint(run.base), self.family.settings
         self.reference = resolve(run, self.family)
         self._store = TrialStore(folder, self._measurement_hash()[:_HASH_DIGITS])
@@ -149,7 +149,7 @@ class StudyContext:
                 "data": self.reference.data.model_dump(mode="json", include={"resolution", "background", "crop"}),
                 "precision": self.reference.train.precision,
                 "seed": self.reference.seed,
-                **held_as(self.reference),
+                **load_options(self.reference),
             }
         )
 
