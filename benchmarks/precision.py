@@ -115,7 +115,7 @@ def _beside(losses: Losses, full: Losses) -> dict[str, float]:
 def _step(form: str, base: Any, dataset: Dataset, pictures: int) -> Callable[[], object]:
     """A step on pictures that are encoded already; the trainer is left open as long as the base is there."""
     trainer = Trainer(_config(form, pictures), base, dataset)
-    micros = trainer.feed.micros(0)
+    micros = trainer.batches.micro_batches(0)
     return lambda: train_step(trainer.context, 0, micros)
 
 

@@ -91,7 +91,7 @@ def gradients_of(config: RunConfig, family: Family, step: int = 0) -> dict[str, 
     """The adapter's gradients in one step."""
     with trainer_on(config, family) as trainer:
         recorder = Recorder(dict(trainer.injection.named_parameters()))
-        train_step(replace(trainer.context, optimizer=recorder), step, trainer.feed.micros(step))
+        train_step(replace(trainer.context, optimizer=recorder), step, trainer.batches.micro_batches(step))
         return recorder.gradients
 
 

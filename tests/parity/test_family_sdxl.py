@@ -194,7 +194,7 @@ def test_a_training_step_is_told_the_real_crop(
     data = {"trigger": "a cat", "crop": "random", "flip": True}
     config = tiny_config(write_noise_pictures(tmp_path), data=data, adapter={"text_encoders": text_encoders})
     with trainer_on(config, family, moved=False) as trainer:
-        (micro,) = trainer.feed.micros(3)
+        (micro,) = trainer.batches.micro_batches(3)
         recorder = Recorder(dict(trainer.injection.named_parameters()))
         loss = train_step(replace(trainer.context, optimizer=recorder), 3, [micro]).loss
     with torch.no_grad():

@@ -251,7 +251,7 @@ def test_the_others_say_that_the_first_is_gone(make: Callable[..., RunConfig]) -
 
 def spoiling(step: int, place: int, **change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[int], None]:
     """Change one micro-batch of a step, whoever has it."""
-    micros = BatchBuilder.micros
+    micros = BatchBuilder.micro_batches
 
     def spoiled(feed: BatchBuilder, number: int) -> list[Any]:
         found, (rank, count) = micros(feed, number), (feed.processes.rank, feed.processes.count)
@@ -260,7 +260,7 @@ def spoiling(step: int, place: int, **change: Callable[[torch.Tensor], torch.Ten
                 found[turn] = replace(micro, **{name: to(getattr(micro, name)) for name, to in change.items()})
         return found
 
-    return lambda rank: setattr(BatchBuilder, "micros", spoiled)
+    return lambda rank: setattr(BatchBuilder, "micro_batches", spoiled)
 
 
 NAN = spoiling(2, 1, latents=lambda latent: latent * float("nan"))

@@ -409,7 +409,7 @@ def test_a_folder_that_takes_no_checkpoints_is_said_to(config: RunConfig) -> Non
 def test_a_loss_that_is_not_finite_names_the_last_checkpoint(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    micros = BatchBuilder.micros
+    micros = BatchBuilder.micro_batches
 
     def broken(feed: BatchBuilder, step: int) -> list[Any]:
         found = micros(feed, step)
@@ -417,7 +417,7 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(
             found[0].latents.mul_(float("nan"))
         return found
 
-    monkeypatch.setattr(BatchBuilder, "micros", broken)
+    monkeypatch.setattr(BatchBuilder, "micro_batches", broken)
     with pytest.raises(NonFinite, match=r"step 4: the loss.*timestep.*on_nonfinite=skip; the last checkpoint is") as no:
         run_training(config)
     assert str(no.value).endswith(str(checkpoint(config, 3))) and no.value.step == 4 and len(no.value.samples) == 2

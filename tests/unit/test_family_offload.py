@@ -187,21 +187,21 @@ def test_nothing_is_encoded_in_vain(family: Family, tiny_pictures: Path) -> None
     config = tiny_config(tiny_pictures, **sections)
     for first in (0, 2):
         with trainer_on(config, family) as trainer:
-            for encode in trainer.feed.ahead(range(first, 4)):
+            for encode in trainer.batches.encoding_calls(range(first, 4)):
                 encode()
-            encoder = trainer.feed.encoder
+            encoder = trainer.batches.encoder
             ahead = set(encoder._posteriors), set(encoder._texts)
         with trainer_on(config, family) as trainer:
             for step in range(first, 4):
-                trainer.feed.micros(step)
-            encoder = trainer.feed.encoder
+                trainer.batches.micro_batches(step)
+            encoder = trainer.batches.encoder
             assert (set(encoder._posteriors), set(encoder._texts)) == ahead
 
 
 def test_looking_ahead_ends_when_there_is_nothing_new(family: Family, tiny_pictures: Path) -> None:
     config = tiny_config(tiny_pictures, data={"held_out": 0.25})
     with trainer_on(config, family) as trainer:
-        assert len(trainer.feed.ahead(range(10**12))) == 9 + 9
+        assert len(trainer.batches.encoding_calls(range(10**12))) == 9 + 9
 
 
 def test_the_plan_lets_them_leave(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, family: Family) -> None:

@@ -52,9 +52,9 @@ def measured(config: RunConfig) -> int:
     """The most bytes that the storages of a real second step hold, each of them watched."""
     family = load_family(config.base)
     with closing(Trainer(config, family, survey(config.data))) as trainer:
-        train_step(trainer.context, 0, trainer.feed.micros(0))
+        train_step(trainer.context, 0, trainer.batches.micro_batches(0))
         watch = Watch()
-        micros = trainer.feed.micros(1)
+        micros = trainer.batches.micro_batches(1)
         for held in _held(trainer, family, micros):
             watch.see(held)
         with watch:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from veneer.sample.sheet import sheet, table_of
-from veneer.sample.timelapse import evenly, timelapse
+from veneer.sample.timelapse import spread_evenly, timelapse
 
 
 def colour(name: str, side: int = 128) -> Image.Image:
@@ -19,7 +19,7 @@ def colour(name: str, side: int = 128) -> Image.Image:
 @given(st.integers(1, 400), st.integers(2, 20))
 def test_steps_are_chosen_evenly_and_both_ends_stay(count: int, most: int) -> None:
     steps = [25 * place for place in range(count)]
-    chosen = evenly(steps, most)
+    chosen = spread_evenly(steps, most)
     assert len(chosen) == min(count, most)
     assert chosen[0] == steps[0] and chosen[-1] == steps[-1]
     gaps = np.diff(chosen) // 25

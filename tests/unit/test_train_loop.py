@@ -104,13 +104,13 @@ def test_a_step_that_is_not_finite_is_skipped_on_request(
 ) -> None:
     """It changes nothing, and those after it go on as if it had not been: their moments do not count it."""
     config = tiny_config(tiny_pictures, train={"max_steps": 3, "on_nonfinite": "skip"})
-    micros = BatchBuilder.micros
+    micros = BatchBuilder.micro_batches
 
     def broken(feed: BatchBuilder, step: int) -> list[MicroBatch]:
         found = micros(feed, step)
         return [replace(each, latents=each.latents * math.nan) for each in found] if step == 1 else found
 
-    monkeypatch.setattr(BatchBuilder, "micros", broken)
+    monkeypatch.setattr(BatchBuilder, "micro_batches", broken)
     states, events = [], []
     with trainer_on(config, family, moved=False) as trainer:
         for event in trainer.run():
@@ -249,7 +249,7 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(family: Family, t
     with trainer_on(tiny_config(tiny_pictures, adapter={"rank": 2}), family) as small:
         foreign = small.state_dict()
     with trainer_on(tiny_config(tiny_pictures), family) as trainer:
-        train_step(trainer.context, 0, trainer.feed.micros(0))
+        train_step(trainer.context, 0, trainer.batches.micro_batches(0))
         before = trainer.state_dict()
         torn = next(name for name in before if name.startswith("optimizer."))
         layer = torn.split(".", 2)[2]
@@ -268,7 +268,7 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(family: Family, t
 def test_loss_falls(family: Family, tiny_pictures: Path) -> None:
     """On one and the same picture and noise, which a rank of 4 can learn."""
     with trainer_on(tiny_config(tiny_pictures, train={"learning_rate": 0.003}), family, moved=False) as trainer:
-        micros, losses = trainer.feed.micros(0), []
+        micros, losses = trainer.batches.micro_batches(0), []
         for step in range(15):
             losses.append(train_step(trainer.context, step, micros).loss)
     assert losses[-1] < 0.9 * losses[0]
@@ -358,10 +358,11 @@ def test_the_text_encoder_has_rank_alpha_targets_and_rate_of_its_own(family: Fam
 
 def test_text_is_encoded_in_the_step_only_if_it_is_trained(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(tiny_config(tiny_pictures), family) as trainer:
-        assert isinstance(trainer.feed.micros(0)[0].text, Conditioning)
+        assert isinstance(trainer.batches.micro_batches(0)[0].text, Conditioning)
     with trainer_on(tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}}), family) as trainer:
-        assert trainer.feed.micros(0)[0].text == [
-            caption_of(pick, trainer.feed.config.data, trainer.feed.config.seed) for pick in trainer.feed._picked(0)
+        assert trainer.batches.micro_batches(0)[0].text == [
+            caption_of(pick, trainer.batches.config.data, trainer.batches.config.seed)
+            for pick in trainer.batches._picks(0)
         ]
 
 
@@ -372,7 +373,7 @@ def test_alpha_scales_the_gradient(family: Family, tiny_pictures: Path) -> None:
         config = tiny_config(tiny_pictures, adapter={"alpha": alpha}, train={"max_grad_norm": None})
         with trainer_on(config, family, moved=False) as trainer:
             recorder = Recorder(dict(trainer.injection.named_parameters()))
-            train_step(replace(trainer.context, optimizer=recorder), 0, trainer.feed.micros(0))
+            train_step(replace(trainer.context, optimizer=recorder), 0, trainer.batches.micro_batches(0))
             grads[alpha] = {n: g for n, g in recorder.gradients.items() if "lora_B" in n}
     for name, gradient in grads[8.0].items():
         torch.testing.assert_close(gradient, 2 * grads[4.0][name], rtol=1e-4, atol=1e-8)

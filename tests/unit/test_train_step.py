@@ -53,7 +53,7 @@ def test_accumulation_is_a_mean_over_more_pictures(family: Family, tiny_pictures
     with trainer_on(config, family) as trainer:
         recorder = Recorder(dict(trainer.injection.named_parameters()))
         context = replace(trainer.context, optimizer=recorder, max_grad_norm=None)
-        micros = trainer.feed.micros(0)
+        micros = trainer.batches.micro_batches(0)
         halves = []
         for micro in micros:
             train_step(context, 0, [replace(micro, weight_B=micro.weight_B * 2)])
@@ -108,7 +108,7 @@ def test_only_the_adapter_has_gradients_and_only_it_changes(family: Family, tiny
         asked = {id(p) for net in family.networks.values() for p in net.parameters() if p.requires_grad}
         assert asked == own
         started = {name: p.detach().clone() for name, p in trainer.injection.named_parameters()}
-        train_step(trainer.context, 0, trainer.feed.micros(0))
+        train_step(trainer.context, 0, trainer.batches.micro_batches(0))
         assert all(not torch.equal(p, started[name]) for name, p in trainer.injection.named_parameters())
     after = bits_of(family.networks)
     assert before.keys() == after.keys()
@@ -139,7 +139,7 @@ def test_dropout_is_another_in_each_step_and_micro_batch(family: Family, tiny_pi
     with trainer_on(split(tiny_pictures, 2, 1, dropout=0.5), family) as trainer:
         recorder = Recorder(dict(trainer.injection.named_parameters()))
         context = replace(trainer.context, optimizer=recorder)
-        (micro,) = trainer.feed.micros(0)
+        (micro,) = trainer.batches.micro_batches(0)
         half = replace(micro, weight_B=micro.weight_B / 2)
         seen = []
         for step, micros in ((0, [micro]), (1, [micro]), (0, [half, half])):
@@ -151,7 +151,7 @@ def test_dropout_is_another_in_each_step_and_micro_batch(family: Family, tiny_pi
 def test_a_step_leaves_torchs_generator_and_the_modes_alone(family: Family, tiny_pictures: Path) -> None:
     before = torch.get_rng_state()
     with trainer_on(split(tiny_pictures, 2, 1, dropout=0.5), family) as trainer:
-        train_step(trainer.context, 0, trainer.feed.micros(0))
+        train_step(trainer.context, 0, trainer.batches.micro_batches(0))
         assert not any(module.training for net in family.networks.values() for module in net.modules())
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -176,7 +176,7 @@ def with_latent(micro: MicroBatch, value: float) -> MicroBatch:
 def test_a_loss_that_is_not_finite_names_step_picture_and_time(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(split(tiny_pictures, 2, 2), family) as trainer:
         started = trainer.state_dict()
-        good, bad = trainer.feed.micros(6)
+        good, bad = trainer.batches.micro_batches(6)
         with pytest.raises(NonFinite) as caught:
             train_step(trainer.context, 6, [good, with_latent(bad, float("nan"))])
         after = trainer.state_dict()
@@ -190,7 +190,7 @@ def test_a_loss_that_is_not_finite_names_step_picture_and_time(family: Family, t
 
 def test_a_gradient_that_is_not_finite_stops_as_well(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(split(tiny_pictures, 2, 1), family) as trainer:
-        (micro,) = trainer.feed.micros(0)
+        (micro,) = trainer.batches.micro_batches(0)
         started = trainer.state_dict()
         with pytest.raises(NonFinite, match="gradient") as caught:
             train_step(trainer.context, 0, [replace(micro, weight_B=torch.full((2,), 1e38))])
@@ -204,7 +204,7 @@ def test_the_prior_weighs_in_as_the_paper_has_it(family: Family, tiny_pictures: 
     with trainer_on(tiny_config(tiny_pictures, data={"prior": prior}), family) as trainer:
         recorder = Recorder(dict(trainer.injection.named_parameters()))
         context = replace(trainer.context, optimizer=recorder, max_grad_norm=None)
-        (micro,) = trainer.feed.micros(0)
+        (micro,) = trainer.batches.micro_batches(0)
         assert micro.is_prior_B.tolist() == [False, False, True, True]
         result, both = train_step(context, 0, [micro]), recorder.gradients
         own = train_step(context, 0, [replace(micro, weight_B=torch.tensor([0.5, 0.5, 0.0, 0.0]))])
@@ -268,10 +268,10 @@ def test_float16_scales_its_loss_and_skips_a_step_that_overflows(family: Family,
         context = replace(trainer.context, precision=half, scaler=half.scaler())
         started = {name: p.detach().clone() for name, p in trainer.injection.named_parameters()}
         context.scaler.load_state_dict({**context.scaler.state_dict(), "scale": 2.0**40})
-        over = train_step(context, 0, trainer.feed.micros(0))
+        over = train_step(context, 0, trainer.batches.micro_batches(0))
         assert over.skipped and context.scaler.get_scale() == 2.0**39
         assert all(torch.equal(p, started[name]) for name, p in trainer.injection.named_parameters())
         context.scaler.load_state_dict({**context.scaler.state_dict(), "scale": 2.0**10})
-        fine = train_step(context, 0, trainer.feed.micros(0))
+        fine = train_step(context, 0, trainer.batches.micro_batches(0))
         assert not fine.skipped and fine.gradient_norm > 0
         assert any(not torch.equal(p, started[name]) for name, p in trainer.injection.named_parameters())

@@ -127,11 +127,11 @@ def train(family: Family, config: RunConfig, pictures: Dataset, taught: Taught, 
     config = veneer.resolve(config, family)
     objective = Objective.from_config(config.objective, family.noise)
     encoder = Encoder(family, config.data, family.resolution, config.seed)
-    feed = BatchBuilder(config, objective, encoder, pictures.train, None, torch.device("cpu"))
+    batches = BatchBuilder(config, objective, encoder, pictures.train, None, torch.device("cpu"))
     decay, most = config.train.optimizer.weight_decay, config.train.max_grad_norm
     optimizer = torch.optim.AdamW(taught.parameters, lr=rate, weight_decay=decay)
     for step in range(config.train.max_steps):
-        for micro in feed.micros(step):
+        for micro in batches.micro_batches(step):
             assert isinstance(micro.text, Conditioning)
             conditioning = family.condition(micro.text, micro.geometries)
             loss_B = objective.loss_B(family.predict, micro.latents, micro.noise, micro.t_B, conditioning)

@@ -1,4 +1,4 @@
-"""Does the adapter help on pictures it never saw? Paired denoising losses, with an interval."""
+"""Measure whether an adapter helps on pictures it never saw: paired denoising losses, with an interval."""
 
 from __future__ import annotations
 
@@ -71,13 +71,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class _Noised:
-    """One picture with all that is random about its measurement.
+    """A picture with all that is random about its measurement.
 
     Attributes:
         sample: the picture.
         latent_1: the posterior's mean (1, ...).
-        noise_D: one a draw (D, ...).
-        t_D: times, one a draw, rising.
+        noise_D: noise of each draw (D, ...).
+        t_D: time of each draw, rising.
     """
 
     sample: Sample
@@ -108,19 +108,19 @@ class HeldOutEvaluator:
         self._noised = [self._prepare(sample, encoder.centered(sample).mean) for sample in pictures.samples]
 
     def captioned(self, pictures: Manifest) -> HeldOutEvaluator:
-        """One for some of these pictures with other captions: the same noise, and nothing is encoded again."""
-        known = {each.sample.id: each for each in self._noised}
+        """Return an evaluator of some of these pictures with other captions: the same noise, nothing encoded again."""
+        by_id = {noised.sample.id: noised for noised in self._noised}
         evaluator = copy(self)
-        evaluator._noised = [replace(known[sample.id], sample=sample) for sample in pictures.samples]
+        evaluator._noised = [replace(by_id[sample.id], sample=sample) for sample in pictures.samples]
         return evaluator
 
     @torch.no_grad()
     def losses(self) -> Losses:
-        """Denoising losses (pictures, draws) by the networks as they stand; the same numbers each time.
+        """Return denoising losses (pictures, draws) by the networks as they stand; the same numbers each time.
 
         Captions are encoded anew each time: an adapter may be in the text encoder as well.
         """
-        rows = [self._picture_losses(each) for each in self._noised]
+        rows = [self._picture_losses(noised) for noised in self._noised]
         return np.array(rows, dtype=np.float64).reshape(len(rows), self._config.validation.draws)
 
     def _prepare(self, sample: Sample, latent_1: Tensor) -> _Noised:
@@ -130,7 +130,7 @@ class HeldOutEvaluator:
         return _Noised(sample, latent_1, noise_D, self._objective.times(_strata(seed, sample, draws)))
 
     def _picture_losses(self, noised: _Noised) -> Losses:
-        """One picture's losses (draws,), its draws as one batch."""
+        """Return one picture's losses (draws,), its draws as one batch."""
         device = device_of(self._family)
         latent_D = noised.latent_1.expand_as(noised.noise_D)
         latent_D, noise_D, t_D = (tensor.to(device) for tensor in (latent_D, noised.noise_D, noised.t_D))
@@ -140,7 +140,8 @@ class HeldOutEvaluator:
         losses: Losses = loss_D.double().cpu().numpy()
         if not np.isfinite(losses).all():
             what = f"the denoising loss on {noised.sample.path} is not finite"
-            raise UserError(what, remedy="lower train.learning_rate, or use float32 as train.precision")
+            remedy = "lower train.learning_rate, or use float32 as train.precision"
+            raise UserError(what, code="evaluate.loss_not_finite", remedy=remedy)
         return losses
 
     def _conditioning(self, sample: Sample) -> Conditioning:
@@ -150,7 +151,7 @@ class HeldOutEvaluator:
 
 
 def heldout_losses(config: RunConfig, family: Family, pictures: Manifest) -> Losses:
-    """Denoising losses (pictures, draws) by the networks as they stand, as a ``HeldOutEvaluator`` measures them."""
+    """Return denoising losses (pictures, draws) by the networks as they stand."""
     return HeldOutEvaluator(config, family, pictures).losses()
 
 
@@ -195,7 +196,7 @@ def compare(config: RunConfig, family: Family, kinds: Mapping[str, Manifest], we
 
 
 def compared(adapter: Mapping[str, Losses], base: Mapping[str, Losses], seed: int) -> Comparison:
-    """The figures of losses by kind of picture."""
+    """Return the comparison of losses by kind of picture."""
     scores = {kind: paired_difference(adapter[kind], base[kind], seed) for kind in base}
     both = HELD_OUT in base and TRAINING in base
     return Comparison(
@@ -208,14 +209,14 @@ def compared(adapter: Mapping[str, Losses], base: Mapping[str, Losses], seed: in
 
 
 def kinds_of(config: RunConfig, dataset: Dataset) -> dict[str, Manifest]:
-    """Held-out pictures, and as many training pictures or eight, ``validation.pictures`` of each at most."""
+    """Return held-out pictures, and as many training pictures or eight, ``validation.pictures`` of each at most."""
     held_out = chosen(dataset.held_out, config.validation.pictures)
     most = min(config.validation.pictures, max(len(held_out.samples), 8))
     return {HELD_OUT: held_out, TRAINING: chosen(dataset.train, most)}
 
 
 def chosen(pictures: Manifest, most: int) -> Manifest:
-    """Some of the pictures, those that a hash ranks first, in their own order: the same whatever else is there."""
+    """Choose pictures, those that a hash ranks first, in their own order: the same ones whatever else is there."""
     ranked = sorted(pictures.samples, key=lambda sample: key("measured on", sample.id))[:most]
     kept = {sample.id for sample in ranked}
     return Manifest(tuple(sample for sample in pictures.samples if sample.id in kept))
@@ -246,7 +247,7 @@ def paired_difference(adapter: Losses, base: Losses, seed: int = 0, *, resamples
 
 
 def bands_of(adapter: Losses, base: Losses, seed: int = 0) -> tuple[Band, ...]:
-    """The score by parts of time: as many equal ones as the draws fill evenly, five at most.
+    """Return the score by parts of time: as many equal ones as the draws fill evenly, five at most.
 
     Draw d lies in the d-th of D equal parts of time, so of 8 draws two lie in each of 4 bands, of 10 in each of 5.
     Seven draws fill no bands but one.
@@ -259,7 +260,7 @@ def bands_of(adapter: Losses, base: Losses, seed: int = 0) -> tuple[Band, ...]:
 
 
 def gap_between(adapter: Mapping[str, Losses], base: Mapping[str, Losses], seed: int = 0) -> Gap:
-    """The memorisation gap: difference on held-out pictures less difference on training pictures."""
+    """Return the memorisation gap: difference on held-out pictures less difference on training pictures."""
     held_out, training = (_gains(adapter[kind], base[kind]) for kind in (HELD_OUT, TRAINING))
     low, high = difference_interval(held_out, training, seed)
     return Gap(float(held_out.mean() - training.mean()), low, high, len(held_out), len(training))
@@ -271,10 +272,12 @@ def _gains(adapter: Losses, base: Losses) -> Losses:
 
 
 def _strata(seed: int, sample: Sample, draws: int) -> Tensor:
-    """A number (draws,) in each of ``draws`` equal parts of [0, 1)."""
+    """Draw a number (draws,) in each of ``draws`` equal parts of [0, 1)."""
     numbers = [(draw + uniform(seed, sample.id, draw, "held-out timestep")) / draws for draw in range(draws)]
     return torch.tensor(numbers, dtype=torch.float64)
 
 
 def _nothing_held_out() -> UserError:
-    return UserError("no picture is held out to measure on", where="data.held_out", remedy="hold out at least two")
+    remedy = "hold out at least two"
+    what = "no picture is held out to measure on"
+    return UserError(what, code="evaluate.nothing_held_out", where="data.held_out", remedy=remedy)

@@ -1,8 +1,8 @@
-"""Pictures to latents and captions to conditioning, each distinct one encoded once.
+"""Encode pictures into latents and captions into conditioning, each distinct one once.
 
-Each is encoded alone, so its bits depend neither on the batch it was first met in nor on where a run was resumed.
-What is kept lies on the CPU: a picture of 512 pixels takes 128 KiB, a caption of Stable Diffusion 1 231 KiB. Where the
-config names a folder for it, it is kept on disk as well, for later runs.
+Each is encoded alone, so its bits depend neither on the batch that it was first met in nor on where a run was resumed.
+The cache lies on the CPU: a picture of 512 pixels takes 128 KiB, a caption of Stable Diffusion 1 231 KiB. Where the
+config names a folder for it, it is written to the disk as well, for later runs.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ __all__ = ["Encoder", "noise_like", "store_of"]
 
 
 class Encoder:
-    """What a base sees of pictures and captions.
+    """Encodes pictures and captions with a base's autoencoder and text encoders, and caches the results.
 
     Args:
-        family: the base; its autoencoder must not change, nor its text encoder if ``conditioning`` is asked.
+        family: the base; its autoencoder must not change, nor may its text encoders if texts are encoded.
         config: crop, flip and background.
         resolution: side of the square, in pixels.
-        seed: of what is random about a showing.
-        store: where they are kept for other runs, of the base as it is; None: nowhere.
+        seed: of what is random about a draw.
+        store: the cache on disk, of this base as it is; None: there is none.
     """
 
     def __init__(
@@ -45,38 +45,38 @@ class Encoder:
         self._texts: dict[str, Conditioning] = {}
 
     def centered(self, sample: Sample) -> LatentDistribution:
-        """The posterior of a picture with nothing random about it, each (1, C, H, W) on the CPU."""
-        return self._kept(sample, flipped=False)
+        """Return the posterior of a picture with nothing random about it, each tensor (1, ...) on the CPU."""
+        return self._cached(sample, flipped=False)
 
     def posterior(self, pick: Pick) -> LatentDistribution:
-        """The posterior of one showing, each (1, C, H, W) on the CPU.
+        """Return the posterior of one draw, each tensor (1, ...) on the CPU.
 
-        A centered picture has two variants, as it is and mirrored, and both are kept. A random crop never comes twice.
+        A centered picture has two variants, as it is and mirrored; both are cached. A random crop never comes twice.
         """
         if self._config.crop == "random":
             return self._encode(load_pixels(pick.sample, self._config, self._resolution, self._seed, pick.draw_index))
-        return self._kept(pick.sample, is_flipped(pick.sample, self._config, self._seed, pick.draw_index))
+        return self._cached(pick.sample, is_flipped(pick.sample, self._config, self._seed, pick.draw_index))
 
-    def latents(self, picked: Sequence[Pick]) -> Tensor:
-        """A latent of each showing, drawn from its posterior, (B, C, H, W) on the CPU."""
-        return torch.cat([self._latent(pick) for pick in picked])
+    def latents(self, batch: Sequence[Pick]) -> Tensor:
+        """Return a latent of each draw, sampled from its posterior, (B, ...) on the CPU."""
+        return torch.cat([self._latent(pick) for pick in batch])
 
     def texts(self, captions: Sequence[str]) -> Conditioning:
         """Return what the frozen text encoders make of captions, on the CPU; no gradient."""
         return Conditioning.cat([self._text(caption) for caption in captions])
 
     def geometry(self, pick: Pick) -> Geometry:
-        """Return where what one showing shows lies in its picture."""
+        """Return where the pixels of one draw lie in their picture."""
         return geometry_of(pick.sample, self._config, self._resolution, self._seed, pick.draw_index)
 
     def _latent(self, pick: Pick) -> Tensor:
         posterior = self.posterior(pick)
         return posterior.mean + posterior.std * noise_like(posterior.mean, pick, self._seed, "posterior")
 
-    def _kept(self, sample: Sample, flipped: bool) -> LatentDistribution:
+    def _cached(self, sample: Sample, flipped: bool) -> LatentDistribution:
         if (sample.id, flipped) not in self._posteriors:
-            what = ("posterior", sample.id, self._resolution, rgb(self._config.background), flipped)
-            tensors = self._stored(what, lambda: vars(self._centered(sample, flipped)))
+            key = ("posterior", sample.id, self._resolution, rgb(self._config.background), flipped)
+            tensors = self._stored(key, lambda: vars(self._centered(sample, flipped)))
             self._posteriors[sample.id, flipped] = LatentDistribution(**tensors)
         return self._posteriors[sample.id, flipped]
 
@@ -84,8 +84,8 @@ class Encoder:
         pixels_CHW = load_centered(sample, self._config, self._resolution)
         return self._encode(pixels_CHW.flip(-1) if flipped else pixels_CHW)
 
-    def _stored(self, what: tuple[object, ...], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        return make() if self._store is None else self._store.kept(what, make)
+    def _stored(self, key: tuple[object, ...], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        return compute() if self._store is None else self._store.kept(key, compute)
 
     def _encode(self, pixels_CHW: Tensor) -> LatentDistribution:
         posterior = self._family.encode_image(pixels_CHW[None])
@@ -103,28 +103,28 @@ class Encoder:
 
 
 def store_of(config: RunConfig, family: Family) -> Store | None:
-    """The store that a config names, for its base as it was loaded.
+    """Return the cache on disk that a config names, for its base as it was loaded.
 
-    In its keys is all that the base's numbers depend on, to the last bit: weights, settings, and what adds up in which
-    order, which is another one with other threads, on another device and in another PyTorch.
+    Its keys hold all that the base's numbers depend on, to the last bit: weights, settings, and what the order of sums
+    depends on, which is the number of threads, the device and the release of PyTorch.
     """
     if config.data.cache is None:
         return None
-    one = next(parameter for network in family.networks.values() for parameter in network.parameters())
-    held = "" if config.train.quantization == "none" else f" {config.train.quantization}"
-    machine = f"{_kind_of(one.device)} {torch.__version__} {torch.get_num_threads()}"
-    base = f"{fingerprint(config.base)} {settings_hash(family.settings)} {one.dtype}"
-    return Store(config.data.cache, f"{base} {machine}{held}")
+    parameter = next(parameter for network in family.networks.values() for parameter in network.parameters())
+    quantization = "" if config.train.quantization == "none" else f" {config.train.quantization}"
+    machine = f"{_device_kind(parameter.device)} {torch.__version__} {torch.get_num_threads()}"
+    base = f"{fingerprint(config.base)} {settings_hash(family.settings)} {parameter.dtype}"
+    return Store(config.data.cache, f"{base} {machine}{quantization}")
 
 
-def _kind_of(device: torch.device) -> str:
-    """Devices of one kind compute the same bits."""
+def _device_kind(device: torch.device) -> str:
+    """Return a name that devices share which compute the same bits."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def noise_like(latent_1: Tensor, pick: Pick, seed: int, purpose: str) -> Tensor:
-    """Standard normal noise of one showing, in the latent's shape: the same alone as in any batch."""
+    """Draw standard normal noise of one draw, in the latent's shape: the same alone as in any batch."""
     generator = torch_generator(seed, pick.draw_index, pick.sample.id, purpose)
     return torch.randn(latent_1.shape, generator=generator)

@@ -130,12 +130,12 @@ def _measure(config: RunConfig) -> Probe:
     meter.record(LOADING)
     config = _with_prior(resolve(config, family))
     with closing(Trainer(config, family, pictures)) as trainer:
-        trainer.feed.micros(0)
+        trainer.batches.micro_batches(0)
         meter.record(ENCODING)
-        trainer.relieve()
-        train_step(trainer.context, 0, trainer.feed.micros(0))
+        trainer.offload()
+        train_step(trainer.context, 0, trainer.batches.micro_batches(0))
         began = time.perf_counter()
-        train_step(trainer.context, 1, trainer.feed.micros(0))
+        train_step(trainer.context, 1, trainer.batches.micro_batches(0))
         if device_of(family).type == "cuda":
             torch.cuda.synchronize()
         seconds = time.perf_counter() - began

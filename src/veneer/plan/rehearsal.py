@@ -195,7 +195,7 @@ class _Rehearsal:
         for micro in micros:
             text = micro.text.tensors.values() if isinstance(micro.text, Conditioning) else ()
             self._tracer.label("batch", (micro.latents, micro.noise, micro.t_B, micro.weight_B, *text))
-        trainer.relieve()
+        trainer.offload()
         train_step(trainer.context, 0, micros[:2])
 
     def _micro_batch(self) -> MicroBatch:

@@ -13,7 +13,7 @@ from veneer.evaluate.results import Copying, Neighbour
 from veneer.report.content import Painting, Strip, Twin
 from veneer.run.folder import SHEET, TIMELAPSE, sheets_in
 from veneer.sample.files import read_note, read_pictures
-from veneer.sample.timelapse import evenly
+from veneer.sample.timelapse import spread_evenly
 
 __all__ = ["before_after", "samples_by_step", "twins_of"]
 
@@ -34,7 +34,7 @@ def samples_by_step(folder: Path) -> Strip | None:
         return None
     last = read_note(sheets[max(sheets)])
     alike = [step for step, path in sheets.items() if read_note(path) == last]
-    steps = evenly(alike, _COLUMNS)
+    steps = spread_evenly(alike, _COLUMNS)
     found = {step: read_pictures(sheets[step]) for step in steps}
     whole = {step: [row[0] for row in rows] for step, rows in found.items() if rows}
     if last is None or not whole:

@@ -18,7 +18,7 @@ from veneer.run.folder import SAMPLES, TIMELAPSE, sheets_in
 from veneer.sample.comparison import paint
 from veneer.sample.files import read_note, read_pictures, write_picture, write_sheet
 from veneer.sample.sheet import fitted, sheet
-from veneer.sample.timelapse import evenly, timelapse
+from veneer.sample.timelapse import spread_evenly, timelapse
 from veneer.train.events import Warned
 
 __all__ = ["SampleWriter"]
@@ -67,7 +67,7 @@ class SampleWriter:
 
     def _write_strip(self) -> Path:
         kept = self._kept()
-        columns = {step: self._read.get(step) or _column(kept[step]) for step in evenly(list(kept), _COLUMNS)}
+        columns = {step: self._read.get(step) or _column(kept[step]) for step in spread_evenly(list(kept), _COLUMNS)}
         self._read = {step: column for step, column in columns.items() if column}
         return write_picture(timelapse(self._read, self._prompts), self._config.output.dir / SAMPLES / TIMELAPSE)
 

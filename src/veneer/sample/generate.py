@@ -1,4 +1,4 @@
-"""Prompts to pictures through diffusers' own pipeline, and sheets of them."""
+"""Paint prompts through diffusers' own pipeline."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def generate(
     guidance: float = 4.0,
     batch: int = 8,
 ) -> list[Image.Image]:
-    """One picture for each pair of prompt and seed, by the networks as they stand.
+    """Paint one picture for each pair of prompt and seed, by the networks as they stand.
 
     Each picture has a generator of its own, so it is the same in any batch (up to rounding in the last bit of a
     colour, since matrix products of other sizes round otherwise) and the same as diffusers gives for
@@ -32,7 +32,7 @@ def generate(
 
     Args:
         family: the base, with or without an adapter in it.
-        prompts: what to paint.
+        prompts: the texts to paint.
         seeds: one a prompt.
         steps: denoising steps.
         guidance: scale of classifier-free guidance (Ho and Salimans 2022); 1 is none.
@@ -67,13 +67,13 @@ def generate_each(
     guidance: float = 4.0,
     batch: int = 8,
 ) -> list[Image.Image]:
-    """As :func:`generate`, each picture with adapters of its own, painted together: ``rows[i]`` is of ``prompts[i]``.
+    """Paint as :func:`generate` does, each picture with adapters of its own: ``rows[i]`` is of ``prompts[i]``.
 
     Args:
         family: the base that the bank is of.
         bank: the adapters.
         rows: one entry a picture, as :meth:`AdapterBank.rows` takes them.
-        prompts: what to paint.
+        prompts: the texts to paint.
         seeds: one a prompt.
         steps: denoising steps.
         guidance: scale of classifier-free guidance; 1 is none.
@@ -83,7 +83,8 @@ def generate_each(
         UserError: there is not one entry a picture, or an adapter is not in the bank.
     """
     if len(rows) != len(prompts):
-        raise UserError(f"{len(rows)} rows are given for {len(prompts)} prompts", remedy="give one a prompt, or None")
+        what = f"{len(rows)} rows are given for {len(prompts)} prompts"
+        raise UserError(what, code="sample.rows_and_prompts", remedy="give one a prompt, or None")
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)

@@ -1,4 +1,4 @@
-"""Pictures side by side on white, with headings."""
+"""Draw pictures side by side on white, with headings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _HEADING_LINES = 3
 
 @dataclass(frozen=True)
 class _Layout:
-    """Sizes in pixels."""
+    """The sizes of a sheet's parts, in pixels."""
 
     cell: int
     gap: int
@@ -36,7 +36,7 @@ class _Layout:
 def sheet(
     rows: Sequence[Sequence[Image.Image]], columns: Sequence[str] = (), labels: Sequence[str] = (), *, cell: int = 128
 ) -> Image.Image:
-    """A table of pictures, each scaled to fit a square of ``cell`` pixels.
+    """Draw a table of pictures, each scaled to fit a square of ``cell`` pixels.
 
     Args:
         rows: pictures by row; rows may differ in length.
@@ -60,7 +60,7 @@ def sheet(
 def table_of(
     paper: Image.Image, columns: Sequence[str], labels: Sequence[str], *, cell: int = 128
 ) -> list[list[Image.Image]]:
-    """The pictures of a labelled sheet again, by row, each a square of ``cell`` pixels.
+    """Cut the pictures of a labelled sheet out again, by row, each a square of ``cell`` pixels.
 
     Args:
         paper: from :func:`sheet`.
@@ -87,7 +87,7 @@ def _corner(layout: _Layout, down: int, across: int) -> tuple[int, int]:
 
 
 def fitted(picture: Image.Image, cell: int) -> Image.Image:
-    """The picture on a white square of ``cell`` pixels, larger or smaller but never stretched."""
+    """Fit a picture into a white square of ``cell`` pixels, larger or smaller but never stretched."""
     scale = cell / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     square = Image.new("RGB", (cell, cell), "white")
@@ -97,7 +97,7 @@ def fitted(picture: Image.Image, cell: int) -> Image.Image:
 
 
 def _heading_lines(columns: Sequence[str], cell: int, text: int) -> int:
-    """As many as the longest heading takes, within reason."""
+    """Return how many lines the longest heading takes, three at most."""
     font = ImageFont.load_default(text)
     return min(_HEADING_LINES, max((len(_wrapped(heading, cell, font)) for heading in columns), default=0))
 
@@ -115,7 +115,7 @@ def _write_labels(paper: Image.Image, layout: _Layout, labels: Sequence[str]) ->
 
 
 def _write(paper: Image.Image, layout: _Layout, text: str, middle: tuple[int, int], most: int) -> None:
-    """A text around ``middle``, as wide as a cell, in ``most`` lines at most."""
+    """Write a text around ``middle``, as wide as a cell, in ``most`` lines at most."""
     font = ImageFont.load_default(layout.text)
     lines = "\n".join(_wrapped(text, layout.cell, font)[:most])
     draw = ImageDraw.Draw(paper)
@@ -134,7 +134,7 @@ def _shortened(text: str, width: int, font: _Font) -> str:
 
 
 def _wrapped(text: str, width: int, font: _Font) -> list[str]:
-    """Lines of whole words no wider than ``width``; a word that alone is wider is cut."""
+    """Break a text into lines of whole words no wider than ``width``; a word that alone is wider is cut."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word

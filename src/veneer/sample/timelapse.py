@@ -1,4 +1,4 @@
-"""One strip of a whole training: a row a prompt, a column a step, so that one sees what the steps did."""
+"""Draw one strip of a whole training: a row a prompt, a column a step, so that one sees what the steps did."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from PIL import Image
 
 from veneer.sample.sheet import sheet
 
-__all__ = ["evenly", "timelapse"]
+__all__ = ["spread_evenly", "timelapse"]
 
 
-def evenly(steps: Sequence[int], most: int) -> list[int]:
-    """At most so many of some steps: the first, the last, and others at like distances.
+def spread_evenly(steps: Sequence[int], count: int) -> list[int]:
+    """Choose at most ``count`` of some steps: the first, the last, and others at like distances.
 
     Args:
         steps: in rising order.
-        most: at least 2.
+        count: at least 2.
     """
-    if len(steps) <= most:
+    if len(steps) <= count:
         return list(steps)
     last = len(steps) - 1
-    return [steps[round(place * last / (most - 1))] for place in range(most)]
+    return [steps[round(place * last / (count - 1))] for place in range(count)]
 
 
 def timelapse(pictures: Mapping[int, Sequence[Image.Image]], prompts: Sequence[str], *, cell: int = 128) -> Image.Image:
-    """The strip of pictures that were painted from the same prompts and seeds at several steps.
+    """Draw the strip of pictures that were painted from the same prompts and seeds at several steps.
 
     Args:
         pictures: by step, in the order of their columns; of each prompt one. Step 0 is the base.

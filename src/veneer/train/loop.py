@@ -66,7 +66,7 @@ class Trainer:
         config: as for ``train``.
         family: as for ``train``.
         dataset: as for ``train``.
-        processes: that train together, each with a trainer of its own; all of these do the same to the bit.
+        processes: those that train together, each with a trainer of its own; all trainers do the same to the bit.
 
     Raises:
         UserError: as of ``train``; the base is as it was then.
@@ -74,10 +74,10 @@ class Trainer:
     Attributes:
         processes: as above.
         injection: the adapter, live in the family's networks until ``close``.
-        feed: the pictures by step.
-        learner: what a step changes.
-        average: of the adapter over its steps, if the config asks for one.
-        steps_done: where ``run`` goes on.
+        batches: builds the micro-batches of each step.
+        context: what a step changes, and how.
+        average: the adapter's average over its steps, if the config asks for one.
+        steps_done: the step at which ``run`` goes on.
     """
 
     def __init__(self, config: RunConfig, family: Family, dataset: Dataset, processes: ProcessGroup = ALONE) -> None:
@@ -90,7 +90,7 @@ class Trainer:
         self._objective = Objective.from_config(config.objective, family.noise)
         specs = specs_of(config.adapter, family)
         check_form({name: family.networks[name] for name in specs}, config.train.quantization)
-        self.feed = _feed(config, family, dataset, self._objective, processes)
+        self.batches = _batch_builder(config, family, dataset, self._objective, processes)
         with ExitStack() as undoing:
             self.injection = inject(family.networks, specs, config.seed)
             undoing.callback(self.injection.eject)
@@ -109,13 +109,13 @@ class Trainer:
         self._encode_ahead()
         while not self._stops() and self.steps_done < self._last_step:
             yield from self._step()
-            yield from self._owed()
+            yield from self._due()
         yield from self._end()
 
     def _step(self) -> Generator[Event, None, None]:
         rates = set_rates(self.context.optimizer, rate_factor(self._config.train, self.steps_done))
-        self.relieve()
-        result = train_step(self.context, self.steps_done, self.feed.micros(self.steps_done))
+        self.offload()
+        result = train_step(self.context, self.steps_done, self.batches.micro_batches(self.steps_done))
         self.steps_done += 1
         if result.skipped is None:
             self.average.update(self.steps_done)
@@ -123,8 +123,8 @@ class Trainer:
         if result.skipped is not None:
             yield StepSkipped(self.steps_done, *result.skipped)
 
-    def _owed(self) -> Generator[Event, None, None]:
-        """What the step that was done is due to; the averaged adapter is painted with and scored."""
+    def _due(self) -> Generator[Event, None, None]:
+        """Yield what is due after the step that was done; samples and scores are of the averaged adapter."""
         if _is_due(self._config.sample.every, self.steps_done):
             with self.average.in_place():
                 yield SampleDue(self.steps_done)
@@ -160,19 +160,19 @@ class Trainer:
         self.steps_done = restore(state, self._parameters, self.context.optimizer, self.context.scaler)
         self.average.load(state)
 
-    def relieve(self) -> None:
-        """Take what no step needs out of memory; it comes back when it is called, or with ``close``."""
+    def offload(self) -> None:
+        """Offload what no step needs; it comes back when it is called, or with ``close``."""
         self._family.offload(self._idle)
 
     def close(self) -> None:
-        """Take the adapter out: the base as it was, bit for bit. A second call does nothing."""
+        """Take the adapter out, so that the base is as it was, bit for bit; a second call does nothing."""
         self._undoing.close()
         self._family.offload(())
 
     def _encode_ahead(self) -> None:
-        """Encode all that the steps will want, nothing twice and nothing in vain, so that what encodes may leave."""
+        """Encode all that the steps will need, each thing once, so that what encodes can be offloaded."""
         if self._idle:
-            for encode in self.feed.ahead(range(self.steps_done, self._last_step)):
+            for encode in self.batches.encoding_calls(range(self.steps_done, self._last_step)):
                 if self._asked_to_stop:
                     return
                 encode()
@@ -216,28 +216,29 @@ def _idle(config: RunConfig, family: Family) -> tuple[str, ...]:
 
 
 def _is_due(every: int, step: int, last: int | None = None) -> bool:
-    """Whether what comes every so many steps, and after the ``last`` one, comes after ``step``; 0 is never."""
+    """Check whether something is due after ``step`` that is so every ``every`` steps and after ``last``; 0 is never."""
     return every > 0 and (step % every == 0 or step == last)
 
 
-def _feed(
+def _batch_builder(
     config: RunConfig, family: Family, dataset: Dataset, objective: Objective, processes: ProcessGroup
 ) -> BatchBuilder:
     resolution = config.data.resolution or family.resolution
     if resolution % family.multiple:
         near = max(1, round(resolution / family.multiple)) * family.multiple
         what = f"{resolution} is not a multiple of {family.multiple}, which the base needs"
-        raise UserError(what, where="data.resolution", remedy=f"use {near}")
+        raise UserError(what, code="data.unfit_resolution", where="data.resolution", remedy=f"use {near}")
     encoder = Encoder(family, config.data, resolution, config.seed, store_of(config, family))
     return BatchBuilder(config, objective, encoder, dataset.train, _prior(config), device_of(family), processes)
 
 
 def _prior(config: RunConfig) -> Manifest | None:
-    """The pictures of the class, where the config asks for them."""
+    """Return the pictures of the class, where the config asks for them."""
     if config.data.prior is None:
         return None
     manifest = read_prior(config)
     if not manifest.samples:
         where = config.data.prior.path or config.output.dir / "prior"
-        raise UserError("no picture of the class is here", where=where, remedy="let the base paint some first")
+        remedy = "let the base paint some first"
+        raise UserError("no picture of the class is here", code="data.no_prior", where=where, remedy=remedy)
     return manifest

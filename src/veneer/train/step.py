@@ -1,4 +1,4 @@
-"""One optimiser step: gradients of micro-batches summed, clipped, checked, applied.
+"""Take one optimiser step: sum the gradients of micro-batches, clip, check and apply them.
 
 Nothing here knows where pictures come from, and all that is random was drawn before: a step is a function of its
 micro-batches and of the adapter's and the optimiser's state. Several processes share the micro-batches out and take the
@@ -27,11 +27,11 @@ from veneer.rng import key
 from veneer.train.distributed import GradientSum, ProcessGroup
 from veneer.train.events import SkipReason
 
-__all__ = ["MicroBatch", "NonFinite", "Shown", "Skipped", "StepContext", "StepResult", "train_step"]
+__all__ = ["MicroBatch", "NonFinite", "PictureInStep", "Skipped", "StepContext", "StepResult", "train_step"]
 
 
-class Shown(NamedTuple):
-    """A picture as it took part in a step."""
+class PictureInStep(NamedTuple):
+    """A picture as it took part in a step, with its time from 0 (clean) to 1 (noise)."""
 
     path: str
     id: str
@@ -49,7 +49,7 @@ class NonFinite(UserError):
     """
 
     def __init__(
-        self, what: Literal["loss", "gradient"], step: int, pictures: Sequence[Shown], kept: str | None = None
+        self, what: Literal["loss", "gradient"], step: int, pictures: Sequence[PictureInStep], note: str | None = None
     ) -> None:
         self._arguments = what, step, pictures
         self.step = step
@@ -62,24 +62,24 @@ class NonFinite(UserError):
             code=f"train.{self.reason}",
             where=f"step {step}",
             remedy="lower train.learning_rate, use float32 as train.precision, or skip such steps with "
-            "train.on_nonfinite=skip" + (f"; {kept}" if kept else ""),
+            "train.on_nonfinite=skip" + (f"; {note}" if note else ""),
         )
 
-    def with_note(self, kept: str) -> NonFinite:
-        """The same, with a word about what of the run is kept."""
-        return NonFinite(*self._arguments, kept)
+    def with_note(self, note: str) -> NonFinite:
+        """Return the same error with a note on what is left of the run."""
+        return NonFinite(*self._arguments, note)
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Pictures of one forward pass, with everything random already drawn.
+    """The pictures of one forward pass, with everything random already drawn.
 
     Attributes:
-        latents: clean ones (B, ...).
+        latents: clean latents (B, ...).
         noise: what is added to them, in their shape.
         t_B: how much of it: float64, from 0 (clean) to 1 (noise).
         text: what the text encoders made of the captions, or the captions where one of them is being trained.
-        geometries: where what is seen lies in each picture.
+        geometries: where the pixels that are seen lie in each picture.
         weight_B: of each picture's loss in the step's loss; they sum to 1 over the step's own pictures.
         is_prior_B: which pictures are of the class rather than the subject.
         samples: the pictures.
@@ -97,12 +97,12 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class StepContext:
-    """What learns, and how.
+    """All that a step depends on beside its pictures.
 
     Attributes:
         family: the base; its networks are in training mode for the step only.
         objective: the loss.
-        parameters: all that trains.
+        parameters: all parameters that are trained.
         optimizer: over them.
         precision: of the forward pass.
         scaler: of float16's loss.
@@ -125,7 +125,7 @@ class StepContext:
 
 
 class Skipped(NamedTuple):
-    """Why a step changed nothing.
+    """The reason why a step changed nothing.
 
     Attributes:
         reason: for programs.
@@ -138,7 +138,7 @@ class Skipped(NamedTuple):
 
 @dataclass(frozen=True)
 class StepResult:
-    """What came of a step.
+    """The outcome of a step.
 
     Attributes:
         loss: mean over the step's own pictures; NaN where it or the gradient was not finite and the step was skipped.
@@ -157,14 +157,14 @@ def train_step(context: StepContext, step: int, micros: Sequence[MicroBatch]) ->
     """Change the adapter once, by the gradient of the weighted mean over all the micro-batches' pictures.
 
     Args:
-        learner: what learns.
+        context: what is trained, and how.
         step: counted from 0.
-        micros: this process' own; the weights of all processes' sum to 1, so that 4 = 4 x 1 = 2 x 2 pictures give one
-            gradient (up to rounding).
+        micros: this process's micro-batches; the weights of all processes' sum to 1, so that 4 = 4 x 1 = 2 x 2 pictures
+            give one gradient (up to rounding).
 
     Raises:
-        NonFinite: a loss or the gradient is, in any process, and the learner does not skip it; the adapter and the
-            optimiser are as they were.
+        NonFinite: a loss or the gradient is not finite in any process, and such steps are not skipped; the adapter and
+            the optimiser are as they were.
     """
     try:
         return _update(context, step, micros)
@@ -192,7 +192,7 @@ def _update(context: StepContext, step: int, micros: Sequence[MicroBatch]) -> St
 
 @contextmanager
 def _training(networks: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Training mode inside, evaluation mode after: whoever looks between steps sees no dropout."""
+    """Put networks into training mode, and into evaluation mode after: between steps there is no dropout."""
     for network in networks.values():
         network.train()
     try:
@@ -210,29 +210,29 @@ def _backward_all(context: StepContext, step: int, micros: Sequence[MicroBatch])
         place = len(losses) + context.processes.rank
         own = _backward(context, step, place, micro)
         with context.processes.undisturbed():
-            told = [_Losses(**word) for word in context.processes.all_gather(vars(own))]
-            broken = next((each.broken for each in told if each.broken), None)
-            if broken is not None:
-                raise NonFinite("loss", step + 1, [Shown(*picture) for picture in broken])
+            gathered = [_Losses(**values) for values in context.processes.all_gather(vars(own))]
+            nonfinite = next((one.nonfinite for one in gathered if one.nonfinite), None)
+            if nonfinite is not None:
+                raise NonFinite("loss", step + 1, [PictureInStep(*picture) for picture in nonfinite])
             gradients.add()
-        losses += told
+        losses += gathered
     gradients.give()
     return losses
 
 
 @dataclass(frozen=True)
 class _Losses:
-    """A micro-batch's, in plain values.
+    """The losses of a micro-batch, as values that processes can exchange.
 
     Attributes:
         own: of each picture of the style or subject.
         prior: of each of the class.
-        broken: the pictures, each as ``Shown``, whose loss is not finite.
+        nonfinite: the pictures, each as ``PictureInStep``, whose loss is not finite.
     """
 
     own: list[float]
     prior: list[float]
-    broken: list[Any]
+    nonfinite: list[Any]
 
 
 def _backward(context: StepContext, step: int, place: int, micro: MicroBatch) -> _Losses:
@@ -246,20 +246,20 @@ def _backward(context: StepContext, step: int, place: int, micro: MicroBatch) ->
         )
     losses, is_prior = loss_B.tolist(), micro.is_prior_B.tolist()
     if all(map(math.isfinite, losses)):
-        broken = []
+        nonfinite = []
         torch.autograd.backward(context.scaler.scale((micro.weight_B * loss_B).sum()))
     else:
-        broken = [picture for loss, picture in zip(losses, _pictures(micro), strict=True) if not math.isfinite(loss)]
-    return _Losses(_those(losses, is_prior, False), _those(losses, is_prior, True), broken)
+        nonfinite = [picture for loss, picture in zip(losses, _pictures(micro), strict=True) if not math.isfinite(loss)]
+    return _Losses(_select(losses, is_prior, False), _select(losses, is_prior, True), nonfinite)
 
 
-def _those(losses: Sequence[float], is_prior: Sequence[bool], prior: bool) -> list[float]:
+def _select(losses: Sequence[float], is_prior: Sequence[bool], prior: bool) -> list[float]:
     return [loss for loss, kind in zip(losses, is_prior, strict=True) if kind == prior]
 
 
 @contextmanager
 def _keyed_dropout(device: torch.device, seed: int) -> Iterator[None]:
-    """Torch's own generators start from ``seed`` inside and go on after as if nothing had happened.
+    """Let PyTorch's own generators start from ``seed``, and go on after as if nothing had happened.
 
     A layer's dropout draws one mask for the whole micro-batch, so the key is the micro-batch's, not a picture's: with
     dropout, other splits of a step's pictures give other masks. Recomputed blocks replay the masks by themselves.
@@ -285,23 +285,24 @@ def _conditioning(family: Family, micro: MicroBatch) -> Conditioning:
     return family.condition(text, micro.geometries)
 
 
-def _clip(parameters: Sequence[nn.Parameter], most: float | None) -> float:
-    """Scale the gradients so that their common norm is at most ``most``; return it as it was."""
-    return float(nn.utils.clip_grad_norm_(parameters, math.inf if most is None else most))
+def _clip(parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:
+    """Scale the gradients so that their common norm is at most ``max_norm``; return the norm as it was."""
+    return float(nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
 
 
-def _pictures(micro: MicroBatch) -> list[Shown]:
-    return [Shown(str(s.path), s.id, t) for s, t in zip(micro.samples, micro.t_B.tolist(), strict=True)]
+def _pictures(micro: MicroBatch) -> list[PictureInStep]:
+    return [PictureInStep(str(s.path), s.id, t) for s, t in zip(micro.samples, micro.t_B.tolist(), strict=True)]
 
 
-def _all_pictures(context: StepContext, micros: Sequence[MicroBatch]) -> list[Shown]:
-    """Those of all processes, in the order of the micro-batches."""
-    told = context.processes.all_gather([_pictures(micro) for micro in micros])
-    return [Shown(*picture) for turn in zip(*told, strict=True) for pictures in turn for picture in pictures]
+def _all_pictures(context: StepContext, micros: Sequence[MicroBatch]) -> list[PictureInStep]:
+    """Return the pictures of all processes, in the order of the micro-batches."""
+    gathered = context.processes.all_gather([_pictures(micro) for micro in micros])
+    turns = zip(*gathered, strict=True)
+    return [PictureInStep(*picture) for turn in turns for pictures in turn for picture in pictures]
 
 
 def _result(losses: Sequence[_Losses], norm: float, overflowed: bool) -> StepResult:
-    own = [loss for each in losses for loss in each.own]
-    prior = [loss for each in losses for loss in each.prior]
+    own = [loss for micro in losses for loss in micro.own]
+    prior = [loss for micro in losses for loss in micro.prior]
     skipped = Skipped("float16_overflow", "float16 overflowed; its loss scale is lower now") if overflowed else None
     return StepResult(fmean(own), fmean(prior) if prior else None, norm, skipped)

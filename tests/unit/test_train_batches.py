@@ -21,7 +21,7 @@ from veneer.train.step import MicroBatch
 
 def micros_of(family: Family, pictures: Path, step: int, **sections: Any) -> list[MicroBatch]:
     with trainer_on(tiny_config(pictures, **sections), family) as trainer:
-        return trainer.feed.micros(step)
+        return trainer.batches.micro_batches(step)
 
 
 RANDOM: dict[str, Any] = {"crop": "random", "flip": True, "caption_dropout": 0.5}
@@ -45,7 +45,7 @@ def test_a_picture_is_the_same_alone_as_in_a_batch(family: Family, tiny_pictures
 
 def test_a_step_can_be_recomputed_without_those_before_it(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(tiny_config(tiny_pictures, data=RANDOM), family) as trainer:
-        in_order = [trainer.feed.micros(step)[0] for step in range(4)]
+        in_order = [trainer.batches.micro_batches(step)[0] for step in range(4)]
     (alone,) = micros_of(family, tiny_pictures, 3, data=RANDOM)
     assert all(torch.equal(tensors_of(alone)[part], tensors_of(in_order[3])[part]) for part in PARTS)
     assert alone.geometries == in_order[3].geometries
@@ -53,7 +53,7 @@ def test_a_step_can_be_recomputed_without_those_before_it(family: Family, tiny_p
 
 def test_the_same_picture_gets_other_noise_at_another_showing(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(tiny_config(tiny_pictures, train={"batch_size": 9}), family) as trainer:
-        first, second = trainer.feed.micros(0)[0], trainer.feed.micros(1)[0]
+        first, second = trainer.batches.micro_batches(0)[0], trainer.batches.micro_batches(1)[0]
     place = second.samples.index(first.samples[0])
     assert not torch.equal(first.noise[0], second.noise[place])
     assert not torch.equal(first.latents[0], second.latents[place])  # the posterior is drawn from anew
@@ -61,8 +61,8 @@ def test_the_same_picture_gets_other_noise_at_another_showing(family: Family, ti
 
 def test_the_noise_is_not_the_one_that_drew_the_latent(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(tiny_config(tiny_pictures), family) as trainer:
-        (micro,) = trainer.feed.micros(0)
-        posterior = [trainer.feed.encoder.centered(sample) for sample in micro.samples]
+        (micro,) = trainer.batches.micro_batches(0)
+        posterior = [trainer.batches.encoder.centered(sample) for sample in micro.samples]
     drew = torch.cat([(z - p.mean) / p.std for z, p in zip(micro.latents[:, None], posterior, strict=True)])
     both = torch.stack([drew.flatten(), micro.noise.flatten()])
     assert abs(float(torch.corrcoef(both)[0, 1])) < 4 / drew.numel() ** 0.5
@@ -70,7 +70,7 @@ def test_the_noise_is_not_the_one_that_drew_the_latent(family: Family, tiny_pict
 
 def test_noise_is_standard_normal(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(tiny_config(tiny_pictures, train={"batch_size": 9}), family) as trainer:
-        noise = torch.cat([trainer.feed.micros(step)[0].noise for step in range(10)])
+        noise = torch.cat([trainer.batches.micro_batches(step)[0].noise for step in range(10)])
     assert abs(float(noise.mean())) < 4 / noise.numel() ** 0.5
     assert abs(float(noise.var()) - 1) < 4 * (2 / noise.numel()) ** 0.5
 
