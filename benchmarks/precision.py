@@ -24,7 +24,8 @@ from tools.publish import publish
 from veneer.data.preflight import Dataset, survey
 from veneer.engine.quantization import FORMS, NONE
 from veneer.engine.quantized import parameter_count, quantize
-from veneer.evaluate.heldout import Losses, chosen, heldout_losses, paired_difference
+from veneer.evaluate.comparison import Losses, paired_difference
+from veneer.evaluate.heldout import choose_pictures, heldout_losses
 from veneer.family.published import PUBLISHED
 from veneer.plan.tracer import MemoryTracer
 from veneer.train.loop import Trainer
@@ -89,7 +90,7 @@ def _bundled(pictures: int, rounds: int) -> dict[str, Any]:
     """Held-out losses of the bundled base in each form, and seconds of a training step."""
     bases = {form: veneer.load_base("bundled", form) for form in _ALL}
     dataset = survey(_config(NONE, pictures).data)
-    held_out = chosen(dataset.held_out, pictures)
+    held_out = choose_pictures(dataset.held_out, pictures)
     losses = {form: heldout_losses(_config(form, pictures), base, held_out) for form, base in bases.items()}
     steps = {form: _step(form, base, dataset, pictures) for form, base in bases.items()}
     seconds = interleaved(steps, rounds)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from veneer.engine.batched import AdapterBank as AdapterBank
     from veneer.engine.memory_levels import prepare as prepare
     from veneer.errors import UserError as UserError
-    from veneer.evaluate.heldout import evaluate as score_adapter
+    from veneer.evaluate.heldout import score_adapter as score_adapter
     from veneer.evaluate.results import Evaluation as Evaluation
     from veneer.evaluate.results import Score as Score
     from veneer.evaluate.results import read_evaluation as read_evaluation
@@ -175,7 +175,7 @@ _HOMES = {
     "run_training": "veneer.run.session:run_training",
     "sample_adapter": "veneer.verbs.sample:sample_adapter",
     "save_adapter": "veneer.weights.file:save",
-    "score_adapter": "veneer.evaluate.heldout:evaluate",
+    "score_adapter": "veneer.evaluate.heldout:score_adapter",
     "study_ranks": "veneer.study.ranks:study_ranks",
     "side_by_side": "veneer.sample.comparison:side_by_side",
     "subjects_of": "veneer.sample.comparison:subjects_of",

@@ -13,7 +13,8 @@ from tests.running import hashes, killed, logged, quick_config, told
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.errors import UserError
-from veneer.evaluate.heldout import HeldOutEvaluator, Losses, evaluate
+from veneer.evaluate.comparison import Losses
+from veneer.evaluate.heldout import HeldOutEvaluator, score_adapter
 from veneer.evaluate.results import Evaluated, read_evaluation
 from veneer.family.protocol import Family
 from veneer.run.events import BestAdapterSaved, EarlyStopped
@@ -128,7 +129,7 @@ def test_a_score_is_that_of_the_adapter_as_it_would_be_saved(
     """With an average, of the average; the last score is that of the file, up to merging's rounding."""
     config = config_of(tiny_base, tiny_pictures, tmp_path / "run", train={"ema_decay": 0.9})
     last = evaluated(told(config))[-1]
-    score = evaluate(config, family, survey(config.data), load(config.output.dir / FILE_NAME).weights)
+    score = score_adapter(config, family, survey(config.data), load(config.output.dir / FILE_NAME).weights)
     assert (last.held_out.base, last.held_out.adapter) == pytest.approx((score.base, score.adapter), rel=1e-5)
     assert score.base != pytest.approx(score.adapter, rel=1e-4)
 

@@ -18,17 +18,17 @@ from tools.baselines.methods import LORA, METHODS, Bottleneck, bottleneck, full,
 from tools.publish import published
 from veneer.config.load import build_config
 from veneer.data.preflight import survey
-from veneer.family.protocol import Family
+from veneer.family.protocol import Conditioning, Family
 
 NAMES = list(METHODS)
 
 
 def predict(family: Family) -> torch.Tensor:
-    """Of two noisy latents."""
+    """Return the denoiser's output for two noisy latents."""
     noisy = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     text = torch.randn(2, 16, 32, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        return family.predict(noisy, torch.tensor([10, 900]), text)
+        return family.predict(noisy, torch.tensor([0.01, 0.9]), Conditioning({"text": text}))
 
 
 def bits(networks: Mapping[str, nn.Module]) -> dict[str, torch.Tensor]:
@@ -60,7 +60,8 @@ def test_full_fine_tuning_reaches_every_weight(family: Family) -> None:
     with full(family.networks) as taught:
         assert {id(p) for p in taught.parameters} == {id(p) for p in unet.parameters()}
         noisy, text = torch.ones(1, 4, 8, 8), torch.ones(1, 16, 32)
-        torch.autograd.backward(family.predict(noisy, torch.tensor([500]), text).square().sum())
+        conditioning = Conditioning({"text": text})
+        torch.autograd.backward(family.predict(noisy, torch.tensor([0.5]), conditioning).square().sum())
         assert all(p.grad is not None for p in taught.parameters)
     assert all(p.grad is None for p in unet.parameters())
 

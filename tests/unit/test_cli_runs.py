@@ -23,7 +23,7 @@ from tests.plans import plans_once  # noqa: F401
 from veneer.cli.main import main
 from veneer.config.load import load_config
 from veneer.data.preflight import survey
-from veneer.evaluate.heldout import evaluate
+from veneer.evaluate.heldout import score_adapter
 from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import load_family
 from veneer.run.folder import (
@@ -137,7 +137,7 @@ def test_the_card_tells_score_and_hash(run: Run) -> None:
 def test_the_score_is_that_of_the_file_in_a_fresh_base(run: Run, tiny_base: Path) -> None:
     config = load_config(run.folder / CONFIG)
     factors = load(run.folder / FILE_NAME).weights
-    score = evaluate(config, load_family(str(tiny_base)), survey(config.data), factors)
+    score = score_adapter(config, load_family(str(tiny_base)), survey(config.data), factors)
     logged = events_of(run.folder)[-1]
     assert (logged["base"], logged["adapter"]) == pytest.approx((score.base, score.adapter), rel=1e-5)
     assert score.base != pytest.approx(score.adapter, rel=1e-3)

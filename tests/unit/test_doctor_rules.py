@@ -34,7 +34,7 @@ from veneer.doctor.measurements import effect_of
 from veneer.doctor.rules import captions, endings, fit, learning_rate, pictures, settings, text_encoder
 from veneer.doctor.rules.memory import out_of_memory
 from veneer.errors import UserError
-from veneer.evaluate.heldout import paired_difference
+from veneer.evaluate.comparison import paired_difference
 
 STEPS = 200
 GAIN = Effect(-0.2, -0.24, -0.16, 0.6, 0.4, 32)

@@ -125,9 +125,9 @@ def test_other_captions_are_measured_as_if_the_pictures_were_encoded_anew(run: P
     other = Manifest(shuffle_captions(train).samples[2:5])
     evaluator = HeldOutEvaluator(config, family, train)
     losses = evaluator.losses()
-    assert np.array_equal(evaluator.captioned(other).losses(), heldout_losses(config, family, other))
+    assert np.array_equal(evaluator.with_captions_of(other).losses(), heldout_losses(config, family, other))
     assert np.array_equal(evaluator.losses(), losses) and not np.array_equal(
-        evaluator.captioned(other).losses(), losses[2:5]
+        evaluator.with_captions_of(other).losses(), losses[2:5]
     )
 
 

@@ -16,16 +16,14 @@ from veneer.adapter.registry import specs_of
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
 from veneer.errors import UserError
+from veneer.evaluate.comparison import DRIFT, HELD_OUT, TRAINING
 from veneer.evaluate.heldout import (
-    DRIFT,
-    HELD_OUT,
-    TRAINING,
     HeldOutEvaluator,
-    chosen,
-    compare,
-    evaluate,
+    choose_pictures,
+    compare_adapter,
     heldout_losses,
-    kinds_of,
+    pictures_by_kind,
+    score_adapter,
 )
 from veneer.family.protocol import Conditioning, Family
 from veneer.train.events import Finished
@@ -51,7 +49,7 @@ def test_an_adapter_that_does_nothing_scores_exactly_zero(
     family: Family, tiny_pictures: Path, adapter: dict[str, Any]
 ) -> None:
     config = tiny_config(tiny_pictures, adapter=adapter)
-    score = evaluate(config, family, survey(config.data), null_adapter(config, family))
+    score = score_adapter(config, family, survey(config.data), null_adapter(config, family))
     assert (score.mean, score.low, score.high) == (0.0, 0.0, 0.0)
     assert score.base == score.adapter > 0
     assert score.verdict == "no effect"
@@ -61,11 +59,11 @@ def test_an_adapter_that_does_nothing_scores_exactly_zero(
 def test_null_adapters_are_called_no_effect(family: Family, tiny_pictures: Path, precision: str) -> None:
     """Twenty adapters of B = 0, each with an A of its own, on every kind of pictures."""
     config = tiny_config(tiny_pictures, data={"held_out": 0.5}, validation={"draws": 1}, train={"precision": precision})
-    kinds = kinds_of(config, survey(config.data))
+    kinds = pictures_by_kind(config, survey(config.data))
     verdicts = []
     for seed in range(10):
         null = null_adapter(config.model_copy(update={"seed": seed}), family)
-        found = compare(config, family, kinds, null)
+        found = compare_adapter(config, family, kinds, null)
         assert found.held_out and found.training
         verdicts += [found.held_out.verdict, found.training.verdict]
     assert verdicts.count("no effect") >= 0.95 * len(verdicts)
@@ -77,7 +75,7 @@ def test_two_evaluations_are_equal_to_the_bit(family: Family, tiny_pictures: Pat
     first = heldout_losses(config, family, dataset.held_out)
     torch.manual_seed(5)
     assert np.array_equal(heldout_losses(config, family, dataset.held_out), first)
-    assert evaluate(config, family, dataset, trained) == evaluate(config, family, dataset, trained)
+    assert score_adapter(config, family, dataset, trained) == score_adapter(config, family, dataset, trained)
 
 
 def test_a_trained_adapter_changes_the_loss_and_leaves_the_base(
@@ -85,7 +83,7 @@ def test_a_trained_adapter_changes_the_loss_and_leaves_the_base(
 ) -> None:
     before = bits_of(family.networks)
     config = tiny_config(tiny_pictures)
-    score = evaluate(config, family, survey(config.data), trained)
+    score = score_adapter(config, family, survey(config.data), trained)
     assert score.mean != 0 and score.mean == pytest.approx(score.adapter - score.base)
     assert score.low <= score.mean <= score.high
     after = bits_of(family.networks)
@@ -151,22 +149,22 @@ def test_no_held_out_picture_is_a_mistake_of_the_config(
     dataset = survey(config.data)
     assert dataset.held_out.samples == ()
     with pytest.raises(UserError, match=r"data\.held_out"):
-        evaluate(config, family, dataset, trained)
+        score_adapter(config, family, dataset, trained)
 
 
 def test_each_kind_of_pictures_is_compared(family: Family, tiny_pictures: Path, trained: AdapterWeights) -> None:
     config = tiny_config(tiny_pictures)
     dataset = survey(config.data)
-    kinds = kinds_of(config, dataset) | {DRIFT: dataset.train}
-    found = compare(config, family, kinds, trained)
-    assert found.held_out == evaluate(config, family, dataset, trained)
+    kinds = pictures_by_kind(config, dataset) | {DRIFT: dataset.train}
+    found = compare_adapter(config, family, kinds, trained)
+    assert found.held_out == score_adapter(config, family, dataset, trained)
     assert found.training and found.gap and found.drift
     assert found.gap.mean == pytest.approx(found.held_out.mean - found.training.mean)
     assert (found.gap.held_out, found.gap.training) == (3, 8)
     assert found.drift.pictures == len(dataset.train.samples) == 9
     assert np.mean([band.score.mean for band in found.bands]) == pytest.approx(found.held_out.mean)
     # what there are no pictures for is not there
-    alone = compare(config, family, {TRAINING: dataset.train, HELD_OUT: Manifest()}, trained)
+    alone = compare_adapter(config, family, {TRAINING: dataset.train, HELD_OUT: Manifest()}, trained)
     assert (alone.held_out, alone.gap, alone.bands, alone.drift) == (None, None, (), None)
     assert alone.training == found.drift
 
@@ -178,27 +176,27 @@ def test_an_adapter_trained_for_long_on_few_pictures_shows_a_gap(family: Family,
     config = tiny_config(pictures, data=data, train={"max_steps": 60, "learning_rate": 0.02})
     last = tiny_run(config, family)[-1]
     assert isinstance(last, Finished)
-    found = compare(config, family, kinds_of(config, survey(config.data)), last.weights)
+    found = compare_adapter(config, family, pictures_by_kind(config, survey(config.data)), last.weights)
     assert found.gap is not None and found.training is not None
     assert found.training.mean < 0 < found.gap.mean
 
 
 def test_pictures_are_limited_and_chosen_by_what_they_are(tiny_pictures: Path) -> None:
     pictures = survey(tiny_config(tiny_pictures, data={"held_out": 0.0}).data).train
-    four = chosen(pictures, 4)
+    four = choose_pictures(pictures, 4)
     assert len(four.samples) == 4 and set(four.samples) < set(pictures.samples)
     assert list(four.samples) == [sample for sample in pictures.samples if sample in four.samples]
-    assert chosen(Manifest(pictures.samples[::-1]), 4).samples == four.samples[::-1]
-    assert set(chosen(pictures, 3).samples) < set(four.samples)
-    assert chosen(pictures, 99) == Manifest(pictures.samples)
+    assert choose_pictures(Manifest(pictures.samples[::-1]), 4).samples == four.samples[::-1]
+    assert set(choose_pictures(pictures, 3).samples) < set(four.samples)
+    assert choose_pictures(pictures, 99) == Manifest(pictures.samples)
 
 
 def test_evaluate_pictures_limits_each_kind(family: Family, tiny_pictures: Path, trained: AdapterWeights) -> None:
     config = tiny_config(tiny_pictures, validation={"pictures": 2, "draws": 1})
     dataset = survey(config.data)
     assert len(dataset.held_out.samples) == 3
-    assert [len(pictures.samples) for pictures in kinds_of(config, dataset).values()] == [2, 2]
-    assert evaluate(config, family, dataset, trained).pictures == 2
+    assert [len(pictures.samples) for pictures in pictures_by_kind(config, dataset).values()] == [2, 2]
+    assert score_adapter(config, family, dataset, trained).pictures == 2
 
 
 def test_a_ruler_sees_the_text_encoder_as_it_is(family: Family, tiny_pictures: Path) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from veneer.errors import UserError
-from veneer.evaluate.heldout import paired_difference
+from veneer.evaluate.comparison import paired_difference
 from veneer.evaluate.results import (
     EVALUATION,
     Band,
@@ -107,7 +107,7 @@ def test_a_file_that_holds_no_evaluation_is_refused(text: str, reason: str, tmp_
     (tmp_path / EVALUATION).write_text(text)
     with pytest.raises(UserError) as caught:
         read_evaluation(tmp_path)
-    assert caught.value.code == "evaluation.unreadable"
+    assert caught.value.code == "evaluate.unreadable"
     assert f"evaluation.json: is not an evaluation ({reason}" in str(caught.value)
     assert str(caught.value).endswith("; run veneer evaluate again")
 

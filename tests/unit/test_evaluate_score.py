@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from veneer.errors import UserError
-from veneer.evaluate.heldout import HELD_OUT, TRAINING, bands_of, gap_between, paired_difference
+from veneer.evaluate.comparison import HELD_OUT, TRAINING, memorisation_gap, paired_difference, time_bands
 from veneer.evaluate.results import verdict_of
 
 
@@ -97,7 +97,7 @@ def test_an_interval_in_words(low: float, high: float, verdict: str) -> None:
 
 def test_bands_are_parts_of_time_and_average_to_the_score() -> None:
     adapter, base = losses(12, 8, seed=1), losses(12, 8, seed=2)
-    bands = bands_of(adapter, base)
+    bands = time_bands(adapter, base)
     assert [(band.start, band.end) for band in bands] == [(0, 0.25), (0.25, 0.5), (0.5, 0.75), (0.75, 1)]
     assert bands[1].score == paired_difference(adapter[:, 2:4], base[:, 2:4])
     assert np.mean([band.score.mean for band in bands]) == pytest.approx(paired_difference(adapter, base).mean)
@@ -107,16 +107,16 @@ def test_bands_are_parts_of_time_and_average_to_the_score() -> None:
     ("draws", "count"), [(1, 1), (2, 2), (3, 3), (5, 5), (6, 3), (7, 1), (10, 5), (12, 4), (20, 5)]
 )
 def test_there_are_as_many_bands_as_the_draws_fill_evenly(draws: int, count: int) -> None:
-    assert len(bands_of(losses(3, draws), losses(3, draws, seed=1))) == count
+    assert len(time_bands(losses(3, draws), losses(3, draws, seed=1))) == count
 
 
 def test_the_gap_is_the_difference_of_the_differences() -> None:
     base = {HELD_OUT: losses(9, 4), TRAINING: losses(14, 4, seed=1)}
     adapter = {HELD_OUT: base[HELD_OUT] - 0.1, TRAINING: base[TRAINING] - 0.3}
-    gap = gap_between(adapter, base)
+    gap = memorisation_gap(adapter, base)
     assert (gap.mean, gap.low, gap.high) == pytest.approx((0.2, 0.2, 0.2))
     assert (gap.held_out, gap.training) == (9, 14)
     assert "gains more on pictures it was trained on" in str(gap)
-    assert "gains less" in str(gap_between(base, adapter))
+    assert "gains less" in str(memorisation_gap(base, adapter))
     same = {HELD_OUT: base[HELD_OUT] - losses(9, 4, seed=3), TRAINING: base[TRAINING] - losses(14, 4, seed=4)}
-    assert "no difference to be told" in str(gap_between(same, base))
+    assert "no difference to be told" in str(memorisation_gap(same, base))

@@ -24,7 +24,8 @@ from veneer.cli.main import main
 from veneer.config.load import load_config, resolve
 from veneer.data.preflight import survey
 from veneer.errors import UserError
-from veneer.evaluate.heldout import Losses, heldout_losses
+from veneer.evaluate.comparison import Losses
+from veneer.evaluate.heldout import heldout_losses
 from veneer.family.registry import load_family
 from veneer.plan.parameters import plan_parameters
 from veneer.run.events import PriorSamplingStarted

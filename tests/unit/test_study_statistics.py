@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from veneer.evaluate.heldout import Losses, paired_difference
+from veneer.evaluate.comparison import Losses, paired_difference
 from veneer.serialise import to_data, to_json
 from veneer.study.plot import plot
 from veneer.study.statistics import Table, TrialFailure, TrialResult, difference, tabulate

@@ -27,7 +27,8 @@ from benchmarks.timing import interleaved, ratio
 from tools.publish import publish
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset
-from veneer.evaluate.heldout import Losses, heldout_losses, paired_difference
+from veneer.evaluate.comparison import Losses, paired_difference
+from veneer.evaluate.heldout import heldout_losses
 from veneer.evaluate.results import Score
 from veneer.family.cache import Encoder
 from veneer.family.protocol import Conditioning, Family
@@ -157,12 +158,12 @@ def time_all(path: Path, rounds: int = 31) -> None:
 
 
 def _forward(family: Family, size: int) -> Callable[[], object]:
-    latent_BCHW, timestep_idx_B = torch.full((size, 16, 8, 8), 0.1), torch.full((size,), 500)
-    conditioning_BLD = family.encode_text(["an ant emoji"] * size)
+    latent_BCHW, t_B = torch.full((size, 16, 8, 8), 0.1), torch.full((size,), 0.5)
+    conditioning = family.encode_text(["an ant emoji"] * size)
 
     @torch.no_grad()
     def forward() -> object:
-        return family.predict(latent_BCHW, timestep_idx_B, conditioning_BLD)
+        return family.predict(latent_BCHW, t_B, conditioning)
 
     return forward
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from tools.publish import publish
-from veneer.evaluate.heldout import Losses, paired_difference
+from veneer.evaluate.comparison import Losses, paired_difference
 from veneer.evaluate.interval import RESAMPLES, difference_interval
 
 FIGURES = Path(__file__).parent / "figures.json"

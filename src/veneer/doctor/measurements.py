@@ -15,7 +15,8 @@ from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset
 from veneer.doctor.evidence import Effect, Measurements, ShuffledCaptions
-from veneer.evaluate.heldout import HeldOutEvaluator, Losses, chosen, paired_difference
+from veneer.evaluate.comparison import Losses, paired_difference
+from veneer.evaluate.heldout import HeldOutEvaluator, choose_pictures
 from veneer.evaluate.results import Score
 from veneer.family.protocol import Family
 
@@ -71,7 +72,7 @@ def _shuffled(kind: str) -> str:
 def _picture_sets(config: RunConfig, dataset: Dataset, shared_words: Collection[str]) -> dict[str, Manifest]:
     """Return the sets of pictures to measure on, by name; empty ones are left out."""
     most = min(_MAX_PICTURES, config.validation.pictures)
-    own = {_TRAIN: chosen(dataset.train, most), _HELD_OUT: chosen(dataset.held_out, most)}
+    own = {_TRAIN: choose_pictures(dataset.train, most), _HELD_OUT: choose_pictures(dataset.held_out, most)}
     sets = own | {_shuffled(kind): shuffle_captions(pictures) for kind, pictures in own.items()}
     if shared_words:
         sets[_WITHOUT_WORDS] = without_words(own[_HELD_OUT], shared_words)
@@ -109,7 +110,7 @@ def _evaluators(config: RunConfig, family: Family, sets: Mapping[str, Manifest])
     """Return an evaluator for each set; those of the same pictures share the encoded pictures."""
     own = {kind: HeldOutEvaluator(config, family, sets[kind]) for kind in (_TRAIN, _HELD_OUT) if kind in sets}
     kinds = {name: _TRAIN if name.startswith(_TRAIN) else _HELD_OUT for name in sets}
-    return {name: own[kinds[name]].captioned(pictures) for name, pictures in sets.items()}
+    return {name: own[kinds[name]].with_captions_of(pictures) for name, pictures in sets.items()}
 
 
 def _losses(evaluators: Mapping[str, HeldOutEvaluator]) -> dict[str, Losses]:

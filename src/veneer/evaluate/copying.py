@@ -23,7 +23,7 @@ from veneer.data.manifest import Sample
 from veneer.data.preflight import Dataset
 from veneer.data.transform import load_centered
 from veneer.errors import UserError
-from veneer.evaluate.heldout import chosen
+from veneer.evaluate.heldout import choose_pictures
 from veneer.evaluate.results import Copying, Neighbour
 from veneer.family.protocol import Family
 from veneer.sample.sheet import sheet
@@ -153,11 +153,11 @@ def find_copies(
     if not samples:
         raise _too_few()
     gallery = _Gallery(family, config, samples)
-    yardstick, alike = _unlike(gallery, [(sample, -1) for sample in chosen(pictures.held_out, most).samples])
+    yardstick, alike = _unlike(gallery, [(sample, -1) for sample in choose_pictures(pictures.held_out, most).samples])
     alone = len(yardstick) >= _ENOUGH
     if not alone and len(samples) > 1:
         place_of = {sample.id: place for place, sample in enumerate(samples)}
-        more = [(sample, place_of[sample.id]) for sample in chosen(pictures.train, most).samples]
+        more = [(sample, place_of[sample.id]) for sample in choose_pictures(pictures.train, most).samples]
         others, alike_too = _unlike(gallery, more)
         yardstick, alike = yardstick + others, alike + alike_too
     if not yardstick:
@@ -225,7 +225,7 @@ def copying_sheet(
         painted: as there.
         pictures: as there.
         config: as there.
-        side: of the squares that were compared, in pixels.
+        side: of the squares that were compare_losses, in pixels.
     """
     samples = {str(sample.path): sample for sample in (*pictures.train.samples, *pictures.held_out.samples)}
 

@@ -1,4 +1,4 @@
-"""Measure whether an adapter helps on pictures it never saw: paired denoising losses, with an interval."""
+"""Denoising losses on held-out pictures, which tell whether an adapter helps on pictures it never saw."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from copy import copy
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -19,64 +18,31 @@ from veneer.data.preflight import Dataset
 from veneer.data.transform import centered_geometry
 from veneer.engine.precision import precision_of
 from veneer.errors import UserError
-from veneer.evaluate.interval import RESAMPLES, difference_interval, mean_interval
-from veneer.evaluate.results import Band, Gap, Score, verdict_of
+from veneer.evaluate.comparison import HELD_OUT, TRAINING, Comparison, Losses, compare_losses, nothing_held_out
+from veneer.evaluate.results import Score
 from veneer.family.cache import Encoder
 from veneer.family.protocol import Conditioning, Family, device_of
 from veneer.objective.loss import Objective
 from veneer.rng import key, torch_generator, uniform
 
 __all__ = [
-    "DRIFT",
-    "HELD_OUT",
-    "TRAINING",
-    "Comparison",
     "HeldOutEvaluator",
-    "Losses",
-    "bands_of",
-    "chosen",
-    "compare",
-    "compared",
-    "evaluate",
-    "gap_between",
+    "choose_pictures",
+    "compare_adapter",
     "heldout_losses",
-    "kinds_of",
-    "paired_difference",
+    "pictures_by_kind",
+    "score_adapter",
 ]
 
-Losses = npt.NDArray[np.float64]
-HELD_OUT, TRAINING, DRIFT = "held-out", "training", "drift"
-"""Kinds of pictures that are measured on."""
-_MOST_BANDS = 5
-
 
 @dataclass(frozen=True)
-class Comparison:
-    """An adapter and its base on each kind of pictures; what there are no pictures for is None or empty.
-
-    Attributes:
-        held_out: on pictures that training never saw.
-        training: on pictures that it saw.
-        gap: between the two.
-        bands: the held-out score by parts of time.
-        drift: on pictures of other things.
-    """
-
-    held_out: Score | None
-    training: Score | None
-    gap: Gap | None
-    bands: tuple[Band, ...]
-    drift: Score | None
-
-
-@dataclass(frozen=True)
-class _Noised:
+class _NoisedPicture:
     """A picture with all that is random about its measurement.
 
     Attributes:
         sample: the picture.
         latent_1: the posterior's mean (1, ...).
-        noise_D: noise of each draw (D, ...).
+        noise_D: for each draw (D, ...).
         t_D: time of each draw, rising.
     """
 
@@ -90,9 +56,9 @@ class HeldOutEvaluator:
     """Measures denoising losses on a fixed set of pictures, the same way each time.
 
     Nothing is random but the keyed noise: pictures are centered, latents are the posterior's means, captions the first
-    ones. Draw d of D has its time in the d-th of D equal parts of time (stratified), and another one for each
-    picture. The loss is the base's own (uniform times, no weighting) whatever is trained with, so that different
-    runs can be compared.
+    ones. Draw d of D has a random time in the d-th of D equal parts of time (stratified sampling), another one for each
+    picture. The loss is the base's own (uniform times, no weighting) whatever the adapter was trained with, so that
+    different runs can be compared.
 
     Args:
         config: draws, seed, resolution, precision.
@@ -107,30 +73,34 @@ class HeldOutEvaluator:
         encoder = Encoder(family, config.data, self._resolution, config.seed)
         self._noised = [self._prepare(sample, encoder.centered(sample).mean) for sample in pictures.samples]
 
-    def captioned(self, pictures: Manifest) -> HeldOutEvaluator:
-        """Return an evaluator of some of these pictures with other captions: the same noise, nothing encoded again."""
-        by_id = {noised.sample.id: noised for noised in self._noised}
+    def with_captions_of(self, pictures: Manifest) -> HeldOutEvaluator:
+        """Return an evaluator of some of these pictures with other captions; noise and latents are the same."""
+        noised = {picture.sample.id: picture for picture in self._noised}
         evaluator = copy(self)
-        evaluator._noised = [replace(by_id[sample.id], sample=sample) for sample in pictures.samples]
+        evaluator._noised = [replace(noised[sample.id], sample=sample) for sample in pictures.samples]
         return evaluator
 
     @torch.no_grad()
     def losses(self) -> Losses:
-        """Return denoising losses (pictures, draws) by the networks as they stand; the same numbers each time.
+        """Return denoising losses (pictures, draws) of the networks as they stand; the same numbers each time.
 
-        Captions are encoded anew each time: an adapter may be in the text encoder as well.
+        Captions are encoded anew each time, for an adapter may be in a text encoder as well.
+
+        Raises:
+            UserError: a loss is not finite.
         """
-        rows = [self._picture_losses(noised) for noised in self._noised]
+        rows = [self._picture_losses(picture) for picture in self._noised]
         return np.array(rows, dtype=np.float64).reshape(len(rows), self._config.validation.draws)
 
-    def _prepare(self, sample: Sample, latent_1: Tensor) -> _Noised:
+    def _prepare(self, sample: Sample, latent_1: Tensor) -> _NoisedPicture:
+        """Draw the noise and the times of a picture."""
         seed, draws = self._config.seed, self._config.validation.draws
         generators = [torch_generator(seed, sample.id, draw, "held-out noise") for draw in range(draws)]
         noise_D = torch.cat([torch.randn(latent_1.shape, generator=generator) for generator in generators])
-        return _Noised(sample, latent_1, noise_D, self._objective.times(_strata(seed, sample, draws)))
+        return _NoisedPicture(sample, latent_1, noise_D, self._objective.times(_strata(seed, sample, draws)))
 
-    def _picture_losses(self, noised: _Noised) -> Losses:
-        """Return one picture's losses (draws,), its draws as one batch."""
+    def _picture_losses(self, noised: _NoisedPicture) -> Losses:
+        """Return the losses (draws,) of one picture, whose draws are one batch."""
         device = device_of(self._family)
         latent_D = noised.latent_1.expand_as(noised.noise_D)
         latent_D, noise_D, t_D = (tensor.to(device) for tensor in (latent_D, noised.noise_D, noised.t_D))
@@ -145,20 +115,20 @@ class HeldOutEvaluator:
         return losses
 
     def _conditioning(self, sample: Sample) -> Conditioning:
-        """Return what the denoiser is told of a picture, one row on the CPU."""
+        """Return the conditioning of a picture's first caption, one row on the CPU."""
         text = self._family.encode_text(sample.captions[:1]).to("cpu")
         return self._family.condition(text, [centered_geometry(sample, self._resolution)])
 
 
 def heldout_losses(config: RunConfig, family: Family, pictures: Manifest) -> Losses:
-    """Return denoising losses (pictures, draws) by the networks as they stand."""
+    """Return the denoising losses (pictures, draws) that a ``HeldOutEvaluator`` measures."""
     return HeldOutEvaluator(config, family, pictures).losses()
 
 
-def evaluate(config: RunConfig, family: Family, dataset: Dataset, weights: AdapterWeights) -> Score:
+def score_adapter(config: RunConfig, family: Family, dataset: Dataset, weights: AdapterWeights) -> Score:
     """Score an adapter on the held-out pictures.
 
-    A base of float32 gives an adapter that does nothing a difference of exactly 0.
+    With a base of float32, an adapter that does nothing has a difference of exactly 0.
 
     Args:
         config: draws, pictures, seed, resolution, precision.
@@ -169,20 +139,22 @@ def evaluate(config: RunConfig, family: Family, dataset: Dataset, weights: Adapt
     Raises:
         UserError: no picture is held out, or the adapter does not fit the base.
     """
-    held_out = chosen(dataset.held_out, config.validation.pictures)
+    held_out = choose_pictures(dataset.held_out, config.validation.pictures)
     if not held_out.samples:
-        raise _nothing_held_out()
-    score = compare(config, family, {HELD_OUT: held_out}, weights).held_out
+        raise nothing_held_out()
+    score = compare_adapter(config, family, {HELD_OUT: held_out}, weights).held_out
     assert score is not None
     return score
 
 
-def compare(config: RunConfig, family: Family, kinds: Mapping[str, Manifest], weights: AdapterWeights) -> Comparison:
+def compare_adapter(
+    config: RunConfig, family: Family, kinds: Mapping[str, Manifest], weights: AdapterWeights
+) -> Comparison:
     """Measure the base and the adapter on each kind of pictures, with the same noise and times.
 
     Args:
-        config: as for ``evaluate``.
-        family: as for ``evaluate``.
+        config: as for ``score_adapter``.
+        family: as for ``score_adapter``.
         kinds: pictures by ``HELD_OUT``, ``TRAINING``, ``DRIFT``; a kind may be missing or empty.
         weights: the adapter.
     """
@@ -192,92 +164,24 @@ def compare(config: RunConfig, family: Family, kinds: Mapping[str, Manifest], we
     base = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
     with applied(family.networks, weights):
         adapter = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
-    return compared(adapter, base, config.seed)
+    return compare_losses(adapter, base, config.seed)
 
 
-def compared(adapter: Mapping[str, Losses], base: Mapping[str, Losses], seed: int) -> Comparison:
-    """Return the comparison of losses by kind of picture."""
-    scores = {kind: paired_difference(adapter[kind], base[kind], seed) for kind in base}
-    both = HELD_OUT in base and TRAINING in base
-    return Comparison(
-        held_out=scores.get(HELD_OUT),
-        training=scores.get(TRAINING),
-        gap=gap_between(adapter, base, seed) if both else None,
-        bands=bands_of(adapter[HELD_OUT], base[HELD_OUT], seed) if HELD_OUT in base else (),
-        drift=scores.get(DRIFT),
-    )
-
-
-def kinds_of(config: RunConfig, dataset: Dataset) -> dict[str, Manifest]:
+def pictures_by_kind(config: RunConfig, dataset: Dataset) -> dict[str, Manifest]:
     """Return held-out pictures, and as many training pictures or eight, ``validation.pictures`` of each at most."""
-    held_out = chosen(dataset.held_out, config.validation.pictures)
-    most = min(config.validation.pictures, max(len(held_out.samples), 8))
-    return {HELD_OUT: held_out, TRAINING: chosen(dataset.train, most)}
+    held_out = choose_pictures(dataset.held_out, config.validation.pictures)
+    limit = min(config.validation.pictures, max(len(held_out.samples), 8))
+    return {HELD_OUT: held_out, TRAINING: choose_pictures(dataset.train, limit)}
 
 
-def chosen(pictures: Manifest, most: int) -> Manifest:
-    """Choose pictures, those that a hash ranks first, in their own order: the same ones whatever else is there."""
-    ranked = sorted(pictures.samples, key=lambda sample: key("measured on", sample.id))[:most]
-    kept = {sample.id for sample in ranked}
-    return Manifest(tuple(sample for sample in pictures.samples if sample.id in kept))
-
-
-def paired_difference(adapter: Losses, base: Losses, seed: int = 0, *, resamples: int = RESAMPLES) -> Score:
-    """Compare two arrays of losses (pictures, draws) made with the same noise and times.
-
-    Draws of one picture are not independent, so the interval is over pictures, of each picture's mean over its draws.
-
-    Args:
-        adapter: with the adapter.
-        base: without.
-        seed: of the resampling.
-        resamples: how many.
-
-    Raises:
-        UserError: there is no picture at all.
-    """
-    assert adapter.shape == base.shape and adapter.ndim == 2
-    pictures, draws = adapter.shape
-    if pictures == 0:
-        raise _nothing_held_out()
-    by_picture = _gains(adapter, base)
-    low, high = mean_interval(by_picture, seed, resamples)
-    means = float(base.mean()), float(adapter.mean())
-    return Score(float(by_picture.mean()), low, high, *means, pictures, draws, verdict_of(low, high, means[0]))
-
-
-def bands_of(adapter: Losses, base: Losses, seed: int = 0) -> tuple[Band, ...]:
-    """Return the score by parts of time: as many equal ones as the draws fill evenly, five at most.
-
-    Draw d lies in the d-th of D equal parts of time, so of 8 draws two lie in each of 4 bands, of 10 in each of 5.
-    Seven draws fill no bands but one.
-    """
-    draws = adapter.shape[1]
-    count = max(bands for bands in range(1, _MOST_BANDS + 1) if draws % bands == 0)
-    parts = zip(np.split(adapter, count, axis=1), np.split(base, count, axis=1), strict=True)
-    scores = [paired_difference(*part, seed) for part in parts]
-    return tuple(Band(place / count, (place + 1) / count, score) for place, score in enumerate(scores))
-
-
-def gap_between(adapter: Mapping[str, Losses], base: Mapping[str, Losses], seed: int = 0) -> Gap:
-    """Return the memorisation gap: difference on held-out pictures less difference on training pictures."""
-    held_out, training = (_gains(adapter[kind], base[kind]) for kind in (HELD_OUT, TRAINING))
-    low, high = difference_interval(held_out, training, seed)
-    return Gap(float(held_out.mean() - training.mean()), low, high, len(held_out), len(training))
-
-
-def _gains(adapter: Losses, base: Losses) -> Losses:
-    gains: Losses = (adapter - base).mean(axis=1)
-    return gains
+def choose_pictures(pictures: Manifest, limit: int) -> Manifest:
+    """Return at most ``limit`` pictures, those that a hash of their content ranks first, in their own order."""
+    ranked = sorted(pictures.samples, key=lambda sample: key("measured on", sample.id))
+    ids = {sample.id for sample in ranked[:limit]}
+    return Manifest(tuple(sample for sample in pictures.samples if sample.id in ids))
 
 
 def _strata(seed: int, sample: Sample, draws: int) -> Tensor:
-    """Draw a number (draws,) in each of ``draws`` equal parts of [0, 1)."""
+    """Return a random number (draws,) in each of ``draws`` equal parts of [0, 1)."""
     numbers = [(draw + uniform(seed, sample.id, draw, "held-out timestep")) / draws for draw in range(draws)]
     return torch.tensor(numbers, dtype=torch.float64)
-
-
-def _nothing_held_out() -> UserError:
-    remedy = "hold out at least two"
-    what = "no picture is held out to measure on"
-    return UserError(what, code="evaluate.nothing_held_out", where="data.held_out", remedy=remedy)

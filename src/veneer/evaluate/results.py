@@ -306,7 +306,7 @@ def read_evaluation(folder: Path) -> Evaluation | None:
         return from_data(Evaluation, json.loads(path.read_text("utf-8")))
     except ValueError as error:
         what, remedy = f"is not an evaluation ({error})", "run veneer evaluate again"
-        raise UserError(what, code="evaluation.unreadable", where=path, remedy=remedy) from error
+        raise UserError(what, code="evaluate.unreadable", where=path, remedy=remedy) from error
 
 
 def _pictures(count: int) -> str:

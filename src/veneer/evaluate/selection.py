@@ -10,7 +10,7 @@ from torch import Tensor
 
 from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.registry import from_tensors, to_tensors
-from veneer.evaluate.heldout import Losses, paired_difference
+from veneer.evaluate.comparison import Losses, paired_difference
 from veneer.evaluate.results import Score
 from veneer.rng import key
 

@@ -21,7 +21,8 @@ from veneer.config.load import resolve, write_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset, read_prior, survey
 from veneer.errors import UserError
-from veneer.evaluate.heldout import DRIFT, chosen, compare, kinds_of
+from veneer.evaluate.comparison import DRIFT
+from veneer.evaluate.heldout import choose_pictures, compare_adapter, pictures_by_kind
 from veneer.evaluate.results import Evaluation, Score, write_evaluation
 from veneer.family.fingerprint import settings_hash
 from veneer.family.loading import load_base, load_options
@@ -303,9 +304,11 @@ def _score(
     config: RunConfig, family: Family, pictures: Dataset, finished: Finished, callback: Callback
 ) -> Score | None:
     """Measure the adapter as far as it goes without painting; ``evaluation.json`` is there for the report."""
-    kinds = kinds_of(config, pictures) | {DRIFT: chosen(read_prior(config), config.validation.pictures)}
+    kinds = pictures_by_kind(config, pictures) | {
+        DRIFT: choose_pictures(read_prior(config), config.validation.pictures)
+    }
     try:
-        found = compare(config, family, kinds, finished.weights)
+        found = compare_adapter(config, family, kinds, finished.weights)
     except UserError as fault:  # the adapter is saved, and whoever trained it long will want to look into it
         callback(Warned("evaluation.failed", f"the adapter could not be measured: {fault}"))
         return None

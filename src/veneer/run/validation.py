@@ -13,7 +13,8 @@ from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
 from veneer.errors import UserError
-from veneer.evaluate.heldout import HELD_OUT, HeldOutEvaluator, Losses, compared, kinds_of
+from veneer.evaluate.comparison import HELD_OUT, Losses, compare_losses
+from veneer.evaluate.heldout import HeldOutEvaluator, pictures_by_kind
 from veneer.evaluate.results import Evaluated, Score
 from veneer.evaluate.selection import Selection
 from veneer.family.protocol import Family
@@ -55,7 +56,7 @@ class Validator:
         self, trainer: Trainer, run: Identity, family: Family, pictures: Dataset, emit: Callable[[object], None]
     ) -> None:
         self._trainer, self._run, self._family, self._emit = trainer, run, family, emit
-        self._kinds = kinds_of(run.config, pictures)
+        self._kinds = pictures_by_kind(run.config, pictures)
         self._selection = Selection(run.config.validation.patience, _measure_of(run.config, self._kinds[HELD_OUT]))
         self._evaluators: dict[str, HeldOutEvaluator] = {}
         self._base: dict[str, Losses] = {}
@@ -131,7 +132,7 @@ class Validator:
     ) -> None:
         self._last = adapter[HELD_OUT]
         is_best = self._selection.observe(step, self._last, weights)
-        figures = compared(adapter, base, self._run.config.seed)
+        figures = compare_losses(adapter, base, self._run.config.seed)
         best = self._selection.best
         assert best and figures.held_out and figures.training and figures.gap
         self._emit(Evaluated(step, figures.held_out, figures.training, figures.gap, figures.bands, best.step))

@@ -15,7 +15,8 @@ from veneer.config.load import resolve
 from veneer.config.schema import RunConfig, SampleConfig, ValidationConfig
 from veneer.data.preflight import Dataset, read_prior, survey
 from veneer.errors import UserError
-from veneer.evaluate.heldout import HeldOutEvaluator, Losses, chosen
+from veneer.evaluate.comparison import Losses
+from veneer.evaluate.heldout import HeldOutEvaluator, choose_pictures
 from veneer.family.fingerprint import fingerprint
 from veneer.family.loading import load_base, load_options
 from veneer.family.protocol import Family
@@ -67,7 +68,7 @@ class StudyContext:
         self._evaluator: HeldOutEvaluator | None = None
         held_out = self._pictures(run).held_out
         self._held_out_ids = {sample.id for sample in held_out.samples}
-        self._measured_on = chosen(held_out, run.validation.pictures)
+        self._measured_on = choose_pictures(held_out, run.validation.pictures)
         if not self._held_out_ids:
             what, remedy = "no picture is held out to measure on", "set run.data.held_out: a share, or a folder"
             raise UserError(what, code="study.nothing_held_out", where=study.origin, remedy=remedy)

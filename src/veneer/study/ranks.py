@@ -16,7 +16,8 @@ from veneer.data.captions import Uncaptioned
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
 from veneer.errors import UserError
-from veneer.evaluate.heldout import HeldOutEvaluator, Losses, chosen
+from veneer.evaluate.comparison import Losses
+from veneer.evaluate.heldout import HeldOutEvaluator, choose_pictures
 from veneer.family.loading import load_base
 from veneer.family.protocol import Family
 from veneer.family.registry import BUNDLED
@@ -153,7 +154,7 @@ def _measure(
     callback: Callback,
 ) -> RankStudy:
     """Measure the base and each cut of the adapter, of which the last is the adapter as it is."""
-    evaluator = HeldOutEvaluator(config, family, chosen(pictures, config.validation.pictures))
+    evaluator = HeldOutEvaluator(config, family, choose_pictures(pictures, config.validation.pictures))
     base, highest = evaluator.losses(), max(cuts)
     values = spectrum(cuts[highest])
     results: dict[int, TrialResult] = {}

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from veneer.evaluate.heldout import Losses
+from veneer.evaluate.comparison import Losses
 from veneer.files import atomic_write
 from veneer.serialise import from_data, to_json
 from veneer.study.statistics import StoppedEarly, TrialResult

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from veneer.evaluate.heldout import Losses, paired_difference
+from veneer.evaluate.comparison import Losses, paired_difference
 from veneer.evaluate.interval import t_quantile
 
 __all__ = [

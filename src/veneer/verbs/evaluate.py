@@ -16,9 +16,10 @@ from veneer.data.captions import Uncaptioned
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior, survey
 from veneer.errors import UserError
+from veneer.evaluate.comparison import DRIFT
 from veneer.evaluate.copying import Painted, copying_sheet, find_copies, picture_of
 from veneer.evaluate.drift import captions_of_others
-from veneer.evaluate.heldout import DRIFT, chosen, compare, kinds_of
+from veneer.evaluate.heldout import choose_pictures, compare_adapter, pictures_by_kind
 from veneer.evaluate.model_scores import Judges, Models, load_judges, score_pictures
 from veneer.evaluate.results import Copying, Evaluation, PictureScore, write_evaluation
 from veneer.family.loading import load_base
@@ -112,7 +113,9 @@ def evaluate_adapter(file: Path, how: Evaluating | None = None, callback: Callba
     notes += [*base_warnings(told, config.base), *_doubts(adapter, pictures)]
     others, source = _others(case, how)
     callback(Working("measuring the denoising loss of base and adapter"))
-    found = compare(case.config, family, kinds_of(case.config, pictures) | {DRIFT: others}, case.weights)
+    found = compare_adapter(
+        case.config, family, pictures_by_kind(case.config, pictures) | {DRIFT: others}, case.weights
+    )
     copying = _copying(case, how.paint, notes)
     evaluation = Evaluation(
         **vars(found),
@@ -201,10 +204,10 @@ def _others(case: _Case, how: Evaluating) -> tuple[Manifest, str | None]:
     """Pictures of other things, and where they are from: the user's, the run's of the class, or the base's own."""
     config, most = case.config, case.config.validation.pictures
     if how.prior is not None:
-        return chosen(_read_prior(how.prior, config), most), str(how.prior)
+        return choose_pictures(_read_prior(how.prior, config), most), str(how.prior)
     of_class = read_prior(config)
     if of_class.samples:
-        return chosen(of_class, most), "pictures of the class"
+        return choose_pictures(of_class, most), "pictures of the class"
     known = [sample.captions[0] for sample in (*case.pictures.train.samples, *case.pictures.held_out.samples)]
     captions = captions_of_others(config.base, known, how.paint)
     if not captions:
@@ -239,8 +242,8 @@ def _copying(case: _Case, count: int, notes: list[str]) -> Copying | None:
     train, held_out = case.pictures.train, case.pictures.held_out
     if not count or not train.samples:
         return None
-    samples = [*chosen(held_out, count // 2).samples]
-    samples += chosen(train, count - len(samples)).samples
+    samples = [*choose_pictures(held_out, count // 2).samples]
+    samples += choose_pictures(train, count - len(samples)).samples
     captions = [sample.captions[0] for sample in samples]
     case.callback(Working(f"painting {len(captions)} pictures to look for copies"))
     names = [f"{EVALUATED}/sample-{place:03d}.png" for place in range(len(captions))]
@@ -261,7 +264,7 @@ def _copying(case: _Case, count: int, notes: list[str]) -> Copying | None:
 
 def _scores(case: _Case, judges: Judges, notes: list[str]) -> tuple[PictureScore, ...]:
     """Let the user's models judge what base and adapter paint of the held-out captions."""
-    samples = chosen(case.pictures.held_out, case.config.validation.pictures).samples
+    samples = choose_pictures(case.pictures.held_out, case.config.validation.pictures).samples
     if not judges or not samples:
         return ()
     captions = [sample.captions[0] for sample in samples]
