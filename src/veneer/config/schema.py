@@ -1,4 +1,4 @@
-"""The whole configuration of a run: frozen, typed, unknown keys rejected.
+"""The schema of a run's whole configuration: frozen, typed, unknown keys rejected.
 
 Every key has a default but ``base`` and ``data.sources``. The defaults are the usual ones for Stable Diffusion
 LoRAs: rank 4, alpha = rank, the attention projections, AdamW at 1e-4. Relative paths are relative to the working
@@ -33,7 +33,7 @@ __all__ = [
 
 
 def _as_path(value: object) -> object:
-    """Text to a path with its ``~`` opened; strict validation takes paths only."""
+    """Turn text into a path with its ``~`` expanded; strict validation takes paths only."""
     if value == "":
         raise ValueError("is empty, but should be a path")
     if not isinstance(value, (str, Path)):
@@ -47,11 +47,11 @@ def _as_path(value: object) -> object:
 
 
 def _as_tuple(value: object) -> object:
-    """A list, which is what YAML and JSON have, to a tuple; strict validation takes tuples only."""
+    """Turn a list, which is what YAML and JSON have, into a tuple; strict validation takes tuples only."""
     return tuple(value) if isinstance(value, list) else value
 
 
-def _words(value: str) -> str:
+def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("is empty; leave the key out instead")
     return value
@@ -71,8 +71,8 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Folder = Annotated[Path, BeforeValidator(_as_path)]
-Words = Annotated[str, AfterValidator(_words)]
-Targets = Annotated[tuple[Words, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+NonBlank = Annotated[str, AfterValidator(_not_blank)]
+Targets = Annotated[tuple[NonBlank, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
 Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)]
 ShareOrFolder = Annotated[
     Annotated[Share, Tag("share")] | Annotated[Folder, Tag("folder")], Discriminator(_share_or_folder)
@@ -98,12 +98,12 @@ class SourceConfig(_Section):
 class PriorConfig(_Section):
     """Prior preservation (Ruiz et al. 2023, DreamBooth, eq. 2): the class is kept while a subject is learned."""
 
-    prompt: Words
+    prompt: NonBlank
     """Names the class without the trigger, e.g. ``a cat emoji``."""
     count: Count = 32
     """Pictures of the class: the first ones of ``path``; those that it lacks are made by the base."""
     weight: Positive = 1.0
-    """Of the prior loss beside the subject's."""
+    """Weight of the prior loss beside the subject's."""
     path: Folder | None = None
     """Folder with pictures of the class; default: ``prior`` in the output folder."""
 
@@ -113,7 +113,7 @@ class DataConfig(_Section):
 
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
     """Where the pictures are."""
-    trigger: Words | None = None
+    trigger: NonBlank | None = None
     """Words that call the adapter; appended to each caption that lacks them, alone where there is no caption."""
     resolution: Annotated[int, Field(ge=8)] | None = None
     """Side of the square that the model sees, in pixels; default: the base's own."""
@@ -122,11 +122,11 @@ class DataConfig(_Section):
     background: Annotated[str, AfterValidator(_colour)] = "white"
     """Colour that transparent pictures are laid on: a name, or ``"#rrggbb"`` in quotes."""
     crop: Literal["center", "random"] = "center"
-    """Which square of a picture that is not square."""
+    """Which square is cut from a picture that is not square."""
     flip: bool = False
-    """Mirror half of the showings, left to right; wrong for text and for faces that are not symmetric."""
+    """Mirror half of the draws, left to right; wrong for text and for faces that are not symmetric."""
     caption_dropout: Share = 0.0
-    """Share of showings with an empty caption, which trains the unconditional branch of guidance."""
+    """Share of draws with an empty caption, which trains the unconditional branch of guidance."""
     cache: Folder | None = None
     """Folder that keeps latents and embeddings of captions for later runs; default: they are kept in memory only."""
     prior: PriorConfig | None = None
@@ -137,13 +137,13 @@ class TextEncoderAdapterConfig(_Section):
     """An adapter on a text encoder, saved in the same file under the text encoder's name."""
 
     rank: Count = 4
-    """Columns of A."""
+    """Rank of delta W."""
     alpha: Positive | None = None
     """Strength alpha/rank; default: the rank."""
     target_modules: Targets | None = None
     """Names, or endings of dotted paths, of the text encoder's layers; default: the base's own, of its attention."""
     dropout: Share = 0.0
-    """Of the adapter's input while training."""
+    """Share of the adapter's input that is dropped while training."""
     learning_rate: Positive = 5e-5
     """Learning rate; text encoders overcook sooner than the denoiser."""
 
@@ -161,8 +161,8 @@ class AdapterConfig(_Section):
     """Names, or endings of dotted paths, of the layers that get an adapter; default: the base's own, of its
     attention."""
     dropout: Share = 0.0
-    """Of the adapter's input while training."""
-    text_encoders: dict[Words, TextEncoderAdapterConfig] = {}
+    """Share of the adapter's input that is dropped while training."""
+    text_encoders: dict[NonBlank, TextEncoderAdapterConfig] = {}
     """Text encoders to adapt as well, each by its name in the base: ``text_encoder``, ``text_encoder_2``; ``{}`` is
     enough for each."""
 
@@ -188,7 +188,7 @@ class OptimizerConfig(_Section):
     betas: Annotated[tuple[Share, Share], BeforeValidator(_as_tuple)] = (0.9, 0.999)
     """Decay of the gradient's first and second moments."""
     epsilon: Positive = 1e-8
-    """Added to the denominator."""
+    """Number added to the denominator."""
 
 
 class TrainConfig(_Section):
@@ -201,7 +201,7 @@ class TrainConfig(_Section):
     gradient_accumulation_steps: Count = 1
     """Forward passes an optimiser step; batch_size x gradient_accumulation_steps pictures make one gradient."""
     learning_rate: Positive = 1e-4
-    """Of the denoiser's adapter."""
+    """Learning rate of the denoiser's adapter."""
     optimizer: OptimizerConfig = OptimizerConfig()
     """Which optimiser, and its settings."""
     lr_scheduler: Literal["constant", "linear", "cosine"] = "constant"
@@ -213,7 +213,7 @@ class TrainConfig(_Section):
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an average over the steps, e.g. 0.99, which is saved and painted instead of the last step's adapter."""
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Of the frozen model's arithmetic; the adapter stays float32."""
+    """Precision of the frozen model's arithmetic; the adapter stays float32."""
     memory: Literal["exact", "lean", "leaner", "checkpoint"] = "exact"
     """How little is kept for the backward pass, with the same gradients up to rounding: all; nothing that is not read
     or that norms and activations make again; no outputs of linear layers either; the inputs of blocks alone."""
@@ -256,8 +256,8 @@ class TrackingConfig(_Section):
 
     trackers: Trackers | None = None
     """Any of them, or ``[]`` for none; default: TensorBoard, if it is installed."""
-    project: Words = "veneer"
-    """That the run belongs to in Trackio and at Weights & Biases."""
+    project: NonBlank = "veneer"
+    """Project that the run belongs to in Trackio and at Weights & Biases."""
 
 
 class ValidationConfig(_Section):
@@ -289,12 +289,12 @@ class OutputConfig(_Section):
 class RunConfig(_Section):
     """One run, whole."""
 
-    base: Words
+    base: NonBlank
     """``bundled``, a diffusers folder, a ``.safetensors`` file, or a hub id."""
     data: DataConfig
     """The pictures."""
     seed: Seed = 0
-    """Of everything random."""
+    """Seed of everything random."""
     output: OutputConfig = OutputConfig()
     """The results."""
     adapter: AdapterConfig = AdapterConfig()

@@ -23,7 +23,7 @@ from veneer.config.document import Document, Key, read_yaml, write_yaml
 from veneer.config.keys import dotted
 from veneer.config.load import build_config, config_from_folder, load_config
 from veneer.config.override import parse_override, set_key
-from veneer.config.schema import AdapterConfig, Count, RunConfig, Seed, Share, TextEncoderAdapterConfig, Words
+from veneer.config.schema import AdapterConfig, Count, NonBlank, RunConfig, Seed, Share, TextEncoderAdapterConfig
 from veneer.errors import UserError
 from veneer.files import read_utf8
 
@@ -152,9 +152,9 @@ class StudyConfig(_Section):
     """Points by name, each with the values that it sets by dotted key."""
     search: SearchConfig | None = None
     """A search, whose points a sampler proposes."""
-    budget: Words | None = None
+    budget: NonBlank | None = None
     """Name of a point: every point that sets no rank gets the one that comes closest to its number of parameters."""
-    reference: Words | None = None
+    reference: NonBlank | None = None
     """Name of the point that all others are compared with; default: the last one of a grid or of ``points``."""
     margin: Share = 0.02
     """Share of the reference's gain over the base that a smaller adapter may lose and still be recommended."""
