@@ -27,7 +27,7 @@ from rich.live import Live
 import veneer
 from benchmarks.page import PAGE, figures_of, keep, machine, show
 from tools.publish import publish
-from veneer.cli.progress import Progress
+from veneer.cli.terminal.progress import Progress
 from veneer.config.schema import RunConfig
 from veneer.run import sampling
 from veneer.run.log import EventBus, EventLog

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from veneer.adapter.stack import AdapterStack as AdapterStack
     from veneer.base import demo_path as demo_path
     from veneer.base import path as base_path
-    from veneer.cli.progress import Progress as Progress
+    from veneer.cli.terminal.progress import Progress as Progress
     from veneer.config.load import build_config as build_config
     from veneer.config.load import config_from_folder as config_from_folder
     from veneer.config.load import dump_config as dump_config
@@ -138,7 +138,7 @@ _HOMES = {
     "LoraFactors": "veneer.adapter.lora:LoraFactors",
     "RankStudyOptions": "veneer.study.ranks:RankStudyOptions",
     "SampleOptions": "veneer.verbs.sample:SampleOptions",
-    "Progress": "veneer.cli.progress:Progress",
+    "Progress": "veneer.cli.terminal.progress:Progress",
     "Resume": "veneer.run.resume:Resume",
     "RunConfig": "veneer.config.schema:RunConfig",
     "Evaluation": "veneer.evaluate.results:Evaluation",

@@ -16,7 +16,7 @@ import pytest
 
 from tests.running import hashes, logged, quick_config, steps_kept
 from veneer.cli.main import main
-from veneer.cli.resuming import with_resume
+from veneer.cli.resume_option import with_resume_value
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
@@ -104,7 +104,7 @@ def test_what_was_stopped_goes_on_with_the_command_that_was_printed(
     (config.output.dir).mkdir()
     (config.output.dir / FILE_NAME).write_bytes(b"earlier")
     with monkeypatch.context() as patch:
-        patch.setattr("veneer.cli.progress.Progress.__call__", lambda self, event: signalling(15, 2)(event))
+        patch.setattr("veneer.cli.terminal.progress.Progress.__call__", lambda self, event: signalling(15, 2)(event))
         assert main(["train", str(file), "train.batch_size=3", "--overwrite"]) == 143
     (line,) = capsys.readouterr().err.splitlines()
     what, _, command = line.partition("; go on with: ")
@@ -122,7 +122,7 @@ def test_a_checkpoint_that_cannot_be_written_at_the_stop_is_said_to(
     write_config(config, tmp_path / "run.yaml")
     config.output.dir.mkdir()
     (config.output.dir / "checkpoints").touch()
-    monkeypatch.setattr("veneer.cli.progress.Progress.__call__", lambda self, event: signalling(2, 2)(event))
+    monkeypatch.setattr("veneer.cli.terminal.progress.Progress.__call__", lambda self, event: signalling(2, 2)(event))
     assert main(["train", str(tmp_path / "run.yaml")]) == 130
     assert capsys.readouterr().err == "veneer: stopped by SIGINT after step 2; no checkpoint could be written\n"
 
@@ -170,7 +170,7 @@ def test_a_thread_trains_without_handlers() -> None:
 )
 def test_resume_has_a_value_or_none(words: str, read: str | None) -> None:
     expected = words.replace("--resume ", "--resume=") if read is None else read
-    assert with_resume(words.split()) == expected.split()
+    assert with_resume_value(words.split()) == expected.split()
 
 
 @pytest.mark.parametrize(

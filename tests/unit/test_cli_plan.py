@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from tests.unit.test_cli import refusal
-from veneer.cli import plan as command
 from veneer.cli.main import main
+from veneer.cli.terminal import plan as command
 from veneer.config.schema import RunConfig
 from veneer.plan import assessment
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase

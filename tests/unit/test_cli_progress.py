@@ -12,8 +12,8 @@ from types import MappingProxyType
 import pytest
 from rich.console import Console
 
-from veneer.cli import progress as module
-from veneer.cli.progress import Progress
+from veneer.cli.terminal import progress as module
+from veneer.cli.terminal.progress import Progress
 from veneer.engine.memory_usage import InUse
 from veneer.plan.memory import Memory, Phase
 from veneer.plan.plan import NetworkPlan, Plan

@@ -16,7 +16,7 @@ from benchmarks import overhead
 from benchmarks.page import figures_of
 from tests.bases import Defaults
 from tools.publish import published
-from veneer.cli.progress import Progress
+from veneer.cli.terminal.progress import Progress
 from veneer.config.load import build_config, resolve
 from veneer.plan.plan import Plan
 from veneer.run.events import Planned
@@ -73,7 +73,7 @@ def test_the_measured_run_keeps_the_promise() -> None:
 
 def test_no_tracker_is_imported_before_training() -> None:
     code = (
-        "import sys; import veneer.cli.train, veneer.run.events;"
+        "import sys; import veneer.cli.terminal.train, veneer.run.events;"
         "print(sorted({'tensorboard', 'trackio', 'wandb'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -62,7 +62,7 @@ def test_importing_veneer_loads_nothing_slow() -> None:
 
 
 def test_a_config_is_read_and_refused_without_torch() -> None:
-    modules = "veneer.config.load, veneer.data.manifest, veneer.data.preflight, veneer.cli.main, veneer.cli.source"
+    modules = "veneer.config.load, veneer.data.manifest, veneer.data.preflight, veneer.cli.main, veneer.cli.inputs"
     assert not _modules_after(f"import {modules}") & {"torch", "diffusers", "transformers", "peft"}
 
 

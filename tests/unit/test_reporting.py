@@ -332,7 +332,7 @@ def test_the_verbs_leave_a_report(
 
 
 def test_a_report_that_cannot_be_had_undoes_no_work(tmp_path: Path) -> None:
-    from veneer.cli.report import report_line
+    from veneer.cli.terminal.report import report_line
 
     assert report_line(tmp_path).startswith("no report: ") and "\n" not in report_line(tmp_path)
 

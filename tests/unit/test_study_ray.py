@@ -11,7 +11,7 @@ import pytest
 
 from tests.fakes.ray import FakeRay
 from tests.studies import EventRecorder, draw_adapter, lighten
-from veneer.cli.study import study_command
+from veneer.cli.terminal.study import run_study_in_terminal
 from veneer.errors import UserError
 from veneer.study import trial as trials
 from veneer.study.config import Study, build_study
@@ -123,7 +123,7 @@ def test_what_was_stopped_early_is_known_to_the_same_command(
 ) -> None:
     """The second of two proposals is stopped: all is as it should be, and there is nothing left to do."""
     ray = FakeRay(monkeypatch, lambda told: len(ray.reports) > 3 and told["step"] == 3)
-    assert study_command(search_of(run, 2, [0]), tmp_path, "ray")
+    assert run_study_in_terminal(search_of(run, 2, [0]), tmp_path, "ray")
     assert [report["step"] for report in ray.reports] == [1, 3, 9, 1, 3]
     loss, told = ray.reports[-1]["loss"], capsys.readouterr().out
     assert (
@@ -131,7 +131,7 @@ def test_what_was_stopped_early_is_known_to_the_same_command(
     )
     before = (tmp_path / "study.json").read_bytes()
     ray.reports.clear()
-    assert study_command(search_of(run, 2, [0]), tmp_path, "ray")
+    assert run_study_in_terminal(search_of(run, 2, [0]), tmp_path, "ray")
     assert not ray.reports and (tmp_path / "study.json").read_bytes() == before
     assert f"at a loss of {loss:.4f} (done before)" in capsys.readouterr().out
 

@@ -19,8 +19,8 @@ from tests.conftest import write_tiny_pictures
 from tests.studies import EventRecorder, draw_adapter, lighten, shared_base
 from tests.training import laid_over
 from veneer.adapter.merge import merge
-from veneer.cli import study as screen
 from veneer.cli.main import main
+from veneer.cli.terminal import study as screen
 from veneer.config.load import load_config, resolve
 from veneer.data.preflight import survey
 from veneer.errors import UserError
@@ -437,7 +437,7 @@ def test_a_stopped_study_gives_the_terminal_back(
     monkeypatch.setattr(trials, "_train_alone", stop)
     monkeypatch.setattr(screen, "Console", lambda: Console(file=written, force_terminal=True, width=80))
     with pytest.raises(Interrupted):
-        screen.study_command(make(), tmp_path, "local")
+        screen.run_study_in_terminal(make(), tmp_path, "local")
     hidden, shown = "\x1b[?25l", "\x1b[?25h"
     assert written.getvalue().rfind(shown) > written.getvalue().rfind(hidden) > 0 and sys.stderr is errors
 

@@ -1,1 +1,1 @@
-"""The command line: the composition root, where everything below is put together for a person at a terminal."""
+"""The command line: one file a verb, which reads its options; ``terminal`` prints what comes of it."""

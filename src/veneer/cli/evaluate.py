@@ -1,23 +1,78 @@
-"""``veneer evaluate`` on a screen: what it does on standard error, what it found on standard output."""
+"""The options of ``veneer evaluate``."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
+from typing import Annotated
 
-from veneer.cli.report import report_line
-from veneer.serialise import to_json
-from veneer.verbs.evaluate import Evaluating, Working, evaluate_adapter, folder_of
+import typer
 
-__all__ = ["evaluate_command"]
+from veneer.cli.options import Base
 
-
-def evaluate_command(file: Path, how: Evaluating, *, as_json: bool) -> None:
-    """Measure an adapter and print lines for a person, or the JSON that is written as well."""
-    found = evaluate_adapter(file, how, _emit)
-    print(to_json(found) if as_json else found, end="" if as_json else "\n", flush=True)
-    _emit(Working(report_line(folder_of(file, how))))
+__all__ = ["evaluate"]
 
 
-def _emit(event: Working) -> None:
-    print(event.what, file=sys.stderr, flush=True)
+def evaluate(
+    file: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="Folder of a run, or an adapter file.")],
+    base: Base = None,
+    data: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pictures that the adapter never saw; may be repeated. Default: those that its run held out.",
+        ),
+    ] = None,
+    training: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FOLDER", help="Pictures that it was trained on; may be repeated. Default: those of its run."
+        ),
+    ] = None,
+    prior: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Pictures of other things, which it should leave alone. Default: the run's of the class, else "
+            "some that the base paints.",
+        ),
+    ] = None,
+    trigger: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TOKEN",
+            help="Words that call the adapter, for captions of --data and --training. Default: the run's, else those "
+            "that the file tells.",
+        ),
+    ] = None,
+    paint: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Pictures painted of other things, and to look for copies.")
+    ] = 16,
+    clip: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Folder or hub id of a CLIP, to judge what is painted.")
+    ] = None,
+    dino: Annotated[str | None, typer.Option(metavar="MODEL", help="The same, a DINO or DINOv2.")] = None,
+    aesthetic: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Aesthetic head over that CLIP, as .safetensors.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where results go. Default: the run's folder; for a file, one beside it."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print evaluation.json instead of lines.")] = False,
+) -> None:
+    """Measure an adapter: does it help, what does it memorise, what else does it change, does it copy."""
+    from veneer.cli.terminal.evaluate import print_evaluation
+    from veneer.evaluate.model_scores import Models
+    from veneer.verbs.evaluate import Evaluating
+
+    how = Evaluating(
+        base=base,
+        data=tuple(data or ()),
+        training=tuple(training or ()),
+        prior=prior,
+        trigger=trigger,
+        paint=paint,
+        models=Models(clip, dino, aesthetic),
+        out=out,
+    )
+    print_evaluation(file, how, as_json=json)

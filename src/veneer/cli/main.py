@@ -1,4 +1,4 @@
-"""One command line in, one exit code out; whatever goes wrong is one line on standard error."""
+"""Run one command line; whatever goes wrong is one line on standard error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import suppress
 import typer
 
 from veneer.cli.app import app
-from veneer.cli.resuming import how_to_go_on, with_resume
+from veneer.cli.resume_option import resume_advice, with_resume_value
 from veneer.errors import UserError
 from veneer.run.signals import Followed, Interrupted, ending_at_signals
 from veneer.silence import silence_notices
@@ -26,12 +26,12 @@ def main(arguments: Sequence[str]) -> int:
     """Run the command line ``arguments``.
 
     Returns:
-        0, or 2 for a mistake, 1 for a failing machine or a file that is not what it tells, 130 for Ctrl-C, 143 for
-        SIGTERM.
+        The exit code: 0, or 2 for a mistake, 1 for a failing machine or a file that is not what it says, 130 for
+        Ctrl-C, 143 for SIGTERM.
     """
     try:
         with ending_at_signals(), silence_notices():
-            code = app(with_resume(arguments), prog_name="veneer", standalone_mode=False)
+            code = app(with_resume_value(arguments), prog_name="veneer", standalone_mode=False)
     except UserError as mistake:
         return _refuse(str(mistake), _MISTAKE)
     except typer.TyperException as mistake:
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as failure:  # a full disk, a file that vanished: the machine's, not a bug to trace
         return _refuse(_of_machine(failure), _FAILURE)
     except Interrupted as stop:
-        print(f"veneer: {how_to_go_on(stop, arguments)}", file=sys.stderr)
+        print(f"veneer: {resume_advice(stop, arguments)}", file=sys.stderr)
         return stop.exit_code
     except Followed as end:
         return end.exit_code
@@ -64,7 +64,7 @@ def _refuse(what: str, code: int) -> int:
 
 
 def _with_suggestion(mistake: typer.TyperException) -> str:
-    """Typer's message; the nearest known option is asked for as it asks for the nearest verb."""
+    """Return Typer's message; the nearest known option is asked for as it asks for the nearest verb."""
     near: Sequence[str] | None = getattr(mistake, "possibilities", None)
     if not near:
         return mistake.format_message()

@@ -1,23 +1,22 @@
-"""``veneer report``, and the report that other verbs leave behind."""
+"""The options of ``veneer report``."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from veneer.errors import UserError
-from veneer.report.gather import report_json, report_run, write_report
+import typer
 
-__all__ = ["report_command", "report_line"]
-
-
-def report_command(folder: Path, *, as_json: bool) -> None:
-    """Write the report and say where it is; or print it as data and write nothing."""
-    print(report_json(report_run(folder)) if as_json else write_report(folder), end="" if as_json else "\n")
+__all__ = ["report"]
 
 
-def report_line(folder: Path) -> str:
-    """Write the report of work that is done, which is not undone by a report that cannot be had."""
-    try:
-        return f"report: {write_report(folder)}"
-    except UserError as fault:
-        return f"no report: {fault}"
+def report(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder that 'veneer train' or 'veneer evaluate' wrote to.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead, and write nothing.")] = False,
+) -> None:
+    """Tell a run as one page, report.html: verdict, curves, pictures, plan, provenance."""
+    from veneer.cli.terminal.report import print_report
+
+    print_report(run, as_json=as_json)

@@ -1,131 +1,48 @@
-"""``veneer study`` and ``veneer adapter resize`` on a screen: each training, the bar, the table, the advice."""
+"""The options of ``veneer study``."""
 
 from __future__ import annotations
 
-import shlex
-import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from veneer.cli.progress import Progress
-from veneer.errors import UserError
-from veneer.run.events import PriorSamplingStarted, Resumed, Surveyed
-from veneer.study.config import Study
-from veneer.study.ranks import RankMeasured, RankStudyOptions, study_ranks
-from veneer.study.results import TrialFinished, TrialStarted
-from veneer.study.run import run_study, study_folder
-from veneer.study.tables import as_markdown
-from veneer.train.events import Warned
-from veneer.verbs.resize import resize_adapter
+from veneer.cli.inputs import read_study
 
-__all__ = ["refuse_unused", "resize_command", "study_command"]
+__all__ = ["study"]
 
 
-def study_command(study: Study, out: Path | None, on: str) -> bool:
-    """Do a study, or the rest of one; False if a training of it came to nothing."""
-    console = Console()
-    folder = out or study_folder(study)
-    _say(console, f"study {study.name} in {folder}")
-    with _Screen(console) as screen:
-        result = run_study(study, folder, on=on, callback=screen)
-    _say(console, "\n" + (folder / "study.md").read_text("utf-8"))
-    _say(console, "\n".join(f"written: {path}" for path in result.files))
-    return not result.table.failures
-
-
-def resize_command(
-    file: Path, ranks: Sequence[int], out: Path | None, options: RankStudyOptions, *, measured: bool
+def study(
+    source: Annotated[
+        Path, typer.Argument(metavar="STUDY.yaml|NAME", help="A study, or a ready-made one: rank or targets.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE", help="Change keys of the study, e.g. seeds=[0] or run.train.max_steps=200."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER|CONFIG.yaml", help="The run to study, in place of the study's own."),
+    ] = None,
+    trigger: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="With --config: words that will call the adapter in a prompt.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Where the study goes. Default: the run's output, with the study's name."),
+    ] = None,
+    on: Annotated[
+        str, typer.Option(metavar="PLACE", help="'local', one training after another, or 'ray', a cluster's.")
+    ] = "local",
 ) -> None:
-    """Cut an adapter to a rank, or measure which rank loses nothing."""
-    console = Console()
-    if not measured:
-        if len(ranks) != 1:
-            raise UserError("one rank is needed", where="--rank", remedy="or --study, to see which is enough")
-        _say(console, str(resize_adapter(file, ranks[0], out, base=options.base)))
-        return
-    with _Screen(console) as screen:
-        study = study_ranks(file, ranks, options, out=out, callback=screen)
-    _say(console, "\n" + as_markdown(study.table))
-    if study.advised is not None and study.advised != study.highest:
-        words = ["adapter", "resize", str(file), "--rank", str(study.advised)]
-        _say(console, shlex.join(["veneer", *words, *(["--base", options.base] if options.base else [])]))
+    """Train many ways, and compare them on held-out pictures.
 
+    What is done already is not done again, so the same command goes on with a study that was stopped.
+    """
+    checked = read_study(source, overrides or (), config, trigger)
+    from veneer.cli.terminal.study import run_study_in_terminal
 
-def refuse_unused(options: Mapping[str, object], without: str) -> None:
-    """Refuse options that mean something only beside another, which is not given; None is one that is not given."""
-    for name, value in options.items():
-        if value is not None:
-            raise UserError(f"means something only with {without}", where=name)
-
-
-class _Screen:
-    """Says what a study tells; each training has a bar of its own, which leaves the terminal whatever ends it."""
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
-        self._bar: Progress | None = None
-        self._began, self._done = time.monotonic(), 0
-
-    def __enter__(self) -> _Screen:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._close()
-
-    def __call__(self, event: object) -> None:
-        if isinstance(event, TrialStarted):
-            self._close()
-            _say(self._console, f"[{event.number}/{event.count}] {event.point}, seed {event.seed}{self._left(event)}")
-            self._bar = Progress(self._console)
-            self._bar.__enter__()
-        elif isinstance(event, TrialFinished):
-            self._end(event)
-        elif isinstance(event, Warned) and self._bar is None:
-            _say(self._console, f"warning: {event.text}")
-        elif (text := _text(event)) is not None:
-            _say(self._console, text)
-        if self._bar is not None:
-            self._bar(event)
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.__exit__(None, None, None)
-            self._bar = None
-
-    def _end(self, event: TrialFinished) -> None:
-        self._close()
-        known = " (done before)" if event.known else ""
-        if event.loss is None:
-            told = f": {event.reason}{known}" if event.early else f" came to nothing: {event.reason}"
-            _say(self._console, f"  {event.point}, seed {event.seed}{told}")
-            return
-        self._done += not event.known
-        _say(self._console, f"  {event.point}, seed {event.seed}: held-out loss {event.loss:.4f}{known}")
-
-    def _left(self, event: TrialStarted) -> str:
-        """How long the rest will take, if what is done so far tells."""
-        if self._done == 0:
-            return ""
-        left = (time.monotonic() - self._began) / self._done * (event.count - event.number + 1)
-        return f", about {left / 60:.0f} min left"
-
-
-def _text(event: object) -> str | None:
-    if isinstance(event, Surveyed):
-        return f"pictures: {event.train} to train on, {event.held_out} held out, {len(event.rejected)} left out"
-    if isinstance(event, PriorSamplingStarted):
-        return f"painting {event.count} pictures of {event.prompt!r} into {event.folder}"
-    if isinstance(event, Resumed):
-        return f"  going on after step {event.step}"
-    if isinstance(event, RankMeasured):
-        return f"rank {event.rank}: held-out loss {event.loss:.4f}, {event.retained:.1%} of delta W's norm kept"
-    return None
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    if not run_study_in_terminal(checked, out, on):
+        raise typer.Exit(1)

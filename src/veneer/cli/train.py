@@ -1,96 +1,56 @@
-"""``veneer train`` on a screen: the pictures, the plan, the bar, the score."""
+"""The options of ``veneer train``."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
-from rich.console import Console
+import typer
 
-from veneer.cli.progress import Progress
-from veneer.cli.report import report_line
-from veneer.config.schema import RunConfig
-from veneer.errors import UserError
-from veneer.evaluate.results import Evaluated
-from veneer.run.events import (
-    AdapterSaved,
-    BestAdapterSaved,
-    EarlyStopped,
-    Planned,
-    PriorSamplingStarted,
-    Resumed,
-    SamplesSaved,
-    Surveyed,
-    TrackingStarted,
-)
-from veneer.run.resume import Resume
-from veneer.run.session import Result, run_training
-from veneer.train.distributed import launched
+from veneer.cli.inputs import read_run_config
+from veneer.cli.options import refuse_unused
 
-__all__ = ["resume_of", "train_command"]
+__all__ = ["train"]
 
 
-def train_command(config: RunConfig, *, overwrite: bool, resume: Resume | None) -> None:
-    """Do a whole run, or the rest of one, and say what happens; of several processes the first does."""
-    console = Console(quiet=launched()[0] > 0)
-    with Progress(console) as progress:
+def train(
+    source: Annotated[
+        Path, typer.Argument(metavar="FOLDER|CONFIG.yaml", help="A folder of pictures, or a run's configuration.")
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Change keys of the configuration, e.g. train.max_steps=200."),
+    ] = None,
+    trigger: Annotated[
+        str | None, typer.Option(metavar="TOKEN", help="Words that will call the adapter in a prompt.")
+    ] = None,
+    preset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="Start from a preset, e.g. rank-small or style; may be repeated."),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace a result, or an unfinished run, in the output folder.")
+    ] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[CHECKPOINT]",
+            help="Go on with the run in the output folder from its newest checkpoint, or start it if it has none yet; "
+            "or go on from the checkpoint named.",
+        ),
+    ] = None,
+    allow_change: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY", help="With --resume: this key may differ from what it was; may be repeated."),
+    ] = None,
+) -> None:
+    """Train an adapter on pictures, and measure it."""
+    if resume is None:
+        refuse_unused({"--allow-change": allow_change}, "--resume")
+    config = read_run_config(source, overrides or (), trigger, preset or ())
+    from veneer.cli.terminal.train import run_in_terminal
+    from veneer.run.resume import Resume
 
-        def callback(event: object) -> None:
-            text = _text(event)
-            if text is not None:
-                _say(console, text)
-            progress(event)
-
-        result = run_training(config, overwrite=overwrite, resume=resume, callback=callback)
-    _say(console, _result_text(result))
-    if not console.quiet:
-        _say(console, report_line(config.output.dir))
-
-
-def resume_of(checkpoint: str | None, allow: Sequence[str]) -> Resume | None:
-    """What ``--resume`` and ``--allow-change`` ask for; no name at ``--resume`` means the newest checkpoint."""
-    if checkpoint is None:
-        if allow:
-            raise UserError("means something only with --resume", where="--allow-change")
-        return None
-    return Resume(Path(checkpoint) if checkpoint else None, tuple(allow))
-
-
-def _text(event: object) -> str | None:
-    """What is said of an event beside the bar."""
-    if isinstance(event, Surveyed):
-        return _survey_text(event)
-    if isinstance(event, PriorSamplingStarted):
-        return f"painting {event.count} pictures of {event.prompt!r} into {event.folder}"
-    if isinstance(event, Resumed):
-        return f"going on after step {event.step}, from {event.path}"
-    if isinstance(event, Planned):
-        return str(event.plan)
-    if isinstance(event, Evaluated):
-        best = "the best so far" if event.best_step == event.step else f"the best is that of step {event.best_step}"
-        return f"after step {event.step}: {event.held_out}; {best}\n  {event.gap}"
-    if isinstance(event, (EarlyStopped, BestAdapterSaved)):
-        return str(event)
-    if isinstance(event, TrackingStarted):
-        return f"curves: {event.shown_by}"
-    if isinstance(event, SamplesSaved) and event.step == 0:
-        return f"samples: {event.timelapse}, which grows with the run"
-    if isinstance(event, AdapterSaved):
-        return f"saved {event.path} (sha256 {event.sha256}); painting and measuring"
-    return None
-
-
-def _survey_text(event: Surveyed) -> str:
-    lines = [f"pictures: {event.train} to train on, {event.held_out} held out, {len(event.rejected)} left out"]
-    lines += [f"  left out: {path}: {reason}" for path, reason in event.rejected.items()]
-    lines += [f"  note: {note}" for note in event.notes]
-    return "\n".join(lines)
-
-
-def _result_text(result: Result) -> str:
-    score = "no picture was held out, so there is no score" if result.score is None else str(result.score)
-    return f"{score}\nadapter: {result.adapter}\nsheet: {result.sheet}"
-
-
-def _say(console: Console, text: str) -> None:
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    # no name at --resume means the newest checkpoint
+    wanted = None if resume is None else Resume(Path(resume) if resume else None, tuple(allow_change or ()))
+    run_in_terminal(config, overwrite=overwrite, resume=wanted)

@@ -1,4 +1,4 @@
-"""A training loop's events on the screen: a bar on a terminal, plain lines in a pipe or a log."""
+"""Show a training loop's events: a bar on a terminal, plain lines in a pipe or a log."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from veneer.adapter.protocol import AdapterWeights
+from veneer.cli.terminal.console import say
 from veneer.engine.memory_usage import memory_in_use
 from veneer.plan.text import format_bytes
 from veneer.run.events import Planned, Resumed
@@ -23,13 +24,13 @@ __all__ = ["Progress"]
 
 _LINES = 20  # in a log, for a whole run
 _WINDOW = 200
-"""Steps from which the time of those to come is told: enough to hold the sheets and checkpoints between them."""
+"""Steps from which the time that is left is computed: enough to hold the sheets and checkpoints between them."""
 
 
 class Progress:
-    """Listens to a training loop: step, speed, the time that is left, smoothed loss, learning rate, memory.
+    """A callback that shows a training: step, speed, the time that is left, smoothed loss, learning rate, memory.
 
-    Memory is what is in use, the most that was, and the most that the plan foresaw, where it foresaw any. Either
+    Memory is what is in use, the peak, and the peak that was planned, if there is a plan of it. Either
     ``Progress().watch(events)``, or a context manager that is called with each event.
     """
 
@@ -51,7 +52,7 @@ class Progress:
         self._bar.stop()
 
     def __call__(self, event: object) -> None:
-        """Show one event; those without a place on the bar are passed over."""
+        """Show one event; one that has no place on the bar is ignored."""
         if isinstance(event, Resumed):
             self._smooth = SmoothedLoss(event.losses)
         elif isinstance(event, Planned):
@@ -62,11 +63,11 @@ class Progress:
         elif isinstance(event, StepDone):
             self._advance(event)
         elif isinstance(event, SampleDue):
-            self._name("painting")
+            self._describe("painting")
         elif isinstance(event, Warned):
-            self._say(f"warning: {event.text}")
+            say(self._console, f"warning: {event.text}")
         elif isinstance(event, StepSkipped):
-            self._say(f"warning: {event}")
+            say(self._console, f"warning: {event}")
         elif isinstance(event, Finished):
             self._bar.stop()
 
@@ -88,35 +89,32 @@ class Progress:
     def _advance(self, event: StepDone) -> None:
         self._pace.step(event.step)
         loss = self._smooth.add(event.loss)
-        figures = f"loss {loss:.4f}  rate {max(event.rates.values()):.1e}{self._memory()}"
+        numbers = f"loss {loss:.4f}  rate {max(event.rates.values()):.1e}{self._memory()}"
         if not self._console.is_terminal:
-            if self._pace.is_told:
-                self._say(f"step {event.step}/{self._pace.steps}  {figures}  {self._pace}")
+            if self._pace.is_logged:
+                say(self._console, f"step {event.step}/{self._pace.steps}  {numbers}  {self._pace}")
         elif self._task is not None:
-            self._bar.under = figures
+            self._bar.under = numbers
             self._bar.update(self._task, completed=event.step, description="training")
 
     def _memory(self) -> str:
         used = memory_in_use()
         if used is None:
             return ""
-        told = [] if used.now is None else [format_bytes(used.now)]
-        told.append(f"peak {format_bytes(used.peak)}")
+        parts = [] if used.now is None else [format_bytes(used.now)]
+        parts.append(f"peak {format_bytes(used.peak)}")
         if self._planned is not None:
-            told.append(f"plan {format_bytes(self._planned)}")
-        return f"  memory {', '.join(told)}"
+            parts.append(f"plan {format_bytes(self._planned)}")
+        return f"  memory {', '.join(parts)}"
 
-    def _name(self, what: str) -> None:
-        """Say at the bar what is being done."""
+    def _describe(self, what: str) -> None:
+        """Write beside the bar what is being done."""
         if self._task is not None:
             self._bar.update(self._task, description=what)
 
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
-
 
 class _Pace:
-    """How fast it goes, and how long it will take."""
+    """The speed of a training, and the time that is left."""
 
     def __init__(self) -> None:
         self.begin(0, 0)
@@ -128,17 +126,17 @@ class _Pace:
         self._began = self._times[0]
 
     def step(self, done: int) -> None:
-        """A step was done."""
+        """Note that a step is done."""
         self._done = done
         self._times.append(time.monotonic())
 
     @property
-    def is_told(self) -> bool:
-        """Whether a log has a line of this step: the first, the last, and some between."""
+    def is_logged(self) -> bool:
+        """Check whether a log has a line of this step: the first, the last, and some between."""
         return self._done in (self._start + 1, self.steps) or self._done % max(1, self.steps // _LINES) == 0
 
     def __str__(self) -> str:
-        """Speed, and the time that is left; in the end, the time that it took."""
+        """Return the speed, and the time that is left; in the end, the time that it took."""
         counted = len(self._times) - 1
         if not counted:
             return ""
@@ -160,26 +158,26 @@ class _Bar(RichProgress):
         super().__init__(*columns, console=console, disable=not console.is_terminal, refresh_per_second=1)
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The bar and the line."""
+        """Yield the bar and the line."""
         yield from super().get_renderables()
         if self.under:
             yield Text(self.under, no_wrap=True, overflow="ellipsis")
 
 
 class _PaceColumn(ProgressColumn):
-    """Speed and time; rich's own forgets a step after 30 seconds, and knows no time left where each takes longer."""
+    """A column of speed and time; rich's own forgets steps after 30 seconds, and so has none where one takes longer."""
 
     def __init__(self, pace: _Pace) -> None:
         super().__init__()
         self._pace = pace
 
     def render(self, task: Task) -> Text:
-        """The same for each task: there is one."""
+        """Return the same for each task: there is one."""
         return Text(str(self._pace))
 
 
 def _speed(seconds: float) -> str:
-    """Of steps that take so many seconds each."""
+    """Return the speed of steps that take so many seconds each."""
     if seconds > 1:
         return f"{seconds:.1f} s/step"
     return f"{1 / seconds:.1f} steps/s" if seconds else "- steps/s"

@@ -1,4 +1,4 @@
-"""What is printed about files."""
+"""Tables about an adapter file: its content, and what was verified of it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["checks_text", "info_text"]
 
 
 def info_text(path: Path, info: AdapterInfo) -> str:
-    """A table of an adapter file: layout, networks, ranks, alphas, sizes, hash and metadata."""
+    """Return a table of an adapter file: layout, networks, ranks, alphas, sizes, hash and metadata."""
     rows = [
         ("file", str(path)),
         ("format", info.format),
@@ -32,7 +32,7 @@ def info_text(path: Path, info: AdapterInfo) -> str:
 
 
 def checks_text(checks: Sequence[Check]) -> str:
-    """A table of what was verified: ok, which hashes differ, or why nothing can be said."""
+    """Return a table of what was verified: ok, which hashes differ, or why nothing can be said."""
     return _table([(check.what, _verdict(check)) for check in checks])
 
 

@@ -1,0 +1,16 @@
+"""``veneer adapter``: one file for each of its verbs."""
+
+from __future__ import annotations
+
+import typer
+
+from veneer.cli.adapter.info import info
+from veneer.cli.adapter.merge import merge
+from veneer.cli.adapter.resize import resize
+from veneer.cli.adapter.verify import verify
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+for _verb in (info, verify, resize, merge):
+    app.command()(_verb)

@@ -1,0 +1,37 @@
+"""The options of ``veneer sample``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veneer.cli.options import AdapterFile, Base, Scale
+from veneer.rng import MAX_SEED
+
+__all__ = ["sample"]
+
+
+def sample(
+    file: AdapterFile,
+    prompt: Annotated[list[str], typer.Option(metavar="TEXT", help="What to paint; may be repeated.")],
+    base: Base = None,
+    seed: Annotated[
+        int,
+        typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of a prompt's first picture; the others count on."),
+    ] = 0,
+    count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of each prompt.")] = 1,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the pictures go.")] = Path("samples"),
+    scale: Scale = 1.0,
+    steps: Annotated[int, typer.Option(min=1, metavar="N", help="Denoising steps.")] = 25,
+    guidance: Annotated[
+        float, typer.Option(min=1.0, metavar="X", help="How closely to follow the prompt; 1: as it comes.")
+    ] = 4.0,
+) -> None:
+    """Paint prompts with an adapter."""
+    from veneer.verbs.sample import SampleOptions, sample_adapter
+
+    options = SampleOptions(seed=seed, count=count, scale=scale, steps=steps, guidance=guidance)
+    for path in sample_adapter(file, prompt, out, base=base, options=options):
+        print(path)

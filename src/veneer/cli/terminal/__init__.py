@@ -1,0 +1,1 @@
+"""The results of the verbs, for a person at a terminal."""
