@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from veneer.config.load import build_config, write_config
+from veneer.doctor.finding import Change, Finding
 from veneer.evaluate.results import (
     Band,
     Copying,
@@ -21,18 +22,17 @@ from veneer.evaluate.results import (
     verdict_of,
 )
 from veneer.report.content import (
-    Advised,
-    Course,
-    Curve,
+    CurvePoint,
     Ending,
+    Fact,
+    LossCurve,
     Missing,
-    Named,
-    Painting,
-    Planned,
-    Point,
+    NearestPair,
+    Picture,
+    PictureGrid,
+    PlanComparison,
     Report,
-    Strip,
-    Twin,
+    TrainingSummary,
 )
 from veneer.run.folder import CONFIG, LOG
 
@@ -62,42 +62,45 @@ def evaluation(caption: str = "a turtle") -> Evaluation:
     )
 
 
-def curve(steps: int = 300) -> Curve:
-    points = [Point(step, 1 + (step % 7) / 10, 1.0, 1.7, 1 + 10 / (10 + step)) for step in range(1, steps + 1)]
-    return Curve((*points[:20], Point(21, None, None, None, 1.2), *points[21:]), 1, 1)
+def curve(steps: int = 300) -> LossCurve:
+    points = [CurvePoint(step, 1 + (step % 7) / 10, 1.0, 1.7, 1 + 10 / (10 + step)) for step in range(1, steps + 1)]
+    return LossCurve((*points[:20], CurvePoint(21, None, None, None, 1.2), *points[21:]), 1, 1)
 
 
 def report(word: str = "a turtle") -> Report:
     """A report with all there can be; ``word`` stands wherever a user's text may."""
-    picture = Painting(f"{word}, base", f"{word}.png", "ab" * 32, DOT)
+    picture = Picture(f"{word}, base", f"{word}.png", "ab" * 32, DOT)
     scores = tuple(evaluated(step, -0.5 * step / 300, step) for step in (100, 200, 300))
-    changes = (Named(f"data.trigger={word}", "names it"),)
+    change = Change("data.trigger", word, f"{word} names it")
     return Report(
         title=word,
         tone="good",
         verdict=f"The adapter helps: {word}.",
-        course=Course(Ending("failed", 280, 300, word), curve(), scores, (word,), 3, 0.5, 123_456_789),
+        training=TrainingSummary(Ending("failed", 280, 300, word), curve(), scores, (word,), 3, 0.5, 123_456_789),
         evaluation=evaluation(word),
-        samples=Strip(("base", "step 100"), (word,), ((picture, picture),)),
-        sheet=Strip(("base", "adapter", "real"), (word,), ((picture, picture, picture),)),
-        twins=(
-            Twin(word, picture, picture, f"{word}.png", 31.5, True, True),
-            Twin(word, picture, None, f"{word}.png", 35.25, False, False),
+        samples=PictureGrid(("base", "step 100"), (word,), ((picture, picture),)),
+        before_after=PictureGrid(("base", "adapter", "real"), (word,), ((picture, picture, picture),)),
+        nearest_pairs=(
+            NearestPair(word, picture, picture, f"{word}.png", 31.5, True, True),
+            NearestPair(word, picture, None, f"{word}.png", 35.25, False, False),
         ),
-        plan=(Planned("adapter file", 1000, 1001, "bytes"), Planned("time of a step", None, 0.25, "seconds")),
-        findings=(Advised("overfit", word, "problem", False, (word,), changes, (word,)),),
-        facts=(Named("base", word),),
+        plan=(
+            PlanComparison("adapter file", 1000, 1001, "bytes"),
+            PlanComparison("time of a step", None, 0.25, "seconds"),
+        ),
+        findings=(Finding("overfit", word, (word,), (change,), (word,), sure=False),),
+        facts=(Fact(word, word),),
         config=f"output: {word}\n",
-        missing=(Missing("doctor", f"Not judged: {word}", "veneer doctor RUN --measure"),),
+        missing=(Missing("doctor", f"Not judged: {word}", f"veneer doctor {word} --measure"),),
     )
 
 
 class Page(HTMLParser):
-    """A page taken apart; what is not closed in its order is a fault.
+    """A page taken apart; elements that are not closed in their order fail.
 
     Attributes:
-        tags: of all elements, with their attributes.
-        words: between them, less those of style.
+        tags: tags of all elements, with their attributes.
+        words: texts between them, without the style sheet.
     """
 
     def __init__(self, text: str) -> None:
@@ -125,6 +128,11 @@ class Page(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self._open and self._open[-1] != "style":
             self.words.append(data)
+
+    @property
+    def structure(self) -> list[tuple[str, list[str]]]:
+        """Tags of all elements with the names of their attributes."""
+        return [(tag, sorted(attributes)) for tag, attributes in self.tags]
 
     def of(self, tag: str) -> list[dict[str, str]]:
         """Attributes of the elements of a kind."""
@@ -156,5 +164,5 @@ def write_run(folder: Path, steps: int, lines: list[dict[str, Any]], **sections:
 
 
 def step_done(step: int, loss: float | None, seconds: float | None = None) -> dict[str, Any]:
-    told = {"event": "StepDone", "seconds": 0.5 * step if seconds is None else seconds, "step": step, "loss": loss}
-    return {**told, "prior_loss": None, "rates": {"unet": 1e-4}, "gradient_norm": 0.1}
+    line = {"event": "StepDone", "seconds": 0.5 * step if seconds is None else seconds, "step": step, "loss": loss}
+    return {**line, "prior_loss": None, "rates": {"unet": 1e-4}, "gradient_norm": 0.1}

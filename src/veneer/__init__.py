@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from veneer.evaluate.results import read_evaluation as read_evaluation
     from veneer.family.loading import load_base as load_base
     from veneer.plan.assessment import make_plan as make_plan
-    from veneer.report.gather import write_report as write_report
+    from veneer.report.build import write_report as write_report
     from veneer.run.resume import Resume as Resume
     from veneer.run.session import run_training as run_training
     from veneer.run.signals import Interrupted as Interrupted
@@ -184,7 +184,7 @@ _HOMES = {
     "train_adapter": "veneer.train.loop:train",
     "verify_adapter": "veneer.verbs.verify:verify_adapter",
     "write_config": "veneer.config.load:write_config",
-    "write_report": "veneer.report.gather:write_report",
+    "write_report": "veneer.report.build:write_report",
 }
 """Where each public name lives; the names of subpackages are not among them, for an import of one would hide it."""
 

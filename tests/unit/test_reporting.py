@@ -21,8 +21,8 @@ from veneer.cli.main import main
 from veneer.engine.memory_usage import InUse
 from veneer.evaluate.results import EVALUATION, read_evaluation, write_evaluation
 from veneer.family.protocol import Family
-from veneer.report.gather import report_run, write_report
-from veneer.report.history import read_log
+from veneer.report.build import build_report, write_report
+from veneer.report.readers.log import summarize_log
 from veneer.run.events import MemoryMeasured
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, PLAN, REPORT, REPORT_DATA, SAMPLES, SHEET, clear
 from veneer.run.lock import locked
@@ -70,14 +70,18 @@ def page_of(folder: Path) -> Page:
 
 
 def test_a_whole_run_is_told(run: Path) -> None:
-    shown, found = page_of(run), report_run(run)
-    assert found.course and found.course.curve and found.evaluation == read_evaluation(run)
-    assert [point.step for point in found.course.curve.points] == [1, 2, 3, 4, 5, 6]
-    assert [each.step for each in found.course.scores] == [2, 4, 6]
-    assert (found.course.ending.how, found.course.ending.step) == ("finished", 6)
+    shown, found = page_of(run), build_report(run)
+    assert found.training and found.training.curve and found.evaluation == read_evaluation(run)
+    assert [point.step for point in found.training.curve.points] == [1, 2, 3, 4, 5, 6]
+    assert [each.step for each in found.training.scores] == [2, 4, 6]
+    assert (found.training.ending.how, found.training.ending.step) == ("finished", 6)
     assert found.samples and found.samples.columns == ("base", "step 3", "step 6") and len(found.samples.rows) == 2
-    assert found.sheet and found.sheet.columns == ("base", "adapter") and found.sheet.rows == tuple(PROMPTS)
-    assert len(found.twins) == 4 and all(each.painted and each.nearest for each in found.twins)
+    assert (
+        found.before_after
+        and found.before_after.columns == ("base", "adapter")
+        and found.before_after.rows == tuple(PROMPTS)
+    )
+    assert len(found.nearest_pairs) == 4 and all(each.painted and each.nearest for each in found.nearest_pairs)
     assert found.findings and found.config == (run / CONFIG).read_text("utf-8")
     assert {"adapter file, SHA-256", "veneer.base.sha256", "veneer.data.fingerprint"} <= {
         each.name for each in found.facts
@@ -92,10 +96,10 @@ def test_the_pictures_are_those_of_the_run(run: Path) -> None:
     import base64
     import io
 
-    found = report_run(run)
+    found = build_report(run)
     assert found.samples is not None
     painting = found.samples.pictures[1][2]
-    assert (painting.file, painting.about) == (f"{SAMPLES}/step-000000006.png", "a <b>bold</b> cat, step 6")
+    assert (painting.file, painting.description) == (f"{SAMPLES}/step-000000006.png", "a <b>bold</b> cat, step 6")
     shown = Image.open(io.BytesIO(base64.b64decode(painting.data.partition(",")[2]))).convert("RGB")
     with Image.open(run / painting.file) as sheet:
         real = sheet.convert("RGB").crop((136, 144, 264, 272))
@@ -121,7 +125,7 @@ def test_page_and_json_are_of_one_mind_and_repeat(run: Path) -> None:
 
 
 def test_the_plan_is_held_against_the_run(run: Path) -> None:
-    rows = {row.what: row for row in report_run(run).plan}
+    rows = {row.what: row for row in build_report(run).plan}
     plan = json.loads((run / PLAN).read_text("utf-8"))
     file = rows["adapter file"]
     assert file.planned == plan["file_bytes"] and file.measured == (run / FILE_NAME).stat().st_size
@@ -137,7 +141,7 @@ def test_a_run_without_an_evaluation(run: Path) -> None:
     (run / EVALUATION).unlink()
     lines = (run / LOG).read_text("utf-8").splitlines(keepends=True)
     (run / LOG).write_text("".join(line for line in lines if '"Evaluated"' not in line), "utf-8")
-    shown, found = page_of(run), report_run(run)
+    shown, found = page_of(run), build_report(run)
     assert found.tone == "unmeasured" and "Whether the adapter helps is not known" in shown.text
     assert {"help", "scores", "copying"} <= {each.section for each in found.missing}
     assert f"veneer evaluate {run}" in shown.text and "validation.every=1" in shown.text
@@ -149,10 +153,10 @@ def test_a_killed_run(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> N
     killed(config, StepDone, 4)
     with (config.output.dir / LOG).open("ab") as log:
         log.write(b'{"event": "StepDone", "seco')
-    shown, found = page_of(config.output.dir), report_run(config.output.dir)
-    assert found.course and (found.course.ending.how, found.course.ending.step) == ("cut off", 4)
+    shown, found = page_of(config.output.dir), build_report(config.output.dir)
+    assert found.training and (found.training.ending.how, found.training.ending.step) == ("cut off", 4)
     assert found.verdict.startswith("After step 2: ") and "cut off after 4 of 6 steps" in shown.text
-    assert found.sheet is None and "--resume" in shown.text
+    assert found.before_after is None and "--resume" in shown.text
     with locked(config.output.dir):
         assert "It is running: 4 of 6 steps." in page_of(config.output.dir).text
 
@@ -173,7 +177,7 @@ def test_what_is_no_run_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixtu
     line = capsys.readouterr().err
     assert CONFIG in line and line.count("\n") == 1
     (tmp_path / EVALUATION).write_text("[]")
-    with raises_code("evaluation.unreadable"):
+    with raises_code("evaluate.unreadable"):
         write_report(tmp_path)
 
 
@@ -181,10 +185,10 @@ def test_damaged_files_leave_holes_and_no_fault(run: Path) -> None:
     for path in (run / SHEET, run / PLAN, *(run / SAMPLES).glob("*.png"), *(run / "evaluation").glob("*.png")):
         path.write_bytes(path.read_bytes()[:100])
     (run / FILE_NAME).write_bytes(b"")
-    found = report_run(run)
-    assert (found.sheet, found.samples, found.plan) == (None, None, ())
-    assert {"samples", "sheet", "plan", "doctor"} <= {each.section for each in found.missing}
-    assert all(each.painted is None for each in found.twins)
+    found = build_report(run)
+    assert (found.before_after, found.samples, found.plan) == (None, None, ())
+    assert {"samples", "before_after", "plan", "doctor"} <= {each.section for each in found.missing}
+    assert all(each.painted is None for each in found.nearest_pairs)
     page_of(run)
 
 
@@ -192,8 +196,8 @@ def test_sheets_that_cannot_be_taken_apart_are_shown_whole(run: Path) -> None:
     for path in (run / SHEET, *(run / SAMPLES).glob("*.png")):
         with Image.open(path) as sheet:
             sheet.convert("RGB").save(path)  # without its note
-    found = report_run(run)
-    assert found.sheet and found.samples and found.sheet.rows == found.samples.rows == ()
+    found = build_report(run)
+    assert found.before_after and found.samples and found.before_after.rows == found.samples.rows == ()
     assert found.samples.pictures[0][0].file == f"{SAMPLES}/timelapse.png"
     page_of(run)
 
@@ -206,7 +210,7 @@ def test_sheets_of_other_prompts_are_left_out(run: Path) -> None:
     with Image.open(path) as sheet:
         sheet.load()
         write_sheet(sheet, path, {**note, "painted": "otherwise"})
-    found = report_run(run)
+    found = build_report(run)
     assert found.samples and found.samples.columns == ("step 3", "step 6")
 
 
@@ -218,8 +222,8 @@ def huge(steps: int) -> Iterator[dict[str, Any]]:
 def test_a_huge_log_becomes_a_small_page(tmp_path: Path) -> None:
     steps = 40_000
     folder = write_run(tmp_path / "run", steps, [*huge(steps), {"event": "Finished", "seconds": 1, "step": steps}])
-    course = read_log(folder / LOG, steps)
-    assert course and course.curve and course.curve.width == 100 and len(course.curve.points) == 400
+    course = summarize_log(folder / LOG, steps)
+    assert course and course.curve and course.curve.steps_per_point == 100 and len(course.curve.points) == 400
     assert course.curve.skipped == 40 and course.ending.how == "finished" and course.step_seconds == 0.5
     first = course.curve.points[0]
     losses = [1 + 1 / step for step in range(1, 101) if step != 7]
@@ -231,9 +235,9 @@ def test_a_huge_log_becomes_a_small_page(tmp_path: Path) -> None:
 
 def test_a_log_that_is_too_long_for_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_run(tmp_path / "run", 10, [*huge(10)])
-    monkeypatch.setattr("veneer.report.gather._DOCTORS", 100)
-    monkeypatch.setattr("veneer.report.gather.run_doctor", None)
-    found = report_run(folder)
+    monkeypatch.setattr("veneer.report.build._MAX_DOCTOR_LOG", 100)
+    monkeypatch.setattr("veneer.report.build.run_doctor", None)
+    found = build_report(folder)
     assert found.findings is None and any("The log is long" in each.what for each in found.missing)
 
 
@@ -259,21 +263,21 @@ def test_a_log_that_is_too_long_for_the_doctor(tmp_path: Path, monkeypatch: pyte
 )
 def test_endings(last: list[dict[str, Any]], how: str, tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", 5, [*huge(3), *last])
-    course = read_log(folder / LOG, 5)
+    course = summarize_log(folder / LOG, 5)
     done = 5 if how == "finished" else 3
-    assert course and (course.ending.how, course.ending.step, course.ending.steps) == (how, done, 5)
+    assert course and (course.ending.how, course.ending.step, course.ending.max_steps) == (how, done, 5)
 
 
 def test_warnings_are_counted_and_not_endless(tmp_path: Path) -> None:
     warned = [{"event": "Warned", "text": f"w{number % 25}"} for number in range(50)]
-    course = read_log(write_run(tmp_path / "run", 5, warned) / LOG, 5)
+    course = summarize_log(write_run(tmp_path / "run", 5, warned) / LOG, 5)
     assert course and course.warnings[0] == "w0 (2 times)" and (len(course.warnings), course.more_warnings) == (20, 10)
-    assert course.curve is None and read_log(tmp_path / "none", 5) is None
+    assert course.curve is None and summarize_log(tmp_path / "none", 5) is None
 
 
 def test_a_score_of_a_step_that_was_done_again_is_told_once(tmp_path: Path) -> None:
     lines = [{"event": "Evaluated", **to_data(evaluated(2, mean, 2))} for mean in (-0.1, -0.2)]
-    course = read_log(write_run(tmp_path / "run", 5, lines) / LOG, 5)
+    course = summarize_log(write_run(tmp_path / "run", 5, lines) / LOG, 5)
     assert course and [each.held_out.mean for each in course.scores] == [-0.2]
 
 
@@ -302,7 +306,7 @@ def test_what_the_log_says_of_memory_is_in_the_report(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "run", 5, [line])
     plan = {"trainable": 5, "file_bytes": 7, "memory": {"device": "cpu", "peak": 500}}
     (folder / PLAN).write_text(json.dumps(plan))
-    row = next(row for row in report_run(folder).plan if row.what.startswith("memory"))
+    row = next(row for row in build_report(folder).plan if row.what.startswith("memory"))
     assert (row.planned, row.measured) == (500, 900)  # a plan's peak is the whole process's, and so is this
     assert "+80.0\xa0%" in page_of(folder).text.replace(" %", "\xa0%")
 

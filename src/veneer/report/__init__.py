@@ -1,1 +1,1 @@
-"""A run as one page: what is told, the plots, the markup."""
+"""Report a run: one page, ``report.html``, and the same as data, ``report.json``."""

@@ -1,32 +1,35 @@
-"""All that a report tells, as plain data: ``report.json`` is it, and the page shows nothing else."""
+"""Content of a report as plain data: ``report.json`` is exactly this, and the page shows nothing else."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
+from pydantic import Field
+
+from veneer.doctor.finding import Finding
 from veneer.evaluate.results import Evaluated, Evaluation
 
 __all__ = [
-    "Advised",
-    "Course",
-    "Curve",
+    "CurvePoint",
     "Ending",
+    "Fact",
+    "LossCurve",
     "Missing",
-    "Named",
-    "Painting",
-    "Planned",
-    "Point",
+    "NearestPair",
+    "Picture",
+    "PictureGrid",
+    "PlanComparison",
     "Report",
     "Section",
-    "Strip",
     "Tone",
-    "Twin",
+    "TrainingSummary",
 ]
 
 Tone = Literal["good", "bad", "unclear", "unmeasured"]
-Section = Literal["verdict", "help", "course", "scores", "samples", "sheet", "copying", "doctor", "plan"]
-"""Where on the page something is told, or missed."""
+"""Tone of a verdict, which decides its colour and its mark."""
+Section = Literal["help", "training", "scores", "samples", "before_after", "copying", "doctor", "plan"]
+"""Part of the page that something is missing from."""
 
 
 @dataclass(frozen=True)
@@ -34,28 +37,28 @@ class Ending:
     """How far a run came.
 
     Attributes:
-        how: it ended.
-        step: the last one done.
-        steps: asked for.
-        text: the fault, of a run that failed.
+        how: how it ended.
+        step: number of steps done.
+        max_steps: number of steps that it was to do.
+        text: message of the exception that ended it; empty without one.
     """
 
     how: Literal["finished", "stopped early", "stopped", "failed", "cut off", "running"]
     step: int
-    steps: int
+    max_steps: int
     text: str = ""
 
 
 @dataclass(frozen=True)
-class Point:
-    """Some steps of a training, one after another, as one point of its curve.
+class CurvePoint:
+    """Consecutive steps of a training, as one point of its loss curve.
 
     Attributes:
-        step: the last of them.
-        loss: mean over them; None if all were skipped.
-        low: the lowest of them.
-        high: the highest.
-        smoothed: the smoothed loss after the last one.
+        step: the last of the steps.
+        loss: mean of their losses; None if all were skipped.
+        low: lowest of their losses.
+        high: highest of their losses.
+        smoothed: smoothed loss after the last of them.
     """
 
     step: int
@@ -66,36 +69,36 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
-    """The training loss.
+class LossCurve:
+    """The training loss over the steps.
 
     Attributes:
-        points: in the order of their steps.
-        width: steps in each, but for the last.
-        skipped: steps whose loss was not finite.
+        points: points in the order of their steps.
+        steps_per_point: number of steps in each point but the last.
+        skipped: number of steps whose loss was not finite.
     """
 
-    points: tuple[Point, ...]
-    width: int
+    points: tuple[CurvePoint, ...]
+    steps_per_point: int
     skipped: int
 
 
 @dataclass(frozen=True)
-class Course:
-    """What the log tells of a training.
+class TrainingSummary:
+    """A training, summed up from its log.
 
     Attributes:
         ending: how far it came.
-        curve: of the loss; None before the first step.
-        scores: measured on the way.
-        warnings: that were told, the first ones.
-        more_warnings: how many came after those.
-        step_seconds: median time of a step; None where the log does not tell.
-        memory_bytes: in use at the fullest moment of training, by the whole process on a CPU; None likewise.
+        curve: training loss; None before the first step.
+        scores: scores measured while training.
+        warnings: the first warnings.
+        more_warnings: number of warnings after those.
+        step_seconds: median time of a step in seconds; None where the log does not tell.
+        memory_bytes: bytes in use at the peak, on a CPU by the whole process; None likewise.
     """
 
     ending: Ending
-    curve: Curve | None
+    curve: LossCurve | None
     scores: tuple[Evaluated, ...]
     warnings: tuple[str, ...]
     more_warnings: int
@@ -104,54 +107,54 @@ class Course:
 
 
 @dataclass(frozen=True)
-class Painting:
+class Picture:
     """A picture on the page.
 
     Attributes:
-        about: what it shows, for those who do not see it.
-        file: that it was taken from.
-        sha256: of its bytes on the page.
-        data: those, as a ``data:`` URL; not in the JSON.
+        description: what it shows, for readers who do not see it.
+        file: file that it was taken from.
+        sha256: hash of its bytes on the page.
+        data: its bytes as a ``data:`` URL; not in the JSON.
     """
 
-    about: str
+    description: str
     file: str
     sha256: str
-    data: str
+    data: Annotated[str, Field(exclude=True)]
 
 
 @dataclass(frozen=True)
-class Strip:
-    """Pictures of several prompts, of each the same number; or one picture of all of them.
+class PictureGrid:
+    """Pictures in rows and columns; or one picture of them all, where it cannot be taken apart.
 
     Attributes:
-        columns: what they differ in.
-        rows: prompts; none where the pictures could not be taken apart.
-        pictures: by row.
+        columns: names of the columns.
+        rows: prompts; empty where the pictures could not be taken apart.
+        pictures: pictures by row.
     """
 
     columns: tuple[str, ...]
     rows: tuple[str, ...]
-    pictures: tuple[tuple[Painting, ...], ...]
+    pictures: tuple[tuple[Picture, ...], ...]
 
 
 @dataclass(frozen=True)
-class Twin:
+class NearestPair:
     """A painted picture beside the training picture nearest to it.
 
     Attributes:
-        caption: what was painted.
-        painted: the picture.
-        nearest: the training picture, as it is; None if it is not here any more.
-        name: file of the training picture.
-        angle: between their latents, in degrees.
-        mirrored: the nearer way round is the mirrored one.
-        flagged: nearer than any real picture is to another's.
+        caption: prompt of the painted picture.
+        painted: the painted picture; None if its file is gone.
+        nearest: the training picture as it is; None if its file is gone.
+        name: file name of the training picture.
+        angle: angle between their latents, in degrees.
+        mirrored: whether the training picture is nearer when mirrored.
+        flagged: whether they are nearer than any two real pictures.
     """
 
     caption: str
-    painted: Painting | None
-    nearest: Painting | None
+    painted: Picture | None
+    nearest: Picture | None
     name: str
     angle: float
     mirrored: bool
@@ -159,14 +162,14 @@ class Twin:
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A figure of the plan beside what came of it.
+class PlanComparison:
+    """A number of the plan beside the number that was measured.
 
     Attributes:
-        what: it is of.
-        planned: before the run.
-        measured: of the run; None where nobody measured it.
-        unit: ``bytes``, ``steps``, ``parameters`` or ``seconds``.
+        what: what the number is of.
+        planned: number in the plan; None where the plan has none.
+        measured: number measured in the run; None where nobody measured it.
+        unit: unit of both.
     """
 
     what: str
@@ -176,31 +179,8 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Advised:
-    """One of the doctor's findings.
-
-    Attributes:
-        name: of the illness.
-        what: one sentence.
-        level: ``ill`` or ``note``.
-        sure: no other reading of the evidence.
-        evidence: a sentence each.
-        changes: of the configuration, as the command line takes them, and why.
-        advice: what no key can do.
-    """
-
-    name: str
-    what: str
-    level: Literal["problem", "note"]
-    sure: bool
-    evidence: tuple[str, ...]
-    changes: tuple[Named, ...]
-    advice: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Named:
-    """Something by its name."""
+class Fact:
+    """A fact about where the run's parts are from, by its name."""
 
     name: str
     value: str
@@ -208,12 +188,12 @@ class Named:
 
 @dataclass(frozen=True)
 class Missing:
-    """What the report could tell, and does not.
+    """Something that a section could show, and how to get it.
 
     Attributes:
-        section: where it would stand.
-        what: is missing.
-        how: to get it.
+        section: section that it is missing from.
+        what: what is missing.
+        how: how to get it, mostly a command.
     """
 
     section: Section
@@ -223,38 +203,34 @@ class Missing:
 
 @dataclass(frozen=True)
 class Report:
-    """A run, told.
+    """Everything that a report shows of a run.
 
     Attributes:
-        title: the run's name.
-        tone: of the verdict.
-        verdict: one sentence.
-        course: of the training; None where there is no log.
-        evaluation: of the adapter at the end; None where nothing was measured.
-        samples: pictures painted on the way, by step.
-        sheet: base, adapter and real pictures.
-        twins: painted pictures and the training pictures nearest to them, nearest first.
-        plan: figures of the plan and of the run.
-        findings: the doctor's; None if he was not asked.
-        facts: of the adapter, the base, the data and the program, with their hashes.
+        title: name of the run.
+        tone: tone of the verdict.
+        verdict: one sentence on what the adapter does.
+        training: the training, by its log; None where there is no log.
+        evaluation: measurements at the end; None where nothing was measured.
+        samples: pictures painted while training, by step; None without any.
+        before_after: pictures by base and adapter, and real ones; None without them.
+        nearest_pairs: painted pictures and the training pictures nearest to them, the nearest first.
+        plan: numbers of the plan and of the run.
+        findings: the doctor's findings; None if there is no diagnosis.
+        facts: facts about adapter, base, data and program, with their hashes.
         config: the whole configuration, as YAML; None where there is none.
-        missing: what is not told, and how to get it.
+        missing: what is not shown, and how to get it.
     """
 
     title: str
     tone: Tone
     verdict: str
-    course: Course | None
+    training: TrainingSummary | None
     evaluation: Evaluation | None
-    samples: Strip | None
-    sheet: Strip | None
-    twins: tuple[Twin, ...]
-    plan: tuple[Planned, ...]
-    findings: tuple[Advised, ...] | None
-    facts: tuple[Named, ...]
+    samples: PictureGrid | None
+    before_after: PictureGrid | None
+    nearest_pairs: tuple[NearestPair, ...]
+    plan: tuple[PlanComparison, ...]
+    findings: tuple[Finding, ...] | None
+    facts: tuple[Fact, ...]
     config: str | None
     missing: tuple[Missing, ...]
-
-    def lacks(self, section: Section) -> tuple[Missing, ...]:
-        """What a section misses."""
-        return tuple(each for each in self.missing if each.section == section)

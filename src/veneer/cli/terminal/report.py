@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from veneer.errors import UserError
-from veneer.report.gather import report_json, report_run, write_report
+from veneer.report.build import build_report, report_json, write_report
 
 __all__ = ["print_report", "report_line"]
 
 
 def print_report(folder: Path, *, as_json: bool) -> None:
     """Write the report and print where it is; or print it as data and write nothing."""
-    print(report_json(report_run(folder)) if as_json else write_report(folder), end="" if as_json else "\n")
+    print(report_json(build_report(folder)) if as_json else write_report(folder), end="" if as_json else "\n")
 
 
 def report_line(folder: Path) -> str:

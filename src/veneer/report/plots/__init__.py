@@ -1,0 +1,1 @@
+"""Plots of a report, as drawings of shapes: training loss, scores over the steps, intervals."""
