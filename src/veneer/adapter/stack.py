@@ -75,5 +75,9 @@ class AdapterStack:
 
     def _merge(self, adapters: dict[str, tuple[AdapterWeights, float]]) -> None:
         self._merged.undo()
-        self._merged = merge(self._networks, list(adapters.values()))
+        try:
+            self._merged = merge(self._networks, list(adapters.values()))
+        except UserError:
+            self._merged = merge(self._networks, list(self._adapters.values()))
+            raise
         self._adapters = adapters

@@ -1,0 +1,112 @@
+"""kohya's names: written and read against a base's layers, in every family's spelling."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import Tensor, nn
+
+from tests.errors import raises_code
+from veneer.adapter.layers import layers_of
+from veneer.adapter.lora import LoraFactors
+from veneer.adapter.protocol import AdapterWeights, Layer
+from veneer.weights.formats.kohya import KOHYA
+from veneer.weights.formats.protocol import BaseNames, FileContent
+
+DATA = Path(__file__).parents[1] / "data"
+"""SDXL's UNet: its configuration, and for each layer its path in diffusers and in the native model."""
+
+
+def networks(**more: nn.Module) -> dict[str, nn.Module]:
+    unet = nn.ModuleDict({"mid": nn.ModuleDict({"to_q": nn.Linear(6, 5)}), "conv_in": nn.Conv2d(6, 5, 3)})
+    text = nn.ModuleDict({"encoder": nn.ModuleDict({"fc1": nn.Linear(6, 5)})})
+    return {"unet": unet, "text_encoder": text, **more}
+
+
+def factors(*kernel: int, alpha: float = 3.0) -> LoraFactors:
+    places = (1,) * len(kernel)
+    return LoraFactors(torch.randn(2, 6, *kernel), torch.randn(5, 2, *places), alpha)
+
+
+def read(tensors: dict[str, Tensor], base: BaseNames) -> AdapterWeights:
+    layers = KOHYA.read(FileContent(Path("x.safetensors"), tensors, {}))
+    paths = KOHYA.paths(list(layers), base)
+    return {paths[layer]: adapter for layer, adapter in layers.items()}
+
+
+def test_written_and_read_back_to_the_bit() -> None:
+    weights = {
+        "unet.mid.to_q": factors(),
+        "unet.conv_in": factors(3, 3, alpha=0.5),
+        "text_encoder.encoder.fc1": factors(),
+    }
+    base = BaseNames(networks())
+    tensors, _ = KOHYA.write(weights, base)
+    assert {name.partition(".")[0] for name in tensors} == {
+        "lora_unet_mid_to_q",
+        "lora_unet_conv_in",
+        "lora_te_text_model_encoder_fc1",
+    }
+    back = read(tensors, base)
+    assert back.keys() == weights.keys()
+    for path, each in weights.items():
+        state = back[path].state_dict()
+        assert all(torch.equal(state[part], tensor) for part, tensor in each.state_dict().items())
+
+
+def test_two_text_encoders_are_numbered() -> None:
+    """The first lost a level of its names in transformers 5, the second has it; files have it in both."""
+    second = nn.ModuleDict({"text_model": nn.ModuleDict({"fc1": nn.Linear(6, 5)})})
+    base = BaseNames(networks(text_encoder_2=second))
+    weights = {"text_encoder.encoder.fc1": factors(), "text_encoder_2.text_model.fc1": factors()}
+    tensors, _ = KOHYA.write(weights, base)
+    assert {name.partition(".")[0] for name in tensors} == {
+        "lora_te1_text_model_encoder_fc1",
+        "lora_te2_text_model_fc1",
+    }
+    assert read(tensors, base).keys() == weights.keys()
+
+
+def test_a_name_that_would_mean_two_layers_is_not_written() -> None:
+    unet = nn.ModuleDict({"a_b": nn.Linear(6, 5), "a": nn.ModuleDict({"b": nn.Linear(6, 5)})})
+    with raises_code("weights.ambiguous_layer") as error:
+        KOHYA.write({"unet.a.b": factors()}, BaseNames({"unet": unet}))
+    assert "lora_unet_a_b would mean unet.a.b and unet.a_b" in str(error.value)
+
+
+def test_it_is_written_for_the_base_that_it_is_of() -> None:
+    with raises_code("adapter.other_architecture"):
+        KOHYA.write({"unet.other": factors()}, BaseNames(networks()))
+    with raises_code("weights.needs_base"):
+        KOHYA.write({"unet.mid.to_q": factors()})
+
+
+def test_a_family_s_own_names_are_written_and_both_are_read() -> None:
+    base = BaseNames(networks(), {"kohya": {"unet.mid.to_q": "unet.middle_block.1.to_q"}})
+    tensors, _ = KOHYA.write({"unet.mid.to_q": factors()}, base)
+    assert {name.partition(".")[0] for name in tensors} == {"lora_unet_middle_block_1_to_q"}
+    assert set(read(tensors, base)) == {"unet.mid.to_q"}
+    plain, _ = KOHYA.write({"unet.mid.to_q": factors()}, BaseNames(networks()))
+    assert set(read(plain, base)) == {"unet.mid.to_q"}
+
+
+def test_all_of_sdxl_s_names_mean_one_layer_each() -> None:
+    """At full size, without numbers; kohya's names of SDXL are those of the native model, in underscores."""
+    config = json.loads((DATA / "sdxl_unet_config.json").read_text())
+    with torch.device("meta"):
+        base_networks = {"unet": UNet2DConditionModel.from_config(config)}
+    rows = [line.split() for line in (DATA / "sdxl_unet_keys.txt").read_text().splitlines()]
+    base = BaseNames(base_networks, {"kohya": {f"unet.{path}": f"unet.{native}" for path, native in rows}})
+    names = {f"lora_unet_{native.replace('.', '_')}": f"unet.{path}" for path, native in rows}
+    layers = layers_of(base_networks)
+    tensors, _ = KOHYA.write({path: empty(layers[path]) for path in names.values()}, base)
+    assert {name.partition(".")[0] for name in tensors} == set(names) and len(names) == len(layers) == 794
+    assert KOHYA.paths(list(names), base) == names
+
+
+def empty(layer: Layer) -> LoraFactors:
+    out, *inside = layer.weight.shape
+    return LoraFactors(torch.empty(1, *inside), torch.empty(out, 1, *(1 for _ in inside[1:])), 1.0)
