@@ -1,4 +1,4 @@
-"""What a frozen base weighs in each form, what it costs to read it, and what of the base's skill is left.
+"""What a frozen base weighs in each format, what it costs to read it, and what of the base's skill is left.
 
 python -m benchmarks.precision            measure, write results and page
 python -m benchmarks.precision --only bundled --quick --no-page
@@ -22,7 +22,7 @@ from benchmarks.page import ROOT, figures_of, keep, machine
 from benchmarks.timing import interleaved, ratio
 from tools.publish import publish
 from veneer.data.preflight import Dataset, survey
-from veneer.engine.quantization import FORMS, NONE
+from veneer.engine.quantization import FORMATS, NONE
 from veneer.engine.quantized import parameter_count, quantize
 from veneer.evaluate.comparison import Losses, paired_difference
 from veneer.evaluate.heldout import choose_pictures, heldout_losses
@@ -35,7 +35,7 @@ __all__ = ["NAME", "PAGE", "full_size", "main", "section", "weights_of"]
 
 NAME = "precision"
 PAGE = ROOT / "docs" / "precision.md"
-_ALL = (NONE, *FORMS)
+_ALL = (NONE, *FORMATS)
 _PARTS = ("full", "bundled")
 _SIDE = 64
 
@@ -50,7 +50,7 @@ def main() -> None:
     models.quiet()
     figures = figures_of(NAME) | {"machine": machine()}
     if asked.only != "bundled":
-        figures["full"] = {form: weights_of(full_size, form) for form in _ALL}
+        figures["full"] = {format: weights_of(full_size, format) for format in _ALL}
     if asked.only != "full":
         figures["bundled"] = _bundled(pictures=2 if asked.quick else 64, rounds=1 if asked.quick else 5)
     if not asked.no_page:
@@ -66,12 +66,12 @@ def full_size() -> nn.Module:
     return made
 
 
-def weights_of(make: Callable[[], nn.Module], form: str) -> dict[str, int]:
-    """Bytes of a network's linear layers in a form, and of all else; counted, not measured.
+def weights_of(make: Callable[[], nn.Module], format: str) -> dict[str, int]:
+    """Bytes of a network's linear layers in a format, and of all else; counted, not measured.
 
     Args:
         make: the network, on the meta device.
-        form: a key of ``FORMS``, or ``none``.
+        format: a key of ``FORMATS``, or ``none``.
     """
     plain = make()
     linear = sum(m.weight.nbytes for m in plain.modules() if type(m) is nn.Linear)
@@ -79,7 +79,7 @@ def weights_of(make: Callable[[], nn.Module], form: str) -> dict[str, int]:
     tracer = MemoryTracer(torch.device("cpu"))
     with tracer.tracing():
         held = tracer.materialise(plain, torch.float32)
-        quantize(held, form)
+        quantize(held, format)
     tensors = [*held.parameters(), *(b for b in held.buffers() if b.dtype == torch.uint8)]
     total = sum(tensor.nbytes for tensor in tensors)
     assert parameter_count(held) * 4 == whole
@@ -87,22 +87,22 @@ def weights_of(make: Callable[[], nn.Module], form: str) -> dict[str, int]:
 
 
 def _bundled(pictures: int, rounds: int) -> dict[str, Any]:
-    """Held-out losses of the bundled base in each form, and seconds of a training step."""
-    bases = {form: veneer.load_base("bundled", form) for form in _ALL}
+    """Held-out losses of the bundled base in each format, and seconds of a training step."""
+    bases = {format: veneer.load_base("bundled", format) for format in _ALL}
     dataset = survey(_config(NONE, pictures).data)
     held_out = choose_pictures(dataset.held_out, pictures)
-    losses = {form: heldout_losses(_config(form, pictures), base, held_out) for form, base in bases.items()}
-    steps = {form: _step(form, base, dataset, pictures) for form, base in bases.items()}
+    losses = {format: heldout_losses(_config(format, pictures), base, held_out) for format, base in bases.items()}
+    steps = {format: _step(format, base, dataset, pictures) for format, base in bases.items()}
     seconds = interleaved(steps, rounds)
-    return {"losses": {form: _beside(found, losses[NONE]) for form, found in losses.items()}, "seconds": seconds}
+    return {"losses": {format: _beside(found, losses[NONE]) for format, found in losses.items()}, "seconds": seconds}
 
 
-def _config(form: str, pictures: int) -> veneer.RunConfig:
+def _config(format: str, pictures: int) -> veneer.RunConfig:
     demo = veneer.demo_path()
     values: dict[str, Any] = {
         "base": "bundled",
         "data": {"sources": [{"path": str(demo / "train")}], "held_out": str(demo / "held_out"), "resolution": _SIDE},
-        "train": {"quantization": form, "batch_size": 4, "memory": "lean"},
+        "train": {"quantization": format, "batch_size": 4, "memory": "lean"},
         "validation": {"pictures": pictures},
     }
     return veneer.build_config(values, "benchmark")
@@ -113,9 +113,9 @@ def _beside(losses: Losses, full: Losses) -> dict[str, float]:
     return {"base": found.base, "difference": found.mean, "low": found.low, "high": found.high}
 
 
-def _step(form: str, base: Any, dataset: Dataset, pictures: int) -> Callable[[], object]:
+def _step(format: str, base: Any, dataset: Dataset, pictures: int) -> Callable[[], object]:
     """A step on pictures that are encoded already; the trainer is left open as long as the base is there."""
-    trainer = Trainer(_config(form, pictures), base, dataset)
+    trainer = Trainer(_config(format, pictures), base, dataset)
     micros = trainer.batches.micro_batches(0)
     return lambda: train_step(trainer.context, 0, micros)
 
@@ -130,15 +130,15 @@ def section(figures: dict[str, Any]) -> str:
 def _weights(figures: dict[str, Any]) -> list[str]:
     full = figures["full"]
     whole = sum(full[NONE].values())
-    rows = [(form, full[form]["linear"], full[form]["rest"], sum(full[form].values())) for form in _ALL]
+    rows = [(format, full[format]["linear"], full[format]["rest"], sum(full[format].values())) for format in _ALL]
     return [
         "Stable Diffusion 1.5's UNet, in MB (10^6 bytes), counted:",
         "",
         "| `train.quantization` | linear layers | all else | together | of float32 |",
         "| --- | --- | --- | --- | --- |",
         *(
-            f"| `{form}` | {linear / 1e6:,.1f} | {rest / 1e6:,.1f} | {both / 1e6:,.1f} | {both / whole:.3f} |"
-            for form, linear, rest, both in rows
+            f"| `{format}` | {linear / 1e6:,.1f} | {rest / 1e6:,.1f} | {both / 1e6:,.1f} | {both / whole:.3f} |"
+            for format, linear, rest, both in rows
         ),
     ]
 
@@ -151,13 +151,13 @@ def _skill(figures: dict[str, Any]) -> list[str]:
         "",
         "| `train.quantization` | loss over float32's | step, ms | over float32's |",
         "| --- | --- | --- | --- |",
-        *(_row(form, losses[form], seconds[form], seconds[NONE]) for form in _ALL),
+        *(_row(format, losses[format], seconds[format], seconds[NONE]) for format in _ALL),
     ]
 
 
-def _row(form: str, loss: dict[str, float], seconds: list[float], plain: list[float]) -> str:
+def _row(format: str, loss: dict[str, float], seconds: list[float], plain: list[float]) -> str:
     difference = f"{loss['difference']:+.5f} ({loss['low']:+.5f} to {loss['high']:+.5f})"
-    return f"| `{form}` | {difference} | {median(seconds) * 1e3:,.0f} | {ratio(seconds, plain)} |"
+    return f"| `{format}` | {difference} | {median(seconds) * 1e3:,.0f} | {ratio(seconds, plain)} |"
 
 
 if __name__ == "__main__":

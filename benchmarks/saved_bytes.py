@@ -18,12 +18,12 @@ from benchmarks.kept import kept_bytes
 from benchmarks.page import PAGE, figures_of, keep, machine, show
 from benchmarks.timing import interleaved, ratio
 from tools.publish import publish
-from veneer.engine import Memory
+from veneer.engine import MemoryLevel
 
 NAME, SHORT = "saved_bytes", "cost"
 ENGINE_PAGE = PAGE.with_name("engine.md")
 PIXELS = (256, 512)
-LEVELS: tuple[Memory, ...] = ("lean", "leaner", "checkpoint")
+LEVELS: tuple[MemoryLevel, ...] = ("lean", "leaner", "checkpoint")
 BARS = {"lean": (0.62, 1.02), "leaner": (0.30, 1.15)}
 """Of the levels that have one: of bytes and of time, over peft."""
 FROZEN_BAR = 1.05

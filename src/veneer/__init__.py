@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from veneer.config.schema import RunConfig as RunConfig
     from veneer.data.preflight import survey as survey
     from veneer.doctor.gather import run_doctor as run_doctor
-    from veneer.engine.batched import AdapterBank as AdapterBank
+    from veneer.engine.adapter_bank import AdapterBank as AdapterBank
     from veneer.engine.memory_levels import prepare as prepare
     from veneer.errors import UserError as UserError
     from veneer.evaluate.heldout import score_adapter as score_adapter
@@ -130,7 +130,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "FILE_NAME": "veneer.weights.file:FILE_NAME",
-    "AdapterBank": "veneer.engine.batched:AdapterBank",
+    "AdapterBank": "veneer.engine.adapter_bank:AdapterBank",
     "AdapterFile": "veneer.weights.file:AdapterFile",
     "LoraSpec": "veneer.adapter.lora:LoraSpec",
     "AdapterStack": "veneer.adapter.stack:AdapterStack",

@@ -21,8 +21,8 @@ from veneer.adapter.dora import DoraFactors, DoraSpec
 from veneer.adapter.inject import Injection, inject
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.merge import merge
-from veneer.engine import Memory, prepare
-from veneer.engine.memory_levels import MEMORY
+from veneer.engine import MemoryLevel, prepare
+from veneer.engine.memory_levels import MEMORY_LEVELS
 from veneer.engine.quantized import quantize
 
 TARGETS = ("to_q", "to_k", "to_v", "to_out.0", "conv1", "proj_in")
@@ -141,7 +141,7 @@ def test_gradients_are_the_same_at_every_level_of_memory(kind: str) -> None:
     truth_output, truth = gradients(network, copy.deepcopy(model).double(), torch.float64)
     output, reference = gradients(network, model)
     error, output_error = worst(reference, truth), worst({"": output}, {"": truth_output})
-    for memory in MEMORY:
+    for memory in MEMORY_LEVELS:
         prepared = prepare(model, memory)
         found_output, found = gradients(network, model)
         prepared.undo()
@@ -150,8 +150,8 @@ def test_gradients_are_the_same_at_every_level_of_memory(kind: str) -> None:
         assert worst(found, truth) <= 2 * error, memory
 
 
-@pytest.mark.parametrize("memory", MEMORY)
-def test_levels_draw_peft_s_masks(memory: Memory) -> None:
+@pytest.mark.parametrize("memory", MEMORY_LEVELS)
+def test_levels_draw_peft_s_masks(memory: MemoryLevel) -> None:
     network = NETWORKS["sd, all of it"]
     model = network.make().train()
     filled(model, DoraSpec(3, 7.0, network.targets, dropout=0.5))
@@ -215,11 +215,11 @@ def test_strengths_weigh_what_it_adds(unet: UNet2DConditionModel) -> None:
         merged.undo()
 
 
-@pytest.mark.parametrize("form", ["torchao_int8", "bnb_nf4"])
-def test_a_quantised_base_trains_and_is_applied_beside(unet: UNet2DConditionModel, form: str) -> None:
+@pytest.mark.parametrize("format", ["torchao_int8", "bnb_nf4"])
+def test_a_quantised_base_trains_and_is_applied_beside(unet: UNet2DConditionModel, format: str) -> None:
     """As peft computes it on the weights that the quantised ones read as, in a base that is loaded in full."""
     spec = DoraSpec(3, 7.0, ("to_q", "to_k", "to_v", "to_out.0"))
-    quantize(unet, form)
+    quantize(unet, format)
     full = UNet2DConditionModel.from_config(unet.config)
     full.load_state_dict(unet.state_dict())
     base = run(unet).detach()

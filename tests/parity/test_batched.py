@@ -22,8 +22,8 @@ from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.merge import combine, merge
 from veneer.adapter.protocol import AdapterWeights
-from veneer.engine.batched import AdapterBank, Row
-from veneer.engine.rowwise import runs_of
+from veneer.engine.adapter_bank import AdapterBank, Row
+from veneer.engine.row_adapters import group_rows
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.sample.generate import generate, generate_each
@@ -140,7 +140,7 @@ def test_a_convolution_is_each_row_alone(
 
 @given(st.lists(st.sampled_from((0, 0, 1, 2, 4, 8, 64, 128)), max_size=12))
 def test_runs_hold_the_rows_with_an_adapter_once_and_pad_little(ranks: list[int]) -> None:
-    runs = runs_of(ranks)
+    runs = group_rows(ranks)
     assert [row for run in runs for row in run] == [row for row, rank in enumerate(ranks) if rank]
     assert all(max(ranks[row] for row in run) <= 2 * min(ranks[row] for row in run) for run in runs)
     # and no more of them than that takes: a run ends where the next row has none, or would pad too much

@@ -16,34 +16,34 @@ from torch.nn import functional
 
 from benchmarks.kept import kept_bytes
 from tests.networks import NETWORKS, Network, gradients, worst
-from veneer.engine import Memory, prepare, quantize
-from veneer.engine.quantization import FORMS
-from veneer.engine.quantized import Quantized
+from veneer.engine import MemoryLevel, prepare, quantize
+from veneer.engine.quantization import FORMATS
+from veneer.engine.quantized import QuantizedLinear
 
-LEVELS: tuple[Memory, ...] = ("exact", "lean", "leaner", "checkpoint")
+LEVELS: tuple[MemoryLevel, ...] = ("exact", "lean", "leaner", "checkpoint")
 
 
 def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def read_by_library(form: str, weight: Tensor) -> Tensor:
+def read_by_library(format: str, weight: Tensor) -> Tensor:
     bnb, ao = bitsandbytes.functional, torchao.quantization
-    if form == "bnb_nf4":
+    if format == "bnb_nf4":
         return bnb.dequantize_4bit(*bnb.quantize_4bit(weight, compress_statistics=True, quant_type="nf4"))
-    if form == "bnb_int8":
+    if format == "bnb_int8":
         return bnb.int8_vectorwise_dequant(*bnb.int8_vectorwise_quant(weight.half())[:2])
-    kind = ao.Int8Tensor if form == "torchao_int8" else ao.Float8Tensor
+    kind = ao.Int8Tensor if format == "torchao_int8" else ao.Float8Tensor
     return kind.from_hp(weight, granularity=ao.PerRow()).dequantize()
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_weight_is_read_as_its_library_reads_it(form: str) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_weight_is_read_as_its_library_reads_it(format: str) -> None:
     layer = nn.Linear(72, 40)
-    held = Quantized(layer, FORMS[form])
-    assert torch.equal(held.weight, read_by_library(form, layer.weight.detach()))
+    held = QuantizedLinear(layer, FORMATS[format])
+    assert torch.equal(held.weight, read_by_library(format, layer.weight.detach()))
     error = float((held.weight - layer.weight).norm() / layer.weight.norm())
-    assert 1e-4 < error < (0.12 if form == "bnb_nf4" else 0.04)
+    assert 1e-4 < error < (0.12 if format == "bnb_nf4" else 0.04)
 
 
 def test_nf4_trains_as_the_layer_of_bitsandbytes_does() -> None:
@@ -51,7 +51,7 @@ def test_nf4_trains_as_the_layer_of_bitsandbytes_does() -> None:
     theirs = bitsandbytes.nn.Linear4bit(64, 96, quant_type="nf4", compute_dtype=torch.float32)
     theirs.load_state_dict(layer.state_dict())
     theirs = theirs.to("cpu").train()
-    ours = Quantized(layer, FORMS["bnb_nf4"])
+    ours = QuantizedLinear(layer, FORMATS["bnb_nf4"])
     results = []
     for each in (theirs, ours):
         y = each(x)
@@ -59,12 +59,12 @@ def test_nf4_trains_as_the_layer_of_bitsandbytes_does() -> None:
     torch.testing.assert_close(results[1], results[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("memory", LEVELS)
-def test_gradients_of_a_and_b_in_closed_form(form: str, memory: Memory) -> None:
+def test_gradients_of_a_and_b_in_closed_form(format: str, memory: MemoryLevel) -> None:
     """h = W x + b + s B A x: dA = s B' dY' X, dB = s dY' (A X)', dX = dY (W + s B A) (Hu et al. 2021, eq. 3)."""
     model = nn.Sequential(nn.Linear(24, 40))
-    quantize(model, form)
+    quantize(model, format)
     weight = model[0].weight.double()
     config = LoraConfig(r=3, lora_alpha=6, target_modules=["0"], init_lora_weights=False)
     inject_adapter_in_model(config, model)
@@ -88,7 +88,7 @@ def read_out(model: nn.Module) -> nn.Module:
     plain = copy.deepcopy(model)
     for parent in list(plain.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, Quantized):
+            if isinstance(child, QuantizedLinear):
                 layer = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
                 layer.load_state_dict({key: value.clone() for key, value in child.state_dict().items()})
                 setattr(parent, name, layer)
@@ -102,21 +102,21 @@ def with_adapter(network: Network, model: nn.Module) -> nn.Module:
         return inject_adapter_in_model(config, model.requires_grad_(False)).train()
 
 
-def pair(network: Network, form: str) -> tuple[nn.Module, nn.Module]:
+def pair(network: Network, format: str) -> tuple[nn.Module, nn.Module]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = network.make()
-    assert quantize(model, form) > 5
+    assert quantize(model, format) > 5
     plain = read_out(model)
-    assert not any(isinstance(module, Quantized) for module in plain.modules())
+    assert not any(isinstance(module, QuantizedLinear) for module in plain.modules())
     return with_adapter(network, model), with_adapter(network, plain)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("kind", ["sd, all of it", "sdxl", "flux", "clip", "t5"])
-def test_a_network_trains_as_with_these_weights(kind: str, form: str) -> None:
+def test_a_network_trains_as_with_these_weights(kind: str, format: str) -> None:
     network = NETWORKS[kind]
-    held, plain = pair(network, form)
+    held, plain = pair(network, format)
     reference_output, reference = gradients(network, plain)
     for memory in LEVELS:
         prepared = prepare(held, memory)
@@ -140,10 +140,10 @@ def test_levels_of_a_quantised_network_have_one_another_s_bits(kind: str) -> Non
         assert all(torch.equal(found[name], results[0][1][name]) for name in found)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_autocast_reads_in_its_own_precision(form: str) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_autocast_reads_in_its_own_precision(format: str) -> None:
     network = NETWORKS["sd"]
-    held, plain = pair(network, form)
+    held, plain = pair(network, format)
     truth = gradients(network, copy.deepcopy(plain).double(), torch.float64)[1]
     _, reference = gradients(network, plain, autocast=True)
     for memory in ("exact", "lean"):
@@ -155,7 +155,7 @@ def test_autocast_reads_in_its_own_precision(form: str) -> None:
 
 
 @pytest.mark.parametrize("memory", LEVELS)
-def test_weights_that_were_read_are_not_kept(memory: Memory) -> None:
+def test_weights_that_were_read_are_not_kept(memory: MemoryLevel) -> None:
     network = NETWORKS["sdxl"]
     held, plain = pair(network, "bnb_nf4")
     kept = []
@@ -166,7 +166,7 @@ def test_weights_that_were_read_are_not_kept(memory: Memory) -> None:
 
 
 def test_without_gradients_a_layer_is_a_plain_one() -> None:
-    layer = Quantized(nn.Linear(16, 8), FORMS["torchao_int8"])
+    layer = QuantizedLinear(nn.Linear(16, 8), FORMATS["torchao_int8"])
     x = numbers(3, 16)
     with torch.no_grad():
         assert torch.equal(layer(x), functional.linear(x, layer.weight.clone(), layer.bias))

@@ -9,6 +9,7 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor, nn
+from veneer.engine.batched import AdapterBank
 
 from tests.errors import raises_code
 from veneer.adapter.applied import applied
@@ -19,7 +20,6 @@ from veneer.adapter.registry import METHODS
 from veneer.adapter.resize import resize
 from veneer.adapter.stack import AdapterStack
 from veneer.config.schema import AdapterConfig
-from veneer.engine.batched import AdapterBank
 
 
 def test_the_config_offers_the_methods_that_there_are() -> None:

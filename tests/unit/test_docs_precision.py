@@ -38,7 +38,7 @@ def test_the_page_quotes_the_figures() -> None:
 
 def test_the_count_is_of_the_published_architecture() -> None:
     """Its 859,520,964 parameters, and only linear layers differ."""
-    plain, held = (precision.weights_of(precision.full_size, form) for form in ("none", "bnb_int8"))
+    plain, held = (precision.weights_of(precision.full_size, format) for format in ("none", "bnb_int8"))
     assert sum(plain.values()) == 4 * 859_520_964
     assert held["rest"] == plain["rest"]
     assert 0.25 < held["linear"] / plain["linear"] < 0.254, "a byte for four, and a scale a row"
@@ -48,7 +48,7 @@ def test_the_benchmark_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_base: Path
 ) -> None:
     load = precision.veneer.load_base
-    monkeypatch.setattr(precision.veneer, "load_base", lambda base, *form: load(str(tiny_base), *form))
+    monkeypatch.setattr(precision.veneer, "load_base", lambda base, *format: load(str(tiny_base), *format))
     monkeypatch.setattr(sys, "argv", ["precision", "--quick", "--no-page"])
     monkeypatch.setattr(precision, "_SIDE", 16)
     precision.main()

@@ -20,9 +20,9 @@ from tests.errors import raises_code
 from veneer.adapter.applied import applied
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.merge import merge
-from veneer.engine import Memory, prepare, quantize
-from veneer.engine.quantization import FORMS
-from veneer.engine.quantized import Quantized, check_form, form_of, parameter_count
+from veneer.engine import MemoryLevel, prepare, quantize
+from veneer.engine.quantization import FORMATS
+from veneer.engine.quantized import QuantizedLinear, check_quantization, parameter_count, quantization_of
 from veneer.errors import UserError
 
 
@@ -33,35 +33,35 @@ def network() -> nn.Sequential:
 
 
 @settings(max_examples=25)
-@given(st.integers(1, 70), st.integers(2, 70), st.sampled_from(sorted(FORMS)))
-def test_a_plan_knows_the_bytes(outputs: int, inputs: int, form: str) -> None:
-    held = Quantized(nn.Linear(inputs, outputs), FORMS[form])
-    assert tuple(part.numel() for part in held.parts) == FORMS[form].sizes((outputs, inputs))
+@given(st.integers(1, 70), st.integers(2, 70), st.sampled_from(sorted(FORMATS)))
+def test_a_plan_knows_the_bytes(outputs: int, inputs: int, format: str) -> None:
+    held = QuantizedLinear(nn.Linear(inputs, outputs), FORMATS[format])
+    assert tuple(part.numel() for part in held.parts) == FORMATS[format].part_sizes((outputs, inputs))
     assert held.weight.shape == (outputs, inputs)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_only_linear_layers_change(form: str) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_only_linear_layers_change(format: str) -> None:
     model, before = network(), network()
     count = parameter_count(model)
-    assert quantize(model, form) == 2
-    assert [type(layer) for layer in model] == [nn.Conv2d, nn.Flatten, Quantized, nn.LayerNorm, Quantized]
+    assert quantize(model, format) == 2
+    assert [type(layer) for layer in model] == [nn.Conv2d, nn.Flatten, QuantizedLinear, nn.LayerNorm, QuantizedLinear]
     assert torch.equal(model[0].weight, before[0].weight)
     assert torch.equal(model[2].bias, before[2].bias)
     assert parameter_count(model) == count == sum(parameter.numel() for parameter in before.parameters())
-    assert form_of(model) == form
+    assert quantization_of(model) == format
 
 
 def test_none_changes_nothing() -> None:
     model = network()
     assert quantize(model, "none") == 0
-    assert form_of(model) == "none"
+    assert quantization_of(model) == "none"
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_cast_or_a_copy_keeps_the_bits(form: str) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_cast_or_a_copy_keeps_the_bits(format: str) -> None:
     model = network()
-    quantize(model, form)
+    quantize(model, format)
     weight, parts = model[2].weight, [part.clone() for part in model[2].parts]
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other[2].weight, weight)
@@ -110,14 +110,14 @@ WRITES: dict[str, Callable[[torch.Tensor], object]] = {
 
 @pytest.mark.parametrize("write", WRITES.values(), ids=WRITES)
 def test_the_copy_of_a_weight_cannot_be_written_to(write: Callable[[torch.Tensor], object]) -> None:
-    layer = Quantized(nn.Linear(8, 8), FORMS["bnb_nf4"])
-    with pytest.raises(UserError, match="the weight is quantised and this is a copy of it, so nothing can be"):
+    layer = QuantizedLinear(nn.Linear(8, 8), FORMATS["bnb_nf4"])
+    with raises_code("quantization.weight_written"):
         write(layer.weight)
 
 
 def test_the_copy_of_a_weight_can_be_read() -> None:
     """What is computed with it is a plain tensor, and written to as ever."""
-    layer = Quantized(nn.Linear(8, 8), FORMS["bnb_nf4"])
+    layer = QuantizedLinear(nn.Linear(8, 8), FORMATS["bnb_nf4"])
     weight, other = layer.weight, torch.zeros(8, 8)
     other.add_(weight)
     other += weight
@@ -129,23 +129,23 @@ def test_the_copy_of_a_weight_can_be_read() -> None:
     assert torch.equal(weight.requires_grad_(False), layer.weight)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_it_loads_what_it_saved_to_the_bit_and_holds_what_else_is_loaded(form: str) -> None:
+@pytest.mark.parametrize("format", FORMATS)
+def test_it_loads_what_it_saved_to_the_bit_and_holds_what_else_is_loaded(format: str) -> None:
     model, other = network(), network()
-    quantize(model, form)
+    quantize(model, format)
     parts = [part.clone() for part in model[2].parts]
     model.load_state_dict(model.state_dict())
     assert all(torch.equal(one, two) for one, two in zip(parts, model[2].parts, strict=True))
     with torch.no_grad():
         other[2].weight.neg_()
     model.load_state_dict(other.state_dict())
-    quantize(other, form)
+    quantize(other, format)
     assert all(torch.equal(one, two) for one, two in zip(other[2].parts, model[2].parts, strict=True))
     assert not all(torch.equal(one, two) for one, two in zip(parts, model[2].parts, strict=True))
 
 
 def test_what_it_cannot_load_is_said_as_of_a_plain_layer() -> None:
-    layer = Quantized(nn.Linear(8, 4), FORMS["bnb_nf4"])
+    layer = QuantizedLinear(nn.Linear(8, 4), FORMATS["bnb_nf4"])
     state = layer.state_dict()
     with pytest.raises(RuntimeError, match=r"Missing key.*weight"):
         layer.load_state_dict({"bias": state["bias"]})
@@ -157,7 +157,7 @@ def test_what_it_cannot_load_is_said_as_of_a_plain_layer() -> None:
 
 
 @pytest.mark.parametrize("memory", ["exact", "leaner"])
-def test_a_bias_that_learns_has_its_gradient(memory: Memory) -> None:
+def test_a_bias_that_learns_has_its_gradient(memory: MemoryLevel) -> None:
     model = network().requires_grad_(False)
     quantize(model, "torchao_int8")
     plain = network().requires_grad_(False)
@@ -182,8 +182,10 @@ def test_nothing_is_merged_into_it() -> None:
     merge({"net": plain}, [(factors, 1.0)])
     adapted = inject_adapter_in_model(LoraConfig(r=2, target_modules=["2"], init_lora_weights=False), model)
     layer: Any = adapted[2]
-    with pytest.raises(UserError, match="nothing can be merged into it; load the base in full for that"):
+    with raises_code("quantization.weight_written") as caught:
         layer.merge()
+    what = "the weight is quantised and this is a copy of it, so nothing can be merged into it"
+    assert str(caught.value) == f"{what}; load the base in full for that"
 
 
 def test_an_adapter_is_applied_beside_it_and_gone_after() -> None:
@@ -211,60 +213,64 @@ def test_an_adapter_is_applied_beside_it_and_gone_after() -> None:
 
 def test_what_cannot_be_quantised_is_refused() -> None:
     model = network()
-    with pytest.raises(UserError, match=r"train\.quantization: 'int3' is no form to hold weights in; use bnb_nf4"):
+    with raises_code("quantization.unknown_format") as caught:
         quantize(model, "int3")
+    assert str(caught.value).startswith("train.quantization: 'int3' is no quantisation format; use bnb_nf4, ")
     quantize(model, "bnb_nf4")
-    with pytest.raises(UserError, match="the network's weights are bnb_nf4 already; load it again"):
+    with raises_code("quantization.already_quantized") as caught:
         quantize(model, "bnb_int8")
+    assert str(caught.value) == "the network's weights are bnb_nf4 already; load it again"
     adapted = inject_adapter_in_model(LoraConfig(r=2, target_modules=["2"]), network())
-    with pytest.raises(UserError, match="the network carries an adapter; take it out first"):
+    with raises_code("quantization.network_adapted") as caught:
         quantize(adapted, "bnb_nf4")
+    assert str(caught.value) == "the network carries an adapter; take it out first"
     prepared = network()
     handle = prepare(prepared)
-    with pytest.raises(UserError, match="the network is prepared; undo that, quantise it, and prepare it again"):
+    with raises_code("quantization.network_prepared") as caught:
         quantize(prepared, "bnb_nf4")
+    assert str(caught.value) == "the network is prepared; undo that, quantise it, and prepare it again"
     handle.undo()
     assert quantize(prepared, "bnb_nf4") == 2
 
 
-@pytest.mark.parametrize(("form", "library"), [("bnb_nf4", "bitsandbytes"), ("torchao_fp8", "torchao")])
-def test_a_missing_library_is_named_with_its_extra(form: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("format", "library"), [("bnb_nf4", "bitsandbytes"), ("torchao_fp8", "torchao")])
+def test_a_missing_library_is_named_with_its_extra(format: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(UserError) as caught:
-        quantize(network(), form)
-    said = f"train.quantization: {form} needs {library}, which is not installed; pip install 'veneer[{library}]'"
+        quantize(network(), format)
+    said = f"train.quantization: {format} needs {library}, which is not installed; pip install 'veneer[{library}]'"
     assert str(caught.value) == said
 
 
-def test_a_base_in_another_form_is_not_trained_on() -> None:
+def test_a_base_in_another_format_is_not_trained_on() -> None:
     model, plain = network(), network()
     quantize(model, "bnb_nf4")
-    check_form({"net": model}, "bnb_nf4")
-    check_form({"net": plain, "convolutions": nn.Sequential(nn.Conv2d(3, 3, 1))}, "none")
-    with raises_code("quantization.other_form"):
-        check_form({"net": model}, "none")
+    check_quantization({"net": model}, "bnb_nf4")
+    check_quantization({"net": plain, "convolutions": nn.Sequential(nn.Conv2d(3, 3, 1))}, "none")
+    with raises_code("quantization.other_format"):
+        check_quantization({"net": model}, "none")
 
 
 @pytest.mark.parametrize("first", [True, False], ids=["first", "last"])
-def test_each_network_that_learns_must_be_in_that_form(first: bool) -> None:
+def test_each_network_that_learns_must_be_in_that_format(first: bool) -> None:
     model, plain = network(), network()
     quantize(model, "bnb_nf4")
     both = {"unet": model, "text_encoder": plain} if first else {"text_encoder": plain, "unet": model}
-    with raises_code("quantization.other_form") as caught:
-        check_form(both, "bnb_nf4")
+    with raises_code("quantization.other_format") as caught:
+        check_quantization(both, "bnb_nf4")
     assert str(caught.value) == (
         "train.quantization: is bnb_nf4, but the weights of text_encoder's linear layers are none; "
-        "load the base in that form: quantization and text_encoders of load_base"
+        "load the base in that format: quantization and text_encoders of load_base"
     )
 
 
-def test_a_network_that_is_held_by_halves_is_in_no_form() -> None:
+def test_a_network_that_is_held_by_halves_is_in_no_format() -> None:
     model = nn.Sequential(network(), network())
     quantize(model[0], "bnb_nf4")
-    assert form_of(model) == "bnb_nf4 and none"
+    assert quantization_of(model) == "bnb_nf4 and none"
     for wanted in ("bnb_nf4", "none"):
-        with raises_code("quantization.other_form") as caught:
-            check_form({"net": model}, wanted)
+        with raises_code("quantization.other_format") as caught:
+            check_quantization({"net": model}, wanted)
         assert "are bnb_nf4 and none" in str(caught.value)
-    with pytest.raises(UserError, match="the network's weights are bnb_nf4 and none already; load it again"):
+    with raises_code("quantization.already_quantized"):
         quantize(model, "bnb_nf4")

@@ -14,7 +14,7 @@ from torch import nn
 
 from tests.errors import raises_code
 from tests.running import quick_config
-from veneer.engine.quantized import form_of
+from veneer.engine.quantized import quantization_of
 from veneer.family.loading import load_base, load_options, quantize_networks
 from veneer.family.networks import LoadOptions
 from veneer.family.registry import load_family
@@ -90,10 +90,10 @@ def test_the_default_is_float32_whatever_a_step_computes_in(
     assert {dtype for network in family.networks.values() for dtype in dtypes(network)} == {torch.float32}
 
 
-@pytest.mark.parametrize("form", ["none", "bnb_nf4"])
-def test_another_dtype_is_that_of_all_that_is_not_quantised(form: str, tiny_base: Path) -> None:
-    half = load_base(str(tiny_base), form, dtype=torch.bfloat16)
-    plain = load_family(str(tiny_base), LoadOptions(quantization=form, networks=("unet",)))
+@pytest.mark.parametrize("format", ["none", "bnb_nf4"])
+def test_another_dtype_is_that_of_all_that_is_not_quantised(format: str, tiny_base: Path) -> None:
+    half = load_base(str(tiny_base), format, dtype=torch.bfloat16)
+    plain = load_family(str(tiny_base), LoadOptions(quantization=format, networks=("unet",)))
     cast = plain.to(torch.device("cpu"), torch.bfloat16)
     for name, network in cast.networks.items():
         assert dtypes(half.networks[name]) == {torch.bfloat16}
@@ -104,9 +104,9 @@ def test_another_dtype_is_that_of_all_that_is_not_quantised(form: str, tiny_base
 
 def test_networks_that_are_not_named_keep_their_weights(tiny_base: Path) -> None:
     family = load_base(str(tiny_base), "bnb_int8")
-    assert [form_of(network) for network in family.networks.values()] == ["bnb_int8", "none"]
+    assert [quantization_of(network) for network in family.networks.values()] == ["bnb_int8", "none"]
     both = load_base(str(tiny_base), "bnb_int8", ("text_encoder", "text_encoder_2"))
-    assert [form_of(network) for network in both.networks.values()] == ["bnb_int8", "bnb_int8"]
+    assert [quantization_of(network) for network in both.networks.values()] == ["bnb_int8", "bnb_int8"]
 
 
 def test_a_loaded_base_is_quantised_as_a_run_wants_it(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
@@ -114,7 +114,7 @@ def test_a_loaded_base_is_quantised_as_a_run_wants_it(tiny_base: Path, tiny_pict
     family = load_family(str(tiny_base))
     for _ in range(2):  # a second time there is nothing to do
         quantize_networks(family, config)
-        assert form_of(family.networks["unet"]) == "bnb_nf4"
+        assert quantization_of(family.networks["unet"]) == "bnb_nf4"
     expected = load_base(str(tiny_base), **load_options(config)).networks["unet"].state_dict()
     own = family.networks["unet"].state_dict()
     assert all(torch.equal(own[name], expected[name]) for name in expected)

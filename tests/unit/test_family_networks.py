@@ -17,8 +17,8 @@ from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
 from tests.bases import write_tiny_sdxl
 from tests.errors import raises_code
-from veneer.engine.quantization import FORMS
-from veneer.engine.quantized import form_of
+from veneer.engine.quantization import FORMATS
+from veneer.engine.quantized import quantization_of
 from veneer.family import networks
 from veneer.family.networks import LoadOptions, load_network
 from veneer.family.shards import Shards, weight_files
@@ -48,10 +48,10 @@ def both(folder: Path, name: str, options: LoadOptions, kind: Any = None) -> tup
     return streamed, networks._load_then_quantize(kind, folder, name, options)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("name", KINDS)
-def test_every_form_of_both_libraries(form: str, name: str, tiny_base: Path) -> None:
-    assert_same(*both(tiny_base, name, LoadOptions(quantization=form, networks=(name,))))
+def test_every_format_of_both_libraries(format: str, name: str, tiny_base: Path) -> None:
+    assert_same(*both(tiny_base, name, LoadOptions(quantization=format, networks=(name,))))
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
@@ -107,13 +107,13 @@ def reshape(weights: dict[str, Any]) -> None:
     weights["conv_in.weight"] = weights["conv_in.weight"][1:].contiguous()
 
 
-@pytest.mark.parametrize("form", ["none", "bnb_nf4"])
+@pytest.mark.parametrize("format", ["none", "bnb_nf4"])
 @pytest.mark.parametrize(
     ("spoil", "code"),
     [(drop, "base.wrong_weights"), (add, "base.wrong_weights"), (reshape, "base.unreadable")],
 )
-def test_wrong_weights_are_refused_in_every_form(
-    spoil: Callable[[dict[str, Any]], None], code: str, form: str, tiny_base: Path, tmp_path: Path
+def test_wrong_weights_are_refused_in_every_format(
+    spoil: Callable[[dict[str, Any]], None], code: str, format: str, tiny_base: Path, tmp_path: Path
 ) -> None:
     from veneer.family.registry import load_family
 
@@ -123,7 +123,7 @@ def test_wrong_weights_are_refused_in_every_form(
     spoil(weights)
     save_file(weights, path, {"format": "pt"})
     with raises_code(code) as caught:
-        load_family(str(base), LoadOptions(quantization=form, networks=("unet",)))
+        load_family(str(base), LoadOptions(quantization=format, networks=("unet",)))
     assert "\n" not in str(caught.value)
 
 
@@ -150,22 +150,22 @@ def test_tensors_come_one_at_a_time_and_in_order(tmp_path: Path) -> None:
     assert shards.map(["b1"])["b1"].tolist() == [[1.0] * 3] * 2
 
 
-@pytest.mark.parametrize("form", ["none", "bnb_nf4"])
-def test_a_family_of_two_text_encoders_is_loaded_with_what_its_files_say(form: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["none", "bnb_nf4"])
+def test_a_family_of_two_text_encoders_is_loaded_with_what_its_files_say(format: str, tmp_path: Path) -> None:
     from veneer.family.sdxl import StableDiffusionXL
 
     base = write_tiny_sdxl(tmp_path / "xl", "epsilon", zero_terminal_snr=False)
     index = json.loads((base / "model_index.json").read_text())
     (base / "model_index.json").write_text(json.dumps({**index, "force_zeros_for_empty_prompt": False}))
-    family = StableDiffusionXL.load(base, LoadOptions(quantization=form, networks=("unet", "text_encoder_2")))
-    assert {name: form_of(network) for name, network in family.networks.items()} == {
-        "unet": form,
+    family = StableDiffusionXL.load(base, LoadOptions(quantization=format, networks=("unet", "text_encoder_2")))
+    assert {name: quantization_of(network) for name, network in family.networks.items()} == {
+        "unet": format,
         "text_encoder": "none",
-        "text_encoder_2": form,
+        "text_encoder_2": format,
     }
     assert family.pipeline().config.force_zeros_for_empty_prompt is False
     expected = family.encode_text(["a cat"])["pooled"]
     family.offload(("text_encoder", "text_encoder_2", "autoencoder"))
     offloaded = [bool(next(network.parameters()).isnan().all()) for network in family.networks.values()]
-    assert offloaded == [False, True, form == "none"]  # what is quantised cannot be read again
+    assert offloaded == [False, True, format == "none"]  # what is quantised cannot be read again
     assert torch.equal(family.encode_text(["a cat"])["pooled"], expected)

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.errors import raises_code
-from veneer.engine.quantized import form_of
+from veneer.engine.quantized import quantization_of
 from veneer.errors import UserError
 from veneer.family.networks import LoadOptions, _dtype_to_read
 from veneer.family.registry import FAMILIES, detect, detect_file, find, load_family
@@ -192,7 +192,7 @@ def test_a_single_file_takes_the_configs_beside_it(
         shutil.copy(tiny_base / "model_index.json", tmp_path)
     family = load_family(str(path), options)
     assert {parameter.dtype for parameter in family.networks["text_encoder"].parameters()} == {options.dtype}
-    assert form_of(family.networks["unet"]) == options.quantization
+    assert quantization_of(family.networks["unet"]) == options.quantization
     configs = {"config": str(tmp_path)} if beside else {}
     parts = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
     assert calls == [{"source": str(path), "torch_dtype": dtype, **parts, **configs}]

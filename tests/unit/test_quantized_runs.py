@@ -11,7 +11,7 @@ from tests.errors import raises_code
 from tests.running import hashes, killed, quick_config, told
 from veneer.config.fingerprint import training_settings
 from veneer.data.preflight import survey
-from veneer.engine.quantization import FORMS
+from veneer.engine.quantization import FORMATS
 from veneer.errors import UserError
 from veneer.family.cache import store_of
 from veneer.family.loading import load_base
@@ -32,11 +32,11 @@ def plain(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPat
     return output
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("format", FORMATS)
 def test_a_run_ends_with_another_adapter_in_the_same_file(
-    form: str, plain: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+    format: str, plain: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:
-    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantization": form})
+    config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantization": format})
     result = run_training(config)
     networks = load_family(str(tiny_base)).networks
     found, other = (load(folder / FILE_NAME, networks).weights for folder in (config.output.dir, plain))
@@ -64,7 +64,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert hashes(two.output.dir) == hashes(one.output.dir)
 
 
-def test_a_run_does_not_go_on_in_another_form(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+def test_a_run_does_not_go_on_in_another_format(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantization": "bnb_nf4"})
     killed(config, StepDone, 3)
     other = quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"quantization": "torchao_int8"})
@@ -78,11 +78,11 @@ def test_a_run_does_not_go_on_in_another_form(tiny_base: Path, tiny_pictures: Pa
 def test_the_plan_counts_the_bits(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     """From the configurations alone and on the loaded base, to the same bytes; parameters stay parameters."""
     totals, weights = set(), {}
-    for form in ("none", *FORMS):
-        config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantization": form})
+    for format in ("none", *FORMATS):
+        config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantization": format})
         sketched, loaded = (
             assess_config(config, count_pictures=False, limit=None).plan,
-            plan_loaded(config, load_base(str(tiny_base), form)),
+            plan_loaded(config, load_base(str(tiny_base), format)),
         )
         assert sketched.memory and loaded.memory
         totals |= {sketched.total, loaded.total}
@@ -90,11 +90,11 @@ def test_the_plan_counts_the_bits(tiny_base: Path, tiny_pictures: Path, tmp_path
             next(p for p in plan.memory.phases if p.name == STEP).parts["weights: unet"] for plan in (sketched, loaded)
         ]
         assert found[0] == found[1]
-        weights[form] = found[0]
+        weights[format] = found[0]
     assert len(totals) == 1
     linear = [m for m in load_family(str(tiny_base)).networks["unet"].modules() if type(m) is torch.nn.Linear]
-    for name, form in FORMS.items():
-        saved = sum(4 * m.weight.numel() - sum(form.sizes(tuple(m.weight.shape))) for m in linear)
+    for name, format in FORMATS.items():
+        saved = sum(4 * m.weight.numel() - sum(format.part_sizes(tuple(m.weight.shape))) for m in linear)
         assert weights["none"] - weights[name] == saved
 
 
@@ -102,15 +102,15 @@ def test_a_trainer_wants_the_base_as_the_configuration_says(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:
     config = quick_config(tiny_base, tiny_pictures, tmp_path, train={"quantization": "bnb_nf4"})
-    with raises_code("quantization.other_form"):
+    with raises_code("quantization.other_format"):
         Trainer(config, load_family(str(tiny_base)), survey(config.data))
 
 
 def test_a_quantised_base_has_a_cache_of_its_own(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     family = load_family(str(tiny_base))
     kept = [
-        quick_config(tiny_base, tiny_pictures, tmp_path, data={"cache": str(tmp_path)}, train={"quantization": form})
-        for form in ("none", "bnb_nf4")
+        quick_config(tiny_base, tiny_pictures, tmp_path, data={"cache": str(tmp_path)}, train={"quantization": format})
+        for format in ("none", "bnb_nf4")
     ]
     stores = [store_of(config, family) for config in kept]
     assert stores[0] is not None and stores[1] is not None

@@ -1,21 +1,21 @@
-"""How a step is computed: precision, memory. :func:`prepare` is the door for any network, in anyone's own script."""
+"""Compute steps with less memory; :func:`prepare` takes any network, in anyone's own script."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from veneer.engine.memory_levels import Memory as Memory
-    from veneer.engine.memory_levels import Prepared as Prepared
+    from veneer.engine.memory_levels import MemoryLevel as MemoryLevel
+    from veneer.engine.memory_levels import PreparedNetwork as PreparedNetwork
     from veneer.engine.memory_levels import prepare as prepare
     from veneer.engine.memory_levels import undo as undo
     from veneer.engine.quantized import quantize as quantize
 
-__all__ = ["Memory", "Prepared", "prepare", "quantize", "undo"]
+__all__ = ["MemoryLevel", "PreparedNetwork", "prepare", "quantize", "undo"]
 
 
 def __getattr__(name: str) -> object:
-    """The door, imported when it is first asked for: it needs diffusers and transformers (PEP 562)."""
+    """Import a public name when it is first asked for, for it needs diffusers and transformers (PEP 562)."""
     if name not in __all__:
         raise AttributeError(f"module 'veneer.engine' has no attribute {name!r}")
     from veneer.engine import memory_levels, quantized

@@ -1,30 +1,30 @@
-"""Which class stands for which: a layer becomes another by its ``__class__`` alone, and itself again."""
+"""Class swap: a layer becomes one of another class, and itself again, by a change of its ``__class__`` alone."""
 
 from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["FORWARD", "STANDS_FOR", "is_prepared", "plain_base", "plain_class"]
+__all__ = ["FORWARD", "ORIGINAL_CLASS", "inherited_original_class", "is_prepared", "original_class"]
 
 FORWARD = "_veneer_forward"
-"""Where a prepared network, not each of its layers, has what it does when it is called."""
+"""The attribute of a prepared network, though not of its layers, that holds the ``forward`` it was given."""
 
-STANDS_FOR = "_veneer_stands_for"
-"""The attribute of one of our classes that has the plain class; classes made of ours by others inherit it."""
-
-
-def plain_class(own: type[nn.Module]) -> type[nn.Module]:
-    """What a class stands for: itself, if it is none of ours, be it made of one."""
-    plain: type[nn.Module] = vars(own).get(STANDS_FOR, own)
-    return plain
+ORIGINAL_CLASS = "_veneer_original_class"
+"""The attribute of one of our classes that holds the class it replaces; classes derived of ours inherit it."""
 
 
-def plain_base(kind: type[nn.Module]) -> type[nn.Module]:
-    """The same, of classes that others made of ours as well."""
-    plain: type[nn.Module] = getattr(kind, STANDS_FOR, kind)
-    return plain
+def original_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that one of ours replaces; any other class as it is, be it derived of one of ours."""
+    original: type[nn.Module] = vars(cls).get(ORIGINAL_CLASS, cls)
+    return original
+
+
+def inherited_original_class(cls: type[nn.Module]) -> type[nn.Module]:
+    """Return the class that one of ours replaces, also for classes that others derived of ours."""
+    original: type[nn.Module] = getattr(cls, ORIGINAL_CLASS, cls)
+    return original
 
 
 def is_prepared(network: nn.Module) -> bool:
-    """Whether it, or a part of it, is."""
-    return any(STANDS_FOR in vars(type(module)) or FORWARD in vars(module) for module in network.modules())
+    """Tell whether a network, or a part of it, is prepared."""
+    return any(ORIGINAL_CLASS in vars(type(module)) or FORWARD in vars(module) for module in network.modules())

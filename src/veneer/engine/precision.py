@@ -1,4 +1,4 @@
-"""Arithmetic of a step: dtype, autocast, loss scaling, and recomputation of blocks in the backward pass."""
+"""The arithmetic of a step: dtype, autocast, loss scaling, and gradient checkpointing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from veneer.errors import UserError
 
-__all__ = ["Precision", "precision_of", "recompute_blocks"]
+__all__ = ["Precision", "enable_gradient_checkpointing", "precision_of"]
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -20,38 +20,43 @@ class Precision:
     """Mixed precision of one device (Micikevicius et al. 2018): matrix products in ``dtype``, the adapter in float32.
 
     Attributes:
-        dtype: of the products; the frozen weights may be stored in it (``family.to(device, precision.dtype)``), which
-            halves their memory and changes no product.
-        device: where the step runs.
+        dtype: the dtype of the products; the frozen weights may be stored in it, which halves their memory and changes
+            no product.
+        device: the device that the step runs on.
     """
 
     dtype: torch.dtype
     device: torch.device
 
     def autocast(self) -> AbstractContextManager[object]:
-        """A context in which matrix products are done in ``dtype``; in float32 it changes nothing."""
+        """Return a context in which matrix products are done in ``dtype``; in float32 it changes nothing."""
         return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Keeps float16's small gradients from becoming zero; for other dtypes it passes everything through."""
+        """Return a scaler that keeps float16's small gradients from becoming zero; for other dtypes it does nothing."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
 def precision_of(name: str, device: torch.device) -> Precision:
-    """The precision that ``train.precision`` names, on ``device``; UserError where the device lacks it."""
+    """Return the precision that ``train.precision`` names.
+
+    Raises:
+        UserError: the device does not have it.
+    """
     if name == "float16" and device.type == "cpu":
         raise UserError(
             "float16 needs a GPU, and this run is on the CPU",
+            code="engine.float16_on_cpu",
             where="train.precision",
             remedy="use bfloat16 or float32",
         )
     return Precision(_DTYPES[name], device)
 
 
-def recompute_blocks(model: Any) -> None:
+def enable_gradient_checkpointing(model: Any) -> None:
     """Turn a model's own gradient checkpointing on (Chen et al. 2016).
 
-    The non-reentrant form is asked for: it needs no gradient on a block's input, of which a frozen model has none.
+    It is the non-reentrant one, which needs no gradient on a block's input: a frozen model has none there.
     """
     if hasattr(model, "enable_gradient_checkpointing"):
         model.enable_gradient_checkpointing()

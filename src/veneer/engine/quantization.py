@@ -1,10 +1,10 @@
-"""How bitsandbytes and torchao hold a frozen matrix in few bits; each of the two is an extra.
+"""The quantisation formats in which bitsandbytes and torchao hold a frozen matrix; each of the two is an extra.
 
-A form is a way to pack a matrix and to read it back. The libraries do both; here it is only named which of their ways
-are used and what they are packed into: plain bytes, which no cast of a network rounds and any device takes.
+A format packs a matrix and reads it back. The libraries do both; this module chooses which of their functions are used
+and keeps the result as plain bytes, which no cast of a network rounds and any device takes.
 
 ============ ======================================================================== ===============
-form         what a weight is                                                         bits a weight
+format       a weight                                                                 bits a weight
 ============ ======================================================================== ===============
 bnb_nf4      4 bits on the scale of a normal distribution, a scale for each 64 weights 4.13
              which is itself held in 8 bits (Dettmers et al. 2023, QLoRA, section 3)
@@ -30,12 +30,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 from veneer.errors import UserError
 from veneer.silence import silence_notices
 
-__all__ = ["FORMS", "NONE", "Form", "form_named"]
+__all__ = ["FORMATS", "NONE", "QuantizationFormat", "find_format"]
 
 NONE = "none"
-"""The name of no form at all."""
+"""The name for weights that are not quantised."""
 _BLOCK, _BLOCK_OF_SCALES = 64, 256
-"""Numbers that share a scale: of nf4's weights, and of their scales."""
+"""How many weights share a scale in nf4, and how many of those scales share one."""
 _WHERE = "train.quantization"
 
 Parts = Sequence[Tensor]
@@ -43,75 +43,77 @@ Shape = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class Form:
-    """One way to hold a matrix.
+class QuantizationFormat:
+    """A way to hold a matrix in few bits.
 
     Attributes:
-        name: as the configuration has it.
-        library: that packs and reads; its name on PyPI, and that of the extra.
-        sizes: bytes of each part, of a matrix (out, in).
-        packed: the parts of a float32 matrix.
-        read: float32, float16 or bfloat16 numbers from the parts.
+        name: its name in the configuration.
+        library: the library that packs and unpacks; its name on PyPI, and that of the extra.
+        part_sizes: computes the bytes of each part of a matrix (out, in).
+        pack_float32: packs a float32 matrix into parts.
+        unpack_parts: reads float32, float16 or bfloat16 numbers from the parts.
     """
 
     name: str
     library: str
-    sizes: Callable[[Shape], tuple[int, ...]]
-    packed: Callable[[Tensor], Parts]
-    read: Callable[[Parts, Shape, torch.dtype], Tensor]
+    part_sizes: Callable[[Shape], tuple[int, ...]]
+    pack_float32: Callable[[Tensor], Parts]
+    unpack_parts: Callable[[Parts, Shape, torch.dtype], Tensor]
 
     def pack(self, weight_OI: Tensor) -> tuple[Tensor, ...]:
-        """A matrix as parts, each (bytes,) of uint8 on its device.
+        """Pack a matrix into parts, each (bytes,) of uint8 on the matrix's device.
 
         Raises:
-            UserError: the library is not there.
+            UserError: the library is not installed.
         """
         shape = _shape(weight_OI)
-        if isinstance(weight_OI, FakeTensor):  # a plan's: there are no numbers to pack
-            return tuple(weight_OI.new_empty(size, dtype=torch.uint8) for size in self.sizes(shape))
-        self.check()
+        if isinstance(weight_OI, FakeTensor):  # an abstract model has no numbers to pack
+            return tuple(weight_OI.new_empty(size, dtype=torch.uint8) for size in self.part_sizes(shape))
+        self.check_installed()
         with torch.no_grad():
-            return tuple(_as_bytes(part) for part in self.packed(weight_OI.detach().to(torch.float32).contiguous()))
+            return tuple(map(_as_bytes, self.pack_float32(weight_OI.detach().to(torch.float32).contiguous())))
 
     def unpack(self, parts: Parts, shape: Shape, dtype: torch.dtype) -> Tensor:
-        """The matrix again, as the bits have it, (out, in) in ``dtype``."""
+        """Read the matrix (out, in) back in ``dtype``, as its bits have it."""
         if isinstance(parts[0], FakeTensor):
             return parts[0].new_empty(shape, dtype=dtype)
         with torch.no_grad():
             if dtype == torch.float64:
-                return self.read(parts, shape, torch.float32).to(dtype)
-            return self.read(parts, shape, dtype)
+                return self.unpack_parts(parts, shape, torch.float32).to(dtype)
+            return self.unpack_parts(parts, shape, dtype)
 
     @property
     def is_installed(self) -> bool:
-        """Whether the library is there; it is not imported for that, which takes memory."""
+        """Whether the library is installed; it is not imported to find out, which would take memory."""
         return importlib.util.find_spec(self.library) is not None
 
-    def check(self) -> None:
-        """See that the library is there.
+    def check_installed(self) -> None:
+        """Check that the library can be imported.
 
         Raises:
-            UserError: it is not, or it does not work here.
+            UserError: it is not installed, or does not work here.
         """
         try:
-            with silence_notices():  # both tell of kernels for hardware that is not here
+            with silence_notices():  # both log which kernels for other hardware are missing
                 importlib.import_module(self.library)
         except ImportError as fault:
             missing = isinstance(fault, ModuleNotFoundError) and fault.name == self.library
             what = "is not installed" if missing else f"cannot be imported: {str(fault).splitlines()[0]}"
             remedy = f"pip install 'veneer[{self.library}]'"
-            raise UserError(f"{self.name} needs {self.library}, which {what}", where=_WHERE, remedy=remedy) from fault
+            message, code = f"{self.name} needs {self.library}, which {what}", "quantization.library_missing"
+            raise UserError(message, code=code, where=_WHERE, remedy=remedy) from fault
 
 
-def form_named(name: str) -> Form:
-    """The form that the configuration names.
+def find_format(name: str) -> QuantizationFormat:
+    """Return the format that the configuration names.
 
     Raises:
         UserError: there is none of this name.
     """
-    if name not in FORMS:
-        raise UserError(f"{name!r} is no form to hold weights in", where=_WHERE, remedy=f"use {', '.join(FORMS)}")
-    return FORMS[name]
+    if name not in FORMATS:
+        what, remedy = f"{name!r} is no quantisation format", f"use {', '.join(FORMATS)}"
+        raise UserError(what, code="quantization.unknown_format", where=_WHERE, remedy=remedy)
+    return FORMATS[name]
 
 
 def _shape(weight_OI: Tensor) -> Shape:
@@ -129,13 +131,13 @@ def _nf4_sizes(shape: Shape) -> tuple[int, ...]:
     return -(-count // 2), blocks, 4 * -(-blocks // _BLOCK_OF_SCALES), 4
 
 
-def _nf4_packed(weight_OI: Tensor) -> Parts:
+def _pack_nf4(weight_OI: Tensor) -> Parts:
     library: Any = importlib.import_module("bitsandbytes.functional")
     packed, state = library.quantize_4bit(weight_OI, blocksize=_BLOCK, compress_statistics=True, quant_type="nf4")
     return packed, state.absmax, state.state2.absmax, state.offset
 
 
-def _nf4_read(parts: Parts, shape: Shape, dtype: torch.dtype) -> Tensor:
+def _unpack_nf4(parts: Parts, shape: Shape, dtype: torch.dtype) -> Tensor:
     library: Any = importlib.import_module("bitsandbytes.functional")
     packed, scales, scales_of_scales, offset = parts
     code, scale = _code(packed.device), scales_of_scales.view(torch.float32)
@@ -148,55 +150,61 @@ def _nf4_read(parts: Parts, shape: Shape, dtype: torch.dtype) -> Tensor:
 
 @lru_cache(maxsize=8)
 def _code(device: torch.device) -> Tensor:
-    """The 256 numbers that scales of scales are rounded to, (256,); made as bitsandbytes makes them."""
+    """Make the 256 numbers (256,) that scales are rounded to, as bitsandbytes makes them."""
     library: Any = importlib.import_module("bitsandbytes.functional")
     code: Tensor = library.create_dynamic_map().to(device)
     return code
 
 
-def _row_sizes(shape: Shape) -> tuple[int, ...]:
+def _row_scaled_sizes(shape: Shape) -> tuple[int, ...]:
     return shape[0] * shape[1], 4 * shape[0]
 
 
-def _bnb_int8_packed(weight_OI: Tensor) -> Parts:
+def _pack_bnb_int8(weight_OI: Tensor) -> Parts:
     library: Any = importlib.import_module("bitsandbytes.functional")
     packed, scales, _ = library.int8_vectorwise_quant(weight_OI.to(torch.float16))  # all that its GPU kernel takes
     return packed, scales.to(torch.float32)
 
 
-def _bnb_int8_read(parts: Parts, shape: Shape, dtype: torch.dtype) -> Tensor:
+def _unpack_bnb_int8(parts: Parts, shape: Shape, dtype: torch.dtype) -> Tensor:
     library: Any = importlib.import_module("bitsandbytes.functional")
     packed, scales = parts[0].view(torch.int8).view(shape), parts[1].view(torch.float32)
     weight: Tensor = library.int8_vectorwise_dequant(packed, scales)
     return weight.to(dtype)
 
 
-def _torchao_packed(kind: str) -> Callable[[Tensor], Parts]:
-    def packed(weight_OI: Tensor) -> Parts:
+def _pack_torchao(tensor_class: str) -> Callable[[Tensor], Parts]:
+    def pack(weight_OI: Tensor) -> Parts:
         library: Any = importlib.import_module("torchao.quantization")
-        held = getattr(library, kind).from_hp(weight_OI, granularity=library.PerRow())
-        return held.qdata, held.scale.to(torch.float32)
+        packed = getattr(library, tensor_class).from_hp(weight_OI, granularity=library.PerRow())
+        return packed.qdata, packed.scale.to(torch.float32)
 
-    return packed
+    return pack
 
 
-def _by_row(kind: torch.dtype) -> Callable[[Parts, Shape, torch.dtype], Tensor]:
-    """A number times its row's scale, as torchao reads both of its forms."""
+def _unpack_scaled_rows(stored: torch.dtype) -> Callable[[Parts, Shape, torch.dtype], Tensor]:
+    """Multiply each number by its row's scale, as torchao reads both of its formats."""
 
-    def read(parts: Parts, shape: Shape, dtype: torch.dtype) -> Tensor:
-        numbers = parts[0].view(kind).view(shape).to(torch.float32)
+    def unpack(parts: Parts, shape: Shape, dtype: torch.dtype) -> Tensor:
+        numbers = parts[0].view(stored).view(shape).to(torch.float32)
         return numbers.mul_(parts[1].view(torch.float32).view(-1, 1)).to(dtype)
 
-    return read
+    return unpack
 
 
-FORMS: Mapping[str, Form] = {
-    form.name: form
-    for form in (
-        Form("bnb_nf4", "bitsandbytes", _nf4_sizes, _nf4_packed, _nf4_read),
-        Form("bnb_int8", "bitsandbytes", _row_sizes, _bnb_int8_packed, _bnb_int8_read),
-        Form("torchao_int8", "torchao", _row_sizes, _torchao_packed("Int8Tensor"), _by_row(torch.int8)),
-        Form("torchao_fp8", "torchao", _row_sizes, _torchao_packed("Float8Tensor"), _by_row(torch.float8_e4m3fn)),
-    )
-}
-"""By name, as ``train.quantization`` has them."""
+_ALL = (
+    QuantizationFormat("bnb_nf4", "bitsandbytes", _nf4_sizes, _pack_nf4, _unpack_nf4),
+    QuantizationFormat("bnb_int8", "bitsandbytes", _row_scaled_sizes, _pack_bnb_int8, _unpack_bnb_int8),
+    QuantizationFormat(
+        "torchao_int8", "torchao", _row_scaled_sizes, _pack_torchao("Int8Tensor"), _unpack_scaled_rows(torch.int8)
+    ),
+    QuantizationFormat(
+        "torchao_fp8",
+        "torchao",
+        _row_scaled_sizes,
+        _pack_torchao("Float8Tensor"),
+        _unpack_scaled_rows(torch.float8_e4m3fn),
+    ),
+)
+FORMATS: Mapping[str, QuantizationFormat] = {each.name: each for each in _ALL}
+"""The formats by their names in ``train.quantization``."""

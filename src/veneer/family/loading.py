@@ -10,8 +10,8 @@ import torch
 
 from veneer.adapter.registry import specs_of
 from veneer.config.schema import RunConfig
-from veneer.engine.quantization import NONE, form_named
-from veneer.engine.quantized import form_of, parameter_count, quantize
+from veneer.engine.quantization import NONE, find_format
+from veneer.engine.quantized import parameter_count, quantization_of, quantize
 from veneer.errors import UserError
 from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Family
@@ -46,7 +46,7 @@ def load_base(
     if base in PUBLISHED and not Path(base).exists():
         raise _plan_only(base)
     if quantization != NONE:
-        form_named(quantization).check()
+        find_format(quantization).check_installed()
     device = torch.device("cuda") if torch.cuda.is_available() else None
     source = find(base)
     networks = (source.family.denoiser, *text_encoders)
@@ -70,7 +70,7 @@ def load_options(config: RunConfig) -> _Options:
 def quantize_networks(family: Family, config: RunConfig) -> None:
     """Quantise the networks of a loaded base that a run wants quantised and that are not yet."""
     for name in specs_of(config.adapter, family):
-        if form_of(family.networks[name]) != config.train.quantization:
+        if quantization_of(family.networks[name]) != config.train.quantization:
             quantize(family.networks[name], config.train.quantization)
 
 

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from veneer.config.schema import RunConfig, TrainConfig
-from veneer.engine.quantization import FORMS, NONE
+from veneer.engine.quantization import FORMATS, NONE
 from veneer.plan.memory import Memory
 from veneer.plan.text import format_bytes
 
@@ -87,7 +87,7 @@ def _ladders(config: RunConfig) -> Iterator[Sequence[Changes]]:
 def _quantizations() -> Iterator[str]:
     """Yield a form of 8 bits and one of 4 bits whose libraries are installed."""
     for equals in _QUANTIZATIONS:
-        yield from [form for form in equals if FORMS[form].is_installed][:1]
+        yield from [form for form in equals if FORMATS[form].is_installed][:1]
 
 
 @dataclass(frozen=True)

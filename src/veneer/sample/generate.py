@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from veneer.engine.batched import AdapterBank, Row
+from veneer.engine.adapter_bank import AdapterBank, Row
 from veneer.errors import UserError
 from veneer.family.protocol import Family
 

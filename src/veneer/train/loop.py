@@ -14,7 +14,7 @@ from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
 from veneer.engine.memory_levels import prepare
 from veneer.engine.precision import Precision, precision_of
-from veneer.engine.quantized import check_form
+from veneer.engine.quantized import check_quantization
 from veneer.errors import UserError
 from veneer.family.cache import Encoder, store_of
 from veneer.family.protocol import Family, device_of, text_encoders_of
@@ -89,7 +89,7 @@ class Trainer:
         self._idle = _idle(config, family)
         self._objective = Objective.from_config(config.objective, family.noise)
         specs = specs_of(config.adapter, family)
-        check_form({name: family.networks[name] for name in specs}, config.train.quantization)
+        check_quantization({name: family.networks[name] for name in specs}, config.train.quantization)
         self.batches = _batch_builder(config, family, dataset, self._objective, processes)
         with ExitStack() as undoing:
             self.injection = inject(family.networks, specs, config.seed)

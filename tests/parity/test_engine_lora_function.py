@@ -13,11 +13,20 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.autograd import gradcheck
 
-from veneer.engine import layers, lora_linear
-from veneer.engine.frozen import Window
-from veneer.engine.lora_linear import Adapter, Linear, Operands, Order, Shape, adapted, order, output
+from veneer.engine import layers, lora_function
+from veneer.engine.frozen import ConvGeometry
+from veneer.engine.lora_function import (
+    CallSize,
+    ComputeOrder,
+    DenseMatrix,
+    LoraMaps,
+    Operands,
+    fastest_order,
+    lora_forward,
+    lora_output,
+)
 
-ORDERS = [Order(*(bool(number >> bit & 1) for bit in range(3))) for number in range(8)]
+ORDERS = [ComputeOrder(*(bool(number >> bit & 1) for bit in range(3))) for number in range(8)]
 
 
 def adapt(layer: nn.Module, rank: int, **more: Any) -> nn.Module:
@@ -30,7 +39,7 @@ def adapt(layer: nn.Module, rank: int, **more: Any) -> nn.Module:
 def own(layer: nn.Module) -> nn.Module:
     """The same layer as one function; it shares the weights."""
     twin = copy.copy(layer)
-    twin.__class__ = layers.OWN[type(layer)]
+    twin.__class__ = layers.REPLACEMENTS[type(layer)]
     return twin
 
 
@@ -84,27 +93,27 @@ def test_convolution(case: tuple[nn.Module, Tensor]) -> None:
     check(*case)
 
 
-@pytest.mark.parametrize("way", ORDERS)
-def test_every_order_gives_the_same(way: Order, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lora_linear, "order", lambda shape, device: way)
+@pytest.mark.parametrize("order", ORDERS)
+def test_every_order_gives_the_same(order: ComputeOrder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lora_function, "fastest_order", lambda size, device: order)
     check(adapt(nn.Linear(9, 7), 3), torch.randn(2, 5, 9))
     check(adapt(nn.Conv2d(4, 5, 3, 2, 1), 3), torch.randn(2, 4, 6, 7))
-    window, point = Window((2, 1), (1, 0), (1, 1), 1), Window((1, 1), (0, 0), (1, 1), 1)
+    window, point = ConvGeometry((2, 1), (1, 0), (1, 1), 1), ConvGeometry((1, 1), (0, 0), (1, 1), 1)
     wide = {"dtype": torch.float64}
     x, weight = torch.randn(2, 3, 5, 4, **wide, requires_grad=True), torch.randn(4, 3, 3, 2, **wide)
     down, up = (torch.randn(shape, **wide, requires_grad=True) for shape in ((2, 3, 3, 2), (4, 2, 1, 1)))
     bias = torch.randn(4, **wide)
-    windows = Adapter(window, window, point, 0.7)
-    assert gradcheck(lambda x, a, b: adapted(Operands(x, weight, a, b, None), bias, windows), (x, down, up))
+    windows = LoraMaps(window, window, point, 0.7)
+    assert gradcheck(lambda x, a, b: lora_forward(Operands(x, weight, a, b, None), bias, windows), (x, down, up))
     row, matrix = torch.randn(2, 3, 5, **wide, requires_grad=True), torch.randn(4, 5, **wide)
     down, up = (torch.randn(shape, **wide, requires_grad=True) for shape in ((2, 5), (4, 2)))
-    products = Adapter(Linear(), Linear(), Linear(), 0.7)
-    assert gradcheck(lambda x, a, b: adapted(Operands(x, matrix, a, b, None), bias, products), (row, down, up))
+    products = LoraMaps(DenseMatrix(), DenseMatrix(), DenseMatrix(), 0.7)
+    assert gradcheck(lambda x, a, b: lora_forward(Operands(x, matrix, a, b, None), bias, products), (row, down, up))
     mask = torch.rand(row.shape) < 0.6
-    masked = products._replace(kept=0.6)
-    assert gradcheck(lambda x, a, b: adapted(Operands(x, matrix, a, b, mask), bias, masked), (row, down, up))
+    masked = products._replace(keep_share=0.6)
+    assert gradcheck(lambda x, a, b: lora_forward(Operands(x, matrix, a, b, mask), bias, masked), (row, down, up))
     operands = Operands(row, matrix, down, up, None)
-    assert torch.equal(output(operands, bias, products), adapted(operands, bias, products))
+    assert torch.equal(lora_output(operands, bias, products), lora_forward(operands, bias, products))
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(6, 5), nn.Conv2d(6, 5, 3)], ids=["linear", "convolution"])
@@ -136,33 +145,33 @@ def test_precision(base: torch.dtype, autocast: bool, dropout: float, make: Any)
 
 def test_the_order_is_the_least_work() -> None:
     """The issue's shapes: many tokens merge, few split, a large rank takes the whole matrix's gradient."""
-    attention, deep = Shape(4096, 320, 320, 16, 4096 * 320), Shape(64, 1280, 1280, 16, 64 * 1280)
-    assert order(attention) == Order(True, True, False)
-    assert order(deep) == Order(False, False, False)
-    assert order(attention._replace(rank=128)) == Order(True, True, True)
-    assert not order(deep._replace(rank=128)).merged_output
+    attention, deep = CallSize(4096, 320, 320, 16, 4096 * 320), CallSize(64, 1280, 1280, 16, 64 * 1280)
+    assert fastest_order(attention) == ComputeOrder(True, True, False)
+    assert fastest_order(deep) == ComputeOrder(False, False, False)
+    assert fastest_order(attention._replace(rank=128)) == ComputeOrder(True, True, True)
+    assert not fastest_order(deep._replace(rank=128)).merged_output
 
 
 @pytest.mark.parametrize("layer", [nn.Linear(320, 320), nn.Conv2d(32, 32, 1)])
 def test_low_precision_and_dropout_are_never_merged(layer: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[Shape] = []
+    sizes: list[CallSize] = []
 
-    def ask(shape: Shape, device: str) -> Order:
-        asked.append(shape)
-        return order(shape, device)
+    def record(size: CallSize, device: str) -> ComputeOrder:
+        sizes.append(size)
+        return fastest_order(size, device)
 
-    monkeypatch.setattr(lora_linear, "order", ask)
+    monkeypatch.setattr(lora_function, "fastest_order", record)
     x = torch.randn(4096, 320) if isinstance(layer, nn.Linear) else torch.randn(2, 32, 8, 8)
     plain = own(adapt(copy.deepcopy(layer), 4))
     plain(x)
-    assert len(asked) == 1
-    assert asked[0].tokens == (4096 if isinstance(layer, nn.Linear) else 2 * 8 * 8)
+    assert len(sizes) == 1
+    assert sizes[0].tokens == (4096 if isinstance(layer, nn.Linear) else 2 * 8 * 8)
     own(adapt(copy.deepcopy(layer), 4, lora_dropout=0.1))(x)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plain(x)
     low = own(adapt(copy.deepcopy(layer).bfloat16(), 4))
     low(x.bfloat16())
-    assert len(asked) == 1
+    assert len(sizes) == 1
 
 
 @pytest.mark.parametrize("off", ["disabled", "merged", "two", "dora", "bias", "hook", "trainable", "no gradient"])
@@ -180,7 +189,7 @@ def test_all_but_the_plain_case_is_peft_s(off: str, monkeypatch: pytest.MonkeyPa
         layer.base_layer.register_forward_hook(lambda module, arguments, output: output + 1)
     elif off == "trainable":
         layer.base_layer.requires_grad_(True)
-    monkeypatch.setattr(layers, "adapted", None)
+    monkeypatch.setattr(layers, "lora_forward", None)
     x = torch.randn(3, 6, requires_grad=True)
     with torch.set_grad_enabled(off != "no gradient"):
         assert torch.equal(own(layer)(x), layer(x))

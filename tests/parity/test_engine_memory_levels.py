@@ -8,9 +8,9 @@ from torch import nn
 
 from benchmarks.kept import kept_by_layer, kept_bytes
 from tests.networks import NETWORKS, adapt, gradients, worst
-from veneer.engine import Memory, prepare
+from veneer.engine import MemoryLevel, prepare
 
-LEVELS: tuple[Memory, ...] = ("exact", "lean", "leaner", "checkpoint")
+LEVELS: tuple[MemoryLevel, ...] = ("exact", "lean", "leaner", "checkpoint")
 OWN = LEVELS[1:]
 
 
@@ -59,7 +59,7 @@ def test_own_levels_have_one_another_s_bits(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["sd, all of it", "flux", "clip"])
 @pytest.mark.parametrize("memory", OWN)
-def test_dropout_draws_peft_s_masks(kind: str, memory: Memory) -> None:
+def test_dropout_draws_peft_s_masks(kind: str, memory: MemoryLevel) -> None:
     network = NETWORKS[kind]
     model = adapt(network, dropout=0.5)
     output, reference = gradients(network, model)
@@ -73,7 +73,7 @@ def test_dropout_draws_peft_s_masks(kind: str, memory: Memory) -> None:
 @pytest.mark.parametrize("kind", ["sd", "sd, all of it", "sdxl", "sd3", "clip", "t5"])
 @pytest.mark.parametrize("memory", OWN)
 @pytest.mark.parametrize("base", [torch.float32, torch.bfloat16])
-def test_autocast(kind: str, memory: Memory, base: torch.dtype) -> None:
+def test_autocast(kind: str, memory: MemoryLevel, base: torch.dtype) -> None:
     """In bfloat16 with float32 adapters, on a base of either precision, as near to the truth as peft is."""
     network = NETWORKS[kind]
     model = adapt(network)
@@ -99,7 +99,7 @@ def _widened(model: nn.Module, network: object) -> nn.Module:
 
 @pytest.mark.parametrize("memory", OWN)
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_each_level_keeps_less_than_peft(kind: str, memory: Memory) -> None:
+def test_each_level_keeps_less_than_peft(kind: str, memory: MemoryLevel) -> None:
     network = NETWORKS[kind]
     model = adapt(network)
 

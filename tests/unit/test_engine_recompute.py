@@ -1,4 +1,4 @@
-"""Notes instead of tensors: who keeps what, how long, and what happens when a tensor was written to."""
+"""Recipes instead of tensors: what is saved, how long, and what happens when a tensor was written to."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from veneer.engine import recompute
-from veneer.engine.recompute import Saving, remember, remembers_products
+from veneer.engine.recompute import RecomputeContext, make_recomputable, recomputes_products
 
 
 @pytest.fixture
@@ -21,15 +21,17 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return []
 
 
-def noted(name: str, how: Callable[..., Tensor], calls: list[str], products: int = 0) -> Callable[..., Tensor]:
-    """An operation that notes its output, and tells when it is done again."""
+def recomputable(
+    name: str, function: Callable[..., Tensor], calls: list[str], products: int = 0
+) -> Callable[..., Tensor]:
+    """An operation whose output is recomputable, and that lists its recomputations."""
 
     def again(*inputs: Tensor) -> Tensor:
         calls.append(name)
-        return how(*inputs)
+        return function(*inputs)
 
     def run(*inputs: Tensor) -> Tensor:
-        return remember(how(*inputs), again, *inputs, products=products)
+        return make_recomputable(function(*inputs), again, *inputs, products=products)
 
     return run
 
@@ -38,17 +40,17 @@ def leaf(*shape: int) -> Tensor:
     return torch.randn(shape, requires_grad=True)
 
 
-def test_a_kept_output_is_made_again_once_for_all_views(calls: list[str]) -> None:
+def test_a_saved_output_is_recomputed_once_for_all_views(calls: list[str]) -> None:
     x, w = leaf(4, 6), leaf(6, 4)
-    norm = noted("norm", lambda x: functional.layer_norm(x, (6,)), calls)
+    norm = recomputable("norm", lambda x: functional.layer_norm(x, (6,)), calls)
 
     def loss(norm: Callable[[Tensor], Tensor]) -> Tensor:
         y = norm(x * 1)
-        # three who keep it: a product, a power of a transposed view, a function of a slice
+        # three that save it: a product, a power of a transposed view, a function of a slice
         return (y @ w).sum() + y.T.pow(3).sum() + y[1:, ::2].exp().mul(y[1:, ::2]).sum()
 
     expected = torch.autograd.grad(loss(lambda x: functional.layer_norm(x, (6,))), [x, w])
-    with Saving(products=False):
+    with RecomputeContext(products=False):
         found = loss(norm)
     assert calls == []
     gradients = torch.autograd.grad(found, [x, w])
@@ -56,9 +58,9 @@ def test_a_kept_output_is_made_again_once_for_all_views(calls: list[str]) -> Non
     assert all(torch.equal(one, other) for one, other in zip(gradients, expected, strict=True))
 
 
-def test_the_output_itself_is_let_go(calls: list[str]) -> None:
-    with Saving(products=False):
-        y = noted("double", lambda x: x * 2, calls)(leaf(8) * 1)
+def test_the_output_itself_is_freed(calls: list[str]) -> None:
+    with RecomputeContext(products=False):
+        y = recomputable("double", lambda x: x * 2, calls)(leaf(8) * 1)
         z = y.exp().sum() + y.pow(2).sum()
     held = weakref.ref(y.untyped_storage())
     del y
@@ -66,11 +68,11 @@ def test_the_output_itself_is_let_go(calls: list[str]) -> None:
     z.backward()
 
 
-def test_notes_follow_notes(calls: list[str]) -> None:
+def test_recipes_refer_to_recipes(calls: list[str]) -> None:
     x = leaf(5)
-    with Saving(products=False):
-        h = noted("first", lambda x: x * 3, calls)(x * 1)
-        y = noted("second", torch.sin, calls)(h)
+    with RecomputeContext(products=False):
+        h = recomputable("first", lambda x: x * 3, calls)(x * 1)
+        y = recomputable("second", torch.sin, calls)(h)
         z = (y * y).sum() + h.pow(2).sum()
     del h, y
     z.backward()
@@ -78,18 +80,18 @@ def test_notes_follow_notes(calls: list[str]) -> None:
     torch.testing.assert_close(x.grad, (2 * torch.sin(3 * x) * torch.cos(3 * x) * 3 + 18 * x).detach())
 
 
-def test_without_a_note_tensors_are_kept() -> None:
+def test_without_a_recipe_tensors_are_saved() -> None:
     x = leaf(3)
-    with Saving(products=False):
+    with RecomputeContext(products=False):
         y = (x * 2).exp()
     y.sum().backward()
     torch.testing.assert_close(x.grad, 2 * (2 * x.detach()).exp())
 
 
-def test_an_output_that_was_written_to_is_kept_itself(calls: list[str]) -> None:
+def test_an_output_that_was_written_to_is_saved_itself(calls: list[str]) -> None:
     x = leaf(4)
-    with Saving(products=False):
-        y = noted("double", lambda x: x * 2, calls)(x * 1)
+    with RecomputeContext(products=False):
+        y = recomputable("double", lambda x: x * 2, calls)(x * 1)
         y += 1
         z = y.pow(2).sum()
     z.backward()
@@ -98,16 +100,16 @@ def test_an_output_that_was_written_to_is_kept_itself(calls: list[str]) -> None:
 
 
 def test_an_input_that_was_written_to_is_an_error_as_in_autograd(calls: list[str]) -> None:
-    with Saving(products=False):
+    with RecomputeContext(products=False):
         x = leaf(4) * 1
-        z = noted("double", lambda x: x * 2, calls)(x).pow(2).sum()
+        z = recomputable("double", lambda x: x * 2, calls)(x).pow(2).sum()
         x.add_(1)
     with pytest.raises(RuntimeError, match="changed in place"):
         z.backward()
 
 
-def test_a_kept_tensor_that_was_written_to_is_an_error_as_in_autograd() -> None:
-    with Saving(products=False):
+def test_a_saved_tensor_that_was_written_to_is_an_error_as_in_autograd() -> None:
+    with RecomputeContext(products=False):
         x = leaf(4) * 1
         z = x.pow(2).sum()
     x.add_(1)
@@ -115,42 +117,42 @@ def test_a_kept_tensor_that_was_written_to_is_an_error_as_in_autograd() -> None:
         z.backward()
 
 
-def test_an_operation_in_place_is_not_noted(calls: list[str]) -> None:
+def test_an_operation_in_place_gets_no_recipe(calls: list[str]) -> None:
     x = leaf(4)
-    with Saving(products=False):
-        y = noted("relu", functional.relu_, calls)(x * 1)
+    with RecomputeContext(products=False):
+        y = recomputable("relu", functional.relu_, calls)(x * 1)
         z = y.pow(2).sum()
     z.backward()
     assert calls == []
     torch.testing.assert_close(x.grad, 2 * functional.relu(x.detach()))
 
 
-def test_nothing_is_noted_outside_or_where_no_gradient_goes(calls: list[str]) -> None:
-    double = noted("double", lambda x: x * 2, calls)
+def test_there_is_no_recipe_outside_or_where_no_gradient_goes(calls: list[str]) -> None:
+    double = recomputable("double", lambda x: x * 2, calls)
     x = leaf(4)
     outside = double(x * 1)
-    with Saving(products=False):
+    with RecomputeContext(products=False):
         constant = double(x.detach())
     for y in (outside, constant):
-        assert not hasattr(y.untyped_storage(), recompute._NOTE)
+        assert not hasattr(y.untyped_storage(), recompute._ATTRIBUTE)
 
 
 def test_only_one_product_is_on_the_way(calls: list[str]) -> None:
-    product = noted("product", lambda x, w: x @ w, calls, products=1)
+    product = recomputable("product", lambda x, w: x @ w, calls, products=1)
     x, w = leaf(3, 3) * 1, leaf(3, 3)
-    with Saving(products=True):
-        assert remembers_products(x)
+    with RecomputeContext(products=True):
+        assert recomputes_products(x)
         y = product(x, w)
-        assert not remembers_products(y)
-        assert not remembers_products(noted("sin", torch.sin, calls)(y))
-    with Saving(products=False):
-        assert not remembers_products(x)
-    assert not remembers_products(x)
+        assert not recomputes_products(y)
+        assert not recomputes_products(recomputable("sin", torch.sin, calls)(y))
+    with RecomputeContext(products=False):
+        assert not recomputes_products(x)
+    assert not recomputes_products(x)
 
 
-def test_a_block_that_is_recomputed_notes_nothing(calls: list[str]) -> None:
+def test_a_block_that_is_checkpointed_has_no_recipes(calls: list[str]) -> None:
     """Its tensors go to other hooks, and what is made last in it must not hold what came before."""
-    double = noted("double", lambda x: x * 2, calls)
+    double = recomputable("double", lambda x: x * 2, calls)
     x = leaf(6)
     inner: list[weakref.ref[object]] = []
 
@@ -159,7 +161,7 @@ def test_a_block_that_is_recomputed_notes_nothing(calls: list[str]) -> None:
         inner.append(weakref.ref(h.untyped_storage()))
         return double(h)
 
-    with Saving(products=True):
+    with RecomputeContext(products=True):
         y = checkpoint(block, x, use_reentrant=False)
         gc.collect()
         assert inner[0]() is None
@@ -168,18 +170,18 @@ def test_a_block_that_is_recomputed_notes_nothing(calls: list[str]) -> None:
     torch.testing.assert_close(x.grad, 8 * (2 * x.detach()).exp())
 
 
-def test_no_note_outlives_the_forward_pass(calls: list[str]) -> None:
-    with Saving(products=False):
+def test_no_recipe_outlives_the_forward_pass(calls: list[str]) -> None:
+    with RecomputeContext(products=False):
         x = leaf(6) * 1
         held = weakref.ref(x.untyped_storage())
-        y = noted("add", lambda x: x + 1, calls)(x)
+        y = recomputable("add", lambda x: x + 1, calls)(x)
         del x
         assert held() is not None
     assert held() is None
     del y
 
 
-def test_what_was_made_again_is_let_go_with_the_graph(calls: list[str]) -> None:
+def test_what_was_recomputed_is_freed_with_the_graph(calls: list[str]) -> None:
     made: list[weakref.ref[object]] = []
 
     def watch(x: Tensor) -> Tensor:
@@ -188,33 +190,33 @@ def test_what_was_made_again_is_let_go_with_the_graph(calls: list[str]) -> None:
         return y
 
     x = leaf(6)
-    with Saving(products=False):
-        z = remember(x * 2, watch, x * 1).pow(2).sum()
+    with RecomputeContext(products=False):
+        z = make_recomputable(x * 2, watch, x * 1).pow(2).sum()
     z.backward(retain_graph=True)
     assert made[0]() is not None
     z.backward()
     assert len(made) == 1 and made[0]() is None
 
 
-def test_made_again_under_the_autocast_of_the_first_time(calls: list[str]) -> None:
+def test_recomputed_under_the_autocast_of_the_first_time(calls: list[str]) -> None:
     x, w = leaf(4, 4), torch.randn(4, 4)
-    product = noted("product", torch.mm, calls, products=1)
+    product = recomputable("product", torch.mm, calls, products=1)
     gradients = []
-    for noting in (False, True):
-        with torch.autocast("cpu", dtype=torch.bfloat16), Saving(products=True):
-            y = product(x * 1, w) if noting else torch.mm(x * 1, w)
+    for with_recipe in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16), RecomputeContext(products=True):
+            y = product(x * 1, w) if with_recipe else torch.mm(x * 1, w)
             z = y.float().pow(2).sum() + y.exp().sum()
         with torch.autocast("cpu", dtype=torch.float16):
             gradients.append(torch.autograd.grad(z, x)[0])
     assert torch.equal(*gradients)
 
 
-def test_savings_may_be_within_each_other(calls: list[str]) -> None:
+def test_contexts_may_be_nested(calls: list[str]) -> None:
     x = leaf(3)
-    with Saving(products=False):
-        with Saving(products=True):
-            y = noted("double", lambda x: x * 2, calls)(x * 1).pow(2)
-        z = noted("triple", lambda x: x * 3, calls)(y).pow(2).sum()
+    with RecomputeContext(products=False):
+        with RecomputeContext(products=True):
+            y = recomputable("double", lambda x: x * 2, calls)(x * 1).pow(2)
+        z = recomputable("triple", lambda x: x * 3, calls)(y).pow(2).sum()
     z.backward()
     assert sorted(calls) == ["double", "triple"]
     torch.testing.assert_close(x.grad, (4 * 9 * 16 * x**3).detach())

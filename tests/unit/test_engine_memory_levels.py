@@ -1,4 +1,4 @@
-"""The door: what a network is while it is prepared, and that it is itself again afterwards."""
+"""A prepared network, and that it is itself again afterwards."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from torch.utils.checkpoint import checkpoint
 
 import veneer
 from benchmarks.kept import kept_bytes
+from tests.errors import raises_code
 from tests.networks import NETWORKS, adapt, gradients, worst
-from veneer.engine import Memory, prepare, recompute, undo
-from veneer.errors import UserError
+from veneer.engine import MemoryLevel, prepare, recompute, undo
 
-LEVELS: tuple[Memory, ...] = ("exact", "lean", "leaner", "checkpoint")
+LEVELS: tuple[MemoryLevel, ...] = ("exact", "lean", "leaner", "checkpoint")
 
 
 def anatomy(model: nn.Module) -> list[Any]:
@@ -46,7 +46,7 @@ def same(one: list[Any], other: list[Any]) -> bool:
 
 @pytest.mark.parametrize("memory", LEVELS)
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_undo_leaves_no_trace(kind: str, memory: Memory) -> None:
+def test_undo_leaves_no_trace(kind: str, memory: MemoryLevel) -> None:
     network = NETWORKS[kind]
     model = adapt(network)
     before, (output, reference) = anatomy(model), gradients(network, model)
@@ -63,7 +63,7 @@ def test_undo_leaves_no_trace(kind: str, memory: Memory) -> None:
 
 @pytest.mark.parametrize("memory", LEVELS)
 @pytest.mark.parametrize("kind", NETWORKS)
-def test_without_gradients_the_bits_are_the_same(kind: str, memory: Memory) -> None:
+def test_without_gradients_the_bits_are_the_same(kind: str, memory: MemoryLevel) -> None:
     network = NETWORKS[kind]
     model = adapt(network)
     with torch.no_grad():
@@ -172,7 +172,7 @@ def test_an_error_inside_leaves_nothing_open() -> None:
 
 def nothing_is_open() -> bool:
     hooks = torch._C._autograd._top_saved_tensors_default_hooks(False)
-    return hooks is None and torch.overrides._get_current_function_mode() is None and not recompute._OPEN.stack
+    return hooks is None and torch.overrides._get_current_function_mode() is None and not recompute._CONTEXTS.stack
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd3"])
@@ -230,7 +230,7 @@ def test_a_layer_that_became_another_meanwhile_is_left_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("memory", LEVELS)
-def test_a_copy_can_be_undone_and_prepared_anew(memory: Memory) -> None:
+def test_a_copy_can_be_undone_and_prepared_anew(memory: MemoryLevel) -> None:
     network = NETWORKS["clip"]
     model = adapt(network)
     before = anatomy(model)[0]
@@ -270,7 +270,7 @@ def test_its_call_has_the_signature_it_had() -> None:
 
 
 @pytest.mark.parametrize("memory", LEVELS)
-def test_hooks_around_a_call_get_what_is_kept(memory: Memory) -> None:
+def test_hooks_around_a_call_get_what_is_kept(memory: MemoryLevel) -> None:
     """PyTorch asks the innermost alone, and who asks for all on the CPU, or for all to be dropped, must get it."""
     network = NETWORKS["sd"]
     model = adapt(network)
@@ -289,7 +289,7 @@ def test_hooks_around_a_call_get_what_is_kept(memory: Memory) -> None:
 
 
 @pytest.mark.parametrize("memory", LEVELS[:3])
-def test_a_call_that_is_recomputed_whole_keeps_its_input_alone(memory: Memory) -> None:
+def test_a_call_that_is_recomputed_whole_keeps_its_input_alone(memory: MemoryLevel) -> None:
     network = NETWORKS["sd"]
     model: Any = adapt(network)
     prepare(model, memory)
@@ -338,22 +338,25 @@ def test_two_networks_at_two_levels_in_one_graph() -> None:
     assert worst(step(), reference) < 1e-4
 
 
-def test_what_cannot_be_is_said_in_a_line() -> None:
+def test_what_cannot_be_prepared_is_refused_in_one_line() -> None:
     model = adapt(NETWORKS["sd"])
-    with pytest.raises(UserError, match=r"memory is 'tiny'.*exact, lean, leaner, checkpoint"):
+    with raises_code("engine.unknown_memory_level") as caught:
         prepare(model, "tiny")
+    assert str(caught.value) == "memory is 'tiny'; use exact, lean, leaner, checkpoint"
     prepare(model)
-    with pytest.raises(UserError, match=r"prepared already; undo that first: veneer\.engine\.undo\(network\)"):
+    with raises_code("engine.already_prepared") as caught:
         prepare(model)
+    assert str(caught.value) == "the network is prepared already; undo that first: veneer.engine.undo(network)"
     bare = nn.Sequential(nn.Flatten())
     prepare(bare)
-    with pytest.raises(UserError, match="prepared already"):
+    with raises_code("engine.already_prepared"):
         prepare(bare)
     plain = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(UserError, match="no blocks to compute again"):
+    with raises_code("engine.no_blocks") as caught:
         prepare(plain, "checkpoint")
+    assert str(caught.value) == "Sequential has no blocks to recompute; use leaner"
     assert type(plain[0]) is nn.Linear
 
 
-def test_the_door_is_public() -> None:
+def test_prepare_is_public() -> None:
     assert veneer.prepare is prepare

@@ -12,7 +12,7 @@ from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraFactors, LoraSpec
 from veneer.adapter.merge import merge
 from veneer.adapter.protocol import AdapterWeights
-from veneer.engine.batched import AdapterBank
+from veneer.engine.adapter_bank import AdapterBank
 from veneer.errors import UserError
 from veneer.sample.generate import generate_each
 

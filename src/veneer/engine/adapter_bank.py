@@ -1,4 +1,4 @@
-"""One adapter a row: a batch whose rows go through the same networks with different adapters, for inference."""
+"""Batches whose rows go through the same networks with different adapters, for inference."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from veneer.adapter.layers import fit, layers_of
 from veneer.adapter.protocol import AdapterWeights, Layer, LowRank, check_strength, low_rank_of
-from veneer.engine.rowwise import Parts, RowwiseHook
+from veneer.engine.row_adapters import RowAdapterHook, RowUpdates
 from veneer.errors import UserError
 
 __all__ = ["AdapterBank", "Row"]
@@ -25,13 +25,13 @@ class AdapterBank:
 
     The adapters' updates must be products of two thin matrices, as LoRA's are. Adding and removing moves no numbers:
     the factors stay where they are given, in the dtype they have (``adapter.to("cuda", torch.float16)`` of each layer
-    keeps them on a GPU). What a batch needs is stacked when its rows are set,
-    padded to the ranks of that batch and not to the largest in the bank. The networks are never changed; while rows
-    are set, hooks on the adapted layers add to their outputs, so whatever calls the networks sees the adapters: a
-    diffusers pipeline, a loop of one's own. Adapters merged into the weights, or injected, count as the base.
+    keeps them on a GPU). What a batch needs is stacked when its rows are set, padded to the ranks of that batch and not
+    to the largest in the bank. The networks are never changed; while rows are set, hooks on the adapted layers add to
+    their outputs, so whatever calls the networks sees the adapters: a diffusers pipeline, a loop of one's own. Adapters
+    merged into the weights, or injected, count as the base.
 
     Args:
-        networks: the base's, by prefix, as ``family.networks``: ``{"unet": pipeline.unet, "text_encoder": ...}``.
+        networks: the base's networks by name, as ``family.networks``.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
@@ -46,7 +46,7 @@ class AdapterBank:
         return tuple(self._adapters)
 
     def add(self, name: str, weights: AdapterWeights) -> None:
-        """Keep an adapter under a name.
+        """Add an adapter under a name.
 
         Raises:
             UserError: the name is taken, the adapter is of another architecture or of a method that a batch cannot mix,
@@ -84,7 +84,7 @@ class AdapterBank:
         strengths = [self._strengths(row) for row in rows]
         paths = {path for row in strengths for name in row for path in self._adapters[name]}
         self._check_compiled({path.partition(".")[0] for path in paths})
-        hooks = {path: RowwiseHook(path, self._on_layer(path, strengths), 1 + guidance) for path in sorted(paths)}
+        hooks = {path: RowAdapterHook(path, self._on_layer(path, strengths), 1 + guidance) for path in sorted(paths)}
         with ExitStack() as stack:
             for path, hook in hooks.items():
                 stack.callback(self._layers[path].register_forward_hook(hook, with_kwargs=True).remove)
@@ -94,13 +94,13 @@ class AdapterBank:
 
     def _strengths(self, row: Row) -> dict[str, float]:
         """Return the strength of each of a row's adapters that does something, by name."""
-        named = _named(row)
+        named = _strengths_by_name(row)
         for name, strength in named.items():
             self._check(name)
             check_strength(strength, f"adapter {name!r}")
         return {name: strength for name, strength in named.items() if strength}
 
-    def _on_layer(self, path: str, rows: list[dict[str, float]]) -> list[Parts]:
+    def _on_layer(self, path: str, rows: list[dict[str, float]]) -> list[RowUpdates]:
         return [
             tuple((self._adapters[name][path], s) for name, s in row.items() if path in self._adapters[name])
             for row in rows
@@ -120,7 +120,7 @@ class AdapterBank:
                 raise UserError(what, code="adapter.compiled", remedy="do not compile it")
 
 
-def _named(row: object) -> dict[str, float]:
+def _strengths_by_name(row: object) -> dict[str, float]:
     """Return a row's strengths by name, as it gives them."""
     match row:
         case None:

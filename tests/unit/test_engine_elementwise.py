@@ -1,4 +1,4 @@
-"""Cheap operations between layers: what is made of noted tensors by them is made again, not kept."""
+"""Cheap operations between layers: their results on recomputable tensors are recomputed, not saved."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch.nn import functional
 from benchmarks.kept import kept_bytes
 from tests.networks import NETWORKS, adapt
 from veneer.engine import memory_levels, prepare
-from veneer.engine.between import Between, works_between
-from veneer.engine.recompute import Saving, is_noted, remember
+from veneer.engine.elementwise import ElementwiseRecompute, has_elementwise_work
+from veneer.engine.recompute import RecomputeContext, is_recomputable, make_recomputable
 
 ROWS, WIDTH = 32, 16
 BYTES = 4 * ROWS * WIDTH
 
 
 def norm(x: Tensor) -> Tensor:
-    """As the prepared layer does it: its output is noted."""
-    return remember(functional.layer_norm(x, (WIDTH,)), lambda x: functional.layer_norm(x, (WIDTH,)), x)
+    """As the prepared layer computes it: its output is recomputable."""
+    return make_recomputable(functional.layer_norm(x, (WIDTH,)), lambda x: functional.layer_norm(x, (WIDTH,)), x)
 
 
 def ways() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
@@ -40,8 +40,8 @@ def ways() -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
 
 
 @pytest.mark.parametrize("way", ways())
-def test_results_are_made_again_with_the_same_bits(way: str) -> None:
-    """The input alone is kept, with the scale; the gradient has the bits of plain autograd."""
+def test_results_are_recomputed_with_the_same_bits(way: str) -> None:
+    """The input alone is saved, with the scale; the gradient has the bits of plain autograd."""
     x, scale = torch.randn(ROWS, WIDTH, requires_grad=True), torch.randn(WIDTH, requires_grad=True)
     weight = torch.randn(WIDTH, WIDTH, requires_grad=True)
 
@@ -53,48 +53,48 @@ def test_results_are_made_again_with_the_same_bits(way: str) -> None:
 
     leaves = [x, weight]
     expected = torch.autograd.grad(loss(nullcontext()), leaves)
-    with Saving(products=False):
-        found = loss(Between())
+    with RecomputeContext(products=False):
+        found = loss(ElementwiseRecompute())
     assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(found, leaves), expected, strict=True))
 
     def kept(mode: Callable[[], AbstractContextManager[Any]]) -> int:
-        with Saving(products=False):
+        with RecomputeContext(products=False):
             return kept_bytes(lambda: loss(mode()))
 
-    assert kept(Between) <= kept(nullcontext) - BYTES // 2
+    assert kept(ElementwiseRecompute) <= kept(nullcontext) - BYTES // 2
 
 
-def noted(way: Callable[[Tensor], Tensor]) -> bool:
+def recomputable(way: Callable[[Tensor], Tensor]) -> bool:
     x = torch.randn(ROWS, WIDTH, requires_grad=True)
-    with Saving(products=False), Between():
-        return is_noted(way(norm(x * 1)))
+    with RecomputeContext(products=False), ElementwiseRecompute():
+        return is_recomputable(way(norm(x * 1)))
 
 
-def test_what_is_noted() -> None:
-    assert noted(lambda y: y + 1) and noted(lambda y: (y + 1) * 2)
+def test_what_is_recomputable() -> None:
+    assert recomputable(lambda y: y + 1) and recomputable(lambda y: (y + 1) * 2)
     half = torch.randn(ROWS // 2, WIDTH)
-    assert noted(lambda y: torch.cat([y, y, half]))
-    assert not noted(lambda y: y + torch.randn(ROWS, WIDTH)), "as much would be kept as it saves"
-    assert not noted(lambda y: torch.randn(ROWS, WIDTH, requires_grad=True) * 2), "nobody knows how that was made"
-    assert not noted(lambda y: y @ torch.randn(WIDTH, WIDTH)), "a product is not cheap"
-    assert not noted(lambda y: y.add_(1)), "written to"
-    assert not noted(lambda y: y.detach() + 1), "no gradient, nothing kept"
+    assert recomputable(lambda y: torch.cat([y, y, half]))
+    assert not recomputable(lambda y: y + torch.randn(ROWS, WIDTH)), "as much would be saved as without it"
+    assert not recomputable(lambda y: torch.randn(ROWS, WIDTH, requires_grad=True) * 2), "it has no recipe"
+    assert not recomputable(lambda y: y @ torch.randn(WIDTH, WIDTH)), "a product is not cheap"
+    assert not recomputable(lambda y: y.add_(1)), "written to"
+    assert not recomputable(lambda y: y.detach() + 1), "no gradient, nothing saved"
 
 
-def test_a_view_needs_no_note_of_its_own() -> None:
+def test_a_view_needs_no_recipe_of_its_own() -> None:
     x = torch.randn(ROWS, WIDTH, requires_grad=True)
-    with Saving(products=False), Between():
+    with RecomputeContext(products=False), ElementwiseRecompute():
         y = norm(x * 1)
-        assert is_noted(y.reshape(2, -1)) and y.reshape(2, -1).untyped_storage() is y.untyped_storage()
+        assert is_recomputable(y.reshape(2, -1)) and y.reshape(2, -1).untyped_storage() is y.untyped_storage()
 
 
 def test_it_is_for_networks_without_convolutional_norms() -> None:
-    found = {kind: works_between(network.make()) for kind, network in NETWORKS.items()}
+    found = {kind: has_elementwise_work(network.make()) for kind, network in NETWORKS.items()}
     assert found == {kind: not kind.startswith("sd") or kind == "sd3" for kind in NETWORKS}
 
 
 @pytest.mark.parametrize(("kind", "share"), [("sd3", 0.9), ("flux", 0.7)])
-def test_transformers_keep_less_by_it(kind: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_transformers_save_less_by_it(kind: str, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     network = NETWORKS[kind]
     model = adapt(network)
 
@@ -106,7 +106,7 @@ def test_transformers_keep_less_by_it(kind: str, share: float, monkeypatch: pyte
             prepared.undo()
 
     found = kept()
-    monkeypatch.setattr(memory_levels, "works_between", lambda model: False)
+    monkeypatch.setattr(memory_levels, "has_elementwise_work", lambda model: False)
     assert found < share * kept()
 
 
