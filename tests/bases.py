@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from tests.conftest import write_tiny_tokenizer
 
-__all__ = ["Defaults", "write_tiny_sdxl"]
+__all__ = ["Defaults", "write_single_file", "write_tiny_sdxl"]
 
 
 @dataclass
@@ -67,15 +68,15 @@ def _tiny_sdxl_networks(vocabulary: int) -> dict[str, Any]:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     ids = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
-    text: dict[str, Any] = {"vocab_size": vocabulary, "max_position_embeddings": 16, "num_hidden_layers": 3, **ids}
-    second = CLIPTextConfig(
-        hidden_size=48, intermediate_size=96, num_attention_heads=4, projection_dim=24, hidden_act="gelu", **text
-    )
+    text: dict[str, Any] = {"vocab_size": vocabulary, "max_position_embeddings": 16, "num_attention_heads": 4, **ids}
+    # the tenth layer is what single files are known by
+    second: dict[str, Any] = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 10, **text}
+    second |= {"projection_dim": 24, "hidden_act": "gelu"}
     return {
         "text_encoder": CLIPTextModel(
-            CLIPTextConfig(hidden_size=32, intermediate_size=64, num_attention_heads=4, **text)
+            CLIPTextConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=3, **text)
         ),
-        "text_encoder_2": CLIPTextModelWithProjection(second),
+        "text_encoder_2": CLIPTextModelWithProjection(CLIPTextConfig(**second)),
         "vae": AutoencoderKL(
             block_out_channels=(8, 16),
             down_block_types=("DownEncoderBlock2D",) * 2,
@@ -102,3 +103,117 @@ def _tiny_sdxl_networks(vocabulary: int) -> dict[str, Any]:
             projection_class_embeddings_input_dim=6 * 8 + 24,
         ),
     }
+
+
+def write_single_file(folder: Path, path: Path, marks: Sequence[str] = ()) -> Path:
+    """Write an SDXL folder's networks into one file, under the names that the original authors gave them.
+
+    Args:
+        folder: from :func:`write_tiny_sdxl`.
+        path: the file to write.
+        marks: names of empty tensors beside them, which say what the base predicts.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    def weights(name: str, file: str) -> dict[str, Any]:
+        return load_file(folder / name / file)
+
+    tensors = {
+        _unet_name(name): tensor for name, tensor in weights("unet", "diffusion_pytorch_model.safetensors").items()
+    }
+    autoencoder = weights("vae", "diffusion_pytorch_model.safetensors")
+    tensors |= {_autoencoder_name(name): _as_convolution(name, tensor) for name, tensor in autoencoder.items()}
+    for name, tensor in weights("text_encoder", "model.safetensors").items():
+        tensors[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
+    tensors |= _open_clip(weights("text_encoder_2", "model.safetensors"))
+    tensors |= {mark: torch.zeros(0) for mark in marks}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path
+
+
+_RESNET = {"norm1": "in_layers.0", "conv1": "in_layers.2", "time_emb_proj": "emb_layers.1", "norm2": "out_layers.0"}
+_RESNET |= {"conv2": "out_layers.3", "conv_shortcut": "skip_connection"}
+_OUTER = {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
+_OUTER |= {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
+_OUTER |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
+
+
+def _unet_name(name: str) -> str:
+    """Rename a weight of a UNet of one layer a block."""
+    module, _, kind = name.rpartition(".")
+    parts = module.split(".")
+    if module in _OUTER:
+        return f"model.diffusion_model.{_OUTER[module]}.{kind}"
+    block = int(parts[1]) if parts[1].isdigit() else 0
+    if parts[0] == "mid_block":
+        place = {"resnets.0": "0", "attentions.0": "1", "resnets.1": "2"}[".".join(parts[1:3])]
+        stem, inner = f"middle_block.{place}", parts[3:]
+    elif parts[0] == "down_blocks":
+        places = {
+            "resnets": f"{1 + 2 * block}.0",
+            "attentions": f"{1 + 2 * block}.1",
+            "downsamplers": f"{2 + 2 * block}.0",
+        }
+        stem, inner = f"input_blocks.{places[parts[2]]}", parts[4:]
+    else:
+        layer = 2 * block + int(parts[3])
+        # only the first block has attention, so its upsampler comes third
+        places = {"resnets": f"{layer}.0", "attentions": f"{layer}.1", "upsamplers": f"{2 * block + 1}.2"}
+        stem, inner = f"output_blocks.{places[parts[2]]}", parts[4:]
+    if parts[2] == "downsamplers":
+        inner = ["op"]
+    elif "resnets" in parts:
+        inner = [_RESNET[inner[0]]]
+    return f"model.diffusion_model.{'.'.join([stem, *inner])}.{kind}"
+
+
+_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+
+
+def _autoencoder_name(name: str) -> str:
+    """Rename a weight of an autoencoder of two blocks."""
+    for side, blocks in (("encoder", "down"), ("decoder", "up")):
+        for block in range(2):
+            place = block if side == "encoder" else 1 - block
+            name = name.replace(f"{side}.{blocks}_blocks.{block}.resnets.", f"{side}.{blocks}.{place}.block.")
+            for sampler in ("downsample", "upsample"):
+                name = name.replace(
+                    f"{side}.{blocks}_blocks.{block}.{sampler}rs.0.conv",
+                    f"{side}.{blocks}.{place}.{sampler[:-1]}e.conv",
+                )
+    for block in range(2):
+        name = name.replace(f"mid_block.resnets.{block}.", f"mid.block_{block + 1}.")
+    for new, old in _ATTENTION.items():
+        name = name.replace(f"mid_block.attentions.0.{new}.", f"mid.attn_1.{old}.")
+    return "first_stage_model." + name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
+
+
+def _as_convolution(name: str, tensor: Any) -> Any:
+    """Return a matrix of the autoencoder's attention as the convolution that it was."""
+    return tensor[:, :, None, None] if "attentions" in name and tensor.ndim == 2 else tensor
+
+
+_CLIP = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_norm2": "ln_2"}
+_CLIP |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+
+
+def _open_clip(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename the second text encoder's weights as OpenCLIP has them, its queries, keys and values in one matrix."""
+    import torch
+
+    own = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
+    found = {
+        "token_embedding.weight": own["embeddings.token_embedding.weight"],
+        "positional_embedding": own["embeddings.position_embedding.weight"],
+        "ln_final.weight": own["final_layer_norm.weight"],
+        "ln_final.bias": own["final_layer_norm.bias"],
+        "text_projection": own["text_projection.weight"].T,
+    }
+    layers = {name.split(".")[2] for name in own if name.startswith("encoder.layers.")}
+    for layer, kind in product(layers, ("weight", "bias")):
+        old, new = f"encoder.layers.{layer}", f"transformer.resblocks.{layer}"
+        qkv = [own[f"{old}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
+        found[f"{new}.attn.in_proj_{kind}"] = torch.cat(qkv)
+        found |= {f"{new}.{theirs}.{kind}": own[f"{old}.{ours}.{kind}"] for ours, theirs in _CLIP.items()}
+    return {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in found.items()}

@@ -81,7 +81,13 @@ class LatentUNet:
         pipeline = load_pipeline(cls._pipeline_class(), place, networks, options, **parts)
         stored = {name: pipeline.config[name] for name in cls.stored_options}
         offloaded = {"autoencoder": "vae", **{name: name for name in cls.tokenizers}}
-        return cls(pipeline.components, loader_of(place, offloaded, networks, options.dtype), stored)
+        components = {**pipeline.components, "scheduler": cls._scheduler_of(pipeline, place)}
+        return cls(components, loader_of(place, offloaded, networks, options.dtype), stored)
+
+    @classmethod
+    def _scheduler_of(cls, pipeline: Any, place: Path) -> Any:
+        """Return the scheduler of a base that was loaded from a folder or a file."""
+        return pipeline.scheduler
 
     @classmethod
     def _network_classes(cls) -> dict[str, type[Any]]:

@@ -248,9 +248,20 @@ def _backward(context: StepContext, step: int, place: int, micro: MicroBatch) ->
     if all(map(math.isfinite, losses)):
         nonfinite = []
         torch.autograd.backward(context.scaler.scale((micro.weight_B * loss_B).sum()))
+        _fill_gradients(context.parameters)
     else:
         nonfinite = [picture for loss, picture in zip(losses, _pictures(micro), strict=True) if not math.isfinite(loss)]
     return _Losses(_select(losses, is_prior, False), _select(losses, is_prior, True), nonfinite)
+
+
+def _fill_gradients(parameters: Sequence[nn.Parameter]) -> None:
+    """Give parameters that no output depends on a gradient of zero, such as those of a layer whose output is not read.
+
+    So every parameter has a gradient and, in the optimiser, a state, in all processes and after every resume.
+    """
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def _select(losses: Sequence[float], is_prior: Sequence[bool], prior: bool) -> list[float]:

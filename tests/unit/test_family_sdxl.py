@@ -1,0 +1,155 @@
+"""An SDXL base does what a base does: it loads, trains, resumes, is planned, scored, painted with and merged into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.bases import write_single_file, write_tiny_sdxl
+from tests.running import hashes, killed, quick_config
+from tests.training import gradients_of, tiny_config
+from veneer.config.schema import RunConfig
+from veneer.errors import UserError
+from veneer.family.protocol import Family, text_encoders_of
+from veneer.family.registry import load_family
+from veneer.plan.parameters import plan_parameters
+from veneer.run.resume import Resume
+from veneer.run.session import run_training
+from veneer.train.events import StepDone
+from veneer.verbs.evaluate import Evaluating, evaluate_adapter
+from veneer.verbs.merge import merge_adapter
+from veneer.verbs.sample import SampleOptions, sample_adapter
+from veneer.weights.file import FILE_NAME, load
+
+BOTH: dict[str, Any] = {
+    "text_encoders": {"text_encoder": {"rank": 2, "alpha": 1.0}, "text_encoder_2": {"rank": 3, "dropout": 0.2}},
+    "dropout": 0.3,
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_sdxl(tmp_path_factory.mktemp("base") / "xl")
+
+
+@pytest.fixture(scope="module")
+def family(base: Path) -> Family:
+    return load_family(str(base))
+
+
+def equal(one: Any, other: Any) -> bool:
+    own, others = one.state_dict(), other.state_dict()
+    return own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
+
+
+def test_a_folder_is_known_by_its_pipeline(family: Family) -> None:
+    assert family.name == "sdxl" and text_encoders_of(family) == ("text_encoder", "text_encoder_2")
+    assert (family.resolution, family.multiple, family.text_length) == (16, 4, 14)
+    assert family.overlong(["a cat", "a cat " * 40]) == {"a cat " * 40: 80}
+
+
+@pytest.mark.parametrize("marks", [(), ("v_pred",), ("v_pred", "ztsnr")], ids=["epsilon", "v", "v to zero SNR"])
+def test_a_single_file_is_known_by_its_weights_and_says_what_it_predicts(
+    base: Path, family: Family, tmp_path: Path, marks: tuple[str, ...]
+) -> None:
+    """The configs come from the folder that it lies in, which says epsilon."""
+    for path in base.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    single = load_family(str(write_single_file(base, tmp_path / "base.safetensors", marks)))
+    assert single.name == "sdxl"
+    assert all(equal(network, single.networks[name]) for name, network in family.networks.items())
+    pipeline: Any = single.pipeline()
+    assert equal(pipeline.vae, cast(Any, family.pipeline()).vae)
+    assert single.noise.prediction == ("v_prediction" if "v_pred" in marks else "epsilon")
+    assert (float(single.noise.snr(torch.ones(1).double())) == 0) == ("ztsnr" in marks)
+    assert pipeline.scheduler.config.prediction_type == single.noise.prediction  # painted as it is trained
+    assert (single.settings == family.settings) == (not marks)
+
+
+def test_a_refiner_is_refused(base: Path, tmp_path: Path) -> None:
+    """It takes other conditions, from one text encoder."""
+    (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionXLImg2ImgPipeline"}')
+    with pytest.raises(UserError) as caught:
+        load_family(str(tmp_path))
+    assert caught.value.code == "base.unknown_family"
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "texts cached on disk": {"data": {"cache": "cache"}},
+    "both text encoders": {"adapter": BOTH, "data": {"crop": "random", "flip": True, "caption_dropout": 0.3}},
+    "bfloat16 and recomputing": {"adapter": BOTH, "train": {"precision": "bfloat16", "memory": "checkpoint"}},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_a_killed_run_goes_on_to_the_same_bits(
+    base: Path, tiny_pictures: Path, tmp_path: Path, variant: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    train = {"max_steps": 4, "checkpoint_every": 2, **variant.get("train", {})}
+    one, two = (
+        quick_config(base, tiny_pictures, tmp_path / name, **{**variant, "train": train}) for name in ("one", "two")
+    )
+    run_training(one)
+    killed(two, StepDone, 3)
+    run_training(two, resume=Resume())
+    assert hashes(two.output.dir) == hashes(one.output.dir)
+
+
+@pytest.mark.parametrize("memory", ["lean", "leaner", "checkpoint"])
+def test_memory_levels_give_the_same_gradients(family: Family, tiny_pictures: Path, memory: str) -> None:
+    """Hidden states in the middle of a text encoder are among what a step reads."""
+    exact = gradients_of(tiny_config(tiny_pictures, adapter=BOTH), family)
+    other = gradients_of(tiny_config(tiny_pictures, adapter=BOTH, train={"memory": memory}), family)
+    assert exact.keys() == other.keys() and {name.partition(".")[0] for name in exact} == set(family.networks)
+    for name, gradient in exact.items():
+        torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=1e-6 * max(1, float(gradient.abs().max())))
+
+
+@pytest.fixture(scope="module")
+def run(base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished run with adapters of all three networks."""
+    place = tmp_path_factory.mktemp("runs") / "run"
+    sections: dict[str, Any] = {"adapter": BOTH, "data": {"held_out": 0.25}, "train": {"max_steps": 4}}
+    config = quick_config(base, tiny_pictures, place, **sections)
+    run_training(config)
+    return config
+
+
+def test_the_file_has_all_that_was_planned(run: RunConfig, family: Family) -> None:
+    weights = load(run.output.dir / FILE_NAME, family.networks).weights
+    planned = plan_parameters(run, family)
+    assert sum(layer.parameter_count for layer in weights.values()) == planned.trainable
+    assert {path.partition(".")[0] for path in weights} == set(family.networks)
+    (second,) = {layer.hyperparameters["rank"] for path, layer in weights.items() if path.startswith("text_encoder_2.")}
+    assert second == 3
+
+
+def test_it_is_scored(run: RunConfig, base: Path) -> None:
+    found = evaluate_adapter(run.output.dir, Evaluating(paint=0))
+    assert found.held_out is not None and np.isfinite(found.held_out.mean)
+
+
+def test_it_is_painted_with_and_merged_to_the_same_picture(run: RunConfig, tmp_path: Path) -> None:
+    options = SampleOptions(steps=2)
+    (own,) = sample_adapter(run.output.dir, ["a red cross"], tmp_path / "own", options=options)
+    merged = merge_adapter(run.output.dir, tmp_path / "merged")
+    family = load_family(str(merged))
+    assert family.name == "sdxl"
+    from veneer.sample.generate import generate
+
+    (picture,) = generate(family, ["a red cross"], [0], steps=2)
+    np.testing.assert_allclose(np.asarray(picture, int), np.asarray(Image.open(own), int), atol=1)
+
+
+def test_an_unknown_text_encoder_is_refused_with_those_that_there_are(family: Family, tiny_pictures: Path) -> None:
+    config = tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder_3": {}}})
+    with pytest.raises(UserError) as caught:
+        plan_parameters(config, family)
+    assert caught.value.code == "adapter.unknown_text_encoder"
+    assert "it has text_encoder, text_encoder_2" in str(caught.value)
