@@ -17,7 +17,7 @@ import torch
 import veneer
 from benchmarks import models
 from benchmarks.page import figures_of, keep, machine, show
-from veneer.engine.memory_usage import memory_in_use
+from veneer.engine.memory_usage import read_memory_usage
 from veneer.engine.peak_memory import PeakMemory
 
 NAME = "peak_memory"
@@ -63,15 +63,15 @@ def measure(way: str) -> dict[str, int]:
         del base
         veneer.prepare(unet, way)  # type: ignore[arg-type]
     optimizer = torch.optim.AdamW([parameter for parameter in unet.parameters() if parameter.requires_grad], lr=1e-5)
-    peak, before = PeakMemory(torch.device("cpu")), memory_in_use()
+    peak, before = PeakMemory(torch.device("cpu")), read_memory_usage()
     for _ in range(STEPS):
         models.squared_error(unet, 1, PIXELS).backward()
         optimizer.step()
         optimizer.zero_grad()
     most = peak.bytes()
-    if before is None or before.now is None or most is None:
+    if most is None:
         raise SystemExit("the system does not tell a process's peak of memory; Linux does")
-    return {"weights": weights, "before": before.now, "peak": most}
+    return {"weights": weights, "before": before.current, "peak": most}
 
 
 def section(figures: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from veneer.cli.terminal import progress as module
 from veneer.cli.terminal.progress import Progress
-from veneer.engine.memory_usage import InUse
+from veneer.engine.memory_usage import MemoryUsage
 from veneer.plan.memory import Memory, Phase
 from veneer.plan.plan import NetworkPlan, Plan
 from veneer.run.events import Planned, Resumed
@@ -30,7 +30,7 @@ def planned(peak: int) -> Plan:
 
 @pytest.fixture(autouse=True)
 def memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "memory_in_use", lambda: InUse(peak=1_050_000_000, now=942_000_000))
+    monkeypatch.setattr(module, "read_memory_usage", lambda: MemoryUsage(peak=1_050_000_000, current=942_000_000))
 
 
 @dataclass
@@ -96,19 +96,15 @@ def test_a_narrow_terminal_cuts_the_line_and_wraps_nothing() -> None:
 
 
 @pytest.mark.parametrize(
-    ("used", "plan", "said"),
+    ("plan", "text"),
     [
-        (InUse(2_000_000_000), planned(3_000_000_000), "  memory peak 2.00 GB, plan 3.00 GB  "),
-        (InUse(2_000_000_000, 1_500_000_000), PLAN, "  memory 1.50 GB, peak 2.00 GB  "),
-        (None, planned(3_000_000_000), "  rate 2.0e-03  "),
+        (planned(3_000_000_000), "  memory 1.50 GB, peak 2.00 GB, plan 3.00 GB  "),
+        (PLAN, "  memory 1.50 GB, peak 2.00 GB  "),
     ],
 )
-def test_memory_is_told_as_far_as_it_is_known(
-    used: InUse | None, plan: Plan, said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "memory_in_use", lambda: used)
-    line = shown([0.5], terminal=False, plan=plan)
-    assert said in line and ("memory" in line) == (used is not None)
+def test_memory_is_shown_beside_its_plan(plan: Plan, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "read_memory_usage", lambda: MemoryUsage(2_000_000_000, 1_500_000_000))
+    assert text in shown([0.5], terminal=False, plan=plan)
 
 
 @pytest.mark.parametrize("losses", [[3.0], [3.0, 1.0]])

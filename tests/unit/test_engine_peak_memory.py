@@ -27,5 +27,5 @@ def test_it_is_not_charged_for_what_came_before(first: int) -> None:
 
 
 def test_where_the_peak_cannot_be_set_back_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(peak_memory, "begin_anew", lambda: False)
+    monkeypatch.setattr(peak_memory, "reset_peak", lambda: False)
     assert PeakMemory(torch.device("cpu")).bytes() is None

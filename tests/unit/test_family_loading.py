@@ -25,7 +25,7 @@ MARGIN = 40_000_000
 MEASURE = """
 import json, sys
 import torch
-from veneer.engine.memory_usage import memory_in_use
+from veneer.engine.memory_usage import read_memory_usage
 from veneer.engine.peak_memory import PeakMemory
 from veneer.engine.quantized import quantize
 from veneer.family.loading import load_base
@@ -35,9 +35,9 @@ small, large = sys.argv[1:]
 load_base(small, "bnb_nf4")  # what is there from now on is no base's
 
 def growth(load):
-    peak, before = PeakMemory(torch.device("cpu")), memory_in_use()
+    peak, before = PeakMemory(torch.device("cpu")), read_memory_usage()
     family = load()
-    return peak.bytes() - before.now, family
+    return peak.bytes() - before.current, family
 
 def whole():
     family = load_family(large)

@@ -27,12 +27,12 @@ import json, sys
 from veneer.malloc import ask, set_for
 asked = ask() if "ask" in sys.argv else False
 import torch
-from veneer.engine.memory_usage import memory_in_use
+from veneer.engine.memory_usage import read_memory_usage
 
 set_for(int(sys.argv[1]))
 
 def held():
-    return memory_in_use().now
+    return read_memory_usage().current
 
 def round_of_steps():
     # one large and one small by turns; the small ones stay, as what is kept for the backward pass does

@@ -18,7 +18,7 @@ from tests.errors import raises_code
 from tests.reports import Page, evaluated, evaluation, numbers_in, step_done, write_run
 from tests.running import killed, quick_config
 from veneer.cli.main import main
-from veneer.engine.memory_usage import InUse
+from veneer.engine.memory_usage import MemoryUsage
 from veneer.evaluate.results import EVALUATION, read_evaluation, write_evaluation
 from veneer.family.protocol import Family
 from veneer.report.build import build_report, write_report
@@ -282,8 +282,8 @@ def test_a_score_of_a_step_that_was_done_again_is_told_once(tmp_path: Path) -> N
 
 
 def test_memory_is_told_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = iter([InUse(500, 300), InUse(900, 400)])
-    monkeypatch.setattr("veneer.run.memory_usage.memory_in_use", lambda: next(used))
+    used = iter([MemoryUsage(500, 300), MemoryUsage(900, 400)])
+    monkeypatch.setattr("veneer.run.memory_usage.read_memory_usage", lambda: next(used))
     heard: list[object] = []
     watch = MemoryWatch(heard.append)
     watch(StepDone(1, 1.0, None, {}, 1.0))
@@ -292,10 +292,9 @@ def test_memory_is_told_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> Non
     assert heard == [MemoryMeasured("cpu", 300, 900)]
 
 
-@pytest.mark.parametrize("later", [InUse(500, 400), None, InUse(400)])
-def test_memory_that_earlier_work_took_is_not_charged(later: InUse | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = iter([InUse(500, 300), later])
-    monkeypatch.setattr("veneer.run.memory_usage.memory_in_use", lambda: next(used))
+def test_memory_that_earlier_work_took_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([MemoryUsage(500, 300), MemoryUsage(500, 400)])
+    monkeypatch.setattr("veneer.run.memory_usage.read_memory_usage", lambda: next(used))
     heard: list[object] = []
     MemoryWatch(heard.append)(Finished(1, {}))
     assert heard == []

@@ -1,4 +1,4 @@
-"""The most memory that one piece of work takes, whatever came before it in the same process."""
+"""Measure the most memory that one piece of work takes, whatever came before it in the same process."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 
 import torch
 
-from veneer.engine.memory_usage import memory_in_use
+from veneer.engine.memory_usage import read_memory_usage
 
-__all__ = ["PeakMemory", "begin_anew", "release_freed_memory"]
+__all__ = ["PeakMemory", "release_freed_memory", "reset_peak"]
 
 _RESET = Path("/proc/self/clear_refs")
 
 
 class PeakMemory:
-    """From its making on: on a GPU what PyTorch holds there, else what the process holds, libraries and all.
+    """The peak from its making on: what PyTorch holds on a GPU, else what the process holds, libraries included.
 
-    What earlier work left behind is given back first, so that one piece of work is not charged for another.
+    What earlier work left behind is released first, so that one piece of work is not charged for another.
 
     Args:
-        device: that the work is done on.
+        device: the device that the work is done on.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -29,19 +29,18 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(device)
-            self._measures = True
+            self._is_measured = True
         else:
             release_freed_memory()
-            self._measures = begin_anew()
+            self._is_measured = reset_peak()
 
     def bytes(self) -> int | None:
-        """The peak so far; None where the system does not tell."""
-        in_use = memory_in_use() if self._measures else None
-        return None if in_use is None else in_use.peak
+        """Return the peak so far; None if the system cannot reset it."""
+        return read_memory_usage().peak if self._is_measured else None
 
 
-def begin_anew() -> bool:
-    """Set the process's peak back to what it holds (proc(5), /proc/pid/clear_refs); False where that cannot be."""
+def reset_peak() -> bool:
+    """Reset the process's peak to what it holds now (proc(5), /proc/pid/clear_refs); False if that cannot be done."""
     try:
         _RESET.write_text("5")
     except OSError:  # not Linux, or not allowed: the only peak there is belongs to the process's whole life
@@ -50,7 +49,7 @@ def begin_anew() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Let the C library return to the system what was freed; glibc alone has a function for it."""
+    """Let the C library return freed memory to the system; glibc alone has a function for it."""
     try:
         ctypes.CDLL(None).malloc_trim(0)
     except (AttributeError, OSError, TypeError):

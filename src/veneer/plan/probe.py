@@ -21,8 +21,8 @@ from torch import nn
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import read_prior, survey
-from veneer.engine.memory_usage import memory_in_use
-from veneer.engine.peak_memory import begin_anew
+from veneer.engine.memory_usage import read_memory_usage
+from veneer.engine.peak_memory import reset_peak
 from veneer.errors import UserError
 from veneer.family.loading import load_base, load_options
 from veneer.family.protocol import device_of
@@ -173,19 +173,14 @@ class _Meter:
 
 
 def _peak() -> int:
-    used = memory_in_use()
-    if used is None:
-        raise UserError(
-            "this system does not say how much memory a process takes", code="plan.memory_unknown", where="--probe"
-        )
-    return used.peak
+    return read_memory_usage().peak
 
 
 def _reset() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
-        begin_anew()
+        reset_peak()
 
 
 def _warm_up() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from veneer.engine.memory_usage import memory_in_use
+from veneer.engine.memory_usage import read_memory_usage
 from veneer.run.events import MemoryMeasured
 from veneer.train.events import Finished
 
@@ -16,14 +16,14 @@ __all__ = ["MemoryWatch"]
 class MemoryWatch:
     """Tells what a run took once it is trained; made before the base is loaded.
 
-    Nothing is told where the system tells nothing, and in a process that has held more for something else before.
+    Nothing is told in a process that has held more for something else before.
 
     Args:
         tell: is told it.
     """
 
     def __init__(self, emit: Callable[[object], None]) -> None:
-        self._emit, self._gpu, self._before = emit, _on_gpu(), memory_in_use()
+        self._emit, self._gpu, self._before = emit, _on_gpu(), read_memory_usage()
 
     def __call__(self, event: object) -> None:
         """Listen to one event."""
@@ -31,14 +31,14 @@ class MemoryWatch:
             self._emit(found)
 
     def _taken(self) -> MemoryMeasured | None:
-        used, before, gpu = memory_in_use(), self._before, _on_gpu()
-        if used is not None and gpu and not self._gpu:
-            return MemoryMeasured("cuda", 0, used.peak)
-        if used is None or before is None or before.now is None or used.peak <= before.peak:
+        usage, before, gpu = read_memory_usage(), self._before, _on_gpu()
+        if gpu and not self._gpu:
+            return MemoryMeasured("cuda", 0, usage.peak)
+        if usage.peak <= before.peak:
             return None
-        return MemoryMeasured("cuda" if gpu else "cpu", before.now, used.peak)
+        return MemoryMeasured("cuda" if gpu else "cpu", before.current, usage.peak)
 
 
 def _on_gpu() -> bool:
-    """Whether ``memory_in_use`` speaks of a GPU."""
+    """Whether ``read_memory_usage`` speaks of a GPU."""
     return torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > 0

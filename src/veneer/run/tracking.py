@@ -13,7 +13,7 @@ from types import TracebackType
 
 from veneer import __version__
 from veneer.config.fingerprint import training_settings
-from veneer.engine.memory_usage import memory_in_use
+from veneer.engine.memory_usage import read_memory_usage
 from veneer.evaluate.results import Evaluated, Score
 from veneer.run.events import SamplesSaved, TrackingStarted
 from veneer.run.identity import Identity
@@ -133,10 +133,8 @@ def _points(group: str, score: Score) -> dict[str, float]:
 
 
 def _memory() -> Mapping[str, float | None]:
-    used = memory_in_use()
-    if used is None:
-        return {}
-    return {"memory/gb": None if used.now is None else used.now / _GB, "memory/peak_gb": used.peak / _GB}
+    usage = read_memory_usage()
+    return {"memory/gb": usage.current / _GB, "memory/peak_gb": usage.peak / _GB}
 
 
 def _steps_hash(run: Identity) -> str:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from veneer.adapter.protocol import AdapterWeights
 from veneer.cli.terminal.console import say
-from veneer.engine.memory_usage import memory_in_use
+from veneer.engine.memory_usage import read_memory_usage
 from veneer.plan.text import format_bytes
 from veneer.run.events import Planned, Resumed
 from veneer.train.events import Event, Finished, SampleDue, StepDone, StepSkipped, TrainingStarted, Warned
@@ -98,11 +98,8 @@ class Progress:
             self._bar.update(self._task, completed=event.step, description="training")
 
     def _memory(self) -> str:
-        used = memory_in_use()
-        if used is None:
-            return ""
-        parts = [] if used.now is None else [format_bytes(used.now)]
-        parts.append(f"peak {format_bytes(used.peak)}")
+        usage = read_memory_usage()
+        parts = [format_bytes(usage.current), f"peak {format_bytes(usage.peak)}"]
         if self._planned is not None:
             parts.append(f"plan {format_bytes(self._planned)}")
         return f"  memory {', '.join(parts)}"
