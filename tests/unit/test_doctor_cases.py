@@ -17,7 +17,7 @@ from tools.doctor_cases.cases import CASES, Case, planned_config
 from tools.doctor_cases.records import RECORDS, record_path
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
-from veneer.doctor.diagnosis import Diagnosis, diagnose
+from veneer.doctor.diagnosis import RULES, Diagnosis, diagnose
 from veneer.doctor.evidence import Evidence, read_evidence
 from veneer.doctor.finding import apply_change
 from veneer.errors import UserError
@@ -42,13 +42,13 @@ def value_of(config: RunConfig, key: str) -> Any:
     return value
 
 
-def names(diagnosis: Diagnosis) -> list[str]:
+def problem_names(diagnosis: Diagnosis) -> list[str]:
     return [finding.name for finding in diagnosis.problems]
 
 
 def wrong_diagnoses(cases: list[Case]) -> dict[str, list[str]]:
     """Problems found in each run that is not diagnosed right."""
-    return {case.name: names(diagnose(evidence_of(case))) for case in cases if not is_right(case)}
+    return {case.name: problem_names(diagnose(evidence_of(case))) for case in cases if not is_right(case)}
 
 
 # the bars
@@ -82,7 +82,7 @@ def test_every_kind_of_problem_is_among_the_faulty_runs() -> None:
 )
 def test_those_that_must_be_named(name: str, finding: str) -> None:
     case = next(case for case in CASES if case.name == name)
-    assert names(diagnose(evidence_of(case)))[0] == finding
+    assert problem_names(diagnose(evidence_of(case)))[0] == finding
 
 
 def test_the_limits_fit_the_runs_they_were_chosen_on() -> None:
@@ -129,6 +129,12 @@ def test_every_change_is_one_that_a_configuration_can_take(case: Case) -> None:
             # as it was meant, to the last digit but rounding
             value = pytest.approx(change.value, rel=1e-9) if isinstance(change.value, float) else change.value
             assert change.value == () or value_of(changed, change.key) == value
+
+
+@every_case
+def test_a_finding_is_named_after_its_rule(case: Case) -> None:
+    evidence = evidence_of(case)
+    assert all(finding.name == rule.__name__ for rule in RULES if (finding := rule(evidence)) is not None)
 
 
 def test_nothing_of_the_machine_is_recorded() -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +13,16 @@ import pytest
 from PIL import Image
 
 from tests.errors import raises_code
-from tests.reports import Page, evaluated, evaluation, numbers_in, step_done, write_run
+from tests.reports import Page, evaluation, numbers_in, step_done, write_run
 from tests.running import killed, quick_config
 from veneer.cli.main import main
-from veneer.engine.memory_usage import MemoryUsage
 from veneer.evaluate.results import EVALUATION, read_evaluation, write_evaluation
 from veneer.family.protocol import Family
 from veneer.report.build import build_report, write_report
-from veneer.report.readers.log import summarize_log
-from veneer.run.events import MemoryMeasured
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, PLAN, REPORT, REPORT_DATA, SAMPLES, SHEET, clear
 from veneer.run.lock import locked
-from veneer.run.memory_usage import MemoryWatch
 from veneer.run.session import run_training
-from veneer.serialise import to_data
-from veneer.train.events import Finished, StepDone
+from veneer.train.events import StepDone
 from veneer.verbs.evaluate import Evaluating, evaluate_adapter
 from veneer.weights.file import FILE_NAME
 
@@ -214,90 +207,12 @@ def test_sheets_of_other_prompts_are_left_out(run: Path) -> None:
     assert found.samples and found.samples.columns == ("step 3", "step 6")
 
 
-def huge(steps: int) -> Iterator[dict[str, Any]]:
-    for step in range(1, steps + 1):
-        yield step_done(step, None if step % 1000 == 7 else 1 + 1 / step)
-
-
-def test_a_huge_log_becomes_a_small_page(tmp_path: Path) -> None:
-    steps = 40_000
-    folder = write_run(tmp_path / "run", steps, [*huge(steps), {"event": "Finished", "seconds": 1, "step": steps}])
-    course = summarize_log(folder / LOG, steps)
-    assert course and course.curve and course.curve.steps_per_point == 100 and len(course.curve.points) == 400
-    assert course.curve.skipped == 40 and course.ending.how == "finished" and course.step_seconds == 0.5
-    first = course.curve.points[0]
-    losses = [1 + 1 / step for step in range(1, 101) if step != 7]
-    assert (first.step, first.low, first.high) == (100, 1.01, 2.0)
-    assert first.loss == pytest.approx(math.fsum(losses) / 99)
-    assert first.smoothed is not None and 1.01 < first.smoothed < 1.02
-    assert write_report(folder).stat().st_size < 300_000
-
-
 def test_a_log_that_is_too_long_for_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_run(tmp_path / "run", 10, [*huge(10)])
+    folder = write_run(tmp_path / "run", 10, [step_done(step, 1.0) for step in range(1, 11)])
     monkeypatch.setattr("veneer.report.build._MAX_DOCTOR_LOG", 100)
     monkeypatch.setattr("veneer.report.build.run_doctor", None)
     found = build_report(folder)
     assert found.findings is None and any("The log is long" in each.what for each in found.missing)
-
-
-@pytest.mark.parametrize(
-    ("last", "how"),
-    [
-        ([], "cut off"),
-        # a run that is resumed where its patience had run out does not say so again
-        ([{"event": "Finished", "step": 3}], "stopped early"),
-        (
-            [{"event": "EarlyStopped", "step": 3}, {"event": "Resumed", "step": 3}, {"event": "Finished", "step": 3}],
-            "stopped early",
-        ),
-        ([step_done(4, 1.0), step_done(5, 1.0), {"event": "Finished", "step": 5}], "finished"),
-        ([{"event": "EarlyStopped", "step": 3}, {"event": "Finished", "step": 3}], "stopped early"),
-        ([{"event": "Stopped", "step": 3}], "stopped"),
-        ([{"event": "Failed", "kind": "X", "text": "a fault"}], "failed"),
-        # a run that was stopped and goes on
-        ([{"event": "Stopped", "step": 3}, {"event": "Resumed", "step": 2}, step_done(3, 1.0)], "cut off"),
-        # of a version to come
-        ([{"event": "Evaluated", "step": 3}, {"event": "Unheard"}, {"no": "event"}], "cut off"),
-    ],
-)
-def test_endings(last: list[dict[str, Any]], how: str, tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "run", 5, [*huge(3), *last])
-    course = summarize_log(folder / LOG, 5)
-    done = 5 if how == "finished" else 3
-    assert course and (course.ending.how, course.ending.step, course.ending.max_steps) == (how, done, 5)
-
-
-def test_warnings_are_counted_and_not_endless(tmp_path: Path) -> None:
-    warned = [{"event": "Warned", "text": f"w{number % 25}"} for number in range(50)]
-    course = summarize_log(write_run(tmp_path / "run", 5, warned) / LOG, 5)
-    assert course and course.warnings[0] == "w0 (2 times)" and (len(course.warnings), course.more_warnings) == (20, 10)
-    assert course.curve is None and summarize_log(tmp_path / "none", 5) is None
-
-
-def test_a_score_of_a_step_that_was_done_again_is_told_once(tmp_path: Path) -> None:
-    lines = [{"event": "Evaluated", **to_data(evaluated(2, mean, 2))} for mean in (-0.1, -0.2)]
-    course = summarize_log(write_run(tmp_path / "run", 5, lines) / LOG, 5)
-    assert course and [each.held_out.mean for each in course.scores] == [-0.2]
-
-
-def test_memory_is_told_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = iter([MemoryUsage(500, 300), MemoryUsage(900, 400)])
-    monkeypatch.setattr("veneer.run.memory_usage.read_memory_usage", lambda: next(used))
-    heard: list[object] = []
-    watch = MemoryWatch(heard.append)
-    watch(StepDone(1, 1.0, None, {}, 1.0))
-    assert heard == []
-    watch(Finished(1, {}))
-    assert heard == [MemoryMeasured("cpu", 300, 900)]
-
-
-def test_memory_that_earlier_work_took_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = iter([MemoryUsage(500, 300), MemoryUsage(500, 400)])
-    monkeypatch.setattr("veneer.run.memory_usage.read_memory_usage", lambda: next(used))
-    heard: list[object] = []
-    MemoryWatch(heard.append)(Finished(1, {}))
-    assert heard == []
 
 
 def test_what_the_log_says_of_memory_is_in_the_report(tmp_path: Path) -> None:
