@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import write_tiny_tokenizer
+from veneer.config.schema import Density
 
 __all__ = ["Defaults", "write_single_file", "write_tiny_sdxl"]
 
@@ -22,10 +23,12 @@ class Defaults:
         resolution: side of the square that the base was trained on, in pixels.
         denoiser: the name of its denoiser.
         default_targets: of each network.
+        default_density: of timesteps.
     """
 
     resolution: int
     denoiser: str = "unet"
+    default_density: Density = "uniform"
     default_targets: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "unet": ("to_q", "to_k", "to_v", "to_out.0"),

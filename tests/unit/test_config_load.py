@@ -24,6 +24,7 @@ from veneer.config.load import (
 from veneer.config.schema import (
     AdapterConfig,
     DataConfig,
+    Density,
     ObjectiveConfig,
     OptimizerConfig,
     OutputConfig,
@@ -306,7 +307,7 @@ configs = of(
     seed=st.integers(0, MAX_SEED),
     output=of(OutputConfig, dir=folders),
     adapter=of(AdapterConfig, **ranked, text_encoders=st.dictionaries(words, text_encoders, max_size=2)),
-    objective=of(ObjectiveConfig, snr_gamma=positives),
+    objective=of(ObjectiveConfig, timestep_density=st.none() | st.sampled_from(get_args(Density)), snr_gamma=positives),
     train=of(
         TrainConfig,
         max_steps=st.integers(10),

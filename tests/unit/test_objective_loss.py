@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -134,12 +136,19 @@ def test_the_loss_is_float32_whatever_the_network_answers() -> None:
 def test_each_field_of_the_config_changes_the_objective() -> None:
     process = cosine("epsilon")
     numbers, everywhere = torch.linspace(0, 0.99, 20), time_of(torch.arange(T))
-    plain = Objective.from_config(ObjectiveConfig(), process)
-    high = Objective.from_config(ObjectiveConfig(timestep_density="high_noise"), process)
-    capped = Objective.from_config(ObjectiveConfig(weighting="min_snr"), process)
-    tighter = Objective.from_config(ObjectiveConfig(weighting="min_snr", snr_gamma=1.0), process)
+    base: Any = SimpleNamespace(noise=process, default_density="uniform")
+    plain = Objective.from_config(ObjectiveConfig(), base)
+    high = Objective.from_config(ObjectiveConfig(timestep_density="high_noise"), base)
+    capped = Objective.from_config(ObjectiveConfig(weighting="min_snr"), base)
+    tighter = Objective.from_config(ObjectiveConfig(weighting="min_snr", snr_gamma=1.0), base)
     assert bool((high.times(numbers) >= plain.times(numbers)).all())
     assert not torch.equal(high.times(numbers), plain.times(numbers))
     assert torch.equal(plain.weight_B(everywhere), torch.ones(T))
     assert bool((tighter.weight_B(everywhere) <= capped.weight_B(everywhere)).all())
     assert not torch.equal(tighter.weight_B(everywhere), capped.weight_B(everywhere))
+
+
+def test_a_base_names_the_density_where_the_config_does_not() -> None:
+    base: Any = SimpleNamespace(noise=cosine("epsilon"), default_density="high_noise")
+    assert Objective.from_config(ObjectiveConfig(), base).density == "high_noise"
+    assert Objective.from_config(ObjectiveConfig(timestep_density="uniform"), base).density == "uniform"

@@ -126,7 +126,7 @@ def _taught_losses(family: Family, name: str, config: RunConfig, rate: float) ->
 def train(family: Family, config: RunConfig, pictures: Dataset, taught: Taught, rate: float) -> None:
     """AdamW at Veneer's defaults, with the pictures, noise and timesteps of Veneer's own loop."""
     config = veneer.resolve(config, family)
-    objective = Objective.from_config(config.objective, family.noise)
+    objective = Objective.from_config(config.objective, family)
     encoder = Encoder(family, config.data, family.resolution, config.seed)
     batches = BatchBuilder(config, objective, encoder, pictures.train, None, torch.device("cpu"))
     decay, most = config.train.optimizer.weight_decay, config.train.max_grad_norm

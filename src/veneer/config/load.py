@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from veneer.config.document import Document, Key, read_yaml, write_yaml
 from veneer.config.explain import explain
 from veneer.config.override import parse_override, set_key
-from veneer.config.schema import AdapterConfig, RunConfig, TextEncoderAdapterConfig
+from veneer.config.schema import AdapterConfig, Density, RunConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 from veneer.files import atomic_write, read_utf8
 
@@ -96,11 +96,13 @@ class BaseDefaults(Protocol):
         resolution: side of the square that it was trained on, in pixels.
         denoiser: the name of its denoiser.
         default_targets: of each network, the layers that an adapter changes where a config names none.
+        default_density: the density that timesteps are drawn from where a config names none.
     """
 
     resolution: int
     denoiser: str
     default_targets: Mapping[str, tuple[str, ...]]
+    default_density: Density
 
 
 def resolve(config: RunConfig, base: BaseDefaults) -> RunConfig:
@@ -117,7 +119,9 @@ def resolve(config: RunConfig, base: BaseDefaults) -> RunConfig:
     if prior is not None and prior.path is None:
         prior = prior.model_copy(update={"path": config.output.dir / "prior"})
     data = data.model_copy(update={"resolution": data.resolution or base.resolution, "prior": prior})
-    return config.model_copy(update={"adapter": adapter, "data": data})
+    density = config.objective.timestep_density or base.default_density
+    objective = config.objective.model_copy(update={"timestep_density": density})
+    return config.model_copy(update={"adapter": adapter, "data": data, "objective": objective})
 
 
 _Adapter = TypeVar("_Adapter", AdapterConfig, TextEncoderAdapterConfig)

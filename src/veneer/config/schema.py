@@ -18,6 +18,7 @@ from veneer.rng import MAX_SEED
 __all__ = [
     "AdapterConfig",
     "DataConfig",
+    "Density",
     "ObjectiveConfig",
     "OptimizerConfig",
     "OutputConfig",
@@ -73,6 +74,7 @@ Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Folder = Annotated[Path, BeforeValidator(_as_path)]
 NonBlank = Annotated[str, AfterValidator(_not_blank)]
 Targets = Annotated[tuple[NonBlank, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+Density = Literal["uniform", "high_noise"]
 Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)]
 ShareOrFolder = Annotated[
     Annotated[Share, Tag("share")] | Annotated[Folder, Tag("folder")], Discriminator(_share_or_folder)
@@ -170,8 +172,9 @@ class AdapterConfig(_Section):
 class ObjectiveConfig(_Section):
     """The loss: the base's own parameterisation x density of timesteps x weighting."""
 
-    timestep_density: Literal["uniform", "high_noise"] = "uniform"
-    """Density the timesteps are drawn from; ``high_noise`` prefers the early steps of sampling (layout, colour)."""
+    timestep_density: Density | None = None
+    """Density the timesteps are drawn from; default: the base's own; ``high_noise`` prefers the early steps of sampling
+    (layout, colour)."""
     weighting: Literal["none", "min_snr"] = "none"
     """Weight of each timestep's loss."""
     snr_gamma: Positive = 5.0

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from veneer.config.schema import Density
 from veneer.errors import UserError
 from veneer.family.diffusion import DiscreteDiffusion
 from veneer.family.networks import LoadOptions, load_pipeline, loader_of
@@ -63,6 +64,7 @@ class LatentUNet:
 
     name: str
     denoiser = "unet"
+    default_density: Density = "uniform"
     tokenizers: Mapping[str, str]
     """The tokenizer's name by its text encoder's."""
     pipeline_options: Mapping[str, Any] = MappingProxyType({})

@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
+from veneer.config.schema import Density
 from veneer.data.transform import Geometry
 
 __all__ = [
@@ -141,6 +142,8 @@ class Family(Protocol):
     """The denoiser's name among ``networks``; all others are text encoders."""
     default_targets: Mapping[str, tuple[str, ...]]
     """Of each network, the layers that an adapter changes where a config names none."""
+    default_density: Density
+    """The density that timesteps are drawn from where a config names none."""
     resolution: int
     """Side of the square the base was trained on, in pixels."""
     multiple: int

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from torch import Tensor
 
-from veneer.config.schema import ObjectiveConfig
+from veneer.config.schema import Density, ObjectiveConfig
 from veneer.family.protocol import Conditioning, NoiseProcess
 from veneer.objective.density import draw_times
 from veneer.objective.weighting import WEIGHTINGS
 
-__all__ = ["Objective", "Predict"]
+__all__ = ["Objective", "Predict", "Trained"]
+
+
+class Trained(Protocol):
+    """A base as an objective depends on it; ``veneer.family.protocol.Family`` is one."""
+
+    default_density: Density
+
+    @property
+    def noise(self) -> NoiseProcess:
+        """The way to noise that the base was trained with."""
+
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 """(noisy latents, times t_B, conditioning) -> prediction, as ``Family.predict``."""
@@ -35,9 +47,10 @@ class Objective:
     gamma: float = 5.0
 
     @classmethod
-    def from_config(cls, config: ObjectiveConfig, process: NoiseProcess) -> Objective:
-        """Return the objective that a config asks for."""
-        return cls(process, config.timestep_density, config.weighting, config.snr_gamma)
+    def from_config(cls, config: ObjectiveConfig, base: Trained) -> Objective:
+        """Return the objective that a config asks for, on a base."""
+        density = config.timestep_density or base.default_density
+        return cls(base.noise, density, config.weighting, config.snr_gamma)
 
     def times(self, uniform_B: Tensor) -> Tensor:
         """Return times (B,), float64 in [0, 1], for uniform numbers in [0, 1)."""

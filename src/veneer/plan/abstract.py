@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 import veneer.base
+from veneer.config.schema import Density
 from veneer.data.transform import Geometry
 from veneer.family.diffusion import DiscreteDiffusion
 from veneer.family.flow import FlowMatching
@@ -130,6 +131,7 @@ class _Planned:
 
     name = "planned"
     denoiser = "unet"
+    default_density: Density = "uniform"
 
     def __init__(
         self,

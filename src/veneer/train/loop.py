@@ -87,7 +87,7 @@ class Trainer:
         self._asked_to_stop = self._stopping = False
         self._last_step = config.train.max_steps
         self._idle = _idle(config, family)
-        self._objective = Objective.from_config(config.objective, family.noise)
+        self._objective = Objective.from_config(config.objective, family)
         specs = specs_of(config.adapter, family)
         check_quantization({name: family.networks[name] for name in specs}, config.train.quantization)
         self.batches = _batch_builder(config, family, dataset, self._objective, processes)
