@@ -26,9 +26,9 @@ def main() -> int:
         with open(_HELP, encoding="utf-8") as text:
             sys.stdout.write(text.read())
         return 0
-    from veneer.malloc import ask
+    from veneer.malloc import request_large_pages
 
-    ask()  # before PyTorch is loaded
+    request_large_pages()  # before PyTorch is loaded
     try:
         from veneer.cli.main import main as run
     except KeyboardInterrupt:

@@ -1,13 +1,13 @@
-"""Pages of memory: on a large base, large tensors get pages of their own, and what holds them goes when they go.
+"""Thresholds of glibc's malloc: on a large base, large tensors get pages of their own, which are returned when freed.
 
-glibc's malloc lets the heap serve ever larger blocks, up to 32 MiB, once blocks of that size were freed (its threshold
-moves, malloc.c, ``__libc_free``). The heap shrinks only at its end, so holes between blocks that live stay held, and on
-a full-size base these were up to a sixth of a training step and could not be foretold. A threshold that is set does not
-move.
+glibc's malloc serves ever larger blocks from the heap, up to 32 MiB, once blocks of that size were freed (its threshold
+is dynamic, malloc.c, ``__libc_free``). The heap shrinks only at its end, so holes between live blocks stay held; on a
+full-size base these were up to a sixth of a training step's memory, and could not be predicted. A threshold that is set
+is not dynamic any more.
 
-Pages that come from the system each time cost time. PyTorch asks for large pages, which cost less
-(``THP_MEM_ALLOC_ENABLE``, c10/core/impl/alloc_cpu.cpp), where Linux gives them to those who ask. On a small base the
-holes are small as well, and not worth the time.
+Pages that come from the system each time cost time. PyTorch can request large pages, which cost less
+(``THP_MEM_ALLOC_ENABLE``, c10/core/impl/alloc_cpu.cpp), where Linux gives them on request. On a small base the holes
+are small as well, and not worth the time.
 """
 
 from __future__ import annotations
@@ -19,74 +19,73 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-__all__ = ["Thresholds", "ask", "has_asked", "set_for", "thresholds_for"]
+__all__ = ["Thresholds", "large_pages_requested", "request_large_pages", "set_thresholds", "thresholds_for"]
 
 _LARGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-_WISH = "THP_MEM_ALLOC_ENABLE"
-_LARGE = 10**9
-_OWN_PAGES, _FREE_AT_THE_END = 1024**2, 32 * 1024**2
-_OUTSIDE = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")  # mallopt(3)
+_REQUEST = "THP_MEM_ALLOC_ENABLE"
+_LARGE_BASE = 10**9
+_OVERRIDES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")  # mallopt(3)
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
-_AT_FIRST = 128 * 1024  # DEFAULT_MMAP_THRESHOLD_MIN, DEFAULT_TRIM_THRESHOLD
+_DEFAULT = 128 * 1024  # DEFAULT_MMAP_THRESHOLD_MIN, DEFAULT_TRIM_THRESHOLD
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """How glibc's malloc serves this process, in bytes.
+    """The thresholds of glibc's malloc in this process, in bytes.
 
     Attributes:
-        own_pages: from this size on a block has pages of its own.
-        free_at_the_end: when more than this is free at the heap's end it shrinks.
-        move: whether both rise with the blocks that are freed.
+        mmap: a block of this size or larger gets pages of its own.
+        trim: the heap shrinks when more than this is free at its end.
+        dynamic: whether both rise with the blocks that are freed.
     """
 
-    own_pages: int = _AT_FIRST
-    free_at_the_end: int = _AT_FIRST
-    move: bool = True
+    mmap: int = _DEFAULT
+    trim: int = _DEFAULT
+    dynamic: bool = True
 
 
-_SET = Thresholds(_OWN_PAGES, _FREE_AT_THE_END, move=False)
-_asked = False
+_FOR_LARGE_BASES = Thresholds(mmap=1024**2, trim=32 * 1024**2, dynamic=False)
+_requested = False
 
 
-def ask() -> bool:
-    """Ask for large pages, before PyTorch is loaded, which looks once; without them no threshold is set.
+def request_large_pages() -> bool:
+    """Request large pages; before PyTorch is loaded, which looks once. Without them no threshold is set.
 
     Returns:
-        False and nothing is changed where Linux gives none, the C library is not glibc, or its thresholds were set from
-        outside.
+        Whether they were requested: not where Linux gives none, the C library is not glibc, or the user has set its
+        thresholds; nothing is changed then.
     """
-    global _asked
-    if not _asked and _gives_large_pages() and not _is_set_from_outside() and _mallopt() is not None:
-        os.environ.setdefault(_WISH, "1")
-        _asked = True
-    return _asked
+    global _requested
+    if not _requested and _gives_large_pages() and not _has_overrides() and _mallopt() is not None:
+        os.environ.setdefault(_REQUEST, "1")
+        _requested = True
+    return _requested
 
 
-def has_asked() -> bool:
-    """Whether :func:`ask` did."""
-    return _asked
+def large_pages_requested() -> bool:
+    """Return whether :func:`request_large_pages` requested them."""
+    return _requested
 
 
-def thresholds_for(weights: int) -> Thresholds:
-    """What :func:`set_for` leaves this process with.
+def thresholds_for(base_bytes: int) -> Thresholds:
+    """Return the thresholds of this process after :func:`set_thresholds`.
 
     Args:
-        weights: of the base, in bytes of float32.
+        base_bytes: the size of the base's weights in float32.
     """
-    return _SET if _asked and weights >= _LARGE else Thresholds()
+    return _FOR_LARGE_BASES if _requested and base_bytes >= _LARGE_BASE else Thresholds()
 
 
-def set_for(weights: int) -> None:
-    """Let blocks of 1 MiB and more have pages of their own, if the base is large and large pages were asked for.
+def set_thresholds(base_bytes: int) -> None:
+    """Give blocks of 1 MiB and more pages of their own, if the base is large and large pages were requested.
 
     Args:
-        weights: as above.
+        base_bytes: the size of the base's weights in float32.
     """
-    wanted, mallopt = thresholds_for(weights), _mallopt()
-    if mallopt is not None and not wanted.move:
-        mallopt(_M_MMAP_THRESHOLD, wanted.own_pages)
-        mallopt(_M_TRIM_THRESHOLD, wanted.free_at_the_end)
+    thresholds, mallopt = thresholds_for(base_bytes), _mallopt()
+    if mallopt is not None and not thresholds.dynamic:
+        mallopt(_M_MMAP_THRESHOLD, thresholds.mmap)
+        mallopt(_M_TRIM_THRESHOLD, thresholds.trim)
 
 
 def _gives_large_pages() -> bool:
@@ -96,8 +95,8 @@ def _gives_large_pages() -> bool:
         return False
 
 
-def _is_set_from_outside() -> bool:
-    return "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in _OUTSIDE)
+def _has_overrides() -> bool:
+    return "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", "") or any(name in os.environ for name in _OVERRIDES)
 
 
 def _mallopt() -> Callable[[int, int], int] | None:

@@ -1,4 +1,4 @@
-"""Imports of libraries without their notices, which are about what is not used here."""
+"""Import libraries without their notices, which are about what is not used here."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["silence_notices"]
 
 @contextmanager
 def silence_notices() -> Iterator[None]:
-    """Within it loggers tell nothing but errors; afterwards they are as they were.
+    """Let loggers log nothing below an error within the block; restore their levels afterwards.
 
-    transformers, for one, tells at its import which of its classes miss torchvision, and torchao which of its kernels
-    this machine has not.
+    At its import transformers, for one, logs which of its classes need torchvision, and torchao which of its kernels
+    this machine lacks.
     """
     before = logging.root.manager.disable
     logging.disable(max(before, logging.WARNING))

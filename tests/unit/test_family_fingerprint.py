@@ -1,4 +1,4 @@
-"""A base is known by its weights."""
+"""A base is identified by its weights and its settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import veneer.base
-from veneer.errors import UserError
+from tests.errors import raises_code
 from veneer.family.fingerprint import fingerprint, settings_hash, settings_of
 
 
@@ -30,7 +30,7 @@ def test_one_bit_of_any_part_is_another_base(tiny_base: Path, tmp_path: Path, pa
     assert fingerprint(str(copy)) != fingerprint(str(tiny_base))
 
 
-def test_it_is_what_the_documentation_says(tiny_base: Path) -> None:
+def test_the_hash_is_what_the_documentation_says(tiny_base: Path) -> None:
     lines = []
     for part in ("text_encoder", "unet", "vae"):
         for file in sorted((tiny_base / part).glob("*.safetensors")):
@@ -40,8 +40,9 @@ def test_it_is_what_the_documentation_says(tiny_base: Path) -> None:
 
 
 def test_a_folder_without_weights_is_no_base(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no weights"):
+    with raises_code("base.no_weights") as caught:
         fingerprint(str(tmp_path))
+    assert str(caught.value) == f"{tmp_path}: holds no weights in safetensors"
 
 
 def test_a_file_is_its_own_hash(tmp_path: Path) -> None:
@@ -62,10 +63,11 @@ def test_a_base_of_the_hub_is_found_where_it_was_downloaded_to(
 
 
 @pytest.mark.parametrize("base", ["owner/other", "no such folder", "../x/y"])
-def test_what_is_not_here_is_said_so(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_base_that_is_not_here(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(UserError, match=f"{base}: is not on this machine"):
+    with raises_code("base.not_found") as caught:
         fingerprint(base)
+    assert str(caught.value) == f"{base}: is not on this machine"
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,7 @@ def test_another_word_for_a_token_is_another_base(tiny_base: Path, tmp_path: Pat
     assert settings_of(str(copy)) != settings_of(str(tiny_base))
 
 
-def test_what_only_paints_and_what_a_class_takes_by_itself_is_the_same_base(tiny_base: Path, tmp_path: Path) -> None:
+def test_settings_of_painting_and_a_class_s_defaults_are_no_part_of_it(tiny_base: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiny_base, tmp_path / "copy"))
     for place, values in {
         "scheduler/scheduler_config": {"steps_offset": 1, "clip_sample": False},

@@ -67,7 +67,7 @@ def test_further_tensors_stand_beside_the_text() -> None:
 def test_it_is_stored_and_read_back_to_the_same_bits(tmp_path: Path) -> None:
     whole, store = conditioning(1), Store(tmp_path, "base")
     for _ in range(2):
-        assert equal(Conditioning(store.kept(("text", "a cat"), lambda: dict(whole.tensors))), whole)
+        assert equal(Conditioning(store.get_or_compute(("text", "a cat"), lambda: dict(whole.tensors))), whole)
 
 
 def test_what_is_no_denoiser_is_a_text_encoder(family: Family) -> None:

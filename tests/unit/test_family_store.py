@@ -1,4 +1,4 @@
-"""What is kept on disk of a base's work is what the base would make again."""
+"""What is stored of a base's work is what the base would compute again."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from veneer.family.store import Store
 from veneer.train.loop import train
 
 
-def counted(value: float) -> tuple[Callable[[], dict[str, Tensor]], list[int]]:
+def counting(value: float) -> tuple[Callable[[], dict[str, Tensor]], list[int]]:
     calls: list[int] = []
 
-    def make() -> dict[str, Tensor]:
+    def compute() -> dict[str, Tensor]:
         calls.append(1)
         return {"it": torch.tensor([value])}
 
-    return make, calls
+    return compute, calls
 
 
-def test_a_key_is_made_once_and_read_from_then_on(tmp_path: Path) -> None:
-    make, calls = counted(3.0)
+def test_a_key_is_computed_once_and_read_from_then_on(tmp_path: Path) -> None:
+    compute, calls = counting(3.0)
     for _ in range(2):
-        assert Store(tmp_path, "base").kept(("posterior", "id", 64, False), make)["it"].item() == 3.0
+        assert Store(tmp_path, "base").get_or_compute(("posterior", "id", 64, False), compute)["it"].item() == 3.0
     assert len(calls) == 1
 
 
@@ -52,24 +52,24 @@ def test_all_that_a_picture_depends_on_is_in_its_key(
     one: tuple[object, ...], other: tuple[object, ...], tmp_path: Path
 ) -> None:
     store = Store(tmp_path, "base")
-    store.kept(one, counted(1.0)[0])
-    assert store.kept(other, counted(2.0)[0])["it"].item() == 2.0
+    store.get_or_compute(one, counting(1.0)[0])
+    assert store.get_or_compute(other, counting(2.0)[0])["it"].item() == 2.0
 
 
 def test_another_base_has_other_numbers(tmp_path: Path) -> None:
-    Store(tmp_path, "one").kept(("caption", "a cat"), counted(1.0)[0])
-    assert Store(tmp_path, "other").kept(("caption", "a cat"), counted(2.0)[0])["it"].item() == 2.0
+    Store(tmp_path, "one").get_or_compute(("caption", "a cat"), counting(1.0)[0])
+    assert Store(tmp_path, "other").get_or_compute(("caption", "a cat"), counting(2.0)[0])["it"].item() == 2.0
 
 
-def test_a_torn_file_is_made_anew(tmp_path: Path) -> None:
+def test_a_torn_file_is_written_anew(tmp_path: Path) -> None:
     store = Store(tmp_path, "base")
-    store.kept(("caption", "a cat"), counted(1.0)[0])
+    store.get_or_compute(("caption", "a cat"), counting(1.0)[0])
     (file,) = tmp_path.rglob("*.safetensors")
     file.write_bytes(file.read_bytes()[:-2])
-    make, calls = counted(1.0)
-    assert store.kept(("caption", "a cat"), make)["it"].item() == 1.0
+    compute, calls = counting(1.0)
+    assert store.get_or_compute(("caption", "a cat"), compute)["it"].item() == 1.0
     assert len(calls) == 1
-    assert store.kept(("caption", "a cat"), make)["it"].item() == 1.0
+    assert store.get_or_compute(("caption", "a cat"), compute)["it"].item() == 1.0
     assert len(calls) == 1
 
 

@@ -1,4 +1,4 @@
-"""Large tensors have pages of their own: what they held goes back to the system when they go."""
+"""Large tensors have pages of their own, which are returned to the system when they are freed."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ from veneer.plan.probe import probe
 LARGE, SMALL = 4 * 10**9, 10**8
 HOLES = """
 import json, sys
-from veneer.malloc import ask, set_for
-asked = ask() if "ask" in sys.argv else False
+from veneer.malloc import request_large_pages, set_thresholds
+requested = request_large_pages() if "request" in sys.argv else False
 import torch
 from veneer.engine.memory_usage import read_memory_usage
 
-set_for(int(sys.argv[1]))
+set_thresholds(int(sys.argv[1]))
 
-def held():
+def current():
     return read_memory_usage().current
 
 def round_of_steps():
-    # one large and one small by turns; the small ones stay, as what is kept for the backward pass does
+    # one large and one small by turns; the small ones stay, as what is saved for the backward pass does
     large, small = [], []
     for _ in range(64):
         large.append(torch.ones(600_000)), small.append(torch.ones(20_000))
     return large, small
 
 round_of_steps()
-before = held()
+before = current()
 large, small = round_of_steps()
-with_all = held() - before
+with_all = current() - before
 large.clear()
-without = held() - before
-print(json.dumps([asked, with_all, without]))
+without = current() - before
+print(json.dumps([requested, with_all, without]))
 """
 
 
@@ -59,10 +59,10 @@ def run(*arguments: str, **environment: str) -> Any:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A process that has not asked, on a machine that gives large pages to those who ask."""
-    monkeypatch.setattr(malloc, "_asked", False)
+    """A process that has not requested large pages, on a machine that gives them on request."""
+    monkeypatch.setattr(malloc, "_requested", False)
     monkeypatch.setattr(malloc, "_mallopt", lambda: lambda name, value: 1)
-    for name in ("THP_MEM_ALLOC_ENABLE", *malloc._OUTSIDE):
+    for name in ("THP_MEM_ALLOC_ENABLE", *malloc._OVERRIDES):
         monkeypatch.delenv(name, raising=False)
     place = tmp_path / "enabled"
     place.write_text("always [madvise] never\n")
@@ -70,37 +70,37 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return place
 
 
-def test_on_a_large_base_what_large_tensors_held_goes_back_to_the_system() -> None:
-    asked, with_all, without = run(str(LARGE), "ask")
-    if not asked:
+def test_on_a_large_base_the_memory_of_large_tensors_is_returned_to_the_system() -> None:
+    requested, with_all, without = run(str(LARGE), "request")
+    if not requested:
         pytest.skip("this machine gives no large pages, or has another C library")
     assert with_all > 100e6
     assert without < 30e6  # the small ones and the heap's end
     assert run(str(LARGE))[2] > 100e6  # else this shows nothing: glibc's own thresholds leave holes
 
 
-def test_who_asked_is_told_what_holds(fresh: Path) -> None:
-    assert not malloc.has_asked()
-    assert malloc.thresholds_for(LARGE).move
-    assert malloc.ask() and malloc.ask()
-    assert malloc.has_asked()
+def test_thresholds_depend_on_the_request_and_on_the_base(fresh: Path) -> None:
+    assert not malloc.large_pages_requested()
+    assert malloc.thresholds_for(LARGE).dynamic
+    assert malloc.request_large_pages() and malloc.request_large_pages()
+    assert malloc.large_pages_requested()
     assert os.environ["THP_MEM_ALLOC_ENABLE"] == "1"
-    assert malloc.thresholds_for(LARGE) == malloc.Thresholds(1024**2, 32 * 1024**2, move=False)
+    assert malloc.thresholds_for(LARGE) == malloc.Thresholds(1024**2, 32 * 1024**2, dynamic=False)
     assert malloc.thresholds_for(SMALL) == malloc.Thresholds()
 
 
 def test_a_base_that_is_loaded_sets_what_its_size_asks_for(
     fresh: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = list[tuple[int, int]]()
-    monkeypatch.setattr(malloc, "_mallopt", lambda: lambda name, value: told.append((name, value)))
+    calls = list[tuple[int, int]]()
+    monkeypatch.setattr(malloc, "_mallopt", lambda: lambda name, value: calls.append((name, value)))
     load_base(str(tiny_base))
-    malloc.ask()
+    malloc.request_large_pages()
     load_base(str(tiny_base))
-    assert told == []
-    monkeypatch.setattr(malloc, "_LARGE", 10**5)  # bytes, of which the tiny base has more
+    assert calls == []
+    monkeypatch.setattr(malloc, "_LARGE_BASE", 10**5)  # bytes, of which the tiny base has more
     load_base(str(tiny_base))
-    assert told == [(-3, 1024**2), (-1, 32 * 1024**2)]
+    assert calls == [(-3, 1024**2), (-1, 32 * 1024**2)]
 
 
 def test_a_probe_takes_its_memory_as_this_process_does(
@@ -114,29 +114,29 @@ def test_a_probe_takes_its_memory_as_this_process_does(
 
     monkeypatch.setattr("veneer.plan.probe.subprocess.run", start)
     probe(tiny_config(tiny_pictures))
-    malloc.ask()
+    malloc.request_large_pages()
     probe(tiny_config(tiny_pictures))
-    monkeypatch.setattr(malloc, "_asked", False)
+    monkeypatch.setattr(malloc, "_requested", False)
     for command in commands:
         monkeypatch.setattr(sys, "argv", command[2:])
         monkeypatch.setattr(sys, "stdin", io.StringIO('{"base": ""}'))
         with suppress(UserError):
             probing.main()
-        assert malloc.has_asked() == (command is commands[1])
+        assert malloc.large_pages_requested() == (command is commands[1])
 
 
-def test_the_command_line_asks(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_requests_them(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["veneer", "adapter", "info", "nowhere.safetensors"])
     assert main() == 2
-    assert malloc.has_asked()
+    assert malloc.large_pages_requested()
 
 
 def test_without_large_pages_nothing_is_changed_for_it_would_cost_time(fresh: Path) -> None:
     fresh.write_text("always madvise [never]\n")
-    assert not malloc.ask()
+    assert not malloc.request_large_pages()
     fresh.unlink()
-    assert not malloc.ask()
-    assert malloc.thresholds_for(LARGE).move and "THP_MEM_ALLOC_ENABLE" not in os.environ
+    assert not malloc.request_large_pages()
+    assert malloc.thresholds_for(LARGE).dynamic and "THP_MEM_ALLOC_ENABLE" not in os.environ
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_without_large_pages_nothing_is_changed_for_it_would_cost_time(fresh: Pa
 )
 def test_what_its_user_set_stays(fresh: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     monkeypatch.setenv(name, value)
-    assert not malloc.ask()
-    assert malloc.thresholds_for(LARGE).move
+    assert not malloc.request_large_pages()
+    assert malloc.thresholds_for(LARGE).dynamic
 
 
 def test_another_c_library_is_left_alone(fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(malloc, "_mallopt", lambda: None)
-    assert not malloc.ask()
-    malloc.set_for(LARGE)
-    assert malloc.thresholds_for(LARGE).move
+    assert not malloc.request_large_pages()
+    malloc.set_thresholds(LARGE)
+    assert malloc.thresholds_for(LARGE).dynamic

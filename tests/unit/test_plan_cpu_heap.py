@@ -40,7 +40,7 @@ def test_once_freed_blocks_of_a_size_go_to_the_heap_and_leave_holes() -> None:
 
 
 def test_a_threshold_that_was_set_stays() -> None:
-    heap = Heap(Thresholds(MB, MB, move=False))
+    heap = Heap(Thresholds(MB, MB, dynamic=False))
     heap.free(*heap.allocate(8 * MB))
     before = heap.resident
     large, pin = heap.allocate(2 * MB), heap.allocate(1000)

@@ -66,9 +66,9 @@ def test_on_a_large_base_large_blocks_leave_no_holes(monkeypatch: pytest.MonkeyP
     trace = Trace([*twice, 201], [*blocks, *blocks, Block(0, malloc=1000)], [(LOADING, 0), (STEP, len(twice))])
     large = WeightFiles((PartFiles(300 * MB, 0),), mapped=True)
     assert large.float32_bytes == 1200 * MB
-    monkeypatch.setattr(malloc, "_asked", False)
+    monkeypatch.setattr(malloc, "_requested", False)
     holes = process_growth(trace, large, ModuleCounts(0, 0))[STEP]
-    monkeypatch.setattr(malloc, "_asked", True)
+    monkeypatch.setattr(malloc, "_requested", True)
     assert holes - process_growth(trace, large, ModuleCounts(0, 0))[STEP] > 100 * MB
     small = WeightFiles((PartFiles(30 * MB, 0),), mapped=True)
     assert process_growth(trace, small, ModuleCounts(0, 0))[STEP] == holes

@@ -26,7 +26,7 @@ import veneer
 from tools.publish import publish
 from veneer.config.schema import RunConfig
 from veneer.family.published import PUBLISHED
-from veneer.malloc import ask
+from veneer.malloc import request_large_pages
 from veneer.plan.assessment import assess_config
 from veneer.plan.probe import probe
 from veneer.plan.text import format_bytes
@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="keep the full-size base here")
     parser.add_argument("--only", default="", help="measure the cases alone whose names have this in them")
     arguments = parser.parse_args()
-    ask()  # as the command line does
+    request_large_pages()  # as the command line does
     with tempfile.TemporaryDirectory() as temporary:
         folder = arguments.work or Path(temporary)
         if not arguments.only.startswith("bundled") and not (folder / "sd15").exists():

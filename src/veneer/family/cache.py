@@ -85,7 +85,7 @@ class Encoder:
         return self._encode(pixels_CHW.flip(-1) if flipped else pixels_CHW)
 
     def _stored(self, key: tuple[object, ...], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        return compute() if self._store is None else self._store.kept(key, compute)
+        return compute() if self._store is None else self._store.get_or_compute(key, compute)
 
     def _encode(self, pixels_CHW: Tensor) -> LatentDistribution:
         posterior = self._family.encode_image(pixels_CHW[None])

@@ -1,6 +1,6 @@
-"""A base's identity: a hash of its weights' bytes, wherever they lie and whatever they are called, and its settings.
+"""Identify a base by its weights' bytes, wherever they lie and whatever they are called, and by its settings.
 
-They are two, for a folder with another scheduler has the same weights, and to train on it is another training.
+The two are apart, for a folder with another scheduler has the same weights, and training on it is another training.
 """
 
 from __future__ import annotations
@@ -16,67 +16,68 @@ from veneer.family.registry import BUNDLED, load_family
 
 __all__ = ["fingerprint", "settings_hash", "settings_of"]
 
-_PIECE = 2**20
+_CHUNK = 2**20
 
 
 def fingerprint(base: str) -> str:
-    """SHA-256 of a base's weights.
+    """Return the SHA-256 of a base's weights.
 
-    Of a single file it is that file's. Of a folder it is that of the lines ``part/file SHA-256`` of the safetensors
-    files in its parts, sorted: configs, which each release of a library writes anew, and whatever else lies about in
-    the folder are not in it.
+    For a single file it is that file's. For a folder it is that of the lines ``part/file SHA-256`` of the safetensors
+    files in its parts, sorted: configs, which each release of a library writes anew, and other files in the folder are
+    not in it.
 
     Args:
         base: ``bundled``, a folder, a file, or a hub id that has been downloaded.
 
     Raises:
-        UserError: it is not on this machine.
+        UserError: it is not on this machine, or cannot be read.
     """
-    place = _place(base)
+    place = _find(base)
     if place.is_file():
         return _hash(place)
     lines = [f"{file.parent.name}/{file.name} {_hash(file)}\n" for file in sorted(place.glob("*/*.safetensors"))]
     if not lines:
-        raise UserError("holds no weights in safetensors", where=place)
+        raise UserError("holds no weights in safetensors", code="base.no_weights", where=place)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def settings_of(base: str) -> Mapping[str, str]:
-    """What :attr:`veneer.family.protocol.Family.settings` tells of a base, which is loaded for it and never fetched.
+    """Load a base and return its :attr:`veneer.family.protocol.Family.settings`; it is never downloaded for that.
 
     Raises:
         UserError: it is not on this machine, or is broken.
     """
-    return load_family(str(_place(base))).settings
+    return load_family(str(_find(base))).settings
 
 
 def settings_hash(settings: Mapping[str, str]) -> str:
-    """SHA-256 of a family's settings."""
+    """Return the SHA-256 of a family's settings."""
     return hashlib.sha256(json.dumps(dict(settings), sort_keys=True).encode()).hexdigest()
 
 
-def _place(base: str) -> Path:
+def _find(base: str) -> Path:
     if base == BUNDLED:
         return veneer.base.path()
     path = Path(base).expanduser()
-    return path if path.exists() else _downloaded(base)
+    return path if path.exists() else _find_download(base)
 
 
-def _downloaded(base: str) -> Path:
+def _find_download(base: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(base, local_files_only=True))
     except (OSError, ValueError) as error:  # not downloaded, or no hub id at all
-        raise UserError("is not on this machine", where=base) from error
+        raise UserError("is not on this machine", code="base.not_found", where=base) from error
 
 
 def _hash(path: Path) -> str:
     digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while piece := file.read(_PIECE):
-                digest.update(piece)
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
     except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror or error}", where=path) from error
+        what = f"cannot be read: {error.strerror or error}"
+        raise UserError(what, code="base.unreadable", where=path) from error
     return digest.hexdigest()

@@ -17,7 +17,7 @@ from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Family
 from veneer.family.published import PUBLISHED
 from veneer.family.registry import find
-from veneer.malloc import set_for
+from veneer.malloc import set_thresholds
 
 __all__ = ["load_base", "load_options", "quantize_networks"]
 
@@ -51,7 +51,7 @@ def load_base(
     source = find(base)
     networks = (source.family.denoiser, *text_encoders)
     family = source.load(LoadOptions(dtype, quantization, networks, device))
-    set_for(sum(4 * parameter_count(network) for network in family.networks.values()))
+    set_thresholds(sum(4 * parameter_count(network) for network in family.networks.values()))
     return family if device is None else family.to(device, dtype)
 
 

@@ -1,4 +1,4 @@
-"""What a base made of pictures and captions, kept on disk for later runs and keyed on what it was made from.
+"""Store on disk what a base made of pictures and captions, for later runs, keyed by what it was made from.
 
 A key is a hash of everything that the numbers depend on: the base's weights and settings, the machine's kind, the
 picture's bytes, the square that was cut, the caption. So nothing in a store is ever stale, runs of any kind may share
@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeAlias
 
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -20,43 +21,43 @@ from veneer.files import atomic_write
 
 __all__ = ["Store"]
 
-Tensors = dict[str, Tensor]
-_FORM = 1
+Tensors: TypeAlias = dict[str, Tensor]
+_VERSION = 1
 """Part of every key: raise it when the same inputs begin to give other numbers."""
 
 
 class Store:
-    """A folder of tensors, one small safetensors file a key.
+    """A folder of tensors, with one small safetensors file for each key.
 
     Args:
-        folder: made when the first tensors are kept.
-        base: what all keys have in common: what its numbers depend on, as one text.
+        folder: the folder; made when the first tensors are stored.
+        base: what all keys have in common: what the base's numbers depend on, as one text.
     """
 
     def __init__(self, folder: Path, base: str) -> None:
         self._folder, self._base = folder, base
 
-    def kept(self, what: tuple[object, ...], make: Callable[[], Tensors]) -> Tensors:
-        """The tensors kept under a key, or those that ``make`` makes, which are then kept.
+    def get_or_compute(self, key: tuple[object, ...], compute: Callable[[], Tensors]) -> Tensors:
+        """Return the tensors that are stored under a key; compute and store them if there are none.
 
         A file that is torn or is no safetensors file counts as absent and is written anew.
 
         Args:
-            what: all that the tensors depend on beside the base; of JSON's types.
-            make: is called where nothing is kept yet.
+            key: all that the tensors depend on beside the base; of JSON's types.
+            compute: computes the tensors.
 
         Raises:
             UserError: the folder cannot be written to.
         """
-        path = self._path(what)
-        found = _read(path)
-        if found is None:
-            found = {name: tensor.contiguous() for name, tensor in make().items()}
-            atomic_write(path, save(found))
-        return found
+        path = self._path(key)
+        tensors = _read(path)
+        if tensors is None:
+            tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
+            atomic_write(path, save(tensors))
+        return tensors
 
-    def _path(self, what: tuple[object, ...]) -> Path:
-        digest = hashlib.sha256(json.dumps([_FORM, self._base, *what]).encode()).hexdigest()
+    def _path(self, key: tuple[object, ...]) -> Path:
+        digest = hashlib.sha256(json.dumps([_VERSION, self._base, *key]).encode()).hexdigest()
         return self._folder / digest[:2] / f"{digest[2:]}.safetensors"
 
 

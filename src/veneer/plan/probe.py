@@ -26,7 +26,7 @@ from veneer.engine.peak_memory import reset_peak
 from veneer.errors import UserError
 from veneer.family.loading import load_base, load_options
 from veneer.family.protocol import device_of
-from veneer.malloc import ask, has_asked
+from veneer.malloc import large_pages_requested, request_large_pages
 from veneer.plan.assessment import assess_config
 from veneer.plan.machine import process_memory
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory
@@ -84,7 +84,7 @@ def probe(config: RunConfig) -> Probe:
         UserError: the run would be refused, or the process did not end well.
     """
     # it allocates memory as this process does
-    command = [sys.executable, "-m", "veneer.plan.probe", *([_LARGE_PAGES] if has_asked() else [])]
+    command = [sys.executable, "-m", "veneer.plan.probe", *([_LARGE_PAGES] if large_pages_requested() else [])]
     ended = subprocess.run(command, input=config.model_dump_json(), capture_output=True, text=True)
     try:
         report = json.loads(ended.stdout.splitlines()[-1])
@@ -109,7 +109,7 @@ def _crashed(ended: subprocess.CompletedProcess[str]) -> UserError:
 def main() -> int:
     """Measure the configuration on the standard input, and print the result."""
     if _LARGE_PAGES in sys.argv:
-        ask()
+        request_large_pages()
     config = build_config(json.loads(sys.stdin.read()), "probe")
     try:
         result = asdict(_measure(config))

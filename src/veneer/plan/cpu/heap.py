@@ -36,8 +36,8 @@ class Heap:
     """
 
     def __init__(self, thresholds: Thresholds) -> None:
-        self._mmap_threshold, self._trim_threshold = thresholds.own_pages, thresholds.free_at_the_end
-        self._most = _MMAP_MOST if thresholds.move else 0
+        self._mmap_threshold, self._trim_threshold = thresholds.mmap, thresholds.trim
+        self._most = _MMAP_MOST if thresholds.dynamic else 0
         self._mapped = 0
         self._top = self._end = 0  # where the heap's last, free block begins, and the heap's end
         self._holes: list[tuple[int, int]] = []  # (size, start), sorted
