@@ -7,11 +7,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.doctor.evidence import WeightChange
 from veneer.doctor.readers.base import base_folder
+from veneer.family.shards import Shards, weight_files
 
 __all__ = ["weight_changes"]
 
@@ -31,13 +32,19 @@ def _weight_change(layers: Mapping[str, LayerAdapter], folder: Path) -> WeightCh
 
 
 def _base_norm(layers: Iterable[str], folder: Path) -> float | None:
-    wanted = {f"{prefix}{layer}.weight" for layer in layers for prefix in ("", "text_model.")}
-    squares: dict[str, float] = {}
+    """Return |W0| over layers; None where the files lack one of them or cannot be read."""
     try:
-        for path in sorted(folder.glob("*.safetensors")):
-            with safe_open(path, "pt") as file:
-                for name in wanted.intersection(file.keys()):
-                    squares[name] = float(file.get_tensor(name).to(torch.float64).square().sum())
-    except (OSError, SafetensorError):
+        shards = Shards(weight_files(folder))
+        names = _stored_names(shards.shapes)
+        wanted = [names.get(f"{layer}.weight") for layer in layers]
+        stored = [name for name in wanted if name is not None]
+        squares = [float(tensor.to(torch.float64).square().sum()) for _, tensor in shards.stream(stored)]
+    except (OSError, ValueError, KeyError, SafetensorError):
         return None
-    return math.sqrt(sum(squares.values())) if len(squares) == len(wanted) // 2 else None
+    return math.sqrt(sum(squares)) if len(squares) == len(wanted) else None
+
+
+def _stored_names(stored: Iterable[str]) -> dict[str, str]:
+    """Return names in files by names in a network: files may have one more component in front of all names."""
+    names = list(stored)
+    return {name.partition(".")[2]: name for name in names} | {name: name for name in names}
