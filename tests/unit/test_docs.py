@@ -3,17 +3,29 @@
 from __future__ import annotations
 
 import json
+import re
 
 from tools.demo_report import __main__ as demo_report
 from tools.demo_style import __main__ as style
 from tools.demo_subject import __main__ as subject
 from tools.publish import published
 from tools.reference import __main__ as reference
+from tools.reference import errors
 from veneer.config.keys import known_keys
 
 
 def test_the_configuration_page_is_current() -> None:
     assert reference.PAGE.read_text("utf-8") == reference.page(), "run: python -m tools.reference"
+
+
+def test_the_page_of_errors_is_current() -> None:
+    assert errors.PAGE.read_text("utf-8") == errors.page(), "run: python -m tools.reference"
+
+
+def test_every_code_names_a_room_and_a_problem() -> None:
+    codes = {refusal.code for refusal in errors.refusals()}
+    assert len(codes) > 100
+    assert [code for code in codes if not re.fullmatch(r"[a-z]+(\.[a-z][a-z0-9_]+)", code)] == []
 
 
 def test_every_key_is_explained() -> None:

@@ -1,1 +1,1 @@
-"""The configuration reference, written from the schema."""
+"""Write the reference pages of docs/ from the code: configuration, events and errors."""

@@ -1,4 +1,4 @@
-"""Write ``docs/configuration.md`` and ``docs/events.md`` from what they tell of: ``python -m tools.reference``."""
+"""Write ``docs/configuration.md``, ``events.md`` and ``errors.md`` from the code: ``python -m tools.reference``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tools.reference import events
+from tools.reference import errors, events
 from veneer.config.load import list_presets
 from veneer.config.schema import RunConfig
 from veneer.config.spellings import ELSEWHERE, RENAMED
@@ -41,7 +41,7 @@ are those of kohya's and diffusers' scripts, ai-toolkit, OneTrainer and SimpleTu
 
 
 def page() -> str:
-    """The whole page."""
+    """Return the whole page."""
     rows = [f"| `{key}` | {kind} | {default} | {why} |" for key, kind, default, why in _rows(RunConfig, "")]
     table = ["| key | what it takes | default | what it does |", "| --- | --- | --- | --- |", *rows]
     presets = [f"## `--preset {name}`\n\n```yaml\n{_preset(name)}```\n" for name in list_presets()]
@@ -124,3 +124,4 @@ if __name__ == "__main__":
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), "utf-8")
     events.PAGE.write_text(events.page(), "utf-8")
+    errors.PAGE.write_text(errors.page(), "utf-8")

@@ -157,10 +157,10 @@ class _Reader:
         self.nodes += 1
         # an alias may stand for its own parent, or for a list of lists of lists that fills the memory
         if self.nodes > _MAX_NODES or len(key) > _MAX_DEPTH:
-            raise self._error(node, _TOO_LARGE, "too_large")
+            raise self._error(node, _TOO_LARGE, "config.too_large")
         self.lines.setdefault(key, node.start_mark.line + 1)
         if isinstance(node, yaml.CollectionNode) and node.tag not in _COLLECTIONS:
-            raise self._error(node, f"the tag {node.tag} has no meaning here", "unknown_tag")
+            raise self._error(node, f"the tag {node.tag} has no meaning here", "config.unknown_tag")
         if isinstance(node, yaml.MappingNode):
             return self._mapping(node, key)
         if isinstance(node, yaml.SequenceNode):
@@ -172,12 +172,12 @@ class _Reader:
         for name_node, child in node.value:
             name = str(name_node.value)
             if not isinstance(name_node, yaml.ScalarNode):
-                raise self._error(name_node, "a key should be a name", "key_not_a_name")
+                raise self._error(name_node, "a key should be a name", "config.key_not_a_name")
             below = (*key, name)
             if name in values:
                 first = self.lines[below]
                 what = f"{'.'.join(map(str, below))} is given twice, first in line {first}"
-                raise self._error(name_node, what, "duplicate_key")
+                raise self._error(name_node, what, "config.duplicate_key")
             self.lines[below] = name_node.start_mark.line + 1
             values[name] = self._value(child, below)
         return values
@@ -187,10 +187,10 @@ class _Reader:
         if tag == "str":
             return text
         if tag not in _PATTERNS:
-            raise self._error(node, f"the tag {node.tag} has no meaning here", "unknown_tag")
+            raise self._error(node, f"the tag {node.tag} has no meaning here", "config.unknown_tag")
         if not _PATTERNS[tag].match(text):
-            raise self._error(node, f"{text!r} is no {tag}", "not_yaml")
+            raise self._error(node, f"{text!r} is no {tag}", "config.not_yaml")
         return _VALUES[tag](text)
 
     def _error(self, node: yaml.Node, what: str, code: str) -> UserError:
-        return _mistake(what, f"config.{code}", self.origin, node.start_mark)
+        return _mistake(what, code, self.origin, node.start_mark)
