@@ -14,6 +14,7 @@ import torch
 from tests.errors import raises_code
 from tests.plans import plans_once  # noqa: F401
 from tests.running import killed, logged, quick_config, told
+from veneer.adapter.dora import DoraFactors
 from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors, delta_weight
 from veneer.cli.main import main
@@ -25,6 +26,7 @@ from veneer.doctor.diagnosis import RULES, Diagnosis
 from veneer.doctor.finding import Change
 from veneer.doctor.gather import gather_evidence, run_doctor
 from veneer.doctor.measurements import measure, shuffle_captions, without_words
+from veneer.doctor.readers.adapter import weight_changes
 from veneer.doctor.rules import endings
 from veneer.doctor.rules.memory import memory_changes
 from veneer.errors import UserError
@@ -84,6 +86,20 @@ def test_moved_is_the_norm_of_delta_beside_the_base(run: Path, tiny_base: Path) 
     base = sum(float(layers[name].weight.detach().double().square().sum()) for name in factors) ** 0.5
     assert moved.delta == pytest.approx(delta, rel=1e-6)
     assert moved.base == pytest.approx(base, rel=1e-6)
+
+
+def test_a_method_that_is_not_additive_has_a_size_beside_the_base_alone(tiny_base: Path, tmp_path: Path) -> None:
+    layers = layers_of(load_family(str(tiny_base)).networks)
+    name = next(name for name in layers if name.endswith("attn1.to_q"))
+    weight = layers[name].weight.detach()
+    lora = LoraFactors(weight[:2].clone(), weight[:, :2].clone(), 2.0)
+    adapter = DoraFactors(lora, 2 * weight.norm(dim=1, keepdim=True))
+    change = weight_changes({name: adapter}, str(tiny_base))["unet"]
+    assert change.delta == pytest.approx(float(adapter.delta_weight(weight).double().norm()), rel=1e-5)
+    assert change.base == pytest.approx(float(weight.double().norm()))
+    assert weight_changes({name: adapter}, str(tmp_path)) == {}
+    other = next(name for name, layer in layers.items() if layer.weight.shape != weight.shape)
+    assert weight_changes({other: adapter}, str(tiny_base)) == {}
 
 
 def test_the_text_encoder_is_found_in_the_base_too(
