@@ -21,10 +21,11 @@ from veneer.adapter.inject import Injection, inject
 from veneer.adapter.lora import LoraSpec
 from veneer.adapter.merge import merge
 from veneer.data.transform import Geometry
+from veneer.engine.adapter_bank import AdapterBank
 from veneer.family.protocol import Conditioning
 from veneer.family.sdxl import StableDiffusionXL
 from veneer.objective.loss import Objective
-from veneer.sample.generate import generate
+from veneer.sample.generate import generate, generate_each
 from veneer.train.step import train_step
 from veneer.weights.file import FILE_NAME, AdapterFile, load, save
 
@@ -300,3 +301,21 @@ def test_pictures_are_painted_as_the_pipeline_does(family: StableDiffusionXL, pi
         "the cat", generator=torch.Generator().manual_seed(5), num_inference_steps=2, guidance_scale=3.0
     ).images[0]
     np.testing.assert_array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def test_each_picture_of_a_batch_may_have_adapters_of_its_own(folder: Path) -> None:
+    family = StableDiffusionXL(load_pipeline(folder).components)
+    injection = moved(family)
+    weights = injection.weights()
+    injection.eject()
+    bank = AdapterBank(family.networks)
+    bank.add("one", weights)
+    options: dict[str, Any] = {"steps": 2, "guidance": 3.0}
+    prompts, seeds = ["the cat", "a dog"], [5, 6]
+    together = generate_each(family, bank, ["one", None], prompts, seeds, **options)
+    base = generate(family, prompts, seeds, **options)
+    merge(family.networks, [(weights, 1.0)])
+    merged = generate(family, prompts, seeds, **options)
+    pixels = [np.asarray(picture, int) for picture in (*together, merged[0], base[1], base[0])]
+    assert np.abs(pixels[0] - pixels[2]).max() <= 1 and np.abs(pixels[1] - pixels[3]).max() <= 1
+    assert np.abs(pixels[0] - pixels[4]).max() > 1

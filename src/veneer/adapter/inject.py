@@ -62,7 +62,7 @@ class Injection:
         self._ejected = False
 
     def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield each parameter that trains by the name it has in a file: ``unet...to_q.lora_A.weight``."""
+        """Yield each parameter that trains by the name it has in a file: ``transformer...to_q.lora_A.weight``."""
         for path, site in self._sites.items():
             for ending, parameter in site.layer.named_parameters().items():
                 yield f"{path}.{ending}", parameter

@@ -27,7 +27,7 @@ def layers_under(network: nn.Module, path: str = "") -> Iterator[tuple[str, Laye
 
 
 def layers_of(networks: Mapping[str, nn.Module]) -> dict[str, Layer]:
-    """Return the layers of several networks by path with the network's prefix: ``unet.conv_in``."""
+    """Return the layers of several networks by path with the network's name first: ``transformer.proj_out``."""
     return {f"{prefix}.{path}": layer for prefix, net in networks.items() for path, layer in layers_under(net)}
 
 

@@ -170,7 +170,7 @@ class LayerAdapter(Protocol):
 
 
 AdapterWeights: TypeAlias = Mapping[str, LayerAdapter]
-"""An adapter's numbers by the layer's full dotted path: ``unet.down_blocks.0.attentions.0...to_q``."""
+"""An adapter's numbers by the layer's full dotted path, network first: ``transformer.blocks.0.attn.to_q``."""
 
 
 @dataclass(frozen=True, eq=False)
