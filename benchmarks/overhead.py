@@ -31,7 +31,7 @@ from veneer.cli.terminal.progress import Progress
 from veneer.config.schema import RunConfig
 from veneer.run import sampling
 from veneer.run.log import EventBus, EventLog
-from veneer.run.tracking import Tracking
+from veneer.run.trackers.callback import TrackerCallback
 from veneer.train.events import Finished, TrainingStarted
 
 NAME = "overhead"
@@ -77,9 +77,9 @@ def metering(meter: Meter) -> Iterator[None]:
     timed: list[tuple[Any, str, str | None]] = [
         (Progress, "__call__", BAR),
         (EventLog, "__call__", LOG),
-        (Tracking, "__call__", TRACKER),
-        (Tracking, "__exit__", TRACKER),
-        (sampling.SampleWriter, "paint", SHEETS),
+        (TrackerCallback, "__call__", TRACKER),
+        (TrackerCallback, "__exit__", TRACKER),
+        (sampling.SampleWriter, "write", SHEETS),
         (sampling, "paint", None),
         (EventBus, "__call__", LOG),
     ]

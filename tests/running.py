@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.training import laid_over
 from veneer.config.load import build_config
 from veneer.config.schema import RunConfig
+from veneer.family.protocol import Family
+from veneer.run.events import Callback
 from veneer.run.folder import CHECKPOINTS, LOG
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
 from veneer.weights.checkpoint import STATE, checkpoints_in
 from veneer.weights.file import FILE_NAME
-
-Callback = Callable[[object], None]
 
 
 class Killed(BaseException):
@@ -36,6 +37,12 @@ def quick_config(base: Path, pictures: Path, output: Path, **sections: Any) -> R
         "tracking": {"trackers": []},
     }
     return build_config(laid_over(values, sections), "test")
+
+
+def use_base(patch: pytest.MonkeyPatch, family: Family) -> None:
+    """Let runs and evaluations have this base and load none: they give it its bits back, so one is enough for all."""
+    for module in ("run.preparation", "verbs.evaluate"):
+        patch.setattr(f"veneer.{module}.load_base", lambda base: family)
 
 
 def killing(kind: type, step: int) -> Callback:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from types import SimpleNamespace
 from typing import Any
@@ -14,12 +13,12 @@ from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
-from veneer.data.preflight import Dataset
 from veneer.family.loading import load_base
 from veneer.family.protocol import Family
 from veneer.rng import torch_generator
+from veneer.run.events import Callback
 from veneer.run.folder import CONFIG
-from veneer.run.identity import Identity
+from veneer.run.preparation import TrainingInputs
 from veneer.study import context, results, trial
 from veneer.weights.file import FILE_NAME, AdapterFile, save
 
@@ -55,11 +54,9 @@ class EventRecorder:
         return [event for event in self.events if isinstance(event, kind)]
 
 
-def draw_adapter(
-    run: Identity, family: Family, pictures: Dataset, callback: Callable[[object], None]
-) -> tuple[float, int | None]:
+def draw_adapter(inputs: TrainingInputs, callback: Callback) -> tuple[float, int | None]:
     """Stands for a training where a test asks what is trained, not how: an adapter drawn by its seed, and its files."""
-    config = run.config
+    run, family, config = inputs.run, inputs.family, inputs.run.config
     endings = tuple(f".{target}" for target in config.adapter.target_modules)
     factors = {
         path: _drawn(path, tuple(layer.weight.shape), config)

@@ -26,7 +26,13 @@ from veneer.weights.checkpoint import (
     write_checkpoint,
 )
 
-ORIGIN = Origin({"seed": 0, "data": {"sources": [{"path": "é"}]}, "rate": 1e-4}, {"base": "ab"}, "0.1.0")
+ORIGIN = Origin(
+    {"seed": 0, "data": {"sources": [{"path": "é"}]}, "rate": 1e-4},
+    {"base": "ab"},
+    "0.1.0",
+    1,
+    {"scheduler.name": "ddim"},
+)
 
 
 def state(step: int) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.crash import machine
-from tests.running import hashes, quick_config, steps_kept
+from tests.running import hashes, quick_config, steps_kept, use_base
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
 from veneer.family.registry import load_family
@@ -46,7 +46,7 @@ def test_more_than_fifty_lives_that_die_at_each_call_to_the_disk(
     So the first ones get no checkpoint done and die in every place of one, the later ones get some and die in a later.
     """
     family = load_family(str(tiny_base))
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
+    use_base(monkeypatch, family)
     whole, often = (long_config(tiny_base, tiny_pictures, tmp_path / name, 66) for name in ("whole", "often"))
     steps: list[int] = []
 

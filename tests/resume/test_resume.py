@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
-from tests.running import hashes, killed, logged, quick_config, steps_kept, told
+from tests.errors import raises_code
+from tests.plans import changed
+from tests.running import hashes, killed, logged, quick_config, steps_kept, told, use_base
 from veneer.config.load import load_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
@@ -22,7 +24,7 @@ from veneer.run.folder import CHECKPOINTS, CONFIG, LOG
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
 from veneer.train.batches import BatchBuilder
-from veneer.train.events import StepDone, Warned
+from veneer.train.events import StepDone, StepSkipped, Warned
 from veneer.train.step import NonFinite
 from veneer.weights.checkpoint import MANIFEST, STATE, _sealed
 from veneer.weights.file import FILE_NAME
@@ -33,7 +35,7 @@ NEWEST = Resume()
 @pytest.fixture(autouse=True)
 def loaded_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run gives the base its bits back, so one is enough for all."""
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
+    use_base(monkeypatch, family)
 
 
 @pytest.fixture
@@ -47,18 +49,14 @@ def whole(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPat
     output = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
         loaded = load_family(str(tiny_base))
-        patch.setattr("veneer.run.session.load_base", lambda base: loaded)
+        use_base(patch, loaded)
         run_training(quick_config(tiny_base, tiny_pictures, output))
     return hashes(output)
 
 
-def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
-    part = getattr(config, section)
-    return config.model_copy(update={section: part.model_copy(update=values)})
-
-
 def warnings(events: list[Any]) -> list[str]:
-    return [event.text for event in events if isinstance(event, Warned)]
+    """All but the plan's, which depends on how much memory other programs leave free."""
+    return [event.text for event in events if isinstance(event, Warned) and event.code != "plan.does_not_fit"]
 
 
 def checkpoint(config: RunConfig, step: int) -> Path:
@@ -235,7 +233,7 @@ def test_a_changed_setting_is_refused_by_name(
 
 def test_a_changed_setting_may_be_let_through(config: RunConfig, whole: tuple[str, str]) -> None:
     killed(config, StepDone, 2)
-    other = changed(config, "train", batch=3, max_grad_norm=2.0)
+    other = changed(config, "train", batch_size=3, max_grad_norm=2.0)
     with pytest.raises(UserError, match=r"then: train\.max_grad_norm: 1\.0 -> 2\.0;"):
         run_training(other, resume=Resume(allow=("train.batch_size",)))
     run_training(other, resume=Resume(allow=("train",)))
@@ -293,7 +291,7 @@ def test_a_base_with_other_settings_is_refused_by_their_names(
     path = base / "scheduler" / "scheduler_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "prediction_type": "v_prediction"}))
     other = load_family(str(base))
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: other)
+    use_base(monkeypatch, other)
     changed = config.model_copy(update={"base": str(base)})
     named = r"then: base\.scheduler\.prediction_type: epsilon -> v_prediction; undo it, or --allow-change base if"
     with pytest.raises(UserError, match=named):
@@ -301,44 +299,68 @@ def test_a_base_with_other_settings_is_refused_by_their_names(
     run_training(changed, resume=Resume(allow=("base",)))
 
 
-def test_a_checkpoint_that_does_not_tell_the_settings_of_its_base_is_gone_on_from_with_a_word(
-    config: RunConfig, monkeypatch: pytest.MonkeyPatch, whole: tuple[str, str]
-) -> None:
-    def without(told: dict[str, Any]) -> bytes:
-        return _sealed({key: value for key, value in told.items() if key != "base"})
+def as_of_an_older_release(config: RunConfig, step: int) -> None:
+    """Rewrite a checkpoint's manifest as the first format had it, under the names that settings had then."""
+    path = checkpoint(config, step) / MANIFEST
+    manifest = json.loads(path.read_text("utf-8"))
+    origin = manifest.pop("origin")
+    old = {"config": {"train": {"steps": 6}}, "hashes": origin["hashes"], "version": "0.0.9", "threads": 1, "base": {}}
+    del manifest["sha256"]
+    path.write_bytes(_sealed({**manifest, **old, "format": 1}))
 
-    with monkeypatch.context() as patch:
-        patch.setattr("veneer.weights.checkpoint._sealed", without)
-        killed(config, StepDone, 2)
-    assert any("does not tell the settings of its base" in word for word in warnings(told(config, NEWEST)))
-    assert hashes(config.output.dir) == whole
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_run_of_an_older_release_is_refused_in_one_line_and_kept(config: RunConfig, named: bool) -> None:
+    killed(config, StepDone, 4)
+    for step in (2, 3):
+        as_of_an_older_release(config, step)
+    with raises_code("checkpoint.old_format") as caught:
+        run_training(config, resume=Resume(checkpoint(config, 3) if named else None))
+    assert str(caught.value) == (
+        f"{checkpoint(config, 3)}: is by Veneer 0.0.9, from whose checkpoints this release cannot go on; "
+        "finish the run with that release, or start over with --overwrite"
+    )
+    assert steps_kept(config.output.dir) == [2, 3]
+    run_training(config, overwrite=True)
+
+
+def test_a_checkpoint_with_settings_that_no_release_has_is_refused_in_one_line(config: RunConfig) -> None:
+    killed(config, StepDone, 3)
+    path = checkpoint(config, 2) / MANIFEST
+    manifest = json.loads(path.read_text("utf-8"))
+    del manifest["sha256"]
+    manifest["origin"]["config"]["train"]["warp"] = 9
+    path.write_bytes(_sealed(manifest))
+    with raises_code("checkpoint.unknown_settings") as caught:
+        run_training(config, resume=NEWEST)
+    assert "whose settings this release does not know (settings: train.warp: no such key)" in str(caught.value)
 
 
 def test_more_steps_are_fine_where_the_rate_does_not_fall(config: RunConfig, whole: tuple[str, str]) -> None:
     """The run of six steps is the beginning of the run of eight, so the latter may go on from it."""
-    run_training(changed(config, "train", steps=8))
+    run_training(changed(config, "train", max_steps=8))
     eight = hashes(config.output.dir)
     run_training(config, overwrite=True)
     assert hashes(config.output.dir) == whole
-    run_training(changed(config, "train", steps=8), resume=NEWEST)
+    run_training(changed(config, "train", max_steps=8), resume=NEWEST)
     assert hashes(config.output.dir) == eight
 
 
 def test_other_steps_are_refused_where_the_rate_falls_towards_the_last(config: RunConfig) -> None:
-    falling = changed(config, "train", schedule="linear")
+    falling = changed(config, "train", lr_scheduler="linear")
     killed(falling, StepDone, 3)
-    with pytest.raises(UserError, match=r"train\.steps: 6 -> 8;"):
-        run_training(changed(falling, "train", steps=8), resume=NEWEST)
+    with pytest.raises(UserError, match=r"train\.max_steps: 6 -> 8;"):
+        run_training(changed(falling, "train", max_steps=8), resume=NEWEST)
 
 
 def test_fewer_steps_than_are_done_are_refused(config: RunConfig) -> None:
     killed(config, StepDone, 5)
-    with pytest.raises(UserError, match=r"4 steps are done, and train\.steps is 3"):
-        run_training(changed(config, "train", steps=3), resume=Resume(allow=("train.max_steps",)))
+    with pytest.raises(UserError, match=r"4 steps are done, and train\.max_steps is 3"):
+        run_training(changed(config, "train", max_steps=3), resume=Resume(allow=("train.max_steps",)))
 
 
 def test_a_key_that_no_config_has_allows_nothing() -> None:
-    with pytest.raises(UserError, match=r"--allow-change train\.bach: is no key.*did you mean train\.batch\?"):
+    with pytest.raises(UserError, match=r"--allow-change train\.bach: is no key.*did you mean train\.batch_size\?"):
         Resume(allow=("train.bach",))
 
 
@@ -418,11 +440,15 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(
         return found
 
     monkeypatch.setattr(BatchBuilder, "micro_batches", broken)
-    with pytest.raises(NonFinite, match=r"step 4: the loss.*timestep.*on_nonfinite=skip; the last checkpoint is") as no:
+    with pytest.raises(
+        NonFinite, match=r"step 4: the loss.*at time 0.*on_nonfinite=skip; the last checkpoint is"
+    ) as no:
         run_training(config)
     assert str(no.value).endswith(str(checkpoint(config, 3))) and no.value.step == 4 and len(no.value.samples) == 2
     events = told(changed(config, "train", on_nonfinite="skip"), NEWEST)
-    assert [event.text[:20] for event in events if isinstance(event, Warned)] == ["step 4 changed nothi"]
+    assert [(event.step, event.reason) for event in events if isinstance(event, StepSkipped)] == [
+        (4, "loss_not_finite")
+    ]
     with pytest.raises(UserError, match=r"train\.on_nonfinite: skip -> stop"):
         run_training(config, resume=NEWEST)
 

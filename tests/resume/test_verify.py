@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import write_tiny_pictures
-from tests.running import quick_config
+from tests.running import quick_config, use_base
 from veneer.cli.main import main
 from veneer.config.fingerprint import config_hash
 from veneer.config.load import load_config, write_config
@@ -32,7 +32,7 @@ TWO = {"train": {"max_steps": 2}}
 def shared(tiny_base: Path) -> Iterator[None]:
     family = load_family(str(tiny_base))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("veneer.run.session.load_base", lambda base: family)
+        use_base(patch, family)
         yield
 
 

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from tests.plans import plans_once  # noqa: F401
+from tests.running import use_base
 from veneer.cli.main import main
 from veneer.config.load import load_config
 from veneer.data.preflight import survey
@@ -148,7 +149,7 @@ def test_the_base_is_not_left_adapted(
 ) -> None:
     family = load_family(str(tiny_base))
     before = {name: tensor.clone() for name, tensor in family.networks["unet"].state_dict().items()}
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
+    use_base(monkeypatch, family)
     assert main(train_in(tmp_path / "run", tiny_base, tiny_pictures)) == 0
     after = family.networks["unet"].state_dict()
     assert before.keys() == after.keys()
@@ -166,8 +167,8 @@ def test_an_unwritable_output_is_refused_before_anything_long(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("veneer.run.session.survey", forbid)
-    monkeypatch.setattr("veneer.run.session.load_base", forbid)
+    monkeypatch.setattr("veneer.run.preparation.survey", forbid)
+    monkeypatch.setattr("veneer.run.preparation.load_base", forbid)
     (tmp_path / "file").write_text("in the way")
     assert main(train_in(tmp_path / "file" / "run", tiny_base, tiny_pictures)) == 2
     line = capsys.readouterr().err
@@ -189,7 +190,7 @@ def test_a_read_only_output_is_refused(
 def test_a_result_is_not_overwritten_unasked(
     run: Run, tiny_base: Path, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("veneer.run.session.survey", forbid)
+    monkeypatch.setattr("veneer.run.preparation.survey", forbid)
     before = (run.folder / FILE_NAME).read_bytes()
     assert main(train_in(run.folder, tiny_base, tiny_pictures)) == 2
     assert "--overwrite" in capsys.readouterr().err
@@ -264,7 +265,9 @@ def test_a_config_file_with_overrides_and_a_trigger(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "style.yaml"
-    file.write_text(f"base: {tiny_base}\noutput: {tmp_path / 'run'}\ndata:\n  sources: [{{path: {tiny_pictures}}}]\n")
+    file.write_text(
+        f"base: {tiny_base}\noutput: {{dir: {tmp_path / 'run'}}}\ndata:\n  sources: [{{path: {tiny_pictures}}}]\n"
+    )
     command = ("train", str(file), *QUICK, "--preset", "rank-tiny", "--trigger", "it's 7", "adapter.alpha=3")
     assert main(command) == 0
     config = load_config(tmp_path / "run" / CONFIG)

@@ -34,7 +34,7 @@ from veneer.evaluate.heldout import HeldOutEvaluator, heldout_losses
 from veneer.family.registry import load_family
 from veneer.plan.text import format_bytes
 from veneer.run.events import Failed
-from veneer.run.faults import recording_faults
+from veneer.run.faults import record_faults
 from veneer.run.folder import CONFIG, LOG
 from veneer.run.lock import locked
 from veneer.run.resume import Resume
@@ -340,9 +340,9 @@ def test_a_fault_is_cut_from_the_log_of_a_run_that_goes_on(
 
 def test_a_stop_is_no_fault() -> None:
     events: list[object] = []
-    with pytest.raises(KeyboardInterrupt), recording_faults(events.append):
+    with pytest.raises(KeyboardInterrupt), record_faults(events.append):
         raise KeyboardInterrupt
-    with pytest.raises(ValueError), recording_faults(events.append):
+    with pytest.raises(ValueError), record_faults(events.append):
         raise ValueError("x")
     assert events == [Failed("ValueError", "x")]
 

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.judges import write_tiny_clip, write_tiny_dino
-from tests.running import quick_config
+from tests.running import quick_config, use_base
 from veneer.cli.main import main
 from veneer.config.load import load_config, write_config
 from veneer.errors import UserError
@@ -33,8 +33,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def loaded_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("training", "evaluating"):
-        monkeypatch.setattr(f"veneer.run.{module}.load_base", lambda base: family)
+    use_base(monkeypatch, family)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +41,7 @@ def trained(family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path_facto
     """A finished run, read only."""
     folder = tmp_path_factory.mktemp("trained") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("veneer.run.session.load_base", lambda base: family)
+        use_base(patch, family)
         data = {"held_out": 0.34, "trigger": "sks"}
         run_training(quick_config(tiny_base, tiny_pictures, folder, data=data, validation={"draws": 2, "every": 3}))
     return folder

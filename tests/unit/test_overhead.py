@@ -24,7 +24,7 @@ from veneer.run.folder import LOG, TENSORBOARD
 from veneer.run.identity import Identity
 from veneer.run.log import EventBus, EventLog
 from veneer.run.status import RunHistory
-from veneer.run.tracking import Tracking
+from veneer.run.trackers.callback import TrackerCallback
 from veneer.train.events import Finished, StepDone, TrainingStarted
 
 STEPS = 1000
@@ -40,7 +40,7 @@ def tell_a_run(folder: Path, terminal: bool) -> float:
         progress = Progress(Console(file=nowhere, force_terminal=terminal, width=80))
         emit = EventBus(progress)
         emit.open(log)
-        with progress, Tracking(run, RunHistory(), emit) as tracking:
+        with progress, TrackerCallback(run, RunHistory(), emit) as tracking:
             emit.add(tracking)
             began = time.process_time()
             emit(Planned(Plan({}, 0)))

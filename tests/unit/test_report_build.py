@@ -14,7 +14,7 @@ from PIL import Image
 
 from tests.errors import raises_code
 from tests.reports import Page, evaluation, numbers_in, step_done, write_run
-from tests.running import killed, quick_config
+from tests.running import killed, quick_config, use_base
 from veneer.cli.main import main
 from veneer.evaluate.results import EVALUATION, read_evaluation, write_evaluation
 from veneer.family.protocol import Family
@@ -32,8 +32,7 @@ PROMPTS = ["a red cross", "a <b>bold</b> cat"]
 
 @pytest.fixture(autouse=True)
 def loaded_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("run.session", "verbs.evaluate"):
-        monkeypatch.setattr(f"veneer.{module}.load_base", lambda base: family)
+    use_base(monkeypatch, family)
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +45,7 @@ def whole(family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path_factory
         "validation": {"draws": 4, "every": 2},
     }
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("run.session", "verbs.evaluate"):
-            patch.setattr(f"veneer.{module}.load_base", lambda base: family)
+        use_base(patch, family)
         run_training(quick_config(tiny_base, tiny_pictures, folder, **asked))
         evaluate_adapter(folder, Evaluating(paint=4))
     return folder

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import killed, logged, quick_config, told
+from tests.running import killed, logged, quick_config, told, use_base
 from tools.reference import events as reference
 from veneer.family.registry import load_family
 from veneer.run.events import EVENTS
@@ -28,7 +28,7 @@ def events_emitted_in(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         made = None
-        if isinstance(node, ast.Yield):
+        if isinstance(node, ast.Yield) and path.parent.name == "train":
             made = node.value
         elif isinstance(node, ast.Call) and _name(node.func) in EMITTERS and node.args:
             made = node.args[0]
@@ -58,7 +58,7 @@ def test_the_page_is_current() -> None:
 @pytest.fixture
 def config(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     family = load_family(str(tiny_base))
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
+    use_base(monkeypatch, family)
     sections: dict[str, Any] = {
         "data": {"prior": {"prompt": "a shape", "count": 2}},
         "train": {"checkpoint_every": 2},

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.running import killed, logged, quick_config, told
+from tests.plans import changed
+from tests.running import killed, logged, quick_config, told, use_base
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.family.protocol import Family
@@ -22,7 +23,7 @@ from veneer.run.resume import Resume
 from veneer.run.sampling import SampleWriter
 from veneer.run.session import run_training
 from veneer.sample import files
-from veneer.sample.comparison import paint
+from veneer.sample.comparison import SampleSettings, paint
 from veneer.sample.sheet import table_of
 from veneer.train.events import StepDone, Warned
 
@@ -33,16 +34,12 @@ PROMPTS = ["a red cross", "a blue circle"]
 def config(
     family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> RunConfig:
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
+    use_base(monkeypatch, family)
     sections: dict[str, Any] = {
         "train": {"checkpoint_every": 2, "learning_rate": 0.1},
         "sample": {"every": 2, "prompts": PROMPTS, "steps": 2},
     }
     return quick_config(tiny_base, tiny_pictures, tmp_path / "run", **sections)
-
-
-def changed(config: RunConfig, section: str, **values: Any) -> RunConfig:
-    return config.model_copy(update={section: getattr(config, section).model_copy(update=values)})
 
 
 def strip(config: RunConfig) -> bytes:
@@ -69,7 +66,10 @@ def test_sheets_at_the_chosen_steps_and_the_base_before_them(config: RunConfig, 
     painted = [event for event in events if isinstance(event, SamplesSaved)]
     assert [event.step for event in painted] == [0, 2, 4, 6] == list(sheets_in(config.output.dir))
     assert [event["step"] for event in logged(config.output.dir) if event["event"] == "SamplesSaved"] == [0, 2, 4, 6]
-    base = [picture.resize((128, 128), Image.Resampling.LANCZOS) for picture in paint(family, PROMPTS, config)]
+    base = [
+        picture.resize((128, 128), Image.Resampling.LANCZOS)
+        for picture in paint(family, PROMPTS, SampleSettings.of(config))
+    ]
     for found, expected in zip(pictures(config, 0), base, strict=True):
         assert np.array_equal(np.asarray(found), np.asarray(expected))
     assert pictures(config, 2)[0].tobytes() != pictures(config, 0)[0].tobytes()
@@ -186,8 +186,10 @@ def test_a_large_bases_pictures_are_larger_on_the_sheet(
     painted = [Image.new("RGB", (side, side), "red"), Image.new("RGB", (side, side), "blue")]
     monkeypatch.setattr(sampling, "paint", lambda *_: painted)
     family: Any = a_base_of(side)
-    sample_writer = SampleWriter(family, config, tuple(PROMPTS), lambda event: None)
-    sample_writer.paint(0)
+    sample_writer = SampleWriter(
+        family, tuple(PROMPTS), SampleSettings.of(config), config.output.dir, lambda event: None
+    )
+    sample_writer.write(0)
     with Image.open(sheets_in(config.output.dir)[0]) as page:
         assert page.width == 2 * cell + 2 * max(4, cell // 16)
     assert columns(config)[0].getpixel((64, 64)) == (255, 0, 0)

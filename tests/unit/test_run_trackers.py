@@ -1,9 +1,7 @@
-"""What TensorBoard, Trackio and Weights & Biases get of a run, and that none of them can stop it."""
+"""Points and pictures that TensorBoard, Trackio and Weights & Biases get of a run; none of them can stop it."""
 
 from __future__ import annotations
 
-import errno
-import os
 import sys
 from collections.abc import Iterator
 from importlib import import_module
@@ -14,7 +12,7 @@ import pytest
 
 from tests.curves import curves, events_in, sheets
 from tests.plans import plans_once  # noqa: F401
-from tests.running import killed, logged, quick_config, told
+from tests.running import killed, logged, quick_config, told, use_base
 from veneer.cli.main import main
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig, TrackingConfig
@@ -24,8 +22,10 @@ from veneer.run.folder import SAMPLES, TENSORBOARD
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
 from veneer.run.signals import Interrupted
-from veneer.run.trackers import Place, TensorBoard, trackers_of
-from veneer.run.tracking import figures_of
+from veneer.run.trackers.callback import step_values
+from veneer.run.trackers.protocol import TrackedRun
+from veneer.run.trackers.registry import trackers_of
+from veneer.run.trackers.tensorboard import TensorBoard
 from veneer.train.events import StepDone, Warned
 from veneer.train.smoothed_loss import SmoothedLoss
 from veneer.weights.file import FILE_NAME
@@ -38,7 +38,7 @@ GOES_ON = Resume()
 def config(
     family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> RunConfig:
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
+    use_base(monkeypatch, family)
     sections: dict[str, Any] = {"train": {"checkpoint_every": 2}, "sample": {"every": 2}}
     sections["tracking"] = {"trackers": None}
     return quick_config(tiny_base, tiny_pictures, tmp_path / "run", **sections)
@@ -82,12 +82,12 @@ def picture(name: str, config: RunConfig, step: int) -> bytes:
 def test_tensorboard_is_the_default_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert trackers_of(TrackingConfig()) == ("tensorboard",)
     assert trackers_of(TrackingConfig(trackers=())) == ()
-    monkeypatch.setattr("veneer.run.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("veneer.run.trackers.registry.find_spec", lambda name: None)
     assert trackers_of(TrackingConfig()) == ()
 
 
 def test_a_run_without_tensorboard_is_silent(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("veneer.run.trackers.find_spec", lambda name: None)
+    monkeypatch.setattr("veneer.run.trackers.registry.find_spec", lambda name: None)
     events = told(config)
     assert warnings(events) == [] and not [event for event in events if isinstance(event, TrackingStarted)]
     assert not (config.output.dir / TENSORBOARD).exists()
@@ -102,7 +102,7 @@ def test_a_tracker_that_is_not_installed_is_missed_before_anything_else(
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
     for module in [module for module in sys.modules if module.partition(".")[0] == name]:
         monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setattr("veneer.run.session.survey", lambda config: pytest.fail("this comes after the refusal"))
+    monkeypatch.setattr("veneer.run.preparation.survey", lambda config: pytest.fail("this comes after the refusal"))
     write_config(tracked_by(config, name), tmp_path / "run.yaml")
     assert main(["train", str(tmp_path / "run.yaml")]) == 2
     line = f"veneer: error: tracking.trackers: {name} is not installed; pip install 'veneer[{name}]'\n"
@@ -132,13 +132,13 @@ def test_tensorboard_has_every_curve_every_sheet_and_the_config(config: RunConfi
     assert "loss/prior" not in found and "result/low" not in found  # one held-out picture has no interval
     assert sheets(config.output.dir) == {step: picture("", config, step) for step in (0, 2, 4, 6)}
     text = events_in(config.output.dir).Tensors("config")[0].tensor_proto.string_val[0].decode()
-    assert "    rate: 0.01\n" in text
+    assert "    learning_rate: 0.01\n" in text
 
 
 def test_a_prior_has_a_curve_and_a_text_encoder_a_rate(config: RunConfig) -> None:
     values = config.model_dump(mode="python")
     values["data"]["prior"] = {"prompt": "a shape", "count": 2}
-    values["adapter"]["text_encoder"] = {}
+    values["adapter"]["text_encoders"] = {"text_encoder": {}}
     run_training(RunConfig.model_validate(values))
     found = curves(config.output.dir)
     assert [step for step, _ in found["loss/prior"]] == [1, 2, 3, 4, 5, 6]
@@ -162,7 +162,7 @@ def test_a_killed_run_that_goes_on_has_each_point_once(config: RunConfig, tmp_pa
 
 def test_what_was_told_after_the_checkpoint_is_dropped(config: RunConfig) -> None:
     killed(config, StepDone, 5)
-    late = TensorBoard(Place(config.output.dir, "p", "r", {}))
+    late = TensorBoard(TrackedRun(config.output.dir, "p", "r", {}))
     late.scalars(5, {"loss/step": 99.0})
     late.close(failed=True)
     run_training(config, resume=GOES_ON)
@@ -174,7 +174,7 @@ def test_a_finished_run_that_is_resumed_has_one_score(config: RunConfig) -> None
     for resume in (None, GOES_ON, GOES_ON):
         run_training(config, resume=resume)
     assert len(curves(config.output.dir)["result/difference"]) == 1
-    longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 8})})
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 8})})
     run_training(longer, resume=GOES_ON)
     assert [step for step, _ in curves(config.output.dir)["result/difference"]] == [6, 8]
 
@@ -186,7 +186,7 @@ def test_overwrite_begins_anew(config: RunConfig) -> None:
 
 
 def test_a_point_is_on_the_disk_once_it_is_told(tmp_path: Path) -> None:
-    tracker = TensorBoard(Place(tmp_path, "p", "r", {}))
+    tracker = TensorBoard(TrackedRun(tmp_path, "p", "r", {}))
     tracker.scalars(1, {"loss/step": 0.5})
     assert curves(tmp_path)["loss/step"] == [(1, 0.5)]
     tracker.close(failed=False)
@@ -207,7 +207,7 @@ def test_the_others_get_the_same(name: str, config: RunConfig) -> None:
     ]
     (init,) = run_of(name).inits
     assert init["project"] == "emoji"
-    assert init["config"]["train"]["steps"] == 6 and init["config"]["data"]["resolution"] == 16
+    assert init["config"]["train"]["max_steps"] == 6 and init["config"]["data"]["resolution"] == 16
     score = run_of(name).summary if name == "wandb" else run_of(name).rows[-1][1]
     assert score["result/base"] > 0
     (line,) = [event for event in logged(config.output.dir) if event["event"] == "TrackingStarted"]
@@ -235,10 +235,10 @@ def test_the_others_go_on_in_the_same_run_without_double_points(name: str, confi
 def test_a_longer_run_goes_on_in_the_same_and_a_changed_one_in_another(config: RunConfig) -> None:
     config = tracked_by(config, "trackio")
     run_training(config)
-    longer = config.model_copy(update={"train": config.train.model_copy(update={"steps": 8})})
+    longer = config.model_copy(update={"train": config.train.model_copy(update={"max_steps": 8})})
     run_training(longer, resume=GOES_ON)
     assert [step for step, _ in points("trackio", "loss/step")] == [1, 2, 3, 4, 5, 6, 7, 8]
-    other = longer.model_copy(update={"train": longer.train.model_copy(update={"steps": 9, "max_grad_norm": 2.0})})
+    other = longer.model_copy(update={"train": longer.train.model_copy(update={"max_steps": 9, "max_grad_norm": 2.0})})
     run_training(other, resume=Resume(allow=("train.max_grad_norm",)))
     _, second = import_module("trackio").DATABASE.values()
     assert [step for step, row in second.rows if "loss/step" in row] == [9]
@@ -259,25 +259,17 @@ def test_a_run_that_is_stopped_is_told_to_have_failed(config: RunConfig) -> None
 # faults
 
 
-class Full:
-    """A file on a disk that has no room."""
-
-    def write(self, content: bytes) -> int:
-        return 3
-
-    def close(self) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 @pytest.mark.usefixtures("installed")
 def test_a_tracker_that_fails_on_the_way_is_told_of_once_and_stops_nothing(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
     scalars = TensorBoard.scalars
 
     def fill(self: TensorBoard, step: int, values: Any) -> None:
         if step == 3:
-            self._file = Full()  # type: ignore[assignment]
+            self._records = RecordWriter(open("/dev/full", "wb"))  # noqa: SIM115
         scalars(self, step, values)
 
     monkeypatch.setattr(TensorBoard, "scalars", fill)
@@ -313,15 +305,15 @@ def test_a_tracker_that_fails_at_the_end_costs_no_result(config: RunConfig, monk
 
 
 def test_a_skipped_step_has_no_loss_and_no_norm() -> None:
-    found = figures_of(StepDone(1, float("nan"), None, {"unet": 0.1}, float("inf")), float("nan"))
+    found = step_values(StepDone(1, float("nan"), None, {"unet": 0.1}, float("inf")), float("nan"))
     assert {name for name in found if not name.startswith("memory/")} == {"rate/unet"}
 
 
 def test_the_command_that_shows_a_run_is_one_that_a_shell_takes(tmp_path: Path) -> None:
-    tracker = TensorBoard(Place(tmp_path, "p", "r", {}))
+    tracker = TensorBoard(TrackedRun(tmp_path, "p", "r", {}))
     tracker.close(failed=False)
     (tmp_path / "my run").mkdir()
-    spaced = TensorBoard(Place(tmp_path / "my run", "p", "r", {}))
+    spaced = TensorBoard(TrackedRun(tmp_path / "my run", "p", "r", {}))
     spaced.close(failed=False)
     assert tracker.shown_by == f"tensorboard --logdir {tmp_path / TENSORBOARD}"
     assert spaced.shown_by == f"tensorboard --logdir '{tmp_path / 'my run' / TENSORBOARD}'"

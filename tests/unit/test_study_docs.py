@@ -46,7 +46,7 @@ def test_commands(desk: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) 
     assert len(commands) >= 5
     quick = ["train.max_steps=2", "train.batch_size=1", "sample.steps=1", "validation.draws=1"]
     assert main(["train", "pictures", f"base={tiny_base}", *quick]) == 0
-    monkeypatch.setattr(trial, "_train_alone", draw_adapter)
+    monkeypatch.setattr(trial, "train_trial", draw_adapter)
     monkeypatch.setattr(study_results, "plot", lambda table, title: b"a plot")
     for program, *words in commands:
         assert program == "veneer"

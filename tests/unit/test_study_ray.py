@@ -28,7 +28,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adapters are drawn, not trained."""
-    monkeypatch.setattr(trials, "_train_alone", draw_adapter)
+    monkeypatch.setattr(trials, "train_trial", draw_adapter)
 
 
 @pytest.fixture
@@ -77,15 +77,15 @@ def test_a_gpu_goes_to_each_trial_where_there_are_any(
 def test_what_is_done_is_not_given_away_and_a_fault_is_named(
     run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ray, train = FakeRay(monkeypatch), trials._train_alone
+    ray, train = FakeRay(monkeypatch), trials.train_trial
 
-    def fail(identity: Any, *arguments: Any) -> Any:
-        if identity.config.adapter.rank == 2:
+    def fail(inputs: Any, *arguments: Any) -> Any:
+        if inputs.run.config.adapter.rank == 2:
             raise RuntimeError("CUDA out of memory")
-        return train(identity, *arguments)
+        return train(inputs, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "_train_alone", fail)
+        patch.setattr(trials, "train_trial", fail)
         table = run_study(grid_of(run), tmp_path, on="ray").table
     assert [row.point for row in table.rows] == ["rank 1"]
     assert [(each.point, each.reason) for each in table.failures] == [

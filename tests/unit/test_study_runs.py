@@ -71,7 +71,7 @@ def light(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Adapters are drawn, not trained."""
-    monkeypatch.setattr(trials, "_train_alone", draw_adapter)
+    monkeypatch.setattr(trials, "train_trial", draw_adapter)
 
 
 @pytest.fixture(scope="module")
@@ -144,7 +144,7 @@ def test_what_is_done_is_not_done_again(done: tuple[Path, Study], monkeypatch: p
     def refuse(*arguments: object) -> None:
         raise AssertionError("trained or measured again")
 
-    monkeypatch.setattr(trials, "_train_alone", refuse)
+    monkeypatch.setattr(trials, "train_trial", refuse)
     monkeypatch.setattr(StudyContext, "_measure", refuse)
     before, recorder = (folder / "study.json").read_bytes(), EventRecorder()
     run_study(study, folder, callback=recorder)
@@ -188,7 +188,7 @@ def test_a_change_costs_what_hangs_on_it(
 ) -> None:
     run_study(make(seeds=[0]), tmp_path)
     counts = {"trained": 0, "measured": 0}
-    train, measure = trials._train_alone, StudyContext._measure
+    train, measure = trials.train_trial, StudyContext._measure
 
     def training(*arguments: Any) -> Any:
         counts["trained"] += 1
@@ -198,7 +198,7 @@ def test_a_change_costs_what_hangs_on_it(
         counts["measured"] += 1
         return measure(*arguments)
 
-    monkeypatch.setattr(trials, "_train_alone", training)
+    monkeypatch.setattr(trials, "train_trial", training)
     monkeypatch.setattr(StudyContext, "_measure", measuring)
     run_study(make(change, seeds=[0]), tmp_path)
     assert counts == {"trained": trained, "measured": measured}
@@ -270,15 +270,15 @@ def test_a_trial_stopped_while_it_is_measured_is_not_trained_again(
 def test_a_trial_that_fails_loses_no_other(
     make: Callable[..., Study], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = trials._train_alone
+    train = trials.train_trial
 
-    def fail(run: Any, *arguments: Any) -> Any:
-        if run.config.adapter.rank == 1 and run.config.seed == 1:
+    def fail(inputs: Any, *arguments: Any) -> Any:
+        if inputs.run.config.adapter.rank == 1 and inputs.run.config.seed == 1:
             raise RuntimeError("CUDA out of memory\nTried to allocate")
-        return train(run, *arguments)
+        return train(inputs, *arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(trials, "_train_alone", fail)
+        patch.setattr(trials, "train_trial", fail)
         result = run_study(make(), tmp_path)
     assert [len(row.losses) for row in result.table.rows] == [1, 2]
     text = (tmp_path / "study.md").read_text("utf-8")
@@ -369,7 +369,7 @@ def test_time_is_summed_over_the_parts_of_a_cut_training(tmp_path: Path) -> None
     events += [("TrainingStarted", 7.0), ("StepDone", 7.25), ("Finished", 9.0)]
     lines = [json.dumps({"event": name, "seconds": seconds}) for name, seconds in events]
     (tmp_path / LOG).write_text("\n".join(lines) + "\n", "utf-8")
-    assert trials._seconds(tmp_path / LOG) == 2.75
+    assert trials.training_seconds(tmp_path / LOG) == 2.75
 
 
 def test_without_matplotlib_there_is_no_plot_and_a_word(
@@ -434,7 +434,7 @@ def test_a_stopped_study_gives_the_terminal_back(
         raise Interrupted(2, 1)
 
     written, errors = io.StringIO(), sys.stderr
-    monkeypatch.setattr(trials, "_train_alone", stop)
+    monkeypatch.setattr(trials, "train_trial", stop)
     monkeypatch.setattr(screen, "Console", lambda: Console(file=written, force_terminal=True, width=80))
     with pytest.raises(Interrupted):
         screen.run_study_in_terminal(make(), tmp_path, "local")

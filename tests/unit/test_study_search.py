@@ -30,7 +30,7 @@ SPACE: dict[str, Any] = {
 def light(monkeypatch: pytest.MonkeyPatch) -> None:
     """A search asks what is trained, not how: adapters are drawn."""
     lighten(monkeypatch)
-    monkeypatch.setattr(trials, "_train_alone", draw_adapter)
+    monkeypatch.setattr(trials, "train_trial", draw_adapter)
 
 
 def search(**more: Any) -> SearchConfig:

@@ -2,61 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
 
 from veneer.errors import UserError
-from veneer.run.events import CheckpointSaved
+from veneer.run.events import Callback, CheckpointSaved
+from veneer.run.folder import CHECKPOINTS
+from veneer.run.identity import Identity
+from veneer.train.distributed import ALONE, ProcessGroup
 from veneer.train.events import Warned
-from veneer.weights.checkpoint import Origin, prune_checkpoints, write_checkpoint
+from veneer.weights.checkpoint import Checkpoint, prune_checkpoints, write_checkpoint
 
 __all__ = ["CheckpointManager"]
 
 
 class CheckpointManager:
-    """Keeps a run's states on disk.
+    """Keeps a run's newest states on disk. Of several processes the first writes; all know the newest checkpoint.
 
     Args:
-        folder: where they go.
-        keep: how many.
-        origin: of the run.
-        tell: is told of each.
-        last: the checkpoint that the run goes on from, and its step.
-        writes: one of several processes does, the others only take part.
+        run: whose states they are.
+        start: the checkpoint that the run goes on from.
+        emit: is called with ``CheckpointSaved``, and with a warning where one cannot be written.
+        processes: that train together.
 
     Attributes:
-        last: the newest checkpoint.
+        last: the newest checkpoint; None: there is none yet.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        keep: int,
-        origin: Origin,
-        emit: Callable[[object], None],
-        last: tuple[int, Path] | None = None,
-        *,
-        writes: bool = True,
+        self, run: Identity, start: Checkpoint | None, emit: Callback, processes: ProcessGroup = ALONE
     ) -> None:
-        self._folder, self._keep, self._origin, self._emit = folder, keep, origin, emit
-        self._writes = writes
-        self._step = -1 if last is None else last[0]
-        self.last = None if last is None else last[1]
+        self._folder, self._keep, self._origin = run.folder / CHECKPOINTS, run.config.train.keep_checkpoints, run.origin
+        self._emit, self._processes = emit, processes
+        self._step = -1 if start is None else start.step
+        self.last: Path | None = None if start is None else start.path
 
     def write(self, step: int, state: Mapping[str, Tensor]) -> None:
-        """Write a checkpoint, unless this step's is there already.
+        """Write a checkpoint, unless this step's is there already; the other processes do nothing.
 
         A disk that is full now may have room at the next one, and the checkpoint before is whole still: to stop would
-        save nothing, so the fault is told and the run goes on.
+        save nothing, so the fault is a warning and the run goes on.
         """
-        if step == self._step or not self._writes:
+        if step == self._step or not self._processes.is_first:
             return
         try:
             path = write_checkpoint(self._folder, step, state, self._origin)
         except UserError as fault:
-            self._emit(Warned("checkpoint.not_written", f"no checkpoint of step {step}: {fault}; {self.last_in_words}"))
+            text = f"no checkpoint of step {step}: {fault}; {self.last_in_words}"
+            self._emit(Warned("checkpoint.not_written", text))
             return
         self._step, self.last = step, path
         self._emit(CheckpointSaved(step, path))
@@ -65,7 +60,12 @@ class CheckpointManager:
         except OSError as fault:
             self._emit(Warned("checkpoint.not_removed", f"an old checkpoint cannot be removed: {fault}"))
 
+    def share(self) -> None:
+        """Let all processes know the newest checkpoint, which the first has written."""
+        path = self._processes.all_gather(None if self.last is None else str(self.last))[0]
+        self.last = None if path is None else Path(path)
+
     @property
     def last_in_words(self) -> str:
-        """Where a run could go on from."""
+        """Where a run could go on from, for a message."""
         return "there is no checkpoint yet" if self.last is None else f"the last checkpoint is {self.last}"

@@ -1,4 +1,4 @@
-"""A run's folder: the names in it, and whether it may be written to."""
+"""The folder of a run: the names of its files, whether it may be written to, and how it is emptied."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from veneer.config.load import load_config
 from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import BUNDLED
+from veneer.run.log import cut_log
 from veneer.weights.checkpoint import checkpoints_in, clear_checkpoints
 from veneer.weights.file import FILE_NAME
 
@@ -35,6 +36,7 @@ __all__ = [
     "clear_samples",
     "config_beside",
     "make_writable",
+    "rewind",
     "sheets_in",
 ]
 
@@ -69,7 +71,7 @@ CARD = "README.md"
 
 
 def make_writable(folder: Path, remedy: str) -> None:
-    """Make a folder and see that files can be written there, before anything takes long.
+    """Make a folder and check that files can be written there, before anything takes long.
 
     Raises:
         UserError: they cannot.
@@ -80,16 +82,17 @@ def make_writable(folder: Path, remedy: str) -> None:
         with tempfile.TemporaryFile(dir=folder) as probe:
             probe.write(b"probe")
     except OSError as error:
-        raise UserError(f"cannot be written to: {error.strerror or error}", where=folder, remedy=remedy) from error
+        what = f"cannot be written to: {error.strerror or error}"
+        raise UserError(what, code="output.not_writable", where=folder, remedy=remedy) from error
 
 
 def config_beside(file: Path) -> Path:
-    """Where the configuration of an adapter's run would be: in its folder, or beside its file."""
+    """Return where the configuration of an adapter's run would be: in its folder, or beside its file."""
     return (file if file.is_dir() else file.parent) / CONFIG
 
 
 def base_beside(file: Path) -> str:
-    """Name the base of the run that an adapter lies in; the bundled one where there is no configuration."""
+    """Return the base of the run that an adapter lies in; the bundled one where there is no configuration."""
     config = config_beside(file)
     return load_config(config).base if config.is_file() else BUNDLED
 
@@ -105,12 +108,15 @@ def claim(folder: Path, *, overwrite: bool = False) -> None:
     if (folder / FILE_NAME).exists():
         raise UserError(
             f"already holds a result, {FILE_NAME}",
+            code="output.has_result",
             where=folder,
             remedy="choose another output.dir=FOLDER, or --overwrite",
         )
     if checkpoints_in(folder / CHECKPOINTS):
         remedy = "--resume goes on with it, --overwrite starts over"
-        raise UserError("holds checkpoints of an unfinished run", where=folder, remedy=remedy)
+        raise UserError(
+            "holds checkpoints of an unfinished run", code="output.has_checkpoints", where=folder, remedy=remedy
+        )
 
 
 def clear(folder: Path) -> None:
@@ -124,6 +130,15 @@ def clear(folder: Path) -> None:
     clear_checkpoints(folder / CHECKPOINTS)
 
 
+def rewind(folder: Path, step: int | None) -> None:
+    """Make a folder as it was when the checkpoint of a step was taken; None: as before any training."""
+    if step is None:
+        clear(folder)
+    else:
+        cut_log(folder / LOG, step)
+        clear_samples(folder, after=step)
+
+
 def clear_samples(folder: Path, after: int = -1) -> None:
     """Remove the sheets that were painted while training, of later steps than ``after``; the strip is made anew."""
     (folder / SAMPLES / TIMELAPSE).unlink(missing_ok=True)
@@ -133,6 +148,6 @@ def clear_samples(folder: Path, after: int = -1) -> None:
 
 
 def sheets_in(folder: Path) -> dict[int, Path]:
-    """The sheets that were painted while training, by step, in their order."""
+    """Return the sheets that were painted while training, by step, in their order."""
     found = (re.fullmatch(r"step-(\d+)\.png", path.name) for path in sorted((folder / SAMPLES).glob("step-*.png")))
     return {int(match[1]): folder / SAMPLES / match[0] for match in found if match}

@@ -1,4 +1,4 @@
-"""What a run is made of: its settings, and hashes of the base and the pictures that they point to."""
+"""What identifies a run: its settings, and fingerprints of the base and the pictures that they point to."""
 
 from __future__ import annotations
 
@@ -34,27 +34,27 @@ BASE, PICTURES, PRIOR = "base", "data.sources", "data.prior.path"
 BASE_NAME = "veneer.base"
 """In an adapter file's metadata: the last part of the base's path or hub id."""
 CONFIG_HASH = "veneer.config.sha256"
-"""In an adapter file's metadata: of the settings."""
+"""In an adapter file's metadata: hash of the settings."""
 SETTINGS_HASH = "veneer.base.settings.sha256"
-"""The same of the base's own: its scheduler, its tokenizer and what else its weights do not tell."""
+"""In an adapter file's metadata: hash of the base's own settings, such as its scheduler and tokenizer."""
 TRIGGER = "veneer.trigger"
-"""There too: the words that call it."""
+"""In an adapter file's metadata: the words that call what it learned."""
 HASHES: Mapping[str, str] = {
     BASE: "veneer.base.sha256",
     PICTURES: "veneer.data.fingerprint",
     PRIOR: "veneer.prior.fingerprint",
 }
-"""The same for what the settings point to, by the config's key."""
+"""In an adapter file's metadata: fingerprints of what the settings point to, by the config's key."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A run's, wherever it runs.
+    """What decides the result of a run, wherever it runs.
 
     Attributes:
         config: resolved.
-        hashes: fingerprints by the config's key.
-        settings: the base's own, as its family tells them.
+        hashes: fingerprints of what the config points to, by the config's key.
+        settings: the base's own, by name, as its family has them.
     """
 
     config: RunConfig
@@ -62,16 +62,21 @@ class Identity:
     settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.config.output.dir
+
+    @property
     def origin(self) -> Origin:
-        """As its checkpoints tell it."""
+        """What its checkpoints say of the run."""
         threads = torch.get_num_threads()
         return Origin(self.config.model_dump(mode="json"), self.hashes, __version__, threads, self.settings)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """As its adapter file tells it: no path and no time, so that equal runs give equal bytes."""
+        """What its adapter file says of the run: no path and no time, so that equal runs give equal bytes."""
         config = self.config
-        told = {
+        metadata = {
             "veneer.version": __version__,
             BASE_NAME: Path(config.base).name,
             "veneer.steps": str(config.train.max_steps),
@@ -80,7 +85,7 @@ class Identity:
             SETTINGS_HASH: settings_hash(self.settings),
             **{HASHES[key]: value for key, value in self.hashes.items()},
         }
-        return told if config.data.trigger is None else told | {TRIGGER: config.data.trigger}
+        return metadata if config.data.trigger is None else metadata | {TRIGGER: config.data.trigger}
 
 
 def identify(config: RunConfig, pictures: Dataset, family: Family) -> Identity:

@@ -1,4 +1,4 @@
-"""One run a folder at a time."""
+"""A lock that lets one run at a time work in a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from veneer.errors import UserError
 __all__ = ["LOCK", "locked"]
 
 LOCK = ".lock"
-"""Is held as long as a run works in its folder; names the process. The kernel releases it when that process dies."""
+"""File that is locked as long as a run works in its folder; names the process, at whose death the kernel unlocks it."""
 
 
 @contextmanager
@@ -31,9 +31,12 @@ def locked(folder: Path) -> Iterator[None]:
         lock.acquire(timeout=0)
     except Timeout:
         what = f"is in use by another run ({_holder(path)})"
-        raise UserError(what, where=folder, remedy="wait for it, or choose another output.dir=FOLDER") from None
+        raise UserError(
+            what, code="output.in_use", where=folder, remedy="wait for it, or choose another output.dir=FOLDER"
+        ) from None
     except OSError as error:
-        raise UserError(f"cannot be locked: {error.strerror or error}", where=path) from error
+        what = f"cannot be locked: {error.strerror or error}"
+        raise UserError(what, code="output.not_lockable", where=path) from error
     try:
         with suppress(OSError):  # a full disk; the lock itself needs no space
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", "utf-8")

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from itertools import takewhile
@@ -16,50 +16,66 @@ from types import TracebackType
 from typing import Any
 
 from veneer.files import atomic_write
+from veneer.run.events import Callback
 from veneer.train.events import Warned
 
 __all__ = ["EventBus", "EventLog", "cut_log", "events_in"]
 
 
 class EventBus:
-    """Tells a listener each event of a run, and its log as well: what comes before the log is open comes first in it.
+    """Passes each event of a run to its log and then to its callbacks.
+
+    Events that come before the log is open are kept, and are the first in it. Once the log has no room for an event, a
+    warning of that goes to the callbacks.
 
     Args:
-        listen: is told each event, and once that the log has no room for all.
-
-    Listeners that are added are told after those two, and of what comes from then on.
+        callbacks: are called with each event.
     """
 
-    def __init__(self, callback: Callable[[object], None]) -> None:
-        self._callback = callback
-        self._added: list[Callable[[object], None]] = []
-        self._early: list[object] = []
+    def __init__(self, *callbacks: Callback) -> None:
+        self._callbacks = list(callbacks)
+        self._pending: list[object] = []
         self._log: EventLog | None = None
 
-    def open(self, log: EventLog) -> None:
-        """From now on, write."""
-        self._log = log
-        for event in self._early:
-            log(event)
+    @staticmethod
+    def silent() -> EventBus:
+        """Return a bus that drops every event: that of a process that neither writes nor shows anything."""
+        return _SilentBus()
 
-    def add(self, listener: Callable[[object], None]) -> None:
-        """From now on, tell this one as well."""
-        self._added.append(listener)
+    def open(self, log: EventLog) -> None:
+        """Write all events to a log, those that have come so far first."""
+        self._log = log
+        for event in self._pending:
+            log(event)
+        self._pending.clear()
+
+    def add(self, callback: Callback) -> None:
+        """Call one more callback from now on."""
+        self._callbacks.append(callback)
 
     def __call__(self, event: object) -> None:
-        """Tell one event."""
-        if self._log is None:
-            self._early.append(event)
-            self._callback(event)
-            return
-        before = self._log.fault
-        self._log(event)
-        for callback in (self._callback, *self._added):
+        """Emit one event."""
+        fault = self._write(event)
+        for callback in tuple(self._callbacks):
             callback(event)
-        if self._log.fault is not before:
-            self._callback(
-                Warned("log.not_written", f"the log is not whole, for an event could not be written: {self._log.fault}")
-            )
+        if fault is not None:
+            text = f"the log is not whole, for an event could not be written: {fault}"
+            for callback in tuple(self._callbacks):
+                callback(Warned("log.not_written", text))
+
+    def _write(self, event: object) -> OSError | None:
+        """Write or keep an event; return the log's fault if this event is the first that it has no room for."""
+        if self._log is None:
+            self._pending.append(event)
+            return None
+        earlier = self._log.fault
+        self._log(event)
+        return None if earlier is not None else self._log.fault
+
+
+class _SilentBus(EventBus):
+    def __call__(self, event: object) -> None:
+        """Drop an event."""
 
 
 class EventLog:
@@ -105,7 +121,7 @@ class EventLog:
 
 
 def events_in(path: Path) -> Iterator[dict[str, Any]]:
-    """The events that a log tells, in their order; none where there is no log.
+    """Yield the events of a log in their order; none where there is no log.
 
     What a killed process left of its last line is passed over.
     """
@@ -114,32 +130,32 @@ def events_in(path: Path) -> Iterator[dict[str, Any]]:
     with path.open("rb") as lines:
         for line in lines:
             try:
-                told = json.loads(line)
+                event = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(told, dict) and "event" in told:
-                yield told
+            if isinstance(event, dict) and "event" in event:
+                yield event
 
 
 def cut_log(path: Path, step: int) -> None:
-    """Take from a log what a run told after a checkpoint of ``step``: the run that goes on from there tells it anew.
+    """Remove from a log what came after a checkpoint of ``step``: the run that goes on from there emits it anew.
 
     What a killed process left of its last line goes as well.
     """
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = list(takewhile(lambda line: _is_told_by(line, step), lines))
+    kept = list(takewhile(lambda line: _is_up_to(line, step), lines))
     if len(kept) < len(lines):
         atomic_write(path, b"".join(kept))
 
 
-def _is_told_by(line: bytes, step: int) -> bool:
+def _is_up_to(line: bytes, step: int) -> bool:
     try:
-        told = json.loads(line)
+        event = json.loads(line)
     except ValueError:
         return False
-    return line.endswith(b"\n") and told.get("event") not in ("Finished", "Failed") and told.get("step", 0) <= step
+    return line.endswith(b"\n") and event.get("event") not in ("Finished", "Failed") and event.get("step", 0) <= step
 
 
 def _plain_fields(event: object) -> dict[str, object]:
@@ -149,7 +165,7 @@ def _plain_fields(event: object) -> dict[str, object]:
 
 
 def _finite(value: object) -> object:
-    """JSON has no infinity; an interval's open end is null."""
+    """Return None for an infinity, which JSON lacks: an interval's open end is null."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from veneer import __version__
 from veneer.config.fingerprint import differences, training_settings
 from veneer.config.keys import known_keys, nearest
 from veneer.config.load import build_config
+from veneer.config.schema import RunConfig
 from veneer.errors import UserError
+from veneer.run.events import Callback
 from veneer.run.folder import CHECKPOINTS, claim
 from veneer.run.identity import BASE, HASHES, Identity
 from veneer.train.events import Warned
-from veneer.weights.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint
+from veneer.weights.checkpoint import OLD_FORMAT, Checkpoint, Origin, newest_checkpoint, read_checkpoint
 
-__all__ = ["Resume", "check_same", "find_start"]
+__all__ = ["Resume", "StartOptions", "check_same", "find_start", "newest_whole"]
 
 
 @dataclass(frozen=True)
@@ -38,106 +39,163 @@ class Resume:
             if key not in known_keys():
                 meant = nearest(tuple(key.split(".")))
                 remedy = f"did you mean {meant}?" if meant else None
-                raise UserError("is no key of a configuration", where=f"--allow-change {key}", remedy=remedy)
+                where = f"--allow-change {key}"
+                raise UserError("is no key of a configuration", code="config.unknown_key", where=where, remedy=remedy)
 
 
-def find_start(
-    folder: Path, resume: Resume | None, overwrite: bool, emit: Callable[[object], None]
-) -> Checkpoint | None:
-    """The checkpoint that a run starts from; None: it starts from nothing.
+@dataclass(frozen=True)
+class StartOptions:
+    """Where a run may start.
+
+    Attributes:
+        resume: go on from a checkpoint; None: start from nothing.
+        overwrite: what the folder holds may go.
+    """
+
+    resume: Resume | None = None
+    overwrite: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a contradiction."""
+        if self.resume is not None and self.overwrite:
+            what = "a run is either resumed or overwritten"
+            raise UserError(what, code="resume.contradiction", where="--resume --overwrite", remedy="choose one")
+
+    @property
+    def allow(self) -> tuple[str, ...]:
+        """Keys that may differ from the checkpoint's run."""
+        return () if self.resume is None else self.resume.allow
+
+
+def find_start(folder: Path, options: StartOptions, emit: Callback) -> Checkpoint | None:
+    """Return the checkpoint that a run starts from; None: it starts from nothing.
 
     Args:
         folder: of the run, which is locked.
-        resume: None: from nothing, as the user asked.
-        overwrite: what the folder holds may go.
-        tell: is told of checkpoints that are passed over, and of a run that has none yet.
+        options: as the user asked.
+        emit: is called with a warning of each checkpoint that is passed over, and of a run that has none yet.
 
     Raises:
-        UserError: something is in the way, or what should be resumed is not whole.
+        UserError: something is in the way, or what should be resumed is damaged or of an older release.
     """
-    if resume is not None and overwrite:
-        raise UserError("a run is either resumed or overwritten", where="--resume --overwrite", remedy="choose one")
+    resume = options.resume
     if resume is None:
-        claim(folder, overwrite=overwrite)
+        claim(folder, overwrite=options.overwrite)
         return None
-    return _newest(folder, emit) if resume.path is None else _named(resume.path, folder)
-
-
-def _newest(folder: Path, emit: Callable[[object], None]) -> Checkpoint | None:
-    found, faults = newest_checkpoint(folder / CHECKPOINTS)
-    if found is None and faults:
-        # whoever has lost all checkpoints should say so that the run starts over
-        what = f"none of its {len(faults)} checkpoints is whole; the newest: {faults[0]}"
-        raise UserError(what, where=folder, remedy="--overwrite starts over")
-    for fault in faults:
-        emit(Warned("checkpoint.passed_over", f"a checkpoint is passed over: {fault}"))
+    if resume.path is not None:
+        return _named(resume.path, folder)
+    found = newest_whole(folder, emit)
     if found is None:
         claim(folder)
         emit(Warned("checkpoint.none_yet", f"no checkpoint in {folder} yet, so the run starts from its beginning"))
     return found
 
 
+def newest_whole(folder: Path, emit: Callback) -> Checkpoint | None:
+    """Return the newest checkpoint of a run's folder that is whole; None: the run has none yet.
+
+    Raises:
+        UserError: there are some, and none can be used.
+    """
+    found, faults = newest_checkpoint(folder / CHECKPOINTS)
+    for fault in faults:
+        if fault.code == OLD_FORMAT:
+            raise fault
+    if found is None and faults:
+        # whoever has lost all checkpoints should say so that the run starts over
+        what = f"none of its {len(faults)} checkpoints is whole; the newest: {faults[0]}"
+        raise UserError(what, code="checkpoint.none_whole", where=folder, remedy="--overwrite starts over")
+    for fault in faults:
+        emit(Warned("checkpoint.passed_over", f"a checkpoint is passed over: {fault}"))
+    return found
+
+
 def _named(path: Path, folder: Path) -> Checkpoint:
-    """A checkpoint by name; what came after it would be in the way of the new run's, and is not ours to remove."""
+    """Return a checkpoint by name; what came after it would be in the new run's way, and is not ours to remove."""
     found = read_checkpoint(path)
     if path.resolve().parent != (folder / CHECKPOINTS).resolve():
         claim(folder)
         return found
     newest, _ = newest_checkpoint(folder / CHECKPOINTS)
     if newest is not None and newest.step > found.step:
-        remedy = "choose another output.dir=FOLDER to branch off, or remove what is newer"
-        raise UserError(f"is not the newest checkpoint, which is {newest.path.name}", where=path, remedy=remedy)
+        raise UserError(
+            f"is not the newest checkpoint, which is {newest.path.name}",
+            code="checkpoint.not_newest",
+            where=path,
+            remedy="choose another output.dir=FOLDER to branch off, or remove what is newer",
+        )
     return found
 
 
-def check_same(start: Checkpoint, run: Identity, allow: tuple[str, ...], emit: Callable[[object], None]) -> None:
-    """See that a checkpoint's run and this one end in the same bits.
+def check_same(start: Checkpoint, run: Identity, allow: tuple[str, ...], emit: Callback) -> None:
+    """Check that a checkpoint's run and this one end in the same bits; warn where that cannot be promised.
+
+    Args:
+        start: the checkpoint.
+        run: this one.
+        allow: keys of the config, or sections, that may differ.
+        emit: is called with the warnings.
 
     Raises:
         UserError: they would not; each difference is named.
     """
     steps = run.config.train.max_steps
     if steps < start.step:
-        raise UserError(f"{start.step} steps are done, and train.max_steps is {steps}", where=start.path)
-    old = training_settings(build_config(start.origin.config, str(start.path)))
-    changed = {**differences(old, training_settings(run.config)), **differences(start.origin.hashes, run.hashes)}
-    if start.origin.settings is not None:
-        own = differences(start.origin.settings, run.settings)
-        changed |= {f"{BASE}.{name}": values for name, values in own.items()}
+        what = f"{start.step} steps are done, and train.max_steps is {steps}"
+        raise UserError(what, code="resume.fewer_steps", where=start.path)
+    changed = _differences(start, run)
     refused = [key for key in changed if not _is_free(key, changed[key], run) and not _is_allowed(key, allow)]
     if refused:
-        named = ", ".join(f"{key}: {_shown(key, changed)}" for key in refused)
+        named = ", ".join(f"{key}: {_change_in_words(key, changed[key])}" for key in refused)
         key = BASE if refused[0].startswith(f"{BASE}.") else refused[0]
-        remedy = f"undo it, or --allow-change {key} if it is meant"
-        raise UserError(f"the run has changed since then: {named}", where=start.path, remedy=remedy)
-    if start.origin.version != __version__:
-        versions = f"{start.origin.version}, this is {__version__}"
-        emit(
-            Warned(
-                "checkpoint.other_version",
-                f"the checkpoint is by Veneer {versions}; another release may end in other bits",
-            )
+        raise UserError(
+            f"the run has changed since then: {named}",
+            code="resume.run_changed",
+            where=start.path,
+            remedy=f"undo it, or --allow-change {key} if it is meant",
         )
-    if start.origin.settings is None:
-        emit(
-            Warned(
-                "checkpoint.unknown_base_settings",
-                "the checkpoint does not tell the settings of its base, such as its scheduler's; none is compared",
-            )
-        )
-    threads, here = start.origin.threads, run.origin.threads
-    if threads is not None and threads != here:
-        numbers = f"{threads} threads a process, here are {here}"
-        emit(
-            Warned(
-                "checkpoint.other_threads",
-                f"the checkpoint was made with {numbers}, which may end in other bits; see OMP_NUM_THREADS",
-            )
-        )
+    for warning in _doubts(start.origin, run.origin):
+        emit(warning)
+
+
+def _differences(start: Checkpoint, run: Identity) -> dict[str, tuple[Any, Any]]:
+    """Return the values, then and now, of all that has changed and decides a run's result."""
+    old = training_settings(_config_of(start))
+    base = differences(start.origin.settings, run.settings)
+    return {
+        **differences(old, training_settings(run.config)),
+        **differences(start.origin.hashes, run.hashes),
+        **{f"{BASE}.{name}": values for name, values in base.items()},
+    }
+
+
+def _config_of(start: Checkpoint) -> RunConfig:
+    try:
+        return build_config(start.origin.config, "settings")
+    except UserError as fault:
+        raise UserError(
+            f"is by Veneer {start.origin.version}, whose settings this release does not know "
+            f"({fault.where}: {fault.what})",
+            code="checkpoint.unknown_settings",
+            where=start.path,
+            remedy="finish the run with that release, or start over with --overwrite",
+        ) from fault
+
+
+def _doubts(then: Origin, now: Origin) -> Iterator[Warned]:
+    """Yield a warning of each thing that may end in other bits."""
+    if then.version != now.version:
+        versions = f"{then.version}, this is {now.version}"
+        text = f"the checkpoint is by Veneer {versions}; another release may end in other bits"
+        yield Warned("checkpoint.other_version", text)
+    if then.threads != now.threads:
+        numbers = f"{then.threads} threads a process, here are {now.threads}"
+        text = f"the checkpoint was made with {numbers}, which may end in other bits; see OMP_NUM_THREADS"
+        yield Warned("checkpoint.other_threads", text)
 
 
 def _is_free(key: str, values: tuple[Any, Any], run: Identity) -> bool:
-    """Whether a change leaves the steps that are done as they would have been with the new value all along."""
+    """Return whether a change leaves the steps that are done as they would have been with the new value all along."""
     if key == "train.max_steps":
         # which pictures a step sees and its noise are keyed by the step alone. A schedule that falls towards the last
         # step is not: with another length, each rate so far would have been another
@@ -150,8 +208,8 @@ def _is_allowed(key: str, allow: tuple[str, ...]) -> bool:
     return any(key == allowed or key.startswith(f"{allowed}.") for allowed in allow)
 
 
-def _shown(key: str, changed: Mapping[str, tuple[Any, Any]]) -> str:
-    old, new = ("not set" if value is None else str(value) for value in changed[key])
+def _change_in_words(key: str, values: tuple[Any, Any]) -> str:
+    old, new = ("not set" if value is None else str(value) for value in values)
     if key in HASHES:
         old, new = old[:12], new[:12]  # a fingerprint's first digits tell as much as all of them
     return f"{old} -> {new}"

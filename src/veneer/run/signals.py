@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a step is finished and kept, and the user told how to go on; all else ends at once, in a line."""
+"""Ctrl-C and SIGTERM: a training ends after its step with a checkpoint; all else ends at once, in one line."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["Caught", "Followed", "Interrupted", "ending_at_signals", "stopping_at_signals"]
+__all__ = ["CaughtSignal", "Followed", "Interrupted", "ending_at_signals", "ignore_signals", "stopping_at_signals"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,7 +37,7 @@ class Interrupted(BaseException):
 
 
 class Followed(BaseException):
-    """This process ends because the run of several does; the first of them tells why.
+    """This process ends because the run of several does; the first of them says why.
 
     Attributes:
         exit_code: the same as theirs.
@@ -49,39 +49,65 @@ class Followed(BaseException):
 
 
 @dataclass
-class Caught:
-    """The signal that asked to stop; 0 as long as none did."""
+class CaughtSignal:
+    """The signal that asked to stop.
+
+    Attributes:
+        number: of it; 0 as long as none came.
+    """
 
     number: int = 0
 
 
 @contextmanager
-def stopping_at_signals(stop: Callable[[], None]) -> Iterator[Caught]:
-    """Within, the first SIGINT or SIGTERM calls ``stop``; the next one does what it does elsewhere: it ends at once."""
-    caught = Caught()
+def stopping_at_signals(stop: Callable[[], None], *, launched: bool = False) -> Iterator[CaughtSignal]:
+    """Call ``stop`` at the first SIGINT or SIGTERM within; the next one does what it does elsewhere: it ends at once.
+
+    Args:
+        stop: is called in the signal's handler.
+        launched: a launcher started this process among others. It sends them signals that the terminal has sent them
+            already, so that a second one is no impatience: all within do no more than the first.
+    """
+    caught = CaughtSignal()
 
     def note(number: int) -> None:
         caught.number = number
         stop()
 
-    with _at_first_signal(note):
-        yield caught
+    with _handling(note, once=not launched):
+        try:
+            yield caught
+        except Interrupted:
+            if launched:
+                ignore_signals()
+            raise
 
 
 @contextmanager
 def ending_at_signals() -> Iterator[None]:
-    """Within, the first SIGINT or SIGTERM raises ``Interrupted``; the next one does what it does elsewhere."""
+    """Raise ``Interrupted`` at the first SIGINT or SIGTERM within; the next one does what it does elsewhere."""
 
     def end(number: int) -> None:
         raise Interrupted(number)
 
-    with _at_first_signal(end):
+    with _handling(end, once=True):
         yield
 
 
+def ignore_signals() -> None:
+    """Ignore SIGINT and SIGTERM from now on, in a process of several that is about to end.
+
+    The first that ends makes a launcher end the others, which have yet to say why; and a signal to all may reach one of
+    them after it has stopped with those that had it before.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
-def _at_first_signal(do: Callable[[int], None]) -> Iterator[None]:
-    """Within, the first SIGINT or SIGTERM calls ``do`` with its number.
+def _handling(action: Callable[[int], None], *, once: bool) -> Iterator[None]:
+    """Call ``action`` with the number of a SIGINT or SIGTERM within: the first one, or each.
 
     A signal that is ignored, as by ``nohup``, stays so. Outside the main thread, where Python allows no handlers,
     nothing is changed.
@@ -94,8 +120,9 @@ def _at_first_signal(do: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, before[number])
 
     def handle(number: int, frame: FrameType | None) -> None:
-        restore()
-        do(number)
+        if once:
+            restore()
+        action(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -105,4 +132,5 @@ def _at_first_signal(do: Callable[[int], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        restore()
+        if not any(signal.getsignal(number) is signal.SIG_IGN for number in ours):  # see ignore_signals
+            restore()

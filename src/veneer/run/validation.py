@@ -1,8 +1,8 @@
-"""Scores while a run trains: told, the best adapter kept, and the run ended when none better is in sight."""
+"""Scores while a run trains: the best adapter is kept, and the run ends when no better one is in sight."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,25 +18,17 @@ from veneer.evaluate.heldout import HeldOutEvaluator, pictures_by_kind
 from veneer.evaluate.results import Evaluated, Score
 from veneer.evaluate.selection import Selection
 from veneer.family.protocol import Family
-from veneer.run.events import BestAdapterSaved, EarlyStopped
+from veneer.run.events import BestAdapterSaved, Callback, EarlyStopped
 from veneer.run.folder import BEST
 from veneer.run.identity import Identity
 from veneer.train.events import Warned
 from veneer.train.loop import Trainer
 from veneer.weights.file import AdapterFile, save
 
-__all__ = ["Validator", "check_held_out"]
+__all__ = ["Validator"]
 
-
-def check_held_out(config: RunConfig, pictures: Dataset) -> None:
-    """See that what ``validation.every`` asks for can be had.
-
-    Raises:
-        UserError: no picture is held out.
-    """
-    if config.validation.every and not pictures.held_out.samples:
-        remedy = "hold some out with data.held_out, or set it to 0"
-        raise UserError("no picture is held out to measure on while training", where="validation.every", remedy=remedy)
+_LossesByKind = Mapping[str, Losses]
+"""Losses on held-out pictures and on pictures that are trained on, by the kind's name."""
 
 
 class Validator:
@@ -48,29 +40,27 @@ class Validator:
         trainer: whose adapter is measured.
         run: of its training.
         family: with the adapter in it.
-        pictures: of the run.
-        tell: is told each score.
+        dataset: of the run.
+        emit: is called with each score, and with what follows from it.
     """
 
-    def __init__(
-        self, trainer: Trainer, run: Identity, family: Family, pictures: Dataset, emit: Callable[[object], None]
-    ) -> None:
+    def __init__(self, trainer: Trainer, run: Identity, family: Family, dataset: Dataset, emit: Callback) -> None:
         self._trainer, self._run, self._family, self._emit = trainer, run, family, emit
-        self._kinds = pictures_by_kind(run.config, pictures)
-        self._selection = Selection(run.config.validation.patience, _measure_of(run.config, self._kinds[HELD_OUT]))
+        self._pictures = pictures_by_kind(run.config, dataset)
+        self._selection = Selection(run.config.validation.patience, _measure_of(run.config, self._pictures[HELD_OUT]))
         self._evaluators: dict[str, HeldOutEvaluator] = {}
-        self._base: dict[str, Losses] = {}
+        self._base: _LossesByKind = {}
         self._last: Losses | None = None
 
-    def examine(self, step: int) -> None:
+    def validate(self, step: int) -> None:
         """Score the adapter as it is in the networks now; end the training if the patience has run out."""
         processes, weights = self._trainer.processes, self._trainer.injection.weights()
-        found = processes.first(self._measured)
-        if found is None:
+        measured = processes.first(self._measure)
+        if measured is None:
             self._last = None
             self._selection.miss()
         else:
-            adapter, base = ({kind: np.array(rows) for kind, rows in each.items()} for each in found)
+            adapter, base = ({kind: np.array(rows) for kind, rows in losses.items()} for losses in measured)
             self._take(step, adapter, base, weights)
         if self._selection.is_exhausted and self._selection.best is not None:
             best, waited = self._selection.best, self._selection.waited
@@ -78,74 +68,69 @@ class Validator:
             self._trainer.finish()
 
     def conclude(self) -> None:
-        """Tell of the best adapter, if there was any score."""
+        """Emit which adapter was the best, if there was any score."""
         best = self._selection.best
         if best is not None:
-            last, path = self._trainer.steps_done, self._run.config.output.dir / BEST
+            last, path = self._trainer.steps_done, self._run.folder / BEST
             difference = None if best.step == last else self._against_best()
             self._emit(BestAdapterSaved(best.step, path, float(best.losses.mean()), last, difference))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """What a checkpoint must remember of the scores, beside the trainer's state."""
+        """Return what a checkpoint must remember of the scores, beside the trainer's state."""
         return self._selection.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on where a checkpoint was taken, with the best adapter of then."""
         if not self._selection.load_state_dict(state):
-            self._emit(
-                Warned(
-                    "validation.measure_changed",
-                    "held-out losses are measured otherwise now, so the best one so far is forgotten",
-                )
-            )
+            text = "held-out losses are measured otherwise now, so the best one so far is forgotten"
+            self._emit(Warned("validation.measure_changed", text))
         if self._selection.best is not None:
-            self._keep()
+            self._save_best()
         elif self._trainer.processes.is_first:
-            (self._run.config.output.dir / BEST).unlink(missing_ok=True)
+            (self._run.folder / BEST).unlink(missing_ok=True)
         if self._selection.is_exhausted:
             self._trainer.finish()
 
-    def _measured(self) -> list[dict[str, Any]] | None:
-        """Losses of adapter and base by kind of picture, as plain values."""
+    def _measure(self) -> list[dict[str, Any]] | None:
+        """Return losses of adapter and base by kind of picture, as JSON has them."""
         try:
-            return [{kind: rows.tolist() for kind, rows in each.items()} for each in (self._losses(), self._of_base())]
+            measured = self._losses(), self._base_losses()
         except UserError as fault:
             self._emit(Warned("validation.failed", f"no score of step {self._trainer.steps_done}: {fault}"))
             return None
+        return [{kind: rows.tolist() for kind, rows in losses.items()} for losses in measured]
 
-    def _losses(self) -> dict[str, Losses]:
+    def _losses(self) -> _LossesByKind:
         if not self._evaluators:
             config, family = self._run.config, self._family
             self._evaluators = {
-                kind: HeldOutEvaluator(config, family, pictures) for kind, pictures in self._kinds.items()
+                kind: HeldOutEvaluator(config, family, pictures) for kind, pictures in self._pictures.items()
             }
         return {kind: evaluator.losses() for kind, evaluator in self._evaluators.items()}
 
-    def _of_base(self) -> dict[str, Losses]:
+    def _base_losses(self) -> _LossesByKind:
         if not self._base:
             with self._trainer.injection.disabled():
                 self._base = self._losses()
         return self._base
 
-    def _take(
-        self, step: int, adapter: Mapping[str, Losses], base: Mapping[str, Losses], weights: AdapterWeights
-    ) -> None:
+    def _take(self, step: int, adapter: _LossesByKind, base: _LossesByKind, weights: AdapterWeights) -> None:
         self._last = adapter[HELD_OUT]
         is_best = self._selection.observe(step, self._last, weights)
-        figures = compare_losses(adapter, base, self._run.config.seed)
+        scores = compare_losses(adapter, base, self._run.config.seed)
         best = self._selection.best
-        assert best and figures.held_out and figures.training and figures.gap
-        self._emit(Evaluated(step, figures.held_out, figures.training, figures.gap, figures.bands, best.step))
+        assert best and scores.held_out and scores.training and scores.gap
+        self._emit(Evaluated(step, scores.held_out, scores.training, scores.gap, scores.bands, best.step))
         if is_best:
-            self._keep()
+            self._save_best()
 
-    def _keep(self) -> None:
+    def _save_best(self) -> None:
         best = self._selection.best
         if best is None or not self._trainer.processes.is_first:
             return
         try:
             metadata = self._run.metadata | {"veneer.steps": str(best.step)}
-            save(AdapterFile(best.weights, metadata), self._run.config.output.dir / BEST)
+            save(AdapterFile(best.weights, metadata), self._run.folder / BEST)
         except UserError as fault:  # the run is worth more than this file, which the next checkpoint remembers
             self._emit(Warned("validation.best_not_written", f"the best adapter is not in its file: {fault}"))
 
@@ -154,7 +139,7 @@ class Validator:
 
 
 def _measure_of(config: RunConfig, held_out: Manifest) -> str:
-    """All that held-out losses depend on beside the adapter and the base."""
+    """Return a name of all that held-out losses depend on beside the adapter and the base."""
     parts = (
         config.seed,
         config.data.resolution,

@@ -20,7 +20,7 @@ from veneer.family.protocol import Family
 from veneer.sample.generate import generate
 from veneer.sample.sheet import sheet
 
-__all__ = ["Subjects", "note_of", "paint", "side_by_side", "subjects_of"]
+__all__ = ["SampleSettings", "Subjects", "note_of", "paint", "side_by_side", "subjects_of"]
 
 _COUNT = 8  # columns of a sheet
 _CELL = 128  # side of a picture on it, in pixels
@@ -28,7 +28,7 @@ _CELL = 128  # side of a picture on it, in pixels
 
 @dataclass(frozen=True)
 class Subjects:
-    """What is painted to show an adapter.
+    """Prompts that are painted to show an adapter.
 
     Attributes:
         prompts: one a column of the sheet.
@@ -40,34 +40,55 @@ class Subjects:
 
 
 def subjects_of(config: RunConfig, pictures: Dataset) -> Subjects:
-    """The config's prompts, else captions of pictures that are held out, else of those trained on."""
+    """Return the config's prompts, else captions of pictures that are held out, else of those trained on."""
     if config.sample.prompts:
         return Subjects(config.sample.prompts)
     samples = (pictures.held_out.samples or pictures.train.samples)[:_COUNT]
     return Subjects(tuple(sample.captions[0] for sample in samples), samples)
 
 
-def paint(family: Family, prompts: Sequence[str], config: RunConfig) -> list[Image.Image]:
-    """One picture a prompt by the networks as they stand, each from a seed of its own."""
-    seeds = [config.seed + place for place in range(len(prompts))]
-    return generate(family, prompts, seeds, steps=config.sample.steps, guidance=config.sample.guidance)
+@dataclass(frozen=True)
+class SampleSettings:
+    """How a run's pictures are painted.
+
+    Attributes:
+        seed: of the first picture; each one after it has the next.
+        steps: denoising steps.
+        guidance: classifier-free guidance scale.
+    """
+
+    seed: int
+    steps: int
+    guidance: float
+
+    @classmethod
+    def of(cls, config: RunConfig) -> SampleSettings:
+        """Return a run's settings."""
+        return cls(config.seed, config.sample.steps, config.sample.guidance)
+
+
+def paint(family: Family, prompts: Sequence[str], settings: SampleSettings) -> list[Image.Image]:
+    """Return one picture a prompt by the networks as they stand, each from a seed of its own."""
+    seeds = [settings.seed + place for place in range(len(prompts))]
+    return generate(family, prompts, seeds, steps=settings.steps, guidance=settings.guidance)
 
 
 def side_by_side(family: Family, weights: AdapterWeights, subjects: Subjects, config: RunConfig) -> Image.Image:
-    """A sheet with a column a subject: the base's picture, the adapter's, and the real one where there is one.
+    """Return a sheet with a column a subject: the base's picture, the adapter's, and the real one where there is one.
 
     The adapter is applied for the while; afterwards the family's networks have their own bits again.
     """
-    rows = {"base": paint(family, subjects.prompts, config)}
+    settings = SampleSettings.of(config)
+    rows = {"base": paint(family, subjects.prompts, settings)}
     with applied(family.networks, weights):
-        rows["adapter"] = paint(family, subjects.prompts, config)
+        rows["adapter"] = paint(family, subjects.prompts, settings)
     if subjects.real:
         rows["real"] = [_open(sample, config.data.background) for sample in subjects.real]
     return sheet(list(rows.values()), columns=subjects.prompts, labels=list(rows), cell=_CELL)
 
 
 def note_of(subjects: Subjects) -> dict[str, Any]:
-    """What the file of :func:`side_by_side` tells, to take it apart again."""
+    """Return the note for the file of a :func:`side_by_side`, by which it is taken apart again."""
     labels = ["base", "adapter", *(["real"] if subjects.real else [])]
     return {"cell": _CELL, "columns": list(subjects.prompts), "labels": labels}
 
@@ -76,4 +97,5 @@ def _open(sample: Sample, background: str) -> Image.Image:
     try:
         return decode(sample.path.read_bytes(), rgb(background))
     except (OSError, Unreadable) as error:
-        raise UserError(f"has changed since the pictures were looked over: {error}", where=sample.path) from None
+        what = f"has changed since the pictures were looked over: {error}"
+        raise UserError(what, code="data.changed_picture", where=sample.path) from None

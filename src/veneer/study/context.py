@@ -24,7 +24,8 @@ from veneer.plan.parameters import plan_parameters
 from veneer.run.events import Callback, Surveyed
 from veneer.run.folder import CHECKPOINTS
 from veneer.run.identity import BASE, PICTURES, PRIOR, Identity
-from veneer.run.session import paint_prior
+from veneer.run.preparation import TrainingInputs
+from veneer.run.prior import sample_prior
 from veneer.study import trial as training
 from veneer.study.config import Point, Study, config_of_point
 from veneer.study.records import TrialRecord, TrialStore
@@ -158,7 +159,7 @@ class StudyContext:
         """Return the fingerprints of the base and the pictures that a trial is trained on."""
         hashes = {BASE: self._base_hash, PICTURES: self._pictures(config).train.fingerprint()}
         if config.data.prior is not None:
-            paint_prior(config.model_copy(update={"seed": self.reference.seed}), self.family, self._callback)
+            sample_prior(config.model_copy(update={"seed": self.reference.seed}), self.family, self._callback)
             hashes[PRIOR] = read_prior(config).fingerprint()
         return hashes
 
@@ -211,7 +212,8 @@ class StudyContext:
     def _train(self, trial: Trial, callback: Callback) -> TrialRecord:
         """Train a trial to its end, and record it."""
         config = trial.run.config
-        seconds, memory = training._train_alone(trial.run, self.family, self._pictures(config), callback)
+        inputs = TrainingInputs(trial.run, self.family, self._pictures(config))
+        seconds, memory = training.train_trial(inputs, callback)
         record = TrialRecord(
             digest=trial.digest,
             changes=dict(trial.point.changes),

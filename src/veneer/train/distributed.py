@@ -1,13 +1,14 @@
 """Several processes that train one adapter, step by step together, to the bits of one process alone.
 
-What is shared out is the micro-batch: of a step's ``accumulate`` forward and backward passes, process k of N does those
-numbered k, k + N, k + 2N ... Each sends its gradients as they are, and every process adds all of them up in the order
-of the micro-batches, as one process' autograd would; then each takes the same optimiser step. A floating-point sum
-depends on its order, so the usual way, ``DistributedDataParallel`` (which accelerate uses as well), ends in other bits
-for each number of processes: it adds up in the order in which its buckets and its ring come round.
+What is shared out is the micro-batch: of a step's ``gradient_accumulation_steps`` forward and backward passes, process
+k of N does those numbered k, k + N, k + 2N ... Each sends its gradients as they are, and every process adds all of them
+up in the order of the micro-batches, as the autograd of one process would; then each takes the same optimiser step. A
+floating-point sum depends on its order, so the usual way, ``DistributedDataParallel`` (which accelerate uses as well),
+ends in other bits for each number of processes: it adds up in the order in which its buckets and its ring come round.
 
-Whatever else the processes have to say to each other is said in meetings, all of one kind. So a process that fails
-tells so at the next one, wherever the others are by then, and nobody waits for it any more.
+Whatever else the processes have to tell each other goes through one kind of exchange, in which all take part. So a
+process that fails says so in the next one, wherever the others are by then, and none waits for it any more. How a fault
+of one ends a whole run, and what its user reads of it, is :mod:`veneer.run.distributed`.
 """
 
 from __future__ import annotations
@@ -30,13 +31,13 @@ from torch import Tensor, nn
 from veneer.config.schema import TrainConfig
 from veneer.errors import UserError
 
-__all__ = ["ALONE", "PATIENCE", "GradientSum", "PeerFailed", "PeerLost", "ProcessGroup", "launched", "processes_here"]
+__all__ = ["ALONE", "PATIENCE", "GradientSum", "PeerFailed", "PeerLost", "ProcessGroup", "connect", "launched"]
 
 PATIENCE = timedelta(minutes=30)
 """How long the first process waits for the others, which have no more to do than it has. They wait for it as long as it
-takes, for it paints, measures and writes alone. The death of one is noticed at once by all."""
+takes, for it paints, measures and writes alone. All notice at once when one dies."""
 _LONG = timedelta(days=30)
-_FRAME = 1024  # bytes of a word that go in the first exchange; longer ones take a second
+_FRAME = 1024  # bytes of a message that go at first; longer ones take a second round
 _PIECE = 2**22  # numbers of a gradient exchanged at a time: all processes' are held at once
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -44,43 +45,43 @@ T = TypeVar("T")
 
 
 class PeerLost(ConnectionError):
-    """Another process is gone without a word, or hangs."""
+    """Another process is gone without a message, or hangs."""
 
-    def __init__(self, what: str, kept: str | None = None) -> None:
+    def __init__(self, what: str, note: str | None = None) -> None:
         self._what = what
-        super().__init__(what + (f"; {kept}" if kept else ""))
+        super().__init__(what + (f"; {note}" if note else ""))
 
-    def with_note(self, kept: str) -> PeerLost:
-        """The same, with a word about what of the run is kept."""
-        return PeerLost(self._what, kept)
+    def with_note(self, note: str) -> PeerLost:
+        """Return the same fault with a note about what of the run is kept."""
+        return PeerLost(self._what, note)
 
 
 class PeerFailed(Exception):
     """Another process ends with a fault, so this one does.
 
     Attributes:
-        rank: which.
-        fault: what it told of it.
+        rank: of the other one.
+        report: of the fault, as the other one gave it to ``leave``.
     """
 
-    def __init__(self, rank: int, fault: Mapping[str, Any]) -> None:
-        self.rank, self.fault = rank, fault
-        super().__init__(f"process {rank}: {fault}")
+    def __init__(self, rank: int, report: Mapping[str, Any]) -> None:
+        self.rank, self.report = rank, report
+        super().__init__(f"process {rank}: {report}")
 
 
 @dataclass(frozen=True)
-class _Lines:
+class _Groups:
     """How processes reach each other.
 
     Attributes:
-        words: group for words, by way of the CPU.
-        numbers: group for gradients.
-        device: where it takes them.
+        messages: group for messages, by way of the CPU.
+        tensors: group for gradients.
+        device: where the latter takes them.
         patience: of the first process with the others.
     """
 
-    words: dist.ProcessGroup
-    numbers: dist.ProcessGroup
+    messages: dist.ProcessGroup
+    tensors: dist.ProcessGroup
     device: torch.device
     patience: timedelta
 
@@ -91,16 +92,16 @@ class ProcessGroup:
     Args:
         rank: this one's number, from 0.
         count: how many they are.
-        lines: to the others; None where there are none.
+        groups: that reach the others; None where there are none.
 
     Attributes:
         rank: as above.
         count: as above.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, lines: _Lines | None = None) -> None:
-        self.rank, self.count, self._lines = rank, count, lines
-        self._parted = False
+    def __init__(self, rank: int = 0, count: int = 1, groups: _Groups | None = None) -> None:
+        self.rank, self.count, self._groups = rank, count, groups
+        self._has_left = False
 
     @property
     def is_first(self) -> bool:
@@ -109,94 +110,100 @@ class ProcessGroup:
 
     @property
     def turns(self) -> slice:
-        """Which of a step's micro-batches are this process'."""
+        """Which of a step's micro-batches are this process's."""
         return slice(self.rank, None, self.count)
 
     def check_split(self, train: TrainConfig) -> None:
-        """See that each process has as many micro-batches as the others.
+        """Check that each process has as many micro-batches as the others.
 
         Raises:
             UserError: it has not.
         """
         if train.gradient_accumulation_steps % self.count:
             passes = f"{train.gradient_accumulation_steps} forward passes a step"
-            what = f"{passes} cannot be shared out evenly to {self.count} processes"
             raise UserError(
-                what, where="train.gradient_accumulation_steps", remedy=f"use {_fitting(train, self.count)}"
+                f"{passes} cannot be shared out evenly to {self.count} processes",
+                code="distributed.uneven_steps",
+                where="train.gradient_accumulation_steps",
+                remedy=f"use {_nearest_split(train, self.count)}",
             )
 
-    def all_gather(self, word: Any = None) -> list[Any]:
-        """Exchange words, which are plain values as JSON has them; all processes' words, in their order.
+    def all_gather(self, value: Any = None) -> list[Any]:
+        """Return the values that all processes give here, in the processes' order.
+
+        Args:
+            value: as JSON has it.
 
         Raises:
-            Elsewhere: another process has ended instead.
-            Lost: another has died, or hangs.
+            PeerFailed: another process has ended instead.
+            PeerLost: another has died, or hangs.
         """
-        return [told["word"] for told in self._exchange({"word": word})]
+        return [message["value"] for message in self._exchange({"value": value})]
 
     def first(self, work: Callable[[], T]) -> T:
-        """Let the first process do alone what only one should; its result, plain, goes to all, who wait for it."""
-        if self._lines is None:
+        """Let the first process do alone what only one should; return its result, as JSON has it, in all of them."""
+        if self._groups is None:
             return work()
-        found: T = self.all_gather(work() if self.is_first else None)[0]
-        return found
+        result: T = self.all_gather(work() if self.is_first else None)[0]
+        return result
 
-    def leave(self, fault: Mapping[str, Any]) -> None:
-        """Say at the others' next meeting that this process ends, and why; plain values."""
-        if not self._parted:
+    def leave(self, report: Mapping[str, Any]) -> None:
+        """Tell the others, at their next exchange, that this process ends; the report, as JSON has it, says why."""
+        if not self._has_left:
             with suppress(PeerFailed, PeerLost):
-                self._exchange({"fault": fault})
+                self._exchange({"fault": report})
 
-    def gather(self, numbers: Tensor) -> list[Tensor]:
-        """Every process' numbers, bit for bit, in the order of the processes; all of one shape."""
-        if self._lines is None:
-            return [numbers]
-        sent = numbers.to(self._lines.device)
-        found = [torch.empty_like(sent) for _ in range(self.count)]
-        with self._reaching():
-            dist.all_gather(found, sent, group=self._lines.numbers)
-        return [each.to(numbers.device) for each in found]
+    def gather(self, tensor: Tensor) -> list[Tensor]:
+        """Return every process's tensor, bit for bit, in the order of the processes; all are of one shape."""
+        if self._groups is None:
+            return [tensor]
+        sent = tensor.to(self._groups.device)
+        received = [torch.empty_like(sent) for _ in range(self.count)]
+        with self._noticing_loss():
+            dist.all_gather(received, sent, group=self._groups.tensors)
+        return [each.to(tensor.device) for each in received]
 
     def undisturbed(self) -> AbstractContextManager[None]:
-        """Within, SIGINT and SIGTERM wait: one amid an exchange would leave the others without an answer."""
-        return nullcontext() if self._lines is None else _signals_held()
+        """Let SIGINT and SIGTERM wait within: one amid an exchange would leave the others without an answer."""
+        return nullcontext() if self._groups is None else _holding_signals()
 
-    def _exchange(self, told: Mapping[str, Any]) -> list[dict[str, Any]]:
-        if self._lines is None:
-            return [dict(told)]
-        with self.undisturbed(), self._reaching():
-            dist.monitored_barrier(self._lines.words, self._lines.patience)  # of the first; the others' is the group's
-            heard = [json.loads(text) for text in self._texts(json.dumps(told).encode())]
-            for rank, each in enumerate(heard):
+    def _exchange(self, message: Mapping[str, Any]) -> list[dict[str, Any]]:
+        if self._groups is None:
+            return [dict(message)]
+        with self.undisturbed(), self._noticing_loss():
+            # the patience of the first; the others' is the group's
+            dist.monitored_barrier(self._groups.messages, self._groups.patience)
+            messages = [json.loads(text) for text in self._gather_texts(json.dumps(message).encode())]
+            for rank, each in enumerate(messages):
                 if "fault" in each:
-                    self._parted = True
+                    self._has_left = True
                     raise PeerFailed(rank, each["fault"])
-        return heard
+        return messages
 
-    def _texts(self, text: bytes) -> list[bytes]:
-        """All processes' texts: their lengths and beginnings, then, if one is longer, all of them."""
+    def _gather_texts(self, text: bytes) -> list[bytes]:
+        """Return all processes' texts: exchange their lengths and beginnings, then, if one is longer, all of them."""
         head = len(text).to_bytes(8, "big")
-        frames = self._frames((head + text)[:_FRAME], _FRAME)
+        frames = self._gather_frames((head + text)[:_FRAME], _FRAME)
         longest = max(int.from_bytes(frame[:8], "big") for frame in frames) + 8
         if longest > _FRAME:
-            frames = self._frames(head + text, longest)
+            frames = self._gather_frames(head + text, longest)
         return [frame[8 : 8 + int.from_bytes(frame[:8], "big")] for frame in frames]
 
-    def _frames(self, content: bytes, size: int) -> list[bytes]:
-        assert self._lines is not None
+    def _gather_frames(self, content: bytes, size: int) -> list[bytes]:
+        assert self._groups is not None
         sent = torch.frombuffer(bytearray(content.ljust(size, b"\0")), dtype=torch.uint8)
-        found = [torch.empty_like(sent) for _ in range(self.count)]
-        dist.all_gather(found, sent, group=self._lines.words)
-        return [each.numpy().tobytes() for each in found]
+        received = [torch.empty_like(sent) for _ in range(self.count)]
+        dist.all_gather(received, sent, group=self._groups.messages)
+        return [frame.numpy().tobytes() for frame in received]
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
+    def _noticing_loss(self) -> Iterator[None]:
         try:
             yield
         except RuntimeError as error:
-            assert self._lines is not None
-            self._parted = True
-            minutes = self._lines.patience.total_seconds() / 60
+            assert self._groups is not None
+            self._has_left = True
+            minutes = self._groups.patience.total_seconds() / 60
             what = f"another process of this run is gone, or has not answered for {minutes:g} minutes"
             raise PeerLost(what) from error
 
@@ -251,7 +258,7 @@ class GradientSum:
 
 
 def launched() -> tuple[int, int]:
-    """This process' number and how many there are, as a launcher such as torchrun tells in the environment."""
+    """Return this process's number and how many there are, as a launcher such as torchrun sets them."""
     try:
         rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     except (KeyError, ValueError):
@@ -260,44 +267,44 @@ def launched() -> tuple[int, int]:
 
 
 @contextmanager
-def processes_here(patience: timedelta = PATIENCE) -> Iterator[ProcessGroup]:
-    """Find the other processes that a launcher started, if one did; on GPUs, take this process' own for "cuda".
+def connect(patience: timedelta = PATIENCE) -> Iterator[ProcessGroup]:
+    """Connect to the other processes that a launcher started, if one did; on GPUs, take this process's own for "cuda".
 
     Args:
-        patience: how long to look for the others, and how long the first waits for them at each meeting.
+        patience: how long to look for the others, and how long the first waits for them at each exchange.
 
     Raises:
-        Lost: they cannot be found.
+        PeerLost: they cannot be found.
     """
     rank, count = launched()
     if count == 1:
         yield ALONE
         return
     try:
-        lines = _connect(patience)
+        groups = _groups(patience)
     except RuntimeError as error:
         raise PeerLost(f"the {count} processes of this run do not find each other: {error}") from error
     try:
-        yield ProcessGroup(rank, count, lines)
+        yield ProcessGroup(rank, count, groups)
     finally:
         dist.destroy_process_group()
 
 
-def _connect(patience: timedelta) -> _Lines:
-    """Words go by gloo; numbers too, but by NCCL where each process has a GPU of its own."""
+def _groups(patience: timedelta) -> _Groups:
+    """Return gloo groups; tensors go by NCCL where each process has a GPU of its own."""
     gpus, place = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if gpus:
         torch.cuda.set_device(place % gpus)
     own_gpu = 0 < int(os.environ.get("LOCAL_WORLD_SIZE", "1")) <= gpus and dist.is_nccl_available()
     dist.init_process_group("nccl" if own_gpu else "gloo", timeout=patience)
-    numbers = dist.group.WORLD
-    assert numbers is not None
-    words = dist.new_group(backend="gloo", timeout=_LONG)
-    return _Lines(words, numbers, torch.device("cuda" if own_gpu else "cpu"), patience)
+    tensors = dist.group.WORLD
+    assert tensors is not None
+    messages = dist.new_group(backend="gloo", timeout=_LONG)
+    return _Groups(messages, tensors, torch.device("cuda" if own_gpu else "cpu"), patience)
 
 
-def _fitting(train: TrainConfig, count: int) -> str:
-    """The nearest way to share a step out: the same pictures in smaller batches, else more of them."""
+def _nearest_split(train: TrainConfig, count: int) -> str:
+    """Return the nearest way to share a step out: the same pictures in smaller batches, else more of them."""
     pictures = train.batch_size * train.gradient_accumulation_steps
     ways = [
         n for n in range(count, pictures + 1, count) if pictures % n == 0 and n >= train.gradient_accumulation_steps
@@ -310,8 +317,8 @@ def _fitting(train: TrainConfig, count: int) -> str:
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
-    """Within, signals to stop are only noted; at the end they do what they do elsewhere."""
+def _holding_signals() -> Iterator[None]:
+    """Only note signals to stop within; at the end they do what they do elsewhere."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

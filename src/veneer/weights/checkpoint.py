@@ -8,7 +8,7 @@ import re
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from veneer.weights.safetensors import encode, first_not_finite
 
 __all__ = [
     "MANIFEST",
+    "OLD_FORMAT",
     "STATE",
     "Checkpoint",
     "Origin",
@@ -38,7 +39,9 @@ STATE = "state.safetensors"
 MANIFEST = "manifest.json"
 """What the state belongs to, and the hashes by which damage shows; written last."""
 
-_FORMAT = 1
+_FORMAT = 2
+OLD_FORMAT = "checkpoint.old_format"
+"""Code of the mistake to go on from a checkpoint of an older release."""
 _NAME = re.compile(r"step-(\d{9,})")
 _SEAL = "sha256"
 
@@ -51,15 +54,15 @@ class Origin:
         config: the resolved one, as plain values.
         hashes: of what the config only points to, by the config's key for it.
         version: of Veneer.
-        threads: that each of its processes computed with; None: it is not known.
-        settings: the base's own, which its weights do not tell, by name; None: they are not known.
+        threads: that each of its processes computed with.
+        settings: the base's own, which its weights do not tell, by name.
     """
 
     config: Mapping[str, Any]
     hashes: Mapping[str, str]
     version: str
-    threads: int | None = None
-    settings: Mapping[str, str] | None = None
+    threads: int
+    settings: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -87,51 +90,46 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Tensor], origi
     """
     path = folder / f"step-{step:09d}"
     if (broken := first_not_finite(state)) is not None:
-        raise UserError(f"tensor {broken} holds NaN or infinity", where=path)
+        raise UserError(f"tensor {broken} holds NaN or infinity", code="checkpoint.not_finite", where=path)
     content = encode(state, {})
-    told = {
+    manifest = {
         "format": _FORMAT,
         "step": step,
-        "version": origin.version,
-        "threads": origin.threads,
-        "base": origin.settings,
-        "config": origin.config,
-        "hashes": origin.hashes,
+        "origin": asdict(origin),
         "files": {STATE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}},
     }
-    write_folder(path, {STATE: content, MANIFEST: _sealed(told)})
+    write_folder(path, {STATE: content, MANIFEST: _sealed(manifest)})
     return path
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint and hold every byte of it against its manifest.
+    """Read a checkpoint and check every byte of it against its manifest.
 
     Raises:
         UserError: it is not there, was not finished, or is not what was written.
     """
     if not path.is_dir():
-        raise UserError("no such checkpoint", where=path, remedy="name a folder such as checkpoints/step-000000100")
-    told = _unsealed(_read(path, MANIFEST), path)
-    if told.get("format") != _FORMAT:
-        what = f"is of format {told.get('format')}, and {_FORMAT} is known"
-        raise UserError(what, where=path, remedy="update Veneer")
+        remedy = "name a folder such as checkpoints/step-000000100"
+        raise UserError("no such checkpoint", code="checkpoint.not_found", where=path, remedy=remedy)
+    manifest = _unsealed(_read(path, MANIFEST), path)
+    _check_format(manifest, path)
     content = _read(path, STATE)
     try:
-        _compare(content, told["files"][STATE], path)
-        origin = Origin(told["config"], told["hashes"], told["version"], told.get("threads"), told.get("base"))
-        return Checkpoint(path, int(told["step"]), origin, from_safetensors(content))
+        _compare(content, manifest["files"][STATE], path)
+        return Checkpoint(path, int(manifest["step"]), Origin(**manifest["origin"]), from_safetensors(content))
     except (KeyError, TypeError, SafetensorError) as error:  # sealed, but by another hand than ours
-        raise UserError(f"is none of Veneer's ({error!r})", where=path) from error
+        what = f"is none of Veneer's ({error!r})"
+        raise UserError(what, code="checkpoint.foreign", where=path) from error
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a folder by rising step, whole or damaged; those never finished have no such name."""
+    """Return the checkpoints of a folder by rising step, whole or damaged; those never finished have no such name."""
     found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     return sorted(found, key=_step_of)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[UserError, ...]]:
-    """The newest checkpoint of a folder that is whole, if any is, and what is wrong with each that is newer."""
+    """Return the newest checkpoint of a folder that is whole, if any is, and what is wrong with each newer one."""
     faults: list[UserError] = []
     for path in reversed(checkpoints_in(folder)):
         try:
@@ -176,39 +174,54 @@ def _step_of(path: Path) -> int:
     return int(path.name.partition("-")[2])
 
 
-def _sealed(told: Mapping[str, Any]) -> bytes:
-    """JSON with a hash of itself in it; the text depends on the content alone."""
-    sealed = {**told, _SEAL: hashlib.sha256(_json(told)).hexdigest()}
+def _sealed(manifest: Mapping[str, Any]) -> bytes:
+    """Return JSON with a hash of itself in it; the text depends on the content alone."""
+    sealed = {**manifest, _SEAL: hashlib.sha256(_json(manifest)).hexdigest()}
     return _json(sealed)
 
 
 def _unsealed(content: bytes, path: Path) -> dict[str, Any]:
     try:
-        told = json.loads(content)
-        whole = isinstance(told, dict) and _SEAL in told and _json(told) == content
+        manifest = json.loads(content)
+        whole = isinstance(manifest, dict) and _SEAL in manifest and _json(manifest) == content
     except (ValueError, RecursionError):
         whole = False
-    if not whole or told.pop(_SEAL) != hashlib.sha256(_json(told)).hexdigest():
-        raise UserError(f"{MANIFEST} is damaged", where=path)
-    assert isinstance(told, dict)
-    return told
+    if not whole or manifest.pop(_SEAL) != hashlib.sha256(_json(manifest)).hexdigest():
+        raise UserError(f"{MANIFEST} is damaged", code="checkpoint.damaged", where=path)
+    assert isinstance(manifest, dict)
+    return manifest
 
 
-def _json(told: Mapping[str, Any]) -> bytes:
-    return (json.dumps(told, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+def _json(manifest: Mapping[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _check_format(manifest: Mapping[str, Any], path: Path) -> None:
+    found = manifest.get("format")
+    if isinstance(found, int) and found < _FORMAT:
+        what = f"is by Veneer {manifest.get('version')}, from whose checkpoints this release cannot go on"
+        remedy = "finish the run with that release, or start over with --overwrite"
+        raise UserError(what, code=OLD_FORMAT, where=path, remedy=remedy)
+    if found != _FORMAT:
+        what = f"is of format {found}, and {_FORMAT} is known"
+        raise UserError(what, code="checkpoint.newer_format", where=path, remedy="update Veneer")
 
 
 def _read(path: Path, name: str) -> bytes:
     try:
         return (path / name).read_bytes()
     except FileNotFoundError:
-        raise UserError(f"has no {name}, so it is not whole", where=path) from None
+        raise UserError(f"has no {name}, so it is not whole", code="checkpoint.damaged", where=path) from None
     except OSError as error:
-        raise UserError(f"{name} cannot be read: {error.strerror or error}", where=path) from error
+        what = f"{name} cannot be read: {error.strerror or error}"
+        raise UserError(what, code="checkpoint.unreadable", where=path) from error
 
 
-def _compare(content: bytes, told: Mapping[str, Any], path: Path) -> None:
-    if len(content) != told["bytes"]:
-        raise UserError(f"{STATE} has {len(content):,} bytes of {told['bytes']:,}", where=path)
-    if hashlib.sha256(content).hexdigest() != told["sha256"]:
-        raise UserError(f"{STATE} is damaged: its SHA-256 is not the one in {MANIFEST}", where=path)
+def _compare(content: bytes, expected: Mapping[str, Any], path: Path) -> None:
+    if len(content) != expected["bytes"]:
+        what = f"{STATE} has {len(content):,} bytes of {expected['bytes']:,}"
+    elif hashlib.sha256(content).hexdigest() != expected["sha256"]:
+        what = f"{STATE} is damaged: its SHA-256 is not the one in {MANIFEST}"
+    else:
+        return
+    raise UserError(what, code="checkpoint.damaged", where=path)

@@ -20,8 +20,9 @@ from veneer.run.events import (
     Surveyed,
     TrackingStarted,
 )
+from veneer.run.result import Result
 from veneer.run.resume import Resume
-from veneer.run.session import Result, run_training
+from veneer.run.session import run_training
 from veneer.train.distributed import launched
 
 __all__ = ["run_in_terminal"]

@@ -6,24 +6,25 @@ import pytest
 
 from veneer.engine.memory_usage import MemoryUsage
 from veneer.run.events import MemoryMeasured
-from veneer.run.memory_usage import MemoryWatch
+from veneer.run.memory import MemoryRecorder
 from veneer.train.events import Finished, StepDone
 
 
 def test_memory_is_emitted_once_it_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     used = iter([MemoryUsage(500, 300), MemoryUsage(900, 400)])
-    monkeypatch.setattr("veneer.run.memory_usage.read_memory_usage", lambda: next(used))
+    monkeypatch.setattr("veneer.run.memory.read_memory_usage", lambda: next(used))
     events: list[object] = []
-    watch = MemoryWatch(events.append)
+    watch = MemoryRecorder(events.append)
     watch(StepDone(1, 1.0, None, {}, 1.0))
     assert events == []
     watch(Finished(1, {}))
     assert events == [MemoryMeasured("cpu", 300, 900)]
 
 
-def test_memory_that_earlier_work_took_is_not_charged(monkeypatch: pytest.MonkeyPatch) -> None:
-    used = iter([MemoryUsage(500, 300), MemoryUsage(500, 400)])
-    monkeypatch.setattr("veneer.run.memory_usage.read_memory_usage", lambda: next(used))
+@pytest.mark.parametrize("later", [MemoryUsage(500, 400), MemoryUsage(400, 100)])
+def test_memory_that_earlier_work_took_is_not_charged(later: MemoryUsage, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = iter([MemoryUsage(500, 300), later])
+    monkeypatch.setattr("veneer.run.memory.read_memory_usage", lambda: next(used))
     events: list[object] = []
-    MemoryWatch(events.append)(Finished(1, {}))
+    MemoryRecorder(events.append)(Finished(1, {}))
     assert events == []

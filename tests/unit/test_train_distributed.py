@@ -12,20 +12,20 @@ from typing import Any
 
 import pytest
 import torch
-from tests.distributed import begin, distributed
 from torch import Tensor, nn
 
 import veneer.train.distributed
+from tests.distributed import begin, distributed
 from veneer.config.schema import TrainConfig
 from veneer.errors import UserError
-from veneer.train.distributed import ALONE, GradientSum, PeerFailed, PeerLost, ProcessGroup, launched, processes_here
+from veneer.train.distributed import ALONE, GradientSum, PeerFailed, PeerLost, ProcessGroup, connect, launched
 
 
 def joined(work: Callable[[ProcessGroup], Any], patience: float = 60) -> Callable[[int], Any]:
     """Work among all processes."""
 
     def here(rank: int) -> Any:
-        with processes_here(timedelta(seconds=patience)) as processes:
+        with connect(timedelta(seconds=patience)) as processes:
             return work(processes)
 
     return here
@@ -33,7 +33,7 @@ def joined(work: Callable[[ProcessGroup], Any], patience: float = 60) -> Callabl
 
 def test_one_process_needs_nothing() -> None:
     assert launched() == (0, 1)
-    with processes_here() as processes:
+    with connect() as processes:
         assert processes is ALONE
     assert ALONE.all_gather({"a": 1}) == [{"a": 1}] and ALONE.first(lambda: 3) == 3
     assert list(range(4))[ALONE.turns] == [0, 1, 2, 3] and ALONE.is_first
@@ -233,7 +233,7 @@ def test_processes_that_do_not_find_each_other_say_so(tmp_path: Path) -> None:
 def test_a_step_that_cannot_be_shared_out_is_refused_with_numbers(
     batch: int, accumulate: int, count: int, remedy: str
 ) -> None:
-    train = TrainConfig(batch=batch, accumulate=accumulate)
+    train = TrainConfig(batch_size=batch, gradient_accumulation_steps=accumulate)
     with pytest.raises(UserError) as caught:
         ProcessGroup(0, count).check_split(train)
     assert str(caught.value).endswith(remedy) and caught.value.where == "train.gradient_accumulation_steps"

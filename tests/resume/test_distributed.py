@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.distributed import Member, begin, commands, distributed
 
+import veneer.run.preparation
+import veneer.run.result
 import veneer.train.loop
-from tests.running import Killed, hashes, killing, logged, quick_config, steps_kept
+from tests.distributed import Member, begin, commands, distributed
+from tests.running import Killed, hashes, killing, logged, quick_config, steps_kept, use_base
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
@@ -40,7 +42,7 @@ TRAIN: dict[str, Any] = {"max_steps": 4, "batch_size": 1, "gradient_accumulation
 def loaded_once(tiny_base: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """The forks have it from the test."""
     family = load_family(str(tiny_base))
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
+    use_base(monkeypatch, family)
 
 
 @pytest.fixture
@@ -123,7 +125,7 @@ def killed_at(count: int, config: RunConfig, step: int, resume: Resume | None = 
 
     members = distributed(count, config.output.dir.parent / "said", work)
     assert [member.code for member in members] == [9] + [1] * (count - 1)
-    assert all("Lost: another process of this run is gone" in member.err for member in members[1:])
+    assert all("PeerLost: another process of this run is gone" in member.err for member in members[1:])
 
 
 def test_a_run_goes_from_one_process_to_two_and_back(make: Callable[..., RunConfig]) -> None:
@@ -183,7 +185,7 @@ def test_a_signal_before_training_ends_all_in_one_line(
     make: Callable[..., RunConfig], count: int, place: str, number: signal.Signals
 ) -> None:
     """To the last process, amid what takes long there; the others are done with it, or have yet to begin."""
-    config, reached = make("run"), make("run").output.parent / "reached"
+    config, reached = make("run"), make("run").output.dir.parent / "reached"
 
     def slow(*arguments: object) -> None:
         reached.touch()
@@ -191,7 +193,7 @@ def test_a_signal_before_training_ends_all_in_one_line(
 
     def prepare(rank: int) -> None:
         if rank == count - 1:
-            setattr(sys.modules["veneer.run.session"], place, slow)
+            setattr(veneer.run.preparation, place, slow)
 
     members = begin(count, config.output.dir.parent / "said", commands(command(config), prepare))
     wait_for(reached, members)
@@ -212,7 +214,7 @@ def test_a_signal_while_the_result_is_painted_keeps_the_run(make: Callable[..., 
         time.sleep(60)
 
     def prepare(rank: int) -> None:
-        sys.modules["veneer.run.session"].side_by_side = slow  # type: ignore[attr-defined]
+        veneer.run.result.side_by_side = slow
 
     members = begin(count, config.output.dir.parent / "said", commands(command(config), prepare))
     wait_for(reached, members)
@@ -280,8 +282,8 @@ def test_a_number_that_is_not_finite_ends_all_and_is_told_as_by_one(
         assert steps_kept(config.output.dir) == [1, 2]
         said.append(last_line(members[0]).replace(str(config.output.dir), "OUTPUT"))
     assert said[0] == said[1]
-    assert said[0].startswith(f"veneer: error: step 3: the {what} is not finite, with ") and " at timestep " in said[0]
-    assert said[0].count(" at timestep ") == (1 if what == "loss" else 4)
+    assert said[0].startswith(f"veneer: error: step 3: the {what} is not finite, with ") and " at time 0." in said[0]
+    assert said[0].count(" at time 0.") == (1 if what == "loss" else 4)
     assert said[0].endswith("the last checkpoint is OUTPUT/checkpoints/step-000000002")
 
 
@@ -292,11 +294,13 @@ def test_all_skip_such_a_step(make: Callable[..., RunConfig], spoil: Callable[[i
     assert two == one != succeeded(1, make("whole", train=train))
 
 
-def failing(fault: Exception, rank: int, place: str = "survey") -> Callable[[int], None]:
+def failing(fault: Exception, rank: int, place: str = "preparation.survey") -> Callable[[int], None]:
+    module, _, name = place.partition(".")
+
     def fail(*arguments: object) -> None:
         raise fault
 
-    return lambda here: setattr(sys.modules["veneer.run.session"], place, fail) if here == rank else None
+    return lambda here: setattr(sys.modules[f"veneer.run.{module}"], name, fail) if here == rank else None
 
 
 def test_a_mistake_that_only_one_sees_is_told_by_the_first(make: Callable[..., RunConfig]) -> None:
@@ -308,7 +312,9 @@ def test_a_mistake_that_only_one_sees_is_told_by_the_first(make: Callable[..., R
 
 
 def test_a_fault_of_the_first_ends_the_others_in_silence(make: Callable[..., RunConfig]) -> None:
-    first, second = trained(2, make("run"), prepare=failing(OSError(28, "No space left", "disk"), 0, "_conclude"))
+    first, second = trained(
+        2, make("run"), prepare=failing(OSError(28, "No space left", "disk"), 0, "session.write_result")
+    )
     assert (first.code, second.code) == (1, 1)
     assert first.err == "veneer: error: disk: No space left\n" and second.err == ""
 
@@ -340,10 +346,10 @@ def test_processes_that_see_other_pictures_are_refused(make: Callable[..., RunCo
                 for picture in tiny_pictures.glob("*.png"):
                     (captions_of_its_own / picture.name).symlink_to(picture)
                 (captions_of_its_own / "metadata.jsonl").write_text(text)
-            real = sys.modules["veneer.run.session"].survey
+            real = veneer.run.preparation.survey
             other = config.data.sources[0].model_copy(update={"path": captions_of_its_own})
             spoiled = config.data.model_copy(update={"sources": (other,)})
-            sys.modules["veneer.run.session"].survey = lambda data: real(spoiled)  # type: ignore[attr-defined]
+            veneer.run.preparation.survey = lambda data: real(spoiled)
 
     first, second = trained(2, config, prepare=prepare)
     assert (first.code, second.code, second.err) == (2, 2, "")

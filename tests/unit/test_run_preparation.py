@@ -1,4 +1,4 @@
-"""What a run says of its pictures once it knows its base."""
+"""Warnings about pictures and captions once the base is known."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from tests.running import logged, quick_config
+from tests.running import logged, quick_config, use_base
 from veneer.cli.main import main
 from veneer.config.load import write_config
-from veneer.data import preflight
+from veneer.data import inspection
 from veneer.data.preflight import survey
 from veneer.family.protocol import Family
-from veneer.run.notes import notes_on
+from veneer.run.preparation import input_warnings
+from veneer.train.events import Warned
 
 
-def read_pictures(folder: Path, captions: list[str], side: int = 16) -> Path:
+def write_pictures(folder: Path, captions: list[str], side: int = 16) -> Path:
     folder.mkdir()
     for number, caption in enumerate(captions):
         Image.new("RGB", (side + number, side), (40 * number, 0, 0)).save(folder / f"{number}.png")
@@ -25,22 +26,24 @@ def read_pictures(folder: Path, captions: list[str], side: int = 16) -> Path:
     return folder
 
 
-def notes(folder: Path, family: Family, **sections: Any) -> list[str]:
+def warnings(folder: Path, family: Family, **sections: Any) -> list[Warned]:
     config = quick_config(Path("tiny"), folder, folder / "run", **{"sample": {"prompts": []}, **sections})
-    return notes_on(survey(config.data), config, family)
+    return input_warnings(config, survey(config.data), family)
 
 
 def test_captions_that_are_cut_are_counted_and_the_worst_is_named(family: Family, tmp_path: Path) -> None:
     # the tiny tokenizer's tokens are letters; its encoder reads 14 of them
-    folder = read_pictures(tmp_path / "p", ["a cat", "x" * 15, "x" * 40, "x" * 14])
-    assert notes(folder, family) == [
-        "2 of 4 captions are longer than the 14 tokens that the text encoder reads, so the rest has no say; "
+    folder = write_pictures(tmp_path / "p", ["a cat", "x" * 15, "x" * 40, "x" * 14])
+    (warning,) = warnings(folder, family)
+    assert warning.code == "data.cut_captions"
+    assert warning.text == (
+        "2 of 4 captions are longer than the 14 tokens that the text encoder reads, so the rest has no effect; "
         f"the longest has 40: {folder / '2.png'}"
-    ]
+    )
 
 
-def test_captions_that_fit_are_not_spoken_of(family: Family, tmp_path: Path) -> None:
-    assert notes(read_pictures(tmp_path / "p", ["a cat", "x" * 14]), family) == []
+def test_captions_that_fit_give_no_warning(family: Family, tmp_path: Path) -> None:
+    assert warnings(write_pictures(tmp_path / "p", ["a cat", "x" * 14]), family) == []
 
 
 @pytest.mark.parametrize(
@@ -51,36 +54,42 @@ def test_captions_that_fit_are_not_spoken_of(family: Family, tmp_path: Path) -> 
     ],
 )
 def test_prompts_are_captions_as_well(sections: dict[str, Any], where: str, family: Family, tmp_path: Path) -> None:
-    (note,) = notes(read_pictures(tmp_path / "p", ["a cat", "a dog"]), family, **sections)
-    assert note.startswith("1 of 3 captions is longer") and note.endswith(f"the longest has 60: {where}")
+    (warning,) = warnings(write_pictures(tmp_path / "p", ["a cat", "a dog"]), family, **sections)
+    assert warning.text.startswith("1 of 3 captions is longer") and warning.text.endswith(
+        f"the longest has 60: {where}"
+    )
 
 
 def test_a_trigger_counts(family: Family, tmp_path: Path) -> None:
-    folder = read_pictures(tmp_path / "p", ["x" * 10])
-    assert notes(folder, family) == []
-    (note,) = notes(folder, family, data={"trigger": "yyyyyyyy"})
-    assert note.startswith("1 of 1 captions is longer")
+    folder = write_pictures(tmp_path / "p", ["x" * 10])
+    assert warnings(folder, family) == []
+    (warning,) = warnings(folder, family, data={"trigger": "yyyyyyyy"})
+    assert warning.text.startswith("1 of 1 captions is longer")
 
 
-def test_pictures_smaller_than_the_bases_own_side_are_told_of(family: Family, tmp_path: Path) -> None:
-    folder = read_pictures(tmp_path / "p", ["a", "b"], side=12)
-    (note,) = notes(folder, family)
-    assert note.startswith("smaller than 16 pixels and enlarged, so blurred: ") and "0.png (12 x 12)" in note
+def test_pictures_smaller_than_the_bases_own_side_give_a_warning(family: Family, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "p", ["a", "b"], side=12)
+    (warning,) = warnings(folder, family)
+    assert warning.code == "data.enlarged_pictures"
+    assert (
+        warning.text.startswith("smaller than 16 pixels and enlarged, so blurred: ")
+        and "0.png (12 x 12)" in warning.text
+    )
     # where the config names a side, survey has told of it
-    assert notes(folder, family, data={"resolution": 16}) == []
+    assert warnings(folder, family, data={"resolution": 16}) == []
 
 
-def test_a_run_says_it_before_it_trains_and_decodes_no_picture_twice_for_it(
+def test_a_run_warns_before_it_trains_and_decodes_no_picture_twice_for_it(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = read_pictures(tmp_path / "p", ["a cat", "x" * 40], side=12)
+    folder = write_pictures(tmp_path / "p", ["a cat", "x" * 40], side=12)
     config = quick_config(Path("tiny"), folder, tmp_path / "run", train={"max_steps": 1})
     write_config(config, tmp_path / "run.yaml")
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
-    monkeypatch.setattr("veneer.run.session.identify", stop)
+    use_base(monkeypatch, family)
+    monkeypatch.setattr("veneer.run.preparation.identify", stop)
     looked: list[int] = []
-    decode = preflight.decode
-    monkeypatch.setattr(preflight, "decode", lambda *content: looked.append(1) or decode(*content))
+    decode = inspection.decode
+    monkeypatch.setattr(inspection, "decode", lambda *content: looked.append(1) or decode(*content))
     with pytest.raises(Stop):
         main(["train", str(tmp_path / "run.yaml")])
     out = capsys.readouterr().out
@@ -90,10 +99,10 @@ def test_a_run_says_it_before_it_trains_and_decodes_no_picture_twice_for_it(
 
 
 def test_they_are_in_the_log(family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = read_pictures(tmp_path / "p", ["a cat", "x" * 40])
+    folder = write_pictures(tmp_path / "p", ["a cat", "x" * 40])
     config = quick_config(Path("bundled"), folder, tmp_path / "run", train={"max_steps": 1})
     write_config(config, tmp_path / "run.yaml")
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
+    use_base(monkeypatch, family)
     assert main(["train", str(tmp_path / "run.yaml")]) == 0
     assert [event["event"] for event in logged(tmp_path / "run")][:3] == ["Surveyed", "Warned", "Planned"]
 

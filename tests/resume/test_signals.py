@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import hashes, logged, quick_config, steps_kept
+from tests.running import hashes, logged, quick_config, steps_kept, use_base
 from veneer.cli.main import main
 from veneer.cli.resume_option import with_resume_value
 from veneer.config.load import write_config
@@ -42,7 +42,7 @@ def heeding_ctrl_c() -> Iterator[None]:
 @pytest.fixture
 def config(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     family = load_family(str(tiny_base))
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
+    use_base(monkeypatch, family)
     return quick_config(tiny_base, tiny_pictures, tmp_path / "run", train={"checkpoint_every": 0})
 
 
@@ -214,7 +214,9 @@ def test_a_lock_that_a_dead_process_left_holds_nothing(config: RunConfig) -> Non
 
 
 def test_a_lock_is_given_back_by_a_run_that_fails(config: RunConfig) -> None:
-    broken = config.model_copy(update={"adapter": config.adapter.model_copy(update={"targets": ("to_nothing",)})})
+    broken = config.model_copy(
+        update={"adapter": config.adapter.model_copy(update={"target_modules": ("to_nothing",)})}
+    )
     for _ in range(2):
         with pytest.raises(UserError, match="to_nothing"):
             run_training(broken)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.running import hashes, killed, logged, quick_config, told
+from tests.running import hashes, killed, logged, quick_config, told, use_base
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.errors import UserError
@@ -32,7 +32,7 @@ COURSE = {1: 0.9, 2: 0.8, 3: 0.85, 4: 0.5, 5: 0.6, 6: 0.55, 7: 0.7, 8: 0.9}
 
 @pytest.fixture(autouse=True)
 def loaded_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("veneer.run.session.load_base", lambda base: family)
+    use_base(monkeypatch, family)
 
 
 def config_of(base: Path, pictures: Path, output: Path, **sections: Any) -> RunConfig:
@@ -256,7 +256,7 @@ def test_asking_for_scores_with_nothing_held_out_is_refused_first(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = config.data.model_copy(update={"held_out": 0.0})
-    monkeypatch.setattr("veneer.run.session.load_base", None)
+    monkeypatch.setattr("veneer.run.preparation.load_base", None)
     with pytest.raises(
         UserError, match=r"evaluate\.every: no picture is held out .*; hold some out with data\.held_out"
     ):

@@ -1,0 +1,132 @@
+"""What a training is made of, found and checked before it starts: pictures, base, settings, and a checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from veneer.config.fingerprint import config_hash
+from veneer.config.load import resolve
+from veneer.config.schema import RunConfig
+from veneer.data.notes import note_small
+from veneer.data.preflight import Dataset, survey
+from veneer.errors import UserError
+from veneer.family.fingerprint import settings_hash
+from veneer.family.loading import load_base, load_options
+from veneer.family.protocol import Family
+from veneer.run.events import Callback, Surveyed
+from veneer.run.identity import Identity, identify
+from veneer.run.prior import sample_prior
+from veneer.run.resume import StartOptions, check_same, find_start
+from veneer.train.distributed import ALONE, ProcessGroup
+from veneer.train.events import Warned
+from veneer.weights.checkpoint import Checkpoint, read_checkpoint
+
+__all__ = ["TrainingInputs", "input_warnings", "prepare"]
+
+
+@dataclass(frozen=True)
+class TrainingInputs:
+    """All that a training is made of.
+
+    Attributes:
+        run: its resolved settings, and fingerprints of what they point to.
+        family: the base, loaded.
+        dataset: the pictures, surveyed.
+        start: the checkpoint that it goes on from; None: it starts from nothing.
+    """
+
+    run: Identity
+    family: Family
+    dataset: Dataset
+    start: Checkpoint | None = None
+
+
+def prepare(
+    config: RunConfig, options: StartOptions, emit: Callback, processes: ProcessGroup = ALONE
+) -> TrainingInputs:
+    """Find and load all that a training is made of; missing pictures of the class are painted.
+
+    Args:
+        config: as the user wrote it; its output folder is locked by the first process.
+        options: where to start.
+        emit: is called with what the user should know.
+        processes: that train together, all of which prepare.
+
+    Raises:
+        UserError: something is missing, damaged, or does not fit the rest.
+    """
+    start = _find_start(config.output.dir, options, emit, processes)
+    dataset = survey(config.data)
+    emit(Surveyed.of(dataset))
+    _check_validation(config, dataset)
+    family = load_base(config.base, **load_options(config))
+    for warning in input_warnings(config, dataset, family):
+        emit(warning)
+    config = resolve(config, family)
+    processes.first(lambda: sample_prior(config, family, emit))
+    run = identify(config, dataset, family)
+    _check_alike(run, processes)
+    if start is not None:
+        check_same(start, run, options.allow, emit)
+    return TrainingInputs(run, family, dataset, start)
+
+
+def _find_start(folder: Path, options: StartOptions, emit: Callback, processes: ProcessGroup) -> Checkpoint | None:
+    """Return the checkpoint that the first process finds; the others read the same."""
+    found = find_start(folder, options, emit) if processes.is_first else None
+    path = processes.all_gather(None if found is None else str(found.path))[0]
+    return found if processes.is_first or path is None else read_checkpoint(Path(path))
+
+
+def _check_validation(config: RunConfig, dataset: Dataset) -> None:
+    """Check that there are pictures to measure on, if ``validation.every`` asks for scores."""
+    if config.validation.every and not dataset.held_out.samples:
+        raise UserError(
+            "no picture is held out to measure on while training",
+            code="validation.nothing_held_out",
+            where="validation.every",
+            remedy="hold some out with data.held_out, or set it to 0",
+        )
+
+
+def _check_alike(run: Identity, processes: ProcessGroup) -> None:
+    """Check that all processes train on the same: on several machines each has files of its own."""
+    own = {"its configuration": config_hash(run.config), "the base's settings": settings_hash(run.settings)}
+    gathered = processes.all_gather({**run.hashes, **own})
+    for rank, hashes in enumerate(gathered):
+        for name, value in hashes.items():
+            if value != gathered[0][name]:
+                raise UserError(
+                    f"process {rank} has another one than process 0",
+                    code="distributed.other_inputs",
+                    where=name,
+                    remedy="let every process see the same files",
+                )
+
+
+def input_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[Warned]:
+    """Return what can be said of the pictures only once the base is known.
+
+    The survey has warned of small pictures already where the config names a resolution.
+    """
+    small = [] if config.data.resolution else note_small(dataset.train.samples, family.resolution)
+    return [*(Warned("data.enlarged_pictures", text) for text in small), *_cut_captions(config, dataset, family)]
+
+
+def _cut_captions(config: RunConfig, dataset: Dataset, family: Family) -> list[Warned]:
+    samples = (*dataset.train.samples, *dataset.held_out.samples)
+    sources = {caption: str(sample.path) for sample in samples for caption in sample.captions}
+    sources |= {prompt: "sample.prompts" for prompt in config.sample.prompts}
+    if config.data.prior is not None:
+        sources[config.data.prior.prompt] = "data.prior.prompt"
+    lengths = family.overlong(list(sources))
+    if not lengths:
+        return []
+    longest = max(lengths, key=lambda caption: lengths[caption])
+    count = f"{len(lengths)} of {len(sources)} captions {'is' if len(lengths) == 1 else 'are'}"
+    text = (
+        f"{count} longer than the {family.text_length} tokens that the text encoder reads, so the rest has no effect; "
+        f"the longest has {lengths[longest]}: {sources[longest]}"
+    )
+    return [Warned("data.cut_captions", text)]

@@ -1,0 +1,127 @@
+"""What a training leaves behind: the adapter's file, a sheet that shows it, its score and its card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from veneer import __version__
+from veneer.adapter.protocol import AdapterWeights
+from veneer.config.schema import RunConfig
+from veneer.data.preflight import read_prior
+from veneer.errors import UserError
+from veneer.evaluate.comparison import DRIFT
+from veneer.evaluate.heldout import choose_pictures, compare_adapter, pictures_by_kind
+from veneer.evaluate.results import Evaluation, Score, write_evaluation
+from veneer.family.registry import BUNDLED
+from veneer.files import atomic_write
+from veneer.run.events import AdapterSaved, Callback
+from veneer.run.folder import CARD, SHEET
+from veneer.run.preparation import TrainingInputs
+from veneer.sample.comparison import note_of, side_by_side, subjects_of
+from veneer.sample.files import write_sheet
+from veneer.train.events import Finished, Warned
+from veneer.weights.card import CardFacts, model_card
+from veneer.weights.file import FILE_NAME, AdapterFile, save
+
+__all__ = ["Result", "write_result"]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves behind.
+
+    Attributes:
+        adapter: the file.
+        sha256: of it.
+        sheet: base and adapter side by side.
+        score: on held-out pictures; None where there are none.
+    """
+
+    adapter: Path
+    sha256: str
+    sheet: Path
+    score: Score | None
+
+
+def write_result(inputs: TrainingInputs, finished: Finished, emit: Callback) -> Result:
+    """Save the adapter, then show it and measure it, which only tells how good it is.
+
+    Args:
+        inputs: of the training; the base has its own bits again.
+        finished: the trained adapter.
+        emit: is called with ``AdapterSaved`` and the score.
+
+    Raises:
+        UserError: the adapter learned nothing, or a file cannot be written.
+    """
+    config, family = inputs.run.config, inputs.family
+    path = config.output.dir / FILE_NAME
+    _check_trained(finished.weights, path)
+    sha256 = save(AdapterFile(finished.weights, inputs.run.metadata | {"veneer.steps": str(finished.step)}), path)
+    emit(AdapterSaved(path, sha256))
+    subjects = subjects_of(config, inputs.dataset)
+    page = side_by_side(family, finished.weights, subjects, config)
+    sheet = write_sheet(page, config.output.dir / SHEET, note_of(subjects))
+    score = _measure(inputs, finished, emit)
+    facts = _card_facts(config, sha256, subjects.prompts[0])
+    atomic_write(config.output.dir / CARD, model_card(facts, score).encode())
+    return Result(path, sha256, sheet, score)
+
+
+def _measure(inputs: TrainingInputs, finished: Finished, emit: Callback) -> Score | None:
+    """Return the score on held-out pictures; ``evaluation.json`` holds what can be measured without painting."""
+    config = inputs.run.config
+    drift = choose_pictures(read_prior(config), config.validation.pictures)
+    kinds = pictures_by_kind(config, inputs.dataset) | {DRIFT: drift}
+    try:
+        found = compare_adapter(config, inputs.family, kinds, finished.weights)
+    except UserError as fault:  # the adapter is saved, and whoever trained it long will want to look into it
+        emit(Warned("evaluation.failed", f"the adapter could not be measured: {fault}"))
+        return None
+    source = None if found.drift is None else "pictures of the class"
+    about: dict[str, Any] = {"adapter": FILE_NAME, "base": config.base, "step": finished.step, "drift_source": source}
+    write_evaluation(Evaluation(**vars(found), **about), config.output.dir)
+    if found.held_out is not None:
+        emit(found.held_out)
+    return found.held_out
+
+
+def _check_trained(weights: AdapterWeights, path: Path) -> None:
+    """Refuse an adapter that is as it started: its file would be a success that does nothing."""
+    if all(layer.is_untrained for layer in weights.values()):
+        raise UserError(
+            "was not written: every B is still zero, so nothing was learned and the adapter does nothing",
+            code="adapter.untrained",
+            where=path,
+            remedy="look for warnings in run.jsonl, or raise train.learning_rate",
+        )
+
+
+def _card_facts(config: RunConfig, sha256: str, prompt: str) -> CardFacts:
+    settings = _dotted(config.model_dump(mode="json", include={"seed", "adapter", "objective", "train"}))
+    return CardFacts(
+        title=config.output.dir.resolve().name,
+        base=config.base,
+        license="other",  # the pictures' and the base's licences are their owner's to name
+        prompt=prompt,
+        weights=FILE_NAME,
+        sha256=sha256,
+        config=settings | {"data.resolution": config.data.resolution},
+        trigger=config.data.trigger,
+        base_id=None if config.base == BUNDLED or Path(config.base).exists() else config.base,
+        pictures={SHEET: prompt},
+        version=__version__,
+    )
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for name, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _dotted(value, f"{prefix}{name}.")
+        elif value is not None:
+            flat[prefix + name] = value
+    return flat
