@@ -1,4 +1,4 @@
-"""``python -m benchmarks`` writes the pages and the plot again from the figures kept; it measures nothing."""
+"""Write the pages and the plot again from stored figures (``python -m benchmarks``); nothing is measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A batch of many adapters against the plain base, and against one picture after another.
+"""Time a batch of many adapters against the plain base, and against one picture after another.
 
 python -m benchmarks.batched              measure all, write results and page
 python -m benchmarks.batched --part full  measure a part again: bundled or full
@@ -43,7 +43,7 @@ WHAT = {
 
 @dataclass(frozen=True)
 class _Bench:
-    """One base to measure on.
+    """A base to measure on.
 
     Attributes:
         pipeline: that is never changed.
@@ -61,7 +61,7 @@ class _Bench:
 
 
 def main() -> None:
-    """Measure, keep, publish."""
+    """Measure, store the figures and publish them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=tuple(_TITLES))
     parser.add_argument("--rounds", type=int, default=3)
@@ -81,7 +81,7 @@ def _measure(part: str, rounds: int) -> Seconds:
 
 
 def _bundled() -> _Bench:
-    """The whole pipeline of the bundled base at its own 64 pixels."""
+    """Set up the whole pipeline of the bundled base at its own 64 pixels."""
 
     def paint(pipeline: StableDiffusionPipeline, count: int) -> object:
         generators = [torch.Generator().manual_seed(seed) for seed in range(count)]
@@ -93,7 +93,7 @@ def _bundled() -> _Bench:
 
 
 def _full() -> _Bench:
-    """Forward passes of the full-size denoiser; the pipeline's other parts do not run."""
+    """Set up forward passes of the full-size denoiser; the pipeline's other parts do not run."""
     pipeline: Any = models.bundled()
     pipeline.unet = models.full_size()
 
@@ -149,7 +149,7 @@ def _ways(bench: _Bench, folder: Path) -> dict[str, Callable[[], object]]:
 
 
 def section(figures: dict[str, Any]) -> str:
-    """The page's part, from the figures."""
+    """Write the page's section from the figures."""
     parts = [_table(figures[part], title) for part, title in _TITLES.items() if part in figures]
     if not parts:
         return "Not measured yet.\n"

@@ -1,4 +1,4 @@
-"""Frozen convolutions of Stable Diffusion 1.5: PyTorch's own beside the engine's, which makes some a matrix product.
+"""Time frozen convolutions of Stable Diffusion 1.5: PyTorch's, and the engine's, some of which are matrix products.
 
 python -m benchmarks.convolution               measure, write results and page
 """
@@ -37,7 +37,7 @@ PLAIN, OURS = "PyTorch", "engine"
 
 
 def main() -> None:
-    """Measure, keep, publish."""
+    """Measure, store the figures and publish them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def measure(shape: tuple[int, int, int, int], rounds: int) -> dict[str, list[float]]:
-    """Seconds of forward pass and input's gradient, of each way."""
+    """Time the forward pass and the input's gradient in each way."""
     batch, inputs, outputs, side = shape
     plain = nn.Conv2d(inputs, outputs, 3, padding=1).requires_grad_(False)
     layers: dict[str, nn.Module] = {PLAIN: plain, OURS: copy.deepcopy(plain)}
@@ -63,7 +63,7 @@ def measure(shape: tuple[int, int, int, int], rounds: int) -> dict[str, list[flo
 
 
 def section(figures: dict[str, Any]) -> str:
-    """The page's part, from the figures."""
+    """Write the page's section from the figures."""
     if not figures:
         return "Not measured yet.\n"
     rows = [

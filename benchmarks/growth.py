@@ -1,4 +1,4 @@
-"""How a step's time and memory grow with pictures, pixels, rank, and adapters in memory.
+"""Measure how a step's time and memory grow with pictures, pixels, rank, and adapters in memory.
 
 python -m benchmarks.growth                    measure every axis, write results, page and docs/growth.png
 python -m benchmarks.growth --axis rank        one of them again
@@ -18,8 +18,8 @@ from torch.nn import functional
 
 import veneer
 from benchmarks import models
-from benchmarks.kept import kept_bytes
 from benchmarks.page import PAGE, figures_of, keep, machine, show
+from benchmarks.saved_tensors import saved_tensor_bytes
 from benchmarks.timing import interleaved, slope
 
 NAME = "growth"
@@ -52,7 +52,7 @@ WHAT = {
 
 
 def main() -> None:
-    """Measure, keep, publish, draw."""
+    """Measure, store the figures, publish and draw them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--axis", choices=tuple(AXES))
     parser.add_argument("--rounds", type=int, default=5)
@@ -71,7 +71,7 @@ def _point(axis: str, size: int, rounds: int) -> dict[str, float]:
 
 
 def _step(axis: str, size: int, rounds: int) -> dict[str, float]:
-    """Seconds of a forward and backward pass, and the bytes kept between them."""
+    """Measure the seconds of a forward and backward pass, and the bytes saved between them."""
     at = USUAL | ({"pixels": 128} if axis == "pictures" else {}) | {axis: size}
     base = models.narrow()
     networks = {PEFT: models.adapted(base, at["rank"]), LEAN: models.adapted(base, at["rank"])}
@@ -90,7 +90,7 @@ def _step(axis: str, size: int, rounds: int) -> dict[str, float]:
         LINEAR: without_attention,
     }
     seconds = {way: median(taken) for way, taken in interleaved(ways, rounds).items()}
-    return {"size": size} | seconds | {"bytes": kept_bytes(lambda: loss(LEAN))}
+    return {"size": size} | seconds | {"bytes": saved_tensor_bytes(lambda: loss(LEAN))}
 
 
 def _backward(loss: Tensor) -> None:
@@ -99,7 +99,7 @@ def _backward(loss: Tensor) -> None:
 
 @contextmanager
 def no_attention() -> Iterator[None]:
-    """Tokens do not meet inside: of keys and values only a mean is added, so that all gradients flow."""
+    """Leave attention out: only a mean of keys and values is added, so that all gradients flow."""
 
     def alone(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
         return query + (key + value).mean(-2, keepdim=True)
@@ -109,7 +109,7 @@ def no_attention() -> Iterator[None]:
 
 
 def _bank(size: int, rounds: int) -> dict[str, float]:
-    """Seconds of a forward pass of two rows while so many adapters are in memory, and their bytes."""
+    """Measure the seconds of a forward pass of two rows while so many adapters are in memory, and their bytes."""
     networks: dict[str, nn.Module] = {"unet": models.narrow()}
     bank = veneer.AdapterBank(networks)
     adapters = models.adapters(networks, size, USUAL["rank"])
@@ -126,7 +126,7 @@ def _bank(size: int, rounds: int) -> dict[str, float]:
 
 
 def section(figures: dict[str, Any]) -> str:
-    """The page's part, from the figures."""
+    """Write the page's section from the figures."""
     if not figures:
         return "Not measured yet.\n"
     rows = [
@@ -149,7 +149,7 @@ def section(figures: dict[str, Any]) -> str:
 
 
 def rows_of(axis: str, points: Sequence[dict[str, float]]) -> Iterator[str]:
-    """The table's rows of one axis."""
+    """Yield the table's rows of one axis."""
     sizes = [_across(axis, point["size"]) for point in points]
     shown = f"{AXES[axis][0]} to {AXES[axis][-1]}"
     for what in list(points[0])[1:]:
@@ -161,12 +161,12 @@ def rows_of(axis: str, points: Sequence[dict[str, float]]) -> Iterator[str]:
 
 
 def _across(axis: str, size: float) -> float:
-    """What is linear in work: tokens go with the square of the side."""
+    """Return the size that the work is linear in: tokens go with the square of the side."""
     return size * size if axis == "pixels" else size
 
 
 def draw(figures: dict[str, Any]) -> None:
-    """Time and bytes against each size, on logarithmic axes."""
+    """Draw time and bytes against each size, on logarithmic axes."""
     import matplotlib
 
     matplotlib.use("agg")

@@ -1,4 +1,4 @@
-"""A merged adapter costs no time (Hu et al. 2021, section 4.1): merged over base, beside base over base.
+"""Show that a merged adapter costs no time (Hu et al. 2021, section 4.1): merged over base, beside base over base.
 
 python -m benchmarks.merged               measure on both bases, write results and page
 """
@@ -25,7 +25,7 @@ TITLES = {
 
 
 def main() -> None:
-    """Measure, keep, publish."""
+    """Measure, store the figures and publish them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
@@ -69,7 +69,7 @@ def _merge(unet: Any) -> None:
 
 
 def section(figures: dict[str, Any]) -> str:
-    """The page's part, from the figures."""
+    """Write the page's section from the figures."""
     rows = [f"On {figures['machine']}. An adapter of rank 4 on the attention.", ""]
     rows += [
         "| what runs | base, s | merged over base | base again over base: the noise |",

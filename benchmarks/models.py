@@ -1,4 +1,4 @@
-"""What is measured: the bundled base, Stable Diffusion 1.5's UNet at full size, and adapters for them."""
+"""Make what is measured: the bundled base, Stable Diffusion 1.5's UNet at full size, and adapters for them."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 def quiet() -> None:
-    """No notices of the libraries between the tables."""
+    """Silence the libraries' notices, which would stand between the tables."""
     warnings.simplefilter("ignore")
     logging.set_verbosity_error()
 
 
 def bundled() -> StableDiffusionPipeline:
-    """The bundled base, quiet."""
+    """Load the bundled base."""
     pipeline: Any = veneer.load_base("bundled").pipeline()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def full_size() -> UNet2DConditionModel:
-    """Stable Diffusion 1.5's UNet: 859,520,964 random parameters, float32, 3.4 GB."""
+    """Make Stable Diffusion 1.5's UNet: 859,520,964 random parameters, float32, 3.4 GB."""
     return _unet((320, 640, 1280, 1280))
 
 
 def narrow() -> UNet2DConditionModel:
-    """The same network a fifth as wide, for what would take too long at full size."""
+    """Make the same network a fifth as wide, for what would take too long at full size."""
     return _unet((64, 128, 256, 256))
 
 
@@ -76,7 +76,7 @@ def _unet(widths: tuple[int, ...]) -> UNet2DConditionModel:
 
 
 def autoencoder() -> AutoencoderKL:
-    """Stable Diffusion 1.5's, at full size and random."""
+    """Make Stable Diffusion 1.5's autoencoder, at full size and random."""
     made = AutoencoderKL(
         block_out_channels=(128, 256, 512, 512),
         layers_per_block=2,
@@ -89,7 +89,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def full_size_pipeline() -> StableDiffusionPipeline:
-    """Stable Diffusion 1.5 whole, at full size and random; the tokenizer is the bundled base's, which pads alike."""
+    """Make Stable Diffusion 1.5, at full size and random; the tokenizer is the bundled base's, which pads alike."""
     pipeline: Any = bundled()
     text = CLIPTextConfig(
         hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12, projection_dim=768
@@ -101,7 +101,7 @@ def full_size_pipeline() -> StableDiffusionPipeline:
 
 
 def adapted(unet: UNet2DConditionModel, rank: int = 4) -> UNet2DConditionModel:
-    """A twin in training mode with peft's adapters on the attention, A and B random."""
+    """Make a twin in training mode with peft's adapters on the attention, A and B random."""
     other: Any = twin(unet)
     torch.manual_seed(1)
     other.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights=False, target_modules=list(ATTENTION)))
@@ -110,7 +110,7 @@ def adapted(unet: UNet2DConditionModel, rank: int = 4) -> UNet2DConditionModel:
 
 
 def squared_error(unet: nn.Module, rows: int, pixels: int, input_learns: bool = False) -> Tensor:
-    """The loss of one forward pass for pictures of a side of ``pixels``, with a text of 77 tokens each.
+    """Return the loss of one forward pass for pictures of a side of ``pixels``, with a text of 77 tokens each.
 
     Args:
         unet: the denoiser.
@@ -127,7 +127,7 @@ def squared_error(unet: nn.Module, rows: int, pixels: int, input_learns: bool = 
 
 
 def twin(unet: UNet2DConditionModel) -> UNet2DConditionModel:
-    """Another network over the very same weights: what is injected into one does not slow the other."""
+    """Make another network over the very same weights: what is injected into one does not slow the other."""
     with torch.device("meta"):
         other = UNet2DConditionModel.from_config(unet.config)
     other.load_state_dict(unet.state_dict(), assign=True)
@@ -135,7 +135,7 @@ def twin(unet: UNet2DConditionModel) -> UNet2DConditionModel:
 
 
 def beside(pipeline: Any) -> Any:
-    """A pipeline with a denoiser of its own over the same weights, and the other parts shared."""
+    """Make a pipeline with a denoiser of its own over the same weights, and the other parts shared."""
     other: Any = StableDiffusionPipeline(**{**pipeline.components, "unet": twin(pipeline.unet)})
     other.set_progress_bar_config(disable=True)
     return other
@@ -144,7 +144,7 @@ def beside(pipeline: Any) -> Any:
 def adapter(
     networks: Mapping[str, nn.Module], rank: int, seed: int, targets: tuple[str, ...] = ATTENTION
 ) -> dict[str, LoraFactors]:
-    """Random factors of the layers that end in ``targets``, alpha the rank."""
+    """Draw random factors for the layers that end in ``targets``, alpha the rank."""
     generator = torch.Generator().manual_seed(seed)
     endings = tuple(f".{target}" for target in targets)
     found = {path: layer.weight.shape for path, layer in layers_of(networks).items() if path.endswith(endings)}
@@ -158,13 +158,13 @@ def _factors(shape: torch.Size, rank: int, generator: torch.Generator) -> LoraFa
 
 
 def adapters(networks: Mapping[str, nn.Module], count: int, rank: int = 4) -> dict[str, AdapterWeights]:
-    """Several, by name: ``a0``, ``a1``, ..."""
+    """Draw several adapters, by name: ``a0``, ``a1``, ..."""
     return {f"a{number}": adapter(networks, rank, number) for number in range(count)}
 
 
 @torch.inference_mode()
 def denoise(unet: nn.Module, rows: int, pixels: int) -> Tensor:
-    """One forward pass for pictures of a side of ``pixels``, with a text of 77 tokens each."""
+    """Run one forward pass for pictures of a side of ``pixels``, with a text of 77 tokens each."""
     config: Any = unet.config
     side = pixels // 8
     noisy = torch.full((rows, config.in_channels, side, side), 0.1)

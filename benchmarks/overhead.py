@@ -1,4 +1,4 @@
-"""What a run spends on what a person sees of it: the bar, run.jsonl, TensorBoard, sheets and their strip.
+"""Measure what a run spends on what a person sees of it: the bar, run.jsonl, TensorBoard, sheets and their strip.
 
 python -m benchmarks.overhead                measure a run of 1,000 steps on the bundled base, write results and page
 python -m benchmarks.overhead --steps 200    a shorter one: what is done once, such as imports, weighs more
@@ -47,7 +47,7 @@ WHAT = {
 
 
 class Meter:
-    """Adds up seconds by what they were spent on; what is timed within another is not counted twice."""
+    """A meter that adds up seconds by what they were spent on; what is timed within another is not counted twice."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
@@ -72,7 +72,7 @@ class Meter:
 
 @contextmanager
 def metering(meter: Meter) -> Iterator[None]:
-    """Within, all that shows is timed."""
+    """Time all that shows within the block."""
     drawing = Meter()  # another thread's: its seconds are no part of the main one's, and only its own work counts
     timed: list[tuple[Any, str, str | None]] = [
         (Progress, "__call__", BAR),
@@ -94,7 +94,7 @@ def metering(meter: Meter) -> Iterator[None]:
 
 
 def _method(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A plain function, which a class makes a method of."""
+    """Return a plain function, which a class makes a method of."""
 
     def method(*arguments: Any, **options: Any) -> Any:
         return call(*arguments, **options)
@@ -103,7 +103,7 @@ def _method(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def measure(config: RunConfig) -> dict[str, Any]:
-    """Seconds of a run's training, from its start to its last step, and what went into each thing that shows."""
+    """Time a run's training, from its start to its last step, and each thing in it that shows."""
     meter, times = Meter(), {}
     with open(os.devnull, "w") as nowhere, metering(meter), Progress(_terminal(nowhere)) as progress:
 
@@ -123,7 +123,7 @@ def _terminal(nowhere: TextIO) -> Console:
 
 
 def config_in(folder: Path, steps: int) -> RunConfig:
-    """The example's pictures, batch 4, a sheet of four pictures every hundredth step."""
+    """Configure the example's pictures, batch 4, a sheet of four pictures every hundredth step."""
     return veneer.build_config(
         {
             "base": "bundled",
@@ -138,7 +138,7 @@ def config_in(folder: Path, steps: int) -> RunConfig:
 
 
 def section(figures: dict[str, Any]) -> str:
-    """The page's part, from the figures."""
+    """Write the page's section from the figures."""
     shown, training = figures["shown"], figures["training"]
     rows = [
         f"On {figures['machine']}. One run of {figures['steps']:,} steps on the bundled base, batch 4, which took "
@@ -154,13 +154,13 @@ def section(figures: dict[str, Any]) -> str:
 
 
 def sentence(figures: dict[str, Any]) -> str:
-    """The one figure, in words."""
+    """Put the one figure into a sentence."""
     share = sum(figures["shown"].values()) / figures["training"]
     return f"of a run of {figures['steps']:,} steps on the bundled base, {share:.2%} went into what it shows.\n"
 
 
 def main() -> None:
-    """Measure, keep, publish."""
+    """Measure, store the figures and publish them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=1000)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Where figures are kept, and the page that quotes them: each benchmark has a file of results and a section."""
+"""Keep the figures of benchmarks and quote them on a page: each has a file of results and a section."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _RESULTS = Path(__file__).parent / "results"
 
 
 def figures_of(name: str) -> dict[str, Any]:
-    """A benchmark's last figures; none before its first run."""
+    """Return a benchmark's last figures; none before its first run."""
     path = _RESULTS / f"{name}.json"
     return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
@@ -38,7 +38,7 @@ def show(name: str, text: str) -> None:
 
 
 def machine() -> str:
-    """What the figures were taken on, in a line."""
+    """Describe the machine that figures are taken on, in a line."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _processor()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "diffusers", "peft"))
     return f"{device}, {torch.get_num_threads()} thread(s), float32, {packages}"

@@ -1,4 +1,4 @@
-"""The most memory that training takes beyond the weights: an adapter beside all of the network.
+"""Measure the peak memory of training beyond the weights: an adapter beside the whole network.
 
 python -m benchmarks.peak_memory                measure each way in a process of its own, write results and page
 python -m benchmarks.peak_memory --way lean     one way, in this process: prints its bytes
@@ -34,7 +34,7 @@ WHAT = {
 
 
 def main() -> None:
-    """Measure, keep, publish."""
+    """Measure, store the figures and publish them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--way", choices=tuple(WHAT))
     way = parser.parse_args().way
@@ -52,7 +52,7 @@ def _in_a_process_of_its_own(way: str) -> Any:
 
 
 def measure(way: str) -> dict[str, int]:
-    """Bytes: the frozen network's weights, the process before the first step, and its peak over two steps of AdamW."""
+    """Measure the bytes of the frozen weights, of the process before the first step, and at its peak over two steps."""
     models.quiet()
     unet: Any = models.full_size()
     weights = sum(parameter.nbytes for parameter in unet.parameters())
@@ -70,12 +70,12 @@ def measure(way: str) -> dict[str, int]:
         optimizer.zero_grad()
     most = peak.bytes()
     if most is None:
-        raise SystemExit("the system does not tell a process's peak of memory; Linux does")
+        raise SystemExit("this system cannot reset the peak of a process's memory; Linux can")
     return {"weights": weights, "before": before.current, "peak": most}
 
 
 def section(figures: dict[str, Any]) -> str:
-    """The page's part, from the figures."""
+    """Write the page's section from the figures."""
     if not figures:
         return "Not measured yet.\n"
     rows = [

@@ -26,7 +26,7 @@ __all__ = ["fused", "load_all", "mixed", "text_to_image_steps", "write"]
 
 
 def write(adapters: Mapping[str, AdapterWeights], folder: Path) -> dict[str, str]:
-    """A file of each adapter, by its name."""
+    """Write a file of each adapter; return them by name."""
     paths = {name: folder / f"{name}.safetensors" for name in adapters}
     for name, path in paths.items():
         save(AdapterFile(adapters[name]), path)
@@ -51,7 +51,7 @@ def load_all(pipeline: StableDiffusionPipeline, files: Mapping[str, str]) -> Non
 
 @contextmanager
 def mixed(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
-    """peft's mixed batch, a name a row, by the very hooks that ``PeftModel(..., adapter_names=names)`` sets."""
+    """Set up peft's mixed batch, a name a row, by the very hooks that ``PeftModel(..., adapter_names=names)`` sets."""
     hook = partial(_adapter_names_pre_forward_hook, adapter_names=list(names))
     layers = [module for module in network.modules() if isinstance(module, LoraLayer)]
     handles = [layer.register_forward_pre_hook(hook, with_kwargs=True) for layer in layers]
@@ -61,7 +61,7 @@ def mixed(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
 
 
 def text_to_image_steps(pipeline: Any, pictures: Sequence[tuple[Path, str]], side: int) -> Iterator[float]:
-    """Training steps of batch 1, for ever: the loss of each.
+    """Train in steps of batch 1, for ever, and yield the loss of each.
 
     The loop of ``examples/text_to_image/train_text_to_image_lora.py`` of huggingface/diffusers with its defaults:
     pictures are decoded, encoded by the autoencoder, and captions by the text encoder, in every step; adapters are
@@ -100,7 +100,7 @@ def text_to_image_steps(pipeline: Any, pictures: Sequence[tuple[Path, str]], sid
 
 
 class _Pictures(torch.utils.data.Dataset[dict[str, Tensor]]):
-    """Resized, cut from the middle, scaled to [-1, 1]; captions as tokens."""
+    """A dataset of pictures, resized, cut from the middle, scaled to [-1, 1], with captions as tokens."""
 
     def __init__(self, tokenizer: Any, pictures: Sequence[tuple[Path, str]], side: int) -> None:
         self._tokenizer, self._pictures, self._side = tokenizer, pictures, side

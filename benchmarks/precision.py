@@ -1,4 +1,4 @@
-"""What a frozen base weighs in each format, what it costs to read it, and what of the base's skill is left.
+"""Measure what a frozen base weighs in each format, what unpacking costs, and how much of the base's skill is left.
 
 python -m benchmarks.precision            measure, write results and page
 python -m benchmarks.precision --only bundled --quick --no-page
@@ -41,7 +41,7 @@ _SIDE = 64
 
 
 def main() -> None:
-    """Measure, keep, publish."""
+    """Measure, store the figures and publish them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=_PARTS, help="one of the two parts")
     parser.add_argument("--quick", action="store_true", help="two pictures and one round: to see that it runs")
@@ -60,14 +60,14 @@ def main() -> None:
 
 
 def full_size() -> nn.Module:
-    """Stable Diffusion 1.5's UNet, without numbers."""
+    """Make Stable Diffusion 1.5's UNet without numbers."""
     with torch.device("meta"):
         made: nn.Module = UNet2DConditionModel.from_config(dict(PUBLISHED["sd15"].denoiser))
     return made
 
 
 def weights_of(make: Callable[[], nn.Module], format: str) -> dict[str, int]:
-    """Bytes of a network's linear layers in a format, and of all else; counted, not measured.
+    """Count the bytes of a network's linear layers in a format, and of all else.
 
     Args:
         make: the network, on the meta device.
@@ -87,7 +87,7 @@ def weights_of(make: Callable[[], nn.Module], format: str) -> dict[str, int]:
 
 
 def _bundled(pictures: int, rounds: int) -> dict[str, Any]:
-    """Held-out losses of the bundled base in each format, and seconds of a training step."""
+    """Measure held-out losses of the bundled base in each format, and the seconds of a training step."""
     bases = {format: veneer.load_base("bundled", format) for format in _ALL}
     dataset = survey(_config(NONE, pictures).data)
     held_out = choose_pictures(dataset.held_out, pictures)
@@ -114,14 +114,14 @@ def _beside(losses: Losses, full: Losses) -> dict[str, float]:
 
 
 def _step(format: str, base: Any, dataset: Dataset, pictures: int) -> Callable[[], object]:
-    """A step on pictures that are encoded already; the trainer is left open as long as the base is there."""
+    """Return a step on pictures that are encoded already; the trainer is left open as long as the base is there."""
     trainer = Trainer(_config(format, pictures), base, dataset)
     micros = trainer.batches.micro_batches(0)
     return lambda: train_step(trainer.context, 0, micros)
 
 
 def section(figures: dict[str, Any]) -> str:
-    """A table for each part that was measured."""
+    """Write a table for each part that was measured."""
     parts = {"full": _weights, "bundled": _skill}
     tables = ["\n".join(part(figures)) for name, part in parts.items() if name in figures]
     return ("\n\n".join(tables) or "Not measured yet.") + "\n"

@@ -1,4 +1,4 @@
-"""What a step at ``lean`` spends its time on at 512 pixels, and how fast each part runs.
+"""Profile a step at ``lean`` at 512 pixels: what it spends its time on, and how fast each part runs.
 
 python -m benchmarks.profile_step              measure, write results and page
 """
@@ -42,7 +42,7 @@ _KERNELS = {
 
 
 def main() -> None:
-    """Measure, keep, publish."""
+    """Measure, store the figures and publish them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixels", type=int, default=PIXELS)
     pixels = parser.parse_args().pixels
@@ -52,7 +52,7 @@ def main() -> None:
 
 
 def measure(pixels: int) -> dict[str, Any]:
-    """Seconds of each part in the second of two steps, and of encoding a picture; operations of the forward passes."""
+    """Measure each part of the second of two steps, and encoding a picture; count the forward passes' operations."""
     base = models.full_size()
     unet, encoder = models.adapted(base), models.autoencoder()
     picture = torch.randn(1, 3, pixels, pixels)
@@ -74,7 +74,7 @@ def _part(kernel: str) -> str:
 
 
 def _operations(forward: Callable[[], object]) -> dict[str, int]:
-    """Of one forward pass: of the products of attention, and of all others."""
+    """Count the operations of one forward pass: of attention's products, and of all others."""
     attention: list[int] = []
     plain = functional.scaled_dot_product_attention
 
@@ -94,7 +94,7 @@ def _operations(forward: Callable[[], object]) -> dict[str, int]:
 
 
 def section(figures: dict[str, Any]) -> str:
-    """The page's part, from the figures."""
+    """Write the page's section from the figures."""
     if not figures:
         return "Not measured yet.\n"
     seconds, operations = figures["seconds"], figures["operations"]
@@ -113,8 +113,10 @@ def section(figures: dict[str, Any]) -> str:
 
 
 def _rates(seconds: dict[str, float], operations: dict[str, int]) -> str:
-    """How fast each part runs. The gradient of a product's input is as much work as the product; attention's backward
-    pass is five products for the forward pass' two.
+    """Compute how fast each part runs.
+
+    The gradient of a product's input is as much work as the product; attention's backward pass is five products for the
+    forward pass' two.
     """
     attention = 3.5 * operations[ATTENTION] / seconds[ATTENTION]
     others = 2 * operations[PRODUCT] / (seconds[CONVOLUTION] + seconds[PRODUCT])

@@ -1,4 +1,4 @@
-"""What a forward pass keeps for the backward pass, and what the step takes, at each level of memory.
+"""Measure what a forward pass saves for the backward pass, and what the step takes, at each memory level.
 
 python -m benchmarks.saved_bytes                  measure both sizes of picture, write results and page
 python -m benchmarks.saved_bytes --pixels 512     one of them again
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 import veneer
 from benchmarks import models
-from benchmarks.kept import kept_bytes
 from benchmarks.page import PAGE, figures_of, keep, machine, show
+from benchmarks.saved_tensors import saved_tensor_bytes
 from benchmarks.timing import interleaved, ratio
 from tools.publish import publish
 from veneer.engine import MemoryLevel
@@ -25,7 +25,7 @@ ENGINE_PAGE = PAGE.with_name("engine.md")
 PIXELS = (256, 512)
 LEVELS: tuple[MemoryLevel, ...] = ("lean", "leaner", "checkpoint")
 BARS = {"lean": (0.62, 1.02), "leaner": (0.30, 1.15)}
-"""Of the levels that have one: of bytes and of time, over peft."""
+"""The limits of bytes and of time over peft, for the levels that have one."""
 FROZEN_BAR = 1.05
 FROZEN, FROZEN_LEAN, PEFT = "frozen", "frozen, lean", "peft"
 WHAT = {
@@ -39,7 +39,7 @@ WHAT = {
 
 
 def main() -> None:
-    """Measure, keep, publish."""
+    """Measure, store the figures and publish them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pixels", type=int, choices=PIXELS)
     parser.add_argument("--rounds", type=int, default=7)
@@ -53,13 +53,13 @@ def main() -> None:
 
 
 def publish_all(figures: dict[str, Any]) -> None:
-    """The whole tables on the benchmarks' page, the short one on the engine's."""
+    """Put the whole tables on the benchmarks' page, the short one on the engine's."""
     publish(ENGINE_PAGE, short(figures), SHORT)
     show(NAME, section(figures))
 
 
 def _forwards() -> dict[str, Callable[[int], Tensor]]:
-    """The loss of each way for pictures of so many pixels; networks of their own over the same weights."""
+    """Return functions for the loss of each way, by networks of their own over the same weights."""
     base = models.full_size()
     networks: dict[str, nn.Module] = {FROZEN: base, FROZEN_LEAN: models.twin(base), PEFT: models.adapted(base)}
     veneer.prepare(networks[FROZEN_LEAN], "lean")
@@ -74,19 +74,19 @@ def _forwards() -> dict[str, Callable[[int], Tensor]]:
 
 
 def measure(forwards: dict[str, Callable[[int], Tensor]], pixels: int, rounds: int) -> dict[str, Any]:
-    """Bytes of each way, and seconds of each of its rounds."""
-    kept = {way: kept_bytes(lambda forward=forward: forward(pixels)) for way, forward in forwards.items()}  # type: ignore[misc]
+    """Measure the bytes of each way, and the seconds of each of its rounds."""
+    kept = {way: saved_tensor_bytes(lambda forward=forward: forward(pixels)) for way, forward in forwards.items()}  # type: ignore[misc]
     steps = {way: _step(forward, pixels) for way, forward in forwards.items()}
     return {"machine": machine(), "bytes": kept, "seconds": interleaved(steps, rounds)}
 
 
 def _step(forward: Callable[[int], Tensor], pixels: int) -> Callable[[], None]:
-    """Forward and backward pass. Gradients add up, as between a trainer's micro-batches."""
+    """Return a forward and backward pass; gradients add up, as between a trainer's micro-batches."""
     return lambda: forward(pixels).backward()
 
 
 def section(figures: dict[str, Any]) -> str:
-    """The page's part, from the figures."""
+    """Write the page's section from the figures."""
     parts = [_table(figures[str(pixels)], pixels) for pixels in PIXELS if str(pixels) in figures]
     return "\n".join(parts) if parts else "Not measured yet.\n"
 
@@ -108,7 +108,7 @@ def _table(figures: dict[str, Any], pixels: int) -> str:
 
 
 def short(figures: dict[str, Any]) -> str:
-    """Each level's bytes and time over peft's, for both sizes."""
+    """Write each level's bytes and time over peft's, for both sizes."""
     sizes = [pixels for pixels in PIXELS if str(pixels) in figures]
     if not sizes:
         return "Not measured yet.\n"
@@ -133,7 +133,7 @@ def _over_peft(figures: dict[str, Any], level: str) -> tuple[str, str]:
 
 
 def _verdict(figures: dict[str, Any]) -> str:
-    """Each bar, and what was measured."""
+    """Write each limit, and what was measured."""
     kept, seconds, said = figures["bytes"], figures["seconds"], []
     for level, (most_kept, most_time) in BARS.items():
         share, time = kept[level] / kept[PEFT], ratio(seconds[level], seconds[PEFT]).middle

@@ -1,4 +1,4 @@
-"""Another adapter on a loaded pipeline: choosing a row of the bank, merging, and what diffusers offers.
+"""Time the ways to another adapter on a loaded pipeline: a row of the bank, merging, and what diffusers offers.
 
 python -m benchmarks.switching            measure on both bases, write results and page
 """
@@ -33,7 +33,7 @@ TITLES = {"bundled": "The bundled base", "full": "Stable Diffusion 1.5's denoise
 
 
 def main() -> None:
-    """Measure, keep, publish."""
+    """Measure, store the figures and publish them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     rounds = parser.parse_args().rounds
@@ -71,7 +71,7 @@ def _unfuse(pipeline: Any) -> None:
 
 
 def _theirs(pipeline: Any, files: dict[str, str]) -> dict[str, Callable[[], object]]:
-    """The other switches of diffusers, from one of two adapters to the other."""
+    """Return diffusers' other ways, from one of two adapters to the other."""
     swapped: Any = models.beside(pipeline)
     loaded: Any = models.beside(pipeline)
     swapped.load_lora_weights(files["a0"], adapter_name="one")
@@ -84,7 +84,7 @@ def _theirs(pipeline: Any, files: dict[str, str]) -> dict[str, Callable[[], obje
 
 
 def _ours(pipeline: Any, files: dict[str, str]) -> dict[str, Callable[[], object]]:
-    """From one of two adapters to the other, each over a network of its own."""
+    """Return our ways from one of two adapters to the other, each over a network of its own."""
     networks = {"unet": models.beside(pipeline).unet}
     adapters = {name: veneer.load_adapter(Path(file)).weights for name, file in files.items()}
     bank, turns = veneer.AdapterBank(networks), {way: _turns(files) for way in (BANK, BANK_FILE, MERGE, MERGE_FILE)}
@@ -120,7 +120,7 @@ def _turns(files: dict[str, str]) -> Iterator[str]:
 
 
 def section(figures: dict[str, Any]) -> str:
-    """The page's part, from the figures."""
+    """Write the page's section from the figures."""
     return "\n".join([f"On {figures['machine']}.\n", *(_table(figures[base], TITLES[base]) for base in TITLES)])
 
 

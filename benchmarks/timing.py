@@ -1,4 +1,4 @@
-"""Seconds of several ways to do the same thing, taken in turn on one machine, and the ratios between them."""
+"""Time several ways to do the same thing in turn on one machine, and compute the ratios between them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 __all__ = ["Ratio", "Seconds", "interleaved", "ratio", "slope", "timed"]
 
 Seconds: TypeAlias = "dict[str, list[float]]"
-"""Of each way, one a round."""
+"""The seconds of each way, one number a round."""
 
 
 def interleaved(
@@ -25,9 +25,9 @@ def interleaved(
     So a busy moment of the machine meets all of them, and none is always the first.
 
     Args:
-        ways: what is timed, by name.
-        rounds: how often.
-        undo: what follows a way, untimed.
+        ways: the functions that are timed, by name.
+        rounds: how often each is timed.
+        undo: functions that are called after a way, untimed.
     """
     seconds: Seconds = {name: [] for name in ways}
     names, undo = list(ways), undo or {}
@@ -46,7 +46,7 @@ def _nothing() -> None:
 
 
 def timed(way: Callable[[], object]) -> float:
-    """Seconds that one call takes, with what it left the GPU to do."""
+    """Return the seconds that one call takes, including what it left the GPU to do."""
     _wait()
     began = time.perf_counter()
     way()
@@ -61,7 +61,7 @@ def _wait() -> None:
 
 @dataclass(frozen=True)
 class Ratio:
-    """Of two ways, over the rounds: the median of the rounds' own ratios, and their quartiles."""
+    """The ratio of two ways: the median of the rounds' own ratios, and their quartiles."""
 
     middle: float
     low: float
@@ -72,7 +72,7 @@ class Ratio:
 
 
 def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
-    """Seconds ``above`` over seconds ``below``, round by round."""
+    """Divide seconds ``above`` by seconds ``below``, round by round."""
     each = [one / other for one, other in zip(above, below, strict=True)]
     if len(each) == 1:
         return Ratio(each[0], each[0], each[0])
@@ -81,5 +81,5 @@ def ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
 
 
 def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """The power of the size that the values grow with: the least-squares line on logarithmic axes."""
+    """Fit the power of the size that the values grow with: a least-squares line on logarithmic axes."""
     return linear_regression([math.log(size) for size in sizes], [math.log(value) for value in values]).slope

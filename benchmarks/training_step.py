@@ -1,4 +1,4 @@
-"""A whole training step with its data: veneer's own trainer beside diffusers' text-to-image LoRA example.
+"""Time a whole training step with its data: veneer's trainer beside diffusers' text-to-image LoRA example.
 
 python -m benchmarks.training_step             measure, write results and page
 """
@@ -36,7 +36,7 @@ MEMORY = {EXACT: "exact", LEAN: "lean"}
 
 
 def main() -> None:
-    """Measure, keep, publish."""
+    """Measure, store the figures and publish them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     models.quiet()
@@ -47,7 +47,7 @@ def main() -> None:
 
 
 def measure(folder: Path, rounds: int) -> dict[str, Any]:
-    """Seconds of each way's steps, and of what only a picture's first step does."""
+    """Time each way's steps, and what only a picture's first step does."""
     pipeline: Any = models.full_size_pipeline()
     pictures = _pictures(folder)
     steps = {PEER: peers.text_to_image_steps(models.beside(pipeline), pictures, PIXELS)}
@@ -61,7 +61,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
 
 
 def _pictures(folder: Path) -> list[tuple[Path, str]]:
-    """One picture of the demo, enlarged, with its caption: the untimed round is then the one that encodes it."""
+    """Write one picture of the demo, enlarged, with its caption: the untimed round is then the one that encodes it."""
     (folder / "pictures").mkdir()
     place = folder / "pictures" / "castle.png"
     with Image.open(next(iter(sorted((veneer.demo_path() / "train").glob("*.png"))))) as picture:
@@ -71,7 +71,7 @@ def _pictures(folder: Path) -> list[tuple[Path, str]]:
 
 
 def config_in(folder: Path, memory: str) -> RunConfig:
-    """The example's settings: batch 1, rank 4, AdamW at 1e-4, gradients clipped to 1."""
+    """Configure the example's settings: batch 1, rank 4, AdamW at 1e-4, gradients clipped to 1."""
     return veneer.build_config(
         {
             "base": "bundled",  # named only; the networks are given
@@ -90,14 +90,14 @@ def config_in(folder: Path, memory: str) -> RunConfig:
 
 
 def _own_steps(config: RunConfig, family: StableDiffusion) -> Iterator[float]:
-    """The loss of each step, as the trainer's events tell it."""
+    """Yield the loss of each step, from the trainer's events."""
     for event in train(config, family, veneer.survey(config.data)):
         if isinstance(event, StepDone):
             yield event.loss
 
 
 def section(figures: dict[str, Any]) -> str:
-    """The page's part, from the figures."""
+    """Write the page's section from the figures."""
     if not figures:
         return "Not measured yet.\n"
     seconds = figures["seconds"]

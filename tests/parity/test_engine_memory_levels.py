@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.kept import kept_by_layer, kept_bytes
+from benchmarks.saved_tensors import saved_bytes_by_layer, saved_tensor_bytes
 from tests.networks import NETWORKS, adapt, gradients, worst
 from veneer.engine import MemoryLevel, prepare
 
@@ -21,8 +21,8 @@ def test_the_count_of_bytes_is_what_autograd_asks_for() -> None:
     def forward() -> torch.Tensor:
         return network.call(model, torch.float32).square().mean()
 
-    asked = sum(kept_by_layer(forward, model.parameters()).values())
-    assert kept_bytes(forward) == pytest.approx(asked, rel=0.02)
+    asked = sum(saved_bytes_by_layer(forward, model.parameters()).values())
+    assert saved_tensor_bytes(forward) == pytest.approx(asked, rel=0.02)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -106,6 +106,6 @@ def test_each_level_keeps_less_than_peft(kind: str, memory: MemoryLevel) -> None
     def forward() -> torch.Tensor:
         return network.call(model, torch.float32).square().mean()
 
-    before = kept_bytes(forward)
+    before = saved_tensor_bytes(forward)
     prepare(model, memory)
-    assert kept_bytes(forward) < {"lean": 0.7, "leaner": 0.55, "checkpoint": 0.2}[memory] * before
+    assert saved_tensor_bytes(forward) < {"lean": 0.7, "leaner": 0.55, "checkpoint": 0.2}[memory] * before

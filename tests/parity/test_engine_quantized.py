@@ -14,7 +14,7 @@ from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.kept import kept_bytes
+from benchmarks.saved_tensors import saved_tensor_bytes
 from tests.networks import NETWORKS, Network, gradients, worst
 from veneer.engine import MemoryLevel, prepare, quantize
 from veneer.engine.quantization import FORMATS
@@ -161,7 +161,7 @@ def test_weights_that_were_read_are_not_kept(memory: MemoryLevel) -> None:
     kept = []
     for model in (held, plain):
         prepare(model, memory)
-        kept.append(kept_bytes(lambda model=model: network.call(model, torch.float32).square().mean()))
+        kept.append(saved_tensor_bytes(lambda model=model: network.call(model, torch.float32).square().mean()))
     assert kept[0] <= kept[1]
 
 

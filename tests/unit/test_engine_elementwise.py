@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.kept import kept_bytes
+from benchmarks.saved_tensors import saved_tensor_bytes
 from tests.networks import NETWORKS, adapt
 from veneer.engine import memory_levels, prepare
 from veneer.engine.elementwise import ElementwiseRecompute, has_elementwise_work
@@ -59,7 +59,7 @@ def test_results_are_recomputed_with_the_same_bits(way: str) -> None:
 
     def kept(mode: Callable[[], AbstractContextManager[Any]]) -> int:
         with RecomputeContext(products=False):
-            return kept_bytes(lambda: loss(mode()))
+            return saved_tensor_bytes(lambda: loss(mode()))
 
     assert kept(ElementwiseRecompute) <= kept(nullcontext) - BYTES // 2
 
@@ -101,7 +101,7 @@ def test_transformers_save_less_by_it(kind: str, share: float, monkeypatch: pyte
     def kept() -> int:
         prepared = prepare(model, "lean")
         try:
-            return kept_bytes(lambda: network.call(model, torch.float32).square().mean())
+            return saved_tensor_bytes(lambda: network.call(model, torch.float32).square().mean())
         finally:
             prepared.undo()
 

@@ -20,7 +20,7 @@ from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
 import veneer
-from benchmarks.kept import kept_bytes
+from benchmarks.saved_tensors import saved_tensor_bytes
 from tests.errors import raises_code
 from tests.networks import NETWORKS, adapt, gradients, worst
 from veneer.engine import MemoryLevel, prepare, recompute, undo
@@ -306,7 +306,9 @@ def test_a_call_that_is_recomputed_whole_keeps_its_input_alone(memory: MemoryLev
     found = torch.autograd.grad(whole(call, noisy, use_reentrant=False).square().sum(), noisy)[0]
     assert torch.equal(found, expected)
     assert len(calls) == 3
-    assert kept_bytes(lambda: whole(call, noisy, use_reentrant=False)) < 0.05 * kept_bytes(lambda: call(noisy))
+    assert saved_tensor_bytes(lambda: whole(call, noisy, use_reentrant=False)) < 0.05 * saved_tensor_bytes(
+        lambda: call(noisy)
+    )
 
 
 def test_a_second_derivative_is_an_error() -> None:

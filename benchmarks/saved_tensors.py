@@ -1,4 +1,4 @@
-"""Bytes that a forward pass leaves behind for the backward pass, counted two ways."""
+"""Count the bytes that a forward pass saves for the backward pass, in two ways."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-__all__ = ["kept_by_layer", "kept_bytes"]
+__all__ = ["saved_bytes_by_layer", "saved_tensor_bytes"]
 
 
-class _Made(TorchDispatchMode):
-    """Notes every storage that an operation makes, whoever holds it then."""
+class _StorageRecorder(TorchDispatchMode):
+    """A context that records every storage that an operation makes."""
 
     def __init__(self) -> None:
         TorchDispatchMode.__init__(self)
@@ -35,34 +35,34 @@ class _Made(TorchDispatchMode):
         return result
 
     def alive(self) -> list[torch.UntypedStorage]:
-        return [storage for held in self._storages.values() if (storage := held()) is not None]
+        return [storage for reference in self._storages.values() if (storage := reference()) is not None]
 
 
-def kept_bytes(forward: Callable[[], Tensor]) -> int:
-    """Bytes of all storages made by ``forward`` that are alive while only its result is held.
+def saved_tensor_bytes(forward: Callable[[], Tensor]) -> int:
+    """Count the bytes of all storages made by ``forward`` that are alive while only its result is held.
 
-    However they are kept, by autograd, by a function of one's own or by a hook: what is alive is counted.
+    What is alive is counted, whether autograd, a function of one's own or a hook saves it.
     """
     gc.collect()
-    with _Made() as made:
+    with _StorageRecorder() as recorder:
         result = forward()
     gc.collect()
     own = result.untyped_storage()
-    return sum(storage.nbytes() for storage in made.alive() if storage is not own)
+    return sum(storage.nbytes() for storage in recorder.alive() if storage is not own)
 
 
-def kept_by_layer(forward: Callable[[], Tensor], weights: Iterable[Tensor]) -> dict[str, int]:
-    """What autograd keeps, by the class of the layer that asks first; largest first.
+def saved_bytes_by_layer(forward: Callable[[], Tensor], weights: Iterable[Tensor]) -> dict[str, int]:
+    """Count the bytes that autograd saves, by the class of the layer that asks first; largest first.
 
     Args:
-        forward: with no hooks of its own.
-        weights: are kept anyway.
+        forward: a forward pass without hooks of its own.
+        weights: tensors that are not counted, for they are there anyway.
     """
     seen = {weight.untyped_storage()._cdata for weight in weights}
     bytes_by: Counter[str] = Counter()
     inside: list[str] = []
 
-    def keep(tensor: Tensor) -> Tensor:
+    def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in seen:
             seen.add(storage._cdata)
@@ -78,7 +78,7 @@ def kept_by_layer(forward: Callable[[], Tensor], weights: Iterable[Tensor]) -> d
     with ExitStack() as stack:
         stack.callback(register_module_forward_pre_hook(enter).remove)
         stack.callback(register_module_forward_hook(leave).remove)
-        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor))
+        stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
         result = forward()
     del result
     return dict(bytes_by.most_common())
