@@ -1,4 +1,4 @@
-"""Reports made up for the tests of the page, and what a browser would make of a page."""
+"""Reports made up for the tests of the page, and a page taken apart as a browser would."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def curve(steps: int = 300) -> LossCurve:
 
 
 def report(word: str = "a turtle") -> Report:
-    """A report with all there can be; ``word`` stands wherever a user's text may."""
+    """Return a report with every part; ``word`` stands wherever a user's text may."""
     picture = Picture(f"{word}, base", f"{word}.png", "ab" * 32, DOT)
     scores = tuple(evaluated(step, -0.5 * step / 300, step) for step in (100, 200, 300))
     change = Change("data.trigger", word, f"{word} names it")
@@ -135,7 +135,7 @@ class Page(HTMLParser):
         return [(tag, sorted(attributes)) for tag, attributes in self.tags]
 
     def of(self, tag: str) -> list[dict[str, str]]:
-        """Attributes of the elements of a kind."""
+        """Return the attributes of the elements of a tag."""
         return [attributes for name, attributes in self.tags if name == tag]
 
     @property
@@ -144,7 +144,7 @@ class Page(HTMLParser):
 
 
 def numbers_in(value: Any) -> Iterator[float]:
-    """All numbers of a JSON."""
+    """Yield all numbers of a JSON value."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         yield value
     elif isinstance(value, (list, dict)):
@@ -153,7 +153,7 @@ def numbers_in(value: Any) -> Iterator[float]:
 
 
 def write_run(folder: Path, steps: int, lines: list[dict[str, Any]], **sections: Any) -> Path:
-    """A run's folder of which there is but a config and a log."""
+    """Write a run's folder that holds a config and a log, and nothing else."""
     data = {"sources": [{"path": "no/such/pictures"}]}
     config = build_config({"base": "bundled", "data": data, "train": {"max_steps": steps}, **sections}, "test")
     folder.mkdir(parents=True)

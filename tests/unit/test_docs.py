@@ -46,7 +46,7 @@ def test_the_subject_page_quotes_the_measured_figures() -> None:
 
 
 def test_the_evaluation_page_quotes_the_measured_times() -> None:
-    figures = demo_report.figures_kept()
+    figures = demo_report.load_figures()
     quoted = published(demo_report.PAGE, demo_report.SECTION)
     assert quoted == demo_report.table(figures), "run: python -m tools.demo_report runs/report"
     if figures:

@@ -1,1 +1,1 @@
-"""The run whose report the documents show, and how long it takes to measure it."""
+"""The run whose report the documents show, and the time that measuring it takes."""

@@ -1,1 +1,1 @@
-"""Pictures of pages, as a browser shows them."""
+"""Screenshots of pages, as a browser shows them."""
