@@ -87,6 +87,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.usefixtures("counted_plan")
 def test_a_killed_run_goes_on_to_the_same_bits(
     base: Path, tiny_pictures: Path, tmp_path: Path, variant: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

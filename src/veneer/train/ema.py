@@ -1,4 +1,4 @@
-"""The average of an adapter over its training, which is steadier than its last step.
+"""Average an adapter over its training, which is steadier than its last step.
 
 An exponential moving average (Polyak and Juditsky 1992; for diffusion models Ho et al. 2020, appendix B), in float32.
 """
@@ -19,7 +19,7 @@ _KIND = "average."
 
 
 def decay_at(decay: float, step: int) -> float:
-    """What the average keeps of itself in ``step``, counted from 1: less at first, so that it soon forgets its start.
+    """Return the decay in ``step``, counted from 1: less at first, so that the average soon forgets its start.
 
     The warm-up is TensorFlow's (``tf.train.ExponentialMovingAverage`` with ``num_updates``); diffusers' ``EMAModel``
     has it too.
@@ -28,11 +28,11 @@ def decay_at(decay: float, step: int) -> float:
 
 
 class ExponentialMovingAverage:
-    """Follows parameters: ``average = d average + (1 - d) parameter`` after each step.
+    """The average of parameters: ``average = d average + (1 - d) parameter`` after each step.
 
     Args:
         parameters: by name.
-        decay: d, once warm; None: there is no average, and all that follows does nothing.
+        decay: d after its warm-up; None: there is no average, and every method does nothing.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float | None) -> None:
@@ -42,30 +42,30 @@ class ExponentialMovingAverage:
         self._begin()
 
     def update(self, step: int) -> None:
-        """Take in what the parameters are after ``step``, counted from 1."""
+        """Add the parameters as they are after ``step``, counted from 1."""
         if self._decay is not None:
-            now = [self._parameters[name].detach() for name in self._averages]
-            torch._foreach_lerp_(list(self._averages.values()), now, 1 - decay_at(self._decay, step))
+            current = [self._parameters[name].detach() for name in self._averages]
+            torch._foreach_lerp_(list(self._averages.values()), current, 1 - decay_at(self._decay, step))
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Within, the parameters are the average; after it they have their own bits again."""
+        """Give the parameters the average's values; afterwards they have their own bits again."""
         own = {name: self._parameters[name].detach().clone() for name in self._averages}
-        self._put(self._averages)
+        self._assign(self._averages)
         self._in_place = True
         try:
             yield
         finally:
             self._in_place = False
-            self._put(own)
+            self._assign(own)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Copies on the CPU, fit for safetensors; empty where there is no average."""
-        assert not self._in_place, "between two steps the adapter is itself; its average is only lent to be looked at"
+        """Return copies on the CPU, fit for safetensors; empty where there is no average."""
+        assert not self._in_place, "a state is saved of the parameters' own values"
         return {f"{_KIND}{name}": average.to("cpu", copy=True) for name, average in self._averages.items()}
 
     def check(self, state: Mapping[str, Tensor]) -> None:
-        """See that ``load`` can take a state.
+        """Check that ``load`` can take a state.
 
         Raises:
             UserError: it holds an average of other parameters.
@@ -76,10 +76,10 @@ class ExponentialMovingAverage:
         # all or none: a run may have been allowed to begin with an average now, or to do without from now on
         if given and shapes and differing:
             what = f"the saved state is of another run: {differing[0]} is missing on one side, or of another shape"
-            raise UserError(what, remedy="resume with the config it was made with")
+            raise UserError(what, code="checkpoint.other_run", remedy="resume with the config it was made with")
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where ``state`` was taken, or begin at the parameters as they are if it holds no average."""
+        """Go on from ``state``, or begin at the parameters as they are if it holds no average."""
         self._begin()
         for name, average in self._averages.items():
             average.copy_(state.get(f"{_KIND}{name}", average))
@@ -88,7 +88,7 @@ class ExponentialMovingAverage:
         if self._decay is not None:
             self._averages = {n: p.detach().to(torch.float32, copy=True) for n, p in self._parameters.items()}
 
-    def _put(self, values: Mapping[str, Tensor]) -> None:
+    def _assign(self, values: Mapping[str, Tensor]) -> None:
         with torch.no_grad():
             for name, value in values.items():
                 self._parameters[name].copy_(value)

@@ -1,4 +1,4 @@
-"""The optimiser and the schedule of its rate. Both are functions of the config and the step: nothing to save."""
+"""Make the optimiser and schedule its learning rate, which is a function of the config and the step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Groups = list[dict[str, object]]
 
 
 def _adamw(groups: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov and Hutter 2019, algorithm 2)."""
+    """Make AdamW (Loshchilov and Hutter 2019, algorithm 2)."""
     return torch.optim.AdamW(groups, betas=config.betas, eps=config.epsilon, weight_decay=config.weight_decay)
 
 
@@ -36,7 +36,7 @@ def _linear(progress: float) -> float:
 
 
 def _cosine(progress: float) -> float:
-    """Half a wave (Loshchilov and Hutter 2017, eq. 5 with eta_min = 0 and one period)."""
+    """Fall along half a wave (Loshchilov and Hutter 2017, eq. 5 with eta_min = 0 and one period)."""
     return 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
@@ -47,7 +47,7 @@ SCHEDULES: Mapping[str, Callable[[float], float]] = MappingProxyType(
 
 
 def rate_factor(config: TrainConfig, step: int) -> float:
-    """What the rate is multiplied with in ``step``, which counts from 0.
+    """Return the factor of the learning rate in ``step``, counted from 0.
 
     It is step/warmup in the warm-up, so the first step's update is zero while its moments are kept, and falls towards
     zero at ``config.max_steps``, the first step not done; as ``diffusers.optimization`` has it.

@@ -1,4 +1,4 @@
-"""All that a run must remember between two steps, as named tensors: adapter, moments, loss scale, step.
+"""Save and restore all that a run must remember between two steps: adapter, moments, loss scale, step.
 
 There is no state of a random generator in it, nor a place in the data: both follow from the step.
 """
@@ -20,18 +20,18 @@ _STEP = "step"
 def snapshot(
     parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, step: int
 ) -> dict[str, Tensor]:
-    """Copies on the CPU, fit for safetensors.
+    """Return copies of a run's state on the CPU, fit for safetensors.
 
     Args:
         parameters: of the adapter, by name.
         optimizer: over them; each of its states is saved as ``optimizer.<state>.<parameter>``.
-        scaler: of float16's loss; the others have none to save.
+        scaler: of float16's loss; in other precisions it has no state.
         step: steps done.
     """
     tensors = {_STEP: torch.tensor(step)}
     for name, parameter in parameters.items():
         tensors[f"adapter.{name}"] = _copy(parameter)
-        tensors |= {f"optimizer.{what}.{name}": _copy(value) for what, value in optimizer.state[parameter].items()}
+        tensors |= {f"optimizer.{kind}.{name}": _copy(value) for kind, value in optimizer.state[parameter].items()}
     return tensors | {f"scaler.{what}": torch.tensor(value) for what, value in scaler.state_dict().items()}
 
 
@@ -41,7 +41,7 @@ def restore(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> int:
-    """Put a snapshot back; return the steps it had done.
+    """Restore a snapshot; return the number of steps that were done.
 
     Raises:
         UserError: it is of another adapter or another precision; nothing has been changed then.
@@ -51,7 +51,7 @@ def restore(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"adapter.{name}"])
-            optimizer.state[parameter] = _beside(moments.get(name, {}), parameter)
+            optimizer.state[parameter] = _on_device(moments.get(name, {}), parameter)
     if scaler.is_enabled():
         scaler.load_state_dict({what: tensors[f"scaler.{what}"].item() for what in scaler.state_dict()})
     return int(tensors[_STEP])
@@ -62,7 +62,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def _moments(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The optimiser's state by parameter."""
+    """Return the optimiser's state by parameter."""
     moments: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         kind, _, rest = key.partition(".")
@@ -72,8 +72,8 @@ def _moments(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return moments
 
 
-def _beside(moments: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Copies where torch has them: its count of steps on the CPU, the rest beside the parameter."""
+def _on_device(moments: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str, Tensor]:
+    """Copy to where PyTorch keeps them: the count of steps on the CPU, the rest on the parameter's device."""
     return {what: t.to("cpu" if what == "step" else parameter.device, copy=True) for what, t in moments.items()}
 
 
@@ -94,4 +94,4 @@ def _check(
         differing.append(_STEP)
     if differing:
         what = f"the saved state is of another run: {differing[0]} is missing on one side, or of another shape"
-        raise UserError(what, remedy="resume with the config it was made with")
+        raise UserError(what, code="checkpoint.other_run", remedy="resume with the config it was made with")
