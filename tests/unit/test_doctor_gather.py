@@ -33,8 +33,6 @@ from veneer.errors import UserError
 from veneer.evaluate.heldout import HeldOutEvaluator, heldout_losses
 from veneer.family.registry import load_family
 from veneer.plan.text import format_bytes
-from veneer.run.events import Failed
-from veneer.run.faults import record_faults
 from veneer.run.folder import CONFIG, LOG
 from veneer.run.lock import locked
 from veneer.run.resume import Resume
@@ -336,15 +334,6 @@ def test_a_fault_is_cut_from_the_log_of_a_run_that_goes_on(
     run_training(config, resume=Resume())
     assert gather_evidence(tmp_path / "run").ending.how == "finished"
     assert "Failed" not in [event["event"] for event in logged(tmp_path / "run")]
-
-
-def test_a_stop_is_no_fault() -> None:
-    events: list[object] = []
-    with pytest.raises(KeyboardInterrupt), record_faults(events.append):
-        raise KeyboardInterrupt
-    with pytest.raises(ValueError), record_faults(events.append):
-        raise ValueError("x")
-    assert events == [Failed("ValueError", "x")]
 
 
 def test_the_command_says_what_it_saw_and_what_to_try(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

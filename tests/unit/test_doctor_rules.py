@@ -28,6 +28,7 @@ from veneer.doctor.measurements import effect_of
 from veneer.doctor.rules import captions, endings, fit, learning_rate, pictures, settings, text_encoder
 from veneer.doctor.rules.memory import out_of_memory
 from veneer.evaluate.comparison import paired_difference
+from veneer.run.faults import MAYBE_OUT_OF_MEMORY, OUT_OF_MEMORY
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
@@ -38,7 +39,7 @@ def test_no_rule_finds_anything_in_a_healthy_run(rule: Rule) -> None:
 class TestEndings:
     def test_nan_names_the_step_and_what_to_lower(self) -> None:
         text = "step 7: the loss is not finite, with a.png"
-        finding = find(endings.nan, evidence_of(ending=Ending("failed", 6, "NonFinite", text)))
+        finding = find(endings.nan, evidence_of(ending=Ending("failed", 6, "NonFinite", text, "train.loss_not_finite")))
         assert "after step 6" in finding.evidence[0]
         assert "train.learning_rate=0.0002" in overrides(finding)
 
@@ -63,7 +64,7 @@ class TestEndings:
             8 * 10**9, {"saved: attention": 6 * 10**9}, 4 * 10**9, {"train.memory=checkpoint": 3 * 10**9}
         )
         evidence = evidence_of(
-            config_of(**{"train.batch_size": 6}), ending=Ending("failed", 0, kind, text), memory=memory
+            config_of(**{"train.batch_size": 6}), ending=Ending("failed", 0, kind, text, OUT_OF_MEMORY), memory=memory
         )
         finding = find(out_of_memory, evidence)
         assert finding.sure
@@ -77,7 +78,7 @@ class TestEndings:
         assert endings.failed(evidence) is None
 
     def test_what_onednn_says_is_likely_out_of_memory(self) -> None:
-        ending = Ending("failed", 0, "RuntimeError", "could not create a primitive")
+        ending = Ending("failed", 0, "RuntimeError", "could not create a primitive", MAYBE_OUT_OF_MEMORY)
         finding = find(out_of_memory, evidence_of(ending=ending))
         assert not finding.sure and endings.failed(evidence_of(ending=ending)) is None
 
@@ -97,7 +98,9 @@ class TestEndings:
         assert enough.changes == () and "Memory sufficed" in enough.what and "8.00 GB of 100" in enough.evidence[1]
 
     def test_another_fault_is_quoted(self) -> None:
-        finding = find(endings.failed, evidence_of(ending=Ending("failed", 3, "UserError", "no such\nfile")))
+        finding = find(
+            endings.failed, evidence_of(ending=Ending("failed", 3, "UserError", "no such\nfile", "data.no_such_folder"))
+        )
         assert finding.evidence == ("after step 3: UserError: no such",)
 
     def test_a_run_that_was_stopped_is_no_problem(self) -> None:
@@ -120,7 +123,7 @@ class TestLearning:
         assert overrides(finding) == ["train.learning_rate=0.0001"]
 
     def test_dead_where_nothing_was_written(self) -> None:
-        ending = Ending("failed", 1, "UserError", "was not written: every B is still zero")
+        ending = Ending("failed", 1, "UserError", "was not written: nothing was learned", "adapter.untrained")
         evidence = evidence_of(ending=ending, weight_changes={}, held_out=None)
         assert find(learning_rate.dead_adapter, evidence).name == "dead_adapter"
         assert [one.name for one in diagnose(evidence).findings if one.level == "problem"] == ["dead_adapter"]

@@ -48,12 +48,14 @@ class Ending:
         step: number of steps done.
         kind: class of the exception that ended it, e.g. ``OutOfMemoryError``; empty without one.
         text: message of that exception.
+        code: kind of that exception, for programs, as of :class:`veneer.run.events.Failed`.
     """
 
     how: Literal["finished", "stopped early", "stopped", "failed", "cut off", "running", "unknown"]
     step: int
     kind: str = ""
     text: str = ""
+    code: str = ""
 
     @property
     def first_line(self) -> str:

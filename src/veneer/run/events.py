@@ -243,10 +243,13 @@ class Failed:
 
     Attributes:
         kind: the fault's class.
-        text: what it says.
+        code: what kind of fault it is, for programs: that of a ``UserError``, ``train.out_of_memory``,
+            ``train.maybe_out_of_memory``, else ``unexpected``.
+        text: its message.
     """
 
     kind: str
+    code: str
     text: str
 
 

@@ -29,12 +29,14 @@ class RunStatus:
         step: the last one done.
         kind: class of the fault that ended it; empty without one.
         text: what the fault says.
+        code: its kind, for programs, as of :class:`veneer.run.events.Failed`.
     """
 
     how: Outcome
     step: int = 0
     kind: str = ""
     text: str = ""
+    code: str = ""
 
     @classmethod
     def initial(cls, *, running: bool) -> RunStatus:
@@ -69,7 +71,8 @@ def status_after(status: RunStatus, line: Mapping[str, Any], steps: int, *, runn
     if event == "Stopped":
         return replace(status, how="stopped")
     if event == "Failed":
-        return replace(status, how="failed", kind=str(line["kind"]), text=str(line["text"]))
+        kind, text, code = str(line["kind"]), str(line["text"]), str(line.get("code", ""))
+        return replace(status, how="failed", kind=kind, text=text, code=code)
     return status
 
 

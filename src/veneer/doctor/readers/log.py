@@ -75,7 +75,7 @@ class RunLog:
         status = RunStatus.initial(running=is_running)
         for line in self.lines:
             status = status_after(status, line, max_steps, running=is_running)
-        return Ending(status.how, status.step, status.kind, status.text)
+        return Ending(status.how, status.step, status.kind, status.text, status.code)
 
 
 def read_log(path: Path) -> RunLog:

@@ -6,8 +6,10 @@ from veneer.doctor.evidence import Evidence
 from veneer.doctor.finding import Change, Finding, percent
 from veneer.doctor.rules.memory import changes_with_peaks, describe_memory, suspects_memory
 
-__all__ = ["cut_off", "failed", "nan", "unfinished"]
+__all__ = ["NOT_FINITE", "cut_off", "failed", "nan", "unfinished"]
 
+NOT_FINITE = frozenset({"train.loss_not_finite", "train.gradient_not_finite"})
+"""Codes of the exceptions that stop a run at a loss or a gradient that is not finite."""
 _SKIPPED_SHARE = 0.02
 _OVERFLOWED_SHARE = 0.1
 
@@ -25,7 +27,7 @@ def nan(evidence: Evidence) -> Finding | None:
 def _not_finite(evidence: Evidence) -> list[str]:
     ending, steps = evidence.ending, max(1, evidence.ending.step)
     seen = []
-    if ending.kind == "NonFinite":
+    if ending.code in NOT_FINITE:
         seen.append(f"after step {ending.step} the run ended: {ending.text}")
     if evidence.skipped_steps > _SKIPPED_SHARE * steps:
         seen.append(f"{evidence.skipped_steps} of {steps} steps were not finite and changed nothing")
@@ -69,7 +71,7 @@ def cut_off(evidence: Evidence) -> Finding | None:
 def failed(evidence: Evidence) -> Finding | None:
     """Find a run that another exception ended."""
     ending = evidence.ending
-    if ending.how != "failed" or ending.kind == "NonFinite" or suspects_memory(ending):
+    if ending.how != "failed" or ending.code in NOT_FINITE or suspects_memory(ending):
         return None
     seen = f"after step {ending.step}: {ending.kind}: {ending.first_line}"
     return Finding("failed", "The run ended by a fault.", (seen,), advice=(_resume_advice(evidence),))

@@ -26,7 +26,7 @@ _USUAL_RATE = 1e-4
 def dead_adapter(evidence: Evidence) -> Finding | None:
     """Find an adapter that does nothing: B is zero, or delta W is negligible beside W0."""
     seen = []
-    if "every B is still zero" in evidence.ending.text:
+    if evidence.ending.code == "adapter.untrained":
         seen.append("the run ended with every B at zero, as it begins")
     ratios = {network: change.ratio for network, change in evidence.weight_changes.items()}
     if ratios and all(ratio is not None and ratio < DEAD_RATIO for ratio in ratios.values()):

@@ -8,7 +8,7 @@ from veneer.config.schema import RunConfig
 from veneer.doctor.evidence import Ending, Evidence, MemoryEstimate
 from veneer.doctor.finding import Change, Finding, rank_changes
 from veneer.plan.text import format_bytes
-from veneer.run.faults import is_out_of_memory, may_be_out_of_memory
+from veneer.run.faults import MAYBE_OUT_OF_MEMORY, OUT_OF_MEMORY
 
 __all__ = ["changes_with_peaks", "describe_memory", "memory_changes", "out_of_memory", "suspects_memory"]
 
@@ -19,7 +19,7 @@ def suspects_memory(ending: Ending) -> bool:
 
 
 def _is_memory_error(ending: Ending) -> bool:
-    return may_be_out_of_memory(ending.kind, ending.text)
+    return ending.code in (OUT_OF_MEMORY, MAYBE_OUT_OF_MEMORY)
 
 
 def out_of_memory(evidence: Evidence) -> Finding | None:
@@ -39,7 +39,7 @@ def out_of_memory(evidence: Evidence) -> Finding | None:
         "The run needs more memory than there is.",
         tuple(seen),
         changes_with_peaks(evidence),
-        sure=is_out_of_memory(ending.kind, ending.text),
+        sure=ending.code == OUT_OF_MEMORY,
     )
 
 
