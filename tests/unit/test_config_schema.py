@@ -252,3 +252,11 @@ def test_config_and_manifest_import_nothing_slow() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_config_is_hashed_by_its_values() -> None:
+    adapted, other = (
+        build_config(with_value("adapter.text_encoders.text_encoder.rank", rank), "test") for rank in (2, 3)
+    )
+    again = build_config(with_value("adapter.text_encoders.text_encoder.rank", 2), "test")
+    assert hash(adapted) == hash(again) != hash(other)

@@ -87,6 +87,10 @@ class _Section(BaseModel):
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
 
+    def __hash__(self) -> int:
+        """Return a hash of all values; those that are mappings have none of their own."""
+        return hash(self.model_dump_json())
+
 
 class SourceConfig(_Section):
     """One folder of pictures."""
