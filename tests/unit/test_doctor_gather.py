@@ -156,7 +156,7 @@ def test_an_adapter_of_nothing_makes_no_difference_to_captions(run: Path, tiny_b
     assert found is not None and found.base == found.adapter
 
 
-def test_every_caption_is_exchanged_for_another(run: Path) -> None:
+def test_captions_are_shuffled_so_that_every_one_differs(run: Path) -> None:
     train = survey(gather_evidence(run).config.data).train
     other = shuffle_captions(train)
     assert [sample.id for sample in other.samples] == [sample.id for sample in train.samples]

@@ -93,7 +93,7 @@ def lowest_loss(evidence: Evidence) -> MeanLoss | None:
     curve, length = evidence.loss_curve, _quarter(evidence)
     starts = range(max(1, len(curve) - length + 1))
     losses = [loss for start in starts if (loss := _mean_loss(curve[start : start + length]))]
-    return min(losses, key=lambda each: each.loss, default=None)
+    return min(losses, key=lambda mean: mean.loss, default=None)
 
 
 def _quarter(evidence: Evidence) -> int:
@@ -101,12 +101,12 @@ def _quarter(evidence: Evidence) -> int:
 
 
 def _mean_loss(segments: Sequence[CurveSegment]) -> MeanLoss | None:
-    known = [(each.finite, each.loss, each.error) for each in segments if each.loss is not None]
-    if not known:
+    finite = [(segment.finite, segment.loss, segment.error) for segment in segments if segment.loss is not None]
+    if not finite:
         return None
-    total = sum(finite for finite, _, _ in known)
-    loss = sum(finite * loss for finite, loss, _ in known) / total
-    return MeanLoss(segments[0].first, segments[-1].last, loss, _standard_error(known, total))
+    total = sum(count for count, _, _ in finite)
+    loss = sum(count * loss for count, loss, _ in finite) / total
+    return MeanLoss(segments[0].first, segments[-1].last, loss, _standard_error(finite, total))
 
 
 def _standard_error(segments: Sequence[tuple[int, float, float | None]], total: int) -> float:
@@ -116,7 +116,7 @@ def _standard_error(segments: Sequence[tuple[int, float, float | None]], total: 
     far the segments differ.
     """
     if all(error is not None for _, _, error in segments):
-        return math.sqrt(sum((finite * (error or 0.0)) ** 2 for finite, _, error in segments)) / total
+        return math.sqrt(sum((count * (error or 0.0)) ** 2 for count, _, error in segments)) / total
     losses = np.array([loss for _, loss, _ in segments])
     return float(losses.std(ddof=1) / math.sqrt(len(losses))) if len(losses) > 1 else 0.0
 

@@ -78,8 +78,8 @@ def _load_config(folder: Path) -> RunConfig:
         return load_config(folder / CONFIG)
     runs = sorted(path.parent for path in folder.glob(f"*/{CONFIG}"))
     what = f"is no run's folder: it holds no {CONFIG}" if folder.is_dir() else "is no folder"
-    wanted = f"one of the runs in it, such as {runs[0]}" if runs else "the folder that 'veneer train' wrote to"
-    raise UserError(what, code="doctor.not_a_run", where=folder, remedy=f"give {wanted}")
+    expected = f"one of the runs in it, such as {runs[0]}" if runs else "the folder that 'veneer train' wrote to"
+    raise UserError(what, code="doctor.not_a_run", where=folder, remedy=f"give {expected}")
 
 
 def _ending(folder: Path, config: RunConfig, log: RunLog, adapter: AdapterFile) -> Ending:

@@ -141,7 +141,7 @@ def _text_encoder_effect(
     family: Family, evaluators: Mapping[str, HeldOutEvaluator], weights: AdapterWeights, whole: Mapping[str, Losses]
 ) -> Effect | None:
     """Compare the whole adapter with its denoiser's part alone; None if it has no other part."""
-    denoiser = {path: each for path, each in weights.items() if path.startswith(f"{family.denoiser}.")}
+    denoiser = {path: layer for path, layer in weights.items() if path.startswith(f"{family.denoiser}.")}
     if len(denoiser) == len(weights):
         return None
     kind = _HELD_OUT if _HELD_OUT in evaluators else _TRAIN

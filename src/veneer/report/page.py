@@ -54,9 +54,9 @@ def templates() -> Environment:
         lstrip_blocks=True,
     )
     filters = (amount, change, ending_sentence, gap_sentence, number, share, signed, _coordinate)
-    environment.filters |= {each.__name__.lstrip("_"): each for each in filters}
+    environment.filters |= {function.__name__.lstrip("_"): function for function in filters}
     functions = (band_plots, has_losses, intervals_plot, is_closed, loss_plot, named_scores, scores_plot)
-    environment.globals |= {each.__name__: each for each in functions} | {"NO_INTERVAL": NO_INTERVAL}
+    environment.globals |= {function.__name__: function for function in functions} | {"NO_INTERVAL": NO_INTERVAL}
     return environment
 
 

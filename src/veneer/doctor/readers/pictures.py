@@ -107,11 +107,11 @@ def caption_statistics(config: RunConfig, dataset: Dataset | None) -> CaptionSta
 
 def _statistics(config: RunConfig, captions: Sequence[Sequence[str]]) -> CaptionStatistics:
     trigger = set(_words(config.data.trigger or ""))
-    words = [{word for caption in each for word in _words(caption)} - trigger for each in captions]
-    counts = Counter(word for each in words for word in each)
+    words_by_picture = [{word for caption in own for word in _words(caption)} - trigger for own in captions]
+    counts = Counter(word for words in words_by_picture for word in words)
     shares = {word: count / len(captions) for word, count in counts.most_common()}
     shared = {word: share for word, share in shares.items() if share >= _SHARED_WORD}
-    distinct = {caption for each in captions for caption in each}
+    distinct = {caption for own in captions for caption in own}
     return CaptionStatistics(len(captions), len(distinct), shared, captions[0][0])
 
 

@@ -20,6 +20,7 @@ from veneer.doctor.rules.gains import (
 
 __all__ = ["drift", "overfit", "underfit"]
 
+# diffusers' own names, in whatever family: the first text encoder of a pipeline, the projections of an attention layer
 _TEXT_ENCODER = "text_encoder"
 _ALL_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _FEWEST_SCORES = 3
@@ -106,10 +107,10 @@ def _gap(evidence: Evidence) -> tuple[str, ...]:
     chance = math.hypot(score.half_width / score.before, gain.half_width)
     if score.share <= KEPT_GAIN * gain.share or score.share - gain.share <= chance:
         return ()
-    kept = max(0.0, score.share / gain.share)
+    kept = percent(max(0.0, score.share / gain.share))
     return (
         f"{gain.description}: {percent(gain.share)}",
-        f"on held-out pictures it changes by {interval(score)}: {percent(score.share)}, {percent(kept)} of that gain",
+        f"on held-out pictures it changes by {interval(score)}: {percent(score.share)}, {kept} of that gain",
     )
 
 

@@ -28,11 +28,11 @@ def loss_plot(curve: LossCurve) -> Drawing:
     """Return the training loss by step, raw and smoothed; the curve must have a finite loss."""
     points = [point for point in curve.points if point.loss is not None and point.smoothed is not None]
     losses = [value for point in points for value in (point.loss, point.smoothed) if value is not None]
-    shown = _main_range(losses)
-    frame = Frame.within(_SIZE, (0, curve.points[-1].step), shown)
+    span = _main_range(losses)
+    frame = Frame.within(_SIZE, (0, curve.points[-1].step), span)
     steps, end = f"{curve.points[-1].step:,}", number(points[-1].smoothed or 0)
     shapes = [
-        *axes(frame, Axis("step", lambda value: f"{value:,.0f}"), Axis("loss", _distinct_digits(shown))),
+        *axes(frame, Axis("step", lambda value: f"{value:,.0f}"), Axis("loss", _distinct_digits(span))),
         _raw(points, frame, curve.steps_per_point),
         Line(_places(points, [point.smoothed for point in points], frame), "first"),
         *_stripes(points, frame),
