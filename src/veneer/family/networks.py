@@ -167,16 +167,22 @@ def _load_streamed(kind: type[Any], folder: Path, name: str, options: LoadOption
 def _tensors(network: nn.Module, names: Mapping[str, str], shards: Shards, dtype: torch.dtype) -> dict[str, Tensor]:
     """Return weights by their names in a network, and one parameter for those that share it."""
     parameters = dict(network.named_parameters(remove_duplicate=False))
-    mapped = {name: _cast(tensor, dtype) for name, tensor in shards.map(names.values()).items()}
-    held = {
-        stored: nn.Parameter(mapped[stored], parameters[own].requires_grad) if own in parameters else mapped[stored]
+    read = _read(shards, set(names.values()), dtype)
+    shared = {
+        stored: nn.Parameter(read[stored], parameters[own].requires_grad) if own in parameters else read[stored]
         for own, stored in names.items()
     }
-    return {own: held[stored] for own, stored in names.items()}
+    return {own: shared[stored] for own, stored in names.items()}
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+def _read(shards: Shards, names: set[str], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Read tensors in a dtype: those that have it stay in their file, copies are made of the others one by one."""
+    mapped = {
+        name: tensor
+        for name, tensor in shards.map(names).items()
+        if tensor.dtype == dtype or not tensor.is_floating_point()
+    }
+    return mapped | {name: tensor.to(dtype) for name, tensor in shards.stream(names - mapped.keys())}
 
 
 def _stored_names(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str] | None:
