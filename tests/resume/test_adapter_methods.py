@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from veneer.engine.batched import AdapterBank
 
 from tests.errors import raises_code
 from tests.running import hashes, killed, quick_config, told
@@ -17,6 +16,7 @@ from veneer.adapter.registry import METHODS
 from veneer.adapter.resize import resize, spectrum
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
+from veneer.engine.adapter_bank import AdapterBank
 from veneer.evaluate.heldout import evaluate
 from veneer.evaluate.results import read_evaluation
 from veneer.family.protocol import Family

@@ -9,7 +9,6 @@ from typing import get_args
 import pytest
 import torch
 from torch import Tensor, nn
-from veneer.engine.batched import AdapterBank
 
 from tests.errors import raises_code
 from veneer.adapter.applied import applied
@@ -20,6 +19,7 @@ from veneer.adapter.registry import METHODS
 from veneer.adapter.resize import resize
 from veneer.adapter.stack import AdapterStack
 from veneer.config.schema import AdapterConfig
+from veneer.engine.adapter_bank import AdapterBank
 
 
 def test_the_config_offers_the_methods_that_there_are() -> None:

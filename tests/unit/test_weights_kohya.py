@@ -13,6 +13,7 @@ from tests.errors import raises_code
 from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.protocol import AdapterWeights, Layer
+from veneer.family.sdxl import native_names
 from veneer.weights.formats.kohya import KOHYA
 from veneer.weights.formats.protocol import BaseNames, FileContent
 
@@ -99,6 +100,7 @@ def test_all_of_sdxl_s_names_mean_one_layer_each() -> None:
     with torch.device("meta"):
         base_networks = {"unet": UNet2DConditionModel.from_config(config)}
     rows = [line.split() for line in (DATA / "sdxl_unet_keys.txt").read_text().splitlines()]
+    assert native_names(base_networks["unet"]) == {path: native for path, native in rows}
     base = BaseNames(base_networks, {"kohya": {f"unet.{path}": f"unet.{native}" for path, native in rows}})
     names = {f"lora_unet_{native.replace('.', '_')}": f"unet.{path}" for path, native in rows}
     layers = layers_of(base_networks)

@@ -9,7 +9,15 @@ from torch import Tensor, nn
 
 from veneer.adapter.layers import fit, layers_of
 from veneer.adapter.lora import LoraFactors, concatenate
-from veneer.adapter.protocol import AdapterWeights, Layer, LayerAdapter, LowRank, check_strength, low_rank_of
+from veneer.adapter.protocol import (
+    AdapterWeights,
+    Layer,
+    LayerAdapter,
+    LowRank,
+    check_strength,
+    low_rank_of,
+    method_without_low_rank,
+)
 from veneer.errors import UserError
 
 __all__ = ["Merged", "combine", "is_mergeable", "merge"]
@@ -26,8 +34,12 @@ def combine(adapters: Sequence[tuple[AdapterWeights, float]]) -> dict[str, LoraF
             is no finite number.
     """
     _check_strengths(adapters)
-    code, remedy = "adapter.cannot_combine", "merge the adapters into the base instead, each with its strength"
-    parts = [(low_rank_of(weights, "combined with others", code, remedy), strength) for weights, strength in adapters]
+    for weights, _ in adapters:
+        if (method := method_without_low_rank(weights)) is not None:
+            what = f"a {method.title} adapter cannot be combined with others into one"
+            remedy = "merge the adapters into the base instead, each with its strength"
+            raise UserError(what, code="adapter.cannot_combine", remedy=remedy)
+    parts = [(low_rank_of(weights), strength) for weights, strength in adapters]
     names = sorted({name for products, _ in parts for name in products})
     return {name: _combined(name, [(products[name], s) for products, s in parts if name in products]) for name in names}
 

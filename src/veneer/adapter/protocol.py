@@ -33,6 +33,7 @@ __all__ = [
     "Method",
     "check_strength",
     "low_rank_of",
+    "method_without_low_rank",
 ]
 
 Layer: TypeAlias = "nn.Linear | nn.Conv2d"
@@ -228,26 +229,16 @@ class Method:
     peft_markers: Mapping[str, Any] = field(default_factory=dict)
 
 
-def low_rank_of(weights: AdapterWeights, operation: str, code: str, remedy: str) -> dict[str, LowRank]:
-    """Return an adapter's updates as products of two thin matrices, by layer.
+def low_rank_of(weights: AdapterWeights) -> dict[str, LowRank]:
+    """Return an adapter's updates as products of two thin matrices, by layer; all of them are such products."""
+    products = {path: layer.low_rank() for path, layer in weights.items()}
+    assert all(product is not None for product in products.values()), "asked for without method_without_low_rank"
+    return {path: product for path, product in products.items() if product is not None}
 
-    Args:
-        weights: the adapter.
-        operation: what needs them, for the message: "cut to a lower rank".
-        code: of the error.
-        remedy: what to do instead.
 
-    Raises:
-        UserError: a layer's update is no such product.
-    """
-    products: dict[str, LowRank] = {}
-    for path, layer in weights.items():
-        product = layer.low_rank()
-        if product is None:
-            what = f"a {layer.method.title} adapter cannot be {operation}"
-            raise UserError(what, code=code, where=path, remedy=remedy)
-        products[path] = product
-    return products
+def method_without_low_rank(weights: AdapterWeights) -> Method | None:
+    """Return the first method of an adapter whose update is no product of two thin matrices; None if all are."""
+    return next((layer.method for layer in weights.values() if layer.low_rank() is None), None)
 
 
 def check_strength(strength: object, adapter: str) -> None:

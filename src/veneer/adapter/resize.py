@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from veneer.adapter.lora import LoraFactors
-from veneer.adapter.protocol import AdapterWeights, LayerAdapter, LowRank, low_rank_of
+from veneer.adapter.protocol import AdapterWeights, LayerAdapter, LowRank, low_rank_of, method_without_low_rank
 from veneer.errors import UserError
 
 __all__ = ["Spectrum", "highest_rank", "resize", "spectrum"]
@@ -76,8 +76,10 @@ def resize(weights: AdapterWeights, rank: int) -> dict[str, LayerAdapter]:
 
 
 def _products(weights: AdapterWeights) -> dict[str, LowRank]:
-    code, remedy = "adapter.cannot_resize", "train it anew with a lower adapter.rank"
-    return low_rank_of(weights, "cut to a lower rank", code, remedy)
+    if (method := method_without_low_rank(weights)) is not None:
+        what = f"a {method.title} adapter cannot be cut to a lower rank"
+        raise UserError(what, code="adapter.cannot_resize", remedy="train it anew with a lower adapter.rank")
+    return low_rank_of(weights)
 
 
 def _cut(product: LowRank, rank: int) -> LoraFactors:

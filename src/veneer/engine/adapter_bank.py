@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from veneer.adapter.layers import fit, layers_of
-from veneer.adapter.protocol import AdapterWeights, Layer, LowRank, check_strength, low_rank_of
+from veneer.adapter.protocol import AdapterWeights, Layer, LowRank, check_strength, low_rank_of, method_without_low_rank
 from veneer.engine.row_adapters import RowAdapterHook, RowUpdates
 from veneer.errors import UserError
 
@@ -58,8 +58,10 @@ class AdapterBank:
         fitted = fit(weights, self._layers)
         for path in fitted:
             _check_layer(path, self._layers[path])
-        code, remedy = "adapter.cannot_batch", "merge it, and sample with it alone"
-        self._adapters[name] = low_rank_of(fitted, "one of several in a batch", code, remedy)
+        if (method := method_without_low_rank(fitted)) is not None:
+            what = f"a {method.title} adapter cannot be one of several in a batch"
+            raise UserError(what, code="adapter.cannot_batch", remedy="merge it, and sample with it alone")
+        self._adapters[name] = low_rank_of(fitted)
 
     def remove(self, name: str) -> None:
         """Forget an adapter; rows that are set keep it."""

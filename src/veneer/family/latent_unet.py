@@ -26,6 +26,7 @@ from veneer.family.diffusion import DiscreteDiffusion
 from veneer.family.networks import LoadOptions, load_pipeline, loader_of
 from veneer.family.offload import Loader, Offloader
 from veneer.family.protocol import LatentDistribution
+from veneer.weights.formats.protocol import KeyNames
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -122,6 +123,11 @@ class LatentUNet:
         self.multiple = pixels_a_latent * 2 ** (len(self._unet.config.block_out_channels) - 1)
         lengths = [int(one.model_max_length) - _marks(one) for one in self._tokenizers.values()]
         self.text_length = min(lengths)
+
+    @property
+    def key_names(self) -> KeyNames:
+        """No other names than those in memory."""
+        return {}
 
     @property
     def settings(self) -> dict[str, str]:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from veneer.config.schema import Density
 from veneer.data.transform import Geometry
+from veneer.weights.formats.protocol import KeyNames
 
 __all__ = [
     "Conditioning",
@@ -150,6 +151,10 @@ class Family(Protocol):
     """Sides of pictures must be multiples of this many pixels."""
     text_length: int
     """Tokens of a caption that every text encoder reads, not counting those that mark its beginning and end."""
+
+    @property
+    def key_names(self) -> KeyNames:
+        """What adapter files call its layers, by format, where it is not what they are called in memory."""
 
     @property
     def noise(self) -> NoiseProcess:

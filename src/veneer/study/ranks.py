@@ -124,7 +124,7 @@ def study_ranks(
         callback(Warned("study.provenance", warning))
     family = load_base(config.base)
     config = resolve(config, family)
-    weights = load(file, family.networks).weights
+    weights = load(file, family.networks, family.key_names).weights
     cuts = _cuts(file, weights, ranks)
     study = _measure(config, family, pictures, cuts, options.margin, callback)
     if out is not None:

@@ -108,7 +108,7 @@ def evaluate_adapter(file: Path, how: Evaluating | None = None, callback: Callba
     out = folder_of(file, how)
     make_writable(out, "choose another --out")
     family = load_base(config.base)
-    adapter = load(file, family.networks)
+    adapter = load(file, family.networks, family.key_names)
     case = _Case(resolve(config, family), family, adapter.weights, pictures, out, callback)
     notes += [*base_warnings(told, config.base), *_doubts(adapter, pictures)]
     others, source = _others(case, how)

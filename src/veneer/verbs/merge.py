@@ -55,7 +55,8 @@ def load_merged(file: Path, base: str | None, scale: float) -> Family:
     """Load a base with an adapter merged into it; a fault of the adapter's file is raised before the base is loaded."""
     info(file)
     family = load_base(base or base_beside(file))
-    merge(family.networks, [(load(file, family.networks).weights, scale)])
+    weights = load(file, family.networks, family.key_names).weights
+    merge(family.networks, [(weights, scale)])
     return family
 
 

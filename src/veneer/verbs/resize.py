@@ -23,20 +23,24 @@ def resize_adapter(file: Path, rank: int, out: Path | None = None, *, base: str 
         file: the adapter, or the folder of its run.
         rank: lower than the adapter's.
         out: the new file; default: beside the old one, with the rank in its name.
-        base: the adapter's; asked only where its layout means something beside its base alone, as kohya's does.
+        base: the adapter's; asked only where the names in the file mean something beside a base alone, as kohya's do.
 
     Raises:
         UserError: the rank is not lower, the file cannot be read, or the new one is there already.
     """
-    told, path = info(file), file_in(file)
+    content, path = info(file), file_in(file)
     out = out or path.with_name(f"{path.stem}-rank{rank}.safetensors")
     if out.exists():
         raise UserError("is there already", where=out, remedy="choose another --out")
-    networks = load_base(base or base_beside(file)).networks if told.needs_base else None
-    adapter = load(file, networks)
+    adapter = _load_with_base(file, base) if content.needs_base else load(file)
     try:
         weights = resize(adapter.weights, rank)
     except UserError as fault:
         raise UserError(fault.what, code=fault.code, where=file, remedy=fault.remedy) from None
-    save(AdapterFile(weights, {**adapter.metadata, _RESIZED: str(rank), _SOURCE: told.sha256}), out)
+    save(AdapterFile(weights, {**adapter.metadata, _RESIZED: str(rank), _SOURCE: content.sha256}), out)
     return out
+
+
+def _load_with_base(file: Path, base: str | None) -> AdapterFile:
+    family = load_base(base or base_beside(file))
+    return load(file, family.networks, family.key_names)
