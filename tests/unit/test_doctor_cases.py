@@ -66,10 +66,10 @@ def test_of_ten_healthy_runs_no_problem_is_found() -> None:
 
 
 def test_every_kind_of_problem_is_among_the_faulty_runs() -> None:
-    # those that the doctor was asked for by name
-    asked = {"underfit", "out_of_memory", "overfit", "rate_too_high", "rate_too_low", "text_encoder_overcooked"}
-    asked |= {"captions_leak_style", "captions_wrong", "dead_adapter", "nan"}
-    assert asked <= {name for case in FAULTY for name in case.expected}
+    # the problems that the doctor must know at least
+    required = {"underfit", "out_of_memory", "overfit", "rate_too_high", "rate_too_low", "text_encoder_overcooked"}
+    required |= {"captions_leak_style", "captions_wrong", "dead_adapter", "nan"}
+    assert required <= {name for case in FAULTY for name in case.expected}
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What the doctor gathers from a run's folder, and how it is asked: whole runs on the tiny base."""
+"""What the doctor gathers from a run's folder, and its command: whole runs on the tiny base."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ def test_captions_are_summed_up_without_the_trigger(run: Path) -> None:
     assert captions.shared_words == {"a": 1.0}
 
 
-def test_moved_is_the_norm_of_delta_beside_the_base(run: Path, tiny_base: Path) -> None:
-    moved = gather_evidence(run).weight_changes["unet"]
+def test_the_norm_of_delta_stands_beside_that_of_the_base(run: Path, tiny_base: Path) -> None:
+    change = gather_evidence(run).weight_changes["unet"]
     layers = layers_of(load_family(str(tiny_base)).networks)
     factors = load(run / FILE_NAME).weights
     delta = sum(float(delta_weight(each).double().square().sum()) for each in factors.values()) ** 0.5
     base = sum(float(layers[name].weight.detach().double().square().sum()) for name in factors) ** 0.5
-    assert moved.delta == pytest.approx(delta, rel=1e-6)
-    assert moved.base == pytest.approx(base, rel=1e-6)
+    assert change.delta == pytest.approx(delta, rel=1e-6)
+    assert change.base == pytest.approx(base, rel=1e-6)
 
 
 def test_a_method_that_is_not_additive_has_a_size_beside_the_base_alone(tiny_base: Path, tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ def test_an_adapter_of_nothing_makes_no_difference_to_captions(run: Path, tiny_b
         name: type(each)(each.down, torch.zeros_like(each.up), each.alpha)
         for name, each in load(run / FILE_NAME).weights.items()
     }
-    found = measure(evidence.config, family, survey(evidence.config.data), nothing).train_captions
-    assert found is not None and found.base == found.adapter
+    captions = measure(evidence.config, family, survey(evidence.config.data), nothing).train_captions
+    assert captions is not None and captions.base == captions.adapter
 
 
 def test_captions_are_shuffled_so_that_every_one_differs(run: Path) -> None:
@@ -361,6 +361,8 @@ def test_a_folder_that_is_no_run_is_a_mistake(tmp_path: Path, capsys: pytest.Cap
     (tmp_path / "cat" / CONFIG).touch()
     assert main(["doctor", str(tmp_path)]) == 2
     assert f"such as {tmp_path / 'cat'}" in capsys.readouterr().err
+    with raises_code("doctor.not_a_run"):
+        run_doctor(tmp_path)
 
 
 def test_a_healthy_run_is_called_so(

@@ -256,8 +256,8 @@ class TestLearning:
             text_encoder.text_encoder_overcooked, evidence_of(config, weight_changes=moved, measurements=None)
         )
         assert "180% of the size" in finding.evidence[0]
-        told = find(text_encoder.text_encoder_overcooked, evidence_of(config, weight_changes=moved))
-        assert "adds 17% of its loss, with the base 17%" in told.evidence[3]
+        finding = find(text_encoder.text_encoder_overcooked, evidence_of(config, weight_changes=moved))
+        assert "adds 17% of its loss, with the base 17%" in finding.evidence[3]
         # a rate that is too high for all moves all
         for calm in (
             {**moved, "unet": WeightChange(80, 50.0, 5.0)},

@@ -39,14 +39,14 @@ def loaded_once(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
 def whole(family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with all that a report tells, read only."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    asked: dict[str, Any] = {
+    sections: dict[str, Any] = {
         "data": {"held_out": 0.34},
         "sample": {"every": 3, "prompts": PROMPTS},
         "validation": {"draws": 4, "every": 2},
     }
     with pytest.MonkeyPatch.context() as patch:
         use_base(patch, family)
-        run_training(quick_config(tiny_base, tiny_pictures, folder, **asked))
+        run_training(quick_config(tiny_base, tiny_pictures, folder, **sections))
         evaluate_adapter(folder, Evaluating(paint=4))
     return folder
 
@@ -60,57 +60,57 @@ def page_of(folder: Path) -> Page:
     return Page(write_report(folder).read_text("utf-8"))
 
 
-def test_a_whole_run_is_told(run: Path) -> None:
-    shown, found = page_of(run), build_report(run)
-    assert found.training and found.training.curve and found.evaluation == read_evaluation(run)
-    assert [point.step for point in found.training.curve.points] == [1, 2, 3, 4, 5, 6]
-    assert [each.step for each in found.training.scores] == [2, 4, 6]
-    assert (found.training.ending.how, found.training.ending.step) == ("finished", 6)
-    assert found.samples and found.samples.columns == ("base", "step 3", "step 6") and len(found.samples.rows) == 2
+def test_a_whole_run_is_reported(run: Path) -> None:
+    page, report = page_of(run), build_report(run)
+    assert report.training and report.training.curve and report.evaluation == read_evaluation(run)
+    assert [point.step for point in report.training.curve.points] == [1, 2, 3, 4, 5, 6]
+    assert [each.step for each in report.training.scores] == [2, 4, 6]
+    assert (report.training.ending.how, report.training.ending.step) == ("finished", 6)
+    assert report.samples and report.samples.columns == ("base", "step 3", "step 6") and len(report.samples.rows) == 2
     assert (
-        found.before_after
-        and found.before_after.columns == ("base", "adapter")
-        and found.before_after.rows == tuple(PROMPTS)
+        report.before_after
+        and report.before_after.columns == ("base", "adapter")
+        and report.before_after.rows == tuple(PROMPTS)
     )
-    assert len(found.nearest_pairs) == 4 and all(each.painted and each.nearest for each in found.nearest_pairs)
-    assert found.findings and found.config == (run / CONFIG).read_text("utf-8")
+    assert len(report.nearest_pairs) == 4 and all(each.painted and each.nearest for each in report.nearest_pairs)
+    assert report.findings and report.config == (run / CONFIG).read_text("utf-8")
     assert {"adapter file, SHA-256", "veneer.base.sha256", "veneer.data.fingerprint"} <= {
-        each.name for each in found.facts
+        each.name for each in report.facts
     }
-    assert {each.section for each in found.missing} <= {"doctor", "help"}
+    assert {each.section for each in report.missing} <= {"doctor", "help"}
     # loss, scores, intervals, four bands; pictures of two prompts and of copies
-    assert len(shown.of("svg")) == 7 and len(shown.of("img")) == 6 + 4 + 8
-    assert "a <b>bold</b> cat" in shown.text and not shown.of("b")
+    assert len(page.of("svg")) == 7 and len(page.of("img")) == 6 + 4 + 8
+    assert "a <b>bold</b> cat" in page.text and not page.of("b")
 
 
 def test_the_pictures_are_those_of_the_run(run: Path) -> None:
     import base64
     import io
 
-    found = build_report(run)
-    assert found.samples is not None
-    painting = found.samples.pictures[1][2]
-    assert (painting.file, painting.description) == (f"{SAMPLES}/step-000000006.png", "a <b>bold</b> cat, step 6")
-    shown = Image.open(io.BytesIO(base64.b64decode(painting.data.partition(",")[2]))).convert("RGB")
-    with Image.open(run / painting.file) as sheet:
+    report = build_report(run)
+    assert report.samples is not None
+    painted = report.samples.pictures[1][2]
+    assert (painted.file, painted.description) == (f"{SAMPLES}/step-000000006.png", "a <b>bold</b> cat, step 6")
+    picture = Image.open(io.BytesIO(base64.b64decode(painted.data.partition(",")[2]))).convert("RGB")
+    with Image.open(run / painted.file) as sheet:
         real = sheet.convert("RGB").crop((136, 144, 264, 272))
-    assert shown.size == (128, 128)
+    assert picture.size == (128, 128)
     assert (
         max(
             abs(a - b)
-            for a, b in zip(shown.resize((1, 1)).getpixel((0, 0)), real.resize((1, 1)).getpixel((0, 0)), strict=True)
+            for a, b in zip(picture.resize((1, 1)).getpixel((0, 0)), real.resize((1, 1)).getpixel((0, 0)), strict=True)
         )
         < 6
     )
 
 
 def test_page_and_json_are_of_one_mind_and_repeat(run: Path) -> None:
-    shown = page_of(run)
+    page = page_of(run)
     first = [(run / name).read_bytes() for name in (REPORT, REPORT_DATA)]
-    told = json.loads(first[1])
-    assert told["evaluation"] == json.loads((run / EVALUATION).read_text("utf-8"))
-    ill = {float(sum(each["level"] == "problem" for each in told["findings"]))}
-    assert {float(tag["value"]) for tag in shown.of("data")} - ill <= set(numbers_in(told))
+    data = json.loads(first[1])
+    assert data["evaluation"] == json.loads((run / EVALUATION).read_text("utf-8"))
+    problems = {float(sum(each["level"] == "problem" for each in data["findings"]))}
+    assert {float(tag["value"]) for tag in page.of("data")} - problems <= set(numbers_in(data))
     write_report(run)
     assert [(run / name).read_bytes() for name in (REPORT, REPORT_DATA)] == first
 
@@ -132,11 +132,11 @@ def test_a_run_without_an_evaluation(run: Path) -> None:
     (run / EVALUATION).unlink()
     lines = (run / LOG).read_text("utf-8").splitlines(keepends=True)
     (run / LOG).write_text("".join(line for line in lines if '"Evaluated"' not in line), "utf-8")
-    shown, found = page_of(run), build_report(run)
-    assert found.tone == "unmeasured" and "Whether the adapter helps is not known" in shown.text
-    assert {"help", "scores", "copying"} <= {each.section for each in found.missing}
-    assert f"veneer evaluate {run}" in shown.text and "validation.every=1" in shown.text
-    assert len(shown.of("svg")) == 1
+    page, report = page_of(run), build_report(run)
+    assert report.tone == "unmeasured" and "Whether the adapter helps is not known" in page.text
+    assert {"help", "scores", "copying"} <= {each.section for each in report.missing}
+    assert f"veneer evaluate {run}" in page.text and "validation.every=1" in page.text
+    assert len(page.of("svg")) == 1
 
 
 def test_a_killed_run(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
@@ -144,10 +144,10 @@ def test_a_killed_run(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> N
     killed(config, StepDone, 4)
     with (config.output.dir / LOG).open("ab") as log:
         log.write(b'{"event": "StepDone", "seco')
-    shown, found = page_of(config.output.dir), build_report(config.output.dir)
-    assert found.training and (found.training.ending.how, found.training.ending.step) == ("cut off", 4)
-    assert found.verdict.startswith("After step 2: ") and "cut off after 4 of 6 steps" in shown.text
-    assert found.before_after is None and "--resume" in shown.text
+    page, report = page_of(config.output.dir), build_report(config.output.dir)
+    assert report.training and (report.training.ending.how, report.training.ending.step) == ("cut off", 4)
+    assert report.verdict.startswith("After step 2: ") and "cut off after 4 of 6 steps" in page.text
+    assert report.before_after is None and "--resume" in page.text
     with locked(config.output.dir):
         assert "It is running: 4 of 6 steps." in page_of(config.output.dir).text
 
@@ -155,18 +155,20 @@ def test_a_killed_run(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> N
 def test_an_evaluation_alone(run: Path, tmp_path: Path) -> None:
     alone = tmp_path / "alone"
     write_evaluation(evaluation("a <turtle>"), alone)
-    shown = page_of(alone)
-    assert "it lowers the denoising loss by 45.5" in shown.text and "a <turtle>" in shown.text
+    page = page_of(alone)
+    assert "it lowers the denoising loss by 45.5" in page.text and "a <turtle>" in page.text
     assert not {f"{name}-title" for name in ("learning", "samples", "before-after", "plan", "doctor", "config")} & {
-        tag["id"] for tag in shown.of("h2")
+        tag["id"] for tag in page.of("h2")
     }
-    assert len(shown.of("img")) == 0  # neither picture is here
+    assert len(page.of("img")) == 0  # neither picture is here
 
 
 def test_what_is_no_run_is_a_mistake(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tmp_path)]) == 2
     line = capsys.readouterr().err
     assert CONFIG in line and line.count("\n") == 1
+    with raises_code("report.not_a_run"):
+        build_report(tmp_path)
     (tmp_path / EVALUATION).write_text("[]")
     with raises_code("evaluate.unreadable"):
         write_report(tmp_path)
@@ -176,10 +178,10 @@ def test_damaged_files_leave_holes_and_no_fault(run: Path) -> None:
     for path in (run / SHEET, run / PLAN, *(run / SAMPLES).glob("*.png"), *(run / "evaluation").glob("*.png")):
         path.write_bytes(path.read_bytes()[:100])
     (run / FILE_NAME).write_bytes(b"")
-    found = build_report(run)
-    assert (found.before_after, found.samples, found.plan) == (None, None, ())
-    assert {"samples", "before_after", "plan", "doctor"} <= {each.section for each in found.missing}
-    assert all(each.painted is None for each in found.nearest_pairs)
+    report = build_report(run)
+    assert (report.before_after, report.samples, report.plan) == (None, None, ())
+    assert {"samples", "before_after", "plan", "doctor"} <= {each.section for each in report.missing}
+    assert all(each.painted is None for each in report.nearest_pairs)
     page_of(run)
 
 
@@ -187,9 +189,9 @@ def test_sheets_that_cannot_be_taken_apart_are_shown_whole(run: Path) -> None:
     for path in (run / SHEET, *(run / SAMPLES).glob("*.png")):
         with Image.open(path) as sheet:
             sheet.convert("RGB").save(path)  # without its note
-    found = build_report(run)
-    assert found.before_after and found.samples and found.before_after.rows == found.samples.rows == ()
-    assert found.samples.pictures[0][0].file == f"{SAMPLES}/timelapse.png"
+    report = build_report(run)
+    assert report.before_after and report.samples and report.before_after.rows == report.samples.rows == ()
+    assert report.samples.pictures[0][0].file == f"{SAMPLES}/timelapse.png"
     page_of(run)
 
 
@@ -201,16 +203,16 @@ def test_sheets_of_other_prompts_are_left_out(run: Path) -> None:
     with Image.open(path) as sheet:
         sheet.load()
         write_sheet(sheet, path, {**note, "painted": "otherwise"})
-    found = build_report(run)
-    assert found.samples and found.samples.columns == ("step 3", "step 6")
+    report = build_report(run)
+    assert report.samples and report.samples.columns == ("step 3", "step 6")
 
 
 def test_a_log_that_is_too_long_for_the_doctor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write_run(tmp_path / "run", 10, [step_done(step, 1.0) for step in range(1, 11)])
     monkeypatch.setattr("veneer.report.build._MAX_DOCTOR_LOG", 100)
     monkeypatch.setattr("veneer.report.build.run_doctor", None)
-    found = build_report(folder)
-    assert found.findings is None and any("The log is long" in each.what for each in found.missing)
+    report = build_report(folder)
+    assert report.findings is None and any("The log is long" in each.what for each in report.missing)
 
 
 def test_what_the_log_says_of_memory_is_in_the_report(tmp_path: Path) -> None:

@@ -93,13 +93,13 @@ def test_coordinates_have_few_digits() -> None:
 
 
 def test_each_figure_of_the_page_is_in_the_json() -> None:
-    told = report()
-    known = set(numbers_in(json.loads(report_json(told))))
-    shown = [float(tag["value"]) for tag in Page(render_page(told)).of("data")]
+    full = report()
+    numbers = set(numbers_in(json.loads(report_json(full))))
+    figures = [float(tag["value"]) for tag in Page(render_page(full)).of("data")]
     # those that are counted on the page itself
-    counted = {float(sum(each.level == "problem" for each in told.findings or ()))}
-    assert len(shown) > 60
-    assert set(shown) - counted <= known
+    counted = {float(sum(each.level == "problem" for each in full.findings or ()))}
+    assert len(figures) > 60
+    assert set(figures) - counted <= numbers
 
 
 def test_the_json_has_pictures_by_file_and_hash_alone() -> None:
@@ -115,8 +115,8 @@ def test_what_is_missing_is_said_with_the_command() -> None:
 
 
 def test_a_run_of_which_nothing_is_known_has_a_page() -> None:
-    shown = Page(render_page(NOTHING))
-    assert "Not known." in shown.text and not shown.of("svg") and not shown.of("h2")
+    page = Page(render_page(NOTHING))
+    assert "Not known." in page.text and not page.of("svg") and not page.of("h2")
 
 
 def test_those_who_do_not_see_the_page_are_told(whole: Page) -> None:
@@ -162,5 +162,5 @@ def test_text_and_lines_stand_out_from_their_paper(scheme: int) -> None:
 
 def test_an_open_interval_is_told_in_words() -> None:
     alone = Score(-0.5, -math.inf, math.inf, 1.0, 0.5, 1, 8, "too few pictures to tell")
-    shown = Page(render_page(replace(NOTHING, evaluation=Evaluation("a", "b", held_out=alone))))
-    assert "too few pictures for an interval" in shown.text and "inf" not in shown.text.replace("information", "")
+    page = Page(render_page(replace(NOTHING, evaluation=Evaluation("a", "b", held_out=alone))))
+    assert "too few pictures for an interval" in page.text and "inf" not in page.text.replace("information", "")
