@@ -173,15 +173,3 @@ def write_tiny_pictures(folder: Path) -> Path:
 def tiny_pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of twelve captioned pictures; read only."""
     return write_tiny_pictures(tmp_path_factory.mktemp("pictures") / "shapes")
-
-
-@pytest.fixture
-def counted_plan(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs count their parameters and not rehearse their memory, which takes longer than the runs of tests do."""
-    from veneer.plan.assessment import Assessment
-    from veneer.plan.parameters import plan_parameters
-
-    def assess(config: Any, family: Any, dataset: Any, metadata: Any) -> Assessment:
-        return Assessment(plan_parameters(config, family, metadata), free=None)
-
-    monkeypatch.setattr("veneer.run.session.assess_run", assess)

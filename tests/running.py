@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,10 @@ import pytest
 from tests.training import laid_over
 from veneer.config.load import build_config
 from veneer.config.schema import RunConfig
+from veneer.data.preflight import Dataset
 from veneer.family.protocol import Family
+from veneer.plan.assessment import Assessment
+from veneer.plan.parameters import plan_parameters
 from veneer.run.events import Callback
 from veneer.run.folder import CHECKPOINTS, LOG
 from veneer.run.resume import Resume
@@ -39,10 +43,19 @@ def quick_config(base: Path, pictures: Path, output: Path, **sections: Any) -> R
     return build_config(laid_over(values, sections), "test")
 
 
-def use_base(patch: pytest.MonkeyPatch, family: Family) -> None:
-    """Let runs and evaluations have this base and load none: they give it its bits back, so one is enough for all."""
+def use_base(patch: pytest.MonkeyPatch, family: Family, *, rehearse: bool = False) -> None:
+    """Let runs and evaluations have this base and load none: they give it its bits back, so one is enough for all.
+
+    Unless they are to ``rehearse`` their memory, runs count their parameters alone: a rehearsal takes longer than they.
+    """
     for module in ("run.preparation", "verbs.evaluate"):
         patch.setattr(f"veneer.{module}.load_base", lambda base: family)
+    if not rehearse:
+        patch.setattr("veneer.run.session.assess_run", _count)
+
+
+def _count(config: RunConfig, family: Family, dataset: Dataset, metadata: Mapping[str, str]) -> Assessment:
+    return Assessment(plan_parameters(config, family, metadata), free=None)
 
 
 def killing(kind: type, step: int) -> Callback:
