@@ -45,7 +45,7 @@ def whole(family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path_factory
         "validation": {"draws": 4, "every": 2},
     }
     with pytest.MonkeyPatch.context() as patch:
-        use_base(patch, family)
+        use_base(patch, family, rehearse=True)
         run_training(quick_config(tiny_base, tiny_pictures, folder, **sections))
         evaluate_adapter(folder, Evaluating(paint=4))
     return folder
