@@ -88,6 +88,7 @@ def test_two_processes_end_with_the_bits_of_one(make: Callable[..., RunConfig], 
     assert succeeded(2, make("two", **variant)) == succeeded(1, make("one", **variant))
 
 
+@pytest.mark.slow
 def test_four_processes_too_and_the_first_alone_speaks_and_writes(make: Callable[..., RunConfig]) -> None:
     config = make("four", sample={"every": 2})
     members = trained(4, config)
@@ -128,6 +129,7 @@ def killed_at(count: int, config: RunConfig, step: int, resume: Resume | None = 
     assert all("PeerLost: another process of this run is gone" in member.err for member in members[1:])
 
 
+@pytest.mark.slow
 def test_a_run_goes_from_one_process_to_two_and_back(make: Callable[..., RunConfig]) -> None:
     sections: dict[str, Any] = {
         "adapter": {"dropout": 0.2},
@@ -178,6 +180,7 @@ def test_a_signal_to_any_ends_all_after_the_same_step(
     assert members[1].err == "" and not (config.output.dir / LOCK).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("place", ["survey", "load_base"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -204,6 +207,7 @@ def test_a_signal_before_training_ends_all_in_one_line(
     assert not (config.output.dir / LOG).exists() and not (config.output.dir / LOCK).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_signal_while_the_result_is_painted_keeps_the_run(make: Callable[..., RunConfig], count: int) -> None:
     config = make("run", train={"checkpoint_every": 0})
@@ -269,6 +273,7 @@ NAN = spoiling(2, 1, latents=lambda latent: latent * float("nan"))
 LARGE = spoiling(2, 3, weight_B=lambda weight: weight * 1e38)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "what"), [(NAN, "loss"), (LARGE, "gradient")], ids=["loss", "gradient"])
 def test_a_number_that_is_not_finite_ends_all_and_is_told_as_by_one(
     make: Callable[..., RunConfig], spoil: Callable[[int], None], what: str
@@ -287,6 +292,7 @@ def test_a_number_that_is_not_finite_ends_all_and_is_told_as_by_one(
     assert said[0].endswith("the last checkpoint is OUTPUT/checkpoints/step-000000002")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spoil", [NAN, LARGE], ids=["loss", "gradient"])
 def test_all_skip_such_a_step(make: Callable[..., RunConfig], spoil: Callable[[int], None]) -> None:
     train = {"on_nonfinite": "skip", "ema_decay": 0.9}
@@ -356,6 +362,7 @@ def test_processes_that_see_other_pictures_are_refused(make: Callable[..., RunCo
     assert "data.sources: process 1 has another one than process 0; let every process see the same" in first.err
 
 
+@pytest.mark.slow
 def test_processes_that_compute_otherwise_write_no_checkpoint(make: Callable[..., RunConfig]) -> None:
     config = make("run")
     real = veneer.train.loop.set_rates
@@ -378,6 +385,7 @@ def test_a_second_run_in_the_folder_is_refused_by_all(make: Callable[..., RunCon
     assert "already holds a result" in last_line(first)
 
 
+@pytest.mark.slow
 def test_other_threads_are_told_at_a_resume(make: Callable[..., RunConfig]) -> None:
     config = make("run")
     killed_at(1, config, 2)
@@ -385,6 +393,7 @@ def test_other_threads_are_told_at_a_resume(make: Callable[..., RunConfig]) -> N
     assert "made with 1 threads a process, here are 2, which may end in other bits; see OMP_NUM_THREADS" in out
 
 
+@pytest.mark.slow
 def test_torchrun_forwards_sigterm_and_one_process_goes_on(make: Callable[..., RunConfig]) -> None:
     """The launcher itself, as in the documents."""
     config = make("run", train={"max_steps": 5000, "checkpoint_every": 2})
@@ -407,6 +416,7 @@ def test_torchrun_forwards_sigterm_and_one_process_goes_on(make: Callable[..., R
     )
 
 
+@pytest.mark.slow
 def test_the_documents_commands(
     make: Callable[..., RunConfig], tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -430,6 +440,7 @@ def test_the_documents_commands(
     )
 
 
+@pytest.mark.slow
 def test_the_documents_ways_to_resume(make: Callable[..., RunConfig], tmp_path: Path) -> None:
     page = (Path(__file__).parents[2] / "docs" / "resume.md").read_text("utf-8")
     ways = re.findall(r"^\| `veneer (train [^`]*)` \|", page, re.M)

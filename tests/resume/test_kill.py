@@ -38,6 +38,7 @@ def long_config(base: Path, pictures: Path, output: Path, steps: int) -> RunConf
     )
 
 
+@pytest.mark.slow
 def test_more_than_fifty_lives_that_die_at_each_call_to_the_disk(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -82,6 +83,7 @@ def wait_for(process: subprocess.Popen[str], output: Path, step: int) -> None:
         time.sleep(0.002)
 
 
+@pytest.mark.slow
 def test_four_processes_killed_at_random(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     """By the kernel, each some steps and a fraction of a step after it was started; often while it writes."""
     whole, often = (long_config(tiny_base, tiny_pictures, tmp_path / name, 150) for name in ("whole", "often"))

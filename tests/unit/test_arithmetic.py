@@ -58,6 +58,7 @@ def test_gpt2_medium_has_0_39_million_where_the_paper_prints_0_35() -> None:
     assert round(large / 1e6, 2) == 0.74 != 0.77
 
 
+@pytest.mark.slow
 def test_training_memory_falls_from_1_2_tb_to_350_gb(found: dict[str, dict[str, dict[str, int]]]) -> None:
     """Section 4.2, by the plan's account of one step of each."""
     whole, low = found["memory"]["all weights"], found["memory"]["LoRA"]

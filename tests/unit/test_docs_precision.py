@@ -19,6 +19,7 @@ from veneer.weights.file import FILE_NAME
 QUICK = ["train.max_steps=2", "train.batch_size=1", "sample.steps=1", "validation.draws=1"]
 
 
+@pytest.mark.slow
 def test_commands(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(tiny_pictures, tmp_path / "pictures")
     monkeypatch.chdir(tmp_path)

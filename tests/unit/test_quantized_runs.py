@@ -75,6 +75,7 @@ def test_a_run_does_not_go_on_in_another_format(tiny_base: Path, tiny_pictures: 
     assert training_settings(config)["train.quantization"] == "bnb_nf4"
 
 
+@pytest.mark.slow
 def test_the_plan_counts_the_bits(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     """From the configurations alone and on the loaded base, to the same bytes; parameters stay parameters."""
     totals, weights = set(), {}

@@ -30,6 +30,7 @@ def desk(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPath
     return folder
 
 
+@pytest.mark.slow
 def test_commands(desk: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(desk)
     commands = [shlex.split(line) for line in _block("<!-- commands: tested -->").splitlines()]

@@ -105,6 +105,7 @@ def test_a_study_leaves_tables_a_plot_and_its_trials(done: tuple[Path, Study]) -
     assert told["rows"][0]["versus_reference"]["seeds"] == 2
 
 
+@pytest.mark.slow
 def test_a_trial_is_what_train_makes(done: tuple[Path, Study], tmp_path: Path) -> None:
     """The same adapter bytes as a run of the same config, scored by the rod of the study."""
     folder, _ = done
