@@ -1,4 +1,4 @@
-"""Measured figures, written into the documents that quote them."""
+"""Write measured figures into the documents that quote them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def publish(page: Path, figures: str, section: str = "figures") -> None:
 
 
 def published(page: Path, section: str = "figures") -> str:
-    """What stands between the two marks of a page's section."""
+    """Return what stands between the two marks of a page's section."""
     first, last = _marks(section)
     return page.read_text("utf-8").partition(first)[2].partition(last)[0]
 

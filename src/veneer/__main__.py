@@ -1,4 +1,4 @@
-"""The door: answers ``--version`` and ``--help`` at once, and opens the command line for everything else.
+"""The entry point: answers ``--version`` and ``--help`` at once, and runs the command line for everything else.
 
 Typer, pydantic and torch take longer to import than a person waits for a help text, so that text is stored in
 ``cli/help.txt``; a test holds it equal to what Typer would print.

@@ -1,4 +1,4 @@
-"""The one error a user may cause: one line that says what is wrong, where, and what to do."""
+"""The error for a user's mistake: one line that says what is wrong, where, and what to do."""
 
 from __future__ import annotations
 

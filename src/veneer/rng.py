@@ -15,22 +15,22 @@ if TYPE_CHECKING:
 __all__ = ["MAX_SEED", "key", "torch_generator", "uniform"]
 
 MAX_SEED = 2**63 - 1
-"""The greatest seed that a user may give: PyTorch takes less than 2**64, and those of a sheet count on from it."""
+"""The greatest seed that a user may give: PyTorch takes less than 2**64, and a sheet's pictures count up from it."""
 
 
 def key(*parts: int | str) -> int:
-    """A 63-bit number for a tuple of parts; the same on every machine and in every Python."""
+    """Return a 63-bit number for a tuple of parts; the same on every machine and in every Python."""
     text = "\x1f".join(f"{type(p).__name__}:{p}" for p in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def uniform(*parts: int | str) -> float:
-    """A number in [0, 1) for a tuple of parts."""
+    """Return a number in [0, 1) for a tuple of parts."""
     return key(*parts) / 2**63
 
 
 def torch_generator(*parts: int | str) -> torch.Generator:
-    """A CPU generator whose numbers depend on the parts alone."""
+    """Return a CPU generator whose numbers depend on the parts alone."""
     import torch
 
     return torch.Generator().manual_seed(key(*parts))

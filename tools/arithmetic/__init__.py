@@ -1,1 +1,1 @@
-"""The arithmetic of the LoRA paper, done by the plan's own functions."""
+"""Do the arithmetic of the LoRA paper with the plan's own functions."""

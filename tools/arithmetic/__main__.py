@@ -1,4 +1,4 @@
-"""The arithmetic of Hu et al. 2021 by Veneer's own account: what is counted here is what ``veneer plan`` counts.
+"""Do the arithmetic of Hu et al. 2021 with the functions by which ``veneer plan`` counts.
 
 ``python -m tools.arithmetic`` builds the paper's models from their shapes, without a number in them, counts their
 adapters, does a training step of the largest with every weight trained and with LoRA, and writes figures.json beside
@@ -51,7 +51,7 @@ _TOKENS = 2048
 
 
 def model(shape: Mapping[str, int]) -> OPTForCausalLM:
-    """A decoder of GPT's kind with its four attention matrices apart, on the meta device.
+    """Return a decoder of GPT's kind with its four attention matrices apart, on the meta device.
 
     OPT (Zhang et al. 2022) has the shapes of GPT-3, which has no public code; the vocabulary is GPT-2's.
     """
@@ -68,7 +68,7 @@ def model(shape: Mapping[str, int]) -> OPTForCausalLM:
 
 
 def counts(network: nn.Module, rank: int, targets: tuple[str, ...]) -> Plan:
-    """What the plan counts of an adapter on a network."""
+    """Count an adapter on a network as the plan does."""
     injection = _adapted(network, rank, targets)
     try:
         return count_parameters({"transformer": network}, injection)
@@ -82,7 +82,7 @@ def _adapted(network: nn.Module, rank: int, targets: tuple[str, ...]) -> Injecti
 
 
 def memory(shape: Mapping[str, int], rank: int | None) -> dict[str, int]:
-    """What is held at the fullest moment of a step with Adam, by part: LoRA on Wq and Wv, or every weight trained.
+    """Return what is held at the peak of a step with Adam, by part: LoRA on Wq and Wv, or every weight trained.
 
     Weights, gradients and moments are of 16 bits; one sequence of 2,048 tokens, each block recomputed in the backward
     pass.
@@ -122,7 +122,7 @@ def _step(tracer: MemoryTracer, network: Any, trained: list[nn.Parameter]) -> No
 
 
 def figures() -> dict[str, Any]:
-    """All figures of the page."""
+    """Return all figures of the page."""
     large = model(GPT3)
     own = counts(large, 4, (QUERY, VALUE))
     budgets = {name: counts(large, *adapter).trainable for name, adapter in BUDGETS.items()}
@@ -138,7 +138,7 @@ def figures() -> dict[str, Any]:
 
 
 def tables(of: Mapping[str, Any]) -> dict[str, str]:
-    """The tables of the page, by the section that each stands in."""
+    """Return the tables of the page, by the section that each stands in."""
     return {"counts": _counts(of), "budget": _budget(of), "memory": _memory(of), "smaller": _smaller(of)}
 
 

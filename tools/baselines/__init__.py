@@ -1,1 +1,1 @@
-"""What the paper compares LoRA with, on the bundled base."""
+"""Measure what the paper compares LoRA with, on the bundled base."""

@@ -1,4 +1,4 @@
-"""LoRA beside what the paper compares it with: all weights, and bottleneck adapters; same pictures, same steps.
+"""Compare LoRA with full fine-tuning and with bottleneck adapters, on the same pictures and steps.
 
 python -m tools.baselines train    each method at three rates, chosen on training pictures set aside, then the score
                                    on the 64 held-out ones; goes on where it was stopped
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What is measured so far; nothing of it if it was measured with other settings."""
+    """Read what is measured so far; nothing of it if it was measured with other settings."""
     told: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {}
     return told if told.get("settings") == SETTINGS else {"settings": SETTINGS, "losses": {}, "tried": {}}
 
@@ -71,12 +71,12 @@ def _keep(path: Path, figures: dict[str, Any]) -> None:
 
 
 def finished(figures: dict[str, Any]) -> bool:
-    """Whether every method is scored, and all are timed."""
+    """Check whether every method is scored, and all are timed."""
     return all(name in figures["losses"] for name in (BASE, *METHODS)) and "seconds" in figures
 
 
 def train_all(path: Path) -> None:
-    """Do what is not done yet of the trainings, and write each down as it ends."""
+    """Do the trainings that are not done yet, and record each as it ends."""
     figures = read(path)
     family = veneer.load_base("bundled")
     choosing, final = _config(0.2), _config(str(veneer.demo_path() / "held_out"))
@@ -98,12 +98,12 @@ def train_all(path: Path) -> None:
 
 
 def best_rate(tried: dict[str, float]) -> float:
-    """The rate of the lowest loss."""
+    """Return the rate of the lowest loss."""
     return float(min(tried, key=lambda rate: tried[rate]))
 
 
 def _by_picture(losses: Losses) -> list[float]:
-    """A picture's draws are not independent, so their mean is all that is used of them."""
+    """Average each picture's draws, which are not independent."""
     return [round(float(loss), 7) for loss in losses.mean(axis=1)]
 
 
@@ -124,7 +124,7 @@ def _taught_losses(family: Family, name: str, config: RunConfig, rate: float) ->
 
 
 def train(family: Family, config: RunConfig, pictures: Dataset, taught: Taught, rate: float) -> None:
-    """AdamW at Veneer's defaults, with the pictures, noise and timesteps of Veneer's own loop."""
+    """Train with AdamW at Veneer's defaults, on the pictures, noise and timesteps of Veneer's own loop."""
     config = veneer.resolve(config, family)
     objective = Objective.from_config(config.objective, family)
     encoder = Encoder(family, config.data, family.resolution, config.seed)
@@ -169,7 +169,7 @@ def _forward(family: Family, size: int) -> Callable[[], object]:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures as the page has them."""
+    """Return the figures as the page has them."""
     heads = ["method", "trained parameters", "rate", "held-out loss", "against the base", f"against {LORA}"]
     heads += [f"time, {size} picture{'s' if size > 1 else ''}" for size in BATCHES]
     lines = [heads, ["---", *("---:" for _ in heads[1:])], _row(figures, BASE, "0", "")]
@@ -204,7 +204,7 @@ def _gap(figures: dict[str, Any], name: str, other: str) -> str:
 
 
 def gap(figures: dict[str, Any], name: str, other: str) -> Score:
-    """One method's loss less another's, by picture; below 0 it is better."""
+    """Return one method's loss less another's, by picture; below 0 it is better."""
     first, second = (np.array(figures["losses"][each])[:, None] for each in (name, other))
     return paired_difference(first, second)
 

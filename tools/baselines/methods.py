@@ -1,4 +1,4 @@
-"""Ways to teach a frozen UNet something: all its weights, bottleneck adapters, LoRA; each leaves it as it was."""
+"""Train a frozen UNet in several ways: all its weights, bottleneck adapters, LoRA; each leaves it as it was."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Teach: TypeAlias = Callable[[Networks], AbstractContextManager[Taught]]
 
 @dataclass(frozen=True)
 class Method:
-    """A way to teach.
+    """A way to train.
 
     Attributes:
         rates: learning rates to choose from.
@@ -56,7 +56,7 @@ class Method:
 
 @contextmanager
 def full(networks: Networks) -> Iterator[Taught]:
-    """Every weight of the UNet."""
+    """Train every weight of the UNet."""
     unet = networks["unet"]
     before = {name: parameter.detach().clone() for name, parameter in unet.named_parameters()}
     try:
@@ -71,7 +71,7 @@ def full(networks: Networks) -> Iterator[Taught]:
 
 @contextmanager
 def _trained(network: nn.Module, trains: bool) -> Iterator[None]:
-    """All parameters train, or none, and afterwards those that did before."""
+    """Let all parameters train, or none, and afterwards those that did before."""
     before = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     network.requires_grad_(trains)
     try:
@@ -100,14 +100,14 @@ class Bottleneck(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, hidden_BLD: Tensor) -> Tensor:
-        """(B, L, D) to the same shape."""
+        """Map (B, L, D) to the same shape."""
         changed: Tensor = hidden_BLD + self.up(nn.functional.gelu(self.down(hidden_BLD)))
         return changed
 
 
 @contextmanager
 def bottleneck(networks: Networks) -> Iterator[Taught]:
-    """An adapter after each attention and each feed-forward, as many parameters as LoRA's.
+    """Put an adapter after each attention and each feed-forward, with as many parameters as LoRA's.
 
     A transformer block of width D has 8 matrices of LoRA on D x D (cross-attention's keys and values read the text, of
     another width), 16 r D parameters or so; three bottlenecks of width m have 6 m D: m = 8 r / 3.
@@ -140,7 +140,7 @@ def _through(adapter: Bottleneck) -> Callable[[nn.Module, object, Tensor], Tenso
 
 @contextmanager
 def lora(networks: Networks) -> Iterator[Taught]:
-    """LoRA on the attention projections (Hu et al. 2021)."""
+    """Put LoRA on the attention projections (Hu et al. 2021)."""
     injection = veneer.inject(networks, {"unet": veneer.LoraSpec(RANK, float(RANK), TARGETS)}, seed=0)
     try:
         yield Taught(injection.parameters(), injection.weights)
@@ -150,7 +150,7 @@ def lora(networks: Networks) -> Iterator[Taught]:
 
 @contextmanager
 def merged(networks: Networks) -> Iterator[Taught]:
-    """LoRA that is done with training, added to the weights (Hu et al. 2021, section 4.1)."""
+    """Merge LoRA into the weights (Hu et al. 2021, section 4.1)."""
     with lora(networks) as taught:
         factors = taught.weights()
     merging = veneer.merge(networks, [(factors, 1.0)])

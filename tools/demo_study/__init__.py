@@ -1,1 +1,1 @@
-"""The demo style's studies, published in the documents."""
+"""Publish the demo style's studies in the documents."""

@@ -48,7 +48,7 @@ def _published(study: Path) -> str:
 
 
 def settings(study: Path) -> str:
-    """How it was trained, in a line; nothing of an adapter that was cut."""
+    """Return how it was trained, in a line; empty for an adapter that was cut."""
     path = study / "study.yaml"
     if not path.exists():
         return ""
@@ -62,12 +62,12 @@ def settings(study: Path) -> str:
 
 
 def section(name: str, trained: str, table: str) -> str:
-    """One study's part of the page."""
+    """Return one study's part of the page."""
     return f"### {TITLES[name]}\n\n{trained}![The study's plot](study/{name}.png)\n\n{table}"
 
 
 def rows() -> dict[str, list[dict[str, Any]]]:
-    """The rows of each study that is published, by its name."""
+    """Return the rows of each study that is published, by its name."""
     return {path.stem: json.loads(path.read_text("utf-8"))["rows"] for path in sorted(FOLDER.glob("*.json"))}
 
 

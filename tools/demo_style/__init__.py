@@ -1,1 +1,1 @@
-"""What the example's adapter does to the demo style, measured."""
+"""Measure what the example's adapter does on the demo style."""

@@ -1,4 +1,4 @@
-"""Does the example's adapter paint OpenMoji's style, and is the thing still there?
+"""Measure whether the example's adapter paints OpenMoji's style, and whether the thing is still there.
 
 python -m tools.demo_style --fit --work build/base    fit the two judges on real drawings, print how good they are
 python -m tools.demo_style runs/example               measure an adapter on the 64 held-out concepts
@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def table(figures: dict[str, Any]) -> str:
-    """The figures as README has them."""
+    """Return the figures as README has them."""
     score, base, adapter = figures["score"], figures["base"], figures["adapter"]
     classifier_, likeness_, chance = figures["classifier"], figures["likeness"], figures["chance"]
     return f"""\
@@ -100,7 +100,7 @@ def fit_classifier(work: Path) -> dict[str, float]:
 
 
 def fit_likeness(work: Path) -> dict[str, float]:
-    """Fit on the concepts that the demo does not hold out; how often are real drawings of those it does found?"""
+    """Fit on the concepts that the demo does not hold out; return how often real drawings of the others are found."""
     sets = {name: DrawingSet(package, work / "packages") for name, package in PACKAGES.items()}
     known = concepts.concepts(sets)
     held_out = [c.name for c in concepts.demo_split(known)[1]]
@@ -129,7 +129,7 @@ def fit_likeness(work: Path) -> dict[str, float]:
 
 
 def measure(adapter: Path) -> dict[str, dict[str, float]]:
-    """Style and retrieval of the base alone and of the base with the adapter, on the demo's held-out concepts."""
+    """Measure style and retrieval of the base, alone and with the adapter, on the demo's held-out concepts."""
     family = veneer.load_base("bundled")
     factors = veneer.load_adapter(adapter, family.networks).weights
     return {
@@ -141,7 +141,7 @@ def measure(adapter: Path) -> dict[str, dict[str, float]]:
 
 
 def _score(family: Family, factors: AdapterWeights) -> dict[str, float]:
-    """As the example measures it."""
+    """Score the adapter as the example does."""
     demo = veneer.demo_path()
     data = {"sources": [{"path": str(demo / "train")}], "held_out": str(demo / "held_out")}
     config = veneer.build_config({"base": "bundled", "data": data}, origin="the demo's config")
@@ -155,7 +155,7 @@ def _held_out() -> tuple[list[dict[str, str]], int]:
 
 
 def _shares(family: Family, factors: AdapterWeights) -> dict[str, float]:
-    """Of the pictures painted with an adapter, as shares.
+    """Return the shares of the pictures painted with an adapter that pass each judge.
 
     ``openmoji``: nearer to its drawings than to Noto's. ``found``: own real drawing among the first five of all, by
     likeness as things; ``angle``: the same by the angle between latents alone.

@@ -1,4 +1,4 @@
-"""A style classifier: is a picture nearer to OpenMoji's drawings or to Noto's? Fitted on real drawings only.
+"""A style classifier: whether a picture is nearer to OpenMoji's drawings or to Noto's, fitted on real drawings only.
 
 Half of what it is fitted on has gone through the base's autoencoder, so that softness, which every generated picture
 has, tells it nothing; sizes and places are varied, so that OpenMoji's wider margins tell it nothing either.
@@ -17,7 +17,7 @@ STEPS, BATCH, RATE = 600, 64, 3e-3
 
 
 def make() -> nn.Sequential:
-    """Pixels in [-1, 1], (N, 3, 64, 64), to OpenMoji's logit (N, 1): local patterns, averaged over the picture."""
+    """Return a network from pixels in [-1, 1], (N, 3, 64, 64), to OpenMoji's logit (N, 1): local patterns, averaged."""
     layers: list[nn.Module] = []
     for before, after in ((3, 16), (16, 24), (24, 32)):
         layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(4, after), nn.ReLU()]
@@ -44,7 +44,7 @@ def fit(noto: Tensor, openmoji: Tensor) -> nn.Sequential:
 
 
 def _varied(picture: Tensor, random: torch.Generator) -> Tensor:
-    """The picture at 60 to 100 % of its size, somewhere on white, maybe mirrored."""
+    """Return the picture at 60 to 100 % of its size, somewhere on white, maybe mirrored."""
     size, top, left, mirror = torch.rand(4, generator=random).tolist()
     side = picture.shape[-1]
     small = int(side * (0.6 + 0.4 * size))
@@ -57,7 +57,7 @@ def _varied(picture: Tensor, random: torch.Generator) -> Tensor:
 
 @torch.no_grad()
 def is_openmoji(model: nn.Sequential, pixels: Tensor) -> Tensor:
-    """Which pictures (N, 3, 64, 64) are nearer to OpenMoji's drawings, bool (N,)."""
+    """Check which pictures (N, 3, 64, 64) are nearer to OpenMoji's drawings, bool (N,)."""
     logits: Tensor = model(pixels)[:, 0]
     return logits > 0
 
@@ -68,7 +68,7 @@ def save(model: nn.Sequential, path: Path = WEIGHTS) -> None:
 
 
 def load(path: Path = WEIGHTS) -> nn.Sequential:
-    """The committed classifier."""
+    """Load the committed classifier."""
     model = make()
     model.load_state_dict(load_file(path))
     return model.eval()

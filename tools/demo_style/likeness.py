@@ -1,4 +1,4 @@
-"""How alike two pictures are as things, whatever style they are drawn in; fitted on real drawings only.
+"""A measure of how alike two pictures are as things, whatever their style; fitted on real drawings only.
 
 Between two sets the drawings of one thing differ in many ways that have nothing to do with the thing: how much paper is
 covered, how dark the edges are. So each set's mean is taken off, the directions in which drawings of one thing differ
@@ -31,7 +31,7 @@ Drawn = Mapping[str, Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Likeness:
-    """What matters of a latent.
+    """The directions of a latent in which things differ, and styles do not.
 
     Attributes:
         directions_FD: the directions, scaled.
@@ -42,7 +42,7 @@ class Likeness:
     mean_F: Tensor
 
     def places(self, made_NF: Tensor, real_2NF: Tensor) -> Tensor:
-        """Place of each picture's own drawing, the n-th of ``real_2NF``, among all, either way round; 0 is first.
+        """Return each picture's own drawing's place, the n-th of ``real_2NF``, among all, either way round; 0 is first.
 
         Args:
             made_NF: latents of pictures, whose own mean is taken off.
@@ -53,7 +53,7 @@ class Likeness:
 
 
 def places_by_angle(made_NF: Tensor, real_2NF: Tensor) -> Tensor:
-    """The same by the bare angle between the latents as they are.
+    """Return the places by the bare angle between the latents as they are.
 
     The angle, not the distance: the length of latents is how much of the paper is covered, in which the sets differ.
     """
@@ -63,7 +63,7 @@ def places_by_angle(made_NF: Tensor, real_2NF: Tensor) -> Tensor:
 
 
 def found(places: Tensor) -> float:
-    """Share of pictures whose own drawing is among the first five."""
+    """Return the share of pictures whose own drawing is among the first five."""
     return (places < TOP).float().mean().item()
 
 
@@ -97,7 +97,7 @@ def _covariance(centred_NF: Tensor) -> Tensor:
 
 
 def chosen(drawn: Drawn, names: Sequence[str]) -> tuple[float, int, float]:
-    """Ridge and directions by which Noto's drawings best find OpenMoji's of things left out, and how often they do."""
+    """Return ridge and directions by which Noto's drawings best find OpenMoji's of things left out, and how often."""
     folds = [list(names[fold::FOLDS]) for fold in range(FOLDS)]
     tried = {}
     for ridge, directions in product(RIDGES, DIRECTIONS):
@@ -111,18 +111,18 @@ def chosen(drawn: Drawn, names: Sequence[str]) -> tuple[float, int, float]:
 
 
 def real_share(likeness: Likeness, drawn: Drawn, names: Sequence[str]) -> float:
-    """How often Noto's real drawings find OpenMoji's of the same things: what a picture that kept its thing can do."""
+    """Return how often Noto's real drawings find OpenMoji's of the same things: the best that a picture can do."""
     noto = torch.stack([drawn["noto"][name][0] for name in names])
     openmoji = torch.stack([drawn["openmoji"][name] for name in names], dim=1)
     return found(likeness.places(noto, openmoji))
 
 
 def save(likeness: Likeness, path: Path = WEIGHTS) -> None:
-    """Write it."""
+    """Write the measure."""
     save_file({"directions": likeness.directions_FD.contiguous(), "mean": likeness.mean_F.contiguous()}, path)
 
 
 def load(path: Path = WEIGHTS) -> Likeness:
-    """The committed one."""
+    """Load the committed measure."""
     tensors = load_file(path)
     return Likeness(tensors["directions"], tensors["mean"])

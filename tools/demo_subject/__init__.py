@@ -1,1 +1,1 @@
-"""Teaching the bundled base one character, with and without prior preservation, measured."""
+"""Teach the bundled base one character, with and without prior preservation, and measure both."""

@@ -1,4 +1,4 @@
-"""One cat from five pictures: is it learned, and does the class stay what it was?
+"""Teach one cat from five pictures, and measure whether it is learned and whether the class stays what it was.
 
 ``python -m tools.demo_subject`` trains twice, with prior preservation and without, paints the same seeds, and writes
 ``docs/subject.png`` and ``figures.json`` beside this file.
@@ -32,7 +32,7 @@ TRAIN: dict[str, Any] = {"max_steps": 240, "batch_size": 4, "learning_rate": 1e-
 
 
 def main() -> None:
-    """Train both, paint, measure, write."""
+    """Train both adapters, paint, measure, and write the page."""
     with tempfile.TemporaryDirectory() as folder:
         adapters: dict[str, AdapterWeights] = {"base": {}}
         for name, prior in (("with prior", {"prompt": CLASS}), ("without prior", None)):
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def table(figures: dict[str, dict[str, float]]) -> str:
-    """The figures as the page has them."""
+    """Return the figures as the page has them."""
     heading = "| model | subject's prompt | class's prompt | loss on the base's pictures of the class |"
     return "\n".join([heading, "| --- | --- | --- | --- |", *(_row(name, of) for name, of in figures.items())]) + "\n"
 
@@ -78,7 +78,7 @@ def _train(output: Path, prior: dict[str, Any] | None) -> AdapterWeights:
 
 
 def _paint(family: Family, factors: AdapterWeights) -> dict[str, list[Image.Image]]:
-    """Both prompts from the same seeds."""
+    """Paint both prompts from the same seeds."""
     merged = veneer.merge(family.networks, [(factors, 1.0)])
     painted = {prompt: _generate(family, prompt, list(SEEDS)) for prompt in (SUBJECT, CLASS)}
     merged.undo()
@@ -90,7 +90,7 @@ def _generate(family: Family, prompt: str, seeds: list[int]) -> list[Image.Image
 
 
 def _drift(family: Family, factors: AdapterWeights, ordinary: list[Image.Image]) -> dict[str, float]:
-    """What the adapter adds to the denoising loss on the base's own pictures of the class, of seeds never trained on.
+    """Measure what the adapter adds to the denoising loss on the base's own pictures of the class, of other seeds.
 
     A model that kept its class adds nothing; one that took the subject for the class denoises them worse.
     """
@@ -104,7 +104,7 @@ def _drift(family: Family, factors: AdapterWeights, ordinary: list[Image.Image])
 
 
 def _shares(family: Family, painted: dict[str, list[Image.Image]], ordinary: list[Image.Image]) -> dict[str, float]:
-    """How many of each prompt's pictures are nearer to the subject's five than to the base's pictures of the class.
+    """Return the share of each prompt's pictures nearer to the subject's five than to the base's pictures of the class.
 
     Nearness is distance of latents to the nearest one, either way round; the base's pictures are of other seeds.
     """
@@ -133,7 +133,7 @@ def _both_ways(family: Family, pictures: list[Image.Image]) -> Tensor:
 
 
 def _picture(painted: dict[str, dict[str, list[Image.Image]]]) -> Image.Image:
-    """A row for each adapter: the subject's prompt, then the class's, from the same seeds."""
+    """Draw a row for each adapter: the subject's prompt, then the class's, from the same seeds."""
     rows = [[*of[SUBJECT][:SHOWN], *of[CLASS][:SHOWN]] for of in painted.values()]
     headings = [*["mikesch"] * SHOWN, *["class"] * SHOWN]
     return veneer.sheet(rows, columns=headings, labels=list(painted))

@@ -76,7 +76,7 @@ def _is_plain(annotation: Any) -> bool:
 
 
 def _below(annotation: Any) -> str:
-    """What stands between a key and those below it: a place in a list, or a name that the user gives."""
+    """Return what stands between a key and those below it: a place in a list, or a name that the user gives."""
     return {tuple: "[].", dict: ".<name>."}.get(get_origin(annotation), ".")
 
 

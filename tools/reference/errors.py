@@ -34,7 +34,7 @@ Call: TypeAlias = ast.Call
 
 @dataclass(frozen=True, order=True)
 class Refusal:
-    """One place that refuses something: the code, the pattern of its words, and the file."""
+    """A place that refuses something: the code, the pattern of its words, and the file."""
 
     code: str
     what: str

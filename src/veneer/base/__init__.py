@@ -10,10 +10,10 @@ _HERE = Path(__file__).parent
 
 
 def path() -> Path:
-    """Folder of the bundled base, in diffusers' layout."""
+    """Return the folder of the bundled base, in diffusers' layout."""
     return _HERE / "model"
 
 
 def demo_path() -> Path:
-    """Folder with ``train`` (160 pictures) and ``held_out`` (64 pictures of other things) in OpenMoji's style."""
+    """Return a folder with ``train`` (160 pictures) and ``held_out`` (64 of other things) in OpenMoji's style."""
     return _HERE / "demo"

@@ -1,4 +1,4 @@
-"""Colours as a config writes them."""
+"""Read the colours that a config names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The settings that shape an adapter, and a hash of them; the other settings may differ between equal trainings."""
+"""List the settings that shape an adapter, and hash them; others may differ between trainings of the same result."""
 
 from __future__ import annotations
 

@@ -36,9 +36,9 @@ def section_at(key: Key) -> type[BaseModel] | None:
     is_name = False  # of an entry of a mapping, which may be any
     for part in key:
         if isinstance(part, str) and not is_name:
-            known = section.model_fields.get(part) if section else None
-            section = _section_of(known.annotation) if known else None
-            is_name = known is not None and _has_names(known.annotation)
+            field = section.model_fields.get(part) if section else None
+            section = _section_of(field.annotation) if field else None
+            is_name = field is not None and _has_names(field.annotation)
         else:
             is_name = False
     return section
@@ -56,11 +56,11 @@ def known_keys() -> dict[str, str]:
 
 
 def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
-    for name, known in section.model_fields.items():
-        yield prefix + name, known.description or ""
-        below = _section_of(known.annotation)
+    for name, field in section.model_fields.items():
+        yield prefix + name, field.description or ""
+        below = _section_of(field.annotation)
         if below is not None:
-            entry = f"{_NAME}." if _has_names(known.annotation) else ""
+            entry = f"{_NAME}." if _has_names(field.annotation) else ""
             yield from _walk(below, f"{prefix}{name}.{entry}")
 
 
@@ -105,8 +105,8 @@ def nearest(key: Key) -> str | None:
 
 def _leaves() -> dict[str, str]:
     """Return the known key for each last name; of several, the one that is least deep."""
-    ordered = sorted(known_keys(), key=lambda known: (known.count("."), known), reverse=True)
-    return {known.rpartition(".")[2]: known for known in ordered}
+    ordered = sorted(known_keys(), key=lambda dotted_key: (dotted_key.count("."), dotted_key), reverse=True)
+    return {dotted_key.rpartition(".")[2]: dotted_key for dotted_key in ordered}
 
 
 def _names_beside(key: Key) -> dict[str, str]:

@@ -37,7 +37,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class _Draft:
-    """A config being put together: its values, and where each was set."""
+    """A config that is not complete yet: its values, and where each was set."""
 
     values: dict[str, Any] = field(default_factory=dict)
     places: dict[Key, str] = field(default_factory=dict)
@@ -90,7 +90,7 @@ def build_config(mapping: Mapping[str, Any], origin: str, places: Mapping[Key, s
 
 
 class BaseDefaults(Protocol):
-    """A base as a config's defaults depend on it; ``veneer.family.protocol.Family`` is one.
+    """The properties of a base that a config's defaults depend on; ``veneer.family.protocol.Family`` is one.
 
     Attributes:
         resolution: side of the square that it was trained on, in pixels.

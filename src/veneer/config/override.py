@@ -1,4 +1,4 @@
-"""Overrides such as ``train.max_steps=200``: reading them, and setting a dotted key deep in a mapping."""
+"""Read overrides such as ``train.max_steps=200``, and set a dotted key deep in a mapping."""
 
 from __future__ import annotations
 

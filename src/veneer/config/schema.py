@@ -118,7 +118,7 @@ class DataConfig(_Section):
     """The pictures, and what is done to them before the model sees them."""
 
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
-    """Where the pictures are."""
+    """The folders of pictures."""
     trigger: NonBlank | None = None
     """Words that call the adapter; appended to each caption that lacks them, alone where there is no caption."""
     resolution: Annotated[int, Field(ge=8)] | None = None
@@ -155,7 +155,7 @@ class TextEncoderAdapterConfig(_Section):
 
 
 class AdapterConfig(_Section):
-    """What is trained: ``h = W0 x + (alpha/rank) B A x`` (Hu et al. 2021, section 4.1)."""
+    """The adapter that is trained: ``h = W0 x + (alpha/rank) B A x`` (Hu et al. 2021, section 4.1)."""
 
     method: Literal["lora", "dora"] = "lora"
     """How delta W is made."""
@@ -199,7 +199,7 @@ class OptimizerConfig(_Section):
 
 
 class TrainConfig(_Section):
-    """How long and how it is trained."""
+    """The training: how long, and how."""
 
     max_steps: Count = 400
     """Optimiser steps."""
@@ -259,7 +259,7 @@ class SampleConfig(_Section):
 
 
 class TrackingConfig(_Section):
-    """Where curves and sample sheets go beside ``run.jsonl``; each tracker is an extra of the same name."""
+    """Trackers that get curves and sample sheets beside ``run.jsonl``; each is an extra of the same name."""
 
     trackers: Trackers | None = None
     """Any of them, or ``[]`` for none; default: TensorBoard, if it is installed."""
@@ -294,7 +294,7 @@ class OutputConfig(_Section):
 
 
 class RunConfig(_Section):
-    """One run, whole."""
+    """The configuration of one run."""
 
     base: NonBlank
     """``bundled``, a diffusers folder, a ``.safetensors`` file, or a hub id."""

@@ -1,4 +1,4 @@
-"""Captions and the trigger: each caption holds it, and it stands for those that are missing."""
+"""Put the trigger into captions, and refuse pictures that have neither caption nor trigger."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Uncaptioned", "refuse_uncaptioned", "with_trigger"]
 
 
 class Uncaptioned(UserError):
-    """Pictures have no caption, and no trigger stands for one.
+    """The mistake that pictures have no caption, and no trigger stands for one.
 
     Args:
         what: how many, and the first ones.

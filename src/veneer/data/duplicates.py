@@ -1,4 +1,4 @@
-"""Pictures that look the same, by their thumbnails."""
+"""Find pictures that look the same, by their thumbnails."""
 
 from __future__ import annotations
 

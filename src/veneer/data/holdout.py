@@ -1,4 +1,4 @@
-"""Which pictures are held out from training, to measure on."""
+"""Hold pictures out from training, to measure on them."""
 
 from __future__ import annotations
 

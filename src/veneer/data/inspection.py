@@ -1,4 +1,4 @@
-"""Each picture is decoded once before anything is trained, as training will decode it.
+"""Decode each picture once before anything is trained, as training will decode it.
 
 A fault in a picture puts that picture aside and says why.
 """
@@ -23,7 +23,7 @@ __all__ = ["Inspection", "inspect_pictures"]
 
 @dataclass(frozen=True)
 class Inspection:
-    """Pictures that were decoded, no id twice.
+    """The result of decoding pictures: those that can be used, each id once, and those that cannot.
 
     Attributes:
         samples: those that can be used, by id.

@@ -1,4 +1,4 @@
-"""The pictures that a step sees, and their captions: pure functions of the seed and the step.
+"""Choose the pictures of a step, and their captions, by pure functions of the seed and the step.
 
 The pictures that a run draws are numbered from 0. Draw n belongs to step
 n // (batch_size x gradient_accumulation_steps), so a step sees the same pictures however they are split into batches,

@@ -1,4 +1,4 @@
-"""What a user may want to know about the pictures before a training, a sentence each."""
+"""Write notes on the pictures that a user may want to read before a training, a sentence each."""
 
 from __future__ import annotations
 

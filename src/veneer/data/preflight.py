@@ -1,4 +1,4 @@
-"""The pictures are checked before anything is trained: listed, decoded, split, compared.
+"""Check the pictures before anything is trained: list, decode, split and compare them.
 
 A fault in a picture puts that picture aside and says why; a fault in what the user wrote (a folder, a caption, a
 list) ends the run before it starts.
@@ -27,7 +27,7 @@ __all__ = ["Dataset", "read_prior", "survey"]
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a run learns from and what it is measured on.
+    """The pictures that a run learns from, and those that it is measured on.
 
     Attributes:
         train: pictures to learn from, and all that were put aside from the sources.

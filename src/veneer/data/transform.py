@@ -1,4 +1,4 @@
-"""From a sample to the square that the model sees."""
+"""Cut from a sample the square that the model sees."""
 
 from __future__ import annotations
 

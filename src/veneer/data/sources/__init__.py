@@ -1,1 +1,1 @@
-"""Where pictures come from: one file for each kind of source, behind one protocol."""
+"""Sources of pictures: one file for each kind of source, behind one protocol."""

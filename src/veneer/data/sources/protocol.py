@@ -1,4 +1,4 @@
-"""A source of pictures: what each kind of source gives, as plain data."""
+"""The protocol of a source of pictures, and the plain data that it gives."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Listing:
 
 
 class Source(Protocol):
-    """A kind of source. No picture is opened while it is listed."""
+    """A kind of source. It opens no picture while it lists them."""
 
     def list_pictures(self, path: Path) -> Listing | None:
         """Return the pictures of a place, in an order that does not change, or None if it is of another kind.

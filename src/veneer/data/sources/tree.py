@@ -1,4 +1,4 @@
-"""The pictures of a folder and the folders below it, by their names. No file is opened here.
+"""List the pictures of a folder and the folders below it, by their names. No file is opened here.
 
 Names that begin with a dot are passed over. Pictures that no decoder here reads, and pictures in the results of a
 run, are left out with a reason.
