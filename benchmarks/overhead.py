@@ -54,7 +54,7 @@ class Meter:
         self._inner = [0.0]
 
     def timed(self, name: str | None, function: Callable[..., Any], clock: Callable[[], float]) -> Callable[..., Any]:
-        """``function``, timed; without a name its seconds count for nothing, here and in what calls it."""
+        """Return ``function``, timed; without a name its seconds count for nothing, here and in what calls it."""
 
         def call(*arguments: Any, **options: Any) -> Any:
             began = clock()

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel, T5Config, T5EncoderModel
 
-from tests.bases import write_tiny_sdxl
+from tests.bases import write_single_file, write_tiny_sdxl
 from tests.errors import raises_code
 from veneer.engine.quantization import FORMATS
 from veneer.engine.quantized import quantization_of
@@ -169,3 +169,21 @@ def test_a_family_of_two_text_encoders_is_loaded_with_what_its_files_say(format:
     offloaded = [bool(next(network.parameters()).isnan().all()) for network in family.networks.values()]
     assert offloaded == [False, True, format == "none"]  # what is quantised cannot be read again
     assert torch.equal(family.encode_text(["a cat"])["pooled"], expected)
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+def test_a_single_file_is_quantised_to_the_bits_of_its_folder(stored: torch.dtype, tmp_path: Path) -> None:
+    from veneer.family.registry import load_family
+
+    base = write_tiny_sdxl(tmp_path / "xl", "epsilon", zero_terminal_snr=False)
+    for path in base.glob("*/*.safetensors"):
+        weights = {name: tensor.to(stored) for name, tensor in load_file(path).items()}
+        save_file(weights, path, {"format": "pt"})
+    options = LoadOptions(quantization="bnb_nf4", networks=("unet", "text_encoder_2"))
+    folder, single = (
+        load_family(str(place), options) for place in (base, write_single_file(base, base / "xl.safetensors"))
+    )
+    for name, network in folder.networks.items():
+        assert quantization_of(single.networks[name]) == quantization_of(network)
+        mine, theirs = single.networks[name].state_dict(), network.state_dict()
+        assert all(torch.equal(mine[key], theirs[key]) for key in theirs) and mine.keys() == theirs.keys()

@@ -257,7 +257,7 @@ def test_an_adapter_and_a_part_of_a_base_are_no_base(tmp_path: Path, name: str) 
     """diffusers takes whatever it does not know for Stable Diffusion 1."""
     with raises_code("base.not_a_model") as caught:
         load_family(str(checkpoint(tmp_path / "a.safetensors", **{name: (4, 4)})))
-    assert "holds no base model that can be told by the names of its weights" in str(caught.value)
+    assert "holds no base model that is known by the names of its weights" in str(caught.value)
 
 
 def test_a_base_of_the_hub_is_fetched_and_loaded_from_its_folder(

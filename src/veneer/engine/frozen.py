@@ -92,10 +92,10 @@ class ConvGeometry(NamedTuple):
         columns_BKL = columns_KN.unflatten(1, (dy.shape[0], -1)).transpose(0, 1)
         return functional.fold(columns_BKL, shape[2:], weight.shape[2:], self.dilation, self.padding, self.stride)
 
-    def _backward(self, dy: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, bool, bool]) -> Any:
+    def _backward(self, dy: Tensor, x: Tensor, weight: Tensor, outputs: tuple[bool, bool, bool]) -> Any:
         no_padding = (0,) * len(self.stride)
         return torch.ops.aten.convolution_backward(
-            dy, x, weight, None, self.stride, self.padding, self.dilation, False, no_padding, self.groups, wanted
+            dy, x, weight, None, self.stride, self.padding, self.dilation, False, no_padding, self.groups, outputs
         )
 
 

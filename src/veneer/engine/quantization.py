@@ -7,7 +7,7 @@ and keeps the result as plain bytes, which no cast of a network rounds and any d
 format       a weight                                                                 bits a weight
 ============ ======================================================================== ===============
 bnb_nf4      4 bits on the scale of a normal distribution, a scale for each 64 weights 4.13
-             which is itself held in 8 bits (Dettmers et al. 2023, QLoRA, section 3)
+             which is itself stored in 8 bits (Dettmers et al. 2023, QLoRA, section 3)
 bnb_int8     8 bits, a scale for each row (Dettmers et al. 2022, LLM.int8(), eq. 2)   8 + 32 / in
 torchao_int8 the same, by torchao, whose scale is that of 255 steps                   8 + 32 / in
 torchao_fp8  8 bits with an exponent of 4 (E4M3), a scale for each row                8 + 32 / in

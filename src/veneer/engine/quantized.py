@@ -127,7 +127,7 @@ class QuantizedLinear(nn.Linear):
         self._part_names = tuple(f"packed_{place}" for place in range(len(parts)))
         for name, part in zip(self._part_names, parts, strict=True):
             self.register_buffer(name, part, persistent=False)
-        # is cast together with the network, and so tells which dtype it has
+        # is cast together with the network, so that it has the dtype of the weight
         self.register_buffer("_dtype_marker", layer.weight.detach().new_empty(0, dtype=dtype), persistent=False)
         self.bias = layer.bias
         self.train(layer.training)

@@ -30,15 +30,15 @@ def load_base(
 ) -> Family:
     """Load a base model, on the GPU if PyTorch finds one: ``bundled``, a folder, a file or a hub id.
 
-    Its weights are read from the disk in the form in which they are held; no more than one tensor of those that are
-    quantised is in memory in full.
+    Its weights are read from the disk in the form that is asked for: no more than one that is quantised is in memory in
+    full.
 
     Args:
         base: which one.
-        quantization: the form of the denoiser's linear layers, as in ``train.quantization``.
+        quantization: the format of the denoiser's linear layers, as in ``train.quantization``.
         text_encoders: names of those that are quantised too: those that an adapter is trained on.
-        dtype: of all other weights. A run holds them in float32, whatever ``train.precision`` is: its results are
-            those of autocast over float32 weights.
+        dtype: the dtype of all other weights. A run loads them in float32, whatever ``train.precision`` is: its results
+            are those of autocast over float32 weights.
 
     Raises:
         UserError: there is no such base, only its plan can be made, or the library that quantises is not installed.

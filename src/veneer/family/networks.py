@@ -1,4 +1,4 @@
-"""Load a base's networks with all their weights, in the dtype and the quantised form in which a run holds them.
+"""Load a base's networks with all their weights, in the dtype and the quantised form that a run wants.
 
 diffusers and transformers load a network. What they cannot do is quantise it on its way from the disk, so that is done
 here: a network without memory for its weights gets them one by one, and each linear layer's are packed as they come.
@@ -27,13 +27,13 @@ __all__ = ["LoadOptions", "load_network", "load_pipeline", "loader_of"]
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """How the weights of a base are held.
+    """The dtype and the quantisation of a base's weights.
 
     Attributes:
-        dtype: of all that is not quantised.
+        dtype: the dtype of all weights that are not quantised.
         quantization: of the linear layers of ``networks``: a key of ``FORMATS``, or ``none``.
         networks: names of the networks that are quantised.
-        device: that their weights are quantised on, and stay on; None: the CPU.
+        device: the device that their weights are quantised on and stay on; None: the CPU.
     """
 
     dtype: torch.dtype = torch.float32
@@ -42,7 +42,7 @@ class LoadOptions:
     device: torch.device | None = None
 
     def quantization_of(self, network: str) -> str:
-        """Return the form in which a network's linear layers are held."""
+        """Return the format of a network's linear layers; ``none`` if they are not quantised."""
         return self.quantization if network in self.networks else NONE
 
 
@@ -55,7 +55,7 @@ def load_pipeline(
         pipeline: its class.
         place: the folder or the file.
         networks: class of each network by its name, which is its folder's too.
-        options: how the weights are held.
+        options: dtype and quantisation.
         parts: what the pipeline is made with beside its networks and what its files say.
 
     Raises:
@@ -116,7 +116,7 @@ def load_network(kind: type[Any], folder: Path, name: str, options: LoadOptions)
         kind: its class, of diffusers or transformers.
         folder: the pipeline's.
         name: the network's, which is that of its folder within.
-        options: how its weights are held.
+        options: dtype and quantisation.
 
     Raises:
         UserError: weights are missing, or there are some that it has no place for.

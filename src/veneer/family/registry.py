@@ -96,7 +96,7 @@ def load_family(base: str, options: LoadOptions | None = None) -> Family:
 
     Args:
         base: ``bundled``, a folder in diffusers' layout, a single ``.safetensors`` file, or a hub id ``owner/name``.
-        options: how its weights are held; None: in float32.
+        options: dtype and quantisation; None: float32.
 
     Raises:
         UserError: it is none of these, of a family that is not known, holds pickles only, or is broken.
@@ -197,7 +197,7 @@ def _kind_of_checkpoint(file: Path) -> str:
     weights = load_file(file)  # they lie in the file, and none is read
     kind = str(infer_diffusers_model_type(weights))
     if kind == _FALLBACK and not any(name.startswith(_LDM) for name in weights):
-        what = "holds no base model that can be told by the names of its weights"
+        what = "holds no base model that is known by the names of its weights"
         raise UserError(what, code="base.not_a_model", where=file, remedy="give a diffusers folder or a checkpoint")
     return kind
 
