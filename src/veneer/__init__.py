@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from veneer.study.ranks import study_ranks as study_ranks
     from veneer.study.run import run_study as run_study
     from veneer.train.loop import train as train_adapter
-    from veneer.verbs.evaluate import Evaluating as Evaluating
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
+    from veneer.verbs.evaluation_inputs import EvaluationOptions as EvaluationOptions
     from veneer.verbs.merge import merge_adapter as merge_adapter
     from veneer.verbs.resize import resize_adapter as resize_adapter
     from veneer.verbs.sample import SampleOptions as SampleOptions
@@ -71,8 +71,8 @@ __all__ = [
     "AdapterBank",
     "AdapterFile",
     "AdapterStack",
-    "Evaluating",
     "Evaluation",
+    "EvaluationOptions",
     "Interrupted",
     "LoraFactors",
     "LoraSpec",
@@ -144,7 +144,7 @@ _HOMES = {
     "Evaluation": "veneer.evaluate.results:Evaluation",
     "read_evaluation": "veneer.evaluate.results:read_evaluation",
     "evaluate_adapter": "veneer.verbs.evaluate:evaluate_adapter",
-    "Evaluating": "veneer.verbs.evaluate:Evaluating",
+    "EvaluationOptions": "veneer.verbs.evaluation_inputs:EvaluationOptions",
     "Score": "veneer.evaluate.results:Score",
     "UserError": "veneer.errors:UserError",
     "adapter_info": "veneer.weights.file:info",

@@ -15,7 +15,8 @@ from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, survey
 from veneer.errors import UserError
-from veneer.evaluate.copying import Painted, copying_sheet, find_copies, picture_of
+from veneer.evaluate.copying import SampledPicture, find_copies
+from veneer.evaluate.copying_sheet import centered_picture, copying_sheet
 from veneer.family.protocol import Family
 
 
@@ -34,8 +35,8 @@ def pictures(config: RunConfig) -> Dataset:
     return survey(config.data)
 
 
-def painted(name: str, image: Image.Image) -> Painted:
-    return Painted("sks", f"evaluation/{name}.png", image)
+def painted(name: str, image: Image.Image) -> SampledPicture:
+    return SampledPicture("sks", f"evaluation/{name}.png", image)
 
 
 def blot(seed: int) -> Image.Image:
@@ -44,7 +45,7 @@ def blot(seed: int) -> Image.Image:
 
 
 def test_copies_are_found_either_way_round(config: RunConfig, family: Family, pictures: Dataset) -> None:
-    one, two = (picture_of(pictures.train.samples[place], config, 16) for place in (3, 5))
+    one, two = (centered_picture(pictures.train.samples[place], config, 16) for place in (3, 5))
     mirrored = two.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     given = [painted("new", blot(1000)), painted("same", one), painted("mirrored", mirrored)]
     found, _ = find_copies(config, family, pictures, given)
@@ -71,7 +72,7 @@ def test_the_angle_and_the_distance_are_those_of_the_definition(
         return family.encode_image(pixels[None]).mean.flatten().double().numpy()
 
     (nearest,) = (s for s in pictures.train.samples if str(s.path) == found.nearest)
-    real = picture_of(nearest, config, 16)
+    real = centered_picture(nearest, config, 16)
     mine = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if found.mirrored else image
     a, b = latent(mine), latent(real)
     cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
@@ -84,11 +85,11 @@ def test_held_out_pictures_are_the_yardstick_where_there_are_enough(
     config: RunConfig, family: Family, pictures: Dataset
 ) -> None:
     found, _ = find_copies(config, family, pictures, [painted(str(seed), blot(seed + 50)) for seed in range(4)])
-    assert found.yardstick == "held-out pictures" and len(found.real) == 21
+    assert found.reference == "held-out pictures" and len(found.real) == 21
     assert {each.picture for each in found.real} == {str(sample.path) for sample in pictures.held_out.samples}
     assert found.threshold == min(each.angle for each in found.real)
     assert found.expected == pytest.approx(4 / 22)
-    assert "of 4 painted pictures are nearer" in str(found)
+    assert "of 4 samples are nearer" in str(found)
 
 
 def test_else_training_pictures_help_each_held_against_the_others(
@@ -96,7 +97,7 @@ def test_else_training_pictures_help_each_held_against_the_others(
 ) -> None:
     few = Dataset(pictures.train, Manifest(pictures.held_out.samples[:2]))
     found, _ = find_copies(config, family, few, [painted("x", blot(99))])
-    assert found.yardstick == "held-out and training pictures" and len(found.real) == 2 + 9
+    assert found.reference == "held-out and training pictures" and len(found.real) == 2 + 9
     assert all(each.picture != each.nearest for each in found.real)
     assert found.threshold > 1
 
@@ -119,12 +120,12 @@ def with_lookalikes(config: RunConfig, pictures: Dataset, tmp_path: Path) -> Dat
 def test_lookalikes_among_the_real_pictures_hide_no_copy(
     config: RunConfig, family: Family, pictures: Dataset, with_lookalikes: Dataset
 ) -> None:
-    copied = picture_of(pictures.train.samples[5], config, 16)
+    copied = centered_picture(pictures.train.samples[5], config, 16)
     nearly = Image.fromarray((np.asarray(copied) * 0.9).astype(np.uint8))
     found, notes = find_copies(config, family, with_lookalikes, [painted("nearly", nearly)])
     # of 14 the leak, and two pairs
     assert len(found.real) == 14 - 5 and found.samples[0].flagged
-    assert notes == ["5 real pictures look like a training picture, so left out of what a copy is told by"]
+    assert notes == ["5 real pictures look like a training picture, so left out of the search for copies"]
     apart, none = find_copies(config, family, Dataset(pictures.train, with_lookalikes.held_out), [])
     assert len(apart.real) == 9 + 2 and none == [notes[0].replace("5 real pictures look", "1 real picture looks")]
 
@@ -149,7 +150,7 @@ def test_one_picture_is_nothing_to_compare_with(config: RunConfig, family: Famil
 
 
 def test_they_are_shown_beside_each_other(config: RunConfig, family: Family, pictures: Dataset) -> None:
-    copied = picture_of(pictures.train.samples[0], config, 16)
+    copied = centered_picture(pictures.train.samples[0], config, 16)
     given = [painted("new", blot(1000)), painted("same", copied)]
     found, _ = find_copies(config, family, pictures, given)
     paper = copying_sheet(found, given, pictures, config, 16)

@@ -118,7 +118,7 @@ def test_all_of_it_is_told_in_words() -> None:
         "held-out loss 1.0000 -> 0.9000, difference -0.1000, 95 % interval [-0.2000, -0.0500] over 12 pictures: better"
     )
     starts = ["  time 0.00 to 0.50: ", "  time 0.50 to 1.00: ", "training loss ", "memorisation gap +0.2000"]
-    starts += ["drift, on pictures of the class: ", "copying: 1 of 2 painted pictures", "clip_text 0.2000 -> 0.3000"]
+    starts += ["drift, on pictures of the class: ", "copying: 1 of 2 samples", "clip_text 0.2000 -> 0.3000"]
     assert [line.startswith(start) for line, start in zip(lines[1:], starts, strict=False)] == [True] * len(starts)
     assert lines[-1] == "note: ünusual: “quoted”"
     assert str(Evaluation("a", "b")) == ""

@@ -21,7 +21,8 @@ from veneer.plan.parameters import plan_parameters
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
 from veneer.train.events import StepDone
-from veneer.verbs.evaluate import Evaluating, evaluate_adapter
+from veneer.verbs.evaluate import evaluate_adapter
+from veneer.verbs.evaluation_inputs import EvaluationOptions
 from veneer.verbs.merge import merge_adapter
 from veneer.verbs.sample import SampleOptions, sample_adapter
 from veneer.weights.file import FILE_NAME, load
@@ -132,7 +133,7 @@ def test_the_file_has_all_that_was_planned(run: RunConfig, family: Family) -> No
 
 
 def test_it_is_scored(run: RunConfig, base: Path) -> None:
-    found = evaluate_adapter(run.output.dir, Evaluating(paint=0))
+    found = evaluate_adapter(run.output.dir, EvaluationOptions(samples=0))
     assert found.held_out is not None and np.isfinite(found.held_out.mean)
 
 

@@ -51,7 +51,7 @@ def _table(base: Path) -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     rows = re.findall(r"^\|[^|]+\| `(veneer [^`]+)` \| \[(docs/\w+\.md)\]", text, re.M)
     assert [command.split()[1] for command, _ in rows] == ["plan", "evaluate", "report", "doctor", "study"]
-    quick = {"plan": (f"base={base}",), "evaluate": ("--paint", "0"), "doctor": (), "report": ()}
+    quick = {"plan": (f"base={base}",), "evaluate": ("--samples", "0"), "doctor": (), "report": ()}
     for command, page in rows:
         verb = command.split()[1]
         if verb == "study":

@@ -23,7 +23,8 @@ from veneer.run.folder import CHECKPOINTS, CONFIG, LOG, PLAN, REPORT, REPORT_DAT
 from veneer.run.lock import locked
 from veneer.run.session import run_training
 from veneer.train.events import StepDone
-from veneer.verbs.evaluate import Evaluating, evaluate_adapter
+from veneer.verbs.evaluate import evaluate_adapter
+from veneer.verbs.evaluation_inputs import EvaluationOptions
 from veneer.weights.file import FILE_NAME
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ def whole(family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path_factory
     with pytest.MonkeyPatch.context() as patch:
         use_base(patch, family, rehearse=True)
         run_training(quick_config(tiny_base, tiny_pictures, folder, **sections))
-        evaluate_adapter(folder, Evaluating(paint=4))
+        evaluate_adapter(folder, EvaluationOptions(samples=4))
     return folder
 
 
@@ -239,7 +240,7 @@ def test_the_verbs_leave_a_report(
     assert main(["train", str(tiny_pictures), f"base={tiny_base}", f"output.dir={folder}", *quick]) == 0
     assert capsys.readouterr().out.splitlines()[-1] == f"report: {folder / REPORT}"
     before = (folder / REPORT).read_bytes()
-    assert main(["evaluate", str(folder), "--paint", "2"]) == 0
+    assert main(["evaluate", str(folder), "--samples", "2"]) == 0
     assert f"report: {folder / REPORT}" in capsys.readouterr().err
     assert (folder / REPORT).read_bytes() != before
     assert main(["report", str(folder)]) == 0

@@ -58,7 +58,7 @@ def load_figures() -> dict[str, Any]:
 def _evaluate(run: Path, paint: int) -> tuple[float, str]:
     """Return the seconds that the whole command takes, and the text of evaluation.json."""
     began = time.perf_counter()
-    subprocess.run([sys.executable, "-m", "veneer", "evaluate", str(run), "--paint", str(paint)], check=True)
+    subprocess.run([sys.executable, "-m", "veneer", "evaluate", str(run), "--samples", str(paint)], check=True)
     return round(time.perf_counter() - began, 1), (run / EVALUATION).read_text("utf-8")
 
 

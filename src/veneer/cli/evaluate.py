@@ -32,8 +32,8 @@ def evaluate(
         Path | None,
         typer.Option(
             metavar="FOLDER",
-            help="Pictures of other things, which it should leave alone. Default: the run's of the class, else "
-            "some that the base paints.",
+            help="Pictures of other things, which it should not change. Default: the run's of the class, else "
+            "some that the base samples.",
         ),
     ] = None,
     trigger: Annotated[
@@ -41,14 +41,14 @@ def evaluate(
         typer.Option(
             metavar="TOKEN",
             help="Words that call the adapter, for captions of --data and --training. Default: the run's, else those "
-            "that the file tells.",
+            "in the file.",
         ),
     ] = None,
-    paint: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Pictures painted of other things, and to look for copies.")
+    samples: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Pictures sampled of other things, and to look for copies.")
     ] = 16,
     clip: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Folder or hub id of a CLIP, to judge what is painted.")
+        str | None, typer.Option(metavar="MODEL", help="Folder or hub id of a CLIP, to score the samples.")
     ] = None,
     dino: Annotated[str | None, typer.Option(metavar="MODEL", help="The same, a DINO or DINOv2.")] = None,
     aesthetic: Annotated[
@@ -62,17 +62,17 @@ def evaluate(
 ) -> None:
     """Measure an adapter: does it help, what does it memorise, what else does it change, does it copy."""
     from veneer.cli.terminal.evaluate import print_evaluation
-    from veneer.evaluate.model_scores import Models
-    from veneer.verbs.evaluate import Evaluating
+    from veneer.evaluate.score_models import ScoreModelPaths
+    from veneer.verbs.evaluation_inputs import EvaluationOptions
 
-    how = Evaluating(
+    options = EvaluationOptions(
         base=base,
         data=tuple(data or ()),
         training=tuple(training or ()),
         prior=prior,
         trigger=trigger,
-        paint=paint,
-        models=Models(clip, dino, aesthetic),
+        samples=samples,
+        models=ScoreModelPaths(clip, dino, aesthetic),
         out=out,
     )
-    print_evaluation(file, how, as_json=json)
+    print_evaluation(file, options, as_json=json)

@@ -1,4 +1,4 @@
-"""Captions of things that an adapter has nothing to do with, to see whether the base still paints them as it did."""
+"""Drift prompts: of things that an adapter has nothing to do with, and which it should not change."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import veneer.base
 from veneer.family.registry import BUNDLED
 from veneer.rng import key
 
-__all__ = ["captions_of_others"]
+__all__ = ["drift_prompts"]
 
-_EVERYDAY = {
+_EVERYDAY_THINGS = {
     "a bowl of fruit": "bowl fruit",
     "a bridge over a river": "bridge river",
     "a busy street at night": "street",
@@ -45,40 +45,39 @@ _EVERYDAY = {
     "an umbrella in the rain": "umbrella rain",
     "two cats on a sofa": "cat sofa",
 }
-"""What to paint, and the words that name what is on it: pictures of any of it are no other thing."""
+"""Prompts, and the nouns of each: a caption with one of them names the same thing."""
 
 
-def captions_of_others(base: str, known: Iterable[str], count: int) -> tuple[str, ...]:
-    """Captions for the base to paint, each of something that no caption in ``known`` names; the same ones each time.
+def drift_prompts(base: str, captions: Iterable[str], count: int) -> tuple[str, ...]:
+    """Return prompts for the base, each of something that no caption names; the same ones each time.
 
     Args:
-        base: the bundled one is asked for what it knows by name; any other knows everyday things.
-        known: captions of the pictures that the adapter is of.
-        count: how many; there may be fewer.
+        base: the bundled one is asked for things that it knows by name, any other for everyday things.
+        captions: of the pictures that the adapter was trained and measured on.
+        count: number of prompts; there may be fewer.
     """
-    said = " / ".join(known).lower()
-    free = _bundled_others(said) if base == BUNDLED else _everyday_others(said)
-    return tuple(sorted(free, key=lambda caption: key("another thing", caption))[:count])
+    text = " / ".join(captions).lower()
+    prompts = _bundled_prompts(text) if base == BUNDLED else _everyday_prompts(text)
+    return tuple(sorted(prompts, key=lambda prompt: key("another thing", prompt))[:count])
 
 
-def _everyday_others(said: str) -> list[str]:
+def _everyday_prompts(text: str) -> list[str]:
     return [
-        caption for caption, nouns in _EVERYDAY.items() if not any(_names(said, f"{n}(?:e?s)?") for n in nouns.split())
+        prompt
+        for prompt, nouns in _EVERYDAY_THINGS.items()
+        if not any(_contains(text, f"{noun}(?:e?s)?") for noun in nouns.split())
     ]
 
 
-def _bundled_others(said: str) -> list[str]:
-    return [caption for thing, caption in _bundled().items() if not _names(said, re.escape(thing))]
-
-
-def _names(said: str, words: str) -> bool:
-    return re.search(rf"\b{words}\b", said) is not None
-
-
-def _bundled() -> dict[str, str]:
-    """What the bundled base knows by name, and how it was told of it."""
+def _bundled_prompts(text: str) -> list[str]:
+    """Return prompts for the things that the bundled base knows, as it was trained on them."""
     names = (veneer.base.path() / "concepts.txt").read_text("utf-8").splitlines()
-    return {name: f"{_article(name)} {name} emoji" for name in names}
+    return [f"{_article(name)} {name} emoji" for name in names if not _contains(text, re.escape(name))]
+
+
+def _contains(text: str, pattern: str) -> bool:
+    """Return whether a text has a pattern as whole words."""
+    return re.search(rf"\b{pattern}\b", text) is not None
 
 
 def _article(words: str) -> str:

@@ -1,375 +1,203 @@
-"""Painted pictures judged by models that the user has: CLIP, DINO, an aesthetic head; Frechet and kernel distances.
+"""Scores of sampled pictures by the user's models: likeness, beauty, and Frechet and kernel distances.
 
-Base and adapter paint the same captions from the same seeds, so each score is a paired difference. What is judged one
-picture at a time has the interval of ``mean_interval``; a distance between sets of pictures has the jackknife's, over
-captions (Efron and Tibshirani 1993, chapter 11).
+Base and adapter sample the same captions from the same seeds, so each score is a paired difference. A score of single
+pictures has the interval of ``mean_interval``; a distance between sets of pictures has the jackknife's, over captions
+(Efron and Tibshirani 1993, chapter 11).
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from PIL import Image
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from veneer.errors import UserError
 from veneer.evaluate.interval import LEVEL, mean_interval, t_quantile
 from veneer.evaluate.results import PictureScore
-from veneer.weights.safetensors import decode
+from veneer.evaluate.score_models import FeatureExtractor, ScoreModels
 
-__all__ = [
-    "AestheticHead",
-    "FeatureExtractor",
-    "Judges",
-    "Models",
-    "frechet",
-    "kernel",
-    "load_judges",
-    "score_pictures",
-]
+__all__ = ["frechet_distance", "kernel_distance", "score_pictures"]
 
-_BATCH = 8
-_FEWEST = 8
-"""Captions from which on a distance between sets of pictures is asked for."""
-_NO_METRICS = "FID and KID need torchmetrics: pip install 'veneer[scores]'"
+_MIN_CAPTIONS = 8
+"""Fewest captions for a distance between sets of pictures."""
 
-Values = npt.NDArray[np.float64]
 Distance = Callable[[Tensor, Tensor], float]
 
 
 @dataclass(frozen=True)
-class Models:
-    """What the user has.
+class _Features:
+    """The features of the real pictures, the base's and the adapter's, each (N, D)."""
 
-    Attributes:
-        clip: folder or hub id of a CLIP model (Radford et al. 2021), with its tokenizer and preprocessor.
-        dino: folder or hub id of a DINO or DINOv2 model (Caron et al. 2021, Oquab et al. 2023), with its preprocessor.
-        aesthetic: a ``.safetensors`` file with linear layers over that CLIP's picture embeddings (LAION's predictor).
-    """
+    real_ND: Tensor
+    base_ND: Tensor
+    adapter_ND: Tensor
 
-    clip: str | None = None
-    dino: str | None = None
-    aesthetic: Path | None = None
-
-
-class FeatureExtractor:
-    """A model that sees: pictures to directions of unit length, and, a CLIP, captions to the same.
-
-    Args:
-        model: CLIP's or DINO's.
-        processor: of pictures.
-        tokenizer: of captions; None: it knows no captions.
-    """
-
-    def __init__(self, model: Any, processor: Any, tokenizer: Any | None = None) -> None:
-        self._model, self._processor, self._tokenizer = model.eval(), processor, tokenizer
-
-    @torch.no_grad()
-    def see(self, images: Sequence[Image.Image]) -> Tensor:
-        """Pictures to (N, D), float32."""
-        parts = [images[start : start + _BATCH] for start in range(0, len(images), _BATCH)]
-        return torch.cat([_unit(self._features(list(part))) for part in parts])
-
-    @torch.no_grad()
-    def read(self, captions: Sequence[str]) -> Tensor:
-        """Captions to (N, D), float32; cut at the model's length."""
-        assert self._tokenizer is not None
-        given = self._tokenizer(list(captions), padding=True, truncation=True, return_tensors="pt")
-        return _unit(_embedding(self._model.get_text_features(**given)))
-
-    def _features(self, images: list[Image.Image]) -> Tensor:
-        given = self._processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
-        if self._tokenizer is not None:
-            return _embedding(self._model.get_image_features(pixel_values=given["pixel_values"]))
-        # DINO's own features are its class token's, after the last norm
-        return cast(Tensor, self._model(pixel_values=given["pixel_values"]).last_hidden_state[:, 0])
-
-
-class AestheticHead:
-    """Linear layers, one after the other, from a picture's CLIP direction to a number; LAION's predictor has no more.
-
-    Args:
-        layers: weight (out, in) and bias (out) of each, in their order.
-    """
-
-    def __init__(self, layers: Sequence[tuple[Tensor, Tensor]]) -> None:
-        self._layers = layers
-
-    @property
-    def width(self) -> int:
-        """Numbers that it takes."""
-        return self._layers[0][0].shape[1]
-
-    def judge(self, seen_ND: Tensor) -> Tensor:
-        """(N, D) to (N,)."""
-        for weight, bias in self._layers:
-            seen_ND = nn.functional.linear(seen_ND, weight, bias)
-        return seen_ND[:, 0]
-
-
-@dataclass(frozen=True)
-class Judges:
-    """The user's models, loaded; false if there are none."""
-
-    clip: FeatureExtractor | None = None
-    dino: FeatureExtractor | None = None
-    aesthetic: AestheticHead | None = None
-
-    def __bool__(self) -> bool:
-        return self.clip is not None or self.dino is not None
-
-
-def load_judges(models: Models) -> Judges:
-    """Load what the user has.
-
-    Raises:
-        UserError: one of them is not there or not what it should be, in one line.
-    """
-    clip = None if models.clip is None else _load_clip(models.clip)
-    dino = None if models.dino is None else _load_dino(models.dino)
-    if models.aesthetic is None:
-        return Judges(clip, dino)
-    if clip is None:
-        raise UserError(
-            "an aesthetic head judges a CLIP's embeddings", where=models.aesthetic, remedy="name that with --clip"
-        )
-    return Judges(clip, dino, _load_head(models.aesthetic, clip))
+    def map(self, function: Callable[[Tensor], Tensor]) -> _Features:
+        """Return the results of a function of each."""
+        return _Features(function(self.real_ND), function(self.base_ND), function(self.adapter_ND))
 
 
 def score_pictures(
-    judges: Judges,
+    models: ScoreModels,
     captions: Sequence[str],
     real: Sequence[Image.Image],
     base: Sequence[Image.Image],
     adapter: Sequence[Image.Image],
     seed: int = 0,
 ) -> tuple[tuple[PictureScore, ...], list[str]]:
-    """Score what base and adapter painted.
+    """Score the pictures that base and adapter sampled.
 
     Args:
-        judges: the models.
-        captions: what was painted.
+        models: the user's.
+        captions: the prompts.
         real: a real picture of each caption.
-        base: a painted picture of each.
+        base: a sampled picture of each.
         adapter: the same with the adapter.
         seed: of the resampling.
 
     Returns:
-        The scores, and a sentence for each that could not be had.
+        The scores, and a note for each that could not be computed.
     """
-    scores, notes = [], []
-    seen: list[Tensor] = []
-    for name, seer in (("clip", judges.clip), ("dino", judges.dino)):
-        if seer is not None:
-            seen = [seer.see(images) for images in (real, base, adapter)]
-            scores += _one_by_one(judges, name, seer, captions, seen, seed)
-    if seen:
-        try:  # by DINO's features where there are some, which were seen last
-            scores += _set_by_set("dino" if judges.dino else "clip", [each.double() for each in seen])
-        except UserError as fault:
-            notes.append(str(fault))
-    return tuple(scores), notes
+    scores: list[PictureScore] = []
+    features: _Features | None = None
+    for name, extractor in (("clip", models.clip), ("dino", models.dino)):
+        if extractor is not None:
+            features = _Features(*(extractor.image_features(images) for images in (real, base, adapter)))
+            scores += _single_scores(models, name, extractor, captions, features, seed)
+    if features is None:
+        return (), []
+    try:  # by DINO's features, which came last, where there are some
+        distances = _distance_scores("dino" if models.dino else "clip", features.map(Tensor.double))
+    except UserError as fault:
+        return tuple(scores), [str(fault)]
+    return (*scores, *distances), []
 
 
-def _one_by_one(
-    judges: Judges, name: str, seer: FeatureExtractor, captions: Sequence[str], seen: Sequence[Tensor], seed: int
+def _single_scores(
+    models: ScoreModels,
+    name: str,
+    extractor: FeatureExtractor,
+    captions: Sequence[str],
+    features: _Features,
+    seed: int,
 ) -> list[PictureScore]:
-    """Scores of single pictures: likeness to the caption, to the real picture, and beauty."""
-    real_ND, *painted = seen
-    scores = [_paired(f"{name}_image", [(real_ND * one).sum(1) for one in painted], seed)]
+    """Score single pictures: likeness to the real picture, likeness to the caption, and beauty."""
+
+    def paired(score: str, function: Callable[[Tensor], Tensor]) -> PictureScore:
+        return _paired(score, function(features.base_ND), function(features.adapter_ND), seed)
+
+    scores = [paired(f"{name}_image", lambda sampled_ND: (features.real_ND * sampled_ND).sum(1))]
     if name == "clip":
-        said_ND = seer.read(captions)
-        scores.append(_paired("clip_text", [(said_ND * one).sum(1) for one in painted], seed))
-        if judges.aesthetic is not None:
-            scores.append(_paired("aesthetic", [judges.aesthetic.judge(one) for one in painted], seed))
+        text_ND = extractor.text_features(captions)
+        scores.append(paired("clip_text", lambda sampled_ND: (text_ND * sampled_ND).sum(1)))
+        if models.aesthetic is not None:
+            scores.append(paired("aesthetic", models.aesthetic.score))
     return scores
 
 
-def _paired(name: str, values: Sequence[Tensor], seed: int) -> PictureScore:
-    base, adapter = (each.double().numpy() for each in values)
+def _paired(name: str, base_N: Tensor, adapter_N: Tensor, seed: int) -> PictureScore:
+    """Return the score of single pictures, with an interval of the difference."""
+    base, adapter = base_N.double().numpy(), adapter_N.double().numpy()
     low, high = mean_interval(adapter - base, seed)
     means = float(base.mean()), float(adapter.mean())
     return PictureScore(name, *means, means[1] - means[0], low, high, len(base), higher_is_better=True)
 
 
-def _set_by_set(name: str, seen: Sequence[Tensor]) -> list[PictureScore]:
-    """Frechet and kernel distances of the painted sets to the real one, by torchmetrics."""
-    count = len(seen[0])
-    if count < _FEWEST:
-        raise UserError(f"FID and KID of {count} pictures would say nothing; {_FEWEST} captions are the least")
-    kinds: tuple[tuple[str, Distance, Sequence[Tensor]], ...] = (
-        ("fid", frechet, _in_their_span(seen)),
-        ("kid", kernel, seen),
+def _distance_scores(name: str, features: _Features) -> list[PictureScore]:
+    """Return Frechet and kernel distances of the sampled sets to the real one, by torchmetrics.
+
+    Raises:
+        UserError: there are too few captions, or torchmetrics is not installed.
+    """
+    count = len(features.real_ND)
+    if count < _MIN_CAPTIONS:
+        what = f"FID and KID of {count} pictures would say nothing; {_MIN_CAPTIONS} captions are the least"
+        raise UserError(what, code="evaluate.too_few_captions")
+    return [
+        _jackknifed(f"fid_{name}", frechet_distance, _in_their_span(features)),
+        _jackknifed(f"kid_{name}", kernel_distance, features),
+    ]
+
+
+def _jackknifed(name: str, distance: Distance, features: _Features) -> PictureScore:
+    """Return both distances and their difference; each caption is left out once, with all three pictures of it."""
+    base, adapter = distance(features.real_ND, features.base_ND), distance(features.real_ND, features.adapter_ND)
+    count = len(features.real_ND)
+    masks = [torch.arange(count) != place for place in range(count)]
+    parts = [_Features(features.real_ND[mask], features.base_ND[mask], features.adapter_ND[mask]) for mask in masks]
+    differences = np.array(
+        [distance(part.real_ND, part.adapter_ND) - distance(part.real_ND, part.base_ND) for part in parts]
     )
-    return [_jackknifed(f"{kind}_{name}", distance, given) for kind, distance, given in kinds]
-
-
-def _jackknifed(name: str, distance: Distance, seen: Sequence[Tensor]) -> PictureScore:
-    """Both distances and their difference; each caption left out once, with all three pictures of it."""
-    real_ND, base_ND, adapter_ND = seen
-    base, adapter = distance(real_ND, base_ND), distance(real_ND, adapter_ND)
-    count = len(real_ND)
-    without = [torch.arange(count) != place for place in range(count)]
-    kept = [(real_ND[rest], base_ND[rest], adapter_ND[rest]) for rest in without]
-    differences = np.array([distance(real, two) - distance(real, one) for real, one, two in kept])
     # Efron and Tibshirani 1993, eq. 11.5
     error = math.sqrt((count - 1) / count * float(np.square(differences - differences.mean()).sum()))
     reach, mean = t_quantile(count - 1, LEVEL) * error, adapter - base
     return PictureScore(name, base, adapter, mean, mean - reach, mean + reach, count, higher_is_better=False)
 
 
-def frechet(real_ND: Tensor, painted_MD: Tensor) -> float:
-    """Frechet distance of two Gaussians (Heusel et al. 2017, eq. 6) with the sets' means and covariances."""
+def frechet_distance(real_ND: Tensor, sampled_MD: Tensor) -> float:
+    """Return the Frechet distance of two Gaussians (Heusel et al. 2017, eq. 6) with the sets' means and covariances."""
     from_image = _torchmetrics("fid")
-    make = partial(from_image.FrechetInceptionDistance, feature=_AsGiven(real_ND.shape[1]))
-    return _compared(make, real_ND, painted_MD)
+    make = partial(from_image.FrechetInceptionDistance, feature=_Identity(real_ND.shape[1]))
+    return _computed(make, real_ND, sampled_MD)
 
 
-def kernel(real_ND: Tensor, painted_MD: Tensor) -> float:
-    """Squared maximum mean discrepancy with a cubic kernel, without bias (Binkowski et al. 2018, section 4)."""
+def kernel_distance(real_ND: Tensor, sampled_MD: Tensor) -> float:
+    """Return the squared maximum mean discrepancy with a cubic kernel, unbiased (Binkowski et al. 2018, section 4)."""
     from_image = _torchmetrics("kid")
-    size = min(len(real_ND), len(painted_MD))
-    features = _AsGiven(real_ND.shape[1])
+    size = min(len(real_ND), len(sampled_MD))
+    features = _Identity(real_ND.shape[1])
     make = partial(from_image.KernelInceptionDistance, feature=features, subsets=1, subset_size=size)
-    return _compared(make, real_ND, painted_MD)
+    return _computed(make, real_ND, sampled_MD)
 
 
-def _compared(make: Callable[[], Any], real_ND: Tensor, painted_MD: Tensor) -> float:
+def _computed(make: Callable[[], Any], real_ND: Tensor, sampled_MD: Tensor) -> float:
+    """Return what a metric of torchmetrics computes of two sets of features."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that features are kept in memory, which is what they are for
+        warnings.simplefilter("ignore")  # that features are kept in memory, as they should be
         metric = make()
     metric.set_dtype(torch.float64)
     metric.update(real_ND, real=True)
-    metric.update(painted_MD, real=False)
+    metric.update(sampled_MD, real=False)
     with torch.random.fork_rng(devices=[]):
-        # KID draws its subsets from PyTorch's own generator: of one subset with all in it the order, so the last bits
+        # KID draws its subsets with PyTorch's global generator; the only subset has all in it, but its order is in the
+        # last bits
         torch.default_generator.manual_seed(0)
-        found = metric.compute()
-    return float(found[0] if isinstance(found, tuple) else found)
+        result = metric.compute()
+    return float(result[0] if isinstance(result, tuple) else result)
 
 
 def _torchmetrics(module: str) -> Any:
     try:
         return import_module(f"torchmetrics.image.{module}")
     except ImportError:
-        raise UserError(_NO_METRICS) from None
+        what, remedy = "FID and KID need torchmetrics", "pip install 'veneer[scores]'"
+        raise UserError(what, code="evaluate.torchmetrics_missing", remedy=remedy) from None
 
 
-class _AsGiven(nn.Module):
-    """A feature extractor for torchmetrics that is given features."""
+class _Identity(nn.Module):
+    """A feature extractor for torchmetrics that takes features and returns them."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.num_features = count
 
     def forward(self, features_ND: Tensor) -> Tensor:
-        """Them."""
+        """Return the features (N, D)."""
         return features_ND
 
 
-def _in_their_span(seen: Sequence[Tensor]) -> list[Tensor]:
-    """The same points in coordinates of the space that they span: no distance changes, and covariances are small."""
-    middle_D = torch.cat(list(seen)).mean(dim=0)
-    basis_KD = torch.linalg.svd(torch.cat(list(seen)) - middle_D, full_matrices=False).Vh
-    return [(each - middle_D) @ basis_KD.T for each in seen]
-
-
-def _unit(features_ND: Tensor) -> Tensor:
-    return nn.functional.normalize(features_ND.float(), dim=-1)
-
-
-def _embedding(found: Any) -> Tensor:
-    """The projected embedding; newer releases of transformers wrap it."""
-    return found if isinstance(found, Tensor) else cast(Tensor, found.pooler_output)
-
-
-def _load_clip(where: str) -> FeatureExtractor:
-    from transformers import AutoTokenizer, CLIPModel
-
-    model, processor = _from_pretrained(CLIPModel, where, "CLIP", "--clip")
-    tokenizer, _ = _from_pretrained(AutoTokenizer, where, "CLIP", "--clip", alone=True)
-    return _tried(FeatureExtractor(model, processor, tokenizer), where, "CLIP", "--clip")
-
-
-def _load_dino(where: str) -> FeatureExtractor:
-    from transformers import AutoModel
-
-    return _tried(FeatureExtractor(*_from_pretrained(AutoModel, where, "DINO", "--dino")), where, "DINO", "--dino")
-
-
-def _tried(seer: FeatureExtractor, where: str, name: str, option: str) -> FeatureExtractor:
-    """It, once it has seen a picture: another model may load and fail only when all is painted."""
-    try:
-        seer.see([_blank()])
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        remedy = f"{option} takes a folder or a hub id of such a model"
-        raise UserError(f"is no {name}: it sees no picture ({_reason(error)})", where=where, remedy=remedy) from error
-    return seer
-
-
-def _blank() -> Image.Image:
-    return Image.new("RGB", (64, 64))
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
-
-
-def _from_pretrained(kind: Any, where: str, name: str, option: str, alone: bool = False) -> tuple[Any, Any]:
-    """A model and its preprocessor of pictures, or a tokenizer alone; a pickle is never opened."""
-    from transformers import AutoImageProcessor
-
-    try:
-        if alone:
-            return kind.from_pretrained(where), None
-        model, told = kind.from_pretrained(where, use_safetensors=True, output_loading_info=True)
-        processor = AutoImageProcessor.from_pretrained(where, backend="pil")
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        remedy = f"{option} takes a folder or a hub id of such a model in safetensors"
-        raise UserError(f"{name}'s weights are not there ({_reason(error)})", where=where, remedy=remedy) from error
-    if told["missing_keys"]:
-        first = sorted(told["missing_keys"])[0]
-        raise UserError(f"is no {name}: it has no {first}", where=where, remedy=f"{option} takes such a model whole")
-    return model, processor
-
-
-def _load_head(path: Path, clip: FeatureExtractor) -> AestheticHead:
-    tensors, _ = decode(path)
-    names = sorted((name for name in tensors if name.endswith("weight")), key=_place)
-    layers = [
-        (tensors[name].float(), tensors[f"{name[:-6]}bias"].float()) for name in names if f"{name[:-6]}bias" in tensors
-    ]
-    if not layers or not _are_in_line(layers):
-        raise UserError("is no aesthetic head: linear layers that end in one number", where=path)
-    widths = [weight.shape for weight, _ in layers]
-    seen = clip.see([_blank()]).shape[1]
-    if widths[0][1] != seen:
-        raise UserError(
-            f"takes {widths[0][1]} numbers, and this CLIP gives {seen}", where=path, remedy="use the CLIP it is of"
-        )
-    return AestheticHead(layers)
-
-
-def _are_in_line(layers: Sequence[tuple[Tensor, Tensor]]) -> bool:
-    """Whether each is linear, takes what the one before gives, and the last gives one number."""
-    if any(weight.ndim != 2 or bias.shape != weight.shape[:1] for weight, bias in layers):
-        return False
-    pairs = itertools.pairwise(weight.shape for weight, _ in layers)
-    return all(first[0] == second[1] for first, second in pairs) and layers[-1][0].shape[0] == 1
-
-
-def _place(name: str) -> tuple[int, ...]:
-    """By the numbers in a name, so that layer 10 comes after layer 9."""
-    return tuple(int(part) for part in name.split(".") if part.isdigit())
+def _in_their_span(features: _Features) -> _Features:
+    """Return the same points in coordinates of the space that they span: distances stay, and covariances are small."""
+    all_ND = torch.cat([features.real_ND, features.base_ND, features.adapter_ND])
+    mean_D = all_ND.mean(dim=0)
+    basis_KD = torch.linalg.svd(all_ND - mean_D, full_matrices=False).Vh
+    return features.map(lambda points_ND: (points_ND - mean_D) @ basis_KD.T)

@@ -1,4 +1,4 @@
-"""What is measured of an adapter, as plain data: for ``evaluation.json`` and ``run.jsonl``, and those who read them."""
+"""The results of an evaluation, as they are in ``evaluation.json`` and ``run.jsonl``."""
 
 from __future__ import annotations
 
@@ -29,26 +29,26 @@ __all__ = [
 ]
 
 EVALUATION = "evaluation.json"
-"""File in a run's folder."""
+"""Name of the file in a run's folder."""
 Verdict = Literal["better", "worse", "no effect", "too few pictures to tell"]
 
-_MARGIN = 0.01
-"""Share of the base's loss below which a difference is no effect to speak of."""
-_ROUGH = 8
-"""Below this many pictures an interval is at times too narrow: it cannot know the skew of what it has not seen."""
+_NEGLIGIBLE = 0.01
+"""Share of the base's loss below which a difference counts as no effect."""
+_FEW_PICTURES = 8
+"""Below this many pictures an interval is at times too narrow, for it cannot know the skew of what is not in them."""
 
 
 def verdict_of(low: float, high: float, base: float) -> Verdict:
-    """What an interval of a difference in loss says.
+    """Return what the interval of a difference in loss says.
 
-    An interval that lies on one side of zero is an effect, however small. One that holds zero is no effect if all of it
-    is within a hundredth of the base's loss; else more pictures could tell.
+    An interval that excludes zero is an effect, however small. One that includes zero is no effect if all of it is
+    within a hundredth of the base's loss; else there are too few pictures to tell.
     """
     if high < 0:
         return "better"
     if low > 0:
         return "worse"
-    return "no effect" if max(-low, high) <= _MARGIN * base else "too few pictures to tell"
+    return "no effect" if max(-low, high) <= _NEGLIGIBLE * base else "too few pictures to tell"
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Score:
 
     Attributes:
         mean: of the difference, over pictures.
-        low: lower end of its 95 % interval; minus infinity where the pictures tell nothing of others, as one does.
+        low: lower end of its 95 % interval; minus infinity for a single picture, which tells nothing of others.
         high: upper end; infinity likewise.
         base: mean loss without the adapter.
         adapter: mean loss with it.
-        pictures: how many were measured on; they, not the draws, are what the interval counts as independent.
-        draws: noise draws a picture.
-        verdict: the interval in words.
+        pictures: number of pictures measured on; they, not the draws, count as independent in the interval.
+        draws: number of noise draws for each picture.
+        verdict: what the interval says.
     """
 
     mean: float
@@ -76,28 +76,28 @@ class Score:
     verdict: Verdict
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """Return one line for the user."""
         return f"held-out loss {self.in_words}"
 
     @property
     def in_words(self) -> str:
-        """Both losses and their difference, without what they were measured on."""
+        """Both losses and their difference, without what they were measured on, for the user."""
         text = f"{self.base:.4f} -> {self.adapter:.4f}, difference {self.mean:+.4f}"
         if not math.isfinite(self.high - self.low):
             return f"{text} on {_pictures(self.pictures)}, too few for an interval"
         text += f", 95 % interval [{self.low:+.4f}, {self.high:+.4f}] over {_pictures(self.pictures)}"
-        rough = " (so few make it rough)" if self.pictures < _ROUGH else ""
+        rough = " (so few make it rough)" if self.pictures < _FEW_PICTURES else ""
         return f"{text}{rough}: {self.verdict}"
 
 
 @dataclass(frozen=True)
 class Band:
-    """The score on a part of time alone.
+    """The score on a part of time.
 
     Attributes:
-        start: where it begins, in shares of time; 0 is a clean picture, 1 is noise.
+        start: where it begins; time is 0 for a clean picture, 1 for noise.
         end: where it ends.
-        score: on held-out pictures, from the draws whose timesteps lie in it.
+        score: on held-out pictures, from the draws whose times lie in it.
     """
 
     start: float
@@ -125,19 +125,18 @@ class Gap:
     training: int
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """Return one line for the user."""
         counts = f"{self.held_out} held-out and {self.training} training pictures"
         if not math.isfinite(self.high - self.low):
             return f"memorisation gap {self.mean:+.4f}, from {counts}, too few for an interval"
         if self.low > 0:
-            words = "it gains more on pictures it was trained on"
+            conclusion = "it gains more on pictures it was trained on"
         elif self.high < 0:
-            words = "it gains less on pictures it was trained on"
+            conclusion = "it gains less on pictures it was trained on"
         else:
-            words = "no difference to be told"
-        return (
-            f"memorisation gap {self.mean:+.4f}, 95 % interval [{self.low:+.4f}, {self.high:+.4f}], {counts}: {words}"
-        )
+            conclusion = "no difference can be seen"
+        interval = f"95 % interval [{self.low:+.4f}, {self.high:+.4f}]"
+        return f"memorisation gap {self.mean:+.4f}, {interval}, {counts}: {conclusion}"
 
 
 @dataclass(frozen=True)
@@ -145,13 +144,13 @@ class Neighbour:
     """A picture and the training picture nearest to it.
 
     Attributes:
-        caption: what was painted, or what is said of a real picture.
-        picture: its file; a painted one's is relative to the evaluation's folder.
+        caption: of the picture.
+        picture: its file; that of a sample is relative to the evaluation's folder.
         nearest: file of the training picture.
-        angle: between their latents, in degrees, the smaller one of either way round.
-        pixels: root mean square of the difference of their pixels, the same way round; 1 is black to white.
-        mirrored: the nearer way round is the mirrored one.
-        flagged: nearer than any real picture is to another's.
+        angle: between their latents, in degrees, the smaller one of the picture's and its mirror image's.
+        pixels: root mean square of the difference of their pixels; 1 is black to white.
+        mirrored: the mirror image is the nearer one.
+        flagged: nearer than any real picture is to another.
     """
 
     caption: str
@@ -165,15 +164,15 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Copying:
-    """Whether the adapter paints its training pictures again.
+    """Whether the adapter reproduces its training pictures.
 
     Attributes:
-        samples: what it painted, nearest first.
-        real: real pictures and their nearest other training picture, nearest first: the yardstick.
+        samples: pictures sampled with the adapter, nearest to a training picture first.
+        real: real pictures, to compare with, and the nearest other training picture of each, nearest first.
         threshold: smallest angle among the real ones, in degrees.
-        flagged: samples below it.
-        expected: samples that would be below it by luck, if they were as far off as real pictures are.
-        yardstick: which pictures the real ones are.
+        flagged: number of samples below it.
+        expected: number of samples that would be below it by chance, if they were as far off as real pictures are.
+        reference: which pictures the real ones are.
     """
 
     samples: tuple[Neighbour, ...]
@@ -181,18 +180,18 @@ class Copying:
     threshold: float
     flagged: int
     expected: float
-    yardstick: Literal["held-out pictures", "held-out and training pictures"]
+    reference: Literal["held-out pictures", "held-out and training pictures"]
 
     def __str__(self) -> str:
-        """One line for a person."""
-        text = f"copying: {self.flagged} of {len(self.samples)} painted pictures are nearer to a training picture than "
+        """Return one line for the user."""
+        text = f"copying: {self.flagged} of {len(self.samples)} samples are nearer to a training picture than any of "
         nearest = f"the nearest is {self.samples[0].angle:.1f} degrees off, of real ones {self.threshold:.1f}"
-        return f"{text}any of {len(self.real)} real ones ({nearest}; {self.expected:.1f} would be by luck)"
+        return f"{text}{len(self.real)} real pictures ({nearest}; {self.expected:.1f} would be by chance)"
 
 
 @dataclass(frozen=True)
 class PictureScore:
-    """A score of painted pictures, by a model of the user's: base and adapter from the same prompts and seeds.
+    """A score of sampled pictures by a model of the user's: base and adapter from the same prompts and seeds.
 
     Attributes:
         name: ``clip_text``, ``clip_image``, ``dino_image``, ``aesthetic``, ``fid_dino``, ``kid_clip`` ...
@@ -201,7 +200,7 @@ class PictureScore:
         mean: adapter less base.
         low: lower end of the 95 % interval of that.
         high: upper end.
-        pictures: painted by each.
+        pictures: number of pictures of each.
         higher_is_better: else lower is.
     """
 
@@ -215,7 +214,7 @@ class PictureScore:
     higher_is_better: bool
 
     def __str__(self) -> str:
-        """One line for a person."""
+        """Return one line for the user."""
         text = f"{self.name} {self.base:.4f} -> {self.adapter:.4f}, difference {self.mean:+.4f}"
         if math.isfinite(self.high - self.low):
             text += f", 95 % interval [{self.low:+.4f}, {self.high:+.4f}]"
@@ -224,20 +223,20 @@ class PictureScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All that was measured of an adapter; what could not be is None or empty, and the notes say why.
+    """All results of an adapter; what could not be measured is None or empty, and the notes say why.
 
     Attributes:
-        adapter: its file.
+        adapter: name of its file.
         base: as the user names it.
-        step: steps it was trained; None if the file does not tell.
-        held_out: on pictures that training never saw.
-        training: on pictures that it saw, as many at most.
+        step: steps it was trained; None if the file does not say.
+        held_out: score on pictures that training never saw.
+        training: score on pictures that it saw, as many at most.
         gap: between the two.
         bands: the held-out score by parts of time, from clean to noise.
-        drift: on pictures of other things, that the adapter should leave alone.
+        drift: score on pictures of other things, which the adapter should not change.
         drift_source: where those come from.
-        copying: nearest training pictures of what it paints.
-        scores: by models of the user's.
+        copying: whether it reproduces its training pictures.
+        scores: of sampled pictures, by models of the user's.
         notes: a sentence each.
     """
 
@@ -255,7 +254,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        """Lines for a person."""
+        """Return lines for the user."""
         parts = [f"held-out loss {self.held_out.in_words}"] if self.held_out else []
         parts += [f"  time {band.start:.2f} to {band.end:.2f}: {band.score.in_words}" for band in self.bands]
         parts += [f"training loss {self.training.in_words}"] if self.training else []
@@ -267,15 +266,15 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """While training: the adapter as it is after ``step``, or as its average is, measured on pictures of both kinds.
+    """While training, the adapter after ``step``, or its average, was measured on pictures of both kinds.
 
     Attributes:
         step: steps done.
-        held_out: on held-out pictures.
-        training: on training pictures.
+        held_out: score on held-out pictures.
+        training: score on training pictures.
         gap: between the two.
         bands: the held-out score by parts of time.
-        best_step: which step's held-out loss is the lowest so far; this one's, if it is the same.
+        best_step: the step with the lowest held-out loss so far; the earliest of equal ones.
     """
 
     step: int

@@ -14,9 +14,9 @@ from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
 from veneer.errors import UserError
 from veneer.evaluate.comparison import HELD_OUT, Losses, compare_losses
+from veneer.evaluate.early_stopping import EarlyStopping
 from veneer.evaluate.heldout import HeldOutEvaluator, pictures_by_kind
 from veneer.evaluate.results import Evaluated, Score
-from veneer.evaluate.selection import Selection
 from veneer.family.protocol import Family
 from veneer.run.events import BestAdapterSaved, Callback, EarlyStopped
 from veneer.run.folder import BEST
@@ -47,7 +47,8 @@ class Validator:
     def __init__(self, trainer: Trainer, run: Identity, family: Family, dataset: Dataset, emit: Callback) -> None:
         self._trainer, self._run, self._family, self._emit = trainer, run, family, emit
         self._pictures = pictures_by_kind(run.config, dataset)
-        self._selection = Selection(run.config.validation.patience, _measure_of(run.config, self._pictures[HELD_OUT]))
+        measurement = _measure_of(run.config, self._pictures[HELD_OUT])
+        self._early_stopping = EarlyStopping(run.config.validation.patience, measurement)
         self._evaluators: dict[str, HeldOutEvaluator] = {}
         self._base: _LossesByKind = {}
         self._last: Losses | None = None
@@ -58,18 +59,18 @@ class Validator:
         measured = processes.first(self._measure)
         if measured is None:
             self._last = None
-            self._selection.miss()
+            self._early_stopping.observe_failure()
         else:
             adapter, base = ({kind: np.array(rows) for kind, rows in losses.items()} for losses in measured)
             self._take(step, adapter, base, weights)
-        if self._selection.is_exhausted and self._selection.best is not None:
-            best, waited = self._selection.best, self._selection.waited
-            self._emit(EarlyStopped(step, best.step, waited, self._against_best()))
+        if self._early_stopping.should_stop and self._early_stopping.best is not None:
+            best, wait = self._early_stopping.best, self._early_stopping.wait
+            self._emit(EarlyStopped(step, best.step, wait, self._against_best()))
             self._trainer.finish()
 
     def conclude(self) -> None:
         """Emit which adapter was the best, if there was any score."""
-        best = self._selection.best
+        best = self._early_stopping.best
         if best is not None:
             last, path = self._trainer.steps_done, self._run.folder / BEST
             difference = None if best.step == last else self._against_best()
@@ -77,18 +78,18 @@ class Validator:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a checkpoint must remember of the scores, beside the trainer's state."""
-        return self._selection.state_dict()
+        return self._early_stopping.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Go on where a checkpoint was taken, with the best adapter of then."""
-        if not self._selection.load_state_dict(state):
+        if not self._early_stopping.load_state_dict(state):
             text = "held-out losses are measured otherwise now, so the best one so far is forgotten"
             self._emit(Warned("validation.measure_changed", text))
-        if self._selection.best is not None:
+        if self._early_stopping.best is not None:
             self._save_best()
         elif self._trainer.processes.is_first:
             (self._run.folder / BEST).unlink(missing_ok=True)
-        if self._selection.is_exhausted:
+        if self._early_stopping.should_stop:
             self._trainer.finish()
 
     def _measure(self) -> list[dict[str, Any]] | None:
@@ -116,16 +117,16 @@ class Validator:
 
     def _take(self, step: int, adapter: _LossesByKind, base: _LossesByKind, weights: AdapterWeights) -> None:
         self._last = adapter[HELD_OUT]
-        is_best = self._selection.observe(step, self._last, weights)
+        is_best = self._early_stopping.observe(step, self._last, weights)
         scores = compare_losses(adapter, base, self._run.config.seed)
-        best = self._selection.best
+        best = self._early_stopping.best
         assert best and scores.held_out and scores.training and scores.gap
         self._emit(Evaluated(step, scores.held_out, scores.training, scores.gap, scores.bands, best.step))
         if is_best:
             self._save_best()
 
     def _save_best(self) -> None:
-        best = self._selection.best
+        best = self._early_stopping.best
         if best is None or not self._trainer.processes.is_first:
             return
         try:
@@ -135,7 +136,9 @@ class Validator:
             self._emit(Warned("validation.best_not_written", f"the best adapter is not in its file: {fault}"))
 
     def _against_best(self) -> Score | None:
-        return None if self._last is None else self._selection.against_best(self._last, self._run.config.seed)
+        return (
+            None if self._last is None else self._early_stopping.difference_to_best(self._last, self._run.config.seed)
+        )
 
 
 def _measure_of(config: RunConfig, held_out: Manifest) -> str:

@@ -16,24 +16,25 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tests.judges import write_tiny_clip, write_tiny_dino, write_tiny_head
+from tests.score_models import write_tiny_clip, write_tiny_dino, write_tiny_head
 from veneer.errors import UserError
-from veneer.evaluate.model_scores import FeatureExtractor, Judges, Models, frechet, kernel, load_judges, score_pictures
+from veneer.evaluate.model_scores import frechet_distance, kernel_distance, score_pictures
 from veneer.evaluate.results import PictureScore
+from veneer.evaluate.score_models import FeatureExtractor, ScoreModelPaths, ScoreModels, load_score_models
 
 CAPTIONS = [f"a cat number {number}" for number in range(9)]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    folder = tmp_path_factory.mktemp("judges")
+def models(tmp_path_factory: pytest.TempPathFactory) -> ScoreModelPaths:
+    folder = tmp_path_factory.mktemp("score_models")
     head = write_tiny_head(folder / "head.safetensors")
-    return Models(str(write_tiny_clip(folder / "clip")), str(write_tiny_dino(folder / "dino")), head)
+    return ScoreModelPaths(str(write_tiny_clip(folder / "clip")), str(write_tiny_dino(folder / "dino")), head)
 
 
 @pytest.fixture(scope="module")
-def judges(models: Models) -> Judges:
-    return load_judges(models)
+def score_models(models: ScoreModelPaths) -> ScoreModels:
+    return load_score_models(models)
 
 
 def pictures(seed: int, count: int = len(CAPTIONS)) -> list[Image.Image]:
@@ -52,75 +53,75 @@ def by_name(scores: Sequence[PictureScore]) -> dict[str, PictureScore]:
     return {score.name: score for score in scores}
 
 
-def test_clip_sees_and_reads_as_its_own_parts_do(models: Models, judges: Judges) -> None:
+def test_clip_sees_and_reads_as_its_own_parts_do(models: ScoreModelPaths, score_models: ScoreModels) -> None:
     from transformers import CLIPModel, CLIPTokenizer
 
     clip = CLIPModel.from_pretrained(models.clip).eval()
-    assert judges.clip is not None
+    assert score_models.clip is not None
     with torch.no_grad():
         seen = clip.visual_projection(clip.vision_model(given_to(pictures(0))).pooler_output)
         ids = CLIPTokenizer.from_pretrained(models.clip)(CAPTIONS, padding=True, return_tensors="pt")
         said = clip.text_projection(clip.text_model(**ids).pooler_output)
-    torch.testing.assert_close(judges.clip.see(pictures(0)), seen / seen.norm(dim=1, keepdim=True))
-    torch.testing.assert_close(judges.clip.read(CAPTIONS), said / said.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(score_models.clip.image_features(pictures(0)), seen / seen.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(score_models.clip.text_features(CAPTIONS), said / said.norm(dim=1, keepdim=True))
 
 
-def test_dino_sees_by_its_class_token(models: Models, judges: Judges) -> None:
+def test_dino_sees_by_its_class_token(models: ScoreModelPaths, score_models: ScoreModels) -> None:
     from transformers import Dinov2Model
 
     dino = Dinov2Model.from_pretrained(models.dino).eval()
-    assert judges.dino is not None
+    assert score_models.dino is not None
     with torch.no_grad():
         seen = dino(pixel_values=given_to(pictures(1))).pooler_output
-    torch.testing.assert_close(judges.dino.see(pictures(1)), seen / seen.norm(dim=1, keepdim=True))
+    torch.testing.assert_close(score_models.dino.image_features(pictures(1)), seen / seen.norm(dim=1, keepdim=True))
 
 
-def test_each_score_is_what_it_says(judges: Judges) -> None:
+def test_each_score_is_what_it_says(score_models: ScoreModels) -> None:
     real, base, adapter = (pictures(seed) for seed in range(3))
-    scores, notes = score_pictures(judges, CAPTIONS, real, base, adapter)
+    scores, notes = score_pictures(score_models, CAPTIONS, real, base, adapter)
     assert notes == []
     found = by_name(scores)
     assert list(found) == [
         "clip_image", "clip_text", "aesthetic", "dino_image", "fid_dino", "kid_dino"
     ]  # fmt: skip
-    assert judges.clip and judges.dino and judges.aesthetic
-    seen = [judges.clip.see(images) for images in (real, base, adapter)]
+    assert score_models.clip and score_models.dino and score_models.aesthetic
+    seen = [score_models.clip.image_features(images) for images in (real, base, adapter)]
     likeness = [(seen[0] * each).sum(1).mean().item() for each in seen[1:]]
     assert (found["clip_image"].base, found["clip_image"].adapter) == pytest.approx(tuple(likeness), rel=1e-5)
-    text = (judges.clip.read(CAPTIONS) * seen[2]).sum(1).mean().item()
+    text = (score_models.clip.text_features(CAPTIONS) * seen[2]).sum(1).mean().item()
     assert found["clip_text"].adapter == pytest.approx(text, rel=1e-5)
-    assert found["aesthetic"].base == pytest.approx(judges.aesthetic.judge(seen[1]).mean().item(), rel=1e-5)
-    dino = [judges.dino.see(images).double() for images in (real, base, adapter)]
-    assert found["fid_dino"].base == pytest.approx(frechet(dino[0], dino[1]), rel=1e-6, abs=1e-9)
-    assert found["kid_dino"].adapter == pytest.approx(kernel(dino[0], dino[2]), rel=1e-9)
+    assert found["aesthetic"].base == pytest.approx(score_models.aesthetic.score(seen[1]).mean().item(), rel=1e-5)
+    dino = [score_models.dino.image_features(images).double() for images in (real, base, adapter)]
+    assert found["fid_dino"].base == pytest.approx(frechet_distance(dino[0], dino[1]), rel=1e-6, abs=1e-9)
+    assert found["kid_dino"].adapter == pytest.approx(kernel_distance(dino[0], dino[2]), rel=1e-9)
     for score in scores:
         assert score.mean == pytest.approx(score.adapter - score.base, abs=1e-12)
         assert score.low < score.mean < score.high and score.pictures == 9
         assert score.higher_is_better is not score.name.startswith(("fid", "kid"))
 
 
-def test_the_same_pictures_score_the_same(judges: Judges) -> None:
+def test_the_same_pictures_score_the_same(score_models: ScoreModels) -> None:
     real, painted = pictures(0), pictures(1)
-    for score in score_pictures(judges, CAPTIONS, real, painted, painted)[0]:
+    for score in score_pictures(score_models, CAPTIONS, real, painted, painted)[0]:
         assert (score.mean, score.low, score.high) == pytest.approx((0.0, 0.0, 0.0), abs=1e-9)
 
 
-def test_pictures_that_are_the_real_ones_score_best(judges: Judges) -> None:
-    found = by_name(score_pictures(judges, CAPTIONS, pictures(0), pictures(1), pictures(0))[0])
+def test_pictures_that_are_the_real_ones_score_best(score_models: ScoreModels) -> None:
+    found = by_name(score_pictures(score_models, CAPTIONS, pictures(0), pictures(1), pictures(0))[0])
     assert found["clip_image"].adapter == pytest.approx(1.0) and found["dino_image"].adapter == pytest.approx(1.0)
     assert found["fid_dino"].adapter == pytest.approx(0.0, abs=1e-6)
     assert found["kid_dino"].adapter < found["kid_dino"].base
 
 
-def test_the_head_is_its_layers_one_after_the_other(models: Models, judges: Judges) -> None:
+def test_the_head_is_its_layers_one_after_the_other(models: ScoreModelPaths, score_models: ScoreModels) -> None:
     from safetensors.torch import load_file
 
-    assert models.aesthetic is not None and judges.aesthetic is not None
+    assert models.aesthetic is not None and score_models.aesthetic is not None
     layers = load_file(models.aesthetic)
     seen = torch.randn(5, 8)
     hidden = seen @ layers["layers.0.weight"].T + layers["layers.0.bias"]
     expected = hidden @ layers["layers.2.weight"].T + layers["layers.2.bias"]
-    torch.testing.assert_close(judges.aesthetic.judge(seen), expected[:, 0])
+    torch.testing.assert_close(score_models.aesthetic.score(seen), expected[:, 0])
 
 
 def test_frechet_distance_of_known_gaussians() -> None:
@@ -129,7 +130,7 @@ def test_frechet_distance_of_known_gaussians() -> None:
     deviation = math.sqrt(4 / 3)  # of such a column, without bias
     scale, shift = torch.tensor([3.0, 0.5]).double(), torch.tensor([1.0, -2.0]).double()
     expected = 1 + 4 + ((scale - 1) * deviation).square().sum().item()
-    assert frechet(signs, signs * scale + shift) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(signs, signs * scale + shift) == pytest.approx(expected, rel=1e-9)
 
 
 def test_kernel_distance_is_the_unbiased_estimate() -> None:
@@ -145,82 +146,88 @@ def test_kernel_distance_is_the_unbiased_estimate() -> None:
 
     own = [mean([k(one[i], one[j]) for i in range(6) for j in range(6) if i != j]) for one in (x, y)]
     cross = mean([k(a, b) for a in x for b in y])
-    assert kernel(x, y) == pytest.approx(own[0] + own[1] - 2 * cross, rel=1e-9)
+    assert kernel_distance(x, y) == pytest.approx(own[0] + own[1] - 2 * cross, rel=1e-9)
 
 
 def test_distances_are_the_same_to_the_bit_and_disturb_nobody_s_numbers() -> None:
     random = torch.Generator().manual_seed(0)
     x, y = (torch.randn(64, 12, generator=random, dtype=torch.float64) for _ in range(2))
     state = torch.get_rng_state()
-    first = kernel(x, y)
+    first = kernel_distance(x, y)
     assert torch.equal(torch.get_rng_state(), state)
     found = set()
     for _ in range(8):
         torch.rand(3)
-        found.add(kernel(x, y))
+        found.add(kernel_distance(x, y))
     assert found == {first}
 
 
-def test_no_picture_is_seen_twice_by_one_model(judges: Judges, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[int] = []
-    see = FeatureExtractor.see
-    monkeypatch.setattr(FeatureExtractor, "see", lambda self, images: (seen.append(len(images)), see(self, images))[1])
-    score_pictures(judges, CAPTIONS, *(pictures(seed) for seed in range(3)))
-    assert sum(seen) == 2 * 3 * len(CAPTIONS)  # two models, three sets
+def test_no_picture_is_seen_twice_by_one_model(score_models: ScoreModels, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    extract = FeatureExtractor.image_features
+
+    def count(self: FeatureExtractor, images: Any) -> torch.Tensor:
+        counts.append(len(images))
+        return extract(self, images)
+
+    monkeypatch.setattr(FeatureExtractor, "image_features", count)
+    score_pictures(score_models, CAPTIONS, *(pictures(seed) for seed in range(3)))
+    assert sum(counts) == 2 * 3 * len(CAPTIONS)  # two models, three sets
 
 
-def test_sets_of_few_pictures_have_no_distance(judges: Judges) -> None:
+def test_sets_of_few_pictures_have_no_distance(score_models: ScoreModels) -> None:
     given: list[Any] = [CAPTIONS[:4], *(pictures(seed, 4) for seed in range(3))]
-    scores, notes = score_pictures(judges, *given)
+    scores, notes = score_pictures(score_models, *given)
     assert {score.name for score in scores} == {"clip_image", "clip_text", "aesthetic", "dino_image"}
     assert notes == ["FID and KID of 4 pictures would say nothing; 8 captions are the least"]
 
 
 def test_without_torchmetrics_there_are_the_other_scores_and_a_word(
-    judges: Judges, monkeypatch: pytest.MonkeyPatch
+    score_models: ScoreModels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchmetrics.image.fid", None)
-    scores, notes = score_pictures(judges, CAPTIONS, *(pictures(seed) for seed in range(3)))
+    scores, notes = score_pictures(score_models, CAPTIONS, *(pictures(seed) for seed in range(3)))
     assert {score.name for score in scores} == {"clip_image", "clip_text", "aesthetic", "dino_image"}
-    assert notes == ["FID and KID need torchmetrics: pip install 'veneer[scores]'"]
+    assert notes == ["FID and KID need torchmetrics; pip install 'veneer[scores]'"]
 
 
-def test_clip_alone_gives_the_distances_too(models: Models) -> None:
-    scores, _ = score_pictures(load_judges(Models(clip=models.clip)), CAPTIONS, *(pictures(seed) for seed in range(3)))
+def test_clip_alone_gives_the_distances_too(models: ScoreModelPaths) -> None:
+    clip = load_score_models(ScoreModelPaths(clip=models.clip))
+    scores, _ = score_pictures(clip, CAPTIONS, *(pictures(seed) for seed in range(3)))
     assert list(by_name(scores)) == ["clip_image", "clip_text", "fid_clip", "kid_clip"]
 
 
 def test_nothing_is_loaded_if_nothing_is_named() -> None:
-    assert not load_judges(Models())
+    assert not load_score_models(ScoreModelPaths())
 
 
 @pytest.mark.parametrize(("option", "name"), [("clip", "CLIP"), ("dino", "DINO")])
 def test_weights_that_are_not_there_are_one_line(option: str, name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{name}'s weights are not there .*; --{option} takes a folder") as caught:
-        load_judges(Models(**{option: str(tmp_path)}))
+        load_score_models(ScoreModelPaths(**{option: str(tmp_path)}))
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_are_cut_off_are_one_line(models: Models, tmp_path: Path) -> None:
+def test_weights_that_are_cut_off_are_one_line(models: ScoreModelPaths, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(str(models.dino), tmp_path / "dino"))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
     with pytest.raises(UserError, match=r"DINO's weights are not there .*; --dino takes a folder"):
-        load_judges(Models(dino=str(folder)))
+        load_score_models(ScoreModelPaths(dino=str(folder)))
 
 
-def test_a_model_that_sees_no_picture_by_itself_is_no_dino(models: Models) -> None:
-    with pytest.raises(UserError, match=r"is no DINO: it sees no picture .*; --dino takes a folder") as caught:
-        load_judges(Models(dino=models.clip))
+def test_a_model_that_sees_no_picture_by_itself_is_no_dino(models: ScoreModelPaths) -> None:
+    with pytest.raises(UserError, match=r"is no DINO: it takes no picture .*; --dino takes a folder") as caught:
+        load_score_models(ScoreModelPaths(dino=models.clip))
     assert "\n" not in str(caught.value)
 
 
-def test_another_model_is_no_clip(models: Models) -> None:
+def test_another_model_is_no_clip(models: ScoreModelPaths) -> None:
     with pytest.raises(UserError, match=r"(is no CLIP|CLIP's weights are not there)"):
-        load_judges(Models(clip=models.dino))
+        load_score_models(ScoreModelPaths(clip=models.dino))
 
 
-def test_heads_that_do_not_fit_are_refused(models: Models, tmp_path: Path) -> None:
+def test_heads_that_do_not_fit_are_refused(models: ScoreModelPaths, tmp_path: Path) -> None:
     wide = write_tiny_head(tmp_path / "wide.safetensors", width=9)
     save_file({"layers.0.weight": torch.ones(3, 8), "layers.0.bias": torch.ones(3)}, tmp_path / "three.safetensors")
     (tmp_path / "head.pth").write_bytes(b"PK\x03\x04")
@@ -229,13 +236,13 @@ def test_heads_that_do_not_fit_are_refused(models: Models, tmp_path: Path) -> No
     save_file(linear | norm, tmp_path / "norm.safetensors")
     save_file({"layers.0.weight": torch.ones(1, 8), "layers.0.bias": torch.ones(8)}, tmp_path / "bias.safetensors")
     cases = [
-        (Models(clip=models.clip, aesthetic=wide), "takes 9 numbers, and this CLIP gives 8"),
-        (Models(clip=models.clip, aesthetic=tmp_path / "three.safetensors"), "is no aesthetic head"),
-        (Models(clip=models.clip, aesthetic=tmp_path / "norm.safetensors"), "is no aesthetic head"),
-        (Models(clip=models.clip, aesthetic=tmp_path / "bias.safetensors"), "is no aesthetic head"),
-        (Models(clip=models.clip, aesthetic=tmp_path / "head.pth"), "pickle"),
-        (Models(aesthetic=models.aesthetic), "name that with --clip"),
+        (ScoreModelPaths(clip=models.clip, aesthetic=wide), "takes 9 numbers, and this CLIP gives 8"),
+        (ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "three.safetensors"), "is no aesthetic head"),
+        (ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "norm.safetensors"), "is no aesthetic head"),
+        (ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "bias.safetensors"), "is no aesthetic head"),
+        (ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "head.pth"), "pickle"),
+        (ScoreModelPaths(aesthetic=models.aesthetic), "name that with --clip"),
     ]
     for named, fault in cases:
         with pytest.raises(UserError, match=fault):
-            load_judges(named)
+            load_score_models(named)

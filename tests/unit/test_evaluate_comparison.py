@@ -119,4 +119,4 @@ def test_the_gap_is_the_difference_of_the_differences() -> None:
     assert "gains more on pictures it was trained on" in str(gap)
     assert "gains less" in str(memorisation_gap(base, adapter))
     same = {HELD_OUT: base[HELD_OUT] - losses(9, 4, seed=3), TRAINING: base[TRAINING] - losses(14, 4, seed=4)}
-    assert "no difference to be told" in str(memorisation_gap(same, base))
+    assert "no difference can be seen" in str(memorisation_gap(same, base))
