@@ -109,7 +109,7 @@ def test_gradients_have_the_bits_of_autograds_own_sum(
         for micro in inputs[processes.turns]:
             own(micro).square().mean().backward()
             gradients.add()
-        gradients.give()
+        gradients.apply()
         return bits_of(parameters)
 
     for member in distributed(count, tmp_path, joined(work)):
@@ -123,7 +123,7 @@ def test_alone_autograd_sums_by_itself() -> None:
     layer(micros[0]).sum().backward()
     before = layer.weight.grad
     gradients.add()
-    gradients.give()
+    gradients.apply()
     assert layer.weight.grad is before
 
 
@@ -136,7 +136,7 @@ def test_a_fault_of_one_ends_all_wherever_they_are(tmp_path: Path) -> None:
         with pytest.raises(PeerFailed) as caught:
             processes.all_gather("a word") if processes.rank == 0 else processes.first(lambda: None)
         processes.leave({"kind": "mistake", "text": "nor is there anybody left to hear it"})
-        return [caught.value.rank, caught.value.fault]
+        return [caught.value.rank, caught.value.report]
 
     first, second, third = distributed(3, tmp_path, joined(work))
     assert [first.code, second.code, third.code] == [0, 0, 0], first.err + second.err + third.err

@@ -1,1 +1,1 @@
-"""Whole deeds, put together from the packages below; the command line puts them on a screen."""
+"""One training run in a folder of its own: its session, and all that the session uses."""

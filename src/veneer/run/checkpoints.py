@@ -67,5 +67,5 @@ class CheckpointManager:
 
     @property
     def last_in_words(self) -> str:
-        """Where a run could go on from, for a message."""
+        """The newest checkpoint, as part of a message."""
         return "there is no checkpoint yet" if self.last is None else f"the last checkpoint is {self.last}"

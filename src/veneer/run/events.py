@@ -70,8 +70,9 @@ class Surveyed:
     @classmethod
     def of(cls, dataset: Dataset) -> Surveyed:
         """Return the event of a dataset that was surveyed."""
-        rejected = {str(each.path): each.reason for each in (*dataset.train.rejected, *dataset.held_out.rejected)}
-        return cls(len(dataset.train.samples), len(dataset.held_out.samples), rejected, dataset.notes)
+        rejected = (*dataset.train.rejected, *dataset.held_out.rejected)
+        reasons = {str(picture.path): picture.reason for picture in rejected}
+        return cls(len(dataset.train.samples), len(dataset.held_out.samples), reasons, dataset.notes)
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Resumed:
 
 @dataclass(frozen=True)
 class Planned:
-    """What will be trained and what it will take, before anything is done.
+    """The run is planned: what will be trained and what it will take, before anything is done.
 
     Attributes:
         plan: parameters, file size, memory, steps, disk.

@@ -11,7 +11,6 @@ from veneer.config.load import load_config
 from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import BUNDLED
-from veneer.run.log import cut_log
 from veneer.weights.checkpoint import checkpoints_in, clear_checkpoints
 from veneer.weights.file import FILE_NAME
 
@@ -36,7 +35,6 @@ __all__ = [
     "clear_samples",
     "config_beside",
     "make_writable",
-    "rewind",
     "sheets_in",
 ]
 
@@ -130,15 +128,6 @@ def clear(folder: Path) -> None:
     clear_checkpoints(folder / CHECKPOINTS)
 
 
-def rewind(folder: Path, step: int | None) -> None:
-    """Make a folder as it was when the checkpoint of a step was taken; None: as before any training."""
-    if step is None:
-        clear(folder)
-    else:
-        cut_log(folder / LOG, step)
-        clear_samples(folder, after=step)
-
-
 def clear_samples(folder: Path, after: int = -1) -> None:
     """Remove the sheets that were painted while training, of later steps than ``after``; the strip is made anew."""
     (folder / SAMPLES / TIMELAPSE).unlink(missing_ok=True)
@@ -149,5 +138,5 @@ def clear_samples(folder: Path, after: int = -1) -> None:
 
 def sheets_in(folder: Path) -> dict[int, Path]:
     """Return the sheets that were painted while training, by step, in their order."""
-    found = (re.fullmatch(r"step-(\d+)\.png", path.name) for path in sorted((folder / SAMPLES).glob("step-*.png")))
-    return {int(match[1]): folder / SAMPLES / match[0] for match in found if match}
+    names = (re.fullmatch(r"step-(\d+)\.png", path.name) for path in sorted((folder / SAMPLES).glob("step-*.png")))
+    return {int(match[1]): folder / SAMPLES / match[0] for match in names if match}

@@ -1,4 +1,4 @@
-"""What identifies a run: its settings, and fingerprints of the base and the pictures that they point to."""
+"""Settings and fingerprints that identify a run, in its checkpoints and in its adapter file."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ HASHES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Identity:
-    """What decides the result of a run, wherever it runs.
+    """All that decides the result of a run, wherever it runs.
 
     Attributes:
         config: resolved.
@@ -63,18 +63,18 @@ class Identity:
 
     @property
     def folder(self) -> Path:
-        """Where its files are."""
+        """The output folder."""
         return self.config.output.dir
 
     @property
     def origin(self) -> Origin:
-        """What its checkpoints say of the run."""
+        """The run's origin, as its checkpoints record it."""
         threads = torch.get_num_threads()
         return Origin(self.config.model_dump(mode="json"), self.hashes, __version__, threads, self.settings)
 
     @property
     def metadata(self) -> dict[str, str]:
-        """What its adapter file says of the run: no path and no time, so that equal runs give equal bytes."""
+        """Metadata of its adapter file: no path and no time, so that equal runs give equal bytes."""
         config = self.config
         metadata = {
             "veneer.version": __version__,

@@ -145,9 +145,9 @@ def cut_log(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = path.read_bytes().splitlines(keepends=True)
-    kept = list(takewhile(lambda line: _is_up_to(line, step), lines))
-    if len(kept) < len(lines):
-        atomic_write(path, b"".join(kept))
+    remaining = list(takewhile(lambda line: _is_up_to(line, step), lines))
+    if len(remaining) < len(lines):
+        atomic_write(path, b"".join(remaining))
 
 
 def _is_up_to(line: bytes, step: int) -> bool:

@@ -1,4 +1,4 @@
-"""What a training is made of, found and checked before it starts: pictures, base, settings, and a checkpoint."""
+"""Inputs of a training, found and checked before it starts: pictures, base, settings, and a checkpoint."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ def prepare(
 
 def _find_start(folder: Path, options: StartOptions, emit: Callback, processes: ProcessGroup) -> Checkpoint | None:
     """Return the checkpoint that the first process finds; the others read the same."""
-    found = find_start(folder, options, emit) if processes.is_first else None
-    path = processes.all_gather(None if found is None else str(found.path))[0]
-    return found if processes.is_first or path is None else read_checkpoint(Path(path))
+    start = find_start(folder, options, emit) if processes.is_first else None
+    path = processes.all_gather(None if start is None else str(start.path))[0]
+    return start if processes.is_first or path is None else read_checkpoint(Path(path))
 
 
 def _check_validation(config: RunConfig, dataset: Dataset) -> None:
@@ -106,7 +106,7 @@ def _check_alike(run: Identity, processes: ProcessGroup) -> None:
 
 
 def input_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[Warned]:
-    """Return what can be said of the pictures only once the base is known.
+    """Return warnings about the pictures that need the base to be known.
 
     The survey has warned of small pictures already where the config names a resolution.
     """

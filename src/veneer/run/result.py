@@ -1,4 +1,4 @@
-"""What a training leaves behind: the adapter's file, a sheet that shows it, its score and its card."""
+"""The result of a training: the adapter's file, a sheet that shows it, its score and its card."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["Result", "write_result"]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run leaves behind.
+    """Files and score that a run leaves behind.
 
     Attributes:
         adapter: the file.
@@ -77,16 +77,16 @@ def _measure(inputs: TrainingInputs, finished: Finished, emit: Callback) -> Scor
     drift = choose_pictures(read_prior(config), config.validation.pictures)
     kinds = pictures_by_kind(config, inputs.dataset) | {DRIFT: drift}
     try:
-        found = compare_adapter(config, inputs.family, kinds, finished.weights)
+        comparison = compare_adapter(config, inputs.family, kinds, finished.weights)
     except UserError as fault:  # the adapter is saved, and whoever trained it long will want to look into it
         emit(Warned("evaluation.failed", f"the adapter could not be measured: {fault}"))
         return None
-    source = None if found.drift is None else "pictures of the class"
+    source = None if comparison.drift is None else "pictures of the class"
     about: dict[str, Any] = {"adapter": FILE_NAME, "base": config.base, "step": finished.step, "drift_source": source}
-    write_evaluation(Evaluation(**vars(found), **about), config.output.dir)
-    if found.held_out is not None:
-        emit(found.held_out)
-    return found.held_out
+    write_evaluation(Evaluation(**vars(comparison), **about), config.output.dir)
+    if comparison.held_out is not None:
+        emit(comparison.held_out)
+    return comparison.held_out
 
 
 def _check_trained(weights: AdapterWeights, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Where a run starts: from nothing, or from a checkpoint of the same run."""
+"""The start of a run: nothing, or a checkpoint of the same run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = ["Resume", "StartOptions", "check_same", "find_start", "newest_whole"]
 
 @dataclass(frozen=True)
 class Resume:
-    """How to go on with a run.
+    """The user's wish to go on with a run.
 
     Attributes:
         path: the checkpoint; None: the newest whole one in the output folder, or none if there is none yet.
@@ -45,7 +45,7 @@ class Resume:
 
 @dataclass(frozen=True)
 class StartOptions:
-    """Where a run may start.
+    """The user's choice where a run starts.
 
     Attributes:
         resume: go on from a checkpoint; None: start from nothing.
@@ -84,11 +84,11 @@ def find_start(folder: Path, options: StartOptions, emit: Callback) -> Checkpoin
         return None
     if resume.path is not None:
         return _named(resume.path, folder)
-    found = newest_whole(folder, emit)
-    if found is None:
+    newest = newest_whole(folder, emit)
+    if newest is None:
         claim(folder)
         emit(Warned("checkpoint.none_yet", f"no checkpoint in {folder} yet, so the run starts from its beginning"))
-    return found
+    return newest
 
 
 def newest_whole(folder: Path, emit: Callback) -> Checkpoint | None:
@@ -97,34 +97,34 @@ def newest_whole(folder: Path, emit: Callback) -> Checkpoint | None:
     Raises:
         UserError: there are some, and none can be used.
     """
-    found, faults = newest_checkpoint(folder / CHECKPOINTS)
+    newest, faults = newest_checkpoint(folder / CHECKPOINTS)
     for fault in faults:
         if fault.code == OLD_FORMAT:
             raise fault
-    if found is None and faults:
+    if newest is None and faults:
         # whoever has lost all checkpoints should say so that the run starts over
         what = f"none of its {len(faults)} checkpoints is whole; the newest: {faults[0]}"
         raise UserError(what, code="checkpoint.none_whole", where=folder, remedy="--overwrite starts over")
     for fault in faults:
         emit(Warned("checkpoint.passed_over", f"a checkpoint is passed over: {fault}"))
-    return found
+    return newest
 
 
 def _named(path: Path, folder: Path) -> Checkpoint:
     """Return a checkpoint by name; what came after it would be in the new run's way, and is not ours to remove."""
-    found = read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     if path.resolve().parent != (folder / CHECKPOINTS).resolve():
         claim(folder)
-        return found
+        return checkpoint
     newest, _ = newest_checkpoint(folder / CHECKPOINTS)
-    if newest is not None and newest.step > found.step:
+    if newest is not None and newest.step > checkpoint.step:
         raise UserError(
             f"is not the newest checkpoint, which is {newest.path.name}",
             code="checkpoint.not_newest",
             where=path,
             remedy="choose another output.dir=FOLDER to branch off, or remove what is newer",
         )
-    return found
+    return checkpoint
 
 
 def check_same(start: Checkpoint, run: Identity, allow: tuple[str, ...], emit: Callback) -> None:

@@ -20,9 +20,10 @@ from veneer.run.checkpoints import CheckpointManager
 from veneer.run.distributed import distributed
 from veneer.run.events import Callback, Planned, Resumed, ignore
 from veneer.run.faults import record_faults
-from veneer.run.folder import CONFIG, LOG, PLAN, make_writable, rewind
+from veneer.run.folder import CONFIG, LOG, PLAN, clear, clear_samples, make_writable
+from veneer.run.identity import Identity
 from veneer.run.lock import locked
-from veneer.run.log import EventBus, EventLog
+from veneer.run.log import EventBus, EventLog, cut_log
 from veneer.run.memory import MemoryRecorder
 from veneer.run.preparation import TrainingInputs, prepare
 from veneer.run.result import Result, write_result
@@ -39,6 +40,7 @@ from veneer.train.distributed import ALONE, PeerLost, ProcessGroup
 from veneer.train.events import CheckpointDue, EvaluationDue, Event, Finished, SampleDue, Stopped, Warned
 from veneer.train.loop import Trainer
 from veneer.train.step import NonFinite
+from veneer.weights.checkpoint import Checkpoint
 from veneer.weights.safetensors import encode
 
 __all__ = ["TrainingSession", "open_session", "run_training"]
@@ -118,11 +120,20 @@ def open_session(inputs: TrainingInputs, emit: EventBus, processes: ProcessGroup
             emit(Resumed(start.step, start.path, history.losses))
         if processes.is_first:
             # whatever could be refused has been, so an earlier result may go
-            rewind(run.folder, None if start is None else start.step)
-            write_config(run.config, run.folder / CONFIG)
-            emit.open(held.enter_context(EventLog(run.folder / LOG)))
+            emit.open(held.enter_context(_open_log(run, start)))
         held.enter_context(record_faults(emit))
         yield TrainingSession(inputs, trainer, history, emit)
+
+
+def _open_log(run: Identity, start: Checkpoint | None) -> EventLog:
+    """Make a run's folder empty, or as it was when the checkpoint was taken, and open its log."""
+    if start is None:
+        clear(run.folder)
+    else:
+        cut_log(run.folder / LOG, start.step)
+        clear_samples(run.folder, after=start.step)
+    write_config(run.config, run.folder / CONFIG)
+    return EventLog(run.folder / LOG)
 
 
 class TrainingSession:

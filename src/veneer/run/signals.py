@@ -32,7 +32,7 @@ class Interrupted(BaseException):
 
     @property
     def exit_code(self) -> int:
-        """128 and the signal, as shells count."""
+        """The exit code of a process that this stopped: 128 and the signal, as shells count."""
         return 128 + self.signal
 
 

@@ -1,4 +1,4 @@
-"""What a run's folder tells of its state: how far it came, how it ended, and whether it is at work now."""
+"""The state of a run by its folder: how far it came, how it ended, and whether it is at work now."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def is_running(folder: Path) -> bool:
 
 @dataclass(frozen=True)
 class RunHistory:
-    """What earlier processes did of a run, read from its log before it is cut at the checkpoint.
+    """The work of earlier processes on a run, read from its log before it is cut at the checkpoint.
 
     Attributes:
         losses: of the last steps up to the checkpoint.
@@ -105,7 +105,7 @@ class RunHistory:
 
 
 def read_history(log: Path, step: int) -> RunHistory:
-    """Return what a log holds of a run that goes on after ``step``; nothing where there is no log."""
+    """Return the history in the log of a run that goes on after ``step``; an empty one where there is no log."""
     events = list(events_in(log))
     steps = [event for event in events if event["event"] == "StepDone"]
     losses = [event["loss"] for event in steps if event["step"] <= step]

@@ -1,1 +1,1 @@
-"""The training loop, its steps, and what it tells."""
+"""The training loop, its steps and its events."""

@@ -105,12 +105,12 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the one that writes files, prints and paints."""
+        """True in the process that writes files, prints and paints."""
         return self.rank == 0
 
     @property
     def turns(self) -> slice:
-        """Which of a step's micro-batches are this process's."""
+        """The slice of a step's micro-batches that are this process's."""
         return slice(self.rank, None, self.count)
 
     def check_split(self, train: TrainConfig) -> None:
@@ -161,7 +161,7 @@ class ProcessGroup:
         received = [torch.empty_like(sent) for _ in range(self.count)]
         with self._noticing_loss():
             dist.all_gather(received, sent, group=self._groups.tensors)
-        return [each.to(tensor.device) for each in received]
+        return [own.to(tensor.device) for own in received]
 
     def undisturbed(self) -> AbstractContextManager[None]:
         """Let SIGINT and SIGTERM wait within: one amid an exchange would leave the others without an answer."""
@@ -174,10 +174,10 @@ class ProcessGroup:
             # the patience of the first; the others' is the group's
             dist.monitored_barrier(self._groups.messages, self._groups.patience)
             messages = [json.loads(text) for text in self._gather_texts(json.dumps(message).encode())]
-            for rank, each in enumerate(messages):
-                if "fault" in each:
+            for rank, received in enumerate(messages):
+                if "fault" in received:
                     self._has_left = True
-                    raise PeerFailed(rank, each["fault"])
+                    raise PeerFailed(rank, received["fault"])
         return messages
 
     def _gather_texts(self, text: bytes) -> list[bytes]:
@@ -233,8 +233,8 @@ class GradientSum:
         before: Sequence[Tensor | None] = self._sums or [None] * len(pieces)
         self._sums = [self._added(total, own) for total, own in zip(before, pieces, strict=True)]
 
-    def give(self) -> None:
-        """Let the sum be the parameters' gradient."""
+    def apply(self) -> None:
+        """Set the parameters' gradients to the sum."""
         if not self._sums:
             return
         sums = torch.split(torch.cat(self._sums), [parameter.numel() for parameter in self._parameters])

@@ -1,4 +1,4 @@
-"""The training loop. It yields events and does nothing else to the world: no printing, no files, no clock."""
+"""The training loop: it yields events and has no other effect, no printing, no files, no clock."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ class Trainer:
         self._last_step = self.steps_done
 
     def state_dict(self) -> dict[str, Tensor]:
-        """All that another trainer of the same config needs to go on to the same bits, fit for safetensors."""
+        """Return all that another trainer of the same config needs to go on to the same bits, fit for safetensors."""
         state = snapshot(self._parameters, self.context.optimizer, self.context.scaler, self.steps_done)
         return state | self.average.state_dict()
 

@@ -216,7 +216,7 @@ def _backward_all(context: StepContext, step: int, micros: Sequence[MicroBatch])
                 raise NonFinite("loss", step + 1, [PictureInStep(*picture) for picture in nonfinite])
             gradients.add()
         losses += gathered
-    gradients.give()
+    gradients.apply()
     return losses
 
 

@@ -1,1 +1,1 @@
-"""Where a run's curves and sample sheets go: one file a tracker, which imports its package when it is made."""
+"""Trackers of a run's curves and sample sheets: one file each, which imports its package when it is made."""

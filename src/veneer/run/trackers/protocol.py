@@ -1,4 +1,4 @@
-"""What a tracker is, and what it is made from."""
+"""The protocol of a tracker, and the run that it is made from."""
 
 from __future__ import annotations
 
