@@ -110,7 +110,7 @@ def test_the_file_has_the_planned_bytes(method: str, family: Family, tiny_pictur
 def test_the_file_says_what_it_is_and_verifies(run: RunConfig, method: str) -> None:
     file = info(run.output.dir)
     assert (file.format, file.methods, file.needs_base) == ("diffusers", (METHODS[method].title,), False)
-    assert not [check.what for check in verify_adapter(run.output.dir) if check.differs or check.found is None]
+    assert not [check.subject for check in verify_adapter(run.output.dir) if check.differs or check.current is None]
 
 
 def test_the_score_is_that_of_the_file(run: RunConfig, tiny_base: Path) -> None:

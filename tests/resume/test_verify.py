@@ -1,4 +1,4 @@
-"""What an adapter file tells of its making, and that a lie about it shows."""
+"""The hashes in an adapter's file, and that they show what was changed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import write_tiny_pictures
+from tests.errors import raises_code
 from tests.running import quick_config, use_base
 from veneer.cli.main import main
 from veneer.config.fingerprint import config_hash
 from veneer.config.load import load_config, write_config
-from veneer.errors import UserError
 from veneer.family.fingerprint import fingerprint
 from veneer.family.registry import load_family
 from veneer.run.folder import CONFIG
@@ -55,16 +55,16 @@ def run(made: Path, tmp_path: Path) -> Path:
 def verdicts(file: Path, **options: Any) -> dict[str, str]:
     states = {True: "differs", False: "ok"}
     checks = verify_adapter(file, **options)
-    return {check.what: "missing" if check.found is None else states[check.differs] for check in checks}
+    return {check.subject: "missing" if check.current is None else states[check.differs] for check in checks}
 
 
-def test_a_file_tells_what_it_was_made_of(made: Path, tiny_base: Path) -> None:
-    told = info(made / FILE_NAME).metadata
-    assert told["veneer.seed"] == "5" and told["veneer.steps"] == "2" and told["veneer.trigger"] == "sks"
-    assert told["veneer.base.sha256"] == fingerprint(str(tiny_base))
-    assert told["veneer.config.sha256"] == config_hash(load_config(made / CONFIG))
-    assert {len(told["veneer.data.fingerprint"]), len(told["veneer.prior.fingerprint"])} == {32}
-    assert not [value for value in told.values() if "/" in value]  # no path of this machine
+def test_a_file_has_the_hashes_of_what_it_was_made_from(made: Path, tiny_base: Path) -> None:
+    metadata = info(made / FILE_NAME).metadata
+    assert metadata["veneer.seed"] == "5" and metadata["veneer.steps"] == "2" and metadata["veneer.trigger"] == "sks"
+    assert metadata["veneer.base.sha256"] == fingerprint(str(tiny_base))
+    assert metadata["veneer.config.sha256"] == config_hash(load_config(made / CONFIG))
+    assert {len(metadata["veneer.data.fingerprint"]), len(metadata["veneer.prior.fingerprint"])} == {32}
+    assert not [value for value in metadata.values() if "/" in value]  # no path of this machine
 
 
 def test_a_sound_file_is_ok_in_all(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,7 +99,7 @@ def test_a_changed_tensor_differs(run: Path, capsys: pytest.CaptureFixture[str])
     save_file(tensors, run / FILE_NAME, metadata)
     assert verdicts(run)["tensors"] == "differs"
     assert main(["adapter", "verify", str(run)]) == 1
-    assert " is told, " in capsys.readouterr().out
+    assert " is recorded, " in capsys.readouterr().out
 
 
 def test_a_changed_strength_differs(run: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_base_with_other_settings_differs(run: Path, tiny_base: Path, tmp_path
     assert (found["base"], found["base settings"]) == ("ok", "differs")
 
 
-def test_a_file_that_tells_no_settings_of_its_base_is_verified_without(run: Path, tiny_base: Path) -> None:
+def test_a_file_without_the_hash_of_its_bases_settings_is_verified_without(run: Path, tiny_base: Path) -> None:
     with safe_open(run / FILE_NAME, "pt") as file:
         metadata = file.metadata()
     del metadata["veneer.base.settings.sha256"]
@@ -158,7 +158,7 @@ def test_a_file_that_tells_no_settings_of_its_base_is_verified_without(run: Path
     assert "base settings" not in found and set(found.values()) == {"ok"}
 
 
-def test_what_is_not_at_hand_is_said_and_is_no_fault(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_at_hand_is_named_and_is_no_fault(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / CONFIG).unlink()
     assert verdicts(run) == {
         "tensors": "ok",
@@ -183,8 +183,8 @@ def test_a_base_is_not_sought_by_its_name_alone(
     weights = next((other / "unet").glob("*.safetensors"))
     content = weights.read_bytes()
     weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    (check,) = (check for check in verify_adapter(run) if check.what == "base")
-    assert check.found is None and "name it with --base" in str(check.missing)
+    (check,) = (check for check in verify_adapter(run) if check.subject == "base")
+    assert check.current is None and "name it with --base" in str(check.reason)
     assert verdicts(run, base=str(tiny_base))["base"] == "ok"
 
 
@@ -199,7 +199,8 @@ def test_the_bundled_base_is_known_by_its_name(run: Path, monkeypatch: pytest.Mo
     assert verdicts(run)["base"] == "ok"
 
 
-def test_a_file_by_others_tells_nothing(run: Path) -> None:
+def test_a_file_of_another_program_has_no_hashes(run: Path) -> None:
     save_file(load_file(run / FILE_NAME), run / FILE_NAME)
-    with pytest.raises(UserError, match="tells nothing of its making"):
+    with raises_code("verify.no_hashes") as caught:
         verify_adapter(run)
+    assert "has no hashes in its metadata, so there is nothing to verify" in str(caught.value)

@@ -23,16 +23,16 @@ def budget_points(context: StudyContext) -> list[Point]:
     budget = context.study.config.budget
     if budget is None:
         return points
-    (named,) = (point for point in points if point.name == budget)
-    wanted = _count(context, named)
-    return [p if "adapter.rank" in p.changes else _with_rank(context, p, wanted) for p in points]
+    (budget_point,) = (point for point in points if point.name == budget)
+    count = _count(context, budget_point)
+    return [point if "adapter.rank" in point.changes else _with_rank(context, point, count) for point in points]
 
 
-def _with_rank(context: StudyContext, point: Point, wanted: int) -> Point:
-    """Return a point with the rank that gives the wanted count, which is linear in the rank."""
+def _with_rank(context: StudyContext, point: Point, count: int) -> Point:
+    """Return a point with the rank that gives the count, which is linear in the rank."""
     ranked = [replace(point, changes={**point.changes, "adapter.rank": rank}) for rank in (1, 2)]
     one, two = (_count(context, each) for each in ranked)
-    rank = max(1, round(1 + (wanted - one) / (two - one)))
+    rank = max(1, round(1 + (count - one) / (two - one)))
     return replace(point, changes={**point.changes, "adapter.rank": rank})
 
 
@@ -42,4 +42,4 @@ def _count(context: StudyContext, point: Point) -> int:
         config = resolve(config_of_point(context.study, point), context.family)
         return plan_parameters(config, context.family).trainable
     except UserError as fault:
-        raise UserError(fault.what, where=f"point {point.name!r}", remedy=fault.remedy) from None
+        raise UserError(fault.what, code=fault.code, where=f"point {point.name!r}", remedy=fault.remedy) from None

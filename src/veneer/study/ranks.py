@@ -138,10 +138,10 @@ def _cuts(file: Path, weights: AdapterWeights, ranks: Sequence[int]) -> dict[int
     lower = [rank for rank in sorted(set(ranks) or _powers(highest)) if rank != highest]
     cuts: dict[int, AdapterWeights] = {rank: resize(weights, rank) for rank in lower}
     if not cuts and highest == 1:
-        raise UserError("the adapter's rank is 1, which nothing is below", code="resize.not_lower", where=file)
+        raise UserError("the adapter's rank is 1, which nothing is below", code="study.no_lower_rank", where=file)
     if not cuts:
         what, remedy = f"the adapter's rank is {highest} already", "name lower ones with --rank"
-        raise UserError(what, code="resize.not_lower", where=file, remedy=remedy)
+        raise UserError(what, code="study.no_lower_rank", where=file, remedy=remedy)
     return {**cuts, highest: weights}
 
 
@@ -195,7 +195,7 @@ def _reference(file: Path, options: RankStudyOptions) -> tuple[RunConfig, Manife
         config = build_config({"base": options.base or BUNDLED, "data": data}, "command line")
     else:
         what = f"no {CONFIG} lies beside the adapter, so the pictures that its run held out are not known"
-        raise UserError(what, code="ranks.no_pictures", where=file, remedy=_NAME_PICTURES)
+        raise UserError(what, code="study.nothing_held_out", where=file, remedy=_NAME_PICTURES)
     if options.draws is not None:
         validation = config.validation.model_copy(update={"draws": options.draws})
         config = config.model_copy(update={"validation": validation})
@@ -209,7 +209,7 @@ def _pictures(config: RunConfig, options: RankStudyOptions, *, is_its_run: bool)
         held_out = survey(config.data).held_out
         if not held_out.samples:
             what = "the run held no picture out"
-            raise UserError(what, code="ranks.no_pictures", where=CONFIG, remedy=_NAME_PICTURES)
+            raise UserError(what, code="study.nothing_held_out", where=CONFIG, remedy=_NAME_PICTURES)
         return held_out, []
     pictures = _survey_folder(options.data, config)
     if not is_its_run:
@@ -220,7 +220,7 @@ def _pictures(config: RunConfig, options: RankStudyOptions, *, is_its_run: bool)
         return pictures, [f"the run's own pictures: {fault}"]
     if not unseen.samples:
         what, remedy = "every picture in it was trained on", "name a folder of pictures that the adapter never saw"
-        raise UserError(what, code="ranks.all_trained_on", where=options.data, remedy=remedy)
+        raise UserError(what, code="study.all_trained_on", where=options.data, remedy=remedy)
     return unseen, warnings
 
 

@@ -1,4 +1,4 @@
-"""An adapter file merged into its base for good."""
+"""Merge an adapter file into its base."""
 
 from __future__ import annotations
 
@@ -31,18 +31,21 @@ def merge_adapter(file: Path, out: Path, *, base: str | None = None, scale: floa
         out: the folder to make.
         base: the adapter's base; default: that of the run's config beside the adapter, else the bundled one.
         scale: strength of the adapter.
+
+    Raises:
+        UserError: the folder is there already or cannot be written, or the adapter cannot be read or merged.
     """
     with _new_folder(out) as beside:
         family = load_merged(file, base, scale)
         try:
             _save(family, beside)
-        except SafetensorError as error:  # what its library makes of a full disk
-            raise UserError(f"cannot be written ({error})", where=out) from error
+        except SafetensorError as error:  # as its library reports a full disk
+            raise UserError(f"cannot be written ({error})", code="output.not_writable", where=out) from error
     return out
 
 
 def _save(family: Family, folder: Path) -> None:
-    """Write a family's pipeline, without transformers' own bar."""
+    """Write a family's pipeline, without transformers' own progress bar."""
     pipeline: Any = family.pipeline()
     logging.disable_progress_bar()
     try:
@@ -62,16 +65,16 @@ def load_merged(file: Path, base: str | None, scale: float) -> Family:
 
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill that takes its name only when it is full."""
+    """Yield a folder to fill, which takes its name only when all of it is on the disk."""
     if folder.exists():
-        raise UserError("is there already", where=folder, remedy="choose another --out")
+        raise UserError("is there already", code="output.exists", where=folder, remedy="choose another --out")
     beside = name_beside(folder)
     try:
         try:
             beside.mkdir(parents=True)
         except OSError as error:
             what = f"cannot be made: {error.strerror or error}"
-            raise UserError(what, where=folder, remedy="choose another --out") from error
+            raise UserError(what, code="output.not_writable", where=folder, remedy="choose another --out") from error
         yield beside
         for path in beside.rglob("*"):
             _sync(path)
@@ -81,6 +84,7 @@ def _new_folder(folder: Path) -> Iterator[Path]:
 
 
 def _sync(path: Path) -> None:
+    """Wait until the disk has a file."""
     if path.is_file():
         with path.open("r+b") as file:
             os.fsync(file.fileno())

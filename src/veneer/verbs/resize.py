@@ -1,4 +1,4 @@
-"""An adapter file cut to a lower rank."""
+"""Cut an adapter file to a lower rank."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def resize_adapter(file: Path, rank: int, out: Path | None = None, *, base: str 
     content, path = info(file), file_in(file)
     out = out or path.with_name(f"{path.stem}-rank{rank}.safetensors")
     if out.exists():
-        raise UserError("is there already", where=out, remedy="choose another --out")
+        raise UserError("is there already", code="output.exists", where=out, remedy="choose another --out")
     adapter = _load_with_base(file, base) if content.needs_base else load(file)
     try:
         weights = resize(adapter.weights, rank)
@@ -42,5 +42,6 @@ def resize_adapter(file: Path, rank: int, out: Path | None = None, *, base: str 
 
 
 def _load_with_base(file: Path, base: str | None) -> AdapterFile:
+    """Load an adapter whose names mean something beside its base alone."""
     family = load_base(base or base_beside(file))
     return load(file, family.networks, family.key_names)

@@ -1,4 +1,4 @@
-"""Pictures painted with an adapter file."""
+"""Sample pictures with an adapter file."""
 
 from __future__ import annotations
 
@@ -37,24 +37,29 @@ class SampleOptions:
 def sample_adapter(
     file: Path, prompts: Sequence[str], out: Path, *, base: str | None = None, options: SampleOptions | None = None
 ) -> list[Path]:
-    """Paint prompts with an adapter; the pictures' files in ``out``, prompt by prompt.
+    """Sample prompts with an adapter; return the pictures' files in ``out``, prompt by prompt.
 
     Args:
         file: the adapter, or the folder of its run.
-        prompts: what to paint.
+        prompts: of the pictures.
         out: folder for the pictures.
         base: the adapter's base; default: that of the run's config beside the adapter, else the bundled one.
         options: seeds, strength, steps.
+
+    Raises:
+        UserError: the adapter or the base cannot be read, or the folder cannot be written to.
     """
     options = options or SampleOptions()
     make_writable(out, "choose another --out")
     family = load_merged(file, base, options.scale)
-    jobs = [(row, prompt, options.seed + turn) for row, prompt in enumerate(prompts) for turn in range(options.count)]
+    offsets = range(options.count)
+    jobs = [(row, prompt, options.seed + offset) for row, prompt in enumerate(prompts) for offset in offsets]
     texts, seeds = [prompt for _, prompt, _ in jobs], [seed for _, _, seed in jobs]
     pictures = generate(family, texts, seeds, steps=options.steps, guidance=options.guidance)
     return [write_picture(picture, out / _name(*job)) for picture, job in zip(pictures, jobs, strict=True)]
 
 
 def _name(row: int, prompt: str, seed: int) -> str:
+    """Return a picture's file name."""
     words = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:40] or "empty"
     return f"{row:02d}-{words}-{seed}.png"

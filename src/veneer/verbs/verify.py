@@ -1,4 +1,4 @@
-"""An adapter file held against what it tells of its making."""
+"""Verify an adapter file: compare the hashes in its metadata with those of what it was made from."""
 
 from __future__ import annotations
 
@@ -22,62 +22,63 @@ __all__ = ["Check", "verify_adapter"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a file tells of its making.
+    """The comparison of one hash.
 
     Attributes:
-        what: the thing.
-        told: its hash as the file tells it.
-        found: as it is now; None where the thing is not at hand.
-        missing: why it is not.
+        subject: what it is the hash of.
+        recorded: the hash in the file.
+        current: the hash as it is now; None where the subject is not at hand.
+        reason: why it is not.
     """
 
-    what: str
-    told: str
-    found: str | None
-    missing: str | None = None
+    subject: str
+    recorded: str
+    current: str | None
+    reason: str | None = None
 
     @property
     def differs(self) -> bool:
-        """Whether the thing is at hand and not what the file tells."""
-        return self.found is not None and self.found != self.told
+        """Whether the subject is at hand, and another than when the file was made."""
+        return self.current is not None and self.current != self.recorded
 
 
 def verify_adapter(file: Path, *, base: str | None = None) -> list[Check]:
-    """Recompute each hash in a file's metadata, as far as what it is of is at hand.
+    """Recompute each hash in a file's metadata, as far as its subject is at hand.
 
-    Tensors and strength are in the file; settings in ``config.yaml`` beside it, which names base and pictures too. The
-    hashes tell damage and mix-ups. They are no signature: whoever changes a file on purpose can change them as well.
+    Tensors and strength are in the file, settings in ``config.yaml`` beside it, which names base and pictures too. The
+    hashes show damage and mix-ups. They are no signature: whoever changes a file on purpose can change them as well.
 
     Args:
         file: the adapter, or the folder of its run.
         base: where its base is; default: what the config beside it says, or the bundled one where the file says so. The
-            file tells any other by its folder's name alone, under which something else may be at hand.
+            file names any other by its folder's name alone, under which something else may be at hand.
 
     Raises:
-        UserError: the file cannot be read, or tells nothing of its making.
+        UserError: the file cannot be read, or has no hashes.
     """
-    told, found = tensor_hashes(file)
-    if told is None:
-        raise UserError("tells nothing of its making, so there is nothing to verify", where=file)
+    recorded, current = tensor_hashes(file)
+    if recorded is None:
+        what = "has no hashes in its metadata, so there is nothing to verify"
+        raise UserError(what, code="verify.no_hashes", where=file)
     metadata = info(file).metadata
     config = _config_beside(file)
     base = base or (config.base if config else _bundled(metadata))
-    ways: dict[str, tuple[str, Callable[[], str]]] = {
-        "config": (CONFIG_HASH, lambda: config_hash(_needed(config))),
-        "base": (HASHES[BASE], lambda: fingerprint(_named(base))),
-        "base settings": (SETTINGS_HASH, lambda: settings_hash(settings_of(_named(base)))),
-        "pictures": (HASHES[PICTURES], lambda: survey(_needed(config).data).train.fingerprint()),
-        "class pictures": (HASHES[PRIOR], lambda: read_prior(_needed(config)).fingerprint()),
+    hashes: dict[str, tuple[str, Callable[[], str]]] = {
+        "config": (CONFIG_HASH, lambda: config_hash(_require_config(config))),
+        "base": (HASHES[BASE], lambda: fingerprint(_require_base(base))),
+        "base settings": (SETTINGS_HASH, lambda: settings_hash(settings_of(_require_base(base)))),
+        "pictures": (HASHES[PICTURES], lambda: survey(_require_config(config).data).train.fingerprint()),
+        "class pictures": (HASHES[PRIOR], lambda: read_prior(_require_config(config)).fingerprint()),
     }
-    checks = [_check(what, metadata[key], way) for what, (key, way) in ways.items() if key in metadata]
-    return [Check("tensors", told, found), *checks]
+    checks = [_check(subject, metadata[key], compute) for subject, (key, compute) in hashes.items() if key in metadata]
+    return [Check("tensors", recorded, current), *checks]
 
 
-def _check(what: str, told: str, way: Callable[[], str]) -> Check:
+def _check(subject: str, recorded: str, compute: Callable[[], str]) -> Check:
     try:
-        return Check(what, told, way())
-    except UserError as missing:
-        return Check(what, told, None, str(missing))
+        return Check(subject, recorded, compute())
+    except UserError as fault:
+        return Check(subject, recorded, None, str(fault))
 
 
 def _config_beside(file: Path) -> RunConfig | None:
@@ -86,16 +87,18 @@ def _config_beside(file: Path) -> RunConfig | None:
 
 
 def _bundled(metadata: Mapping[str, str]) -> str | None:
+    """Return the bundled base if the file names it; another may lie under the name of any other."""
     return BUNDLED if metadata.get(BASE_NAME) == BUNDLED else None
 
 
-def _named(base: str | None) -> str:
+def _require_base(base: str | None) -> str:
     if base is None:
-        raise UserError(f"no {CONFIG} beside the file tells where it is", remedy="name it with --base")
+        what, remedy = f"no {CONFIG} beside the file says where it is", "name it with --base"
+        raise UserError(what, code="verify.base_unknown", remedy=remedy)
     return base
 
 
-def _needed(config: RunConfig | None) -> RunConfig:
+def _require_config(config: RunConfig | None) -> RunConfig:
     if config is None:
-        raise UserError(f"no {CONFIG} beside the file")
+        raise UserError(f"no {CONFIG} beside the file", code="verify.no_config")
     return config

@@ -22,7 +22,7 @@ def verify(
         ),
     ] = None,
 ) -> None:
-    """Check an adapter against what it tells of its making."""
+    """Check an adapter against what it was made from, by the hashes in its file."""
     from veneer.cli.terminal.tables import checks_text
     from veneer.verbs.verify import verify_adapter
 

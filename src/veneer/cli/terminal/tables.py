@@ -33,13 +33,13 @@ def info_text(path: Path, info: AdapterInfo) -> str:
 
 def checks_text(checks: Sequence[Check]) -> str:
     """Return a table of what was verified: ok, which hashes differ, or why nothing can be said."""
-    return _table([(check.what, _verdict(check)) for check in checks])
+    return _table([(check.subject, _verdict(check)) for check in checks])
 
 
 def _verdict(check: Check) -> str:
-    if check.found is None:
-        return f"not checked: {check.missing}"
-    return f"differs: {check.told} is told, {check.found} is here" if check.differs else "ok"
+    if check.current is None:
+        return f"not checked: {check.reason}"
+    return f"differs: {check.recorded} is recorded, {check.current} is here" if check.differs else "ok"
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
