@@ -26,7 +26,7 @@ from veneer.engine.quantization import FORMATS, NONE
 from veneer.engine.quantized import parameter_count, quantize
 from veneer.evaluate.comparison import Losses, paired_difference
 from veneer.evaluate.heldout import choose_pictures, heldout_losses
-from veneer.family.published import PUBLISHED
+from veneer.family.published import read_published
 from veneer.plan.tracer import MemoryTracer
 from veneer.train.loop import Trainer
 from veneer.train.step import train_step
@@ -62,7 +62,7 @@ def main() -> None:
 def full_size() -> nn.Module:
     """Make Stable Diffusion 1.5's UNet without numbers."""
     with torch.device("meta"):
-        made: nn.Module = UNet2DConditionModel.from_config(dict(PUBLISHED["sd15"].denoiser))
+        made: nn.Module = UNet2DConditionModel.from_config(dict(read_published("sd15").parts["unet"]))
     return made
 
 
@@ -78,7 +78,7 @@ def weights_of(make: Callable[[], nn.Module], format: str) -> dict[str, int]:
     whole = sum(parameter.nbytes for parameter in plain.parameters())
     tracer = MemoryTracer(torch.device("cpu"))
     with tracer.tracing():
-        held = tracer.materialise(plain, torch.float32)
+        held = tracer.without_data(plain)
         quantize(held, format)
     tensors = [*held.parameters(), *(b for b in held.buffers() if b.dtype == torch.uint8)]
     total = sum(tensor.nbytes for tensor in tensors)

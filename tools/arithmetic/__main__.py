@@ -89,7 +89,7 @@ def memory(shape: Mapping[str, int], rank: int | None) -> dict[str, int]:
     """
     tracer = MemoryTracer(torch.device("cpu"))
     tracer.begin_phase("step")
-    network = tracer.materialise(model(shape), torch.bfloat16)
+    network = tracer.without_data(model(shape).to(torch.bfloat16))
     tracer.label("weights", network.parameters())
     with tracer.tracing():
         if rank is None:

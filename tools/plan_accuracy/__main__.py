@@ -25,7 +25,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 import veneer
 from tools.publish import publish
 from veneer.config.schema import RunConfig
-from veneer.family.published import PUBLISHED
+from veneer.family.published import read_published
 from veneer.malloc import request_large_pages
 from veneer.plan.assessment import assess_config
 from veneer.plan.probe import probe
@@ -42,10 +42,10 @@ _PIXELS = 256
 def write_full_size(folder: Path) -> None:
     """A Stable Diffusion 1.5 of the published architecture, its weights drawn at random, in float32."""
     torch.manual_seed(0)
-    published = PUBLISHED["sd15"]
-    UNet2DConditionModel.from_config(published.denoiser).save_pretrained(folder / "unet")
-    AutoencoderKL.from_config(published.autoencoder).save_pretrained(folder / "vae")
-    CLIPTextModel(CLIPTextConfig(**published.text_encoders[0])).save_pretrained(folder / "text_encoder")
+    parts = read_published("sd15").parts
+    UNet2DConditionModel.from_config(dict(parts["unet"])).save_pretrained(folder / "unet")
+    AutoencoderKL.from_config(dict(parts["vae"])).save_pretrained(folder / "vae")
+    CLIPTextModel(CLIPTextConfig.from_dict(dict(parts["text_encoder"]))).save_pretrained(folder / "text_encoder")
     own = veneer.base_path()
     for part in ("tokenizer", "scheduler"):
         shutil.copytree(own / part, folder / part)

@@ -9,14 +9,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol, cast
 
+import torch
+
 import veneer.base
 from veneer.errors import UserError
+from veneer.family.abstract import Config
 from veneer.family.libraries import one_line_errors, silence_libraries
 from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Family
 from veneer.files import is_pickle
 
-__all__ = ["BUNDLED", "FAMILIES", "Source", "detect", "detect_file", "detect_on_hub", "find", "load_family"]
+__all__ = [
+    "BUNDLED",
+    "FAMILIES",
+    "LoadableFamily",
+    "Source",
+    "detect",
+    "detect_file",
+    "detect_on_hub",
+    "family_class",
+    "find",
+    "load_family",
+]
 
 BUNDLED = "bundled"
 _HUB_ID_PARTS = 2  # owner/name
@@ -32,21 +46,24 @@ class _Entry(NamedTuple):
     Attributes:
         loader: ``module:class`` of its :class:`LoadableFamily`, imported when a base of it is loaded.
         checkpoints: what diffusers calls single files of it (``infer_diffusers_model_type``).
+        is_trainable: whether its bases can be loaded; else they can only be planned.
     """
 
     loader: str
     checkpoints: tuple[str, ...] = ()
+    is_trainable: bool = True
 
 
 FAMILIES: Mapping[str, _Entry] = {
     "StableDiffusionPipeline": _Entry("veneer.family.sd:StableDiffusion", ("v1", "v2")),
     "StableDiffusionXLPipeline": _Entry("veneer.family.sdxl:StableDiffusionXL", ("xl_base",)),
+    "FluxPipeline": _Entry("veneer.family.flux:Flux", is_trainable=False),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
 
 
 class LoadableFamily(Protocol):
-    """The class of a family, as far as loading needs it."""
+    """The class of a family, as far as its bases are loaded, or made without weights."""
 
     denoiser: ClassVar[str]
     """Name of the network that removes noise."""
@@ -54,6 +71,25 @@ class LoadableFamily(Protocol):
     @classmethod
     def load(cls, place: Path, options: LoadOptions) -> Family:
         """Load a base from a diffusers folder or from a single checkpoint file."""
+
+    @classmethod
+    def config_names(cls) -> tuple[str, ...]:
+        """Return the names of the parts whose configurations :meth:`abstract` needs."""
+
+    @classmethod
+    def abstract(cls, configs: Mapping[str, Config], dtype: torch.dtype) -> Family:
+        """Return a base on the meta device.
+
+        Args:
+            configs: the configuration of each part by the pipeline's name of the part.
+            dtype: of its networks.
+        """
+
+
+def family_class(pipeline: str) -> type[LoadableFamily]:
+    """Return the class of the family of a key of ``FAMILIES``."""
+    module, _, name = FAMILIES[pipeline].loader.partition(":")
+    return cast(type[LoadableFamily], getattr(importlib.import_module(module), name))
 
 
 @dataclass(frozen=True)
@@ -73,15 +109,18 @@ class Source:
     @property
     def family(self) -> type[LoadableFamily]:
         """The class that loads it."""
-        module, _, name = FAMILIES[self.pipeline].loader.partition(":")
-        return cast(type[LoadableFamily], getattr(importlib.import_module(module), name))
+        return family_class(self.pipeline)
 
     def load(self, options: LoadOptions) -> Family:
         """Load it, without the libraries' own bars and notices.
 
         Raises:
-            UserError: its files are not complete, do not fit together, or cannot be read.
+            UserError: its files are not complete, do not fit together, or cannot be read; or its family can only be
+                planned.
         """
+        if not FAMILIES[self.pipeline].is_trainable:
+            what, remedy = f"is a {self.pipeline}, which can only be planned", "veneer plan tells what it would take"
+            raise UserError(what, code="base.plan_only", where=self.base, remedy=remedy)
         with silence_libraries(), one_line_errors(self.base, _ALONE if self.is_file else _COMPLETE):
             return self.family.load(self.place or _fetch(self.base), options)
 

@@ -9,7 +9,8 @@ from typing import Any, cast
 from torch import Tensor
 
 from veneer.data.transform import Geometry
-from veneer.family.latent_unet import LatentUNet, tokens
+from veneer.family.latent_unet import LatentUNet
+from veneer.family.pipeline_family import tokens
 from veneer.family.protocol import Conditioning
 
 __all__ = ["StableDiffusion"]
@@ -37,7 +38,7 @@ class StableDiffusion(LatentUNet):
     def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the UNet's output (B, C, H, W), in the base's own parameterisation."""
         index_B = self.noise.index(t_B)
-        return cast(Tensor, self._unet(noisy, index_B, encoder_hidden_states=conditioning["text"]).sample)
+        return cast(Tensor, self._denoiser(noisy, index_B, encoder_hidden_states=conditioning["text"]).sample)
 
     @classmethod
     def _pipeline_class(cls) -> Any:

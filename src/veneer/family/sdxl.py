@@ -13,7 +13,8 @@ from torch import Tensor
 
 from veneer.adapter.layers import layers_under
 from veneer.data.transform import Geometry
-from veneer.family.latent_unet import LatentUNet, tokens
+from veneer.family.latent_unet import LatentUNet
+from veneer.family.pipeline_family import tokens
 from veneer.family.protocol import Conditioning
 from veneer.family.shards import Shards
 from veneer.weights.formats.protocol import KeyNames
@@ -50,7 +51,7 @@ class StableDiffusionXL(LatentUNet):
     @property
     def key_names(self) -> KeyNames:
         """kohya's names of the UNet's layers, which are those of the model's own code, not of diffusers'."""
-        return {"kohya": {f"unet.{path}": f"unet.{name}" for path, name in native_names(self._unet).items()}}
+        return {"kohya": {f"unet.{path}": f"unet.{name}" for path, name in native_names(self._denoiser).items()}}
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into ``text`` and ``pooled``; each tokenizer cuts them at its own length."""
@@ -80,7 +81,9 @@ class StableDiffusionXL(LatentUNet):
         """Return the UNet's output (B, C, H, W), in the base's own parameterisation."""
         added = {"text_embeds": conditioning["pooled"], "time_ids": conditioning["time_ids"]}
         text_BLD, index_B = conditioning["text"], self.noise.index(t_B)
-        return cast(Tensor, self._unet(noisy, index_B, encoder_hidden_states=text_BLD, added_cond_kwargs=added).sample)
+        return cast(
+            Tensor, self._denoiser(noisy, index_B, encoder_hidden_states=text_BLD, added_cond_kwargs=added).sample
+        )
 
     @contextmanager
     def _autoencoder(self) -> Iterator[Any]:

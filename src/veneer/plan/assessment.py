@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from weakref import WeakKeyDictionary
 
@@ -11,7 +12,6 @@ import torch
 
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset
-from veneer.engine.precision import precision_of
 from veneer.family.protocol import Family, device_of
 from veneer.plan.abstract import abstract_base
 from veneer.plan.cpu.process import growth_after_loading
@@ -79,8 +79,7 @@ def assess_config(config: RunConfig, *, count_pictures: bool, limit: int | None)
     inputs = RunInputs(device, PictureCounts.from_folders(config) if count_pictures else None)
 
     def plan_changed(changed: RunConfig) -> Plan:
-        dtype = precision_of(changed.train.precision, device).dtype
-        return rehearse(changed, lambda tracer: abstract_base(changed.base, tracer, dtype), inputs)
+        return rehearse(changed, partial(abstract_base, changed), inputs)
 
     plan = _in_process(plan_changed(config), process_memory)
     return _assess(config, plan, plan_changed, free_memory(device) if limit is None else limit)

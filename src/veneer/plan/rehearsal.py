@@ -146,9 +146,14 @@ class _Rehearsal:
         self._is_prior_B = torch.zeros(self._batch, dtype=torch.bool)
         self._side = config.data.resolution or family.resolution
         self._latent = torch.Size()  # of one picture, without the batch
+        self._sample_latent = self._shape_of_latents(family.resolution)
         self._text = Conditioning({})
         self._cache: Tensor | None = None
         self.caches: int | None = None
+
+    def _shape_of_latents(self, side: int) -> torch.Size:
+        with self._tracer.unrecorded():
+            return self._family.encode_image(torch.zeros(1, 3, side, side)).mean.shape[1:]
 
     def make_trainer(self) -> Trainer:
         """Return a trainer after its first step, from which on the optimiser has its state."""
@@ -243,15 +248,12 @@ class _Rehearsal:
 
     def _sample(self, count: int) -> None:
         """Do one denoising step, guided if the config says so, and decode, at the base's own resolution."""
-        side, own = self._side, self._family.resolution
-        channels, height, width = self._latent
-        latents = torch.zeros(
-            count, channels, height * own // side, width * own // side, device=device_of(self._family)
-        )
+        latents = torch.zeros(count, *self._sample_latent, device=device_of(self._family))
         rows = count * (1 if self._config.sample.guidance == 1 else 2)
         text = Conditioning.cat([self._family.encode_text([""] * count) for _ in range(rows // count)])
         noisy = torch.cat([latents] * (rows // count))
-        self._family.predict(noisy, self._times(rows), self._family.condition(text, self._geometries(rows, own)))
+        geometries = self._geometries(rows, self._family.resolution)
+        self._family.predict(noisy, self._times(rows), self._family.condition(text, geometries))
         self._family.decode(latents)
 
     def _score(self) -> None:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -77,6 +77,13 @@ class MemoryTracer:
         with self._fake, _RecordOperations(self, self._fake), self._calls:
             yield self
 
+    @contextmanager
+    def unrecorded(self) -> Iterator[None]:
+        """Within, tensors have no data, and nothing is recorded: for whoever needs the shape of a result alone."""
+        with self._fake:
+            yield
+        self._fake.fake_tensor_converter.tensor_memo.clear()
+
     def begin_phase(self, name: str) -> None:
         """Count what follows towards the phase of this name."""
         self._phases.append((name, len(self._events)))
@@ -108,35 +115,12 @@ class MemoryTracer:
             self._labelled.add(number)
 
     def without_data(self, thing: T) -> T:
-        """Return a deep copy of anything in which tensors have no data; each of them is recorded as a weight."""
+        """Return a deep copy of anything in which tensors have no data; each of them is recorded as a weight.
+
+        Tensors of the meta device are on this tracer's device in the copy, all others on their own.
+        """
         with _CopyWithoutData(self, self._fake):
             return copy.deepcopy(thing)
-
-    def materialise(self, module: nn.Module, dtype: torch.dtype) -> nn.Module:
-        """Move a module from the meta device to this tracer's, in place; its tensors are recorded as weights.
-
-        Args:
-            module: whose parameters and buffers are on the meta device.
-            dtype: of its floating-point tensors from now on.
-        """
-        moved: dict[int, Tensor] = {}  # by the tensor before: what modules share stays shared
-        with self._fake:
-            for part in module.modules():
-                for name, parameter in part._parameters.items():
-                    if parameter is not None:
-                        part._parameters[name] = cast(nn.Parameter, self._moved(parameter, dtype, moved))
-                for name, buffer in part._buffers.items():
-                    if buffer is not None:
-                        part._buffers[name] = self._moved(buffer, dtype, moved)
-        return module
-
-    def _moved(self, tensor: Tensor, dtype: torch.dtype, moved: dict[int, Tensor]) -> Tensor:
-        if id(tensor) not in moved:
-            own = dtype if tensor.is_floating_point() else tensor.dtype
-            here = torch.empty(tensor.shape, dtype=own, device=self.device)
-            self.record_weight(here)
-            moved[id(tensor)] = nn.Parameter(here, requires_grad=False) if isinstance(tensor, nn.Parameter) else here
-        return moved[id(tensor)]
 
     def record(self, tensor: Tensor) -> int:
         """Record a tensor's storage unless it is recorded already, and return its number."""
@@ -307,7 +291,13 @@ class _CopyWithoutData(TorchFunctionMode):
         return memo[id(tensor)]
 
     def _without_data(self, tensor: Tensor) -> Tensor:
-        fake = self._fake.from_tensor(tensor, static_shapes=True)
-        self._fake.fake_tensor_converter.tensor_memo.clear()
+        if tensor.is_meta:
+            with self._fake:
+                fake: Tensor = torch.empty_strided(
+                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._tracer.device
+                )
+        else:
+            fake = self._fake.from_tensor(tensor, static_shapes=True)
+            self._fake.fake_tensor_converter.tensor_memo.clear()
         self._tracer.record_weight(fake)
         return fake

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -13,7 +14,7 @@ from veneer.doctor.evidence import Evidence, MemoryEstimate
 from veneer.doctor.finding import apply_change
 from veneer.doctor.readers.base import base_folder
 from veneer.doctor.rules.memory import memory_changes, suspects_memory
-from veneer.plan.abstract import abstract_folder
+from veneer.plan.abstract import abstract_base
 from veneer.plan.memory import Memory
 from veneer.plan.pictures import PictureCounts
 from veneer.plan.rehearsal import RunInputs, rehearse
@@ -44,7 +45,7 @@ def estimate_memory(evidence: Evidence, dataset: Dataset | None) -> MemoryEstima
 
 
 def _plan(config: RunConfig, inputs: RunInputs) -> Memory:
-    memory = rehearse(config, lambda tracer: abstract_folder(base_folder(config.base), tracer), inputs).memory
+    memory = rehearse(config, partial(abstract_base, config), inputs).memory
     assert memory is not None, "a rehearsal plans memory"
     return memory
 

@@ -1,0 +1,87 @@
+"""Make bases without weights: a family's own modules on the meta device, from configurations alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import nn
+
+__all__ = ["AbstractTokenizer", "Config", "make_network", "make_scheduler", "read_configs"]
+
+Config = Mapping[str, Any]
+"""A part's configuration, as its ``config.json`` or ``scheduler_config.json`` has it."""
+
+
+class AbstractTokenizer:
+    """A tokenizer that needs no files and reads no text: its ids are zeros.
+
+    Args:
+        length: tokens of each text, marks included.
+        marks: tokens that mark a text's beginning and end.
+    """
+
+    pad_token_id = 0
+
+    def __init__(self, length: int, marks: int) -> None:
+        self.model_max_length, self._marks = length, marks
+
+    def num_special_tokens_to_add(self) -> int:
+        """Return the number of marks."""
+        return self._marks
+
+    def __call__(self, texts: Sequence[str], **options: object) -> Any:
+        """Return ``input_ids`` (B, L)."""
+        return SimpleNamespace(input_ids=torch.zeros(len(texts), self.model_max_length, dtype=torch.long))
+
+
+def read_configs(place: str, names: Iterable[str]) -> dict[str, Config]:
+    """Return the configurations of parts of a pipeline.
+
+    Args:
+        place: a folder in diffusers' layout, or a hub id.
+        names: of the parts.
+
+    Raises:
+        OSError: one is not there.
+        ValueError: one is no JSON.
+    """
+    return {name: json.loads(_config_file(place, name).read_text("utf-8")) for name in names}
+
+
+def _config_file(place: str, name: str) -> Path:
+    file = f"{name}/scheduler_config.json" if name == "scheduler" else f"{name}/config.json"
+    if Path(place).is_dir():
+        return Path(place) / file
+    from huggingface_hub import hf_hub_download
+
+    return Path(hf_hub_download(place, file))
+
+
+def make_network(kind: type[Any], config: Config, dtype: torch.dtype) -> nn.Module:
+    """Return a network on the meta device.
+
+    Args:
+        kind: its class, of diffusers or transformers.
+        config: its configuration.
+        dtype: of its weights.
+    """
+    from diffusers import ModelMixin
+
+    with torch.device("meta"):
+        if issubclass(kind, ModelMixin):
+            network: nn.Module = kind.from_config(dict(config))
+        else:
+            network = kind(kind.config_class.from_dict(dict(config)))
+    return network.eval().to(dtype)
+
+
+def make_scheduler(config: Config) -> Any:
+    """Return the diffusers scheduler of a configuration."""
+    import diffusers
+
+    return getattr(diffusers, config["_class_name"]).from_config(dict(config))

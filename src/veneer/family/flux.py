@@ -1,0 +1,146 @@
+"""FLUX.1 (Black Forest Labs 2024): a transformer over squares of 2 x 2 latents and the tokens of T5, side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from veneer.data.transform import Geometry
+from veneer.family.abstract import AbstractTokenizer
+from veneer.family.flow import FlowMatching
+from veneer.family.offload import Loader
+from veneer.family.pipeline_family import PipelineFamily, tokens
+from veneer.family.protocol import Conditioning, LatentDistribution
+
+__all__ = ["Flux", "pack", "unpack"]
+
+_T5_LENGTH = 512  # tokens that the base was trained with
+_PATCH = 2  # latents that one token of a picture is wide
+_LATENTS = 128  # side of the squares that it was trained on
+
+
+class Flux(PipelineFamily):
+    """A FLUX.1 base; its latents are tokens (B, L, 4C), row by row, and its conditioning has three tensors.
+
+    ``text`` (B, T, D): T5's last hidden states, those of padding too, for the base was trained without a mask.
+    ``pooled`` (B, P): CLIP's state at the text's end. ``img_ids`` (B, L, 3): 0, row and column of each latent token.
+
+    A base that takes a guidance scale as an input, distilled from guided sampling, is told 1: any other value would
+    train its guidance anew.
+    """
+
+    name = "flux"
+    denoiser = "transformer"
+    tokenizers = MappingProxyType({"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"})
+    default_targets = MappingProxyType(
+        {
+            "transformer": ("to_q", "to_k", "to_v", "to_out.0"),
+            "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
+            "text_encoder_2": ("q", "k", "v", "o"),
+        }
+    )
+    left_out = ("image_encoder", "feature_extractor")
+
+    def __init__(
+        self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(parts, load, options)
+        self.noise = FlowMatching()
+        self._shift = float(self._vae.config.shift_factor or 0)
+        self.multiple = self._pixels_a_latent * _PATCH
+        self.resolution = self._pixels_a_latent * _LATENTS
+
+    def encode_text(self, captions: Sequence[str]) -> Conditioning:
+        """Turn captions into ``text`` and ``pooled``; each tokenizer cuts them at its own length."""
+        pooled_BP = self._encode("text_encoder", captions).pooler_output
+        return Conditioning({"text": self._encode("text_encoder_2", captions)[0], "pooled": pooled_BP})
+
+    def _encode(self, name: str, captions: Sequence[str]) -> Any:
+        self._offloader.restore(name)
+        text_encoder = self._text_encoders[name]
+        return text_encoder(tokens(self._tokenizers[name], captions, text_encoder.device))
+
+    def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
+        """Join to texts the places of each picture's tokens."""
+        side = self.multiple
+        sizes = [(height // side, width // side) for height, width in (one.target for one in geometries)]
+        ids = [_places(*size, text["pooled"].device) for size in sizes]
+        return text.joined_to({"img_ids": torch.stack(ids)})
+
+    def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
+        """Return the velocity eps - x of each token (B, L, 4C)."""
+        text_BTD, transformer, dtype = conditioning["text"], self._denoiser, self._denoiser.dtype
+        guidance_B = noisy.new_ones(len(noisy)) if transformer.config.guidance_embeds else None
+        output = transformer(
+            hidden_states=noisy.to(dtype),
+            timestep=self.noise.sigma(t_B).to(dtype),
+            guidance=guidance_B,
+            pooled_projections=conditioning["pooled"].to(dtype),
+            encoder_hidden_states=text_BTD.to(dtype),
+            txt_ids=text_BTD.new_zeros(text_BTD.shape[1], 3),
+            img_ids=conditioning["img_ids"][0],  # one batch is of one size
+        )
+        return cast(Tensor, output.sample)
+
+    def _latent_channels(self) -> int:
+        return _PATCH**2 * int(self._vae.config.latent_channels)
+
+    def _to_latents(self, mean_BCHW: Tensor, std_BCHW: Tensor) -> LatentDistribution:
+        return LatentDistribution(pack((mean_BCHW - self._shift) * self._scale), pack(std_BCHW * self._scale))
+
+    def _from_latents(self, latents: Tensor) -> Tensor:
+        return unpack(latents) / self._scale + self._shift
+
+    def _caption_tokenizers(self) -> Sequence[Any]:
+        """Return T5's: CLIP's one vector is of a caption's beginning only, as when the base was trained."""
+        return [self._tokenizers["text_encoder_2"]]
+
+    @classmethod
+    def _abstract_tokenizer(cls, text_encoder: Any) -> AbstractTokenizer:
+        if hasattr(text_encoder.config, "max_position_embeddings"):
+            return super()._abstract_tokenizer(text_encoder)
+        return AbstractTokenizer(_T5_LENGTH, marks=1)
+
+    @classmethod
+    def _pipeline_class(cls) -> Any:
+        from diffusers import FluxPipeline
+
+        return FluxPipeline
+
+    @classmethod
+    def _network_classes(cls) -> dict[str, type[Any]]:
+        from diffusers import AutoencoderKL, FluxTransformer2DModel
+        from transformers import CLIPTextModel, T5EncoderModel
+
+        texts = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
+        return {"transformer": FluxTransformer2DModel, "vae": AutoencoderKL, **texts}
+
+
+def pack(latents_BCHW: Tensor) -> Tensor:
+    """Turn latents into tokens (B, H/2 W/2, 4C), each of a square of 2 x 2 with its channels in the order (c, y, x)."""
+    return torch.nn.functional.pixel_unshuffle(latents_BCHW, _PATCH).flatten(2).transpose(1, 2)
+
+
+def unpack(latents_BLC: Tensor) -> Tensor:
+    """Turn the tokens of a square picture back into latents (B, C/4, 2 sqrt(L), 2 sqrt(L)).
+
+    Raises:
+        ValueError: their number is no square.
+    """
+    side = math.isqrt(latents_BLC.shape[1])
+    if side**2 != latents_BLC.shape[1]:
+        raise ValueError(f"{latents_BLC.shape[1]} tokens are of no square picture")
+    return torch.nn.functional.pixel_shuffle(latents_BLC.transpose(1, 2).unflatten(2, (side, side)), _PATCH)
+
+
+def _places(height: int, width: int, device: torch.device) -> Tensor:
+    """Return (0, row, column) of each token (L, 3)."""
+    rows_HW, columns_HW = torch.meshgrid(
+        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
+    )
+    return torch.stack([torch.zeros_like(rows_HW), rows_HW, columns_HW], dim=-1).flatten(0, 1).float()
