@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.errors import raises_code
+from tests.training import tiny_config
 from veneer.engine.quantized import quantization_of
 from veneer.errors import UserError
 from veneer.family.networks import LoadOptions, _dtype_to_read
@@ -341,5 +342,6 @@ def test_a_broken_base_is_one_line(tiny_base: Path, tmp_path: Path, spoil: Calla
 def test_a_plan_of_a_broken_base_is_one_line_too(tiny_base: Path, tmp_path: Path) -> None:
     base = copy_of(tiny_base, tmp_path / "base")
     set_config("unet", attention_head_dim=0)(base)
+    config = tiny_config(tmp_path, base=str(base))
     with pytest.raises(UserError, match=r"cannot be loaded \(ZeroDivisionError: "):
-        abstract_base(str(base), MemoryTracer(torch.device("cpu")), torch.float32)
+        abstract_base(config, MemoryTracer(torch.device("cpu")))

@@ -19,8 +19,8 @@ from tests.unit.test_plan_tracer import Watch
 from veneer.config.load import build_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
-from veneer.family import published
 from veneer.family.protocol import Family
+from veneer.family.published import read_published
 from veneer.family.registry import load_family
 from veneer.plan import abstract
 from veneer.plan.assessment import assess_config, plan_loaded
@@ -145,28 +145,36 @@ def test_caches_are_counted(config: RunConfig, family: Family, plan: Plan) -> No
     assert memory_of(plan_loaded(flipped, family, survey(flipped.data))).caches == 2 * 12 * 2 * latent + 12 * caption
 
 
-_SMALL: dict[str, dict[str, Any]] = {
-    "sdxl": {"layers_per_block": 1, "transformer_layers_per_block": (1, 1, 1)},
-    "flux-dev": {"num_layers": 1, "num_single_layers": 1},
+CUT: dict[str, dict[str, dict[str, Any]]] = {
+    "sdxl": {
+        "unet": {"layers_per_block": 1, "transformer_layers_per_block": (1, 1, 1)},
+        "text_encoder": {"num_hidden_layers": 1},
+        "text_encoder_2": {"num_hidden_layers": 1},
+    },
+    "flux-dev": {
+        "transformer": {"num_layers": 1, "num_single_layers": 1},
+        "text_encoder": {"num_hidden_layers": 1},
+        "text_encoder_2": {"num_layers": 1},
+    },
 }
 
-_LAYERS = ("num_hidden_layers", "num_layers")
 
-
-@pytest.mark.parametrize("name", _SMALL)
-def test_families_without_weights_here_are_planned(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The whole of what a run would do, at 1024 pixels, with a few layers of each kind."""
-    whole = published.PUBLISHED[name]
-    cut = replace(
-        whole,
-        denoiser={**whole.denoiser, **_SMALL[name]},
-        text_encoders=tuple({**of, **{key: 1 for key in _LAYERS if key in of}} for of in whole.text_encoders),
-    )
-    monkeypatch.setattr(abstract, "PUBLISHED", {name: cut})
-    values = {"base": name, "data": {"sources": [{"path": str(tmp_path)}]}, "train": {"precision": "bfloat16"}}
+@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize("side", [512, 1024])
+def test_bases_without_weights_are_planned(
+    name: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that a run does, with a few layers of each kind; pictures are sampled at 1024 pixels."""
+    whole = read_published(name)
+    cut = replace(whole, parts={part: {**config, **CUT[name].get(part, {})} for part, config in whole.parts.items()})
+    monkeypatch.setattr(abstract, "read_published", lambda _: cut)
+    values = {"base": name, "data": {"sources": [{"path": str(tmp_path)}], "resolution": side}}
     before = process_memory()
-    plan = assess_config(build_config(values, "test"), count_pictures=False, limit=10**15).plan
+    config = build_config({**values, "train": {"precision": "bfloat16"}}, "test")
+    plan = assess_config(config, count_pictures=False, limit=10**15).plan
     assert process_memory() - before < 300 * MB
-    denoiser = "transformer" if name == "flux-dev" else "unet"
-    assert memory_of(plan).step.parts[f"weights: {denoiser}"] == 2 * plan.networks[denoiser].total > 10**8
+    denoiser, size = ("transformer", 2) if name == "flux-dev" else ("unet", 4)
+    assert memory_of(plan).step.parts[f"weights: {denoiser}"] == size * plan.networks[denoiser].total > 10**8
     assert plan.networks[denoiser].trainable > 0
+    sampling = tensors_by_phase(plan)["sampling 8 pictures"]
+    assert sampling > 8 * 3 * 1024 * 1024 * 4

@@ -178,15 +178,16 @@ def test_a_copy_without_data_leaves_the_original() -> None:
     assert all(torch.equal(p, before[name]) for name, p in shared.named_parameters())
 
 
-def test_what_is_materialised_shares_what_it_shared() -> None:
+def test_a_copy_of_the_meta_device_is_on_the_tracer_s_and_shares_what_it_shared() -> None:
     with torch.device("meta"):
         model = nn.ModuleList([nn.Embedding(10, 4), nn.Linear(4, 10, bias=False), nn.BatchNorm1d(4)])
         model[1].weight = model[0].weight
     tracer = MemoryTracer(CPU)
-    tracer.materialise(model, torch.bfloat16)
-    assert model[1].weight is model[0].weight
+    copied = tracer.without_data(model.to(torch.bfloat16))
+    assert copied[1].weight is copied[0].weight
     assert tracer.held == 2 * (40 + 4 * 4) + 8  # the count of batches is an integer
-    assert {p.device.type for p in model.parameters()} == {"cpu"}
+    assert {p.device.type for p in copied.parameters()} == {"cpu"}
+    assert {p.device.type for p in model.parameters()} == {"meta"}
 
 
 def test_a_module_may_be_cast_and_moved_while_tensors_are_traced() -> None:

@@ -20,11 +20,13 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from veneer.config.schema import Density
 from veneer.errors import UserError
 from veneer.family.abstract import AbstractTokenizer, Config, make_network, make_scheduler
 from veneer.family.networks import LoadOptions, load_pipeline, loader_of
 from veneer.family.offload import Loader, Offloader
 from veneer.family.protocol import LatentDistribution
+from veneer.weights.formats.protocol import KeyNames
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,6 +70,7 @@ class PipelineFamily:
 
     name: str
     denoiser: str
+    default_density: Density = "uniform"
     tokenizers: Mapping[str, str]
     """The tokenizer's name by its text encoder's."""
     default_targets: Mapping[str, tuple[str, ...]]
@@ -136,6 +139,11 @@ class PipelineFamily:
         self._offloader = Offloader({"autoencoder": self._vae, **self._text_encoders}, load)
         self.networks: Mapping[str, nn.Module] = {self.denoiser: self._denoiser, **self._text_encoders}
         self.text_length = min(self._text_length(tokenizer) for tokenizer in self._caption_tokenizers())
+
+    @property
+    def key_names(self) -> KeyNames:
+        """No other names than those in memory."""
+        return {}
 
     @property
     def settings(self) -> dict[str, str]:
