@@ -32,7 +32,7 @@ def _rehearse_once(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -
     """Return the plan of the same base, settings and number of pictures; the file's few words do not count."""
     settings = config.model_dump_json(exclude={"output", "seed", "tracking"})
     # a base that is loaded and an abstract one are two
-    key = f"{make_base.__qualname__} {inputs.device} {inputs.pictures} {settings}"
+    key = f"{getattr(make_base, 'func', make_base).__qualname__} {inputs.device} {inputs.pictures} {settings}"
     if key not in _PLANS:
         _PLANS[key] = rehearse(config, make_base, inputs)
     return _PLANS[key]

@@ -77,7 +77,7 @@ def make_network(kind: type[Any], config: Config, dtype: torch.dtype) -> nn.Modu
             network: nn.Module = kind.from_config(dict(config))
         else:
             network = kind(kind.config_class.from_dict(dict(config)))
-    return network.eval().to(dtype)
+    return nn.Module.to(network.eval(), dtype)  # diffusers' own warns of layers that published weights keep in float32
 
 
 def make_scheduler(config: Config) -> Any:

@@ -9,11 +9,11 @@ import torch
 from veneer.config.schema import RunConfig
 from veneer.engine.precision import precision_of
 from veneer.family.abstract import read_configs
-from veneer.family.libraries import one_line_errors
+from veneer.family.libraries import one_line_errors, silence_libraries
 from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Family
 from veneer.family.published import PUBLISHED, read_published
-from veneer.family.registry import FAMILIES, Source, family_class, find
+from veneer.family.registry import FAMILIES, family_class, find
 from veneer.plan.tracer import MemoryTracer
 
 __all__ = ["abstract_base"]
@@ -29,20 +29,21 @@ def abstract_base(config: RunConfig, tracer: MemoryTracer) -> Family:
     Raises:
         UserError: the base is not there, of a family that is not known, or its configurations do not fit together.
     """
+    with silence_libraries():
+        return tracer.without_data(_make_base(config, tracer.device))
+
+
+def _make_base(config: RunConfig, device: torch.device) -> Family:
     if config.base in PUBLISHED and not Path(config.base).exists():
         published = read_published(config.base)
-        dtype = _weight_dtype(config, published.pipeline, tracer.device)
-        return tracer.without_data(family_class(published.pipeline).abstract(published.parts, dtype))
+        dtype = _weight_dtype(config, published.pipeline, device)
+        return family_class(published.pipeline).abstract(published.parts, dtype)
     source = find(config.base)
     if source.is_file:  # which has no configurations
-        return tracer.without_data(source.load(LoadOptions()))
-    return tracer.without_data(_from_configs(source, _weight_dtype(config, source.pipeline, tracer.device)))
-
-
-def _from_configs(source: Source, dtype: torch.dtype) -> Family:
+        return source.load(LoadOptions())
     with one_line_errors(source.base, "it must be complete"):
         configs = read_configs(str(source.place or source.base), source.family.config_names())
-        return source.family.abstract(configs, dtype)
+        return source.family.abstract(configs, _weight_dtype(config, source.pipeline, device))
 
 
 def _weight_dtype(config: RunConfig, pipeline: str, device: torch.device) -> torch.dtype:
