@@ -13,8 +13,9 @@ __all__ = ["raises_code"]
 
 
 @contextmanager
-def raises_code(code: str) -> Iterator[pytest.ExceptionInfo[UserError]]:
-    """Check that the block raises ``UserError`` with this code; yields what was caught, for more to be asked of it."""
+def raises_code(code: str, words: str = "") -> Iterator[pytest.ExceptionInfo[UserError]]:
+    """Check that the block raises ``UserError`` with this code, and these words; yields what was caught."""
     with pytest.raises(UserError) as caught:
         yield caught
     assert caught.value.code == code, f"{caught.value.code!r}, not {code!r}: {caught.value}"
+    assert words in str(caught.value)

@@ -17,7 +17,7 @@ from veneer.adapter.resize import resize, spectrum
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.engine.adapter_bank import AdapterBank
-from veneer.evaluate.heldout import evaluate
+from veneer.evaluate.heldout import score_adapter
 from veneer.evaluate.results import read_evaluation
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
@@ -117,7 +117,7 @@ def test_the_score_is_that_of_the_file(run: RunConfig, tiny_base: Path) -> None:
     family = load_family(str(tiny_base))
     evaluation = read_evaluation(run.output.dir)
     assert evaluation is not None and evaluation.held_out is not None
-    score = evaluate(run, family, survey(run.data), load(run.output.dir).weights)
+    score = score_adapter(run, family, survey(run.data), load(run.output.dir).weights)
     assert score.mean == pytest.approx(evaluation.held_out.mean, rel=1e-3, abs=1e-6) and score.mean != 0
 
 

@@ -26,7 +26,7 @@ from veneer.run.session import run_training
 from veneer.train.batches import BatchBuilder
 from veneer.train.events import StepDone, StepSkipped, Warned
 from veneer.train.step import NonFinite
-from veneer.weights.checkpoint import MANIFEST, STATE, _sealed
+from veneer.weights.checkpoint import MANIFEST, STATE, _with_hash
 from veneer.weights.file import FILE_NAME
 
 NEWEST = Resume()
@@ -303,10 +303,16 @@ def as_of_an_older_release(config: RunConfig, step: int) -> None:
     """Rewrite a checkpoint's manifest as the first format had it, under the names that settings had then."""
     path = checkpoint(config, step) / MANIFEST
     manifest = json.loads(path.read_text("utf-8"))
-    origin = manifest.pop("origin")
-    old = {"config": {"train": {"steps": 6}}, "hashes": origin["hashes"], "version": "0.0.9", "threads": 1, "base": {}}
+    provenance = manifest.pop("provenance")
+    old = {
+        "config": {"train": {"steps": 6}},
+        "hashes": provenance["hashes"],
+        "version": "0.0.9",
+        "threads": 1,
+        "base": {},
+    }
     del manifest["sha256"]
-    path.write_bytes(_sealed({**manifest, **old, "format": 1}))
+    path.write_bytes(_with_hash({**manifest, **old, "format": 1}))
 
 
 @pytest.mark.parametrize("named", [False, True])
@@ -329,8 +335,8 @@ def test_a_checkpoint_with_settings_that_no_release_has_is_refused_in_one_line(c
     path = checkpoint(config, 2) / MANIFEST
     manifest = json.loads(path.read_text("utf-8"))
     del manifest["sha256"]
-    manifest["origin"]["config"]["train"]["warp"] = 9
-    path.write_bytes(_sealed(manifest))
+    manifest["provenance"]["config"]["train"]["warp"] = 9
+    path.write_bytes(_with_hash(manifest))
     with raises_code("checkpoint.unknown_settings") as caught:
         run_training(config, resume=NEWEST)
     assert "whose settings this release does not know (settings: train.warp: no such key)" in str(caught.value)
@@ -457,7 +463,7 @@ def test_an_adapter_that_learned_nothing_is_no_result(tiny_base: Path, tiny_pict
     """A rate that float32 takes for zero."""
     rate = {"train": {"learning_rate": 1e-60}}
     config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", **rate)
-    with pytest.raises(UserError, match="every B is still zero"):
+    with pytest.raises(UserError, match="it is as it started on every layer, so nothing was learned"):
         run_training(config)
     assert not (config.output.dir / FILE_NAME).exists()
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.errors import raises_code
 from veneer.adapter.inject import Injection, Match, inject
 from veneer.adapter.lora import LoraFactors, LoraSpec
 from veneer.adapter.protocol import AdapterWeights
-from veneer.errors import UserError
 
 
 class Attention(nn.Module):
@@ -85,7 +85,7 @@ def test_reports_what_each_target_matched(networks: dict[str, nn.Module]) -> Non
 
 
 def test_a_target_is_a_whole_name_not_an_ending_of_letters(networks: dict[str, nn.Module]) -> None:
-    with pytest.raises(UserError, match="matches nothing"):
+    with raises_code("adapter.target_matches_nothing"):
         inject(networks, {"unet": spec("o_q")}, 0)
 
 
@@ -213,33 +213,48 @@ def test_load_takes_the_strength_of_the_file(networks: dict[str, nn.Module]) -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "code", "words"),
     [
-        (lambda f: f.pop("unet.attn1.to_q"), "nothing for unet.attn1.to_q, which is adapted here"),
-        (lambda f: f.update({"unet.attn1.to_out.0": f["unet.attn1.to_q"]}), "changes unet.attn1.to_out.0"),
-        (lambda f: f.update({"unet.attn9.to_q": f["unet.attn1.to_q"]}), r"changes unet.attn9.to_q \(6, 6\), which"),
+        (
+            lambda f: f.pop("unet.attn1.to_q"),
+            "adapter.other_layers",
+            "nothing for unet.attn1.to_q, which is adapted here (1 such layers)",
+        ),
+        (
+            lambda f: f.update({"unet.attn1.to_out.0": f["unet.attn1.to_q"]}),
+            "adapter.other_layers",
+            "changes unet.attn1.to_out.0, which is not adapted here",
+        ),
+        (
+            lambda f: f.update({"unet.attn9.to_q": f["unet.attn1.to_q"]}),
+            "adapter.other_architecture",
+            "changes unet.attn9.to_q (6, 6), which the base lacks",
+        ),
         (
             lambda f: f.update({"unet.attn1.to_q": LoraFactors(torch.ones(2, 7), torch.ones(6, 2), 1.0)}),
-            r"unet.attn1.to_q is \(6, 7\) in it and \(6, 6\) in the base",
+            "adapter.other_architecture",
+            "unet.attn1.to_q is (6, 7) in it and (6, 6) in the base",
         ),
         (
             lambda f: f.update({"unet.attn1.to_q": LoraFactors(torch.ones(3, 6), torch.ones(6, 3), 1.0)}),
+            "adapter.other_rank",
             "unet.attn1.to_q has rank 3 in the adapter and 2 here",
         ),
     ],
 )
-def test_load_is_strict_both_ways(networks: dict[str, nn.Module], change: object, reason: str) -> None:
+def test_load_is_strict_both_ways(networks: dict[str, nn.Module], change: object, code: str, words: str) -> None:
     injection = inject(networks, {"unet": spec("to_q")}, 0)
     before, given = injection.weights(), injection.weights()
     change(given)  # type: ignore[operator]
-    with pytest.raises(UserError, match=reason):
+    with raises_code(code, words):
         injection.load(given)
     assert same(injection.weights(), before)
 
 
-def refused(networks: Mapping[str, nn.Module], specs: Mapping[str, LoraSpec]) -> str:
+def refused(networks: Mapping[str, nn.Module], specs: Mapping[str, LoraSpec], code: str) -> str:
+    """Check that specs are refused with this code and nothing was changed; return the message."""
     modules = {prefix: dict(network.named_modules()) for prefix, network in networks.items()}
-    with pytest.raises(UserError) as error:
+    with raises_code(code) as error:
         inject(networks, specs, 0)
     for prefix, network in networks.items():
         assert dict(network.named_modules()) == modules[prefix]
@@ -249,20 +264,24 @@ def refused(networks: Mapping[str, nn.Module], specs: Mapping[str, LoraSpec]) ->
 
 
 def test_refuses_a_target_that_matches_nothing(networks: dict[str, nn.Module]) -> None:
-    message = refused(networks, {"unet": spec("to_q"), "text_encoder": spec("to_qq")})
+    message = refused(networks, {"unet": spec("to_q"), "text_encoder": spec("to_qq")}, "adapter.target_matches_nothing")
     assert message == "target 'to_qq' matches nothing in text_encoder; did you mean to_q or to_out.0?"
-    assert "attn1.to_out.0" in refused(networks, {"unet": spec("attn1.to_out.1.0")})
+    assert "attn1.to_out.0" in refused(networks, {"unet": spec("attn1.to_out.1.0")}, "adapter.target_matches_nothing")
 
 
 def test_says_so_when_a_target_has_no_neighbour(networks: dict[str, nn.Module]) -> None:
-    assert refused(networks, {"text_encoder": spec("xyz")}).endswith("did you mean to_out.0 or to_q?")
+    assert refused(networks, {"text_encoder": spec("xyz")}, "adapter.target_matches_nothing").endswith(
+        "did you mean to_out.0 or to_q?"
+    )
 
 
 def test_refuses_a_target_of_another_kind(networks: dict[str, nn.Module]) -> None:
-    assert "LayerNorm in unet, which is neither Linear nor Conv2d" in refused(networks, {"unet": spec("attn1.norm")})
-    message = refused(networks, {"unet": spec("attn1")})
+    assert "LayerNorm in unet, which is neither Linear nor Conv2d" in refused(
+        networks, {"unet": spec("attn1.norm")}, "adapter.target_is_no_layer"
+    )
+    message = refused(networks, {"unet": spec("attn1")}, "adapter.target_is_no_layer")
     assert message.endswith("which is neither Linear nor Conv2d; name layers inside, as attn1.to_q attn1.to_out.0")
-    message = refused(networks, {"unet": spec("to_out")})
+    message = refused(networks, {"unet": spec("to_out")}, "adapter.target_is_no_layer")
     assert "names ModuleList in unet" in message and message.endswith("as to_out.0")
 
 
@@ -274,13 +293,13 @@ def test_leaves_layers_of_another_kind_under_the_same_name_alone() -> None:
 
 
 def test_refuses_targets_that_overlap(networks: dict[str, nn.Module]) -> None:
-    message = refused(networks, {"unet": spec("to_q", "attn1.to_q")})
+    message = refused(networks, {"unet": spec("to_q", "attn1.to_q")}, "adapter.targets_overlap")
     assert message == "targets 'to_q' and 'attn1.to_q' both name unet.attn1.to_q; keep one"
-    assert "both name" in refused(networks, {"unet": spec("to_q", "to_q")})
+    assert "both name" in refused(networks, {"unet": spec("to_q", "to_q")}, "adapter.targets_overlap")
 
 
 def test_refuses_a_rank_larger_than_the_matrix(networks: dict[str, nn.Module]) -> None:
-    message = refused(networks, {"unet": spec("to_q", rank=7)})
+    message = refused(networks, {"unet": spec("to_q", rank=7)}, "adapter.rank_too_large")
     assert message == "rank 7 is larger than the matrix of unet.attn1.to_q (6, 6); use at most 6"
     inject(networks, {"unet": spec("to_q", "conv_in", rank=6)}, 0)
 
@@ -288,17 +307,19 @@ def test_refuses_a_rank_larger_than_the_matrix(networks: dict[str, nn.Module]) -
 @pytest.mark.parametrize("layer", [{"groups": 2}, {"dilation": 2}, {"padding_mode": "circular"}])
 def test_refuses_a_convolution_that_peft_would_get_wrong(layer: dict[str, object]) -> None:
     network = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, **layer))  # type: ignore[arg-type]
-    assert "groups, dilation or padding" in refused({"unet": network}, {"unet": spec("0")})
+    assert "groups, dilation or padding" in refused(
+        {"unet": network}, {"unet": spec("0")}, "adapter.unsupported_convolution"
+    )
 
 
 def test_refuses_an_unknown_network(networks: dict[str, nn.Module]) -> None:
-    message = refused(networks, {"transformer": spec("to_q")})
+    message = refused(networks, {"transformer": spec("to_q")}, "adapter.unknown_network")
     assert message == "the base has no 'transformer' to adapt; it has unet, text_encoder"
 
 
 def test_refuses_a_second_adapter(networks: dict[str, nn.Module]) -> None:
     inject(networks, {"text_encoder": spec("to_q")}, 0)
-    with pytest.raises(UserError, match="text_encoder carries an adapter already"):
+    with raises_code("adapter.already_adapted", "text_encoder carries an adapter already"):
         inject(networks, {"unet": spec("to_q")}, 0)
 
 

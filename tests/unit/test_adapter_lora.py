@@ -7,26 +7,26 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
+from tests.errors import raises_code
 from veneer.adapter.lora import LoraFactors, LoraSpec
-from veneer.errors import UserError
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("change", "code", "words"),
     [
-        ({"rank": 0}, "the rank is 0"),
-        ({"rank": -4}, "the rank is -4"),
-        ({"alpha": 0.0}, "alpha is 0.0"),
-        ({"alpha": -1.0}, "alpha is -1.0"),
-        ({"alpha": float("nan")}, "alpha is nan"),
-        ({"dropout": 1.0}, "the dropout is 1.0"),
-        ({"dropout": -0.1}, "the dropout is -0.1"),
-        ({"targets": ()}, "no target layers"),
-        ({"targets": ("to_q", "")}, "no target layers"),
+        ({"rank": 0}, "adapter.bad_rank", "the rank is 0; use 1 or more"),
+        ({"rank": -4}, "adapter.bad_rank", ""),
+        ({"alpha": 0.0}, "adapter.bad_alpha", "alpha is 0.0; use a number above 0"),
+        ({"alpha": -1.0}, "adapter.bad_alpha", ""),
+        ({"alpha": float("nan")}, "adapter.bad_alpha", ""),
+        ({"dropout": 1.0}, "adapter.bad_dropout", "the dropout is 1.0; use a share from 0 to below 1"),
+        ({"dropout": -0.1}, "adapter.bad_dropout", ""),
+        ({"targets": ()}, "adapter.no_targets", "no target layers are named"),
+        ({"targets": ("to_q", "")}, "adapter.no_targets", ""),
     ],
 )
-def test_refuses_a_plan_that_cannot_train(change: dict[str, object], reason: str) -> None:
-    with pytest.raises(UserError, match=reason):
+def test_refuses_a_plan_that_cannot_train(change: dict[str, object], code: str, words: str) -> None:
+    with raises_code(code, words):
         LoraSpec(**{"rank": 4, "alpha": 4.0, "targets": ("to_q",)} | change)  # type: ignore[arg-type]
 
 
@@ -55,7 +55,7 @@ def test_whole_alpha_is_an_int_to_peft() -> None:
     ],
 )
 def test_refuses_a_peft_config_that_says_more(beyond: dict[str, object], named: str) -> None:
-    with pytest.raises(UserError, match=named):
+    with raises_code("adapter.unsupported_peft_config", named):
         LoraSpec.from_peft(LoraConfig(**{"target_modules": ["to_q"]} | beyond))  # type: ignore[arg-type]
 
 
@@ -72,12 +72,12 @@ def test_refuses_a_peft_config_that_says_more(beyond: dict[str, object], named: 
     ],
 )
 def test_refuses_factors_that_do_not_fit(down: Tensor, up: Tensor) -> None:
-    with pytest.raises(UserError, match="are not the factors"):
+    with raises_code("adapter.bad_factors", "are not the factors of a linear layer or a convolution"):
         LoraFactors(down, up, 1.0)
 
 
 def test_refuses_an_alpha_that_is_no_number() -> None:
-    with pytest.raises(UserError, match="alpha is inf"):
+    with raises_code("adapter.bad_alpha"):
         LoraFactors(torch.ones(2, 3), torch.ones(5, 2), float("inf"))
 
 

@@ -123,6 +123,7 @@ def test_the_copy_of_a_weight_can_be_read() -> None:
     other += weight
     torch.add(weight, weight, out=other)
     assert torch.equal(other, 2 * weight)
+    assert weight.data.ndim == 2 and torch.equal(weight.data, weight)  # so peft's DoRA looks at it
     for plain in (weight + 1, weight.clone(), weight.detach().clone(), weight.T @ weight, weight.max(dim=1).values):
         assert type(plain) is torch.Tensor
         plain.zero_()

@@ -35,6 +35,7 @@ FACTS = CardFacts(
     prompt="a turtle, openmoji style",
     weights=FILE_NAME,
     sha256="ab" * 32,
+    method="LoRA",
     config={"adapter.rank": 4, "train.learning_rate": 1e-4},
     trigger="openmoji style",
     base_id="owner/base",

@@ -68,7 +68,7 @@ class _UnpackedWeight(Tensor):
     ) -> Any:
         kwargs = kwargs or {}
         written = _written_arguments(func.__name__, args, kwargs)
-        if func in _DATA or any(isinstance(each, _UnpackedWeight) for each in written):
+        if func == _SET_DATA or any(isinstance(each, _UnpackedWeight) for each in written):
             what = "the weight is quantised and this is a copy of it, so nothing can be merged into it"
             raise UserError(what, code="quantization.weight_written", remedy="load the base in full for that")
         with torch._C.DisableTorchFunctionSubclass():
@@ -93,7 +93,8 @@ def _written_arguments(name: str, args: tuple[Any, ...], kwargs: Mapping[str, An
         yield from tree_leaves((args or tuple(kwargs.values()))[0])
 
 
-_DATA: tuple[Any, ...] = (cast(Any, Tensor.data).__get__, cast(Any, Tensor.data).__set__)
+# reading it is harmless (peft does, to see a weight's shape): what is read is guarded as any other view
+_SET_DATA: Any = cast(Any, Tensor.data).__set__
 _AUGMENTED = ("add", "and", "floordiv", "lshift", "mod", "mul", "or", "pow", "rshift", "sub", "truediv", "xor")
 _OPERATORS = {"__setitem__", *(f"__i{operation}__" for operation in _AUGMENTED)}
 _WRITES_NOTHING = {"requires_grad_"}

@@ -34,7 +34,11 @@ class CheckpointManager:
     def __init__(
         self, run: Identity, start: Checkpoint | None, emit: Callback, processes: ProcessGroup = ALONE
     ) -> None:
-        self._folder, self._keep, self._origin = run.folder / CHECKPOINTS, run.config.train.keep_checkpoints, run.origin
+        self._folder, self._keep, self._provenance = (
+            run.folder / CHECKPOINTS,
+            run.config.train.keep_checkpoints,
+            run.provenance,
+        )
         self._emit, self._processes = emit, processes
         self._step = -1 if start is None else start.step
         self.last: Path | None = None if start is None else start.path
@@ -48,7 +52,7 @@ class CheckpointManager:
         if step == self._step or not self._processes.is_first:
             return
         try:
-            path = write_checkpoint(self._folder, step, state, self._origin)
+            path = write_checkpoint(self._folder, step, state, self._provenance)
         except UserError as fault:
             text = f"no checkpoint of step {step}: {fault}; {self.last_in_words}"
             self._emit(Warned("checkpoint.not_written", text))

@@ -14,7 +14,7 @@ from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset, read_prior
 from veneer.family.fingerprint import fingerprint, settings_hash
 from veneer.family.protocol import Family
-from veneer.weights.checkpoint import Origin
+from veneer.weights.checkpoint import Provenance
 
 __all__ = [
     "BASE",
@@ -67,10 +67,10 @@ class Identity:
         return self.config.output.dir
 
     @property
-    def origin(self) -> Origin:
-        """The run's origin, as its checkpoints record it."""
+    def provenance(self) -> Provenance:
+        """The run's provenance, as its checkpoints record it."""
         threads = torch.get_num_threads()
-        return Origin(self.config.model_dump(mode="json"), self.hashes, __version__, threads, self.settings)
+        return Provenance(self.config.model_dump(mode="json"), self.hashes, __version__, threads, self.settings)
 
     @property
     def metadata(self) -> dict[str, str]:

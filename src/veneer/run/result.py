@@ -9,6 +9,7 @@ from typing import Any
 
 from veneer import __version__
 from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.registry import METHODS
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import read_prior
 from veneer.errors import UserError
@@ -93,7 +94,7 @@ def _check_trained(weights: AdapterWeights, path: Path) -> None:
     """Refuse an adapter that is as it started: its file would be a success that does nothing."""
     if all(layer.is_untrained for layer in weights.values()):
         raise UserError(
-            "was not written: every B is still zero, so nothing was learned and the adapter does nothing",
+            "was not written: it is as it started on every layer, so nothing was learned and it does nothing",
             code="adapter.untrained",
             where=path,
             remedy="look for warnings in run.jsonl, or raise train.learning_rate",
@@ -109,6 +110,7 @@ def _card_facts(config: RunConfig, sha256: str, prompt: str) -> CardFacts:
         prompt=prompt,
         weights=FILE_NAME,
         sha256=sha256,
+        method=METHODS[config.adapter.method].title,
         config=settings | {"data.resolution": config.data.resolution},
         trigger=config.data.trigger,
         base_id=None if config.base == BUNDLED or Path(config.base).exists() else config.base,

@@ -16,7 +16,7 @@ from veneer.run.events import Callback
 from veneer.run.folder import CHECKPOINTS, claim
 from veneer.run.identity import BASE, HASHES, Identity
 from veneer.train.events import Warned
-from veneer.weights.checkpoint import OLD_FORMAT, Checkpoint, Origin, newest_checkpoint, read_checkpoint
+from veneer.weights.checkpoint import OLD_FORMAT, Checkpoint, Provenance, newest_checkpoint, read_checkpoint
 
 __all__ = ["Resume", "StartOptions", "check_same", "find_start", "newest_whole"]
 
@@ -154,27 +154,27 @@ def check_same(start: Checkpoint, run: Identity, allow: tuple[str, ...], emit: C
             where=start.path,
             remedy=f"undo it, or --allow-change {key} if it is meant",
         )
-    for warning in _doubts(start.origin, run.origin):
+    for warning in _doubts(start.provenance, run.provenance):
         emit(warning)
 
 
 def _differences(start: Checkpoint, run: Identity) -> dict[str, tuple[Any, Any]]:
     """Return the values, then and now, of all that has changed and decides a run's result."""
     old = training_settings(_config_of(start))
-    base = differences(start.origin.settings, run.settings)
+    base = differences(start.provenance.settings, run.settings)
     return {
         **differences(old, training_settings(run.config)),
-        **differences(start.origin.hashes, run.hashes),
+        **differences(start.provenance.hashes, run.hashes),
         **{f"{BASE}.{name}": values for name, values in base.items()},
     }
 
 
 def _config_of(start: Checkpoint) -> RunConfig:
     try:
-        return build_config(start.origin.config, "settings")
+        return build_config(start.provenance.config, "settings")
     except UserError as fault:
         raise UserError(
-            f"is by Veneer {start.origin.version}, whose settings this release does not know "
+            f"is by Veneer {start.provenance.version}, whose settings this release does not know "
             f"({fault.where}: {fault.what})",
             code="checkpoint.unknown_settings",
             where=start.path,
@@ -182,7 +182,7 @@ def _config_of(start: Checkpoint) -> RunConfig:
         ) from fault
 
 
-def _doubts(then: Origin, now: Origin) -> Iterator[Warned]:
+def _doubts(then: Provenance, now: Provenance) -> Iterator[Warned]:
     """Yield a warning of each thing that may end in other bits."""
     if then.version != now.version:
         versions = f"{then.version}, this is {now.version}"

@@ -43,7 +43,7 @@ class ScoreFacts(Protocol):
 
 @dataclass(frozen=True)
 class CardFacts:
-    """What a card tells.
+    """The content of a card.
 
     Attributes:
         title: the heading.
@@ -52,6 +52,7 @@ class CardFacts:
         prompt: a prompt that shows the adapter.
         weights: name of the adapter's file beside the card.
         sha256: of that file.
+        method: title of the adapter's method.
         config: settings by dotted key.
         trigger: words that call the adapter.
         base_id: the base's hub id, where it has one; the hub links to it and accepts nothing else there.
@@ -65,6 +66,7 @@ class CardFacts:
     prompt: str
     weights: str
     sha256: str
+    method: str
     config: Mapping[str, object]
     trigger: str | None = None
     base_id: str | None = None
@@ -73,7 +75,7 @@ class CardFacts:
 
 
 def model_card(facts: CardFacts, score: ScoreFacts | None) -> str:
-    """The text of a README.md: front matter, how to load it, what it did to pictures it never saw, how it was made.
+    """Return the text of a README.md: front matter, how to load it, what it did to pictures it never saw, its making.
 
     Args:
         facts: of the adapter.
@@ -97,7 +99,7 @@ def _front_matter(facts: CardFacts) -> str:
 def _summary(facts: CardFacts) -> str:
     maker = f"Veneer {facts.version}" if facts.version else "Veneer"
     trigger = f" Its trigger is {_code(facts.trigger)}." if facts.trigger else ""
-    return f"A LoRA adapter for {_code(facts.base)}, trained with {maker}.{trigger}\n"
+    return f"A {facts.method} adapter for {_code(facts.base)}, trained with {maker}.{trigger}\n"
 
 
 def _pictures(pictures: Mapping[str, str]) -> str:
@@ -149,7 +151,7 @@ def _line(text: str) -> str:
 
 
 def _code(text: str) -> str:
-    """Text in a code span that survives a table: backticks fence it in, a bar in a table must be escaped."""
+    """Return text in a code span that survives a table: backticks fence it in, a bar in a table must be escaped."""
     flat = _line(text).replace("|", "\\|")
     longest = max((len(run) for run in "".join(c if c == "`" else " " for c in flat).split()), default=0)
     fence = "`" * (longest + 1)

@@ -25,7 +25,7 @@ __all__ = [
     "OLD_FORMAT",
     "STATE",
     "Checkpoint",
-    "Origin",
+    "Provenance",
     "checkpoints_in",
     "clear_checkpoints",
     "newest_checkpoint",
@@ -35,20 +35,20 @@ __all__ = [
 ]
 
 STATE = "state.safetensors"
-"""All that a run must remember: adapter, moments, loss scale, step."""
+"""Name of the file with all that a run must remember: adapter, moments, loss scale, step."""
 MANIFEST = "manifest.json"
-"""What the state belongs to, and the hashes by which damage shows; written last."""
+"""Name of the file that says what the state belongs to, with the hashes by which damage shows; written last."""
 
 _FORMAT = 2
 OLD_FORMAT = "checkpoint.old_format"
 """Code of the mistake to go on from a checkpoint of an older release."""
 _NAME = re.compile(r"step-(\d{9,})")
-_SEAL = "sha256"
+_HASH = "sha256"
 
 
 @dataclass(frozen=True)
-class Origin:
-    """What a run was made of.
+class Provenance:
+    """The inputs that a run was made from.
 
     Attributes:
         config: the resolved one, as plain values.
@@ -72,17 +72,17 @@ class Checkpoint:
     Attributes:
         path: its folder.
         step: steps done.
-        origin: of the run that wrote it.
+        provenance: of the run that wrote it.
         state: as it was given to ``write_checkpoint``.
     """
 
     path: Path
     step: int
-    origin: Origin
+    provenance: Provenance
     state: Mapping[str, Tensor] = field(repr=False)
 
 
-def write_checkpoint(folder: Path, step: int, state: Mapping[str, Tensor], origin: Origin) -> Path:
+def write_checkpoint(folder: Path, step: int, state: Mapping[str, Tensor], provenance: Provenance) -> Path:
     """Write ``folder/step-000000100``; it appears whole, after all of it has reached the disk, or not at all.
 
     Raises:
@@ -95,10 +95,10 @@ def write_checkpoint(folder: Path, step: int, state: Mapping[str, Tensor], origi
     manifest = {
         "format": _FORMAT,
         "step": step,
-        "origin": asdict(origin),
+        "provenance": asdict(provenance),
         "files": {STATE: {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}},
     }
-    write_folder(path, {STATE: content, MANIFEST: _sealed(manifest)})
+    write_folder(path, {STATE: content, MANIFEST: _with_hash(manifest)})
     return path
 
 
@@ -111,21 +111,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
     if not path.is_dir():
         remedy = "name a folder such as checkpoints/step-000000100"
         raise UserError("no such checkpoint", code="checkpoint.not_found", where=path, remedy=remedy)
-    manifest = _unsealed(_read(path, MANIFEST), path)
+    manifest = _checked(_read(path, MANIFEST), path)
     _check_format(manifest, path)
     content = _read(path, STATE)
     try:
         _compare(content, manifest["files"][STATE], path)
-        return Checkpoint(path, int(manifest["step"]), Origin(**manifest["origin"]), from_safetensors(content))
-    except (KeyError, TypeError, SafetensorError) as error:  # sealed, but by another hand than ours
+        return Checkpoint(path, int(manifest["step"]), Provenance(**manifest["provenance"]), from_safetensors(content))
+    except (KeyError, TypeError, SafetensorError) as error:  # whole, but written by another program
         what = f"is none of Veneer's ({error!r})"
         raise UserError(what, code="checkpoint.foreign", where=path) from error
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """Return the checkpoints of a folder by rising step, whole or damaged; those never finished have no such name."""
-    found = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
-    return sorted(found, key=_step_of)
+    return sorted((path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)), key=_step_of)
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, tuple[UserError, ...]]:
@@ -148,45 +147,45 @@ def prune_checkpoints(folder: Path, newest: Path, keep: int) -> None:
     Raises:
         OSError: one cannot be removed.
     """
-    found = checkpoints_in(folder)
-    place = found.index(newest) + 1
-    for path in (*found[place:], *found[: max(0, place - keep)]):
+    present = checkpoints_in(folder)
+    place = present.index(newest) + 1
+    for path in (*present[place:], *present[: max(0, place - keep)]):
         remove_folder(path)
-    _sweep(folder)
+    _remove_leftovers(folder)
 
 
 def clear_checkpoints(folder: Path) -> None:
     """Remove all checkpoints of a folder, and the folder itself unless something else is in it."""
     for path in checkpoints_in(folder):
         remove_folder(path)
-    _sweep(folder)
+    _remove_leftovers(folder)
     with suppress(OSError):  # not there, or not empty
         folder.rmdir()
 
 
-def _sweep(folder: Path) -> None:
+def _remove_leftovers(folder: Path) -> None:
     """Remove what killed runs left half-written or half-removed."""
-    for rest in folder.glob(".step-*"):
-        shutil.rmtree(rest, ignore_errors=True)
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _step_of(path: Path) -> int:
     return int(path.name.partition("-")[2])
 
 
-def _sealed(manifest: Mapping[str, Any]) -> bytes:
+def _with_hash(manifest: Mapping[str, Any]) -> bytes:
     """Return JSON with a hash of itself in it; the text depends on the content alone."""
-    sealed = {**manifest, _SEAL: hashlib.sha256(_json(manifest)).hexdigest()}
-    return _json(sealed)
+    hashed = {**manifest, _HASH: hashlib.sha256(_json(manifest)).hexdigest()}
+    return _json(hashed)
 
 
-def _unsealed(content: bytes, path: Path) -> dict[str, Any]:
+def _checked(content: bytes, path: Path) -> dict[str, Any]:
     try:
         manifest = json.loads(content)
-        whole = isinstance(manifest, dict) and _SEAL in manifest and _json(manifest) == content
+        whole = isinstance(manifest, dict) and _HASH in manifest and _json(manifest) == content
     except (ValueError, RecursionError):
         whole = False
-    if not whole or manifest.pop(_SEAL) != hashlib.sha256(_json(manifest)).hexdigest():
+    if not whole or manifest.pop(_HASH) != hashlib.sha256(_json(manifest)).hexdigest():
         raise UserError(f"{MANIFEST} is damaged", code="checkpoint.damaged", where=path)
     assert isinstance(manifest, dict)
     return manifest

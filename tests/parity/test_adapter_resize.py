@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.errors import raises_code
 from veneer.adapter.lora import LoraFactors, delta_weight
 from veneer.adapter.resize import resize, spectrum
-from veneer.errors import UserError
 
 
 def factors(out: int, into: int, rank: int, *, alpha: float = 3.0, kernel: int = 0, seed: int = 0) -> LoraFactors:
@@ -56,7 +56,7 @@ def test_no_rank_larger_than_its_matrix_is_a_trap(
     """Also where r exceeds both sides of the matrix, where alpha is negative, and where it is zero."""
     given_ = factors(out, into, rank, alpha=alpha, seed=seed)
     if lower >= rank:
-        with pytest.raises(UserError, match="not more than"):
+        with raises_code("adapter.rank_not_lower", "not more than"):
             resize({"layer": given_}, lower)
         return
     (cut,) = resize({"layer": given_}, lower).values()
@@ -89,7 +89,7 @@ def test_layers_of_a_low_rank_are_left_as_they_are() -> None:
     adapter = {"high": factors(24, 16, 8), "low": factors(24, 16, 2)}
     cut = resize(adapter, 4)
     assert cut["low"] is adapter["low"] and cut["high"].rank == 4
-    with pytest.raises(UserError, match="rank is 0"):
+    with raises_code("adapter.bad_rank", "rank is 0"):
         resize(adapter, 0)
 
 

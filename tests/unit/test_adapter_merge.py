@@ -1,4 +1,4 @@
-"""Adapters combined, merged and stacked; the base always comes back to its bits."""
+"""Adapters combined and merged; the base always comes back to its bits."""
 
 from __future__ import annotations
 
@@ -9,41 +9,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import nn
 
+from tests.adapters import adapter, equal, small_networks, weights
+from tests.errors import raises_code
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraFactors, LoraSpec, delta_weight
 from veneer.adapter.merge import combine, merge
 from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.stack import AdapterStack
-from veneer.errors import UserError
-
-
-def adapter(
-    seed: int, rank: int = 2, alpha: float = 3.0, names: tuple[str, ...] = ("net.0", "net.1")
-) -> AdapterWeights:
-    generator = torch.Generator().manual_seed(seed)
-
-    def factors(name: str) -> LoraFactors:
-        kernel, place = ((3, 3), (1, 1)) if name == "net.0" else ((), ())
-        down = torch.randn(rank, 4, *kernel, generator=generator)
-        return LoraFactors(down, torch.randn(4, rank, *place, generator=generator), alpha)
-
-    return {name: factors(name) for name in names}
 
 
 @pytest.fixture
 def networks() -> dict[str, nn.Module]:
-    torch.manual_seed(0)
-    return {"net": nn.Sequential(nn.Conv2d(4, 4, 3), nn.Linear(4, 4))}
-
-
-def weights(networks: dict[str, nn.Module]) -> list[Tensor]:
-    return [networks["net"][0].weight.detach().clone(), networks["net"][1].weight.detach().clone()]
-
-
-def equal(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    return small_networks()
 
 
 @given(
@@ -78,7 +57,7 @@ def test_combine_does_not_round_what_is_in_half_precision(dtype: torch.dtype) ->
 
 
 @pytest.mark.parametrize("weight", ["0.5", None, float("nan"), float("inf")])
-def test_a_weight_that_is_no_finite_number_is_refused(networks: dict[str, nn.Module], weight: Any) -> None:
+def test_a_strength_that_is_no_finite_number_is_refused(networks: dict[str, nn.Module], weight: Any) -> None:
     before = weights(networks)
     stack = AdapterStack(networks)
     stack.add("a", adapter(0))
@@ -89,7 +68,7 @@ def test_a_weight_that_is_no_finite_number_is_refused(networks: dict[str, nn.Mod
         lambda: merge(networks, [(adapter(1), weight)]),
         lambda: combine([(adapter(0), 1.0), (adapter(1), weight)]),
     ):
-        with pytest.raises(UserError, match="the strength of adapter "):
+        with raises_code("adapter.bad_strength", "the strength of adapter "):
             act()
         assert equal(weights(networks), added) and stack.names == ("a",)
     stack.clear()
@@ -98,7 +77,7 @@ def test_a_weight_that_is_no_finite_number_is_refused(networks: dict[str, nn.Mod
 
 def test_combine_refuses_different_architectures() -> None:
     other = {"net.1": LoraFactors(torch.ones(2, 5), torch.ones(4, 2), 1.0)}
-    with pytest.raises(UserError, match=r"net.1 is \(4, \d\) and \(4, \d\)"):
+    with raises_code("adapter.different_architectures", "the adapters are of different architectures: net.1 is (4, "):
         combine([(adapter(0), 1.0), (other, 1.0)])
 
 
@@ -137,7 +116,7 @@ def test_undo_refuses_the_wrong_order(networks: dict[str, nn.Module]) -> None:
     before = weights(networks)
     first = merge(networks, [(adapter(1), 1.0)])
     second = merge(networks, [(adapter(2), 1.0)])
-    with pytest.raises(UserError, match="merged after these"):
+    with raises_code("adapter.merged_over", "other adapters were merged after these; undo those first"):
         first.undo()
     second.undo()
     first.undo()
@@ -165,8 +144,8 @@ def test_merges_under_an_adapter_in_training(networks: dict[str, nn.Module]) -> 
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        ({"net.1": LoraFactors(torch.ones(2, 5), torch.ones(4, 2), 1.0)}, r"net.1 is \(4, 5\) in it and \(4, 4\)"),
-        ({"net.7": LoraFactors(torch.ones(2, 5), torch.ones(4, 2), 1.0)}, r"changes net.7 \(4, 5\), which the base"),
+        ({"net.1": LoraFactors(torch.ones(2, 5), torch.ones(4, 2), 1.0)}, "net.1 is (4, 5) in it and (4, 4)"),
+        ({"net.7": LoraFactors(torch.ones(2, 5), torch.ones(4, 2), 1.0)}, "changes net.7 (4, 5), which the base"),
         ({"other.1": LoraFactors(torch.ones(2, 5), torch.ones(4, 2), 1.0)}, "changes other.1"),
     ],
 )
@@ -175,13 +154,13 @@ def test_refuses_another_architecture(
     networks: dict[str, nn.Module], wrong: AdapterWeights, reason: str, use: Callable[..., object]
 ) -> None:
     before = weights(networks)
-    with pytest.raises(UserError, match=f"of another architecture: .*{reason}") as error:
+    with raises_code("adapter.other_architecture", reason) as error:
         use(networks, [(adapter(1), 1.0), (wrong, 1.0)])
     assert "\n" not in str(error.value)
     assert equal(weights(networks), before)
 
 
-def test_finds_clip_layers_under_either_name() -> None:
+def test_finds_a_text_encoder_s_layers_under_either_name() -> None:
     def text_encoder(nested: bool) -> nn.Module:
         encoder = nn.ModuleDict({"encoder": nn.Linear(4, 4)})
         return nn.ModuleDict({"text_model": encoder}) if nested else encoder
@@ -193,58 +172,5 @@ def test_finds_clip_layers_under_either_name() -> None:
         merge({"text_encoder": network}, [({name: delta}, 1.0)])
         assert not torch.equal(next(network.parameters()), before)
     twice = {"text_encoder.encoder": delta, "text_encoder.text_model.encoder": delta}
-    with pytest.raises(UserError, match="twice"):
+    with raises_code("adapter.layer_twice", "twice, under two names"):
         merge({"text_encoder": text_encoder(False)}, [(twice, 1.0)])
-
-
-def test_stack_swaps_weighs_and_removes(networks: dict[str, nn.Module]) -> None:
-    before = weights(networks)
-    one, two = adapter(1), adapter(2)
-
-    def expected(a: float, b: float) -> Tensor:
-        return before[1] + a * delta_weight(one["net.1"]) + b * delta_weight(two["net.1"])
-
-    stack = AdapterStack(networks)
-    stack.add("one", one)
-    alone = weights(networks)
-    torch.testing.assert_close(alone[1], expected(1, 0))
-    stack.add("two", two, 0.5)
-    torch.testing.assert_close(weights(networks)[1], expected(1, 0.5))
-    stack.set_strengths({"one": 0.0, "two": 1.0})
-    torch.testing.assert_close(weights(networks)[1], expected(0, 1))
-    stack.set_strengths({"one": 1.0})
-    torch.testing.assert_close(weights(networks)[1], expected(1, 1))
-    assert stack.names == ("one", "two")
-    stack.remove("two")
-    assert equal(weights(networks), alone)
-    stack.add("two", two)
-    stack.clear()
-    assert stack.names == ()
-    assert equal(weights(networks), before)
-
-
-def test_stack_does_not_drift(networks: dict[str, nn.Module]) -> None:
-    networks["net"].to(torch.bfloat16)
-    before = weights(networks)
-    stack = AdapterStack(networks)
-    stack.add("one", adapter(1))
-    for weight in range(50):
-        stack.set_strengths({"one": weight / 7})
-    stack.set_strengths({"one": 0.0})
-    assert equal(weights(networks), before)
-    stack.clear()
-    assert equal(weights(networks), before)
-
-
-def test_stack_refuses_a_name_it_has_or_lacks(networks: dict[str, nn.Module]) -> None:
-    stack = AdapterStack(networks)
-    stack.add("one", adapter(1))
-    before = weights(networks)
-    for mistake in (
-        lambda: stack.add("one", adapter(2)),
-        lambda: stack.remove("two"),
-        lambda: stack.set_strengths({"one": 2.0, "two": 1.0}),
-    ):
-        with pytest.raises(UserError, match=r"'one' is loaded already|no adapter 'two' is loaded; loaded: one"):
-            mistake()
-    assert equal(weights(networks), before)

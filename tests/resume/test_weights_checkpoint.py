@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from tests.crash import CALLS, machine
+from tests.errors import raises_code
 from veneer.errors import UserError
 from veneer.weights.checkpoint import (
     MANIFEST,
     STATE,
     Checkpoint,
-    Origin,
+    Provenance,
     checkpoints_in,
     clear_checkpoints,
     newest_checkpoint,
@@ -26,7 +27,7 @@ from veneer.weights.checkpoint import (
     write_checkpoint,
 )
 
-ORIGIN = Origin(
+PROVENANCE = Provenance(
     {"seed": 0, "data": {"sources": [{"path": "é"}]}, "rate": 1e-4},
     {"base": "ab"},
     "0.1.0",
@@ -41,7 +42,7 @@ def state(step: int) -> dict[str, Tensor]:
 
 
 def write(folder: Path, step: int, keep: int = 2) -> Path:
-    path = write_checkpoint(folder, step, state(step), ORIGIN)
+    path = write_checkpoint(folder, step, state(step), PROVENANCE)
     prune_checkpoints(folder, path, keep)
     return path
 
@@ -66,7 +67,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert names(path) == [MANIFEST, STATE]
     found = read_checkpoint(path)
     assert is_state_of(found, 100)
-    assert found.origin == ORIGIN and found.path == path
+    assert found.provenance == PROVENANCE and found.path == path
 
 
 def test_equal_states_give_equal_bytes(tmp_path: Path) -> None:
@@ -77,7 +78,7 @@ def test_equal_states_give_equal_bytes(tmp_path: Path) -> None:
 
 def test_the_newest_is_by_number_not_by_name_or_time(tmp_path: Path) -> None:
     for step in (10**10, 2, 300):
-        write_checkpoint(tmp_path, step, state(step), ORIGIN)
+        write_checkpoint(tmp_path, step, state(step), PROVENANCE)
     for other in ("step-1", "step-000000999x", ".step-000000999.tmp", "notes"):
         (tmp_path / other).mkdir()
     assert [path.name for path in checkpoints_in(tmp_path)] == ["step-000000002", "step-000000300", "step-10000000000"]
@@ -98,7 +99,7 @@ def test_any_flipped_bit_is_noticed(tmp_path: Path) -> None:
             torn = bytearray(content)
             torn[place] ^= 1 << place % 8
             (path / name).write_bytes(torn)
-            with pytest.raises(UserError, match="damaged") as caught:
+            with raises_code("checkpoint.damaged") as caught:
                 read_checkpoint(path)
             assert "\n" not in str(caught.value) and str(path) in str(caught.value)
         (path / name).write_bytes(content)
@@ -114,7 +115,7 @@ def test_any_cut_is_noticed(tmp_path: Path, name: str) -> None:
         with pytest.raises(UserError):
             read_checkpoint(path)
     (path / name).unlink()
-    with pytest.raises(UserError, match=f"has no {name}"):
+    with raises_code("checkpoint.damaged", f"has no {name}"):
         read_checkpoint(path)
 
 
@@ -122,20 +123,20 @@ def test_any_cut_is_noticed(tmp_path: Path, name: str) -> None:
 def test_a_manifest_that_is_none(tmp_path: Path, content: bytes) -> None:
     path = write(tmp_path, 1)
     (path / MANIFEST).write_bytes(content)
-    with pytest.raises(UserError, match=r"manifest\.json is damaged"):
+    with raises_code("checkpoint.damaged", "manifest.json is damaged"):
         read_checkpoint(path)
 
 
 def test_a_checkpoint_of_a_later_format_is_not_guessed_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr("veneer.weights.checkpoint._FORMAT", 2)
+        patch.setattr("veneer.weights.checkpoint._FORMAT", 3)
         path = write(tmp_path, 1)
-    with pytest.raises(UserError, match="format 2, and 1 is known; update Veneer"):
+    with raises_code("checkpoint.newer_format", "format 3, and 2 is known; update Veneer"):
         read_checkpoint(path)
 
 
 def test_a_missing_checkpoint_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no such checkpoint"):
+    with raises_code("checkpoint.not_found", "no such checkpoint"):
         read_checkpoint(tmp_path / "step-000000001")
 
 
@@ -191,8 +192,8 @@ def test_clearing_leaves_what_is_not_ours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_state_that_is_not_finite_is_no_checkpoint(tmp_path: Path, value: float) -> None:
-    with pytest.raises(UserError, match=r"tensor adapter\.w holds NaN or infinity"):
-        write_checkpoint(tmp_path / "c", 2, {**state(2), "adapter.w": torch.tensor([value])}, ORIGIN)
+    with raises_code("checkpoint.not_finite", "tensor adapter.w holds NaN or infinity"):
+        write_checkpoint(tmp_path / "c", 2, {**state(2), "adapter.w": torch.tensor([value])}, PROVENANCE)
     assert not (tmp_path / "c").exists()
 
 
@@ -223,7 +224,7 @@ def test_dying_at_any_call_costs_no_checkpoint(tmp_path: Path, loses_power: bool
 def test_everything_is_synced_before_it_is_named(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     with machine(tmp_path) as here:
-        write_checkpoint(tmp_path / "checkpoints", 1, state(1), ORIGIN)
+        write_checkpoint(tmp_path / "checkpoints", 1, state(1), PROVENANCE)
     file = ["open", "write", "fsync"]
     # mkdir of the parent, which is there; the folder beside; two files; that folder; its new name; two folders above
     assert here.calls == ["mkdir", "mkdir", *file, *file, "fsync", "rename", "fsync", "fsync"]
@@ -244,13 +245,14 @@ def test_a_disk_that_is_full_costs_nothing(tmp_path: Path, monkeypatch: pytest.M
         else:
             patch.setattr(os, call, full)
         with pytest.raises(UserError, match="step-000000002: cannot be written: No space left on device"):
-            write_checkpoint(tmp_path, 2, state(2), ORIGIN)
+            write_checkpoint(tmp_path, 2, state(2), PROVENANCE)
     assert names(tmp_path) == ["step-000000001"]
     assert is_state_of(newest_checkpoint(tmp_path)[0], 1)
 
 
 def test_a_manifest_is_for_people_too(tmp_path: Path) -> None:
     told = json.loads((write(tmp_path, 7) / MANIFEST).read_text("utf-8"))
-    assert (told["step"], told["version"], told["hashes"]) == (7, "0.1.0", {"base": "ab"})
-    assert told["config"]["data"]["sources"][0]["path"] == "é"
+    provenance = told["provenance"]
+    assert (told["step"], provenance["version"], provenance["hashes"]) == (7, "0.1.0", {"base": "ab"})
+    assert provenance["config"]["data"]["sources"][0]["path"] == "é"
     assert set(told["files"]) == {STATE}
