@@ -59,7 +59,7 @@ class AdapterInfo:
     """The content of an adapter file, as far as it can be told without its base.
 
     Attributes:
-        format: a key of ``FORMATS``: diffusers, peft or kohya.
+        format: a key of ``FORMATS``, such as diffusers or kohya.
         methods: titles of the methods that occur.
         networks: prefixes of those it changes; none where only the base can tell.
         targets: number of layers it changes.

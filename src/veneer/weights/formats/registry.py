@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
+from veneer.weights.formats.attn_processor import ATTN_PROCESSOR
 from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.kohya import KOHYA
 from veneer.weights.formats.peft import PEFT
@@ -11,7 +12,7 @@ from veneer.weights.formats.protocol import Format
 
 __all__ = ["FORMATS", "METADATA_KEYS", "format_of"]
 
-FORMATS: Mapping[str, Format] = {each.name: each for each in (PEFT, KOHYA, DIFFUSERS)}
+FORMATS: Mapping[str, Format] = {each.name: each for each in (PEFT, KOHYA, ATTN_PROCESSOR, DIFFUSERS)}
 """Each format by name, in the order in which they are tried on a file."""
 METADATA_KEYS = frozenset(key for each in FORMATS.values() for key in each.metadata_keys)
 """Keys of a file's metadata that belong to a format, not to the adapter."""
