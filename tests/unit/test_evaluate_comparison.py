@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from veneer.errors import UserError
+from tests.errors import raises_code
 from veneer.evaluate.comparison import HELD_OUT, TRAINING, memorisation_gap, paired_difference, time_bands
 from veneer.evaluate.results import verdict_of
 
@@ -74,8 +74,9 @@ def test_few_pictures_are_said_to_be_few() -> None:
     assert "one picture, too few for an interval" in str(one)
     assert "make it rough" in str(paired_difference(losses(3, 8, seed=1), losses(3, 8, seed=2)))
     assert "make it rough" not in str(paired_difference(losses(10, 8, seed=1), losses(10, 8, seed=2)))
-    with pytest.raises(UserError, match=r"data\.held_out"):
+    with raises_code("evaluate.nothing_held_out") as caught:
         paired_difference(np.zeros((0, 8)), np.zeros((0, 8)))
+    caught.match(r"data\.held_out")
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.errors import raises_code
 from tests.training import tiny_config
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, survey
-from veneer.errors import UserError
 from veneer.evaluate.copying import SampledPicture, find_copies
 from veneer.evaluate.copying_sheet import centered_picture, copying_sheet
 from veneer.family.protocol import Family
@@ -133,8 +133,9 @@ def test_lookalikes_among_the_real_pictures_hide_no_copy(
 def test_lookalikes_alone_tell_no_copy(config: RunConfig, family: Family, with_lookalikes: Dataset) -> None:
     pair = [each for each in with_lookalikes.train.samples if each.path.stem == "again"]
     twins = Dataset(Manifest((with_lookalikes.train.samples[0], *pair)), Manifest())
-    with pytest.raises(UserError, match="too few real pictures"):
+    with raises_code("evaluate.too_few_pictures") as caught:
         find_copies(config, family, twins, [painted("x", blot(1))])
+    caught.match("too few real pictures")
 
 
 def test_what_a_real_picture_would_do_is_seldom_flagged(config: RunConfig, family: Family, pictures: Dataset) -> None:
@@ -145,7 +146,7 @@ def test_what_a_real_picture_would_do_is_seldom_flagged(config: RunConfig, famil
 
 def test_one_picture_is_nothing_to_compare_with(config: RunConfig, family: Family, pictures: Dataset) -> None:
     for train, held_out in ((pictures.train.samples[:1], ()), ((), pictures.held_out.samples)):
-        with pytest.raises(UserError, match="too few real pictures"):
+        with raises_code("evaluate.too_few_pictures"):
             find_copies(config, family, Dataset(Manifest(train), Manifest(held_out)), [painted("x", blot(1))])
 
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from tests.errors import raises_code
 from tests.training import bits_of, tiny_config, tiny_run, write_noise_pictures
 from veneer.adapter.inject import inject
 from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.registry import specs_of
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
-from veneer.errors import UserError
 from veneer.evaluate.comparison import DRIFT, HELD_OUT, TRAINING
 from veneer.evaluate.heldout import (
     HeldOutEvaluator,
@@ -148,7 +148,7 @@ def test_no_held_out_picture_is_a_mistake_of_the_config(
     config = tiny_config(tiny_pictures, data={"held_out": 0.0})
     dataset = survey(config.data)
     assert dataset.held_out.samples == ()
-    with pytest.raises(UserError, match=r"data\.held_out"):
+    with raises_code("evaluate.nothing_held_out"):
         score_adapter(config, family, dataset, trained)
 
 
@@ -221,6 +221,7 @@ def test_a_loss_that_is_not_finite_is_no_score(family: Family, tiny_pictures: Pa
     with torch.no_grad():
         kept = weight.clone()
         weight.fill_(float("inf"))
-        with pytest.raises(UserError, match=r"denoising loss on .*\.png is not finite"):
+        with raises_code("evaluate.loss_not_finite") as caught:
             evaluator.losses()
+        caught.match(r"denoising loss on .*\.png is not finite")
         weight.copy_(kept)

@@ -16,8 +16,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.errors import raises_code
 from tests.score_models import write_tiny_clip, write_tiny_dino, write_tiny_head
-from veneer.errors import UserError
 from veneer.evaluate.model_scores import frechet_distance, kernel_distance, score_pictures
 from veneer.evaluate.results import PictureScore
 from veneer.evaluate.score_models import FeatureExtractor, ScoreModelPaths, ScoreModels, load_score_models
@@ -203,8 +203,9 @@ def test_nothing_is_loaded_if_nothing_is_named() -> None:
 
 @pytest.mark.parametrize(("option", "name"), [("clip", "CLIP"), ("dino", "DINO")])
 def test_weights_that_are_not_there_are_one_line(option: str, name: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"{name}'s weights are not there .*; --{option} takes a folder") as caught:
+    with raises_code("evaluate.model_missing") as caught:
         load_score_models(ScoreModelPaths(**{option: str(tmp_path)}))
+    caught.match(rf"{name}'s weights are not there .*; --{option} takes a folder")
     assert "\n" not in str(caught.value)
 
 
@@ -212,18 +213,19 @@ def test_weights_that_are_cut_off_are_one_line(models: ScoreModelPaths, tmp_path
     folder = Path(shutil.copytree(str(models.dino), tmp_path / "dino"))
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:2000])
-    with pytest.raises(UserError, match=r"DINO's weights are not there .*; --dino takes a folder"):
+    with raises_code("evaluate.model_missing"):
         load_score_models(ScoreModelPaths(dino=str(folder)))
 
 
 def test_a_model_that_sees_no_picture_by_itself_is_no_dino(models: ScoreModelPaths) -> None:
-    with pytest.raises(UserError, match=r"is no DINO: it takes no picture .*; --dino takes a folder") as caught:
+    with raises_code("evaluate.wrong_model") as caught:
         load_score_models(ScoreModelPaths(dino=models.clip))
+    caught.match(r"is no DINO: it takes no picture .*; --dino takes a folder")
     assert "\n" not in str(caught.value)
 
 
 def test_another_model_is_no_clip(models: ScoreModelPaths) -> None:
-    with pytest.raises(UserError, match=r"(is no CLIP|CLIP's weights are not there)"):
+    with raises_code("evaluate.wrong_model"):
         load_score_models(ScoreModelPaths(clip=models.dino))
 
 
@@ -236,13 +238,30 @@ def test_heads_that_do_not_fit_are_refused(models: ScoreModelPaths, tmp_path: Pa
     save_file(linear | norm, tmp_path / "norm.safetensors")
     save_file({"layers.0.weight": torch.ones(1, 8), "layers.0.bias": torch.ones(8)}, tmp_path / "bias.safetensors")
     cases = [
-        (ScoreModelPaths(clip=models.clip, aesthetic=wide), "takes 9 numbers, and this CLIP gives 8"),
-        (ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "three.safetensors"), "is no aesthetic head"),
-        (ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "norm.safetensors"), "is no aesthetic head"),
-        (ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "bias.safetensors"), "is no aesthetic head"),
-        (ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "head.pth"), "pickle"),
-        (ScoreModelPaths(aesthetic=models.aesthetic), "name that with --clip"),
+        (
+            ScoreModelPaths(clip=models.clip, aesthetic=wide),
+            "evaluate.wrong_model",
+            "takes 9 numbers, and this CLIP gives 8",
+        ),
+        (
+            ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "three.safetensors"),
+            "evaluate.wrong_model",
+            "is no aesthetic head",
+        ),
+        (
+            ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "norm.safetensors"),
+            "evaluate.wrong_model",
+            "is no aesthetic head",
+        ),
+        (
+            ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "bias.safetensors"),
+            "evaluate.wrong_model",
+            "is no aesthetic head",
+        ),
+        (ScoreModelPaths(clip=models.clip, aesthetic=tmp_path / "head.pth"), "weights.pickle", ""),
+        (ScoreModelPaths(aesthetic=models.aesthetic), "evaluate.aesthetic_without_clip", "name that with --clip"),
     ]
-    for named, fault in cases:
-        with pytest.raises(UserError, match=fault):
-            load_score_models(named)
+    for paths, code, words in cases:
+        with raises_code(code) as caught:
+            load_score_models(paths)
+        assert words in str(caught.value)

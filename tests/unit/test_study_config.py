@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.errors import raises_code
 from veneer.config.load import build_config, dump_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
@@ -196,9 +197,10 @@ def test_the_ready_made_studies_are_the_papers() -> None:
 @pytest.mark.parametrize("key", FIXED)
 def test_what_decides_the_measure_is_the_same_for_all(key: str) -> None:
     for name in (key, f"{key}.x", key.partition(".")[0]):
-        with pytest.raises(UserError, match="same for all points"):
+        with raises_code("study.fixed_key") as caught:
             study(points={"a": {name: 1}})
-        with pytest.raises(UserError, match="same for all points"):
+        caught.match("same for all points")
+        with raises_code("study.fixed_key"):
             study(search={"space": {name: [1]}})
 
 
@@ -243,12 +245,15 @@ def test_a_mistake_is_told_in_one_line(text: str, told: str, tmp_path: Path) -> 
 
 
 def test_a_study_needs_a_run_and_a_name_that_there_is(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="has no run to study"):
+    with raises_code("study.no_run") as caught:
         load_study(Path("rank"))
-    with pytest.raises(UserError, match="one of rank, targets"):
+    caught.match("has no run to study")
+    with raises_code("study.unknown") as caught:
         load_study(Path("rnak"))
-    with pytest.raises(UserError, match="test: base: missing"):
+    caught.match("one of rank, targets")
+    with raises_code("config.missing_key") as caught:
         build_study({"run": {"data": RUN["data"]}, "grid": {"adapter.rank": [1]}}, "test")
+    caught.match("test: base: missing")
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=5, unique=True))

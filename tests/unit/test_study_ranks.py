@@ -11,13 +11,13 @@ import pytest
 from PIL import Image, ImageOps
 from safetensors.torch import load_file, save_file
 
+from tests.errors import raises_code
 from tests.resizing import save_run_of_rank_4
 from veneer.adapter.merge import merge
 from veneer.adapter.resize import resize
 from veneer.cli.main import main
 from veneer.config.load import load_config
 from veneer.data.preflight import survey
-from veneer.errors import UserError
 from veneer.evaluate.heldout import heldout_losses
 from veneer.family.registry import load_family
 from veneer.run.folder import CONFIG
@@ -56,8 +56,9 @@ def test_a_rank_is_scored_as_the_cut_file_is(run: Path) -> None:
 def test_pictures_of_its_own(run: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     """A file that lies alone is measured on a folder, all of it, with the trigger that the file tells."""
     shutil.copy(run / FILE_NAME, tmp_path / "style.safetensors")
-    with pytest.raises(UserError, match="--data FOLDER"):
+    with raises_code("study.nothing_held_out") as caught:
         study_ranks(tmp_path / "style.safetensors")
+    caught.match("--data FOLDER")
     new = changed(tiny_pictures, tmp_path / "new")
     how = RankStudyOptions(base=str(tiny_base), data=new, draws=2)
     alone = study_ranks(tmp_path / "style.safetensors", [2], how)
@@ -87,8 +88,9 @@ def test_pictures_that_were_trained_on_say_nothing_of_ranks(
         (seen / name).unlink()
     lines = (seen / "metadata.jsonl").read_text().splitlines(keepends=True)
     (seen / "metadata.jsonl").write_text("".join(x for x in lines if json.loads(x)["file_name"] not in held_out))
-    with pytest.raises(UserError, match="every picture in it was trained on"):
+    with raises_code("study.all_trained_on") as caught:
         study_ranks(run, [2], RankStudyOptions(data=seen))
+    caught.match("every picture in it was trained on")
     # the run's pictures may be gone, and then nobody can tell
     gone = Path(shutil.copytree(run, tmp_path / "gone"))
     (gone / CONFIG).write_text((gone / CONFIG).read_text().replace(str(tiny_pictures), str(tmp_path / "none")))
@@ -107,8 +109,9 @@ def test_another_base_or_no_captions_are_told(run: Path, tiny_base: Path, tiny_p
     save(plain, tmp_path / "plain.safetensors")
     new = changed(tiny_pictures, tmp_path / "new")
     (new / "metadata.jsonl").unlink()
-    with pytest.raises(UserError, match=r"have no caption: .*; write a \.txt beside each$"):
+    with raises_code("data.no_caption") as caught:
         study_ranks(tmp_path / "plain.safetensors", [2], RankStudyOptions(base=str(tiny_base), data=new))
+    caught.match(r"have no caption: .*; write a \.txt beside each$")
 
 
 def test_the_command_line(run: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -146,11 +149,13 @@ def test_the_advised_command_is_one_that_a_shell_takes(
 
 
 def test_ranks_that_cannot_be_are_refused(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not more than 9"):
+    with raises_code("adapter.rank_not_lower"):
         study_ranks(run, [9])
-    with pytest.raises(UserError, match="the adapter's rank is 4 already; name lower ones with --rank"):
+    with raises_code("study.no_lower_rank") as caught:
         study_ranks(run, [4])
+    caught.match("the adapter's rank is 4 already; name lower ones with --rank")
     one = resize_adapter(run, 1, tmp_path / "one.safetensors")
     shutil.copy(run / CONFIG, tmp_path / CONFIG)
-    with pytest.raises(UserError, match="rank is 1, which nothing is below"):
+    with raises_code("study.no_lower_rank") as caught:
         study_ranks(one)
+    caught.match("rank is 1, which nothing is below")

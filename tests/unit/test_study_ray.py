@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from tests.errors import raises_code
 from tests.fakes.ray import FakeRay
 from tests.studies import EventRecorder, draw_adapter, lighten
 from veneer.cli.terminal.study import run_study_in_terminal
-from veneer.errors import UserError
 from veneer.study import trial as trials
 from veneer.study.config import Study, build_study
 from veneer.study.ray import need_ray, rungs
@@ -186,8 +186,9 @@ def test_without_ray_it_is_said_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     recorder = EventRecorder()
-    with pytest.raises(UserError, match=r"pip install 'veneer\[ray\]'"):
+    with raises_code("study.ray_missing") as caught:
         run_study(grid_of(run), tmp_path, on="ray", callback=recorder)
+    caught.match(r"pip install 'veneer\[ray\]'")
     assert not recorder.events  # before the pictures are read
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from rich.console import Console
 
 from tests.conftest import write_tiny_pictures
+from tests.errors import raises_code
 from tests.studies import EventRecorder, draw_adapter, lighten, shared_base
 from tests.training import laid_over
 from veneer.adapter.merge import merge
@@ -23,7 +24,6 @@ from veneer.cli.main import main
 from veneer.cli.terminal import study as screen
 from veneer.config.load import load_config, resolve
 from veneer.data.preflight import survey
-from veneer.errors import UserError
 from veneer.evaluate.comparison import Losses
 from veneer.evaluate.heldout import heldout_losses
 from veneer.family.registry import load_family
@@ -300,25 +300,27 @@ def test_a_training_that_diverges_is_named(make: Callable[..., Study], tmp_path:
 
 
 def test_nothing_trained_is_an_error(make: Callable[..., Study], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no training of the study ended; learning_rate 1e\+30, seed 0: .*not finite"):
+    with raises_code("study.nothing_trained") as caught:
         run_study(make(grid={"train.learning_rate": [1e30]}, seeds=[0]), tmp_path)
+    caught.match(r"no training of the study ended; learning_rate 1e\+30, seed 0: .*not finite")
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "code", "where"),
     [
-        ({"grid": {"adapter.rank": [1, 640]}}, "point 'rank 640': rank 640 is larger"),
-        ({"points": {"x": {"adapter.target_modules": ["to_x"]}}}, "point 'x': target 'to_x' matches nothing"),
-        ({"run": {"data": {"held_out": 0.0}}}, "no picture is held out to measure on"),
-        ({"run": {"base": "nowhere"}}, "nowhere: is no folder"),
+        ({"grid": {"adapter.rank": [1, 640]}}, "adapter.rank_too_large", "point 'rank 640'"),
+        ({"points": {"x": {"adapter.target_modules": ["to_x"]}}}, "adapter.target_matches_nothing", "point 'x'"),
+        ({"run": {"data": {"held_out": 0.0}}}, "study.nothing_held_out", "test"),
+        ({"run": {"base": "nowhere"}}, "base.not_found", "nowhere"),
     ],
 )
 def test_what_cannot_work_is_refused_before_anything_is_trained(
-    make: Callable[..., Study], tmp_path: Path, more: dict[str, Any], told: str
+    make: Callable[..., Study], tmp_path: Path, more: dict[str, Any], code: str, where: str
 ) -> None:
     recorder = EventRecorder()
-    with pytest.raises(UserError, match=told):
+    with raises_code(code) as caught:
         run_study(make(**more), tmp_path, callback=recorder)
+    assert caught.value.where == where
     assert not recorder.of_type(TrialStarted)
 
 
@@ -332,8 +334,9 @@ def test_training_on_what_is_measured_on_is_refused(make: Callable[..., Study], 
     unseen = {sample.path.name for sample in survey(share.run.data).held_out.samples}
     kept = [line for line in lines if json.loads(line)["file_name"] in unseen]
     (few / "metadata.jsonl").write_text("".join(kept), "utf-8")
-    with pytest.raises(UserError, match=r"point 'half': trains on . pictures that the study measures on"):
+    with raises_code("study.leak") as caught:
         run_study(share, tmp_path / "study")
+    caught.match(r"point 'half': trains on . pictures that the study measures on")
 
 
 @pytest.mark.usefixtures("drawn")
@@ -402,8 +405,9 @@ def test_a_study_goes_beside_a_working_directory(
 
 
 def test_nothing_is_beside_the_root_of_a_disk(make: Callable[..., Study]) -> None:
-    with pytest.raises(UserError, match=r"run\.output\.dir: has no place beside it for a study; choose one with --out"):
+    with raises_code("study.no_folder") as caught:
         study_folder(make({"output": {"dir": "/"}}))
+    caught.match(r"run\.output\.dir: has no place beside it for a study; choose one with --out")
 
 
 def test_the_command_line(
@@ -455,8 +459,9 @@ def test_the_command_line_refuses_in_one_line(tmp_path: Path, capsys: pytest.Cap
 
 def test_a_place_that_there_is_not(make: Callable[..., Study], tmp_path: Path) -> None:
     recorder = EventRecorder()
-    with pytest.raises(UserError, match="--on moon"):
+    with raises_code("study.unknown_runner") as caught:
         run_study(make(), tmp_path / "study", on="moon", callback=recorder)
+    caught.match("--on moon")
     assert not recorder.events and not (tmp_path / "study").exists()  # before the pictures are read
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from tests.errors import raises_code
 from tests.studies import EventRecorder, draw_adapter, lighten
-from veneer.errors import UserError
 from veneer.rng import MAX_SEED
 from veneer.run.signals import Interrupted
 from veneer.study import trial as trials
@@ -76,8 +76,9 @@ def test_changes_and_parameters_stand_for_each_other() -> None:
 
 def test_without_optuna_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"pip install 'veneer\[search\]'"):
+    with raises_code("study.optuna_missing") as caught:
         space_of(search())
+    caught.match(r"pip install 'veneer\[search\]'")
 
 
 def test_a_search_without_optuna_is_refused_before_the_pictures_are_read(
@@ -85,7 +86,7 @@ def test_a_search_without_optuna_is_refused_before_the_pictures_are_read(
 ) -> None:
     study, recorder = study_of(tiny_base, tiny_pictures, SPACE, 5), EventRecorder()
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(UserError, match=r"pip install 'veneer\[search\]'"):
+    with raises_code("study.optuna_missing"):
         run_study(study, tmp_path, callback=recorder)
     assert not recorder.events
 

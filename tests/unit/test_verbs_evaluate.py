@@ -14,11 +14,11 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from tests.errors import raises_code
 from tests.running import quick_config, use_base
 from tests.score_models import write_tiny_clip, write_tiny_dino
 from veneer.cli.main import main
 from veneer.config.load import load_config, write_config
-from veneer.errors import UserError
 from veneer.evaluate.drift import drift_prompts
 from veneer.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from veneer.evaluate.score_models import ScoreModelPaths
@@ -133,10 +133,9 @@ def test_what_is_not_named_is_not_measured(alone: Path, new: Path, tiny_base: Pa
     assert found.held_out is not None
     assert (found.training, found.gap, found.copying) == (None, None, None)
     assert any("--training" in note for note in found.notes)
-    with pytest.raises(
-        UserError, match=r"no config\.yaml beside the adapter names pictures to measure on; .*--data FOLDER"
-    ):
+    with raises_code("evaluate.no_pictures") as caught:
         evaluate_adapter(alone)
+    caught.match(r"no config\.yaml beside the adapter names pictures to measure on; .*--data FOLDER")
 
 
 def test_the_trigger_is_in_the_captions_but_not_in_those_of_other_things(
@@ -175,8 +174,9 @@ def test_a_trigger_is_for_the_pictures_that_are_named(run: Path, new: Path) -> N
     plain = evaluate_adapter(run, EvaluationOptions(data=(new,), samples=0))
     other = evaluate_adapter(run, EvaluationOptions(data=(new,), trigger="zwx", samples=0))
     assert plain.held_out and other.held_out and plain.held_out.base != other.held_out.base
-    with pytest.raises(UserError, match=r"--trigger: is for the captions of named pictures, and none are named"):
+    with raises_code("evaluate.trigger_without_data") as caught:
         evaluate_adapter(run, EvaluationOptions(trigger="zwx", samples=0))
+    caught.match(r"--trigger: is for the captions of named pictures, and none are named")
     for path in new.glob("*.txt"):
         path.unlink()
     evaluate_adapter(run, EvaluationOptions(data=(new,), trigger="zwx", samples=0))  # words that stand for a caption
@@ -204,8 +204,9 @@ def test_pictures_of_the_class_have_the_run_s_prompt_for_a_caption(
 ) -> None:
     for path in new.glob("*.txt"):
         path.unlink()
-    with pytest.raises(UserError, match=r"5 of 5 pictures have no caption: .*; write a \.txt beside each$"):
+    with raises_code("data.no_caption") as caught:
         evaluate_adapter(run, EvaluationOptions(prior=new, samples=0))
+    caught.match(r"5 of 5 pictures have no caption: .*; write a \.txt beside each$")
     found = []
     for prompt in ("a shape", "a cat"):
         config = load_config(run / CONFIG, [f"data.prior={{prompt: {prompt}, path: {new}}}"])
@@ -235,7 +236,7 @@ def test_a_folder_that_has_changed_since_is_told(run: Path, tiny_pictures: Path,
 
 def test_a_run_whose_pictures_are_gone_is_measured_on_others(run: Path, new: Path, tiny_pictures: Path) -> None:
     (run / CONFIG).write_text((run / CONFIG).read_text().replace(str(tiny_pictures), "gone"))
-    with pytest.raises(UserError, match="gone: no such folder"):
+    with raises_code("data.no_such_folder"):
         evaluate_adapter(run, EvaluationOptions(samples=0))
     found = evaluate_adapter(run, EvaluationOptions(data=(new,), samples=0))
     assert found.held_out is not None and found.training is None

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from tests.errors import raises_code
 from tests.resizing import save_run_of_rank_4
 from veneer.adapter.lora import delta_weight
-from veneer.errors import UserError
 from veneer.verbs.resize import resize_adapter
 from veneer.weights.file import FILE_NAME, info, load
 
@@ -37,9 +37,10 @@ def test_the_new_file_lies_beside_the_old_and_replaces_nothing(run: Path, tmp_pa
     shutil.copy(run / FILE_NAME, tmp_path / "style.safetensors")
     out = resize_adapter(tmp_path / "style.safetensors", 1)
     assert out == tmp_path / "style-rank1.safetensors" and info(out).hyperparameters["rank"] == (1,)
-    with pytest.raises(UserError, match="is there already"):
+    with raises_code("output.exists") as caught:
         resize_adapter(tmp_path / "style.safetensors", 1)
-    with pytest.raises(UserError, match=r"rank is 4, which is not more than 4"):
+    caught.match("is there already")
+    with raises_code("adapter.rank_not_lower"):
         resize_adapter(tmp_path / "style.safetensors", 4)
 
 
