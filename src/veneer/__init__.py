@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from veneer.adapter.dora import DoraFactors as DoraFactors
+    from veneer.adapter.dora import DoraSpec as DoraSpec
     from veneer.adapter.inject import inject as inject
     from veneer.adapter.lora import LoraFactors as LoraFactors
     from veneer.adapter.lora import LoraSpec as LoraSpec
@@ -71,6 +73,8 @@ __all__ = [
     "AdapterBank",
     "AdapterFile",
     "AdapterStack",
+    "DoraFactors",
+    "DoraSpec",
     "Evaluation",
     "EvaluationOptions",
     "Interrupted",
@@ -135,6 +139,8 @@ _HOMES = {
     "LoraSpec": "veneer.adapter.lora:LoraSpec",
     "AdapterStack": "veneer.adapter.stack:AdapterStack",
     "Interrupted": "veneer.run.signals:Interrupted",
+    "DoraFactors": "veneer.adapter.dora:DoraFactors",
+    "DoraSpec": "veneer.adapter.dora:DoraSpec",
     "LoraFactors": "veneer.adapter.lora:LoraFactors",
     "RankStudyOptions": "veneer.study.ranks:RankStudyOptions",
     "SampleOptions": "veneer.verbs.sample:SampleOptions",

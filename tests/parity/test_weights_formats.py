@@ -442,6 +442,15 @@ def test_kohya_s_dora_is_written_and_read_back(plain: Plain, tmp_path: Path) -> 
     assert_same_picture(paint(ours), painted, base)
 
 
+def test_diffusers_drops_kohya_s_magnitudes(plain: Plain, tmp_path: Path) -> None:
+    """So a DoRA in kohya's names cannot be judged by loading it there, as long as this is so."""
+    ours = plain()
+    weights = dora(ours).weights()
+    save_file(KOHYA.write(weights, BaseNames(networks(plain())))[0], tmp_path / "kohya.safetensors")
+    tensors, _ = StableDiffusionPipeline.lora_state_dict(tmp_path, weight_name="kohya.safetensors")
+    assert tensors and not [name for name in tensors if "dora" in name or "magnitude" in name]
+
+
 def test_diffusers_own_names_of_kohya_s_dora_are_ours(plain: Plain) -> None:
     """diffusers 0.42 drops ``dora_scale`` when it loads a file; its converter of names still knows what they mean.
 

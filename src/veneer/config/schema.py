@@ -158,7 +158,7 @@ class AdapterConfig(_Section):
     """The adapter that is trained: ``h = W0 x + (alpha/rank) B A x`` (Hu et al. 2021, section 4.1)."""
 
     method: Literal["lora", "dora"] = "lora"
-    """How delta W is made."""
+    """LoRA, or DoRA (Liu et al. 2024), which trains a magnitude of each output as well."""
     rank: Count = 4
     """Rank of delta W."""
     alpha: Positive | None = None
