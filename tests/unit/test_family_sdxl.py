@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tests.bases import write_single_file, write_tiny_sdxl
-from tests.running import hashes, killed, quick_config
+from tests.running import hashes, killed, quick_config, use_base
 from tests.training import gradients_of, tiny_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
@@ -88,11 +88,16 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-@pytest.mark.usefixtures("counted_plan")
 def test_a_killed_run_goes_on_to_the_same_bits(
-    base: Path, tiny_pictures: Path, tmp_path: Path, variant: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    base: Path,
+    family: Family,
+    tiny_pictures: Path,
+    tmp_path: Path,
+    variant: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    use_base(monkeypatch, family)
     train = {"max_steps": 4, "checkpoint_every": 2, **variant.get("train", {})}
     one, two = (
         quick_config(base, tiny_pictures, tmp_path / name, **{**variant, "train": train}) for name in ("one", "two")
