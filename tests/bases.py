@@ -220,3 +220,61 @@ def _open_clip(weights: Mapping[str, Any]) -> dict[str, Any]:
         found[f"{new}.attn.in_proj_{kind}"] = torch.cat(qkv)
         found |= {f"{new}.{theirs}.{kind}": own[f"{old}.{ours}.{kind}"] for ours, theirs in _CLIP.items()}
     return {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in found.items()}
+
+
+def write_tiny_flux(folder: Path, *, takes_guidance: bool = True) -> Path:
+    """Write a FLUX.1 pipeline of random weights (seed 0), one token for each 4 x 4 pixels; the same bits each time."""
+    import torch
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+    from transformers import CLIPTokenizer, T5TokenizerFast
+
+    write_tiny_tokenizer(folder / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -5.0), ("\u2581", -2.0)]
+    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,"]
+    tokenizer_2 = T5TokenizerFast(vocab=[*pieces, *letters], extra_ids=0, model_max_length=512)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks = _tiny_flux_networks(len(tokenizer), len(tokenizer_2), takes_guidance)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
+    pipeline = FluxPipeline(**networks, tokenizer=tokenizer, tokenizer_2=tokenizer_2, scheduler=scheduler)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _tiny_flux_networks(clip_tokens: int, t5_tokens: int, takes_guidance: bool) -> dict[str, Any]:
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    ids = {"bos_token_id": clip_tokens - 2, "eos_token_id": clip_tokens - 1, "pad_token_id": clip_tokens - 1}
+    clip: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, **ids}
+    t5: dict[str, Any] = {"d_model": 24, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return {
+        "text_encoder": CLIPTextModel(
+            CLIPTextConfig(vocab_size=clip_tokens, num_attention_heads=4, max_position_embeddings=16, **clip)
+        ),
+        "text_encoder_2": T5EncoderModel(T5Config(vocab_size=t5_tokens, feed_forward_proj="gated-gelu", **t5)),
+        "vae": AutoencoderKL(
+            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            norm_num_groups=4,
+            latent_channels=4,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        "transformer": FluxTransformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=24,
+            pooled_projection_dim=32,
+            guidance_embeds=takes_guidance,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    }

@@ -123,7 +123,8 @@ class Flux(PipelineFamily):
 
 def pack(latents_BCHW: Tensor) -> Tensor:
     """Turn latents into tokens (B, H/2 W/2, 4C), each of a square of 2 x 2 with its channels in the order (c, y, x)."""
-    return torch.nn.functional.pixel_unshuffle(latents_BCHW, _PATCH).flatten(2).transpose(1, 2)
+    squares = latents_BCHW.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH))  # (B, C, rows, 2, columns, 2)
+    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
 def unpack(latents_BLC: Tensor) -> Tensor:
@@ -135,7 +136,8 @@ def unpack(latents_BLC: Tensor) -> Tensor:
     side = math.isqrt(latents_BLC.shape[1])
     if side**2 != latents_BLC.shape[1]:
         raise ValueError(f"{latents_BLC.shape[1]} tokens are of no square picture")
-    return torch.nn.functional.pixel_shuffle(latents_BLC.transpose(1, 2).unflatten(2, (side, side)), _PATCH)
+    squares = latents_BLC.unflatten(1, (side, side)).unflatten(3, (-1, _PATCH, _PATCH))  # (B, rows, columns, C, 2, 2)
+    return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
 def _places(height: int, width: int, device: torch.device) -> Tensor:
