@@ -24,7 +24,7 @@ def test_weights_of_float32_stay_in_their_file(tmp_path: Path) -> None:
     _write(tmp_path, torch.float32)
     found = read_weight_files(str(tmp_path), 0)
     assert found == WeightFiles(
-        (PartFiles(1000, 4000), PartFiles(10_000, 40_000), PartFiles(3000, 12_000)), mapped=True
+        (PartFiles(10_000, 40_000), PartFiles(3000, 12_000), PartFiles(1000, 4000)), mapped=True
     )
     assert (found.copied_bytes, found.loading_bytes) == (0, 0)
 
@@ -34,14 +34,14 @@ def test_weights_of_float16_are_copied_while_their_file_is_read(tmp_path: Path) 
     found = read_weight_files(str(tmp_path), 0)
     assert not found.mapped
     assert found.copied_bytes == 4 * 14_000
-    assert found.loading_bytes == 4 * 11_000 + 2 * 10_000  # when the second part has been read
+    assert found.loading_bytes == 4 * 10_000 + 2 * 10_000  # when the first part, the largest, has been read
 
 
 def test_the_parts_are_the_familys(tmp_path: Path) -> None:
     """A part that is not loaded, such as a safety checker, takes no memory."""
     more = {"text_encoder_2": 5000, "safety_checker": 7000}
     _write(tmp_path, torch.float16, "StableDiffusionXLPipeline", **more)
-    assert [part.count for part in read_weight_files(str(tmp_path), 0).parts] == [1000, 5000, 10_000, 3000]
+    assert [part.count for part in read_weight_files(str(tmp_path), 0).parts] == [10_000, 3000, 1000, 5000]
 
 
 def test_weights_that_are_not_here_count_as_copied() -> None:

@@ -123,7 +123,7 @@ class Flux(PipelineFamily):
 
 def pack(latents_BCHW: Tensor) -> Tensor:
     """Turn latents into tokens (B, H/2 W/2, 4C), each of a square of 2 x 2 with its channels in the order (c, y, x)."""
-    squares = latents_BCHW.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH))  # (B, C, rows, 2, columns, 2)
+    squares: Tensor = latents_BCHW.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH))
     return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
 
 
@@ -136,7 +136,9 @@ def unpack(latents_BLC: Tensor) -> Tensor:
     side = math.isqrt(latents_BLC.shape[1])
     if side**2 != latents_BLC.shape[1]:
         raise ValueError(f"{latents_BLC.shape[1]} tokens are of no square picture")
-    squares = latents_BLC.unflatten(1, (side, side)).unflatten(3, (-1, _PATCH, _PATCH))  # (B, rows, columns, C, 2, 2)
+    squares: Tensor = latents_BLC.unflatten(1, (side, side)).unflatten(
+        3, (-1, _PATCH, _PATCH)
+    )  # (B, rows, columns, C, 2, 2)
     return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 

@@ -38,28 +38,28 @@ class Assessment:
 
     Attributes:
         plan: the run's.
-        free: bytes that there are; None: the system does not say.
+        free: bytes that there are.
         remedies: changes that would make it fit, if it does not.
     """
 
     plan: Plan
-    free: int | None
+    free: int
     remedies: tuple[Remedy, ...] = ()
 
     @property
-    def fits(self) -> bool | None:
-        """Whether there is enough memory; None: it is not known how much there is."""
-        return None if self.free is None else _memory(self.plan).peak <= self.free
+    def fits(self) -> bool:
+        """Whether there is enough memory."""
+        return _memory(self.plan).peak <= self.free
 
     @property
-    def verdict(self) -> str | None:
+    def verdict(self) -> str:
         """One line: the memory that is needed, and the memory that there is."""
-        return None if self.free is None else verdict(_memory(self.plan), self.free)
+        return verdict(_memory(self.plan), self.free)
 
     @property
     def warning(self) -> str | None:
         """One line for a run that does not fit: the verdict and the remedies."""
-        if self.fits is not False:
+        if self.fits:
             return None
         return f"{self.verdict}; would fit: {', '.join(map(str, self.remedies))}" if self.remedies else self.verdict
 
@@ -152,10 +152,10 @@ def _weight_bytes(family: Family) -> int:
     return sum(tensor.nbytes for network in family.networks.values() for tensor in tensors_of(network))
 
 
-def _assess(config: RunConfig, plan: Plan, planner: Planner, free: int | None) -> Assessment:
+def _assess(config: RunConfig, plan: Plan, planner: Planner, free: int) -> Assessment:
     """Hold a plan against the memory that is free, and look for remedies if it does not fit."""
     assessment, before = Assessment(plan, free), _memory(plan).before
-    if assessment.fits is not False or free is None:
+    if assessment.fits:
         return assessment
     remedies = find_remedies(config, lambda changed: _memory(planner(changed)).on_top_of(before), free)
     return replace(assessment, remedies=tuple(remedies))

@@ -11,7 +11,10 @@ __all__ = ["free_memory", "process_memory"]
 
 
 def process_memory() -> int:
-    """Return the bytes that this process holds after it has released what it can."""
+    """Return the bytes that this process holds after it has released what it can.
+
+    Its peak is reset, so that a later reading is not of what was released now.
+    """
     PeakMemory(torch.device("cpu"))
     return read_memory_usage().current
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import veneer.base
 from veneer.family.registry import BUNDLED, detect, family_class
+from veneer.family.shards import weight_files
 
 __all__ = ["PartFiles", "WeightFiles", "read_weight_files"]
 
-_SCHEDULER = "scheduler"  # the part that has no weights
 _LENGTH = 8  # bytes before the header of a safetensors file
 
 
@@ -35,7 +35,7 @@ class WeightFiles:
     """The files of all parts of a base.
 
     Attributes:
-        parts: sorted by the names of their folders.
+        parts: in the order in which they are loaded.
         mapped: the weights are used as they lie in the file, which takes memory only for what is read; else each part
             is copied into float32 while its file is read.
     """
@@ -70,19 +70,20 @@ def read_weight_files(base: str, weight_bytes: int) -> WeightFiles:
         weight_bytes: bytes of the base in float32, for one that is not here; its weights count as copied.
     """
     folder = veneer.base.path() if base == BUNDLED else Path(base).expanduser()
-    headers = [[_header(file) for file in sorted((folder / part).glob("*.safetensors"))] for part in _parts(folder)]
-    if not headers or not all(headers):
+    headers = [[_header(file) for file in files] for files in _files(folder)]
+    if not headers:
         return WeightFiles((PartFiles(weight_bytes // 4, 0),), mapped=False)
     parts = tuple(PartFiles(sum(map(_count, files)), sum(map(_size, files))) for files in headers)
     dtypes = {tensor["dtype"] for files in headers for file in files for tensor in file.values()}
     return WeightFiles(parts, mapped=dtypes <= {"F32", "I64"})
 
 
-def _parts(folder: Path) -> list[str]:
-    """Return the folders of a base's networks, sorted; empty if it is no folder on this machine."""
+def _files(folder: Path) -> list[list[Path]]:
+    """Return the weight files of each of a base's networks; empty if it is no folder on this machine."""
     if not folder.is_dir():
         return []
-    return sorted(name for name in family_class(detect(folder)).config_names() if name != _SCHEDULER)
+    of_parts = [weight_files(folder / name) for name in family_class(detect(folder)).config_names()]
+    return [files for files in of_parts if files]  # a scheduler has none
 
 
 def _header(file: Path) -> dict[str, Any]:

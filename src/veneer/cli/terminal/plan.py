@@ -36,13 +36,11 @@ def print_plan(config: RunConfig, *, count_pictures: bool, probed: bool, memory:
 
 def assessment_text(assessment: Assessment) -> str:
     """Return the plan, the verdict and the remedies as text."""
-    lines = [str(assessment.plan)]
-    if assessment.verdict is not None:
-        lines.append(assessment.verdict)
+    lines = [str(assessment.plan), assessment.verdict]
     if assessment.remedies:
         lines.append("what would make it fit:")
         lines += [f"  {remedy}" for remedy in assessment.remedies]
-    elif assessment.fits is False:
+    elif not assessment.fits:
         lines.append("no change of batch, memory, precision or rank would make it fit; lower data.resolution")
     return "\n".join(lines)
 
