@@ -139,14 +139,14 @@ def test_a_convolution_is_each_row_alone(
 
 
 @given(st.lists(st.sampled_from((0, 0, 1, 2, 4, 8, 64, 128)), max_size=12))
-def test_runs_hold_the_rows_with_an_adapter_once_and_pad_little(ranks: list[int]) -> None:
-    runs = group_rows(ranks)
-    assert [row for run in runs for row in run] == [row for row, rank in enumerate(ranks) if rank]
-    assert all(max(ranks[row] for row in run) <= 2 * min(ranks[row] for row in run) for run in runs)
-    # and no more of them than that takes: a run ends where the next row has none, or would pad too much
-    for run, after in pairwise(runs):
-        joined = [ranks[row] for row in (*run, after.start)]
-        assert run.stop < after.start or max(joined) > 2 * min(joined)
+def test_groups_hold_the_rows_with_an_adapter_once_and_pad_little(ranks: list[int]) -> None:
+    groups = group_rows(ranks)
+    assert [row for group in groups for row in group] == [row for row, rank in enumerate(ranks) if rank]
+    assert all(max(ranks[row] for row in group) <= 2 * min(ranks[row] for row in group) for group in groups)
+    # and no more of them than that takes: a group ends where the next row has none, or would pad too much
+    for group, after in pairwise(groups):
+        joined = [ranks[row] for row in (*group, after.start)]
+        assert group.stop < after.start or max(joined) > 2 * min(joined)
 
 
 # ---- whole networks
@@ -223,14 +223,16 @@ def test_under_autocast_it_is_each_row_alone(
     torch.testing.assert_close(distributed[1:2], alone, rtol=0, atol=TOLERANCE[torch.bfloat16])
 
 
-def test_channels_last_changes_nothing(tiny_base: Path, bank: AdapterBank, family: Family) -> None:
+def test_channels_last_changes_nothing(
+    tiny_base: Path, bank: AdapterBank, family: Family, adapters: dict[str, AdapterWeights]
+) -> None:
     with bank.rows(ROWS):
         expected = denoised(family.networks["unet"], 6)
     other = load_family(str(tiny_base))
     other.networks["unet"].to(memory_format=torch.channels_last)
     again = AdapterBank(other.networks)
-    for name in bank.names:
-        again.add(name, bank._adapters[name])
+    for name, weights in adapters.items():
+        again.add(name, weights)
     with again.rows(ROWS):
         torch.testing.assert_close(denoised(other.networks["unet"], 6), expected, rtol=0, atol=2e-5)
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.errors import raises_code
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraFactors, LoraSpec
 from veneer.adapter.merge import merge
 from veneer.adapter.protocol import AdapterWeights
 from veneer.engine.adapter_bank import AdapterBank
-from veneer.errors import UserError
 from veneer.sample.generate import generate_each
 
 
@@ -57,23 +57,25 @@ def hooks(net: nn.Module) -> int:
 
 @pytest.mark.parametrize("weight", ["0.5", None, [1.0], float("nan"), float("inf")])
 def test_a_weight_that_is_no_finite_number_is_refused(bank: AdapterBank, weight: Any) -> None:
-    with pytest.raises(UserError, match="the strength of adapter 'a' is "), bank.rows([("a", weight)]):
+    with raises_code("adapter.bad_strength"), bank.rows([("a", weight)]):
         pass
 
 
 @pytest.mark.parametrize("row", [3, ("a", 0.5, 1), ("a",), (3, 0.5), ["a", 0.5], {"a"}])
 def test_a_row_that_is_none_is_refused(bank: AdapterBank, row: Any) -> None:
-    with pytest.raises(UserError, match="a row is ") as caught, bank.rows([row]):
+    with raises_code("adapter.bad_row") as caught, bank.rows([row]):
         pass
-    assert repr(row) in str(caught.value)
+    remedy = "give a name, (name, strength), {name: strength, ...}, or None"
+    assert str(caught.value) == f"a row is {row!r}; {remedy}"
 
 
 def test_adding_and_removing(bank: AdapterBank) -> None:
     assert bank.names == ("a", "b")
     bank.remove("a")
     assert bank.names == ("b",)
-    with pytest.raises(UserError, match="no adapter 'a' is in the bank; in it: b"), bank.rows(["a"]):
+    with raises_code("adapter.unknown_name") as caught, bank.rows(["a"]):
         pass
+    assert str(caught.value) == "no adapter 'a' is in the bank; in it: b"
     bank.add("a", adapter(3))
     assert bank.names == ("b", "a")
 
@@ -154,12 +156,10 @@ def test_float16_adapters_are_taken(net: Net, bank: AdapterBank) -> None:
 
 @pytest.mark.parametrize(("rows", "guidance"), [(1, False), (3, False), (3, True), (4, True)])
 def test_another_number_of_rows_is_one_line(net: Net, bank: AdapterBank, rows: int, guidance: bool) -> None:
-    with bank.rows(["a"] * rows, guidance=guidance), pytest.raises(UserError) as raised:
+    with bank.rows(["a"] * rows, guidance=guidance), raises_code("adapter.other_batch_size") as caught:
         net(X)
-    said = str(raised.value)
-    assert f"net.conv: the batch has 2 rows, and adapters are set for {rows}; give one entry a row" in said
-    assert "guidance=True" in said
-    assert "\n" not in said
+    remedy = "give one entry a row, and guidance=True where the pipeline doubles them for it"
+    assert str(caught.value) == f"net.conv: the batch has 2 rows, and adapters are set for {rows}; {remedy}"
 
 
 def test_guidance_takes_both_the_single_and_the_doubled_batch(net: Net, bank: AdapterBank) -> None:
@@ -168,43 +168,49 @@ def test_guidance_takes_both_the_single_and_the_doubled_batch(net: Net, bank: Ad
     with bank.rows(["a", "b"], guidance=True):
         torch.testing.assert_close(net(torch.cat([X, X])), torch.cat([single, single]), rtol=0, atol=1e-5)
         torch.testing.assert_close(net(X), single, rtol=0, atol=1e-5)
-        with pytest.raises(UserError, match="6 rows, and adapters are set for 2"):
+        with raises_code("adapter.other_batch_size"):
             net(torch.cat([X, X, X]))
 
 
 def test_what_is_refused(net: Net, bank: AdapterBank) -> None:
-    with pytest.raises(UserError, match="'a' is in the bank already; remove it"):
+    with raises_code("adapter.name_taken") as caught:
         bank.add("a", adapter(1))
-    with pytest.raises(UserError, match="another architecture"):
+    assert str(caught.value) == "an adapter 'a' is in the bank already; remove it, or use another name"
+    with raises_code("adapter.other_architecture"):
         bank.add("c", {"net.out": LoraFactors(torch.ones(2, 9), torch.ones(5, 2), 1.0)})
     assert bank.names == ("a", "b")
     for rows in ([("a", float("nan"))], [{"a": float("inf")}]):
-        with pytest.raises(UserError, match="the strength of adapter 'a' is"), bank.rows(rows):
+        with raises_code("adapter.bad_strength"), bank.rows(rows):
             pass
-    with pytest.raises(UserError, match="no adapter 'x' is in the bank; in it: a, b"), bank.rows([None, "x"]):
+    with raises_code("adapter.unknown_name"), bank.rows([None, "x"]):
         pass
-    with pytest.raises(UserError, match="no adapter 'x'"):
+    with raises_code("adapter.unknown_name"):
         bank.remove("x")
-    with bank.rows(["a"]), pytest.raises(UserError, match="rows are set already"), bank.rows(["a"]):
+    with bank.rows(["a"]), raises_code("adapter.rows_set") as caught, bank.rows(["a"]):
         pass
+    assert str(caught.value) == "rows are set already; leave that block first"
     assert hooks(net) == 0
 
 
 def test_layers_whose_rows_cannot_be_told_apart_are_refused() -> None:
     net = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "conv": nn.Conv2d(4, 4, 3, groups=2)})
     bank = AdapterBank({"net": net})
-    with pytest.raises(UserError, match=r"net.attention.out_proj is never called by itself.*; merge the adapter"):
+    with raises_code("adapter.layer_not_called") as caught:
         bank.add("a", {"net.attention.out_proj": LoraFactors(torch.ones(1, 4), torch.ones(4, 1), 1.0)})
-    with pytest.raises(UserError, match=r"net.conv is a convolution with groups"):
+    what = "net.attention.out_proj is never called by itself, so its rows cannot be told apart"
+    assert str(caught.value) == f"{what}; merge the adapter"
+    with raises_code("adapter.unsupported_convolution") as caught:
         bank.add("a", {"net.conv": LoraFactors(torch.ones(1, 2, 3, 3), torch.ones(4, 1, 1, 1), 1.0)})
+    assert "net.conv is a convolution with groups or padding other than zeros; merge" in str(caught.value)
 
 
 def test_a_compiled_network_is_refused(net: Net, bank: AdapterBank) -> None:
     net.out.compile()  # compiles nothing before it is called
-    with pytest.raises(UserError, match="net is compiled"), bank.rows(["a"]):
+    with raises_code("adapter.compiled") as caught, bank.rows(["a"]):
         pass
+    assert str(caught.value) == "net is compiled, which leaves no place for adapters; do not compile it"
 
 
 def test_each_picture_needs_its_entry(bank: AdapterBank) -> None:
-    with pytest.raises(UserError, match="1 rows are given for 2 prompts"):
+    with raises_code("sample.rows_and_prompts"):
         generate_each(None, bank, ["a"], ["one", "two"], [0, 1])  # type: ignore[arg-type]

@@ -23,7 +23,6 @@ from veneer.adapter.merge import merge
 from veneer.engine import MemoryLevel, prepare, quantize
 from veneer.engine.quantization import FORMATS
 from veneer.engine.quantized import QuantizedLinear, check_quantization, parameter_count, quantization_of
-from veneer.errors import UserError
 
 
 def network() -> nn.Sequential:
@@ -178,7 +177,7 @@ def test_nothing_is_merged_into_it() -> None:
     plain = copy.deepcopy(model)
     quantize(model, "bnb_int8")
     factors = {"net.2": LoraFactors(torch.randn(2, 16), torch.randn(24, 2), 2.0)}
-    with pytest.raises(UserError, match=r"net\.2 is quantised, so nothing can be merged into its weight; load"):
+    with raises_code("adapter.quantised_base"):
         merge({"net": model}, [(factors, 1.0)])
     merge({"net": plain}, [(factors, 1.0)])
     adapted = inject_adapter_in_model(LoraConfig(r=2, target_modules=["2"], init_lora_weights=False), model)
@@ -237,10 +236,10 @@ def test_what_cannot_be_quantised_is_refused() -> None:
 @pytest.mark.parametrize(("format", "library"), [("bnb_nf4", "bitsandbytes"), ("torchao_fp8", "torchao")])
 def test_a_missing_library_is_named_with_its_extra(format: str, library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(UserError) as caught:
+    with raises_code("quantization.library_missing") as caught:
         quantize(network(), format)
-    said = f"train.quantization: {format} needs {library}, which is not installed; pip install 'veneer[{library}]'"
-    assert str(caught.value) == said
+    expected = f"train.quantization: {format} needs {library}, which is not installed; pip install 'veneer[{library}]'"
+    assert str(caught.value) == expected
 
 
 def test_a_base_in_another_format_is_not_trained_on() -> None:

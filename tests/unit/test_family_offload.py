@@ -1,4 +1,4 @@
-"""Parts that no step needs are out of memory while it runs, and back when they are called, with their bits."""
+"""Parts that no step needs are offloaded while it runs, and restored with their bits when they are called."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from tests.errors import raises_code
 from tests.running import hashes, quick_config
 from tests.training import tiny_config, trainer_on
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
-from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.plan.assessment import assess_config, plan_loaded
@@ -41,24 +41,24 @@ def storages(module: nn.Module) -> list[weakref.ref[torch.UntypedStorage]]:
     return [weakref.ref(parameter.untyped_storage()) for parameter in module.parameters()]
 
 
-def gone(found: list[weakref.ref[torch.UntypedStorage]]) -> float:
+def freed(storages: list[weakref.ref[torch.UntypedStorage]]) -> float:
     """Share of the storages that nobody holds any more."""
     gc.collect()
-    return sum(storage() is None for storage in found) / len(found)
+    return sum(storage() is None for storage in storages) / len(storages)
 
 
 def bytes_of(module: nn.Module) -> int:
     return sum(parameter.untyped_storage().nbytes() for parameter in module.parameters())
 
 
-def test_what_rests_is_out_of_memory_and_comes_back_with_its_bits(family: Family) -> None:
+def test_an_offloaded_part_is_out_of_memory_and_is_restored_with_its_bits(family: Family) -> None:
     pieces = parts(family)
     before = {name: [p.clone() for p in part.parameters()] for name, part in pieces.items()}
     objects = {name: list(part.parameters()) for name, part in pieces.items()}
     held = {name: storages(part) for name, part in pieces.items()}
     family.offload(BOTH)
     for name, part in pieces.items():
-        assert gone(held[name]) == 1
+        assert freed(held[name]) == 1
         assert bytes_of(part) == 4 * len(before[name])
         assert all(bool(p.isnan().all()) for p in part.parameters())
         assert [p.shape for p in part.parameters()] == [p.shape for p in before[name]]
@@ -69,7 +69,7 @@ def test_what_rests_is_out_of_memory_and_comes_back_with_its_bits(family: Family
         assert not any(module._forward_pre_hooks for module in part.modules())
 
 
-def test_each_part_comes_back_when_it_is_called(family: Family) -> None:
+def test_each_part_is_restored_when_it_is_called(family: Family) -> None:
     """By the family's own functions, and by whoever has the modules."""
     pixels, latents = torch.zeros(1, 3, 16, 16), torch.zeros(1, 4, 8, 8)
     pieces = parts(family)
@@ -85,8 +85,8 @@ def test_each_part_comes_back_when_it_is_called(family: Family) -> None:
         for name, call in calls.items():
             family.offload(BOTH)
             assert torch.equal(call(), expected[name])
-            away = [part for part in pieces.values() if next(part.parameters()).isnan().all()]
-            assert len(away) == 1, name
+            offloaded = [part for part in pieces.values() if next(part.parameters()).isnan().all()]
+            assert len(offloaded) == 1, name
 
 
 def test_a_part_that_was_changed_stays(family: Family) -> None:
@@ -98,7 +98,7 @@ def test_a_part_that_was_changed_stays(family: Family) -> None:
     assert all(torch.equal(p, was) for p, was in zip(text_encoder.parameters(), before, strict=True))
 
 
-def test_a_cast_part_comes_back_cast(family: Family) -> None:
+def test_a_cast_part_is_restored_cast(family: Family) -> None:
     family.to(torch.device("cpu"), torch.bfloat16)
     before = [p.clone() for p in parts(family)["autoencoder"].parameters()]
     family.offload(BOTH)
@@ -116,19 +116,20 @@ def test_files_that_are_gone_are_named(tiny_base: Path, tmp_path: Path) -> None:
     family = load_family(str(base))
     family.offload(["autoencoder"])
     shutil.rmtree(base / "text_encoder")
-    family.offload(BOTH)  # what cannot be read again does not leave
+    family.offload(BOTH)  # what cannot be read again is not offloaded
     assert not next(text_encoder_of(family).parameters()).isnan().any()
     shutil.rmtree(base / "vae")
-    with pytest.raises(UserError, match=r"cannot be loaded .*; it must be there, complete, until the run ends"):
+    with raises_code("base.unreadable") as caught:
         family.offload(())
+    assert str(caught.value).endswith("; it must be there, complete, until the run ends")
 
 
 def text_encoder_of(family: Family) -> nn.Module:
-    """The text encoder, without a call that would bring it back."""
+    """The text encoder, without a call that would restore it."""
     return family.networks["text_encoder"]
 
 
-def away_while_training(config: RunConfig, family: Family) -> set[str]:
+def offloaded_while_training(config: RunConfig, family: Family) -> set[str]:
     pieces = parts(family)
     trainer = Trainer(config, family, survey(config.data))
     found: list[set[str]] = []
@@ -154,7 +155,7 @@ def away_while_training(config: RunConfig, family: Family) -> set[str]:
 def test_what_a_step_needs_stays(
     sections: dict[str, Any], expected: set[str], family: Family, tiny_base: Path, tiny_pictures: Path
 ) -> None:
-    assert away_while_training(tiny_config(tiny_pictures, **sections), family) == expected
+    assert offloaded_while_training(tiny_config(tiny_pictures, **sections), family) == expected
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_looking_ahead_ends_when_there_is_nothing_new(family: Family, tiny_pictu
         assert len(trainer.batches.encoding_calls(range(10**12))) == 9 + 9
 
 
-def test_the_plan_lets_them_leave(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, family: Family) -> None:
+def test_the_plan_offloads_them(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, family: Family) -> None:
     """Sketched and on the loaded base: a step holds less by the parts' bytes, painting as much as ever."""
     whole = {name: sum(p.nbytes for p in part.parameters()) for name, part in parts(family).items()}
     roles = {"autoencoder": "weights: autoencoder", "text_encoder": "weights: text_encoder"}
