@@ -15,9 +15,7 @@ class UserError(ValueError):
         remedy: what to do about it.
     """
 
-    def __init__(
-        self, what: str, *, code: str = "unclassified", where: object | None = None, remedy: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, code: str, where: object | None = None, remedy: str | None = None) -> None:
         self.what = what
         self.code = code
         self.where = None if where is None else str(where)

@@ -311,7 +311,9 @@ def failing(fault: Exception, rank: int, place: str = "preparation.survey") -> C
 
 def test_a_mistake_that_only_one_sees_is_told_by_the_first(make: Callable[..., RunConfig]) -> None:
     config = make("run")
-    first, second = trained(2, config, prepare=failing(UserError("a disk is missing", where="/data"), 1))
+    first, second = trained(
+        2, config, prepare=failing(UserError("a disk is missing", code="test.disk", where="/data"), 1)
+    )
     assert (first.code, second.code) == (2, 2)
     assert first.err == "veneer: error: process 1 of 2: /data: a disk is missing\n" and second.err == ""
     assert list(config.output.dir.iterdir()) == []

@@ -233,7 +233,7 @@ def test_a_score_that_cannot_be_had_is_a_warning(config: RunConfig, monkeypatch:
 
     def losses(evaluator: HeldOutEvaluator) -> Losses:
         if _steps_done(evaluator) == 3:
-            raise UserError("the denoising loss on x.png is not finite")
+            raise UserError("the denoising loss on x.png is not finite", code="train.loss_not_finite")
         return measure(evaluator)
 
     monkeypatch.setattr(HeldOutEvaluator, "losses", losses)
@@ -244,7 +244,7 @@ def test_a_score_that_cannot_be_had_is_a_warning(config: RunConfig, monkeypatch:
 
 def test_a_folder_that_does_not_take_the_best_is_no_end(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> str:
-        raise UserError("cannot be written: No space left on device")
+        raise UserError("cannot be written: No space left on device", code="files.cannot_write")
 
     monkeypatch.setattr("veneer.run.validation.save", full)
     events = told(config)

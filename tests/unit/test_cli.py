@@ -125,7 +125,7 @@ def test_a_slip_of_the_keyboard_gets_a_hint(
 @pytest.mark.parametrize(
     ("failure", "code", "line"),
     [
-        (UserError("is wrong", where="here", remedy="do\nbetter"), 2, "here: is wrong; do better"),
+        (UserError("is wrong", code="test.wrong", where="here", remedy="do\nbetter"), 2, "here: is wrong; do better"),
         (KeyboardInterrupt(), 130, "interrupted"),
         (OSError(errno.ENOSPC, "No space left on device", "a.png"), 1, "a.png: No space left on device"),
         (OSError("the hub is away"), 1, "the hub is away"),

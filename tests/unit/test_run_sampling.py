@@ -162,7 +162,7 @@ def test_a_full_disk_costs_a_sheet_and_not_the_run(config: RunConfig, monkeypatc
 
     def fill(picture: Any, path: Path, *note: Any) -> Path:
         if path.name == "step-000000004.png":
-            raise UserError(f"cannot be written: {os.strerror(errno.ENOSPC)}", where=path)
+            raise UserError(f"cannot be written: {os.strerror(errno.ENOSPC)}", code="files.cannot_write", where=path)
         return write(picture, path, *note)
 
     monkeypatch.setattr(files, "write_picture", fill)
