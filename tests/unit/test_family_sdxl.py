@@ -13,11 +13,15 @@ from PIL import Image
 from tests.bases import write_single_file, write_tiny_sdxl
 from tests.running import hashes, killed, quick_config, use_base
 from tests.training import gradients_of, tiny_config
+from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.family.protocol import Family, text_encoders_of
 from veneer.family.registry import load_family
+from veneer.plan.abstract import abstract_base
 from veneer.plan.parameters import plan_parameters
+from veneer.plan.pictures import PictureCounts
+from veneer.plan.rehearsal import RunInputs, rehearse
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
 from veneer.train.events import StepDone
@@ -80,6 +84,7 @@ def test_a_refiner_is_refused(base: Path, tmp_path: Path) -> None:
     assert caught.value.code == "base.unknown_family"
 
 
+FAST = "both text encoders"
 VARIANTS: dict[str, dict[str, Any]] = {
     "texts cached on disk": {"data": {"cache": "cache"}},
     "both text encoders": {"adapter": BOTH, "data": {"crop": "random", "flip": True, "caption_dropout": 0.3}},
@@ -87,7 +92,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(VARIANTS[name], id=name, marks=[] if name == FAST else pytest.mark.slow) for name in VARIANTS],
+)
 def test_a_killed_run_goes_on_to_the_same_bits(
     base: Path,
     family: Family,
@@ -106,6 +114,14 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     killed(two, StepDone, 3)
     run_training(two, resume=Resume())
     assert hashes(two.output.dir) == hashes(one.output.dir)
+
+
+def test_a_layer_whose_output_is_not_read_has_a_gradient_of_zero(family: Family, tiny_pictures: Path) -> None:
+    """The first text encoder's last one; so that every parameter has a state in the optimiser."""
+    gradients = gradients_of(tiny_config(tiny_pictures, adapter=BOTH), family)
+    unread = {name for name in gradients if name.startswith("text_encoder.") and ".layers.2." in name}
+    assert len(unread) == 2 * 4
+    assert {name for name, gradient in gradients.items() if not gradient.any()} == unread
 
 
 @pytest.mark.parametrize("memory", ["lean", "leaner", "checkpoint"])
@@ -160,3 +176,17 @@ def test_an_unknown_text_encoder_is_refused_with_those_that_there_are(family: Fa
         plan_parameters(config, family)
     assert caught.value.code == "adapter.unknown_text_encoder"
     assert "it has text_encoder, text_encoder_2" in str(caught.value)
+
+
+@pytest.mark.slow
+def test_it_is_planned_from_its_configurations_as_it_is_when_loaded(run: RunConfig, family: Family) -> None:
+    """Without a weight being read, to the byte."""
+    config = resolve(run, family)
+    inputs = RunInputs(torch.device("cpu"), PictureCounts(shown=12, distinct=12, captions=12))
+    abstract = rehearse(config, lambda tracer: abstract_base(config, tracer), inputs)
+    loaded = rehearse(config, lambda tracer: tracer.without_data(family), inputs)
+    assert abstract.networks == loaded.networks and abstract.networks.keys() == family.networks.keys()
+    assert abstract.memory is not None and loaded.memory is not None and len(abstract.memory.phases) > 3
+    phases = [[(phase.name, phase.tensors) for phase in memory.phases] for memory in (abstract.memory, loaded.memory)]
+    assert phases[0] == phases[1]
+    assert abstract.file_bytes == loaded.file_bytes
