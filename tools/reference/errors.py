@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-__all__ = ["PAGE", "Refusal", "page", "refusals", "without_code"]
+__all__ = ["PAGE", "Refusal", "page", "refusals"]
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "errors.md"
@@ -57,11 +57,6 @@ def refusals() -> Iterator[Refusal]:
         yield from _Module(path).refusals()
 
 
-def without_code() -> list[str]:
-    """Return the places at which a ``UserError`` is made without a code."""
-    return [place for path in sorted(_SOURCE.rglob("*.py")) for place in _Module(path).without_code()]
-
-
 class _Module:
     """One file of the package, as far as errors are made in it."""
 
@@ -77,15 +72,10 @@ class _Module:
         """Yield the refusals of the file."""
         for function, call in self._calls():
             codes = [keyword.value for keyword in call.keywords if keyword.arg == "code"]
-            # error.code hands another error's code on
-            if codes and not (isinstance(codes[0], ast.Attribute) and codes[0].attr == "code"):
+            # error.code and report["code"] hand another error's code on
+            if codes and not ast.unparse(codes[0]).endswith((".code", "['code']")):
                 for code, what in self._resolve(function, codes[0], call.args[0]):
                     yield Refusal(code, what, self.name)
-
-    def without_code(self) -> list[str]:
-        """Return the places at which an error is made without a code."""
-        calls = [call for _, call in self._calls() if all(keyword.arg != "code" for keyword in call.keywords)]
-        return [f"{self.name}:{call.lineno}" for call in calls]
 
     def _calls(self) -> Iterator[tuple[Function, Call]]:
         """Yield the calls that make an error, each with the function around it."""
