@@ -28,7 +28,7 @@ __all__ = ["EventRecorder", "draw_adapter", "lighten", "shared_base"]
 def lighten(patch: pytest.MonkeyPatch) -> None:
     """Spare a test what others are about: plots, the heap swept before each training, a base read anew each time.
 
-    A study leaves its base as it was, so all of them can share one; ``test_study_runs.py`` sees that it does.
+    A study leaves its base as it was, so all of them can share one; ``test_study_run.py`` sees that it does.
     """
     patch.setattr(results, "plot", lambda table, title: b"a plot")
     patch.setattr(trial, "PeakMemory", lambda device: SimpleNamespace(bytes=lambda: 10**8))

@@ -80,9 +80,9 @@ def test_what_is_kept_is_the_norm_that_is_kept() -> None:
     adapter = {"a": factors(24, 16, 8), "b": factors(8, 40, 5, kernel=3, seed=1)}
     for rank in (1, 4, 7):
         cut = resize(adapter, rank)
-        assert spectrum(adapter).kept(rank) == pytest.approx(norm(cut) / norm(adapter), rel=1e-12)
-    assert spectrum(adapter).kept(8) == 1
-    assert spectrum({"a": LoraFactors(torch.ones(2, 3), torch.zeros(4, 2), 1.0)}).kept(1) == 1
+        assert spectrum(adapter).retained(rank) == pytest.approx(norm(cut) / norm(adapter), rel=1e-12)
+    assert spectrum(adapter).retained(8) == 1
+    assert spectrum({"a": LoraFactors(torch.ones(2, 3), torch.zeros(4, 2), 1.0)}).retained(1) == 1
 
 
 def test_layers_of_a_low_rank_are_left_as_they_are() -> None:

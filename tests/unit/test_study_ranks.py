@@ -125,8 +125,8 @@ def test_the_command_line(run: Path, tiny_pictures: Path, tmp_path: Path, capsys
     assert {path.name for path in (tmp_path / "ranks").iterdir()} == {
         f"ranks.{e}" for e in ("md", "csv", "json", "png")
     }
-    told = json.loads((tmp_path / "ranks" / "ranks.json").read_text("utf-8"))
-    assert set(told["kept"]) == {"rank 1", "rank 2", "rank 4"} and told["margin"] == 0.1
+    content = json.loads((tmp_path / "ranks" / "ranks.json").read_text("utf-8"))
+    assert set(content["retained"]) == {"rank 1", "rank 2", "rank 4"} and content["margin"] == 0.1
     for words, fault in (
         ([], "--rank: one rank is needed"),
         (["--rank", "9"], "not more than 9"),

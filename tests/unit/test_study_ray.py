@@ -95,7 +95,7 @@ def test_what_is_done_is_not_given_away_and_a_fault_is_named(
     recorder = EventRecorder()
     table = run_study(grid_of(run), tmp_path, on="ray", callback=recorder).table
     assert len(ray.reports) == 2 and not table.failures and len(table.rows) == 2
-    assert [event.known for event in recorder.of_type(TrialFinished)] == [True, True, False, False]
+    assert [event.cached for event in recorder.of_type(TrialFinished)] == [True, True, False, False]
 
 
 def test_a_search_reports_at_its_rungs_and_trains_all_seeds_of_what_is_not_stopped(

@@ -1,1 +1,1 @@
-"""How often intervals cover the truth, where the truth is known."""
+"""Simulate how often intervals cover the truth."""

@@ -29,7 +29,7 @@ Case = Callable[[np.random.Generator, int], tuple[Losses, Losses]]
 
 
 def _paired(gain: Callable[[np.random.Generator, int], Losses]) -> Case:
-    """Losses whose differences by picture are as given, beside what both models share: the picture and the noise."""
+    """Return a case whose differences by picture are the gains; picture and noise are the same for both models."""
 
     def case(random: np.random.Generator, pictures: int) -> tuple[Losses, Losses]:
         base = _base(random, pictures)
@@ -39,7 +39,7 @@ def _paired(gain: Callable[[np.random.Generator, int], Losses]) -> Case:
 
 
 def _base(random: np.random.Generator, pictures: int) -> Losses:
-    """Losses as a base has them: by picture times by timestep, of which few dominate, times the luck of the noise."""
+    """Draw losses of a base: a factor of the picture, one of the time, of which few dominate, and one of the noise."""
     time = (np.arange(DRAWS) + random.random((pictures, DRAWS))) / DRAWS
     losses: Losses = (
         random.gamma(4, 0.25, (pictures, 1)) * np.exp(-3 * time) * random.gamma(20, 0.05, (pictures, DRAWS))
@@ -48,15 +48,15 @@ def _base(random: np.random.Generator, pictures: int) -> Losses:
 
 
 def _share(random: np.random.Generator, pictures: int) -> tuple[Losses, Losses]:
-    """An adapter that takes a share of the loss, a tenth on average and of some pictures much more, with outliers."""
+    """Draw losses of an adapter that takes away a tenth on average, of some pictures much more, with outliers."""
     base = _base(random, pictures)
     share = random.gamma(2, 0.05, (pictures, 1))
-    luck = 0.01 * random.standard_t(4, base.shape)
-    return base * (1 - share) + luck, base
+    outliers = 0.01 * random.standard_t(4, base.shape)
+    return base * (1 - share) + outliers, base
 
 
 def _nothing(random: np.random.Generator, pictures: int) -> tuple[Losses, Losses]:
-    """An adapter that changes losses a little, up as often as down."""
+    """Draw losses of an adapter that changes them a little, up as often as down."""
     base = _base(random, pictures)
     return base + 0.02 * random.standard_t(3, (pictures, 1)) + 0.02 * random.standard_normal(base.shape), base
 
@@ -69,11 +69,11 @@ CASES_BY_NAME: Mapping[str, tuple[Case, float]] = {
     "a share of the loss": (_share, -0.1 * (1 - math.exp(-3)) / 3),
     "nothing": (_nothing, 0.0),
 }
-"""What an adapter may do to losses, and the true mean difference."""
+"""Effects of an adapter on losses, with the true mean difference."""
 
 
 def coverage(name: str, pictures: int, cases: int, resamples: int = RESAMPLES) -> float:
-    """Share of cases whose interval covers the truth."""
+    """Return the share of cases whose interval covers the truth."""
     case, truth = CASES_BY_NAME[name]
     hits = 0
     for number in range(cases):
@@ -83,7 +83,7 @@ def coverage(name: str, pictures: int, cases: int, resamples: int = RESAMPLES) -
 
 
 def mixed_coverage(pictures: int, cases: int, resamples: int = RESAMPLES) -> float:
-    """Share of cases, of each kind as many, whose interval covers the truth."""
+    """Return the share of cases, as many of each kind, whose interval covers the truth."""
     kinds = list(CASES_BY_NAME.values())
     hits = 0
     for number in range(cases):
@@ -94,7 +94,7 @@ def mixed_coverage(pictures: int, cases: int, resamples: int = RESAMPLES) -> flo
 
 
 def gap_coverage(pictures: int, cases: int, resamples: int = RESAMPLES) -> float:
-    """The same of the gap between skewed gains on held-out pictures and even ones on twice as many others."""
+    """Return that share for the gap between skewed gains on held-out pictures and even ones on twice as many others."""
     hits = 0
     for number in range(cases):
         random = np.random.default_rng([pictures, number])
@@ -106,8 +106,8 @@ def gap_coverage(pictures: int, cases: int, resamples: int = RESAMPLES) -> float
 
 
 def table(figures: Mapping[str, Mapping[str, float]]) -> str:
-    """The figures as the page has them."""
-    rows = [f"| {name} | {' | '.join(f'{of[str(n)]:.1%}' for n in PICTURES)} |" for name, of in figures.items()]
+    """Return the figures as the page has them."""
+    rows = [f"| {name} | {' | '.join(f'{shares[str(n)]:.1%}' for n in PICTURES)} |" for name, shares in figures.items()]
     return "\n".join(
         [
             f"| differences by picture | {' | '.join(f'{n} pictures' for n in PICTURES)} |",
@@ -119,7 +119,7 @@ def table(figures: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def main() -> None:
-    """Simulate, print, keep, publish."""
+    """Simulate, print the shares, write them, and publish the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=CASES, help="simulated evaluations a cell")
     cases = parser.parse_args().cases

@@ -26,7 +26,7 @@ class Spectrum:
 
     by_layer: Mapping[str, Tensor]
 
-    def kept(self, rank: int) -> float:
+    def retained(self, rank: int) -> float:
         """Return the share of the Frobenius norm of all delta W left at a rank; 1 for an adapter that is zero."""
         left = sum(float((values[:rank] ** 2).sum()) for values in self.by_layer.values())
         total = sum(float((values**2).sum()) for values in self.by_layer.values())

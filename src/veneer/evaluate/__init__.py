@@ -1,1 +1,1 @@
-"""Measuring what an adapter does, on pictures it never saw."""
+"""Measurements of what an adapter does, on pictures it never saw."""

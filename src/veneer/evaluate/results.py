@@ -107,7 +107,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Gap:
-    """How much more the adapter gains on pictures it was trained on than on others: what it knows by heart.
+    """The memorisation gap: how much more the adapter gains on pictures it was trained on than on others.
 
     Attributes:
         mean: difference on held-out pictures less difference on training pictures; above 0 it gains more where it was

@@ -31,7 +31,7 @@ def budget_points(context: StudyContext) -> list[Point]:
 def _with_rank(context: StudyContext, point: Point, count: int) -> Point:
     """Return a point with the rank that gives the count, which is linear in the rank."""
     ranked = [replace(point, changes={**point.changes, "adapter.rank": rank}) for rank in (1, 2)]
-    one, two = (_count(context, each) for each in ranked)
+    one, two = (_count(context, ranked_point) for ranked_point in ranked)
     rank = max(1, round(1 + (count - one) / (two - one)))
     return replace(point, changes={**point.changes, "adapter.rank": rank})
 

@@ -447,8 +447,8 @@ def _explain(error: ValidationError, origin: str, places: Mapping[Key, str]) -> 
     where = f"{line}: {dotted(key)}" if key else line
     if fault["type"] == "extra_forbidden":
         section = SearchConfig if key[0] == "search" and len(key) == 2 else StudyConfig
-        known = RangeConfig if len(key) > 2 else section
-        close = difflib.get_close_matches(str(key[-1]), known.model_fields, n=1)
+        model = RangeConfig if len(key) > 2 else section
+        close = difflib.get_close_matches(str(key[-1]), model.model_fields, n=1)
         remedy = f"did you mean {close[0]}?" if close else None
         return UserError("no such key", code="study.unknown_key", where=where, remedy=remedy)
     message = str(fault["ctx"]["error"]) if fault["type"] == "value_error" else _message(fault)

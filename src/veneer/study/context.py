@@ -1,4 +1,4 @@
-"""What all trainings of a study share: the base, the pictures, and the way in which adapters are measured."""
+"""The context that all trainings of a study share: the base, the pictures, and how adapters are measured."""
 
 from __future__ import annotations
 
@@ -186,10 +186,8 @@ class StudyContext:
         """Refuse a quantization other than that of the base that is loaded, for all trials share it."""
         own, shared = config.train.quantization, self.reference.train.quantization
         if own != shared:
-            what, remedy = (
-                f"is {own} here, and {shared} in the study's own run",
-                "make it two studies, one for each base",
-            )
+            what = f"is {own} here, and {shared} in the study's own run"
+            remedy = "make it two studies, one for each base"
             raise UserError(what, code="study.differing_base", where="train.quantization", remedy=remedy)
 
     def _refuse_leak(self, config: RunConfig) -> None:

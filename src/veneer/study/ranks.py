@@ -162,11 +162,11 @@ def _measure(
         with applied(family.networks, weights):
             losses = evaluator.losses()
         results[rank] = _result(rank, weights, losses, config.seed)
-        callback(RankMeasured(rank, float(losses.mean()), values.kept(rank)))
+        callback(RankMeasured(rank, float(losses.mean()), values.retained(rank)))
     reference = results[highest].point
     table = tabulate(list(results.values()), base, seeds=[config.seed], reference=reference, margin=margin)
     ranks = {result.point: rank for rank, result in results.items()}
-    return RankStudy(table, ranks, {rank: values.kept(rank) for rank in cuts})
+    return RankStudy(table, ranks, {rank: values.retained(rank) for rank in cuts})
 
 
 def _powers(highest: int) -> list[int]:
@@ -236,7 +236,7 @@ def _survey_folder(folder: Path, config: RunConfig) -> Manifest:
 def _write(study: RankStudy, out: Path, callback: Callback) -> None:
     """Write the table as Markdown, CSV and JSON, and the plot where matplotlib is installed."""
     retained = {name: study.retained[rank] for name, rank in study.ranks.items()}
-    content = {**to_data(study.table), "kept": retained}
+    content = {**to_data(study.table), "retained": retained}
     atomic_write(out / "ranks.md", as_markdown(study.table).encode())
     atomic_write(out / "ranks.csv", as_csv(study.table).encode())
     atomic_write(out / "ranks.json", to_json(content).encode())

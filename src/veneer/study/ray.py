@@ -86,7 +86,7 @@ def _run_all(context: StudyContext, results: StudyResults) -> None:
     points = budget_points(context)
     results.expect(points)
     trials = [context.trial(point, seed) for seed in context.study.config.seeds for point in points]
-    open_trials = _add_done(context, results, trials, known=True)
+    open_trials = _add_done(context, results, trials, cached=True)
     if not open_trials:
         return
     jobs = [(trial.point, trial.run.config.seed) for trial in open_trials]
@@ -101,18 +101,18 @@ def _run_all(context: StudyContext, results: StudyResults) -> None:
 
 
 def _add_done(
-    context: StudyContext, results: StudyResults, trials: Sequence[Trial], *, known: bool = False
+    context: StudyContext, results: StudyResults, trials: Sequence[Trial], *, cached: bool = False
 ) -> list[Trial]:
     """Add the trials that are done to the results, each once; return the others."""
-    return [trial for trial in trials if not _add_if_done(context, results, trial, known)]
+    return [trial for trial in trials if not _add_if_done(context, results, trial, cached)]
 
 
-def _add_if_done(context: StudyContext, results: StudyResults, trial: Trial, known: bool) -> bool:
+def _add_if_done(context: StudyContext, results: StudyResults, trial: Trial, cached: bool) -> bool:
     if (trial.point.name, trial.run.config.seed) in results.results:
         return True
     result = context.result(trial)
     if result is not None:
-        results.add(result, known=known)
+        results.add(result, cached=cached)
     return result is not None
 
 
@@ -123,17 +123,17 @@ def _search(context: StudyContext, results: StudyResults) -> None:
 
     search, steps = context.study.config.search, context.reference.train.max_steps
     assert search is not None
-    known = _known_proposals(context, results)
-    if len(known) >= search.trials:
+    earlier = _earlier_proposals(context, results)
+    if len(earlier) >= search.trials:
         return
     first_rung = next(iter(rungs(steps)), steps)
     asha = ASHAScheduler(time_attr="step", max_t=steps, grace_period=first_rung, reduction_factor=_REDUCTION_FACTOR)
     tune_config = tune.TuneConfig(
         metric="loss",
         mode="min",
-        search_alg=_sampler(context, known),
+        search_alg=_sampler(context, earlier),
         scheduler=asha,
-        num_samples=search.trials - len(known),
+        num_samples=search.trials - len(earlier),
     )
 
     def on_complete(config: Mapping[str, Any], last_report: Mapping[str, Any]) -> None:
@@ -143,16 +143,16 @@ def _search(context: StudyContext, results: StudyResults) -> None:
         _add_outcome(context, results, point_of(changes_of(outcome.config)), outcome)
 
 
-def _sampler(context: StudyContext, known: Sequence[tuple[dict[str, Any], float]]) -> Any:
-    """Return Optuna's sampler for Ray Tune, which has learned of the proposals that are known, and their losses."""
+def _sampler(context: StudyContext, earlier: Sequence[tuple[dict[str, Any], float]]) -> Any:
+    """Return Optuna's sampler for Ray Tune, which has learned from the proposals of earlier sessions."""
     from ray.tune.search.optuna import OptunaSearch
 
     search = context.study.config.search
     assert search is not None
     # with an earlier session's seed it would propose what that proposed
-    seed = key(context.reference.seed, "search", len(known)) % 2**32
-    params, losses = [params for params, _ in known], [loss for _, loss in known]
-    evaluated = {"points_to_evaluate": params, "evaluated_rewards": losses} if known else {}
+    seed = key(context.reference.seed, "search", len(earlier)) % 2**32
+    params, losses = [params for params, _ in earlier], [loss for _, loss in earlier]
+    evaluated = {"points_to_evaluate": params, "evaluated_rewards": losses} if earlier else {}
     return OptunaSearch(space_of(search), metric="loss", mode="min", seed=seed, **evaluated)
 
 
@@ -191,36 +191,36 @@ def _last_line(fault: BaseException | None) -> str:
     return lines[-1].strip() if lines else _NO_REASON
 
 
-def _known_proposals(context: StudyContext, results: StudyResults) -> list[tuple[dict[str, Any], float]]:
+def _earlier_proposals(context: StudyContext, results: StudyResults) -> list[tuple[dict[str, Any], float]]:
     """Add the proposals of earlier sessions to the results; return their parameters and losses.
 
-    They are known if they are done with all seeds, or were stopped early.
+    Those are returned that are done with all seeds, or were stopped early.
     """
     search = context.study.config.search
     assert search is not None
-    space, known = space_of(search), []
+    space, earlier = space_of(search), []
     for changes in context.tried_changes():
         params = params_of(changes, space)
         if params is None:
             continue
-        loss = _known_loss(context, results, _trials(context, point_of(changes)))
+        loss = _recorded_loss(context, results, _trials(context, point_of(changes)))
         if loss is not None:
-            known.append((params, loss))
-    return known
+            earlier.append((params, loss))
+    return earlier
 
 
-def _known_loss(context: StudyContext, results: StudyResults, trials: Sequence[Trial]) -> float | None:
+def _recorded_loss(context: StudyContext, results: StudyResults, trials: Sequence[Trial]) -> float | None:
     """Return the loss that a sampler learns of a proposal: the mean over its seeds, or the one it was stopped at."""
     if not trials:
         return None
-    open_trials = _add_done(context, results, trials, known=True)
+    open_trials = _add_done(context, results, trials, cached=True)
     if not open_trials:
         done = [results.results[trial.point.name, trial.run.config.seed] for trial in trials]
         return sum(float(result.losses.mean()) for result in done) / len(done)
     stopped = context.stopped(open_trials[0])
     if stopped is None:
         return None
-    results.add_stopped(stopped, known=True)
+    results.add_stopped(stopped, cached=True)
     return stopped.loss
 
 

@@ -121,9 +121,9 @@ class TrialStore:
     def tried_changes(self) -> list[Mapping[str, Any]]:
         """Return the changes of each point of which a trial has ended or was stopped early, each once."""
         folders = sorted(self._trials.glob("*/"))
-        records: list[TrialRecord | StopRecord | None] = [_read_record(TrialRecord, each / _RECORD) for each in folders]
-        records += [_read_record(StopRecord, self._stop_file(each)) for each in folders]
-        texts = [json.dumps(record.changes) for record in records if record is not None]
+        ended = [_read_record(TrialRecord, folder / _RECORD) for folder in folders]
+        stopped = [_read_record(StopRecord, self._stop_file(folder)) for folder in folders]
+        texts = [json.dumps(record.changes) for record in (*ended, *stopped) if record is not None]
         return [json.loads(text) for text in dict.fromkeys(texts)]
 
     def _losses_file(self, trial: Trial | None) -> Path:

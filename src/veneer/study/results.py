@@ -51,7 +51,7 @@ class TrialFinished:
         seed: of the training.
         loss: mean held-out loss; None if it failed, or was stopped early.
         reason: why it failed, or when it was stopped.
-        known: it was done already, in an earlier session.
+        cached: it was done already, in an earlier session.
         early: it was stopped early on purpose.
     """
 
@@ -59,7 +59,7 @@ class TrialFinished:
     seed: int
     loss: float | None
     reason: str | None = None
-    known: bool = False
+    cached: bool = False
     early: bool = False
 
 
@@ -108,14 +108,14 @@ class StudyResults:
         if self.context.study.config.budget is not None:
             self._ranks = {point.name: str(point.changes["adapter.rank"]) for point in points}
 
-    def add(self, result: TrialResult, known: bool = False) -> None:
-        """Add a trial that is done; ``known``: since an earlier session."""
+    def add(self, result: TrialResult, cached: bool = False) -> None:
+        """Add a trial that is done; ``cached``: it was done in an earlier session."""
         key = result.point, result.seed
         self.results[key] = result
         self.failures.pop(key, None)
         self.stopped.pop(key, None)
-        self._update(result.point, known)
-        self.callback(TrialFinished(*key, float(result.losses.mean()), known=known))
+        self._update(result.point, cached)
+        self.callback(TrialFinished(*key, float(result.losses.mean()), cached=cached))
 
     def add_failure(self, failure: TrialFailure) -> None:
         """Add a trial that failed."""
@@ -125,13 +125,13 @@ class StudyResults:
         self._update(failure.point)
         self.callback(TrialFinished(*key, None, failure.reason))
 
-    def add_stopped(self, stopped: StoppedEarly, known: bool = False) -> None:
-        """Add a trial that was stopped early; ``known``: in an earlier session."""
+    def add_stopped(self, stopped: StoppedEarly, cached: bool = False) -> None:
+        """Add a trial that was stopped early; ``cached``: in an earlier session."""
         key = stopped.point, stopped.seed
         self.stopped[key] = stopped
         self.failures.pop(key, None)
-        self._update(stopped.point, known)
-        self.callback(TrialFinished(*key, None, str(stopped), known, early=True))
+        self._update(stopped.point, cached)
+        self.callback(TrialFinished(*key, None, str(stopped), cached, early=True))
 
     def table(self) -> Table:
         """Return the table of all that is added so far."""
@@ -166,10 +166,10 @@ class StudyResults:
         table = self.table()
         return StudyOutput(table, self.context.folder, (*self._write(table), *self._plot(table)))
 
-    def _update(self, point: str, known: bool = False) -> None:
+    def _update(self, point: str, cached: bool = False) -> None:
         if point not in self._order:
             self._order.append(point)
-        if not known:  # what was known is in the earlier table, or will be in the next
+        if not cached:  # what is cached is in the earlier table, or will be in the next
             self.save()
 
     def _write(self, table: Table) -> list[Path]:

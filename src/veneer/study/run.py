@@ -95,10 +95,10 @@ def _run_all(context: StudyContext, results: StudyResults) -> None:
 
 def _run(context: StudyContext, results: StudyResults, trial: Trial, number: int, count: int) -> TrialResult | None:
     """Run one trial unless it is done; None if it fails, which ends no other trial."""
-    known = context.result(trial)
-    if known is not None:
-        results.add(known, known=True)
-        return known
+    result = context.result(trial)
+    if result is not None:
+        results.add(result, cached=True)
+        return result
     seed = trial.run.config.seed
     results.callback(TrialStarted(trial.point.name, seed, number, count))
     try:

@@ -67,14 +67,14 @@ def space_of(search: SearchConfig) -> dict[str, BaseDistribution]:
         ) from None
     logging.set_verbosity(logging.WARNING)
     space: dict[str, BaseDistribution] = {}
-    for key, each in search.space.items():
-        if not isinstance(each, RangeConfig):
+    for key, values in search.space.items():
+        if not isinstance(values, RangeConfig):
             # Optuna chooses among texts and numbers only, while a choice here may be a list
-            space[key] = distributions.CategoricalDistribution([json.dumps(value) for value in each])
-        elif isinstance(each.low, int) and isinstance(each.high, int):
-            space[key] = distributions.IntDistribution(each.low, each.high, log=each.log)
+            space[key] = distributions.CategoricalDistribution([json.dumps(value) for value in values])
+        elif isinstance(values.low, int) and isinstance(values.high, int):
+            space[key] = distributions.IntDistribution(values.low, values.high, log=values.log)
         else:
-            space[key] = distributions.FloatDistribution(each.low, each.high, log=each.log)
+            space[key] = distributions.FloatDistribution(values.low, values.high, log=values.log)
     return space
 
 

@@ -292,7 +292,7 @@ def tabulate(
 
 def _mean(losses: Mapping[int, Losses]) -> float:
     """Return the mean over seeds of the mean losses."""
-    return float(np.mean([each.mean() for each in losses.values()]))
+    return float(np.mean([seed_losses.mean() for seed_losses in losses.values()]))
 
 
 def _row(
@@ -310,9 +310,9 @@ def _row(
 
     versus_base = difference(own, dict.fromkeys(own, base))
     assert versus_base is not None
-    seconds = [each.seconds for each in group if each.seconds is not None]
-    memory = [each.memory_bytes for each in group if each.memory_bytes is not None]
-    means = {seed: float(each.mean()) for seed, each in own.items()}
+    seconds = [result.seconds for result in group if result.seconds is not None]
+    memory = [result.memory_bytes for result in group if result.memory_bytes is not None]
+    means = {seed: float(seed_losses.mean()) for seed, seed_losses in own.items()}
     return Row(
         point=group[0].point,
         trainable=group[0].trainable,

@@ -1,1 +1,1 @@
-"""What each verb of the command line does, without a terminal."""
+"""The verbs of the command line as functions, without a terminal."""

@@ -1,4 +1,4 @@
-"""What an adapter is evaluated with: its run's configuration, and the pictures that it was and was not trained on."""
+"""The inputs of an evaluation: the run's configuration, and pictures that the adapter was and was not trained on."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class EvaluationOptions:
 
 @dataclass(frozen=True)
 class EvaluationInputs:
-    """What an adapter is evaluated with.
+    """The configuration and the pictures that an adapter is evaluated with.
 
     Attributes:
         config: of its run, as far as it is known.

@@ -98,13 +98,13 @@ class _StudyCallback:
 
     def _end(self, event: TrialFinished) -> None:
         self._close()
-        known = " (done before)" if event.known else ""
+        cached = " (done before)" if event.cached else ""
         if event.loss is None:
-            result = f": {event.reason}{known}" if event.early else f" came to nothing: {event.reason}"
+            result = f": {event.reason}{cached}" if event.early else f" came to nothing: {event.reason}"
             say(self._console, f"  {event.point}, seed {event.seed}{result}")
             return
-        self._done += not event.known
-        say(self._console, f"  {event.point}, seed {event.seed}: held-out loss {event.loss:.4f}{known}")
+        self._done += not event.cached
+        say(self._console, f"  {event.point}, seed {event.seed}: held-out loss {event.loss:.4f}{cached}")
 
     def _left(self, event: TrialStarted) -> str:
         """Return how long the rest will take; empty before the first training is done."""

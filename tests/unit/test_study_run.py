@@ -149,7 +149,7 @@ def test_what_is_done_is_not_done_again(done: tuple[Path, Study], monkeypatch: p
     monkeypatch.setattr(StudyContext, "_measure", refuse)
     before, recorder = (folder / "study.json").read_bytes(), EventRecorder()
     run_study(study, folder, callback=recorder)
-    assert [event.known for event in recorder.of_type(TrialFinished)] == [True] * 4 and not recorder.of_type(
+    assert [event.cached for event in recorder.of_type(TrialFinished)] == [True] * 4 and not recorder.of_type(
         TrialStarted
     )
     assert (folder / "study.json").read_bytes() == before
