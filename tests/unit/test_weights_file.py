@@ -250,6 +250,18 @@ def test_refuses_a_name_that_no_layer_has(tmp_path: Path, name: str) -> None:
     assert message.startswith("has a tensor of which the name is no")
 
 
+def test_a_tensor_under_two_names_is_not_lost(tmp_path: Path) -> None:
+    peft = {**pair("base_model.model.mid.to_q"), **pair("mid.to_q")}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 2, "lora_alpha": 2}))
+    assert "mid.to_q.lora_A.weight twice" in refused(write(tmp_path / "x.safetensors", peft), "weights.tensor_twice")
+    old = {
+        f"unet.x.processor.to_q_lora.{part}.weight": tensor
+        for part, tensor in zip(("down", "up"), pair("a").values(), strict=True)
+    }
+    both = {**old, "unet.x.to_q.lora.down.weight": factors().down}
+    assert "twice" in refused(write(tmp_path / "y.safetensors", both), "weights.tensor_twice")
+
+
 def peft_folder(tmp_path: Path, layer: str, config: object) -> Path:
     write(tmp_path / "adapter_model.safetensors", pair(f"base_model.model.{layer}"))
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))

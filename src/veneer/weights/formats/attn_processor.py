@@ -11,7 +11,7 @@ from collections.abc import Collection
 from veneer.adapter.protocol import LayerAdapter
 from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.protocol import BaseNames, FileContent
-from veneer.weights.formats.tensors import adapters_of
+from veneer.weights.formats.tensors import adapters_of, rename_tensors
 
 __all__ = ["ATTN_PROCESSOR", "AttnProcessorFormat"]
 
@@ -36,9 +36,7 @@ class AttnProcessorFormat:
         Raises:
             UserError: the file is not whole, or has tensors of other kinds.
         """
-        return adapters_of(
-            {_of_layer(name): tensor for name, tensor in content.tensors.items()}, "peft", lambda _: None
-        )
+        return adapters_of(rename_tensors(content.tensors, _of_layer), "peft", lambda _: None)
 
     def network_of(self, layer: str) -> str | None:
         """Return the first part of a name, where it is a network's."""

@@ -10,7 +10,7 @@ from veneer.errors import UserError
 from veneer.weights.formats.names import needs_base, resolve, spellings
 from veneer.weights.formats.peft_config import PeftConfig, parse_config
 from veneer.weights.formats.protocol import BaseNames, FileContent
-from veneer.weights.formats.tensors import adapters_of
+from veneer.weights.formats.tensors import adapters_of, rename_tensors
 
 __all__ = ["CONFIG_NAME", "FILE_NAME", "PEFT", "PeftFormat"]
 
@@ -43,9 +43,7 @@ class PeftFormat:
             remedy = "it tells alpha, and so the adapter's strength"
             raise UserError(f"has no {CONFIG_NAME} beside it", code="weights.no_peft_config", remedy=remedy) from error
         config = PeftConfig(parse_config(text))
-        tensors = {name.removeprefix(_ROOT): tensor for name, tensor in content.tensors.items()}
-        if len(tensors) < len(content.tensors):
-            raise UserError(f"has a tensor twice, with {_ROOT} and without", code="weights.tensor_twice")
+        tensors = rename_tensors(content.tensors, lambda name: name.removeprefix(_ROOT))
         return adapters_of(tensors, self._naming, config.of)
 
     def network_of(self, layer: str) -> None:

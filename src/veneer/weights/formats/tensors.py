@@ -11,7 +11,7 @@ from veneer.adapter.protocol import LayerAdapter, Method
 from veneer.adapter.registry import METHODS
 from veneer.errors import UserError
 
-__all__ = ["adapters_of", "named_tensors"]
+__all__ = ["adapters_of", "named_tensors", "rename_tensors"]
 
 _LONGEST = 500  # characters of a tensor's name; a Flux block's has less than 100
 
@@ -36,6 +36,20 @@ def adapters_of(
     if not layers:
         raise UserError("holds no adapter: there is no tensor in it", code="weights.empty")
     return {layer: _adapter(layer, parts, naming, settings_of) for layer, parts in sorted(layers.items())}
+
+
+def rename_tensors(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
+    """Return a file's tensors under other names.
+
+    Raises:
+        UserError: two tensors get the same name.
+    """
+    renamed: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if (new := rename(name)) in renamed:
+            raise UserError(f"has {new} twice, under two names; {name} is one", code="weights.tensor_twice")
+        renamed[new] = tensor
+    return renamed
 
 
 def _by_layer(tensors: Mapping[str, Tensor], naming: str) -> dict[str, dict[str, Tensor]]:
