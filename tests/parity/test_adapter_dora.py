@@ -16,7 +16,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tests.networks import NETWORKS, gradients, worst
-from veneer.adapter.applied import applied
+from veneer.adapter.apply import apply_adapter
 from veneer.adapter.dora import DoraFactors, DoraSpec
 from veneer.adapter.inject import Injection, inject
 from veneer.adapter.lora import LoraFactors
@@ -231,6 +231,6 @@ def test_a_quantised_base_trains_and_is_applied_beside(unet: UNet2DConditionMode
     adapted = run(unet).detach()
     one.eject()
     assert torch.equal(run(unet), base)
-    with torch.no_grad(), applied({"unet": unet}, one.weights()):
+    with torch.no_grad(), apply_adapter({"unet": unet}, one.weights()):
         torch.testing.assert_close(run(unet), adapted, rtol=1e-4, atol=1e-4)
     assert torch.equal(run(unet), base)

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.errors import raises_code
-from veneer.adapter.applied import applied
+from veneer.adapter.apply import apply_adapter
 from veneer.adapter.dora import DoraFactors, DoraSpec
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraFactors, LoraSpec
@@ -132,7 +132,7 @@ def test_magnitudes_over_inputs_are_merged_and_refused_elsewhere(tmp_path: Path)
     for act in (
         lambda: injection.load(numbers),
         lambda: save(AdapterFile(numbers), tmp_path / FILE_NAME),
-        lambda: applied(held, numbers).__enter__(),
+        lambda: apply_adapter(held, numbers).__enter__(),
     ):
         with raises_code("adapter.magnitudes_over_inputs"):
             act()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.errors import raises_code
-from veneer.adapter.applied import applied
+from veneer.adapter.apply import apply_adapter
 from veneer.adapter.lora import LORA, LoraFactors
 from veneer.adapter.merge import combine, merge
 from veneer.adapter.protocol import Layer, Method
@@ -45,7 +45,7 @@ class Opaque(LoraFactors):
     def low_rank(self) -> None:  # type: ignore[override]
         return None
 
-    def beside(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+    def bypass(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
         return lambda x, output: output + 1
 
 
@@ -54,7 +54,7 @@ def test_what_cannot_be_merged_is_applied_beside_and_refused_elsewhere() -> None
     weights = {"unet.0": Opaque(torch.ones(2, 4), torch.ones(4, 2), 2.0)}
     x = torch.randn(2, 4)
     before = networks["unet"](x)
-    with applied(networks, weights):
+    with apply_adapter(networks, weights):
         assert torch.equal(networks["unet"](x), before + 1)
     assert torch.equal(networks["unet"](x), before)
     for code, act in {

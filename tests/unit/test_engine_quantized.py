@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn import functional
 
 from tests.errors import raises_code
-from veneer.adapter.applied import applied
+from veneer.adapter.apply import apply_adapter
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.merge import merge
 from veneer.engine import MemoryLevel, prepare, quantize
@@ -200,7 +200,7 @@ def test_an_adapter_is_applied_beside_it_and_gone_after() -> None:
     x = torch.randn(2, 3, 6, 6)
     with torch.no_grad():
         before = model(x)
-        with applied({"net": model}, factors), applied({"net": plain}, factors):
+        with apply_adapter({"net": model}, factors), apply_adapter({"net": plain}, factors):
             found, expected = model(x), plain(x)
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 assert model(x).dtype == torch.bfloat16

@@ -23,7 +23,7 @@ from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in
 from veneer.adapter.protocol import InjectedLayer, Layer, LayerAdapter, Method
 from veneer.errors import UserError
 
-__all__ = ["DORA", "DoraFactors", "DoraSpec", "decomposed", "weight_norm"]
+__all__ = ["DORA", "DoraFactors", "DoraSpec", "merged_weight", "weight_norm"]
 
 _MARKERS = {"use_dora": True}
 
@@ -50,7 +50,7 @@ class DoraSpec(LoraSpec):
             )
             raise UserError(what, code="adapter.zero_direction", remedy="take it off the targets, or use method lora")
 
-    def injected(self, module: BaseTunerLayer) -> InjectedLayer:
+    def injected_layer(self, module: BaseTunerLayer) -> InjectedLayer:
         """Return the handle of a layer that peft wrapped."""
         assert isinstance(module, LoraLayer)
         return InjectedDora(module, InjectedLora(module, self.alpha))
@@ -137,7 +137,7 @@ class DoraFactors:
 
     @property
     def method(self) -> Method:
-        """DoRA."""
+        """The method: DoRA."""
         return DORA
 
     @property
@@ -152,7 +152,7 @@ class DoraFactors:
 
     @property
     def parameter_count(self) -> int:
-        """Numbers in A, B and m."""
+        """Number of parameters in A, B and m."""
         return self.lora.parameter_count + self.magnitude.numel()
 
     @property
@@ -162,7 +162,7 @@ class DoraFactors:
 
     @property
     def is_untrained(self) -> bool:
-        """Whether B is zero, as it is at the start."""
+        """True where B is zero, as it is at the start."""
         return self.lora.is_untrained
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> DoraFactors:
@@ -212,7 +212,7 @@ class DoraFactors:
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return delta W = W' - W0."""
-        return decomposed(weight, self) - weight
+        return merged_weight(weight, self) - weight
 
     def squared_norm(self, weight: Tensor | None = None) -> float:
         """Return |W' - W0|^2; it takes the base's weight."""
@@ -220,7 +220,7 @@ class DoraFactors:
         wide = self.to(weight.device, torch.float64)
         return float(wide.delta_weight(weight.double()).square().sum())
 
-    def beside(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+    def bypass(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the function that makes a linear layer's output W' x + b of W0 x + b: m/n (W0 x + s B A x) + b.
 
         Raises:
@@ -260,7 +260,7 @@ def weight_norm(weight: Tensor, axis: int) -> Tensor:
     return norm
 
 
-def decomposed(weight: Tensor, factors: DoraFactors) -> Tensor:
+def merged_weight(weight: Tensor, factors: DoraFactors) -> Tensor:
     """Return W' = m (W0 + s B A) / |W0 + s B A| (Liu et al. 2024, eq. 5), of the weight's shape.
 
     Args:

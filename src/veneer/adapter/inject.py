@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
-from veneer.adapter.layers import fit, layers_of, layers_under, nearest
+from veneer.adapter.layers import fit_to_layers, layers_of, layers_under, nearest
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, InjectedLayer, LayerAdapter
 from veneer.errors import UserError
 
@@ -93,7 +93,7 @@ class Injection:
             UserError: a layer is missing on either side, or differs in method, shape or rank; nothing has been changed
                 then.
         """
-        named = fit(weights, layers_of(self._networks))
+        named = fit_to_layers(weights, layers_of(self._networks))
         _check_same_layers(set(named), set(self._sites))
         for path, site in self._sites.items():
             site.layer.check(path, named[path])
@@ -205,13 +205,13 @@ def _adapt(prefix: str, network: nn.Module, spec: AdapterSpec, paths: list[str])
     names = {path: path.removeprefix(f"{prefix}.") for path in paths}
     parents = {path: network.get_submodule(name.rpartition(".")[0]) for path, name in names.items()}
     originals = {path: network.get_submodule(name) for path, name in names.items()}
-    spec.put_into(network, list(names.values()))
+    spec.wrap_layers(network, list(names.values()))
     sites = {}
     for path, name in names.items():
         module = network.get_submodule(name)
         assert isinstance(module, BaseTunerLayer) and isinstance(module, nn.Module)
         module.train(originals[path].training)  # a new module trains, dropout and all, whatever its parent does
-        sites[path] = _Site(parents[path], name.rpartition(".")[2], originals[path], spec.injected(module))
+        sites[path] = _Site(parents[path], name.rpartition(".")[2], originals[path], spec.injected_layer(module))
     return sites
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from veneer.adapter.protocol import AdapterWeights, Layer, LayerAdapter
 from veneer.errors import UserError
 
-__all__ = ["fit", "layers_of", "layers_under", "nearest"]
+__all__ = ["fit_to_layers", "layers_of", "layers_under", "nearest"]
 
 _OPTIONAL_LEVEL = "text_model."
 """A level of text encoders' layer names that is there or not, by class and by version of transformers."""
@@ -31,7 +31,7 @@ def layers_of(networks: Mapping[str, nn.Module]) -> dict[str, Layer]:
     return {f"{prefix}.{path}": layer for prefix, net in networks.items() for path, layer in layers_under(net)}
 
 
-def fit(weights: AdapterWeights, layers: Mapping[str, Layer]) -> dict[str, LayerAdapter]:
+def fit_to_layers(weights: AdapterWeights, layers: Mapping[str, Layer]) -> dict[str, LayerAdapter]:
     """Return an adapter under the names that these networks use, once each part is known to fit its layer.
 
     Raises:

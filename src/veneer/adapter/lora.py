@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in, wrap_layers
+from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in, wrap_with_peft
 from veneer.adapter.protocol import InjectedLayer, Layer, LayerAdapter, LowRank, Method
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
@@ -102,11 +102,11 @@ class LoraSpec:
             what = f"{path} is a convolution with groups, dilation or padding other than zeros"
             raise UserError(what, code="adapter.unsupported_convolution", remedy="take it off the targets")
 
-    def put_into(self, network: nn.Module, paths: Sequence[str]) -> None:
+    def wrap_layers(self, network: nn.Module, paths: Sequence[str]) -> None:
         """Let peft wrap these layers."""
-        wrap_layers(network, self.to_peft(), paths)
+        wrap_with_peft(network, self.to_peft(), paths)
 
-    def injected(self, module: BaseTunerLayer) -> InjectedLayer:
+    def injected_layer(self, module: BaseTunerLayer) -> InjectedLayer:
         """Return the handle of a layer that peft wrapped."""
         assert isinstance(module, LoraLayer)
         return InjectedLora(module, self.alpha)
@@ -203,7 +203,7 @@ class LoraFactors:
 
     @property
     def method(self) -> Method:
-        """LoRA."""
+        """The method: LoRA."""
         return LORA
 
     @property
@@ -213,7 +213,7 @@ class LoraFactors:
 
     @property
     def scale(self) -> float:
-        """What B A is multiplied by: alpha/r."""
+        """The factor alpha/r of B A."""
         return self.alpha / self.rank
 
     @property
@@ -223,7 +223,7 @@ class LoraFactors:
 
     @property
     def parameter_count(self) -> int:
-        """Numbers in A and B."""
+        """Number of parameters in A and B."""
         return self.down.numel() + self.up.numel()
 
     @property
@@ -233,7 +233,7 @@ class LoraFactors:
 
     @property
     def is_untrained(self) -> bool:
-        """Whether B is zero, as it is at the start."""
+        """True where B is zero, as it is at the start."""
         return not bool(self.up.any())
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LoraFactors:
@@ -288,7 +288,7 @@ class LoraFactors:
         down, up = self.down.double().flatten(1), self.up.double().flatten(1)
         return float(self.scale**2 * ((up.T @ up) * (down @ down.T)).sum())
 
-    def beside(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+    def bypass(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the function that adds s B A x to a linear layer's output (Hu et al. 2021, eq. 3)."""
 
         def add(x: Tensor, output: Tensor) -> Tensor:

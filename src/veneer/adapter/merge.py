@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from veneer.adapter.layers import fit, layers_of
+from veneer.adapter.layers import fit_to_layers, layers_of
 from veneer.adapter.lora import LoraFactors, concatenate
 from veneer.adapter.protocol import (
     AdapterWeights,
@@ -20,7 +20,7 @@ from veneer.adapter.protocol import (
 )
 from veneer.errors import UserError
 
-__all__ = ["Merged", "combine", "is_mergeable", "merge"]
+__all__ = ["MergedAdapters", "combine", "is_mergeable", "merge"]
 
 
 def combine(adapters: Sequence[tuple[AdapterWeights, float]]) -> dict[str, LoraFactors]:
@@ -57,7 +57,7 @@ def _check_strengths(adapters: Sequence[tuple[AdapterWeights, float]]) -> None:
         check_strength(strength, f"adapter {place} of {len(adapters)}")
 
 
-class Merged:
+class MergedAdapters:
     """Adapters that are in the networks' weights; made by :func:`merge`."""
 
     def __init__(self, swaps: list[tuple[Layer, nn.Parameter, nn.Parameter]]) -> None:
@@ -78,7 +78,7 @@ class Merged:
         self._swaps = []
 
 
-def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[AdapterWeights, float]]) -> Merged:
+def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[AdapterWeights, float]]) -> MergedAdapters:
     """Make each weight W0 + sum of w_i delta W_i, at the base's own speed (Hu et al. 2021, section 4.1).
 
     The delta W of a method that is not additive is taken of W0 for each adapter, so their order does not matter. The
@@ -94,7 +94,7 @@ def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[AdapterWei
     """
     _check_strengths(adapters)
     layers = layers_of(networks)
-    fitted = [(fit(weights, layers), strength) for weights, strength in adapters]
+    fitted = [(fit_to_layers(weights, layers), strength) for weights, strength in adapters]
     for weights, _ in fitted:
         _check_mergeable(weights, layers)
     swaps = []
@@ -105,7 +105,7 @@ def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[AdapterWei
         merged = nn.Parameter(total, requires_grad=original.requires_grad)
         layers[name].weight = merged
         swaps.append((layers[name], original, merged))
-    return Merged(swaps)
+    return MergedAdapters(swaps)
 
 
 def is_mergeable(adapter: LayerAdapter, layer: Layer) -> bool:

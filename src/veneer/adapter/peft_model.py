@@ -1,4 +1,4 @@
-"""peft's hand in an injection: it wraps a network's layers, and names what it wrapped."""
+"""Injection by peft: it wraps the layers of a network, for any of its methods."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from peft import PeftConfig, inject_adapter_in_model
 from torch import nn
 
-__all__ = ["ADAPTER_NAME", "parameter_in", "wrap_layers"]
+__all__ = ["ADAPTER_NAME", "parameter_in", "wrap_with_peft"]
 
 ADAPTER_NAME = "default"
 """peft's name of the adapter; its helpers take this one when none is given."""
 
 
-def wrap_layers(network: nn.Module, config: PeftConfig, paths: Sequence[str]) -> None:
+def wrap_with_peft(network: nn.Module, config: PeftConfig, paths: Sequence[str]) -> None:
     """Let peft wrap these layers of a network, and no others.
 
     Args:

@@ -58,7 +58,7 @@ class AdapterSpec(Protocol):
             UserError: it cannot be adapted.
         """
 
-    def put_into(self, network: nn.Module, paths: Sequence[str]) -> None:
+    def wrap_layers(self, network: nn.Module, paths: Sequence[str]) -> None:
         """Wrap these layers of a network into modules that adapt them.
 
         Args:
@@ -66,8 +66,8 @@ class AdapterSpec(Protocol):
             paths: of the layers within the network.
         """
 
-    def injected(self, module: BaseTunerLayer) -> InjectedLayer:
-        """Return the handle of a layer that :meth:`put_into` wrapped."""
+    def injected_layer(self, module: BaseTunerLayer) -> InjectedLayer:
+        """Return the handle of a layer that :meth:`wrap_layers` wrapped."""
 
 
 class InjectedLayer(Protocol):
@@ -115,7 +115,7 @@ class LayerAdapter(Protocol):
 
     @property
     def parameter_count(self) -> int:
-        """How many numbers were trained."""
+        """Number of trained parameters."""
 
     @property
     def hyperparameters(self) -> Mapping[str, float]:
@@ -123,7 +123,7 @@ class LayerAdapter(Protocol):
 
     @property
     def is_untrained(self) -> bool:
-        """Whether training has left no trace in it, as far as can be told without the base."""
+        """True where training has left no trace in it, as far as can be told without the base."""
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LayerAdapter:
         """Return the same adapter on another device or in another dtype."""
@@ -156,7 +156,7 @@ class LayerAdapter(Protocol):
             weight: the base's; only methods that are additive can do without.
         """
 
-    def beside(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+    def bypass(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
         """Return a function of a layer's input and output that gives the output with this adapter.
 
         It is for layers that have no weight to merge into, because it is quantised.

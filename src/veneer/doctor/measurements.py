@@ -9,7 +9,7 @@ from math import isfinite
 
 import numpy as np
 
-from veneer.adapter.applied import applied
+from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Sample
@@ -55,7 +55,7 @@ def measure(
     validation = config.validation.model_copy(update={"draws": _DRAWS})
     evaluators = _evaluators(config.model_copy(update={"validation": validation}), family, sets)
     base = _losses(evaluators)
-    with applied(family.networks, weights):
+    with apply_adapter(family.networks, weights):
         adapter = _losses(evaluators)
     return Measurements(
         train_captions=_shuffled_captions(_TRAIN, sets, base, adapter),
@@ -145,6 +145,6 @@ def _text_encoder_effect(
     if len(denoiser) == len(weights):
         return None
     kind = _HELD_OUT if _HELD_OUT in evaluators else _TRAIN
-    with applied(family.networks, denoiser):
+    with apply_adapter(family.networks, denoiser):
         before = evaluators[kind].losses()
     return _effect(before, whole[kind])

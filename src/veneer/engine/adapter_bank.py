@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from veneer.adapter.layers import fit, layers_of
+from veneer.adapter.layers import fit_to_layers, layers_of
 from veneer.adapter.protocol import AdapterWeights, Layer, LowRank, check_strength, low_rank_of, method_without_low_rank
 from veneer.engine.row_adapters import RowAdapterHook, RowUpdates
 from veneer.errors import UserError
@@ -55,7 +55,7 @@ class AdapterBank:
         if name in self._adapters:
             what, remedy = f"an adapter {name!r} is in the bank already", "remove it, or use another name"
             raise UserError(what, code="adapter.name_taken", remedy=remedy)
-        fitted = fit(weights, self._layers)
+        fitted = fit_to_layers(weights, self._layers)
         for path in fitted:
             _check_layer(path, self._layers[path])
         if (method := method_without_low_rank(fitted)) is not None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from veneer.adapter.applied import applied
+from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Sample
@@ -162,7 +162,7 @@ def compare_adapter(
         kind: HeldOutEvaluator(config, family, pictures) for kind, pictures in kinds.items() if pictures.samples
     }
     base = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
-    with applied(family.networks, weights):
+    with apply_adapter(family.networks, weights):
         adapter = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
     return compare_losses(adapter, base, config.seed)
 

@@ -10,7 +10,7 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from veneer.adapter.applied import applied
+from veneer.adapter.apply import apply_adapter
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
@@ -240,7 +240,7 @@ class _Rehearsal:
         self._tracer.label_others("adapter")
         trainer.close()
         self._tracer.label_reloaded("weights loaded again")
-        with applied(self._family.networks, weights), torch.no_grad():
+        with apply_adapter(self._family.networks, weights), torch.no_grad():
             self._tracer.label_others("merged weights")
             self._sample(count)
             self._tracer.begin_phase("scoring")

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from veneer.adapter.applied import applied
+from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.colour import rgb
 from veneer.config.schema import RunConfig
@@ -80,7 +80,7 @@ def side_by_side(family: Family, weights: AdapterWeights, subjects: Subjects, co
     """
     settings = SampleSettings.of(config)
     rows = {"base": paint(family, subjects.prompts, settings)}
-    with applied(family.networks, weights):
+    with apply_adapter(family.networks, weights):
         rows["adapter"] = paint(family, subjects.prompts, settings)
     if subjects.real:
         rows["real"] = [_open(sample, config.data.background) for sample in subjects.real]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from veneer.adapter.applied import applied
+from veneer.adapter.apply import apply_adapter
 from veneer.config.fingerprint import training_settings
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig, SampleConfig, ValidationConfig
@@ -227,7 +227,7 @@ class StudyContext:
 
     def _measure_file(self, trial: Trial) -> Losses:
         """Measure a trial's adapter file."""
-        with applied(self.family.networks, load(trial.folder / FILE_NAME, self.family.networks).weights):
+        with apply_adapter(self.family.networks, load(trial.folder / FILE_NAME, self.family.networks).weights):
             return self._measure()
 
     def _measure(self) -> Losses:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from veneer.adapter.applied import applied
+from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.resize import highest_rank, resize, spectrum
 from veneer.config.load import build_config, load_config, resolve
@@ -159,7 +159,7 @@ def _measure(
     values = spectrum(cuts[highest])
     results: dict[int, TrialResult] = {}
     for rank, weights in cuts.items():
-        with applied(family.networks, weights):
+        with apply_adapter(family.networks, weights):
             losses = evaluator.losses()
         results[rank] = _result(rank, weights, losses, config.seed)
         callback(RankMeasured(rank, float(losses.mean()), values.retained(rank)))

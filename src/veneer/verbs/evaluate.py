@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from veneer.adapter.applied import applied
+from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
@@ -216,7 +216,7 @@ def _sample(subject: _Subject, captions: Sequence[str], purpose: str) -> list[Im
 
 def _sample_adapted(subject: _Subject, captions: Sequence[str], purpose: str) -> list[Image.Image]:
     """Sample captions with the adapter."""
-    with applied(subject.family.networks, subject.weights):
+    with apply_adapter(subject.family.networks, subject.weights):
         return _sample(subject, captions, purpose)
 
 

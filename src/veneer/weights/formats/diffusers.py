@@ -14,7 +14,7 @@ from torch import Tensor
 
 from veneer.adapter.layers import layers_of
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
-from veneer.weights.formats.names import NETWORKS, file_path, memory_path, needs_base, resolve, spellings
+from veneer.weights.formats.names import NETWORKS, file_path, memory_path, require_base, resolve, spellings
 from veneer.weights.formats.peft_config import PeftConfig, config_for, parse_config
 from veneer.weights.formats.protocol import BaseNames, FileContent
 from veneer.weights.formats.tensors import adapters_of, named_tensors
@@ -57,7 +57,7 @@ class DiffusersFormat:
             UserError: a name says no network and there is no base, two names mean one layer, or one means none.
         """
         if not all(self.network_of(layer) for layer in layers):
-            return resolve(layers, _aliases(needs_base(base, self.name, layers)))
+            return resolve(layers, _aliases(require_base(base, self.name, layers)))
         return {layer: memory_path(layer) for layer in layers}
 
     def write(self, weights: AdapterWeights, base: BaseNames | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -10,10 +10,10 @@ from collections.abc import Collection, Iterator
 
 from torch import Tensor
 
-from veneer.adapter.layers import fit, layers_of
+from veneer.adapter.layers import fit_to_layers, layers_of
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.errors import UserError
-from veneer.weights.formats.names import file_path, needs_base, resolve, spellings
+from veneer.weights.formats.names import file_path, require_base, resolve, spellings
 from veneer.weights.formats.protocol import BaseNames, FileContent
 from veneer.weights.formats.tensors import adapters_of, named_tensors
 
@@ -49,7 +49,7 @@ class KohyaFormat:
         return adapters_of(content.tensors, self._naming, lambda layer: None)
 
     def network_of(self, layer: str) -> str | None:
-        """Return the network that a name begins with; one denoiser's root is another's too, and the first is told."""
+        """Return the network that a name begins with; of denoisers, which share a root, the first one."""
         return next((net for net, roots in _ROOTS.items() if any(layer.startswith(f"{r}_") for r in roots)), None)
 
     def paths(self, layers: Collection[str], base: BaseNames | None) -> dict[str, str]:
@@ -58,7 +58,7 @@ class KohyaFormat:
         Raises:
             UserError: there is no base, or not exactly one of its layers has such a name.
         """
-        return resolve(layers, _aliases(needs_base(base, self.name, layers)))
+        return resolve(layers, _aliases(require_base(base, self.name, layers)))
 
     def write(self, weights: AdapterWeights, base: BaseNames | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the tensors, among them each layer's alpha.
@@ -67,8 +67,8 @@ class KohyaFormat:
             UserError: there is no base, the adapter is not of it, a layer's name would mean another layer too, or its
                 method has no names in this format.
         """
-        base = needs_base(base, self.name, list(weights))
-        fitted, aliases = fit(weights, layers_of(base.networks)), _aliases(base)
+        base = require_base(base, self.name, list(weights))
+        fitted, aliases = fit_to_layers(weights, layers_of(base.networks)), _aliases(base)
         tensors: dict[str, Tensor] = {}
         for path, adapter in fitted.items():
             name = _name(path, base)

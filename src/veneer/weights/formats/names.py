@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from veneer.errors import UserError
 from veneer.weights.formats.protocol import BaseNames
 
-__all__ = ["NETWORKS", "file_path", "memory_path", "needs_base", "resolve", "spellings"]
+__all__ = ["NETWORKS", "file_path", "memory_path", "require_base", "resolve", "spellings"]
 
 NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 """What diffusers' files, and the rest after them, call the networks of a base."""
@@ -51,8 +51,8 @@ def resolve(layers: Collection[str], aliases: Mapping[str, Collection[str]]) -> 
     return {layer: next(iter(aliases[layer])) for layer in layers}
 
 
-def needs_base(base: BaseNames | None, format_name: str, layers: Collection[str]) -> BaseNames:
-    """Return the base, which the names of such a file mean something beside only.
+def require_base(base: BaseNames | None, format_name: str, layers: Collection[str]) -> BaseNames:
+    """Return the base, without which a file's names do not say which layers they mean.
 
     Raises:
         UserError: there is none.

@@ -7,7 +7,7 @@ from collections.abc import Collection
 from veneer.adapter.layers import layers_of
 from veneer.adapter.protocol import LayerAdapter
 from veneer.errors import UserError
-from veneer.weights.formats.names import needs_base, resolve, spellings
+from veneer.weights.formats.names import require_base, resolve, spellings
 from veneer.weights.formats.peft_config import PeftConfig, parse_config
 from veneer.weights.formats.protocol import BaseNames, FileContent
 from veneer.weights.formats.tensors import adapters_of, rename_tensors
@@ -56,7 +56,7 @@ class PeftFormat:
             UserError: there is no base, or not exactly one of its layers has such a path.
         """
         aliases: dict[str, set[str]] = {}
-        for full in layers_of(needs_base(base, self.name, layers).networks):
+        for full in layers_of(require_base(base, self.name, layers).networks):
             for name in spellings(full.partition(".")[2]):
                 aliases.setdefault(name, set()).add(full)
         return resolve(layers, aliases)
