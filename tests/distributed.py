@@ -49,18 +49,29 @@ class Member:
         """What its work returned."""
         return json.loads((self.folder / "result").read_text())
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended yet; its exit code is known once it has."""
+        if self.code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            self.code = os.waitstatus_to_exitcode(status) if pid else None
+        return self.code is None
+
+    def send(self, number: int) -> None:
+        """Send a signal, unless it has ended."""
+        if self.is_running:
+            os.kill(self.pid, number)
+
     def wait(self) -> int:
         until = time.monotonic() + _PATIENCE
-        while self.code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.code = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() > until:
+        while self.is_running:
+            if time.monotonic() > until:
                 os.kill(self.pid, signal.SIGKILL)
                 os.waitpid(self.pid, 0)
                 raise AssertionError(f"process {self.pid} hangs; it said: {self.out} {self.err}")
             else:
                 time.sleep(0.005)
+        assert self.code is not None
         return self.code
 
 

@@ -59,7 +59,7 @@ def _count(config: RunConfig, family: Family, dataset: Dataset, metadata: Mappin
 
 
 def killing(kind: type, step: int) -> Callback:
-    """Dies when it is told of an event of a step."""
+    """Return a callback that dies at an event of a step."""
 
     def callback(event: object) -> None:
         if isinstance(event, kind) and getattr(event, "step", None) == step:
@@ -77,15 +77,15 @@ def killed(config: RunConfig, kind: type, step: int, resume: Resume | None = Non
     raise AssertionError(f"no {kind.__name__} of step {step}")
 
 
-def told(config: RunConfig, resume: Resume | None = None, *, overwrite: bool = False) -> list[Any]:
-    """All that a run tells until its end."""
+def record_events(config: RunConfig, resume: Resume | None = None, *, overwrite: bool = False) -> list[Any]:
+    """Return all events of a run until its end."""
     events: list[Any] = []
     run_training(config, overwrite=overwrite, resume=resume, callback=events.append)
     return events
 
 
 def hashes(output: Path) -> tuple[str, str]:
-    """SHA-256 of a finished run's adapter file, and of its last state: adapter, moments, step."""
+    """Return the SHA-256 of a finished run's adapter file, and of its last state: adapter, moments, step."""
     state = checkpoints_in(output / CHECKPOINTS)[-1] / STATE
     first, second = (hashlib.sha256(path.read_bytes()).hexdigest() for path in (output / FILE_NAME, state))
     return first, second

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.errors import raises_code
-from tests.running import hashes, killed, quick_config, told
+from tests.running import hashes, killed, quick_config, record_events
 from tests.training import tiny_config, tiny_run
 from veneer.adapter.merge import combine
 from veneer.adapter.registry import METHODS
@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     one, two = (method_config(method, tiny_base, tiny_pictures, tmp_path / name, **train) for name in ("one", "two"))
     run_training(one)
     killed(two, StepDone, 5)  # after a score, so the checkpoint has the best adapter in it
-    told(two, Resume())
+    record_events(two, Resume())
     assert hashes(two.output.dir) == hashes(one.output.dir)
     assert (two.output.dir / BEST).read_bytes() == (one.output.dir / BEST).read_bytes()
 

@@ -181,6 +181,21 @@ def test_a_signal_to_any_ends_all_after_the_same_step(
 
 
 @pytest.mark.slow
+def test_a_launcher_that_repeats_its_signal_ends_all_after_the_same_step(make: Callable[..., RunConfig]) -> None:
+    """A signal may reach one process long after another, and twice: from the terminal, and from the launcher."""
+    config = make("run", train={"max_steps": 5000, "checkpoint_every": 3})
+    members = begin(2, config.output.dir.parent / "said", commands(command(config)))
+    wait_for(config.output.dir / "checkpoints" / "step-000000003", members)
+    while any(member.is_running for member in members):
+        for member in members:
+            member.send(signal.SIGTERM)
+        time.sleep(0.002)
+    assert [member.code for member in members] == [143, 143], members[0].err + members[1].err
+    step = steps_kept(config.output.dir)[-1]
+    assert last_line(members[0]).startswith(f"veneer: stopped by SIGTERM after step {step}; the last checkpoint is")
+    assert members[1].err == "" and not (config.output.dir / LOCK).exists()
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("place", ["survey", "load_base"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -252,7 +267,9 @@ def test_the_others_say_that_the_first_is_gone(make: Callable[..., RunConfig]) -
     wait_for(config.output.dir / "checkpoints" / "step-000000002", members)
     os.kill(members[0].pid, signal.SIGKILL)
     assert [member.wait() for member in members] == [-signal.SIGKILL, 1]
-    assert last_line(members[1]).startswith("veneer: error: process 1: another process of this run is gone, or has not")
+    line = last_line(members[1])
+    assert line.startswith("veneer: error: process 1: another process of this run is gone, or has not")
+    assert f"; the last checkpoint is {config.output.dir / 'checkpoints'}/step-" in line
 
 
 def spoiling(step: int, place: int, **change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[int], None]:

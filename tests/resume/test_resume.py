@@ -13,7 +13,7 @@ import pytest
 
 from tests.errors import raises_code
 from tests.plans import changed
-from tests.running import hashes, killed, logged, quick_config, steps_kept, told, use_base
+from tests.running import hashes, killed, logged, quick_config, record_events, steps_kept, use_base
 from veneer.config.load import load_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
@@ -87,13 +87,13 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     two = changed(two, "train", checkpoint_every=2)
     run_training(one)
     killed(two, StepDone, 3)
-    events = told(two, NEWEST)
+    events = record_events(two, NEWEST)
     assert [event.step for event in events if isinstance(event, Resumed)] == [2]
     assert hashes(two.output.dir) == hashes(one.output.dir)
 
 
 def test_resuming_what_has_not_begun_begins_and_says_so(config: RunConfig, whole: tuple[str, str]) -> None:
-    events = told(config, NEWEST)
+    events = record_events(config, NEWEST)
     assert warnings(events) == [f"no checkpoint in {config.output.dir} yet, so the run starts from its beginning"]
     assert not [event for event in events if isinstance(event, Resumed)]
     assert hashes(config.output.dir) == whole
@@ -104,30 +104,30 @@ def test_a_finished_run_that_is_resumed_ends_the_same(config: RunConfig, whole: 
     killed(config, CheckpointSaved, 6)
     assert not (config.output.dir / FILE_NAME).exists()
     for _ in range(2):
-        events = told(config, NEWEST)
+        events = record_events(config, NEWEST)
         assert not [event for event in events if isinstance(event, StepDone)]
         assert hashes(config.output.dir) == whole
 
 
 def test_an_unfinished_run_is_not_started_over_unasked(config: RunConfig, whole: tuple[str, str]) -> None:
     killed(config, StepDone, 3)
-    with pytest.raises(UserError, match="unfinished run; --resume goes on with it, --overwrite starts over"):
+    with raises_code("output.has_checkpoints", "unfinished run; --resume goes on with it, --overwrite starts over"):
         run_training(config)
     assert steps_kept(config.output.dir) == [1, 2]
-    events = told(config, overwrite=True)
+    events = record_events(config, overwrite=True)
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4, 5, 6]
     assert hashes(config.output.dir) == whole
 
 
 def test_resume_and_overwrite_contradict(config: RunConfig) -> None:
-    with pytest.raises(UserError, match="choose one"):
+    with raises_code("resume.contradiction", "choose one"):
         run_training(config, overwrite=True, resume=NEWEST)
 
 
 def test_a_result_without_checkpoints_is_not_overwritten_by_a_resume(config: RunConfig) -> None:
     config.output.dir.mkdir()
     (config.output.dir / FILE_NAME).write_bytes(b"earlier")
-    with pytest.raises(UserError, match="already holds a result"):
+    with raises_code("output.has_result"):
         run_training(config, resume=NEWEST)
     assert (config.output.dir / FILE_NAME).read_bytes() == b"earlier"
 
@@ -148,7 +148,7 @@ def test_none_is_written_if_none_is_wanted(config: RunConfig, whole: tuple[str, 
 
 def test_a_named_checkpoint_is_gone_on_from(config: RunConfig, whole: tuple[str, str]) -> None:
     killed(config, StepDone, 4)
-    events = told(config, Resume(checkpoint(config, 3)))
+    events = record_events(config, Resume(checkpoint(config, 3)))
     assert Resumed(3, checkpoint(config, 3)) in events
     assert hashes(config.output.dir) == whole
 
@@ -161,7 +161,7 @@ def test_a_named_checkpoint_that_is_not_whole_never_starts_over(config: RunConfi
         flip(named / STATE)
     if damage == "file":
         named = named / STATE
-    with pytest.raises(UserError, match=r"no such checkpoint|is damaged") as caught:
+    with raises_code("checkpoint.damaged" if damage == "flipped" else "checkpoint.not_found") as caught:
         run_training(config, resume=Resume(named))
     assert str(named) in str(caught.value)
     assert steps_kept(config.output.dir) == [2, 3]
@@ -169,9 +169,8 @@ def test_a_named_checkpoint_that_is_not_whole_never_starts_over(config: RunConfi
 
 def test_a_named_checkpoint_with_newer_ones_is_refused(config: RunConfig) -> None:
     killed(config, StepDone, 4)
-    with pytest.raises(
-        UserError, match=r"is not the newest checkpoint, which is step-000000003; choose another output"
-    ):
+    text = r"is not the newest checkpoint, which is step-000000003; choose another output"
+    with raises_code("checkpoint.not_newest", match=text):
         run_training(config, resume=Resume(checkpoint(config, 2)))
     assert steps_kept(config.output.dir) == [2, 3]
 
@@ -181,10 +180,10 @@ def test_a_named_checkpoint_branches_off_into_another_folder(
 ) -> None:
     killed(config, StepDone, 4)
     branch = config.in_folder(tmp_path / "branch")
-    told(branch, Resume(checkpoint(config, 2)))
+    record_events(branch, Resume(checkpoint(config, 2)))
     assert hashes(branch.output.dir) == whole
     assert steps_kept(config.output.dir) == [2, 3]
-    with pytest.raises(UserError, match="already holds a result"):
+    with raises_code("output.has_result"):
         run_training(branch, resume=Resume(checkpoint(config, 2)))
 
 
@@ -194,7 +193,7 @@ def test_a_named_checkpoint_branches_off_into_another_folder(
 def test_a_torn_checkpoint_is_passed_over_with_a_word(config: RunConfig, whole: tuple[str, str]) -> None:
     killed(config, StepDone, 4)
     (checkpoint(config, 3) / MANIFEST).unlink()
-    events = told(config, NEWEST)
+    events = record_events(config, NEWEST)
     (word,) = warnings(events)
     assert "passed over" in word and str(checkpoint(config, 3)) in word and "has no manifest.json" in word
     assert [event.step for event in events if isinstance(event, Resumed)] == [2]
@@ -206,7 +205,9 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over_unasked(con
     killed(config, StepDone, 4)
     for step in (2, 3):
         flip(checkpoint(config, step) / STATE)
-    with pytest.raises(UserError, match=r"none of its 2 checkpoints is whole.*is damaged.*--overwrite starts over"):
+    with raises_code(
+        "checkpoint.none_whole", match=r"none of its 2 checkpoints is whole.*is damaged.*--overwrite starts over"
+    ):
         run_training(config, resume=NEWEST)
 
 
@@ -226,7 +227,7 @@ def test_a_changed_setting_is_refused_by_name(
     config: RunConfig, section: str, values: dict[str, Any], said: str
 ) -> None:
     killed(config, StepDone, 2)
-    with pytest.raises(UserError) as caught:
+    with raises_code("resume.run_changed") as caught:
         run_training(changed(config, section, **values), resume=NEWEST)
     assert f"the run has changed since then: {said}; undo it, or --allow-change" in str(caught.value)
 
@@ -234,7 +235,7 @@ def test_a_changed_setting_is_refused_by_name(
 def test_a_changed_setting_may_be_let_through(config: RunConfig, whole: tuple[str, str]) -> None:
     killed(config, StepDone, 2)
     other = changed(config, "train", batch_size=3, max_grad_norm=2.0)
-    with pytest.raises(UserError, match=r"then: train\.max_grad_norm: 1\.0 -> 2\.0;"):
+    with raises_code("resume.run_changed", match=r"then: train\.max_grad_norm: 1\.0 -> 2\.0;"):
         run_training(other, resume=Resume(allow=("train.batch_size",)))
     run_training(other, resume=Resume(allow=("train",)))
     assert load_config(config.output.dir / CONFIG).train.batch_size == 3
@@ -256,7 +257,7 @@ def test_what_does_not_shape_the_adapter_may_change(
         train={"checkpoint_every": 3, "keep_checkpoints": 1, "on_nonfinite": "skip"},
         sample={"every": 4},
     )
-    told(moved, NEWEST)
+    record_events(moved, NEWEST)
     assert hashes(moved.output.dir)[1] == whole[1]
     assert steps_kept(moved.output.dir) == [6]
 
@@ -267,7 +268,9 @@ def test_changed_pictures_are_refused(config: RunConfig, tiny_base: Path, tiny_p
     text = (tmp_path / "pictures" / "metadata.jsonl").read_text()
     (tmp_path / "pictures" / "metadata.jsonl").write_text(text.replace("a red", "one red"))
     other = quick_config(tiny_base, tmp_path / "pictures", config.output.dir)
-    with pytest.raises(UserError, match=r"then: data\.sources: [0-9a-f]{12} -> [0-9a-f]{12}; .*data\.sources if"):
+    with raises_code(
+        "resume.run_changed", match=r"then: data\.sources: [0-9a-f]{12} -> [0-9a-f]{12}; .*data\.sources if"
+    ):
         run_training(other, resume=NEWEST)
     run_training(other, resume=Resume(allow=("data.sources",)))
 
@@ -279,7 +282,7 @@ def test_another_base_is_refused(
     shutil.copytree(tiny_base_v, config.output.dir / "base")
     weights = next((config.output.dir / "base" / "vae").glob("*.safetensors"))
     flip(weights)
-    with pytest.raises(UserError, match=r"then: base: [0-9a-f]{12} -> [0-9a-f]{12};"):
+    with raises_code("resume.run_changed", match=r"then: base: [0-9a-f]{12} -> [0-9a-f]{12};"):
         run_training(quick_config(config.output.dir / "base", tiny_pictures, config.output.dir), resume=NEWEST)
 
 
@@ -294,7 +297,7 @@ def test_a_base_with_other_settings_is_refused_by_their_names(
     use_base(monkeypatch, other)
     changed = config.model_copy(update={"base": str(base)})
     named = r"then: base\.scheduler\.prediction_type: epsilon -> v_prediction; undo it, or --allow-change base if"
-    with pytest.raises(UserError, match=named):
+    with raises_code("resume.run_changed", match=named):
         run_training(changed, resume=NEWEST)
     run_training(changed, resume=Resume(allow=("base",)))
 
@@ -355,18 +358,20 @@ def test_more_steps_are_fine_where_the_rate_does_not_fall(config: RunConfig, who
 def test_other_steps_are_refused_where_the_rate_falls_towards_the_last(config: RunConfig) -> None:
     falling = changed(config, "train", lr_scheduler="linear")
     killed(falling, StepDone, 3)
-    with pytest.raises(UserError, match=r"train\.max_steps: 6 -> 8;"):
+    with raises_code("resume.run_changed", match=r"train\.max_steps: 6 -> 8;"):
         run_training(changed(falling, "train", max_steps=8), resume=NEWEST)
 
 
 def test_fewer_steps_than_are_done_are_refused(config: RunConfig) -> None:
     killed(config, StepDone, 5)
-    with pytest.raises(UserError, match=r"4 steps are done, and train\.max_steps is 3"):
+    with raises_code("resume.fewer_steps", match=r"4 steps are done, and train\.max_steps is 3"):
         run_training(changed(config, "train", max_steps=3), resume=Resume(allow=("train.max_steps",)))
 
 
 def test_a_key_that_no_config_has_allows_nothing() -> None:
-    with pytest.raises(UserError, match=r"--allow-change train\.bach: is no key.*did you mean train\.batch_size\?"):
+    with raises_code(
+        "config.unknown_key", match=r"--allow-change train\.bach: is no key.*did you mean train\.batch_size\?"
+    ):
         Resume(allow=("train.bach",))
 
 
@@ -374,7 +379,7 @@ def test_another_release_is_told(config: RunConfig, monkeypatch: pytest.MonkeyPa
     with monkeypatch.context() as patch:
         patch.setattr("veneer.run.identity.__version__", "0.0.9")
         killed(config, StepDone, 2)
-    assert any("by Veneer 0.0.9, this is" in word for word in warnings(told(config, NEWEST)))
+    assert any("by Veneer 0.0.9, this is" in word for word in warnings(record_events(config, NEWEST)))
     assert hashes(config.output.dir) == whole
 
 
@@ -385,14 +390,14 @@ def test_the_log_tells_each_step_once(config: RunConfig) -> None:
     killed(config, StepDone, 3)
     with (config.output.dir / LOG).open("ab") as log:
         log.write(b'{"event": "StepDo')  # the kill came in the middle of a line
-    told(config, NEWEST)
+    record_events(config, NEWEST)
     events = logged(config.output.dir)
     names = [event["event"] for event in events]
     assert [event["step"] for event in events if event["event"] == "StepDone"] == [1, 2, 3, 4, 5, 6]
     assert names.count("Planned") == 2 and names.count("Finished") == names.count("AdapterSaved") == 1
     there = names.index("Resumed")
     assert events[there]["step"] == 2 and events[there - 2]["event"] == "CheckpointSaved"
-    told(config, NEWEST)
+    record_events(config, NEWEST)
     names = [event["event"] for event in logged(config.output.dir)]
     assert names.count("Finished") == names.count("AdapterSaved") == 1 and names.count("Resumed") == 2
 
@@ -416,7 +421,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, whole: tuple[str, str]
 ) -> None:
     full_for(monkeypatch, "step-000000004")
-    events = told(config)
+    events = record_events(config)
     (word,) = warnings(events)
     assert word == (
         f"no checkpoint of step 4: {checkpoint(config, 4)}: cannot be written: No space left on device; "
@@ -429,7 +434,7 @@ def test_a_full_disk_costs_a_checkpoint_and_not_the_run(
 def test_a_folder_that_takes_no_checkpoints_is_said_to(config: RunConfig) -> None:
     config.output.dir.mkdir()
     (config.output.dir / CHECKPOINTS).touch()
-    words = warnings(told(config))
+    words = warnings(record_events(config))
     assert len(words) == 6 and all("cannot be written" in word and "no checkpoint yet" in word for word in words)
     assert (config.output.dir / FILE_NAME).exists()
 
@@ -446,16 +451,16 @@ def test_a_loss_that_is_not_finite_names_the_last_checkpoint(
         return found
 
     monkeypatch.setattr(BatchBuilder, "micro_batches", broken)
-    with pytest.raises(
-        NonFinite, match=r"step 4: the loss.*at time 0.*on_nonfinite=skip; the last checkpoint is"
-    ) as no:
+    text = r"step 4: the loss.*at time 0.*on_nonfinite=skip; the last checkpoint is"
+    with pytest.raises(NonFinite, match=text) as caught:
         run_training(config)
-    assert str(no.value).endswith(str(checkpoint(config, 3))) and no.value.step == 4 and len(no.value.samples) == 2
-    events = told(changed(config, "train", on_nonfinite="skip"), NEWEST)
-    assert [(event.step, event.reason) for event in events if isinstance(event, StepSkipped)] == [
-        (4, "loss_not_finite")
-    ]
-    with pytest.raises(UserError, match=r"train\.on_nonfinite: skip -> stop"):
+    fault = caught.value
+    assert str(fault).endswith(str(checkpoint(config, 3)))
+    assert (fault.code, fault.step, len(fault.samples)) == ("train.loss_not_finite", 4, 2)
+    events = record_events(changed(config, "train", on_nonfinite="skip"), NEWEST)
+    (skipped,) = [event for event in events if isinstance(event, StepSkipped)]
+    assert (skipped.step, skipped.reason) == (4, "loss_not_finite")
+    with raises_code("resume.run_changed", match=r"train\.on_nonfinite: skip -> stop"):
         run_training(config, resume=NEWEST)
 
 
@@ -463,7 +468,7 @@ def test_an_adapter_that_learned_nothing_is_no_result(tiny_base: Path, tiny_pict
     """A rate that float32 takes for zero."""
     rate = {"train": {"learning_rate": 1e-60}}
     config = quick_config(tiny_base, tiny_pictures, tmp_path / "run", **rate)
-    with pytest.raises(UserError, match="it is as it started on every layer, so nothing was learned"):
+    with raises_code("adapter.untrained", "it is as it started on every layer, so nothing was learned"):
         run_training(config)
     assert not (config.output.dir / FILE_NAME).exists()
 

@@ -14,19 +14,19 @@ from typing import Any
 
 import pytest
 
+from tests.errors import raises_code
 from tests.running import hashes, logged, quick_config, steps_kept, use_base
 from veneer.cli.main import main
 from veneer.cli.resume_option import with_resume_value
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
-from veneer.errors import UserError
 from veneer.family.registry import load_family
 from veneer.run.folder import LOG
 from veneer.run.lock import LOCK, locked
 from veneer.run.log import EventBus, EventLog, cut_log
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
-from veneer.run.signals import Interrupted, stopping_at_signals
+from veneer.run.signals import Interrupted, ending_at_signals, stopping_at_signals
 from veneer.train.events import CheckpointDue, StepDone, Warned
 from veneer.weights.file import FILE_NAME
 
@@ -137,6 +137,30 @@ def test_an_ignored_signal_stays_ignored() -> None:
         signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture
+def handlers_restored() -> Iterator[None]:
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("handlers_restored")
+def test_a_launched_process_stops_at_the_first_signal_and_ignores_those_that_follow() -> None:
+    stops = []
+    with (
+        pytest.raises(Interrupted),
+        ending_at_signals(),
+        stopping_at_signals(lambda: stops.append(1), launched=True) as caught,
+    ):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert caught.number == signal.SIGTERM and stops == [1, 1]
+        raise Interrupted(caught.number, 3)
+    # the others may have stopped before this process had its own signal, which is late then
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def test_a_thread_trains_without_handlers() -> None:
     before, seen = signal.getsignal(signal.SIGINT), []
 
@@ -200,7 +224,7 @@ def test_mistakes_about_resuming_are_one_line(
 
 def test_a_second_run_in_the_folder_is_refused(config: RunConfig) -> None:
     config.output.dir.mkdir()
-    with locked(config.output.dir), pytest.raises(UserError, match=rf"another run \(process {os.getpid()} on "):
+    with locked(config.output.dir), raises_code("output.in_use", match=rf"another run \(process {os.getpid()} on "):
         run_training(config)
     assert list(config.output.dir.iterdir()) == []
 
@@ -218,14 +242,14 @@ def test_a_lock_is_given_back_by_a_run_that_fails(config: RunConfig) -> None:
         update={"adapter": config.adapter.model_copy(update={"target_modules": ("to_nothing",)})}
     )
     for _ in range(2):
-        with pytest.raises(UserError, match="to_nothing"):
+        with raises_code("adapter.target_matches_nothing"):
             run_training(broken)
     assert list(config.output.dir.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_locked_is_said_so(tmp_path: Path) -> None:
     (tmp_path / LOCK).mkdir()
-    with pytest.raises(UserError, match="cannot be locked"), locked(tmp_path):
+    with raises_code("output.not_lockable", "cannot be locked"), locked(tmp_path):
         pass
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.running import hashes, killed, logged, quick_config, told, use_base
+from tests.errors import raises_code
+from tests.running import hashes, killed, logged, quick_config, record_events, use_base
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.errors import UserError
@@ -99,7 +100,7 @@ def test_scores_come_when_they_are_due(tiny_base: Path, tiny_pictures: Path, tmp
     config = config_of(
         tiny_base, tiny_pictures, tmp_path / "run", validation={"every": 4}, train={"checkpoint_every": 4}
     )
-    events = told(config)
+    events = record_events(config)
     assert [event.step for event in evaluated(events)] == [4, 6]
     names = [type(event).__name__ for event in events if getattr(event, "step", 0) == 4]
     assert names == ["StepDone", "EvaluationDue", "Evaluated", "CheckpointDue", "CheckpointSaved"]
@@ -110,16 +111,16 @@ def test_scores_come_when_they_are_due(tiny_base: Path, tiny_pictures: Path, tmp
 
 def test_without_being_asked_there_are_none(config: RunConfig) -> None:
     quiet = config.model_copy(update={"validation": config.validation.model_copy(update={"every": 0})})
-    events = told(quiet)
+    events = record_events(quiet)
     assert not [event for event in events if isinstance(event, (Evaluated, EvaluationDue, BestAdapterSaved))]
     assert not (quiet.output.dir / BEST).exists()
 
 
 def test_scoring_changes_nothing_of_the_adapter(config: RunConfig, tmp_path: Path) -> None:
-    told(config)
+    record_events(config)
     evaluate_less = config.validation.model_copy(update={"every": 0})
     quiet = config.model_copy(update={"validation": evaluate_less}).in_folder(tmp_path / "quiet")
-    told(quiet)
+    record_events(quiet)
     assert (config.output.dir / FILE_NAME).read_bytes() == (quiet.output.dir / FILE_NAME).read_bytes()
 
 
@@ -128,7 +129,7 @@ def test_a_score_is_that_of_the_adapter_as_it_would_be_saved(
 ) -> None:
     """With an average, of the average; the last score is that of the file, up to merging's rounding."""
     config = config_of(tiny_base, tiny_pictures, tmp_path / "run", train={"ema_decay": 0.9})
-    last = evaluated(told(config))[-1]
+    last = evaluated(record_events(config))[-1]
     score = score_adapter(config, family, survey(config.data), load(config.output.dir / FILE_NAME).weights)
     assert (last.held_out.base, last.held_out.adapter) == pytest.approx((score.base, score.adapter), rel=1e-5)
     assert score.base != pytest.approx(score.adapter, rel=1e-4)
@@ -136,7 +137,7 @@ def test_a_score_is_that_of_the_adapter_as_it_would_be_saved(
 
 def test_the_best_is_kept_beside_the_last(course: None, config: RunConfig) -> None:
     config = with_steps(config, 8)
-    events = told(config)
+    events = record_events(config)
     assert [event.best_step for event in evaluated(events)] == [1, 2, 2, 4, 4, 4, 4, 4]
     (kept,) = (event for event in events if isinstance(event, BestAdapterSaved))
     assert (kept.step, kept.last_step, kept.path) == (4, 8, config.output.dir / BEST)
@@ -144,7 +145,7 @@ def test_the_best_is_kept_beside_the_last(course: None, config: RunConfig) -> No
     assert info(config.output.dir / BEST).metadata["veneer.steps"] == "4"
     assert info(config.output.dir / FILE_NAME).metadata["veneer.steps"] == "8"
     short = with_steps(config, 4).in_folder(config.output.dir.parent / "short")
-    told(short)
+    record_events(short)
     # the settings in the metadata differ, which say how long the run was to be; the tensors do not
     best, last = (load(path).weights for path in (config.output.dir / BEST, short.output.dir / FILE_NAME))
     assert best.keys() == last.keys()
@@ -160,7 +161,7 @@ def with_steps(config: RunConfig, steps: int, **evaluate: Any) -> RunConfig:
 
 def test_patience_ends_a_run_and_says_why(course: None, config: RunConfig) -> None:
     config = with_steps(config, 8, patience=2)
-    events = told(config)
+    events = record_events(config)
     assert [event.step for event in events if isinstance(event, StepDone)] == [1, 2, 3, 4, 5, 6]
     (stop,) = (event for event in events if isinstance(event, EarlyStopped))
     assert (stop.step, stop.best_step, stop.scores) == (6, 4, 2)
@@ -182,7 +183,7 @@ def test_a_killed_run_comes_to_the_same_end(
     one, two = (with_steps(config, 8, patience=2).in_folder(tmp_path / n) for n in ("one", "two"))
     run_training(one)
     killed(two, kind, step)
-    told(two, NEWEST)
+    record_events(two, NEWEST)
     assert hashes(two.output.dir) == hashes(one.output.dir)
     assert (two.output.dir / BEST).read_bytes() == (one.output.dir / BEST).read_bytes()
     without_time = [
@@ -198,12 +199,12 @@ def test_a_killed_run_comes_to_the_same_end(
 
 def test_a_run_that_was_ended_is_not_trained_on_by_a_resume(course: None, config: RunConfig) -> None:
     config = with_steps(config, 8, patience=2)
-    told(config)
+    record_events(config)
     before = hashes(config.output.dir)
-    assert not [event for event in told(config, NEWEST) if isinstance(event, StepDone)]
+    assert not [event for event in record_events(config, NEWEST) if isinstance(event, StepDone)]
     assert hashes(config.output.dir) == before
     # more patience goes on with it
-    events = told(with_steps(config, 8, patience=5), NEWEST)
+    events = record_events(with_steps(config, 8, patience=5), NEWEST)
     assert [event.step for event in events if isinstance(event, StepDone)] == [7, 8]
     (kept,) = (event for event in events if isinstance(event, BestAdapterSaved))
     assert kept.step == 4
@@ -214,7 +215,7 @@ def test_the_best_goes_along_into_another_folder(course: None, config: RunConfig
     config = with_steps(config, 8)
     killed(config, StepDone, 7)
     branch = config.in_folder(tmp_path / "branch")
-    events = told(branch, Resume(config.output.dir / CHECKPOINTS / "step-000000006"))
+    events = record_events(branch, Resume(config.output.dir / CHECKPOINTS / "step-000000006"))
     (kept,) = (event for event in events if isinstance(event, BestAdapterSaved))
     assert kept.step == 4 and (branch.output.dir / BEST).exists()
 
@@ -223,7 +224,7 @@ def test_scores_of_another_measure_are_forgotten_with_a_word(course: None, confi
     config = with_steps(config, 8)
     killed(config, StepDone, 6)
     assert (config.output.dir / BEST).exists()
-    events = told(with_steps(config, 8, draws=2), NEWEST)
+    events = record_events(with_steps(config, 8, draws=2), NEWEST)
     assert [event.text for event in events if isinstance(event, Warned) and "forgotten" in event.text]
     assert [event.best_step for event in evaluated(events)] == [6, 6, 6]
 
@@ -237,7 +238,7 @@ def test_a_score_that_cannot_be_had_is_a_warning(config: RunConfig, monkeypatch:
         return measure(evaluator)
 
     monkeypatch.setattr(HeldOutEvaluator, "losses", losses)
-    events = told(config)
+    events = record_events(config)
     assert [event.step for event in evaluated(events)] == [1, 2, 4, 5, 6]
     assert "no score of step 3: the denoising loss" in [e.text[:38] for e in events if isinstance(e, Warned)]
 
@@ -247,7 +248,7 @@ def test_a_folder_that_does_not_take_the_best_is_no_end(config: RunConfig, monke
         raise UserError("cannot be written: No space left on device", code="files.cannot_write")
 
     monkeypatch.setattr("veneer.run.validation.save", full)
-    events = told(config)
+    events = record_events(config)
     assert any("the best adapter is not in its file" in e.text for e in events if isinstance(e, Warned))
     assert (config.output.dir / FILE_NAME).exists()
 
@@ -257,9 +258,8 @@ def test_asking_for_scores_with_nothing_held_out_is_refused_first(
 ) -> None:
     data = config.data.model_copy(update={"held_out": 0.0})
     monkeypatch.setattr("veneer.run.preparation.load_base", None)
-    with pytest.raises(
-        UserError, match=r"evaluate\.every: no picture is held out .*; hold some out with data\.held_out"
-    ):
+    text = r"validation\.every: no picture is held out .*; hold some out with data\.held_out"
+    with raises_code("validation.nothing_held_out", match=text):
         run_training(config.model_copy(update={"data": data}))
 
 

@@ -13,7 +13,7 @@ import torch
 
 from tests.errors import raises_code
 from tests.plans import plans_once  # noqa: F401
-from tests.running import killed, logged, quick_config, told
+from tests.running import killed, logged, quick_config, record_events
 from veneer.adapter.dora import DoraFactors
 from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors, delta_weight
@@ -50,7 +50,7 @@ def config(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="module")
 def run(config: RunConfig) -> Path:
     """A finished run's folder; read only."""
-    told(config)
+    record_events(config)
     return config.output.dir
 
 

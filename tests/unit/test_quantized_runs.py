@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.errors import raises_code
-from tests.running import hashes, killed, quick_config, told
+from tests.running import hashes, killed, quick_config, record_events
 from veneer.config.fingerprint import training_settings
 from veneer.data.preflight import survey
 from veneer.engine.quantization import FORMATS
@@ -59,7 +59,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     one, two = (quick_config(tiny_base, tiny_pictures, tmp_path / name, **changes) for name in ("one", "two"))
     run_training(one)
     killed(two, StepDone, 3)
-    told(two, Resume())
+    record_events(two, Resume())
     assert hashes(two.output.dir) == hashes(one.output.dir)
 
 

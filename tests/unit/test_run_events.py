@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.running import killed, logged, quick_config, told, use_base
+from tests.running import killed, logged, quick_config, record_events, use_base
 from tools.reference import events as reference
 from veneer.family.registry import load_family
 from veneer.run.events import EVENTS
@@ -69,7 +69,7 @@ def config(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: py
 
 
 def test_a_run_with_everything_logs_what_it_tells(config: Any) -> None:
-    events = told(config)
+    events = record_events(config)
     lines = logged(config.output.dir)
     assert [line["event"] for line in lines] == [type(event).__name__ for event in events]
     kinds = {kind.__name__: kind for kind in EVENTS}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.plans import changed
-from tests.running import killed, logged, quick_config, told, use_base
+from tests.running import killed, logged, quick_config, record_events, use_base
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.family.protocol import Family
@@ -60,7 +60,7 @@ def pictures(config: RunConfig, step: int) -> list[Image.Image]:
 
 
 def test_sheets_at_the_chosen_steps_and_the_base_before_them(config: RunConfig, family: Family) -> None:
-    events = told(config)
+    events = record_events(config)
     kinds = [type(event).__name__ for event in events if not isinstance(event, Warned)]
     assert kinds[:6] == ["Surveyed", "Planned", "TrainingStarted", "SampleDue", "SamplesSaved", "StepDone"]
     painted = [event for event in events if isinstance(event, SamplesSaved)]
@@ -166,7 +166,7 @@ def test_a_full_disk_costs_a_sheet_and_not_the_run(config: RunConfig, monkeypatc
         return write(picture, path, *note)
 
     monkeypatch.setattr(files, "write_picture", fill)
-    events = told(config)
+    events = record_events(config)
     (warning,) = [event for event in events if isinstance(event, Warned)]
     assert warning.code == "sample.not_written"
     assert warning.text.startswith("no samples of step 4: ") and "No space left" in warning.text
@@ -174,7 +174,7 @@ def test_a_full_disk_costs_a_sheet_and_not_the_run(config: RunConfig, monkeypatc
 
 
 def test_no_samples_no_strip(config: RunConfig) -> None:
-    events = told(changed(config, "sample", every=0))
+    events = record_events(changed(config, "sample", every=0))
     assert not [event for event in events if isinstance(event, SamplesSaved)]
     assert not (config.output.dir / SAMPLES).exists()
 

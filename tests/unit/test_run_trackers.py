@@ -12,7 +12,7 @@ import pytest
 
 from tests.curves import curves, events_in, sheets
 from tests.plans import plans_once  # noqa: F401
-from tests.running import killed, logged, quick_config, told, use_base
+from tests.running import killed, logged, quick_config, record_events, use_base
 from veneer.cli.main import main
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig, TrackingConfig
@@ -88,7 +88,7 @@ def test_tensorboard_is_the_default_where_it_is_installed(monkeypatch: pytest.Mo
 
 def test_a_run_without_tensorboard_is_silent(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("veneer.run.trackers.registry.find_spec", lambda name: None)
-    events = told(config)
+    events = record_events(config)
     assert warnings(events) == [] and not [event for event in events if isinstance(event, TrackingStarted)]
     assert not (config.output.dir / TENSORBOARD).exists()
 
@@ -119,7 +119,7 @@ def test_a_tracker_nobody_knows_is_refused_by_the_schema(config: RunConfig, tmp_
 
 
 def test_tensorboard_has_every_curve_every_sheet_and_the_config(config: RunConfig) -> None:
-    events = [event for event in told(config) if isinstance(event, StepDone)]
+    events = [event for event in record_events(config) if isinstance(event, StepDone)]
     found = curves(config.output.dir)
     assert [step for step, _ in found["loss/step"]] == [1, 2, 3, 4, 5, 6]
     assert [value for _, value in found["loss/step"]] == pytest.approx([event.loss for event in events])
@@ -198,7 +198,7 @@ def test_a_point_is_on_the_disk_once_it_is_told(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
 def test_the_others_get_the_same(name: str, config: RunConfig) -> None:
-    events = told(tracked_by(config, name, project="emoji"))
+    events = record_events(tracked_by(config, name, project="emoji"))
     steps = [(event.step, event.loss) for event in events if isinstance(event, StepDone)]
     assert points(name, "loss/step") == steps
     assert [step for step, _ in points(name, "loss/smoothed")] == [1, 2, 3, 4, 5, 6]
@@ -273,7 +273,7 @@ def test_a_tracker_that_fails_on_the_way_is_told_of_once_and_stops_nothing(
         scalars(self, step, values)
 
     monkeypatch.setattr(TensorBoard, "scalars", fill)
-    events = told(tracked_by(config, "tensorboard", "trackio"))
+    events = record_events(tracked_by(config, "tensorboard", "trackio"))
     assert warnings(events) == ["tensorboard is told nothing more of this run: [Errno 28] No space left on device"]
     assert [event["text"] for event in logged(config.output.dir) if event["event"] == "Warned"] == warnings(events)
     assert [step for step, _ in points("trackio", "loss/step")] == [1, 2, 3, 4, 5, 6]
@@ -288,7 +288,7 @@ def test_a_tracker_that_cannot_begin_is_told_of_and_stops_nothing(
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(import_module("wandb"), "init", down)
-    events = told(tracked_by(config, "wandb", "tensorboard"))
+    events = record_events(tracked_by(config, "wandb", "tensorboard"))
     assert warnings(events) == ["wandb is told nothing of this run: no route to host"]
     assert len(curves(config.output.dir)["loss/step"]) == 6
 
@@ -299,7 +299,7 @@ def test_a_tracker_that_fails_at_the_end_costs_no_result(config: RunConfig, monk
         raise TimeoutError
 
     monkeypatch.setattr(import_module("trackio"), "finish", fail)
-    events = told(tracked_by(config, "trackio"))
+    events = record_events(tracked_by(config, "trackio"))
     assert warnings(events) == ["trackio is told nothing more of this run: TimeoutError"]
     assert (config.output.dir / FILE_NAME).exists()
 

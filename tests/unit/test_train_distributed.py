@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 import veneer.train.distributed
 from tests.distributed import begin, distributed
+from tests.errors import raises_code
 from veneer.config.schema import TrainConfig
-from veneer.errors import UserError
 from veneer.train.distributed import ALONE, GradientSum, PeerFailed, PeerLost, ProcessGroup, connect, launched
 
 
@@ -234,7 +234,7 @@ def test_a_step_that_cannot_be_shared_out_is_refused_with_numbers(
     batch: int, accumulate: int, count: int, remedy: str
 ) -> None:
     train = TrainConfig(batch_size=batch, gradient_accumulation_steps=accumulate)
-    with pytest.raises(UserError) as caught:
+    with raises_code("distributed.uneven_steps") as caught:
         ProcessGroup(0, count).check_split(train)
     assert str(caught.value).endswith(remedy) and caught.value.where == "train.gradient_accumulation_steps"
     numbers = dict(part.split("=") for part in remedy.split(",")[0].split()[1:])

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from tests.errors import raises_code
 from tests.training import tiny_config, trainer_on
-from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.train.ema import ExponentialMovingAverage, decay_at
 from veneer.train.events import CheckpointDue, Finished, SampleDue, StepDone
@@ -188,6 +188,6 @@ def test_half_an_average_is_refused_and_changes_nothing(family: Family, tiny_pic
         lost = next(name for name in state if name.startswith("average."))
         adapter = lost.replace("average.", "adapter.")
         state[adapter].add_(1)
-        with pytest.raises(UserError, match=f"of another run: {lost} is missing"):
+        with raises_code("checkpoint.other_run", f"of another run: {lost} is missing"):
             trainer.load_state_dict({name: tensor for name, tensor in state.items() if name != lost})
         assert not torch.equal(trainer.state_dict()[adapter], state[adapter])

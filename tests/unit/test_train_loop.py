@@ -15,6 +15,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 import veneer.train.loop
+from tests.errors import raises_code
 from tests.training import (
     Recorder,
     bits_of,
@@ -254,12 +255,12 @@ def test_a_state_of_another_run_is_refused_and_changes_nothing(family: Family, t
         torn = next(name for name in before if name.startswith("optimizer."))
         layer = torn.split(".", 2)[2]
         for broken in (foreign, {name: t for name, t in before.items() if not name.endswith(layer)}):
-            with pytest.raises(UserError, match="another run"):
+            with raises_code("checkpoint.other_run"):
                 trainer.load_state_dict(broken)
-        with pytest.raises(UserError, match="another run: optimizer"):
+        with raises_code("checkpoint.other_run", "another run: optimizer"):
             kept = {n: t for n, t in before.items() if not (n.startswith("optimizer.") and n.endswith(layer))}
             trainer.load_state_dict(kept)
-        with pytest.raises(UserError, match="another run"):
+        with raises_code("checkpoint.other_run"):
             trainer.load_state_dict({name: t for name, t in before.items() if name != "step"})
         after = trainer.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
@@ -381,7 +382,7 @@ def test_alpha_scales_the_gradient(family: Family, tiny_pictures: Path) -> None:
 
 def test_a_resolution_that_the_base_cannot_halve_is_refused(family: Family, tiny_pictures: Path) -> None:
     config = tiny_config(tiny_pictures, data={"resolution": 18})
-    with pytest.raises(UserError, match=r"data\.resolution: 18 is not a multiple of 4.*use 16"):
+    with raises_code("data.unfit_resolution", match=r"data\.resolution: 18 is not a multiple of 4.*use 16"):
         Trainer(config, family, survey(config.data))
 
 

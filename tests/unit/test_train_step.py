@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.errors import raises_code
 from tests.training import Recorder, bits_of, gradients_of, tiny_config, trainer_on
 from veneer.engine.precision import Precision, precision_of
 from veneer.errors import UserError
@@ -227,7 +228,7 @@ def test_missing_prior_pictures_are_a_mistake_said_before_training(
     family: Family, tiny_pictures: Path, tmp_path: Path
 ) -> None:
     config = tiny_config(tiny_pictures, data={"prior": {"prompt": "a shape", "path": str(tmp_path / "none")}})
-    with pytest.raises(UserError, match="no picture of the class"), trainer_on(config, family):
+    with raises_code("data.no_prior", "no picture of the class"), trainer_on(config, family):
         pass
 
 

@@ -13,7 +13,7 @@ from veneer.run.folder import CHECKPOINTS
 from veneer.run.identity import Identity
 from veneer.train.distributed import ALONE, ProcessGroup
 from veneer.train.events import Warned
-from veneer.weights.checkpoint import Checkpoint, prune_checkpoints, write_checkpoint
+from veneer.weights.checkpoint import Checkpoint, checkpoints_in, prune_checkpoints, write_checkpoint
 
 __all__ = ["CheckpointManager"]
 
@@ -72,4 +72,7 @@ class CheckpointManager:
     @property
     def last_in_words(self) -> str:
         """The newest checkpoint, as part of a message."""
-        return "there is no checkpoint yet" if self.last is None else f"the last checkpoint is {self.last}"
+        # the first process may be gone before it could share one that it wrote
+        unshared = [] if self._processes.is_first else checkpoints_in(self._folder)
+        last = unshared[-1] if unshared else self.last
+        return "there is no checkpoint yet" if last is None else f"the last checkpoint is {last}"
