@@ -46,9 +46,9 @@ def main(base: str, data: Path | None, output: Path, steps: int) -> None:
     print(veneer.make_plan(config, family))
 
     # h = W0 x + (alpha/r) B A x: W0 stays as it is, A and B are trained
-    factors = veneer.Progress().watch(veneer.train_adapter(config, family, dataset))
+    weights = veneer.Progress().watch(veneer.train_adapter(config, family, dataset))
     file = output / veneer.FILE_NAME
-    print(f"{file}, sha256 {veneer.save_adapter(veneer.AdapterFile(factors), file)}")
+    print(f"{file}, sha256 {veneer.save_adapter(veneer.AdapterFile(weights), file)}")
 
     # the file in a fresh base, merged into its weights: W0 + (alpha/r) B A, at the base's own speed
     fresh = veneer.load_base(config.base)
