@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +16,6 @@ from veneer.config.load import build_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset
 from veneer.family.protocol import Family
-from veneer.plan.assessment import Assessment
 from veneer.plan.parameters import plan_parameters
 from veneer.run.events import Callback
 from veneer.run.folder import CHECKPOINTS, LOG
@@ -54,8 +54,9 @@ def use_base(patch: pytest.MonkeyPatch, family: Family, *, rehearse: bool = Fals
         patch.setattr("veneer.run.session.assess_run", _count)
 
 
-def _count(config: RunConfig, family: Family, dataset: Dataset, metadata: Mapping[str, str]) -> Assessment:
-    return Assessment(plan_parameters(config, family, metadata), free=None)
+def _count(config: RunConfig, family: Family, dataset: Dataset, metadata: Mapping[str, str]) -> SimpleNamespace:
+    """Return what a session reads of an assessment, of a run that fits."""
+    return SimpleNamespace(plan=plan_parameters(config, family, metadata), warning=None)
 
 
 def killing(kind: type, step: int) -> Callback:
