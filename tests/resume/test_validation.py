@@ -52,7 +52,7 @@ def config(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> RunConfig:
 def course(monkeypatch: pytest.MonkeyPatch) -> None:
     """Held-out losses of the adapter as ``COURSE`` has them, with a little noise; the base's are 1.0."""
     measure = HeldOutEvaluator.losses
-    monkeypatch.setattr("veneer.run.validation.Validator._of_base", _base_losses)
+    monkeypatch.setattr("veneer.run.validation.Validator._base_losses", _base_losses)
 
     def losses(evaluator: HeldOutEvaluator) -> Losses:
         step = _steps_done(evaluator)
