@@ -155,7 +155,7 @@ def test_the_best_is_kept_beside_the_last(course: None, config: RunConfig) -> No
 
 
 def with_steps(config: RunConfig, steps: int, **evaluate: Any) -> RunConfig:
-    train = config.train.model_copy(update={"steps": steps})
+    train = config.train.model_copy(update={"max_steps": steps})
     return config.model_copy(update={"train": train, "validation": config.validation.model_copy(update=evaluate)})
 
 

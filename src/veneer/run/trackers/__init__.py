@@ -1,1 +1,1 @@
-"""Trackers of a run's curves and sample sheets: one file each, which imports its package when it is made."""
+"""Trackers of a run's curves and sample sheets: one file each, whose package is loaded with the tracker."""
