@@ -189,7 +189,7 @@ def test_a_killed_run_comes_to_the_same_end(
     without_time = [
         [
             {k: v for k, v in line.items() if k not in ("seconds", "path", "losses")}
-            for line in logged(c.output)
+            for line in logged(c.output.dir)
             if line["event"] in ("StepDone", "Evaluated", "EarlyStopped", "BestAdapterSaved")
         ]
         for c in (one, two)
