@@ -478,7 +478,8 @@ def _as_peft_has_it(name: str, tensor: Tensor) -> Tensor:
 
 def test_lycoris_is_of_one_mind_about_kohya_s_dora() -> None:
     """Its module takes the tensors that we write and merges the same weight, over outputs and over inputs."""
-    locon = pytest.importorskip("lycoris.modules.locon")
+    from lycoris.modules import locon
+
     generator = torch.Generator().manual_seed(0)
     layers = [nn.Linear(6, 5), nn.Linear(6, 6), nn.Conv2d(6, 5, 3, stride=2), nn.Conv2d(6, 6, 3), nn.Conv2d(4, 4, 1)]
     for layer, axis in itertools.product(layers, (0, 1)):

@@ -76,7 +76,13 @@ def test_every_verb_explains_all_its_options(verb: Sequence[str], capsys: pytest
 
 def test_a_seed_that_no_generator_takes_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     line = refusal(capsys, "sample", "adapter", "--prompt", "a turtle", "--seed", str(2**64))
-    assert "'--seed'" in line and str(MAX_SEED) in line
+    assert "'--seed'" in line and line.removesuffix(".").endswith(str(MAX_SEED))
+
+
+def test_a_count_of_none_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    line = refusal(capsys, "sample", "x", "--prompt", "a", "--count", "0")
+    # releases of typer word a range differently
+    assert "'--count'" in line and re.search(r"(greater than or equal to |x>=)1\b", line)
 
 
 def test_verbs_are_all_here() -> None:
@@ -112,7 +118,6 @@ def test_a_verb_explains_itself_without_torch() -> None:
         (("train", "x", "--overwirte"), "Did you mean '--overwrite'?"),
         (("sample", "x", "--promt", "a cat"), "Did you mean '--prompt'?"),
         (("sample", "x"), "Missing option '--prompt'"),
-        (("sample", "x", "--prompt", "a", "--count", "0"), "'--count'"),
         (("adapter", "merge", "x"), "Missing option '--out'"),
     ],
 )

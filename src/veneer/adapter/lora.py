@@ -266,8 +266,8 @@ class LoraFactors:
         rank = down.shape[0] if down.ndim else 0
         if alpha is not None and alpha.numel() != 1:
             raise UserError(f"its alpha is not one number but {alpha.numel()}", code="adapter.bad_alpha")
-        told = float(rank) if alpha is None else float(alpha)
-        return LoraFactors(down, parts["up"], told if settings is None else _alpha_of(settings, rank))
+        own_alpha = float(rank) if alpha is None else float(alpha)
+        return LoraFactors(down, parts["up"], own_alpha if settings is None else _alpha_of(settings, rank))
 
     def file_parts(self, naming: str) -> dict[str, Tensor]:
         """Return A and B: with alpha for kohya's readers, with the strength in B for peft's."""
