@@ -8,10 +8,10 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
+from tests.predictions import eps_of, x0_of
 from veneer.family.diffusion import DiscreteDiffusion, velocity
 from veneer.family.protocol import Conditioning
 from veneer.objective.loss import Objective
-from veneer.objective.prediction import eps_of, x0_of
 from veneer.objective.weighting import min_snr
 
 TOTAL = 1000

@@ -7,10 +7,10 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from tests.predictions import eps_of, x0_of
 from veneer.family.flow import FlowMatching
 from veneer.family.protocol import Conditioning
 from veneer.objective.loss import Objective
-from veneer.objective.prediction import eps_of, x0_of
 
 T_B = torch.tensor([0.0, 0.125, 0.5, 0.9, 1.0], dtype=torch.float64)
 SHAPES = [(5, 4, 3, 6), (5, 7, 16), (5, 2, 3, 4, 5)]

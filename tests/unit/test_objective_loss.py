@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.predictions import eps_of, x0_of
 from veneer.config.schema import ObjectiveConfig
 from veneer.family.diffusion import DiscreteDiffusion
 from veneer.family.protocol import Conditioning
 from veneer.objective.density import DENSITIES, draw_times
 from veneer.objective.loss import Objective
-from veneer.objective.prediction import eps_of, x0_of
 from veneer.objective.weighting import WEIGHTINGS, min_snr
 
 PREDICTIONS = ("epsilon", "v_prediction", "sample")

@@ -1,1 +1,1 @@
-"""The loss: parameterisation x density of timesteps x weighting."""
+"""The loss: what a noise process asks for x density of times x weighting."""
