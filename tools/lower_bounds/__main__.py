@@ -22,6 +22,8 @@ __all__ = ["lower_bounds", "main"]
 
 ROOT = Path(__file__).parents[2]
 EXTRA = "test"
+PINS = "tests/unit/test_packaging.py::test_every_dependency_is_pinned"
+"""The one test that is about the newest releases: old ones may need packages that constraints.txt does not have."""
 
 
 def lower_bounds(requirements: Iterable[str], tries: Iterable[str] = ()) -> list[str]:
@@ -59,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     install = [python, "-m", "pip", "install", "--quiet", *pins]
     subprocess.run([*install, "--no-deps", "--editable", ROOT], check=True, cwd=ROOT)
     subprocess.run(install, check=True)
-    return subprocess.run([python, "-m", "pytest", *given.pytest], cwd=ROOT).returncode
+    return subprocess.run([python, "-m", "pytest", "--deselect", PINS, *given.pytest], cwd=ROOT).returncode
 
 
 if __name__ == "__main__":
