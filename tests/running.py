@@ -46,12 +46,17 @@ def quick_config(base: Path, pictures: Path, output: Path, **sections: Any) -> R
 def use_base(patch: pytest.MonkeyPatch, family: Family, *, rehearse: bool = False) -> None:
     """Let runs and evaluations have this base and load none: they give it its bits back, so one is enough for all.
 
-    Unless they are to ``rehearse`` their memory, runs count their parameters alone: a rehearsal takes longer than they.
+    Unless they are to ``rehearse`` their memory, runs count their parameters alone.
     """
     for module in ("run.preparation", "verbs.evaluate"):
         patch.setattr(f"veneer.{module}.load_base", lambda base: family)
     if not rehearse:
-        patch.setattr("veneer.run.session.assess_run", _count)
+        without_rehearsals(patch)
+
+
+def without_rehearsals(patch: pytest.MonkeyPatch) -> None:
+    """Let runs count their parameters alone: rehearsing their memory takes longer than they do."""
+    patch.setattr("veneer.run.session.assess_run", _count)
 
 
 def _count(config: RunConfig, family: Family, dataset: Dataset, metadata: Mapping[str, str]) -> SimpleNamespace:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.errors import raises_code
-from tests.running import hashes, killed, quick_config, record_events
+from tests.running import hashes, killed, quick_config, record_events, without_rehearsals
 from tests.training import tiny_config, tiny_run
 from veneer.adapter.merge import combine
 from veneer.adapter.registry import METHODS
@@ -49,7 +49,9 @@ def method(request: pytest.FixtureRequest) -> str:
 def run(method: str, tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     """A finished run with scores on the way; its folder is ``config.output.dir``."""
     config = method_config(method, tiny_base, tiny_pictures, tmp_path_factory.mktemp("run") / "run")
-    run_training(config)
+    with pytest.MonkeyPatch.context() as patch:
+        without_rehearsals(patch)
+        run_training(config)
     return config
 
 
@@ -65,8 +67,14 @@ def method_config(method: str, base: Path, pictures: Path, output: Path, **train
     ids=lambda train: " ".join(train),
 )
 def test_a_killed_run_goes_on_to_the_same_bits(
-    method: str, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, train: dict[str, Any]
+    method: str,
+    tiny_base: Path,
+    tiny_pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    train: dict[str, Any],
 ) -> None:
+    without_rehearsals(monkeypatch)
     one, two = (method_config(method, tiny_base, tiny_pictures, tmp_path / name, **train) for name in ("one", "two"))
     run_training(one)
     killed(two, StepDone, 5)  # after a score, so the checkpoint has the best adapter in it

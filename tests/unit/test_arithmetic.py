@@ -68,6 +68,7 @@ def test_training_memory_falls_from_1_2_tb_to_350_gb(found: dict[str, dict[str, 
     assert 1 - low["weights"] / (whole["weights"] + whole["moments"]) == pytest.approx(2 / 3, abs=0.01)
 
 
+@pytest.mark.slow
 def test_the_page_has_these_figures(found: dict[str, object]) -> None:
     assert json.loads(FIGURES.read_text()) == found, "run: python -m tools.arithmetic"
     for section, text in tables(found).items():

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.errors import raises_code
-from veneer.config.schema import SourceConfig
+from veneer.config.schema import DataConfig, SourceConfig
+from veneer.data.preflight import survey
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.registry import SOURCES, read_source
 
@@ -294,3 +296,92 @@ def test_another_kind_of_source_needs_its_class_and_a_place_in_the_registry(tmp_
         read_source(config, "tok")
     touch(tmp_path, "a.png")
     assert read_source(SourceConfig(path=tmp_path), "tok", sources) == listed(tmp_path, "tok")
+
+
+def write_toml(path: Path, text: str) -> Path:
+    path.write_text(text, "utf-8")
+    return path
+
+
+def test_a_dataset_file_of_kohyas_scripts(tmp_path: Path) -> None:
+    """Keys are inherited, folders are relative to the file, folders below and other endings are not read."""
+    touch(tmp_path, "birds/a.png", "birds/b.jpg", "birds/b.txt", "birds/below/c.png", "cats/d.png", "cats/e.png")
+    (tmp_path / "birds/a.caption").write_text("a red bird\n")
+    (tmp_path / "cats/d.png.txt").write_text("a grey cat")
+    path = write_toml(
+        tmp_path / "dataset.TOML",
+        """
+        [general]
+        shuffle_caption = true
+        num_repeats = 2
+        [[datasets]]
+        resolution = 512
+        class_tokens = "zk bird"
+        [[datasets.subsets]]
+        image_dir = "birds"
+        caption_prefix = "zk"
+        [[datasets]]
+        [[datasets.subsets]]
+        image_dir = 'cats'
+        num_repeats = 5
+        caption_extension = ".txt"
+        class_tokens = "cat"
+        caption_suffix = "drawn"
+        """,
+    )
+    found = read_source(SourceConfig(path=path, repeats=3), None)
+    assert [(one.path.name, one.captions, one.repeats) for one in found.entries] == [
+        ("a.png", ("zk a red bird",), 6),
+        ("b.jpg", ("zk zk bird",), 6),
+        ("d.png", ("a grey cat drawn",), 15),
+        ("e.png", ("cat drawn",), 15),
+    ]
+    (note,) = found.notes
+    assert note.endswith("set it in the run's configuration: resolution, shuffle_caption")
+
+
+SUBSET = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "."\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        ("= 1", "not_toml"),
+        ("a = " + "[" * 100_000, "not_toml"),
+        ("[general]\n", "toml_without_subsets"),
+        ("[[datasets]]\n", "toml_without_subsets"),
+        ("datasets = 4", "toml_wrong_type"),
+        ("datasets = [4]", "toml_wrong_type"),
+        ("general = 4\n" + SUBSET, "toml_wrong_type"),
+        ("[[datasets]]\nsubsets = 4", "toml_wrong_type"),
+        (SUBSET.replace("image_dir", "image_dirs"), "toml_without_folder"),
+        (SUBSET.replace('"."', "4"), "toml_wrong_type"),
+        (SUBSET.replace('"."', '"gone"'), "no_such_folder"),
+        (SUBSET + "num_repeats = true", "toml_wrong_type"),
+        (SUBSET + "num_repeats = 0", "toml_wrong_value"),
+        (SUBSET + 'caption_extension = "txt"', "toml_wrong_value"),
+        (SUBSET + 'caption_extension = "./x"', "toml_wrong_value"),
+        (SUBSET + "is_reg = true", "toml_unsupported"),
+        (SUBSET + 'metadata_file = "m.json"', "toml_unsupported"),
+        (SUBSET, "no_caption"),
+    ],
+)
+def test_a_faulty_dataset_file_is_refused(tmp_path: Path, text: str, code: str) -> None:
+    touch(tmp_path, "a.png")
+    message = refused(code, write_toml(tmp_path / "dataset.toml", text))
+    assert str(tmp_path) in message
+
+
+def test_a_dataset_file_trains_as_its_folders_do(tiny_pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "birds"
+    folder.mkdir()
+    for picture in tiny_pictures.glob("*.png"):
+        shutil.copy(picture, folder)
+        (folder / f"{picture.stem}.txt").write_text(picture.stem)
+    path = write_toml(
+        tmp_path / "dataset.toml",
+        f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{folder}'\ncaption_extension = '.txt'\nnum_repeats = 2",
+    )
+    got = survey(DataConfig(sources=(SourceConfig(path=path),)))
+    wanted = survey(DataConfig(sources=(SourceConfig(path=folder, repeats=2),)))
+    assert got.train.fingerprint() == wanted.train.fingerprint() and got.train.samples

@@ -45,6 +45,7 @@ def test_the_count_is_of_the_published_architecture() -> None:
     assert 0.25 < held["linear"] / plain["linear"] < 0.254, "a byte for four, and a scale a row"
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_base: Path
 ) -> None:

@@ -67,8 +67,9 @@ def write_large_base(base: Path, folder: Path, dtype: torch.dtype) -> int:
     return max(file.stat().st_size for file in (folder / "unet").glob("*.safetensors"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is told by Linux alone")
-@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_a_quantised_base_never_takes_more_than_its_final_form_and_a_shard(
     dtype: torch.dtype, tiny_base: Path, tmp_path: Path
 ) -> None:

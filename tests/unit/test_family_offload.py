@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from tests.errors import raises_code
-from tests.running import hashes, quick_config
+from tests.running import hashes, quick_config, without_rehearsals
 from tests.training import tiny_config, trainer_on
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
@@ -170,8 +170,13 @@ def test_what_a_step_needs_stays(
     ],
 )
 def test_bits_are_the_same_with_and_without(
-    sections: dict[str, Any], tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+    sections: dict[str, Any],
+    tiny_base: Path,
+    tiny_pictures: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    without_rehearsals(monkeypatch)
     found = []
     for offload in (True, False):
         changes = {**sections, "train": {**sections.get("train", {}), "offload": offload}}

@@ -190,3 +190,11 @@ def test_it_is_planned_from_its_configurations_as_it_is_when_loaded(run: RunConf
     phases = [[(phase.name, phase.tensors) for phase in memory.phases] for memory in (abstract.memory, loaded.memory)]
     assert phases[0] == phases[1]
     assert abstract.file_bytes == loaded.file_bytes
+
+
+def test_painting_leaves_the_base_as_it_was(family: Family) -> None:
+    """A scheduler notes its steps as it is painted with; each pipeline has one of its own."""
+    first, second = (cast(Any, family.pipeline()).scheduler for _ in range(2))
+    first.set_timesteps(3)
+    assert len(first.timesteps) == 3 != len(second.timesteps)
+    assert len(cast(Any, family.pipeline()).scheduler.timesteps) == len(second.timesteps)

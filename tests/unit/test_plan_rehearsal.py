@@ -160,7 +160,7 @@ CUT: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CUT)
-@pytest.mark.parametrize("side", [512, 1024])
+@pytest.mark.parametrize("side", [512, pytest.param(1024, marks=pytest.mark.slow)])
 def test_bases_without_weights_are_planned(
     name: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.errors import raises_code
-from tests.running import hashes, killed, quick_config, record_events
+from tests.running import hashes, killed, quick_config, record_events, without_rehearsals
 from veneer.config.fingerprint import training_settings
 from veneer.data.preflight import survey
 from veneer.engine.quantization import FORMATS
@@ -22,6 +23,14 @@ from veneer.run.session import run_training
 from veneer.train.events import StepDone
 from veneer.train.loop import Trainer
 from veneer.weights.file import FILE_NAME, load
+
+
+@pytest.fixture(autouse=True, scope="module")
+def runs_without_rehearsals() -> Iterator[None]:
+    """What a plan counts of a quantised base is another test's matter."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_rehearsals(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +57,9 @@ def test_a_run_ends_with_another_adapter_in_the_same_file(
     assert result.score is not None
 
 
-@pytest.mark.parametrize("memory", ["exact", "leaner", "checkpoint"])
+@pytest.mark.parametrize(
+    "memory", ["exact", *(pytest.param(name, marks=pytest.mark.slow) for name in ("leaner", "checkpoint"))]
+)
 def test_a_killed_run_goes_on_to_the_same_bits(
     memory: str, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:

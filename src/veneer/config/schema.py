@@ -93,12 +93,13 @@ class _Section(BaseModel):
 
 
 class SourceConfig(_Section):
-    """One folder of pictures."""
+    """One place with pictures."""
 
     path: Folder
-    """Folder with ``metadata.jsonl``, or with a ``.txt`` caption beside each picture; its subfolders are read too."""
+    """Folder with ``metadata.jsonl``, or with a ``.txt`` caption beside each picture; its subfolders are read too. Or
+    the ``.toml`` file of a dataset of kohya's scripts."""
     repeats: Count = 1
-    """How often an epoch shows each of its pictures."""
+    """How often an epoch shows each of its pictures; times the TOML's own ``num_repeats``."""
 
 
 class PriorConfig(_Section):

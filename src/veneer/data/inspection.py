@@ -30,12 +30,14 @@ class Inspection:
         thumbs: their thumbnails, by id.
         rejected: those that cannot.
         copies: pairs of files of the same bytes, of which the first is among the samples.
+        notes: what their sources say of them, a sentence each.
     """
 
     samples: dict[str, Sample] = field(default_factory=dict)
     thumbs: dict[str, Thumb] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
     copies: tuple[tuple[Path, Path], ...] = ()
+    notes: tuple[str, ...] = ()
 
     def manifest(self) -> Manifest:
         """Return the pictures without their thumbnails."""
@@ -48,8 +50,10 @@ def inspect_pictures(listings: Iterable[Listing], background: str) -> Inspection
     thumbs: dict[str, Thumb] = {}
     rejected: list[Rejected] = []
     copies: list[tuple[Path, Path]] = []
+    notes: list[str] = []
     for listing in listings:
         rejected += listing.rejected
+        notes += listing.notes
         for entry in listing.entries:
             try:
                 sample, thumb = _inspect(entry, rgb(background))
@@ -61,7 +65,7 @@ def inspect_pictures(listings: Iterable[Listing], background: str) -> Inspection
                 copies.append((first.path, sample.path))
                 sample = _unite(first, sample)
             samples[sample.id], thumbs[sample.id] = sample, thumb
-    return Inspection(samples, thumbs, tuple(rejected), tuple(copies))
+    return Inspection(samples, thumbs, tuple(rejected), tuple(copies), tuple(notes))
 
 
 def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Thumb]:

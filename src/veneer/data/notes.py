@@ -25,6 +25,7 @@ def note_pictures(config: DataConfig, train: Inspection, held: Inspection, near:
         near: pairs of pictures that look the same.
     """
     notes = [
+        *train.notes,
         *_note_folder_names(config.sources),
         *_note_copies(train.copies),
         *_note_empty_holdout(config, train, held),
@@ -55,7 +56,8 @@ def _note_folder_names(sources: Sequence[SourceConfig]) -> list[str]:
     """Note folders named as kohya's scripts have it, where ``10_cat`` means ten repeats."""
     notes = []
     for source in sources:
-        folders = [source.path, *(path for path in sorted(source.path.iterdir()) if path.is_dir())]
+        below = sorted(source.path.iterdir()) if source.path.is_dir() else []
+        folders = [path for path in (source.path, *below) if path.is_dir()]
         for folder in folders:
             number = re.match(r"(\d+)_\w", folder.name)
             if number and int(number[1]) != source.repeats:

@@ -34,12 +34,14 @@ class Dataset:
         held_out: pictures that training never sees; empty if there are too few to spare any.
         near: pairs of pictures that look the same but are different files; of many that all do, each is in a pair with
             one on its own side, of training or held out, and in one with one on the other side, if there are any.
+        copies: pairs of files of the same bytes, each of which is one picture, with the repeats of all.
         notes: what the user may want to know, a sentence each.
     """
 
     train: Manifest
     held_out: Manifest
     near: tuple[tuple[Path, Path], ...] = ()
+    copies: tuple[tuple[Path, Path], ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -57,7 +59,7 @@ def survey(config: DataConfig) -> Dataset:
         train, held = split(pictures, config.held_out)
     _refuse_if_empty(train, config.sources[0].path)
     near = _near_paths(pictures, held)
-    return Dataset(train.manifest(), held.manifest(), near, note_pictures(config, train, held, near))
+    return Dataset(train.manifest(), held.manifest(), near, pictures.copies, note_pictures(config, train, held, near))
 
 
 def read_prior(config: RunConfig) -> Manifest:

@@ -7,6 +7,7 @@ denoiser is told beside them, and which noise process it was trained with.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import json
@@ -239,7 +240,8 @@ class PipelineFamily:
     def pipeline(self) -> Any:
         """Return diffusers' pipeline over these networks; what is injected or merged here is seen there."""
         self.offload(())  # it may be saved
-        return self._pipeline_class()(**self._parts, **self._options)
+        scheduler = copy.deepcopy(self._parts["scheduler"])  # painting changes it: how many steps, which is next
+        return self._pipeline_class()(**{**self._parts, "scheduler": scheduler}, **self._options)
 
     def offload(self, parts: Sequence[str]) -> None:
         """Take these parts out of memory, and all others back; see :class:`veneer.family.offload.Offloader`."""

@@ -8,7 +8,7 @@ from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.tree import Tree
 from veneer.files import read_utf8
 
-__all__ = ["FolderSource", "entry_with_text_beside"]
+__all__ = ["FolderSource", "entry_with_text_beside", "read_captions"]
 
 
 class FolderSource:
@@ -24,6 +24,10 @@ def entry_with_text_beside(picture: Path) -> Entry:
     beside = picture.with_suffix(".txt")
     if not beside.is_file():
         return Entry(picture, (), captions_at=str(picture))
-    lines = read_utf8(beside).splitlines()
-    captions = tuple(dict.fromkeys(line.strip() for line in lines if line.strip()))
-    return Entry(picture, captions, captions_at=str(beside))
+    return Entry(picture, read_captions(beside), captions_at=str(beside))
+
+
+def read_captions(file: Path) -> tuple[str, ...]:
+    """Read the captions of one picture: each line that is not blank is one."""
+    lines = (line.strip() for line in read_utf8(file).splitlines())
+    return tuple(dict.fromkeys(filter(None, lines)))

@@ -30,10 +30,17 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """The pictures that a source lists, and those in it that are left out."""
+    """The pictures that a source lists, and those in it that are left out.
+
+    Attributes:
+        entries: the pictures.
+        rejected: those that are left out, each with its reason.
+        notes: what a user may want to know of the source, a sentence each.
+    """
 
     entries: tuple[Entry, ...]
     rejected: tuple[Rejected, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Source(Protocol):

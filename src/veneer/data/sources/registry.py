@@ -8,12 +8,13 @@ from dataclasses import replace
 from veneer.config.schema import SourceConfig
 from veneer.data.captions import refuse_uncaptioned, with_trigger
 from veneer.data.sources.folder import FolderSource
+from veneer.data.sources.kohya_toml import KohyaTomlSource
 from veneer.data.sources.metadata import MetadataSource
 from veneer.data.sources.protocol import Listing, Source
 
 __all__ = ["SOURCES", "read_source"]
 
-SOURCES: tuple[Source, ...] = (MetadataSource(), FolderSource())
+SOURCES: tuple[Source, ...] = (KohyaTomlSource(), MetadataSource(), FolderSource())
 """In the order in which they are asked; the last one takes any place, or says what is wrong with it."""
 
 
@@ -29,7 +30,7 @@ def read_source(config: SourceConfig, trigger: str | None, sources: Sequence[Sou
     if trigger is None:
         refuse_uncaptioned(config.path, listing.entries)
     entries = [
-        replace(entry, captions=with_trigger(entry.captions, trigger), repeats=config.repeats)
+        replace(entry, captions=with_trigger(entry.captions, trigger), repeats=entry.repeats * config.repeats)
         for entry in listing.entries
     ]
     return replace(listing, entries=tuple(entries))

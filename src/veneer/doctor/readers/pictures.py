@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from veneer.config.schema import RunConfig
-from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, survey
 from veneer.data.sources.registry import read_source
-from veneer.data.sources.tree import find_pictures
 from veneer.doctor.evidence import CaptionStatistics, PictureCounts
 from veneer.doctor.readers.log import picture_counts
 from veneer.errors import UserError
@@ -52,7 +50,7 @@ def survey_pictures(config: RunConfig, logged: PictureCounts | None, *, required
 def _count(config: RunConfig, logged: PictureCounts | None) -> int:
     if logged is not None:
         return logged.train + logged.held_out
-    return sum(len(find_pictures(source.path)) for source in config.data.sources)
+    return sum(len(read_source(source, config.data.trigger).entries) for source in config.data.sources)
 
 
 def count_pictures(config: RunConfig, logged: PictureCounts | None, dataset: Dataset | None) -> PictureCounts:
@@ -72,7 +70,7 @@ def _with_survey(counts: PictureCounts, config: RunConfig, dataset: Dataset) -> 
     small = {path for path, side in sides.items() if side < (config.data.resolution or 0)}
     return replace(
         counts,
-        duplicates=_count_duplicates(config, dataset.train),
+        duplicates=len(dataset.copies),
         near_duplicates=len(near),
         leaked=len(leaked),
         small=len(small),
@@ -84,14 +82,6 @@ def _with_survey(counts: PictureCounts, config: RunConfig, dataset: Dataset) -> 
 
 def _examples(paths: Iterable[Path]) -> tuple[str, ...]:
     return tuple(sorted(path.name for path in paths)[:_MAX_EXAMPLES])
-
-
-def _count_duplicates(config: RunConfig, train: Manifest) -> int:
-    """Count copies to the byte, which the survey takes as one picture with more repeats."""
-    repeats = {source.repeats for source in config.data.sources}
-    if len(repeats) > 1:
-        return 0
-    return sum(sample.repeats // min(repeats) - 1 for sample in train.samples)
 
 
 def caption_statistics(config: RunConfig, dataset: Dataset | None) -> CaptionStatistics | None:

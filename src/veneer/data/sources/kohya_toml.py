@@ -1,0 +1,141 @@
+"""The dataset file of kohya's scripts: a TOML that names folders, their repeats and the ending of their captions.
+
+A key counts for all folders where it stands in ``[general]``, for those of a dataset in ``[[datasets]]``, for one
+folder in ``[[datasets.subsets]]``; the nearest one wins. Of the many keys, those of :data:`READ` say which pictures and
+captions there are. All others are about training and are left to the run's own configuration, which a note says.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from veneer.data.sources.folder import read_captions
+from veneer.data.sources.protocol import Entry, Listing
+from veneer.data.sources.tree import Tree
+from veneer.errors import UserError
+from veneer.files import read_utf8
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["READ", "KohyaTomlSource"]
+
+READ: Mapping[str, tuple[type, Any]] = {
+    "image_dir": (str, None),
+    "num_repeats": (int, 1),
+    "class_tokens": (str, None),
+    "caption_extension": (str, ".caption"),
+    "caption_prefix": (str, None),
+    "caption_suffix": (str, None),
+}
+"""The keys of a folder that are read: each one's type, and what kohya's scripts take where it is missing."""
+_REFUSED = {
+    "is_reg": "name regularisation pictures in data.prior",
+    "metadata_file": "write the captions into a metadata.jsonl beside the pictures",
+}
+
+
+class KohyaTomlSource:
+    """A ``.toml`` file in the form of kohya's dataset configuration."""
+
+    def list_pictures(self, path: Path) -> Listing | None:
+        """List the pictures of all folders that the file names, in its order; None if this is not a TOML file."""
+        if path.suffix.lower() != ".toml" or not path.is_file():
+            return None
+        content = _parse(path)
+        subsets = list(_subsets(content, path))
+        if not subsets:
+            what = "names no folder: it has no [[datasets.subsets]]"
+            raise UserError(what, code="data.toml_without_subsets", where=path)
+        listings = [_list_subset(subset, path, where) for subset, where in subsets]
+        ignored = sorted({key for subset, _ in subsets for key in subset if key not in READ})
+        notes = [f"{path}: not read, set it in the run's configuration: {', '.join(ignored)}"] if ignored else []
+        entries = tuple(entry for listing in listings for entry in listing.entries)
+        rejected = tuple(one for listing in listings for one in listing.rejected)
+        return Listing(entries, rejected, tuple(notes))
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = tomllib.loads(read_utf8(path))
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise UserError(f"not TOML: {error}", code="data.not_toml", where=path) from None
+    return content
+
+
+def _subsets(content: Mapping[str, Any], path: Path) -> Iterator[tuple[dict[str, Any], str]]:
+    """Yield each folder's keys, with those that it inherits, and the place to name in messages."""
+    general = _table(content.get("general", {}), f"{path}: general")
+    for number, dataset in enumerate(_tables(content.get("datasets", []), f"{path}: datasets")):
+        inherited = {**general, **{key: value for key, value in dataset.items() if key != "subsets"}}
+        where = f"{path}: datasets[{number}].subsets"
+        for index, subset in enumerate(_tables(dataset.get("subsets", []), where)):
+            yield {**inherited, **subset}, f"{where}[{index}]"
+
+
+def _tables(value: object, where: str) -> list[dict[str, Any]]:
+    if not isinstance(value, list):
+        raise UserError("should be a list of tables, in [[ ]]", code="data.toml_wrong_type", where=where)
+    return [_table(item, where) for item in value]
+
+
+def _table(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError("should be a table", code="data.toml_wrong_type", where=where)
+    return value
+
+
+def _value(subset: Mapping[str, Any], key: str, where: str) -> Any:
+    kind, default = READ[key]
+    value = subset.get(key, default)
+    # bool is a kind of int, but true is no count
+    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+        what = f"{key} should be {'a text' if kind is str else 'a whole number'}"
+        raise UserError(what, code="data.toml_wrong_type", where=where)
+    return value
+
+
+def _list_subset(subset: Mapping[str, Any], path: Path, where: str) -> Listing:
+    """List the pictures in a subset's folder; those of folders below it are not its own, as in kohya's scripts."""
+    for key, remedy in _REFUSED.items():
+        if subset.get(key):
+            raise UserError(f"{key} is not read", code="data.toml_unsupported", where=where, remedy=remedy)
+    repeats, extension = _value(subset, "num_repeats", where), _value(subset, "caption_extension", where)
+    if repeats < 1:
+        raise UserError("num_repeats should be at least 1", code="data.toml_wrong_value", where=where)
+    if not re.fullmatch(r"\.[^/\\\0]+", extension):
+        what = "caption_extension should be an ending with its dot, such as '.txt'"
+        raise UserError(what, code="data.toml_wrong_value", where=where)
+    folder = _folder(subset, path, where)
+    own = Tree(folder, tuple(file for file in Tree.walk(folder).files if file.parent == folder))
+    return own.list_pictures(lambda picture: replace(_entry(picture, subset, where), repeats=repeats))
+
+
+def _folder(subset: Mapping[str, Any], path: Path, where: str) -> Path:
+    """Return a subset's folder; one that is not absolute is relative to the TOML file, wherever one stands."""
+    name = _value(subset, "image_dir", where)
+    if not name:
+        likely = get_close_matches("image_dir", subset, n=1)
+        remedy = f"call {likely[0]!r} 'image_dir'" if likely else None
+        raise UserError("no 'image_dir'", code="data.toml_without_folder", where=where, remedy=remedy)
+    return path.parent / Path(name).expanduser()
+
+
+def _entry(picture: Path, subset: Mapping[str, Any], where: str) -> Entry:
+    """Return a picture with the captions of the file beside it, else with the tokens of its class."""
+    extension = _value(subset, "caption_extension", where)
+    files = [file for file in (picture.with_suffix(extension), Path(f"{picture}{extension}")) if file.is_file()]
+    tokens = _value(subset, "class_tokens", where)
+    captions = read_captions(files[0]) if files else (tokens,) if tokens else ()
+    prefix, suffix = (_value(subset, key, where) for key in ("caption_prefix", "caption_suffix"))
+    # a space parts them from the caption, as in kohya's scripts
+    whole = tuple(" ".join(filter(None, (prefix, caption, suffix))) for caption in captions)
+    return Entry(picture, whole, captions_at=str(files[0] if files else picture))
