@@ -83,7 +83,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(VARIANTS[name], id=name, marks=[pytest.mark.slow] if name == "plain" else []) for name in VARIANTS],
+)
 def test_two_processes_end_with_the_bits_of_one(make: Callable[..., RunConfig], variant: dict[str, Any]) -> None:
     assert succeeded(2, make("two", **variant)) == succeeded(1, make("one", **variant))
 

@@ -176,7 +176,15 @@ def test_patience_ends_a_run_and_says_why(course: None, config: RunConfig) -> No
     assert checkpoints_in(config.output.dir / CHECKPOINTS)[-1].name == "step-000000006"
 
 
-@pytest.mark.parametrize(("kind", "step"), [(StepDone, 1), (Evaluated, 4), (CheckpointDue, 4), (StepDone, 6)])
+@pytest.mark.parametrize(
+    ("kind", "step"),
+    [
+        pytest.param(StepDone, 1, marks=pytest.mark.slow),
+        (Evaluated, 4),
+        pytest.param(CheckpointDue, 4, marks=pytest.mark.slow),
+        (StepDone, 6),
+    ],
+)
 def test_a_killed_run_comes_to_the_same_end(
     course: None, config: RunConfig, tmp_path: Path, kind: type, step: int
 ) -> None:

@@ -403,6 +403,7 @@ def test_the_example_on_too_few_pictures_to_hold_any_out(
     assert capsys.readouterr().out.splitlines()[-1] == "no picture was held out, so there is no score"
 
 
+@pytest.mark.slow
 def test_the_example_on_a_base_and_pictures_of_ones_own(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,7 @@ def test_an_adapter_that_does_nothing_scores_exactly_zero(
     assert score.verdict == "no effect"
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("precision", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_null_adapters_are_called_no_effect(family: Family, tiny_pictures: Path, precision: str) -> None:
     """Twenty adapters of B = 0, each with an A of its own, on every kind of pictures."""
     config = tiny_config(tiny_pictures, data={"held_out": 0.5}, validation={"draws": 1}, train={"precision": precision})

@@ -210,6 +210,7 @@ def test_looking_ahead_ends_when_there_is_nothing_new(family: Family, tiny_pictu
         assert len(trainer.batches.encoding_calls(range(10**12))) == 9 + 9
 
 
+@pytest.mark.slow
 def test_the_plan_offloads_them(tiny_base: Path, tiny_pictures: Path, tmp_path: Path, family: Family) -> None:
     """Sketched and on the loaded base: a step holds less by the parts' bytes, painting as much as ever."""
     whole = {name: sum(p.nbytes for p in part.parameters()) for name, part in parts(family).items()}

@@ -36,6 +36,7 @@ def test_measured_stands_beside_planned() -> None:
     assert rows[5][-5:] == ["700", "MB", "700", "MB", "+0.0%"]
 
 
+@pytest.mark.slow
 def test_what_is_probed_is_the_run(tiny_base: Path, tiny_pictures: Path) -> None:
     """In a process of its own, with the very configuration."""
     config = tiny_config(tiny_pictures, base=str(tiny_base))

@@ -40,6 +40,7 @@ def desk(tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path
 
 
+@pytest.mark.slow
 def test_commands(desk: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a run, each does what the page says; what a training makes is another test's matter."""
     commands = [shlex.split(line) for line in block("<!-- commands: tested -->").splitlines()]
