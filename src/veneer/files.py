@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +17,7 @@ __all__ = [
     "atomic_write",
     "is_pickle",
     "name_beside",
+    "open_regular",
     "read_utf8",
     "remove_folder",
     "sync_folder",
@@ -40,6 +44,37 @@ def read_utf8(path: Path) -> str:
         raise UserError("no such file", code="files.not_found", where=path) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", code="files.unreadable", where=path) from None
+
+
+_KINDS = {
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def open_regular(path: Path) -> io.BufferedReader:
+    """Open a file for reading, unless it is none: a pipe would be waited for, a device may never end.
+
+    Raises:
+        OSError: it is no regular file nor a link to one, is not there, or may not be read.
+    """
+    _check_regular(os.stat(path).st_mode)  # before it is opened, for opening a device can do something
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        _check_regular(os.fstat(descriptor).st_mode)
+    except OSError:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def _check_regular(mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind} and no regular file")
 
 
 def is_pickle(path: Path) -> bool:

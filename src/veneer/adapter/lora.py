@@ -194,7 +194,10 @@ class LoraFactors:
     def __post_init__(self) -> None:
         """Refuse factors whose product is not a layer's weight."""
         fits = self.down.ndim == self.up.ndim and self.down.ndim in (2, 4)
-        if not (fits and self.down.shape[0] == self.up.shape[1] >= 1 and self.up.shape[2:].numel() == 1):
+        if (
+            not (fits and self.down.shape[0] == self.up.shape[1] >= 1 and self.up.shape[2:].numel() == 1)
+            or 0 in self.shape
+        ):
             shapes = f"A {tuple(self.down.shape)} and B {tuple(self.up.shape)}"
             what = f"{shapes} are not the factors of a linear layer or a convolution"
             raise UserError(what, code="adapter.bad_factors")

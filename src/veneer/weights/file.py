@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.errors import UserError
-from veneer.files import atomic_write, is_pickle
+from veneer.files import atomic_write, is_pickle, open_regular
 from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.peft import FILE_NAME as PEFT_NAME
 from veneer.weights.formats.protocol import BaseNames, FileContent, Format, KeyNames
@@ -37,6 +37,7 @@ __all__ = [
 FILE_NAME = "pytorch_lora_weights.safetensors"
 """The name that ``load_lora_weights`` looks for in a folder."""
 
+_PIECE = 2**20  # bytes read at a time
 _TENSORS_HASH = "veneer.tensors.sha256"
 _NO_NAMES: KeyNames = MappingProxyType({})
 
@@ -162,7 +163,7 @@ def info(path: Path) -> AdapterInfo:
     """
     path = file_in(path)
     file_format, content, layers = _read(path)
-    raw = path.read_bytes()
+    size, digest = _size_and_hash(path)
     return AdapterInfo(
         format=file_format.name,
         methods=tuple(sorted({adapter.method.title for adapter in layers.values()})),
@@ -171,10 +172,19 @@ def info(path: Path) -> AdapterInfo:
         hyperparameters=_hyperparameters(list(layers.values())),
         parameters=sum(adapter.parameter_count for adapter in layers.values()),
         needs_base=_needs_base(file_format, list(layers)),
-        size_bytes=len(raw),
-        sha256=hashlib.sha256(raw).hexdigest(),
+        size_bytes=size,
+        sha256=digest,
         metadata=_free(content.metadata),
     )
+
+
+def _size_and_hash(path: Path) -> tuple[int, str]:
+    """Return how many bytes a file has, and their SHA-256; it is not held in memory."""
+    digest = hashlib.sha256()
+    with open_regular(path) as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+        return file.tell(), digest.hexdigest()
 
 
 def _hyperparameters(adapters: list[LayerAdapter]) -> dict[str, tuple[float, ...]]:

@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from veneer.errors import UserError
-from veneer.files import is_pickle
+from veneer.files import is_pickle, open_regular
+from veneer.weights.file_kind import FileKind, kind_of
+from veneer.weights.header import MOST_BYTES, Header, TensorEntry, bad_header, parse_header
 
-__all__ = ["check_finite", "decode", "encode", "encoded_bytes", "first_not_finite"]
+__all__ = ["TensorsFile", "check_finite", "decode", "encode", "encoded_bytes", "first_not_finite", "open_tensors"]
 
-_PICKLE_STARTS = (b"PK\x03\x04", *(bytes((0x80, protocol)) for protocol in range(1, 6)))
-"""torch.save writes a zip; before 1.6, and pickle itself, a protocol mark."""
+_START_BYTES = 4096  # of a file, to tell its kind by
+_SMALLEST = 10  # bytes of a safetensors file: the length, and the header {}
 
 _DTYPE_NAMES = {
     torch.int64: "I64",
@@ -62,37 +68,124 @@ def encoded_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and the metadata of a safetensors file.
 
-    The file is read, not mapped: what is in memory stays when the file is written over.
+    Raises:
+        UserError: as of :func:`open_tensors`, or it holds what :func:`check_finite` refuses.
+    """
+    with open_tensors(path) as file:
+        return file.tensors(), dict(file.header.metadata)
+
+
+@dataclass(frozen=True)
+class TensorsFile:
+    """An open safetensors file whose header makes sense and fits the file's size; no number is read yet.
+
+    Attributes:
+        path: of the file.
+        header: what it holds.
+    """
+
+    path: Path
+    header: Header
+    _file: io.BufferedReader
+    _data_start: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Read all tensors, each into memory of its own: it stays when the file is written over.
+
+        Raises:
+            UserError: memory is too small, the file changed, or a tensor is none that :func:`check_finite` takes.
+        """
+        self._check_memory()
+        with _readable(self.path):
+            tensors = {name: _wide(self._tensor(entry)) for name, entry in self.header.tensors.items()}
+        check_finite(tensors, self.path)
+        return tensors
+
+    def _check_memory(self) -> None:
+        free = psutil.virtual_memory().available
+        if self.header.data_bytes > free:
+            what = (
+                f"holds {self.header.data_bytes / 1e9:,.1f} GB of tensors, and {free / 1e9:,.1f} GB of memory are free"
+            )
+            remedy = "it may be a whole model rather than an adapter"
+            raise UserError(what, code="weights.too_large", where=self.path, remedy=remedy)
+
+    def _tensor(self, entry: TensorEntry) -> Tensor:
+        data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+        self._file.seek(self._data_start + entry.start)
+        buffer: Any = data.numpy()
+        if self._file.readinto(buffer) != len(data):
+            raise OSError(errno.EIO, "it became shorter while it was read")
+        return data.view(entry.dtype).reshape(entry.shape)
+
+
+@contextmanager
+def open_tensors(path: Path) -> Iterator[TensorsFile]:
+    """Open a safetensors file and check its header against its size.
 
     Raises:
-        UserError: it is a pickle (which is not opened, for opening one can run code), is cut short, or holds what
-            :func:`check_finite` refuses.
+        UserError: it is a pickle (which is not opened, for opening one can run code), is no regular file, is another
+            kind of file, is cut short or too long, or its header does not make sense.
     """
     if is_pickle(path):
         raise _pickle_error(path)
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        what = f"cannot be read: {error.strerror or error}"
-        raise UserError(what, code="weights.unreadable", where=path) from error
-    tensors = {name: _wide(tensor) for name, tensor in _tensors(content, path).items()}
-    check_finite(tensors, path)
-    return tensors, _header(content).get("__metadata__") or {}
+    with _readable(path):
+        file = open_regular(path)
+    with file:
+        with _readable(path):
+            size = os.fstat(file.fileno()).st_size
+            length = _header_length(file.read(_START_BYTES), size, path)
+            file.seek(8)
+            header = parse_header(file.read(length), path)
+        _check_size(size - 8 - length, header.data_bytes, path)
+        yield TensorsFile(path, header, file, 8 + length)
 
 
-def _tensors(content: bytes, path: Path) -> dict[str, Tensor]:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Say in one line why a file cannot be read."""
     try:
-        return from_safetensors(content)
-    except SafetensorError as error:
-        # only now: the length of a sound header may have a pickle's first bytes
-        if content.startswith(_PICKLE_STARTS):
-            raise _pickle_error(path) from None
-        reason = f"is cut short or is no safetensors file ({error})"
-        raise UserError(reason, code="weights.cut_short", where=path, remedy="fetch it again") from error
-    except KeyError as error:  # a type of the format that torch has no like of
-        what = f"holds numbers of type {error.args[0]}"
-        remedy = "ask its maker for float16, bfloat16 or float32"
-        raise UserError(what, code="weights.unsupported_dtype", where=path, remedy=remedy) from error
+        yield
+    except UserError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot be read: {reason}", code="weights.unreadable", where=path) from error
+
+
+def _header_length(start: bytes, size: int, path: Path) -> int:
+    """Return the length of a file's header, once its first bytes are known to be those of a safetensors file."""
+    length = int.from_bytes(start[:8], "little")
+    if start[8:].lstrip(b" \t\r\n")[:1] == b"{" and length <= MOST_BYTES:
+        if length > size - 8:
+            raise _cut_short(f"its header has {size - 8:,} of {length:,} bytes", path)
+        return length
+    if (kind := kind_of(start)) is not None:
+        raise _other_kind(kind, path)
+    if length > MOST_BYTES and start[8:9] == b"{":
+        what = f"its header would have {length:,} bytes, and safetensors allows {MOST_BYTES:,}"
+        raise bad_header(what, path)
+    if size < _SMALLEST or (length > size - 8 and length <= MOST_BYTES):
+        raise _cut_short(f"it has {size:,} bytes", path)
+    what = f"is no safetensors file: it begins with the bytes {start[:8].hex(' ')}"
+    raise UserError(what, code="weights.not_safetensors", where=path, remedy="name another file, or fetch it again")
+
+
+def _check_size(found: int, expected: int, path: Path) -> None:
+    if found < expected:
+        raise _cut_short(f"its tensors have {found:,} of {expected:,} bytes", path)
+    if found > expected:
+        raise bad_header(f"has {found - expected:,} bytes behind its last tensor", path)
+
+
+def _cut_short(what: str, path: Path) -> UserError:
+    return UserError(f"is cut short: {what}", code="weights.cut_short", where=path, remedy="fetch it again")
+
+
+def _other_kind(kind: FileKind, path: Path) -> UserError:
+    if kind.is_pickle:
+        return _pickle_error(path)
+    return UserError(f"is {kind.name}", code="weights.not_safetensors", where=path, remedy=kind.remedy)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -105,7 +198,7 @@ def _header_bytes(header: Mapping[str, Any]) -> bytes:
 
 
 def _header(content: bytes) -> dict[str, Any]:
-    """Return the header of a file that the library has read, so it is sound: 8 bytes of its length, and JSON."""
+    """Return the header of a file that the library has written, so it is sound: 8 bytes of its length, and JSON."""
     header: dict[str, Any] = json.loads(content[8 : _data_start(content)])
     return header
 
@@ -137,7 +230,8 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
             continue
         if not tensor.is_floating_point():
             what = f"tensor {name} is {tensor.dtype}, not a floating point one"
-            raise UserError(what, code="weights.not_floating", where=path)
+            remedy = "ask its maker for float16, bfloat16 or float32"
+            raise UserError(what, code="weights.not_floating", where=path, remedy=remedy)
         if not torch.isfinite(tensor).all():
             what = f"tensor {name} holds NaN or infinity"
             raise UserError(what, code="weights.not_finite", where=path, remedy="use an earlier checkpoint")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 
 from veneer.adapter.layers import layers_of
 from veneer.adapter.protocol import LayerAdapter
 from veneer.errors import UserError
+from veneer.files import open_regular
 from veneer.weights.formats.names import require_base, resolve, spellings
 from veneer.weights.formats.peft_config import PeftConfig, parse_config
 from veneer.weights.formats.protocol import BaseNames, FileContent
@@ -18,6 +20,7 @@ FILE_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
 """The names under which ``PeftModel.save_pretrained`` writes tensors and config."""
 
 _ROOT = "base_model.model."
+_LONGEST_CONFIG = 2**24  # bytes; one that names each layer of a large base has some hundred thousand
 
 
 class PeftFormat:
@@ -37,12 +40,7 @@ class PeftFormat:
         Raises:
             UserError: the file is not whole, has no config beside it, or one that contradicts its tensors.
         """
-        try:
-            text = (content.path.parent / CONFIG_NAME).read_bytes().decode("utf-8", "replace")
-        except OSError as error:
-            remedy = "it tells alpha, and so the adapter's strength"
-            raise UserError(f"has no {CONFIG_NAME} beside it", code="weights.no_peft_config", remedy=remedy) from error
-        config = PeftConfig(parse_config(text))
+        config = PeftConfig(parse_config(_config_beside(content.path)))
         tensors = rename_tensors(content.tensors, lambda name: name.removeprefix(_ROOT))
         return adapters_of(tensors, self._naming, config.of)
 
@@ -60,6 +58,27 @@ class PeftFormat:
             for name in spellings(full.partition(".")[2]):
                 aliases.setdefault(name, set()).add(full)
         return resolve(layers, aliases)
+
+
+def _config_beside(path: Path) -> str:
+    """Return the text of the config beside a file.
+
+    Raises:
+        UserError: there is none, or it cannot be read or is far too long.
+    """
+    place, remedy = path.parent / CONFIG_NAME, "it tells alpha, and so the adapter's strength"
+    try:
+        with open_regular(place) as file:
+            text = file.read(_LONGEST_CONFIG + 1)
+    except FileNotFoundError:
+        raise UserError(f"has no {CONFIG_NAME} beside it", code="weights.no_peft_config", remedy=remedy) from None
+    except OSError as error:
+        what = f"{CONFIG_NAME} beside it cannot be read: {error.strerror or error}"
+        raise UserError(what, code="weights.no_peft_config", remedy=remedy) from error
+    if len(text) > _LONGEST_CONFIG:
+        what = f"{CONFIG_NAME} beside it has more than {_LONGEST_CONFIG:,} bytes"
+        raise UserError(what, code="weights.bad_config", remedy="put the config that peft wrote there")
+    return text.decode("utf-8", "replace")
 
 
 PEFT = PeftFormat()

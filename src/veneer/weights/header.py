@@ -1,0 +1,289 @@
+"""The header of a safetensors file: read in bounded time and memory, and checked to the last byte.
+
+The format (https://github.com/huggingface/safetensors): 8 bytes with the length of a JSON object, the object, the data.
+The object has each tensor's dtype, shape and place in the data, and texts under ``__metadata__``. Its members are
+parsed one by one and none may be long but texts, so that a header takes a few times its own size in memory and no more.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from json.decoder import scanstring  # type: ignore[attr-defined]  # not in typeshed
+from pathlib import Path
+from typing import Any, NoReturn, TypeGuard
+
+import torch
+
+from veneer.errors import UserError
+
+__all__ = ["DTYPES", "MOST_BYTES", "Header", "TensorEntry", "bad_header", "parse_header", "shown"]
+
+MOST_BYTES = 100_000_000
+"""Bytes that a header may have, by the format."""
+_MOST_MEMBERS = 100_000  # tensors, or keys of the metadata; an adapter of SDXL has a few thousand tensors
+_ENTRY_LENGTH = 2_000  # characters that say what a tensor is; usually 70
+_VALUE_LENGTH = 2**20  # characters of a value in the metadata that is no text
+_METADATA = "__metadata__"
+_FLOATS_OF_8_BITS = {
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}
+_INTEGERS = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16}
+_INTEGERS |= {"I32": torch.int32, "I64": torch.int64}
+_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
+DTYPES: Mapping[str, torch.dtype] = _FLOATS | _FLOATS_OF_8_BITS | _INTEGERS
+"""The types that are read, by the format's name."""
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """What a header says of a tensor.
+
+    Attributes:
+        dtype: of its numbers.
+        shape: in rows, columns and so on.
+        start: its first byte, counted from the beginning of the data.
+        end: the byte behind its last.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a header says, checked.
+
+    Attributes:
+        tensors: by name, in the order of their bytes.
+        metadata: texts by key; a value that is no text is its JSON.
+        data_bytes: how many bytes the tensors take.
+    """
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+    data_bytes: int
+
+
+def parse_header(text: bytes, path: Path) -> Header:
+    """Return what a header says, once it is known to make sense.
+
+    Args:
+        text: the JSON.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: it is no JSON object, or what it says of a tensor cannot be; or it holds a type that is not read.
+    """
+    try:
+        tensors, metadata = _split(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise bad_header(f"its header is not UTF-8 at byte {error.start}", path) from None
+    except _Broken as broken:
+        raise bad_header(str(broken), path) from None
+    except _UnknownType as unknown:
+        remedy = "ask its maker for float16, bfloat16 or float32"
+        raise UserError(str(unknown), code="weights.unsupported_dtype", where=path, remedy=remedy) from None
+    return Header(tensors, metadata, max((entry.end for entry in tensors.values()), default=0))
+
+
+def bad_header(what: str, path: Path) -> UserError:
+    """Return the error for a header that does not make sense."""
+    remedy = "nothing of it was read; ask its maker for a file that safetensors wrote"
+    return UserError(what, code="weights.bad_header", where=path, remedy=remedy)
+
+
+class _Broken(Exception):
+    """A header that does not make sense; the text says why."""
+
+
+class _UnknownType(Exception):
+    """A type of numbers that is not read; the text says which."""
+
+
+def _split(text: str) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    tensors: dict[str, TensorEntry] = {}
+    metadata: dict[str, str] | None = None
+    whole = _Members(text, 0, "its header")
+    for name in whole:
+        if name == _METADATA:
+            if metadata is not None:
+                raise _Broken(f"its header has {_METADATA} twice")
+            metadata = _metadata(whole)
+        elif name in tensors:
+            raise _Broken(f"its header has tensor {shown(name)} twice")
+        else:
+            tensors[name] = _entry(name, whole.value(_ENTRY_LENGTH)[0])
+    if text[whole.end :].strip(" \t\r\n"):
+        raise _Broken("its header has something behind the JSON object")
+    return _in_order(tensors), metadata or {}
+
+
+def _in_order(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
+    """Return the tensors in the order of their bytes, once they are known to fill these without holes."""
+    ordered = sorted(tensors.items(), key=lambda item: (item[1].start, item[1].end))
+    end = 0
+    for name, entry in ordered:
+        if entry.start != end:
+            what = "overlaps the one before it" if entry.start < end else "has a hole before it"
+            raise _Broken(f"tensor {shown(name)} {what}: it begins at byte {entry.start} of the data, not at {end}")
+        end = entry.end
+    return dict(ordered)
+
+
+def _entry(name: str, entry: Any) -> TensorEntry:
+    """Return what a header says of one tensor, once its shape, type and bytes are known to agree."""
+    dtype, shape, offsets = _fields(entry) or _refuse(name)
+    if dtype not in DTYPES:
+        raise _UnknownType(f"holds numbers of type {shown(dtype)}")
+    size = _product(shape) * DTYPES[dtype].itemsize
+    if offsets[1] - offsets[0] != size:
+        what = f"is {dtype} of shape {tuple(shape)!s:.80}, {size!s:.30} bytes, and has the bytes of {offsets!s:.80}"
+        raise _Broken(f"tensor {shown(name)} {what}")
+    if size == 0:
+        raise _Broken(f"tensor {shown(name)} is of shape {tuple(shape)!s:.80} and holds no number")
+    return TensorEntry(DTYPES[dtype], tuple(shape), offsets[0], offsets[1])
+
+
+def _fields(entry: Any) -> tuple[str, list[int], list[int]] | None:
+    """Return the type, the shape and the two offsets of a tensor; None where they are not there or are none."""
+    if not isinstance(entry, dict):
+        return None
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if isinstance(dtype, str) and _are_counts(shape) and _are_counts(offsets) and len(offsets) == 2:
+        return dtype, shape, offsets
+    return None
+
+
+def _refuse(name: str) -> NoReturn:
+    raise _Broken(f"what its header says of tensor {shown(name)} is no dtype, shape and data_offsets")
+
+
+def _are_counts(values: Any) -> TypeGuard[list[int]]:
+    """Return whether a value is a list of whole numbers from 0."""
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _product(shape: list[int]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+def _metadata(whole: _Members) -> dict[str, str]:
+    """Return the texts under ``__metadata__``; the format wants texts, and other JSON is kept as it stands there."""
+    if not whole.is_at("{"):
+        value, source = whole.value(_VALUE_LENGTH)
+        if value is None:
+            return {}
+        raise _Broken(f"its {_METADATA} is {shown(source)} and no JSON object of texts")
+    inside = _Members(whole.text, whole.end, f"its {_METADATA}")
+    found: dict[str, str] = {}
+    for key in inside:
+        if key in found:
+            raise _Broken(f"its metadata has {shown(key)} twice")
+        found[key] = inside.string() if inside.is_at('"') else inside.value(_VALUE_LENGTH)[1]
+    whole.end = inside.end
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key is there twice")
+    return found
+
+
+def shown(name: str) -> str:
+    """Return a name from a file as a message shows it: short, and printable."""
+    short = name if len(name) <= 80 else f"{name[:60]}..."
+    return short if short and short.isprintable() else ascii(short)
+
+
+_SPACE = re.compile(r"[ \t\r\n]*")
+_DECODER = json.JSONDecoder(object_pairs_hook=_once)
+_SHORT = 1_000  # characters that are tried first: most values are short
+
+
+class _Members:
+    """The members of a JSON object, one after the other: each name, and then its value is to be taken.
+
+    Attributes:
+        text: in which the object is.
+        end: the place of what comes next.
+    """
+
+    def __init__(self, text: str, start: int, subject: str) -> None:
+        self.text, self.end, self._subject = text, start, subject
+
+    def __iter__(self) -> Iterator[str]:
+        self._expect("{", "no JSON object")
+        if self._take("}"):
+            return
+        for _ in range(_MOST_MEMBERS):
+            if not self.is_at('"'):
+                raise self._broken("a name should be here")
+            name = self.string()
+            if any("\ud800" <= letter <= "\udfff" for letter in name):
+                raise self._broken("a name is not Unicode")
+            self._expect(":")
+            yield name
+            if self._take("}"):
+                return
+            self._expect(",")
+        raise _Broken(f"{self._subject} has more than {_MOST_MEMBERS:,} names, which no adapter has")
+
+    def is_at(self, mark: str) -> bool:
+        """Return whether the next character but blanks is this one."""
+        space = _SPACE.match(self.text, self.end)
+        assert space is not None, "it matches nothing too"
+        self.end = space.end()
+        return self.text.startswith(mark, self.end)
+
+    def string(self) -> str:
+        """Take the text that comes next."""
+        try:
+            value, self.end = scanstring(self.text, self.end + 1)
+        except ValueError as error:
+            raise self._broken(str(error)) from None
+        return str(value)
+
+    def value(self, longest: int) -> tuple[Any, str]:
+        """Take the value that comes next, whatever it is; return it and its JSON.
+
+        Args:
+            longest: characters that it may have.
+        """
+        self.is_at("")
+        for length in (min(longest, _SHORT), longest):
+            piece = self.text[self.end : self.end + length]
+            try:
+                value, end = _DECODER.raw_decode(piece)
+            except (ValueError, RecursionError) as error:
+                reason = "it is too deep" if isinstance(error, RecursionError) else str(error)
+                continue
+            if end < length:
+                self.end += end
+                return value, piece[:end]
+            reason = f"a value has more than {longest:,} characters"
+        raise self._broken(reason)
+
+    def _take(self, mark: str) -> bool:
+        found = self.is_at(mark)
+        self.end += found
+        return found
+
+    def _expect(self, mark: str, otherwise: str = "no sound JSON") -> None:
+        if not self._take(mark):
+            raise _Broken(f"{self._subject} is {otherwise}: character {self.end} of the header is not {mark}")
+
+    def _broken(self, reason: str) -> _Broken:
+        return _Broken(f"{self._subject} is no sound JSON at character {self.end} of the header: {reason}")
