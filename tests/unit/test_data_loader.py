@@ -101,18 +101,19 @@ def what_training_sees(mapping: dict[str, Any]) -> Seen:
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures that are not square, half transparent, with a caption each."""
+    """Pictures that are not square, half transparent, with a caption file of two lines each."""
     folder = tmp_path_factory.mktemp("wide")
     for number in range(8):
         values = np.random.default_rng(number).integers(0, 256, (16, 24, 4), dtype=np.uint8)
         Image.fromarray(values).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(f"thing {number}")
+        (folder / f"{number}.txt").write_text(f"thing {number}\nof eight")
     return folder
 
 
 CHANGES: dict[str, Callable[[dict[str, Any], Path], object]] = {
     "sources.path": lambda data, folder: data.update(sources=[{"path": str(folder), "repeats": 2}]),
     "sources.repeats": lambda data, folder: data["sources"][0].update(repeats=1),
+    "sources.captions": lambda data, folder: data["sources"][0].update(captions="whole"),
     "trigger": lambda data, folder: data.update(trigger="tok"),
     "resolution": lambda data, folder: data.update(resolution=24),
     "held_out": lambda data, folder: data.update(held_out=0.5),

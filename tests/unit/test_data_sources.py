@@ -114,10 +114,13 @@ def test_pictures_of_kinds_that_are_not_read_are_named(tmp_path: Path) -> None:
 
 
 def test_what_a_run_painted_is_not_trained_on(tmp_path: Path) -> None:
+    config = "base: bundled\noutput:\n  dir: runs/one\ndata:\n  sources: [{path: pictures}]\n"
     touch(tmp_path, "a.png", "config.yaml", "runs/one/config.yaml", "runs/one/samples/b.png")
+    for folder in (tmp_path, tmp_path / "runs/one"):
+        (folder / "config.yaml").write_text(config)
     found = listed(tmp_path, "tok")
     assert [entry.path.name for entry in found.entries] == ["a.png"], "the user's own config.yaml is no run's"
-    assert [one.reason for one in found.rejected] == ["in the results of a run (config.yaml is beside it)"]
+    assert [one.reason for one in found.rejected] == [f"in the results of a run ({tmp_path / 'runs/one'})"]
 
 
 def test_a_link_to_the_folder_itself_ends(tmp_path: Path) -> None:
@@ -249,9 +252,10 @@ def test_a_line_without_caption_needs_a_trigger(tmp_path: Path, nothing: object)
     assert captions(tmp_path, "tok") == {"a.png": ("tok",)}
 
 
-def test_captions_as_other_trainers_name_them_are_pointed_out(tmp_path: Path) -> None:
-    touch(tmp_path, "a.png", "a.caption")
-    assert "rename them to .txt" in refused("no_caption", tmp_path)
+def test_files_that_may_be_meant_as_captions_are_named_where_none_is_found(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "a.json")
+    message = refused("no_caption", tmp_path)
+    assert f"write a .txt beside each (not read, though they look like captions: {tmp_path / 'a.json'} (" in message
 
 
 def test_half_a_character_is_refused_and_a_whole_one_is_not(tmp_path: Path) -> None:
@@ -274,7 +278,8 @@ def test_half_a_character_in_a_text_file_is_refused(tmp_path: Path) -> None:
 class _Inventory:
     """A kind of source for a file that has nothing in common with a folder."""
 
-    def list_pictures(self, path: Path) -> Listing | None:
+    def list_pictures(self, config: SourceConfig) -> Listing | None:
+        path = config.path
         if path.suffix != ".inventory":
             return None
         rows = [line.split("=") for line in path.read_text().splitlines()]
@@ -336,8 +341,9 @@ def test_a_dataset_file_of_kohyas_scripts(tmp_path: Path) -> None:
         ("d.png", ("a grey cat drawn",), 15),
         ("e.png", ("cat drawn",), 15),
     ]
-    (note,) = found.notes
-    assert note.endswith("set it in the run's configuration: resolution, shuffle_caption")
+    ignored, unread = found.notes
+    assert ignored.endswith("set it in the run's configuration: resolution, shuffle_caption")
+    assert str(tmp_path / "birds/b.txt") in unread and "caption_extension is '.caption'" in unread
 
 
 SUBSET = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "."\n'

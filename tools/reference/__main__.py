@@ -28,8 +28,9 @@ key has a default but `base` and `data.sources`. On the command line a key is ch
 entry of a list with `data.sources.0.repeats=3`. Layers: a preset, over it the file, over it the command line.
 
 Paths are relative to where the command is run. YAML is read by its 1.2 rules: `1e-4` is a number, `no` is a word.
-Pictures are read from a folder and the folders below it: with a `metadata.jsonl` (`file_name`, `text`), as the
-`datasets` library has it, or with a `.txt` beside each picture, each line of which is one caption.
+Pictures are read from a folder and the folders below it: with a `metadata.jsonl` or `metadata.csv` (`file_name`,
+`text`), as the `datasets` library has it, or with a caption file beside each picture, each line of which is one
+caption. [Captions](captions.md) says which files are read.
 
 """
 _OTHER_NAMES = """\

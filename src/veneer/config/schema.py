@@ -96,10 +96,13 @@ class SourceConfig(_Section):
     """One place with pictures."""
 
     path: Folder
-    """Folder with ``metadata.jsonl``, or with a ``.txt`` caption beside each picture; its subfolders are read too. Or
-    the ``.toml`` file of a dataset of kohya's scripts."""
+    """Folder with ``metadata.jsonl`` or ``metadata.csv``, or with a caption file such as ``a.txt`` beside each picture;
+    its subfolders are read too. Or the ``.toml`` file of a dataset of kohya's scripts."""
     repeats: Count = 1
     """How often an epoch shows each of its pictures; times the TOML's own ``num_repeats``."""
+    captions: Literal["lines", "whole"] = "lines"
+    """What is a caption in a caption file: each of its lines, of which a draw takes one; or the whole file, its lines
+    joined by spaces."""
 
 
 class PriorConfig(_Section):

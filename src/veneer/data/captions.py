@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Iterable
 from pathlib import Path
 
-from veneer.data.sources.protocol import Entry
+from veneer.data.sources.names import composed
+from veneer.data.sources.protocol import Listing
+from veneer.data.sources.unread import note_unread
+from veneer.data.wording import few
 from veneer.errors import UserError
 
 __all__ = ["Uncaptioned", "refuse_uncaptioned", "with_trigger"]
+
+_SEPARATORS = (
+    string.whitespace
+    + ",.;"
+    + "\u00a0\u2003\u3000"
+    + "\uff0c\uff0e\uff1b\u3001\u3002\uff64\uff61"
+    + "\u060c\u061b\u06d4\u0964"
+)
+"""Spaces, commas, full stops and semicolons: ASCII, fullwidth, ideographic, Arabic and Devanagari."""
 
 
 class Uncaptioned(UserError):
@@ -32,28 +45,35 @@ class Uncaptioned(UserError):
 
 
 def with_trigger(captions: Iterable[str], trigger: str | None) -> tuple[str, ...]:
-    """Return captions that all hold the trigger: as words of their own in any case of letters, else after a comma."""
+    """Return captions that all hold the trigger: as words of their own in any case of letters, else after a comma.
+
+    The comma takes the place of what a caption ends in: ``1girl, solo,`` becomes ``1girl, solo, trigger``.
+    """
     if trigger is None:
         return tuple(captions)
-    contained = re.compile(rf"(?<!\w){re.escape(trigger)}(?!\w)", re.IGNORECASE)
-    complete = [text if contained.search(text) else f"{text}, {trigger}" for text in captions]
+    # an accented letter may be one character or two
+    contained = re.compile(rf"(?<!\w){re.escape(composed(trigger))}(?!\w)", re.IGNORECASE)
+    complete = [text if contained.search(composed(text)) else _joined(text, trigger) for text in captions]
     return tuple(dict.fromkeys(complete)) or (trigger,)
 
 
-def refuse_uncaptioned(source: Path, entries: Sequence[Entry]) -> None:
+def _joined(caption: str, trigger: str) -> str:
+    kept = caption.rstrip(_SEPARATORS)
+    return f"{kept}, {trigger}" if kept else trigger
+
+
+def refuse_uncaptioned(source: Path, listing: Listing) -> None:
     """Refuse a source in which a picture has no caption.
 
     Raises:
-        Uncaptioned: names the first such pictures.
+        Uncaptioned: names the first such pictures, and the files that may be meant as their captions.
     """
-    missing = [entry for entry in entries if not entry.captions]
+    missing = [entry.captions_at for entry in listing.entries if not entry.captions]
     if not missing:
         return
-    first = ", ".join(entry.captions_at for entry in missing[:3])
-    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     captions = "write a .txt beside each"
+    if listing.unread:
+        captions += f" ({'; '.join(note_unread(listing.unread))})"
     remedy = f"{captions}, or give words that stand for a caption: --trigger WORDS"
-    if any(entry.path.with_suffix(".caption").is_file() for entry in missing):
-        captions = remedy = "captions in .caption files are not read: rename them to .txt"
-    what = f"{len(missing)} of {len(entries)} pictures have no caption: {first}{more}"
+    what = f"{len(missing)} of {len(listing.entries)} pictures have no caption: {few(missing)}"
     raise Uncaptioned(what, where=source, captions=captions, remedy=remedy)

@@ -9,8 +9,9 @@ from pathlib import Path
 from veneer.config.schema import DataConfig, SourceConfig
 from veneer.data.inspection import Inspection
 from veneer.data.manifest import Rejected, Sample
+from veneer.data.wording import few
 
-__all__ = ["few", "note_pictures", "note_small", "reasons"]
+__all__ = ["note_pictures", "note_small", "reasons"]
 
 Pairs = Sequence[tuple[Path, Path]]
 
@@ -25,12 +26,12 @@ def note_pictures(config: DataConfig, train: Inspection, held: Inspection, near:
         near: pairs of pictures that look the same.
     """
     notes = [
-        *train.notes,
         *_note_folder_names(config.sources),
         *_note_copies(train.copies),
         *_note_empty_holdout(config, train, held),
         *_note_leaks(held, near),
         *note_small(train.samples.values(), config.resolution or 0),
+        *dict.fromkeys((*train.notes, *held.notes)),
     ]
     return tuple(notes)
 
@@ -44,12 +45,6 @@ def note_small(samples: Iterable[Sample], side: int) -> list[str]:
 def reasons(rejected: Iterable[Rejected]) -> list[str]:
     """Return each picture's name and why it is left out."""
     return [f"{one.path.name}: {one.reason}" for one in rejected]
-
-
-def few(items: Sequence[str]) -> str:
-    """Join the first three, and say how many more there are."""
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return ", ".join(items[:3]) + more
 
 
 def _note_folder_names(sources: Sequence[SourceConfig]) -> list[str]:

@@ -16,10 +16,11 @@ from veneer.data.duplicates import near_duplicates
 from veneer.data.holdout import split, without_held_out
 from veneer.data.inspection import Inspection, inspect_pictures
 from veneer.data.manifest import Manifest
-from veneer.data.notes import few, note_pictures, reasons
+from veneer.data.notes import note_pictures, reasons
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.registry import read_source
 from veneer.data.sources.tree import find_pictures
+from veneer.data.wording import few
 from veneer.errors import UserError
 
 __all__ = ["Dataset", "read_prior", "survey"]
@@ -80,7 +81,9 @@ def read_prior(config: RunConfig) -> Manifest:
 
 
 def _inspect_held_out(folder: Path, config: DataConfig) -> Inspection:
-    held = inspect_pictures([read_source(SourceConfig(path=folder), config.trigger)], config.background)
+    # its captions are read as the first source's are
+    source = SourceConfig(path=folder, captions=config.sources[0].captions)
+    held = inspect_pictures([read_source(source, config.trigger)], config.background)
     _refuse_if_empty(held, folder)
     return held
 

@@ -135,7 +135,7 @@ def _choose_sources(options: EvaluationOptions, config: RunConfig, run_pictures:
 
 def survey_folders(folders: Sequence[Path], config: RunConfig, trigger: str | None) -> Manifest:
     """Return all pictures of folders, captioned as the run's are, with a trigger of their own."""
-    sources = tuple(SourceConfig(path=path) for path in folders)
+    sources = tuple(SourceConfig(path=path, captions=config.data.sources[0].captions) for path in folders)
     return survey(DataConfig(sources=sources, held_out=0.0, trigger=trigger, background=config.data.background)).train
 
 

@@ -1,33 +1,26 @@
-"""A folder with a ``.txt`` beside each picture, in which each line is a caption of its own."""
+"""A folder of pictures with caption files beside them."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from dataclasses import replace
 
-from veneer.data.sources.protocol import Entry, Listing
+from veneer.config.schema import SourceConfig
+from veneer.data.sources.caption_files import CaptionFiles
+from veneer.data.sources.protocol import Listing
 from veneer.data.sources.tree import Tree
-from veneer.files import read_utf8
+from veneer.data.sources.unread import find_unread
 
-__all__ = ["FolderSource", "entry_with_text_beside", "read_captions"]
+__all__ = ["FolderSource"]
 
 
 class FolderSource:
-    """A folder of pictures, each of which may have a text file of the same name beside it."""
+    """A folder of pictures, each of which may have caption files beside it."""
 
-    def list_pictures(self, path: Path) -> Listing:
+    def list_pictures(self, config: SourceConfig) -> Listing:
         """List the pictures of a folder and of those below it."""
-        return Tree.walk(path).list_pictures(entry_with_text_beside)
-
-
-def entry_with_text_beside(picture: Path) -> Entry:
-    """Return a picture with the captions of the ``.txt`` beside it, with none if there is no such file."""
-    beside = picture.with_suffix(".txt")
-    if not beside.is_file():
-        return Entry(picture, (), captions_at=str(picture))
-    return Entry(picture, read_captions(beside), captions_at=str(beside))
-
-
-def read_captions(file: Path) -> tuple[str, ...]:
-    """Read the captions of one picture: each line that is not blank is one."""
-    lines = (line.strip() for line in read_utf8(file).splitlines())
-    return tuple(dict.fromkeys(filter(None, lines)))
+        tree = Tree.walk(config.path)
+        captions = CaptionFiles(tree.own_files, tree.pictures, config.captions)
+        listing = tree.list_pictures(captions.describe)
+        read = [file.path for file in captions.read]
+        unread = find_unread(tree.own_files, tree.pictures, read)
+        return replace(listing, notes=tuple(captions.notes()), unread=tuple(unread))

@@ -10,14 +10,16 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from veneer.data.sources.folder import read_captions
+from veneer.config.schema import SourceConfig
+from veneer.data.sources.caption_files import CaptionFiles, CaptionMode
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.tree import Tree
+from veneer.data.sources.unread import find_unread
 from veneer.errors import UserError
 from veneer.files import read_utf8
 
@@ -46,8 +48,9 @@ _REFUSED = {
 class KohyaTomlSource:
     """A ``.toml`` file in the form of kohya's dataset configuration."""
 
-    def list_pictures(self, path: Path) -> Listing | None:
+    def list_pictures(self, config: SourceConfig) -> Listing | None:
         """List the pictures of all folders that the file names, in its order; None if this is not a TOML file."""
+        path = config.path
         if path.suffix.lower() != ".toml" or not path.is_file():
             return None
         content = _parse(path)
@@ -55,12 +58,14 @@ class KohyaTomlSource:
         if not subsets:
             what = "names no folder: it has no [[datasets.subsets]]"
             raise UserError(what, code="data.toml_without_subsets", where=path)
-        listings = [_list_subset(subset, path, where) for subset, where in subsets]
+        listings = [_Subset(subset, path, where).list_pictures(config.captions) for subset, where in subsets]
         ignored = sorted({key for subset, _ in subsets for key in subset if key not in READ})
         notes = [f"{path}: not read, set it in the run's configuration: {', '.join(ignored)}"] if ignored else []
         entries = tuple(entry for listing in listings for entry in listing.entries)
         rejected = tuple(one for listing in listings for one in listing.rejected)
-        return Listing(entries, rejected, tuple(notes))
+        notes += dict.fromkeys(note for listing in listings for note in listing.notes)
+        unread = {one.path: one for listing in listings for one in listing.unread}
+        return Listing(entries, rejected, tuple(notes), tuple(unread.values()))
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -93,49 +98,69 @@ def _table(value: object, where: str) -> dict[str, Any]:
     return value
 
 
-def _value(subset: Mapping[str, Any], key: str, where: str) -> Any:
-    kind, default = READ[key]
-    value = subset.get(key, default)
-    # bool is a kind of int, but true is no count
-    if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-        what = f"{key} should be {'a text' if kind is str else 'a whole number'}"
-        raise UserError(what, code="data.toml_wrong_type", where=where)
-    return value
+@dataclass(frozen=True)
+class _Subset:
+    """One folder of the file.
 
+    Attributes:
+        keys: its own, and those that it inherits.
+        path: the file.
+        where: the place to name in messages.
+    """
 
-def _list_subset(subset: Mapping[str, Any], path: Path, where: str) -> Listing:
-    """List the pictures in a subset's folder; those of folders below it are not its own, as in kohya's scripts."""
-    for key, remedy in _REFUSED.items():
-        if subset.get(key):
-            raise UserError(f"{key} is not read", code="data.toml_unsupported", where=where, remedy=remedy)
-    repeats, extension = _value(subset, "num_repeats", where), _value(subset, "caption_extension", where)
-    if repeats < 1:
-        raise UserError("num_repeats should be at least 1", code="data.toml_wrong_value", where=where)
-    if not re.fullmatch(r"\.[^/\\\0]+", extension):
-        what = "caption_extension should be an ending with its dot, such as '.txt'"
-        raise UserError(what, code="data.toml_wrong_value", where=where)
-    folder = _folder(subset, path, where)
-    own = Tree(folder, tuple(file for file in Tree.walk(folder).files if file.parent == folder))
-    return own.list_pictures(lambda picture: replace(_entry(picture, subset, where), repeats=repeats))
+    keys: Mapping[str, Any]
+    path: Path
+    where: str
 
+    def list_pictures(self, mode: CaptionMode) -> Listing:
+        """List the pictures in the folder; those of folders below it are not its own, as in kohya's scripts."""
+        self._refuse_unsupported()
+        repeats, extension = self._value("num_repeats"), self._value("caption_extension")
+        if repeats < 1:
+            raise self._fault("num_repeats should be at least 1")
+        if not re.fullmatch(r"\.[^/\\\0]+", extension):
+            raise self._fault("caption_extension should be an ending with its dot, such as '.txt'")
+        folder = self._folder()
+        own = Tree(folder, tuple(file for file in Tree.walk(folder).files if file.parent == folder))
+        captions = CaptionFiles(own.files, own.pictures, mode, (extension.lower(),))
+        listing = own.list_pictures(
+            lambda picture: replace(self._complete(captions.describe(picture)), repeats=repeats)
+        )
+        read = [self.path, *(file.path for file in captions.read)]
+        why_not = f"caption_extension is {extension!r} in {self.where}"
+        unread = find_unread(own.files, own.pictures, read, lambda _: why_not)
+        return replace(listing, notes=tuple(captions.notes()), unread=tuple(unread))
 
-def _folder(subset: Mapping[str, Any], path: Path, where: str) -> Path:
-    """Return a subset's folder; one that is not absolute is relative to the TOML file, wherever one stands."""
-    name = _value(subset, "image_dir", where)
-    if not name:
-        likely = get_close_matches("image_dir", subset, n=1)
-        remedy = f"call {likely[0]!r} 'image_dir'" if likely else None
-        raise UserError("no 'image_dir'", code="data.toml_without_folder", where=where, remedy=remedy)
-    return path.parent / Path(name).expanduser()
+    def _refuse_unsupported(self) -> None:
+        for key, remedy in _REFUSED.items():
+            if self.keys.get(key):
+                raise UserError(f"{key} is not read", code="data.toml_unsupported", where=self.where, remedy=remedy)
 
+    def _folder(self) -> Path:
+        """Return the folder; one that is not absolute is relative to the TOML file, wherever one stands."""
+        name = self._value("image_dir")
+        if not name:
+            likely = get_close_matches("image_dir", self.keys, n=1)
+            remedy = f"call {likely[0]!r} 'image_dir'" if likely else None
+            raise UserError("no 'image_dir'", code="data.toml_without_folder", where=self.where, remedy=remedy)
+        return self.path.parent / Path(name).expanduser()
 
-def _entry(picture: Path, subset: Mapping[str, Any], where: str) -> Entry:
-    """Return a picture with the captions of the file beside it, else with the tokens of its class."""
-    extension = _value(subset, "caption_extension", where)
-    files = [file for file in (picture.with_suffix(extension), Path(f"{picture}{extension}")) if file.is_file()]
-    tokens = _value(subset, "class_tokens", where)
-    captions = read_captions(files[0]) if files else (tokens,) if tokens else ()
-    prefix, suffix = (_value(subset, key, where) for key in ("caption_prefix", "caption_suffix"))
-    # a space parts them from the caption, as in kohya's scripts
-    whole = tuple(" ".join(filter(None, (prefix, caption, suffix))) for caption in captions)
-    return Entry(picture, whole, captions_at=str(files[0] if files else picture))
+    def _complete(self, entry: Entry) -> Entry:
+        """Return a picture with the tokens of its class where it has no caption, and with prefix and suffix."""
+        tokens, prefix, suffix = (self._value(key) for key in ("class_tokens", "caption_prefix", "caption_suffix"))
+        captions = entry.captions or ((tokens,) if tokens else ())
+        # a space parts them from the caption, as in kohya's scripts
+        whole = tuple(" ".join(filter(None, (prefix, caption, suffix))) for caption in captions)
+        return replace(entry, captions=whole)
+
+    def _value(self, key: str) -> Any:
+        kind, default = READ[key]
+        value = self.keys.get(key, default)
+        # bool is a kind of int, but true is no count
+        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
+            what = f"{key} should be {'a text' if kind is str else 'a whole number'}"
+            raise UserError(what, code="data.toml_wrong_type", where=self.where)
+        return value
+
+    def _fault(self, what: str) -> UserError:
+        return UserError(what, code="data.toml_wrong_value", where=self.where)

@@ -1,73 +1,112 @@
-"""A folder with a ``metadata.jsonl``, as the ``datasets`` library has it.
+"""A folder with a ``metadata.jsonl`` or a ``metadata.csv``, as the ``datasets`` library has it.
 
-Each line is an object with ``file_name``, relative to the folder, and ``text``, a caption or a list of them. A list
-speaks for its folder and those below: pictures that none of its lines names are left out. Where no list speaks,
-captions are read from a ``.txt`` beside each picture.
+Each row has ``file_name``, relative to the folder, and ``text``, a caption; in JSON also a list of them. A list speaks
+for its folder and those below: pictures that none of its rows names are left out. Where no list speaks, captions are
+read from the files beside each picture.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path, PurePosixPath
-from typing import Any
+from functools import cached_property
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypeAlias
 
-from veneer.data.sources.folder import entry_with_text_beside
+from veneer.config.schema import SourceConfig
+from veneer.data.sources.caption_files import CaptionFiles
+from veneer.data.sources.names import NameIndex
 from veneer.data.sources.protocol import Entry, Listing
-from veneer.data.sources.tree import Tree, is_picture
+from veneer.data.sources.tree import Tree
+from veneer.data.sources.unread import find_unread
+from veneer.data.wording import few
 from veneer.errors import UserError
 from veneer.files import read_utf8
 
 __all__ = ["MetadataSource"]
 
-_METADATA = "metadata.jsonl"
 _OTHER_NAMES = {"file_name": ("filename", "file", "image", "path"), "text": ("caption", "captions", "prompt")}
 _EXAMPLE = '{"file_name": "a.png", "text": "a cat"}'
+_DELIMITERS = ",;\t"
 
-Lists = Mapping[Path, Mapping[Path, Entry]]
-"""For each folder that has a list, the pictures that the list names."""
+Row: TypeAlias = tuple[str, dict[str, Any]]
+"""The place to name in messages, and the values by the columns' names."""
+Lists: TypeAlias = Mapping[Path, Mapping[Path, Entry]]
+"""For each folder that has lists, the pictures that they name."""
 
 
 class MetadataSource:
-    """A folder of pictures in which, or below which, a ``metadata.jsonl`` lists some."""
+    """A folder of pictures in which, or below which, a ``metadata.jsonl`` or ``metadata.csv`` lists some."""
 
-    def list_pictures(self, path: Path) -> Listing | None:
+    def list_pictures(self, config: SourceConfig) -> Listing | None:
         """List the pictures of a folder and of those below it; None if no list is among their files."""
-        if not path.is_dir():
+        if not config.path.is_dir():
             return None
-        tree = Tree.walk(path)
-        lists = {file.parent: _read_list(file) for file in tree.files if file.name == _METADATA}
-        if not lists:
-            return None
-        listing = tree.list_pictures(lambda picture: _entry_or_reason(picture, lists))
-        # a list may name pictures whose ending says nothing
-        others = [entry for listed in lists.values() for entry in listed.values() if not is_picture(entry.path)]
-        return Listing((*listing.entries, *{entry.path: entry for entry in others}.values()), listing.rejected)
+        tree = Tree.walk(config.path)
+        files = [file for file in tree.own_files if file.name.lower() in _READERS and file.is_file()]
+        return _Lists(tree, files).list_pictures(config) if files else None
 
 
-def _entry_or_reason(picture: Path, lists: Lists) -> Entry | str:
-    """Return the picture as the nearest list that names it has it, or why it is left out."""
-    above = [lists[parent] for parent in picture.parents if parent in lists]
-    if not above:
-        return entry_with_text_beside(picture)
-    return next((listed[picture] for listed in above if picture in listed), f"no line of {_METADATA} names it")
+@dataclass(frozen=True)
+class _Lists:
+    """The lists of a tree."""
+
+    tree: Tree
+    files: list[Path]
+
+    def list_pictures(self, config: SourceConfig) -> Listing:
+        captions = CaptionFiles(self.tree.own_files, self.tree.pictures, config.captions)
+        listing = self.tree.list_pictures(lambda picture: self._entry_or_reason(picture, captions))
+        # a list may name pictures whose ending says nothing, or whose name is hidden
+        listed = {entry.path: entry for entries in self.entries.values() for entry in entries.values()}
+        walked = set(self.tree.pictures)
+        others = tuple(entry for path, entry in listed.items() if path not in walked)
+        read = [*self.files, *listed, *(file.path for file in captions.read)]
+        unread = find_unread(self.tree.own_files, self.tree.pictures, read, self._why_not)
+        notes = (*captions.notes(), *self._note_several())
+        return replace(listing, entries=(*listing.entries, *others), notes=notes, unread=tuple(unread))
+
+    @cached_property
+    def entries(self) -> Lists:
+        entries: dict[Path, dict[Path, Entry]] = {}
+        for file in self.files:
+            _read_list(file, entries.setdefault(file.parent, {}))
+        return entries
+
+    def _entry_or_reason(self, picture: Path, captions: CaptionFiles) -> Entry | str:
+        """Return the picture as the nearest list that names it has it, or why it is left out."""
+        above = [self.entries[folder] for folder in picture.parents if folder in self.entries]
+        if not above:
+            return captions.describe(picture)
+        names = " or ".join(dict.fromkeys(file.name for file in self.files if file.parent in picture.parents))
+        return next((listed[picture] for listed in above if picture in listed), f"no line of {names} names it")
+
+    def _why_not(self, picture: Path) -> str | None:
+        lists = [file for file in self.files if file.parent in picture.parents]
+        return f"{few(lists)} speaks for their pictures" if lists else None
+
+    def _note_several(self) -> list[str]:
+        several = [file for file in self.files if sum(other.parent == file.parent for other in self.files) > 1]
+        return [f"several lists for one folder, all of which are read: {few(several)}"] if several else []
 
 
-def _read_list(path: Path) -> dict[Path, Entry]:
-    """Read the pictures that a list names; several lines for one picture are several captions."""
-    entries: dict[Path, Entry] = {}
-    for where, row in _rows(path):
-        picture = _named_file(path.parent, row, where)
+def _read_list(path: Path, entries: dict[Path, Entry]) -> None:
+    """Add the pictures that a list names; several rows for one picture are several captions."""
+    names = _Names(path.parent)
+    for where, row in _READERS[path.name.lower()](path):
+        picture = _named_file(names, row, where)
         captions = _captions(row, where)
         earlier = entries[picture].captions if picture in entries else ()
         entries[picture] = Entry(picture, tuple(dict.fromkeys((*earlier, *captions))), captions_at=where)
-    return entries
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield each line's object, with the place to name in messages."""
+def _json_rows(path: Path) -> Iterator[Row]:
+    """Yield each line's object."""
     # not splitlines: a caption may hold U+2028, which JSON leaves as it is
     for number, line in enumerate(read_utf8(path).split("\n"), start=1):
         where = f"{path}:{number}"
@@ -82,6 +121,32 @@ def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, row
 
 
+def _csv_rows(path: Path) -> Iterator[Row]:
+    """Yield each row of a table whose first line names the columns, which a comma, semicolon or tab parts."""
+    text = read_utf8(path)
+    header = text.partition("\n")[0]
+    delimiter = max(_DELIMITERS, key=header.count)
+    rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            where = f"{path}:{rows.line_num}"
+            raise UserError(f"not CSV: {error}", code="data.metadata_not_csv", where=where) from None
+        where = f"{path}:{rows.line_num}"
+        if None in row or None in row.values():
+            what = f"has {'more' if None in row else 'fewer'} values than the first line has names"
+            remedy = f"put a caption that holds {delimiter!r} into double quotes"
+            raise UserError(what, code="data.metadata_not_csv", where=where, remedy=remedy)
+        yield where, {name.strip(): value for name, value in row.items()}
+
+
+_READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {"metadata.jsonl": _json_rows, "metadata.csv": _csv_rows}
+"""How a list of each name, in small letters, is read."""
+
+
 def _field(row: dict[str, Any], name: str, where: str) -> Any:
     if name in row:
         return row[name]
@@ -90,17 +155,42 @@ def _field(row: dict[str, Any], name: str, where: str) -> Any:
     raise UserError(f"no {name!r}", code="data.metadata_field_missing", where=where, remedy=remedy)
 
 
-def _named_file(folder: Path, row: dict[str, Any], where: str) -> Path:
+class _Names:
+    """The files of a folder and those below it, by the names that a list may give them.
+
+    Args:
+        folder: of the list.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._indexes: dict[Path, NameIndex] = {}
+
+    def find(self, parts: tuple[str, ...]) -> Path | None:
+        """Return the file of a name as its folder spells it; None if there is none, or several of like names."""
+        found = [self._folder]
+        for part in parts:
+            found = self._index(found[0]).find(part) if len(found) == 1 and found[0].is_dir() else []
+        return found[0] if len(found) == 1 and found[0].is_file() else None
+
+    def _index(self, folder: Path) -> NameIndex:
+        if folder not in self._indexes:
+            self._indexes[folder] = NameIndex((path.name, path) for path in sorted(folder.iterdir()))
+        return self._indexes[folder]
+
+
+def _named_file(names: _Names, row: dict[str, Any], where: str) -> Path:
     name = _field(row, "file_name", where)
     if not isinstance(name, str) or not name or "\0" in name:
         raise UserError("'file_name' should be the name of a file", code="data.metadata_file_name", where=where)
-    parts = PurePosixPath(name)
-    if parts.is_absolute() or ".." in parts.parts:
-        raise UserError(f"{name} leads out of its folder", code="data.metadata_file_outside", where=where)
-    picture = folder / parts
-    if not picture.is_file():
-        raise UserError(f"no such file: {name}", code="data.metadata_file_missing", where=where)
-    return picture
+    # a backslash is a letter of a name where there is such a file, else it parts folders, as on Windows
+    for path in (PurePosixPath(name), PureWindowsPath(name) if "\\" in name else PurePosixPath(name)):
+        if path.is_absolute() or path.drive or ".." in path.parts:
+            raise UserError(f"{name} leads out of its folder", code="data.metadata_file_outside", where=where)
+        picture = names.find(path.parts)
+        if picture is not None:
+            return picture
+    raise UserError(f"no such file: {name}", code="data.metadata_file_missing", where=where)
 
 
 def _captions(row: dict[str, Any], where: str) -> tuple[str, ...]:

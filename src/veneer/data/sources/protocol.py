@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from veneer.config.schema import SourceConfig
 from veneer.data.manifest import Rejected
 
-__all__ = ["Entry", "Listing", "Source"]
+__all__ = ["Entry", "Listing", "Source", "Unread"]
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Unread:
+    """A file that looks like captions and is not read, and why."""
+
+    path: Path
+    reason: str
+
+
+@dataclass(frozen=True)
 class Listing:
     """The pictures that a source lists, and those in it that are left out.
 
@@ -36,18 +45,23 @@ class Listing:
         entries: the pictures.
         rejected: those that are left out, each with its reason.
         notes: what a user may want to know of the source, a sentence each.
+        unread: files that look like captions and are not read; :func:`read_source` makes notes of them.
     """
 
     entries: tuple[Entry, ...]
     rejected: tuple[Rejected, ...] = ()
     notes: tuple[str, ...] = ()
+    unread: tuple[Unread, ...] = ()
 
 
 class Source(Protocol):
     """A kind of source. It opens no picture while it lists them."""
 
-    def list_pictures(self, path: Path) -> Listing | None:
+    def list_pictures(self, config: SourceConfig) -> Listing | None:
         """Return the pictures of a place, in an order that does not change, or None if it is of another kind.
+
+        Args:
+            config: the place, and how its captions are read. Its ``repeats`` are none of the source's concern.
 
         Raises:
             UserError: the place is of this kind, but something in it is at fault.

@@ -10,7 +10,9 @@ from veneer.data.captions import refuse_uncaptioned, with_trigger
 from veneer.data.sources.folder import FolderSource
 from veneer.data.sources.kohya_toml import KohyaTomlSource
 from veneer.data.sources.metadata import MetadataSource
-from veneer.data.sources.protocol import Listing, Source
+from veneer.data.sources.protocol import Entry, Listing, Source
+from veneer.data.sources.unread import note_unread
+from veneer.data.wording import few
 
 __all__ = ["SOURCES", "read_source"]
 
@@ -25,12 +27,21 @@ def read_source(config: SourceConfig, trigger: str | None, sources: Sequence[Sou
         Uncaptioned: a caption is missing and no trigger can stand for it.
         UserError: there is no such place or no picture in it, or a caption cannot be read.
     """
-    listings = (source.list_pictures(config.path) for source in sources)
+    listings = (source.list_pictures(config) for source in sources)
     listing = next(listing for listing in listings if listing is not None)
     if trigger is None:
-        refuse_uncaptioned(config.path, listing.entries)
+        refuse_uncaptioned(config.path, listing)
     entries = [
         replace(entry, captions=with_trigger(entry.captions, trigger), repeats=entry.repeats * config.repeats)
         for entry in listing.entries
     ]
-    return replace(listing, entries=tuple(entries))
+    notes = (*listing.notes, *note_unread(listing.unread), *_note_uncaptioned(listing.entries))
+    return replace(listing, entries=tuple(entries), notes=notes)
+
+
+def _note_uncaptioned(entries: Sequence[Entry]) -> list[str]:
+    """Note pictures without a caption among others that have one; where none has any, the trigger was meant for all."""
+    missing = [entry.captions_at for entry in entries if not entry.captions]
+    if not missing or len(missing) == len(entries):
+        return []
+    return [f"{len(missing)} of {len(entries)} pictures have no caption but the trigger: {few(missing)}"]

@@ -1,18 +1,21 @@
-"""List the pictures of a folder and the folders below it, by their names. No file is opened here.
+"""List the pictures of a folder and the folders below it, by their names. No picture is opened here.
 
-Names that begin with a dot are passed over. Pictures that no decoder here reads, and pictures in the results of a
-run, are left out with a reason.
+Names that begin with a dot, and folders that operating systems and network storage make for themselves, are passed
+over. Pictures that no decoder here reads, masks, and pictures in the results of a run are left out with a reason.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from veneer.data.manifest import Rejected
 from veneer.data.sources.protocol import Entry, Listing
+from veneer.data.sources.runs import find_runs, is_painted
 from veneer.errors import UserError
 
 __all__ = ["EXTENSIONS", "Tree", "find_pictures", "is_picture"]
@@ -23,8 +26,27 @@ EXTENSIONS = frozenset(
 """Endings of the pictures that are read, in small letters."""
 _UNREADABLE = frozenset({".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg"})
 """Endings of pictures that people have and no decoder here reads: they are named, not passed over in silence."""
-_RUN = "config.yaml"
-"""What a run leaves in its folder; pictures below it were painted, and training on them again would be a mistake."""
+_SYSTEM_FOLDERS = frozenset(
+    {
+        "#recycle",  # Synology
+        "#snapshot",
+        "$recycle.bin",  # Windows
+        "@eadir",  # Synology: a thumbnail of each picture
+        "@recently-snapshot",  # QNAP
+        "@recycle",
+        "@tmp",
+        "__macosx",  # zip files made on macOS
+        "found.000",  # Windows
+        "lost+found",  # Linux
+        "network trash folder",  # netatalk
+        "recycler",
+        "system volume information",
+        "temporary items",
+    }
+)
+"""Names, in small letters, of folders that no user made."""
+_MASK = re.compile(r"(?P<picture>.+)-(masklabel|condlabel)", re.IGNORECASE)
+"""OneTrainer's masks and conditioning pictures, beside the pictures that they belong to."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +55,21 @@ class Tree:
 
     folder: Path
     files: tuple[Path, ...]
+
+    @cached_property
+    def pictures(self) -> tuple[Path, ...]:
+        """The files whose ending is that of a picture, readable here or not."""
+        return tuple(path for path in self.files if is_picture(path))
+
+    @cached_property
+    def runs(self) -> frozenset[Path]:
+        """The folders that hold the results of a run: training on them again would be a mistake."""
+        return find_runs(self.files)
+
+    @property
+    def own_files(self) -> list[Path]:
+        """The files that are in no run's results."""
+        return [path for path in self.files if self.runs.isdisjoint(path.parents)]
 
     @classmethod
     def walk(cls, folder: Path) -> Tree:
@@ -52,20 +89,34 @@ class Tree:
         Raises:
             UserError: there is no picture.
         """
-        pictures = [path for path in self.files if is_picture(path)]
-        if not pictures:
+        if not self.pictures:
             remedy = f"endings that are read: {' '.join(sorted(EXTENSIONS))}"
             raise UserError("no picture in this folder", code="data.no_picture", where=self.folder, remedy=remedy)
-        runs = {path.parent for path in self.files if path.name == _RUN} - {self.folder}
         entries: list[Entry] = []
         rejected: list[Rejected] = []
-        for picture in pictures:
-            result = _reason_against(picture, runs) or describe(picture)
+        for picture in self.pictures:
+            result = self._reason_against(picture) or describe(picture)
             if isinstance(result, str):
                 rejected.append(Rejected(picture, result))
             else:
                 entries.append(result)
         return Listing(tuple(entries), tuple(rejected))
+
+    def _reason_against(self, picture: Path) -> str | None:
+        if picture.suffix.lower() in _UNREADABLE:
+            return f"{picture.suffix} files are not read: save it as PNG or JPEG"
+        # pictures may lie in the folder that a run of theirs wrote to
+        run = next((run for run in picture.parents if run in self.runs), None)
+        if run is not None and (run != self.folder or is_painted(picture, run)):
+            return f"in the results of a run ({run})"
+        mask = _MASK.fullmatch(picture.stem)
+        if mask and (picture.parent / mask["picture"]) in self._without_endings:
+            return f"a mask or conditioning picture of {mask['picture']}, and such are not read"
+        return None
+
+    @cached_property
+    def _without_endings(self) -> frozenset[Path]:
+        return frozenset(picture.with_suffix("") for picture in self.pictures)
 
 
 def find_pictures(folder: Path) -> list[Path]:
@@ -80,14 +131,6 @@ def find_pictures(folder: Path) -> list[Path]:
 def is_picture(path: Path) -> bool:
     """Check whether a file's ending is that of a picture, readable here or not."""
     return path.suffix.lower() in EXTENSIONS | _UNREADABLE
-
-
-def _reason_against(picture: Path, runs: set[Path]) -> str | None:
-    if picture.suffix.lower() in _UNREADABLE:
-        return f"{picture.suffix} files are not read: save it as PNG or JPEG"
-    if not runs.isdisjoint(picture.parents):
-        return f"in the results of a run ({_RUN} is beside it)"
-    return None
 
 
 def _files_below(folder: Path) -> list[Path]:
@@ -111,5 +154,4 @@ def _refuse_unreadable(error: OSError) -> None:
 
 
 def _is_hidden(name: str) -> bool:
-    """Check for hidden files, and for what macOS puts into zip files beside each picture."""
-    return name.startswith(".") or name == "__MACOSX"
+    return name.startswith(".") or name.casefold() in _SYSTEM_FOLDERS

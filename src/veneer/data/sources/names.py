@@ -1,0 +1,47 @@
+"""Names of files that are the same to their user: in Unicode's NFC and NFD, and in small and capital letters.
+
+macOS writes ``é`` as two characters (NFD) where other systems and most programs write one (NFC), and a list or a
+caption file that was made elsewhere then has another name than its picture.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+__all__ = ["NameIndex", "composed"]
+
+
+def composed(name: str) -> str:
+    """Return a name in NFC."""
+    return unicodedata.normalize("NFC", name)
+
+
+def _folded(name: str) -> str:
+    return composed(composed(name).casefold())
+
+
+_FORMS: tuple[Callable[[str], str], ...] = (str, composed, _folded)
+"""From the strictest to the loosest."""
+
+
+class NameIndex:
+    """Files by their names.
+
+    Args:
+        pairs: names that files go by, each with its file.
+    """
+
+    def __init__(self, pairs: Iterable[tuple[str, Path]]) -> None:
+        self._files: list[dict[str, list[Path]]] = [{} for _ in _FORMS]
+        for name, file in pairs:
+            for files, form in zip(self._files, _FORMS, strict=True):
+                files.setdefault(form(name), []).append(file)
+
+    def find(self, name: str) -> list[Path]:
+        """Return the files of a name: those of exactly this one, else in NFC, else in any case of letters."""
+        for files, form in zip(self._files, _FORMS, strict=True):
+            if found := files.get(form(name)):
+                return found
+        return []

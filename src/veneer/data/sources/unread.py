@@ -1,0 +1,100 @@
+"""Find the files that look like captions and are not read, so that none is passed over in silence."""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Callable, Collection, Iterable, Sequence
+from pathlib import Path
+
+from veneer.data.sources.caption_files import CAPTION_ENDINGS, beside
+from veneer.data.sources.protocol import Unread
+from veneer.data.wording import few
+
+__all__ = ["find_unread", "note_unread"]
+
+_TABLES = frozenset(
+    {".arrow", ".csv", ".docx", ".feather", ".jsonl", ".ndjson", ".ods", ".odt", ".parquet", ".tsv", ".xls", ".xlsx"}
+)
+"""Endings of files that hold tables or texts: beside pictures they are captions more often than not."""
+_TREES = frozenset({".json", ".json5", ".jsonc", ".toml", ".xml", ".xmp", ".yaml", ".yml"})
+"""Endings of files that may be captions or settings: their names or their contents decide."""
+_CAPTION_WORD = re.compile(r"capt|meta|tags?\b|prompt|label|annotat|descri", re.IGNORECASE)
+_OTHER_TEXT = re.compile(r"(read.?me|licen[cs]e|copying|credits|attribution|changelog|requirements)\b", re.IGNORECASE)
+_HEAD = 2**16  # bytes of a file that are looked at
+
+
+def find_unread(
+    files: Iterable[Path],
+    pictures: Sequence[Path],
+    read: Collection[Path],
+    why_not: Callable[[Path], str | None] | None = None,
+) -> list[Unread]:
+    """Return the files that look like captions of pictures and were not read.
+
+    Args:
+        files: all files.
+        pictures: those of them that are pictures, used or not.
+        read: files that were read, as captions or else.
+        why_not: why a caption file beside a picture was not read; None: all such were.
+    """
+    pictures_beside, skipped = beside(pictures), {*pictures, *read}
+    unread: list[Unread] = []
+    for file in files:
+        reason = None if file in skipped else _reason(file, pictures_beside(file), pictures, why_not)
+        if reason is not None:
+            unread.append(Unread(file, reason))
+    return unread
+
+
+def _reason(
+    file: Path, own: Sequence[Path], pictures: Sequence[Path], why_not: Callable[[Path], str | None] | None
+) -> str | None:
+    """Return why a file that looks like captions is not read; None if it looks like something else."""
+    ending = file.suffix.lower()
+    if ending in CAPTION_ENDINGS:
+        if own and why_not is not None:
+            return why_not(own[0])
+        return None if own or _OTHER_TEXT.match(file.name) else "no picture of this name is beside them"
+    is_text = ending in _TABLES or (ending in _TREES and (own or _names_pictures(file, pictures)))
+    if is_text or (own and _is_text(file)):
+        return f"captions are read from {', '.join(CAPTION_ENDINGS)}, metadata.jsonl and metadata.csv"
+    return None
+
+
+def _names_pictures(file: Path, pictures: Sequence[Path]) -> bool:
+    """Check whether a file's name speaks of captions, or its beginning of a picture in its folder or below."""
+    if _CAPTION_WORD.search(file.stem):
+        return True
+    head = _head(file).decode("utf-8", "ignore")
+    below = [picture for picture in pictures if file.parent in picture.parents]
+    return any(picture.name in head for picture in below)
+
+
+def _is_text(file: Path) -> bool:
+    head = _head(file)
+    try:
+        # incremental: a character that the cut goes through is no fault
+        text = codecs.getincrementaldecoder("utf-8")().decode(head)
+    except UnicodeDecodeError:
+        return False
+    return bool(text.strip()) and "\0" not in text
+
+
+def _head(file: Path) -> bytes:
+    """Return a file's first bytes; none if it is no regular file or may not be read."""
+    try:
+        if not file.is_file():
+            return b""
+        with file.open("rb") as opened:
+            return opened.read(_HEAD)
+    except OSError:
+        return b""
+
+
+def note_unread(unread: Iterable[Unread]) -> list[str]:
+    """Return a sentence for each reason, with the files."""
+    by_reason: dict[str, list[Path]] = {}
+    for one in unread:
+        by_reason.setdefault(one.reason, []).append(one.path)
+    return [f"not read, though they look like captions: {few(paths)} ({why})" for why, paths in by_reason.items()]

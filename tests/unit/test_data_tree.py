@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from veneer.config.schema import SourceConfig
+from veneer.data.sources.protocol import Listing
+from veneer.data.sources.registry import read_source
+
+CONFIG = "base: bundled\noutput:\n  dir: x\ndata:\n  sources: [{path: pictures}]\n"
+LOG = '{"event": "Surveyed", "seconds": 0.1, "train": 3}\n'
+
+
+def write(folder: Path, name: str, content: str = "-") -> None:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content)
+
+
+def listed(folder: Path) -> Listing:
+    return read_source(SourceConfig(path=folder), "tok")
+
+
+def names(folder: Path) -> list[str]:
+    return [entry.path.relative_to(folder).as_posix() for entry in listed(folder).entries]
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "@eaDir",
+        "@eaDir/a.png",
+        "#recycle",
+        "$RECYCLE.BIN",
+        ".AppleDouble",
+        "System Volume Information",
+        "lost+found",
+        "deep/@eaDir",
+        "__MACOSX",
+        "@Recycle",
+        ".@__thumb",
+        "#snapshot",
+    ],
+)
+def test_folders_that_systems_and_network_storage_make_are_passed_over(tmp_path: Path, folder: str) -> None:
+    write(tmp_path, "a.png")
+    write(tmp_path, f"{folder}/SYNOPHOTO_THUMB_XL.jpg")
+    found = listed(tmp_path)
+    assert [entry.path for entry in found.entries] == [tmp_path / "a.png"]
+    assert (found.rejected, found.notes) == ((), ())
+
+
+def test_such_a_folder_is_read_if_it_is_the_one_that_was_named_and_so_are_like_names(tmp_path: Path) -> None:
+    write(tmp_path, "@eaDir/a.png")
+    write(tmp_path, "@artist/b.png")
+    assert names(tmp_path / "@eaDir") == ["a.png"]
+    assert names(tmp_path) == ["@artist/b.png"]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "job: extension\nconfig: {name: my_lora}\n",  # ai-toolkit
+        "base_model: x\ndata: here\n",
+        CONFIG,  # our own, which a user wrote for these pictures
+        "{ no yaml",
+        "",
+    ],
+)
+def test_a_configuration_beside_pictures_makes_them_no_results_of_a_run(tmp_path: Path, config: str) -> None:
+    write(tmp_path, "a.png")
+    write(tmp_path, "more/b.png")
+    write(tmp_path, "more/config.yaml", config)
+    found = listed(tmp_path)
+    assert [entry.path.name for entry in found.entries] == ["a.png", "b.png"] and not found.rejected
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"run.jsonl": LOG},
+        {"config.yaml": CONFIG, "plan.json": "{}"},
+        {"config.yaml": CONFIG, "samples/step-10.png": "-"},
+        {"config.yaml": CONFIG, "pytorch_lora_weights.safetensors": "-"},
+    ],
+)
+def test_results_of_a_run_are_told_by_what_a_run_leaves(tmp_path: Path, left: dict[str, str]) -> None:
+    write(tmp_path, "a.png")
+    write(tmp_path, "any name/sheet.png")
+    for name, content in left.items():
+        write(tmp_path, f"any name/{name}", content)
+    found = listed(tmp_path)
+    assert [entry.path.name for entry in found.entries] == ["a.png"]
+    assert {one.reason for one in found.rejected} == {f"in the results of a run ({tmp_path / 'any name'})"}
+
+
+@pytest.mark.parametrize("log", ["", "[1]", "text", '{"event": 1}', "[" * 100_000])
+def test_anothers_log_of_the_same_name_is_none_of_a_run(tmp_path: Path, log: str) -> None:
+    write(tmp_path, "more/b.png")
+    write(tmp_path, "more/run.jsonl", log)
+    assert names(tmp_path) == ["more/b.png"]
+
+
+def test_in_a_folder_that_a_run_wrote_to_what_it_painted_is_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "sheet.png", "samples/b.png", "more/c.png"):
+        write(tmp_path, name)
+    write(tmp_path, "run.jsonl", LOG)
+    assert names(tmp_path) == ["a.png", "more/c.png"]
+
+
+def test_masks_beside_their_pictures_are_not_trained_on(tmp_path: Path) -> None:
+    """OneTrainer has them so; a mask is a picture by its ending alone."""
+    for name in ("a.jpg", "a-masklabel.png", "a-condlabel.png", "b-masklabel.png"):
+        write(tmp_path, name)
+    assert names(tmp_path) == ["a.jpg", "b-masklabel.png"]
+    assert [one.path.name for one in listed(tmp_path).rejected] == ["a-condlabel.png", "a-masklabel.png"]
