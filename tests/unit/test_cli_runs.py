@@ -251,14 +251,14 @@ def test_missing_pictures_of_the_class_are_painted_once(
     prior = ("data.prior.prompt=a shape", "data.prior.count=3")
     assert main(train_in(tmp_path, tiny_base, tiny_pictures, *prior)) == 0
     assert "painting 3 pictures of 'a shape'" in capsys.readouterr().out
-    painted = {path.name: path.read_bytes() for path in (tmp_path / "prior").iterdir()}
+    painted = {path.name: path.read_bytes() for path in (tmp_path / "prior").glob("*.png")}
     assert len(set(painted.values())) == 3
     assert all(event["prior_loss"] > 0 for event in events_of(tmp_path) if event["event"] == "StepDone")
 
     (tmp_path / "prior" / "prior-00001.png").unlink()
     assert main(train_in(tmp_path, tiny_base, tiny_pictures, *prior, "--overwrite")) == 0
     assert "painting 1 pictures" in capsys.readouterr().out
-    assert {path.name: path.read_bytes() for path in (tmp_path / "prior").iterdir()} == painted
+    assert {path.name: path.read_bytes() for path in (tmp_path / "prior").glob("*.png")} == painted
 
 
 def test_a_config_file_with_overrides_and_a_trigger(

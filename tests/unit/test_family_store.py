@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
+from tests.errors import raises_code
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
@@ -135,3 +137,37 @@ def test_what_moves_the_last_bits_has_a_cache_of_its_own(
     other = cache.store_of(config, family)
     assert one is not None and same is not None and other is not None
     assert one._base == same._base != other._base
+
+
+@pytest.mark.parametrize("package", ["diffusers", "transformers", "pillow"])
+def test_another_release_of_what_computes_them_is_another_key(
+    family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str
+) -> None:
+    values = {"base": str(tiny_base), "data": {"sources": [{"path": str(tiny_pictures)}], "cache": str(tmp_path)}}
+    config, releases = build_config(values, "test"), cache.version
+    stores = [cache.store_of(config, family)]
+    monkeypatch.setattr(cache, "version", lambda name: "0.0" if name == package else releases(name))
+    stores.append(cache.store_of(config, family))
+    paths = {store._path(("text", "a cat")) for store in stores if store is not None}
+    assert len(paths) == 2
+
+
+@pytest.mark.parametrize("part", ["autoencoder", "text encoder"])
+def test_what_is_not_finite_is_refused_by_its_cause_and_never_stored(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, part: str
+) -> None:
+    """A base whose autoencoder overflows, as SDXL's first one does in float16, is no matter of the learning rate."""
+    broken = load_family(str(tiny_base))
+    network = broken.networks["text_encoder"] if part == "text encoder" else broken.pipeline().vae
+    with torch.no_grad():
+        next(network.parameters()).fill_(torch.nan)
+    values = {"base": str(tiny_base), "data": {"sources": [{"path": str(tiny_pictures)}], "cache": str(tmp_path)}}
+    config = resolve(build_config({**values, "train": {"on_nonfinite": "skip"}}, "test"), broken)
+    with raises_code("base.not_finite") as caught:
+        list(train(config, broken, survey(config.data)))
+    assert part in str(caught.value)
+    assert not any(file for file in tmp_path.rglob("*.safetensors") if not _is_finite(file))
+
+
+def _is_finite(file: Path) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in load_file(file).values())

@@ -276,3 +276,17 @@ def test_float16_scales_its_loss_and_skips_a_step_that_overflows(family: Family,
         fine = train_step(context, 0, trainer.batches.micro_batches(0))
         assert not fine.skipped and fine.gradient_norm > 0
         assert any(not torch.equal(p, started[name]) for name, p in trainer.injection.named_parameters())
+
+
+def test_a_loss_that_is_not_finite_before_any_change_is_the_bases(family: Family, tiny_pictures: Path) -> None:
+    """The adapter adds nothing in the first step, so a lower learning rate could not help."""
+    with trainer_on(tiny_config(tiny_pictures), family, moved=False) as trainer:
+        micros = [replace(micro, latents=micro.latents * torch.nan) for micro in trainer.batches.micro_batches(0)]
+        remedies = []
+        for number in (0, 1):
+            with raises_code("train.loss_not_finite") as caught:
+                train_step(trainer.context, number, micros)
+            remedies.append(str(caught.value).partition("; ")[2])
+    first, later = remedies
+    assert "the base gives this" in first and "learning_rate" not in first
+    assert later.startswith("lower train.learning_rate")

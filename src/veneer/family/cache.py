@@ -7,7 +7,8 @@ config names a folder for it, it is written to the disk as well, for later runs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
@@ -17,12 +18,16 @@ from veneer.config.schema import DataConfig, RunConfig
 from veneer.data.loader import Pick
 from veneer.data.manifest import Sample
 from veneer.data.transform import Geometry, geometry_of, is_flipped, load_centered, load_pixels
+from veneer.errors import UserError
 from veneer.family.fingerprint import fingerprint, settings_hash
 from veneer.family.protocol import Conditioning, Family, LatentDistribution
 from veneer.family.store import Store
 from veneer.rng import torch_generator
 
 __all__ = ["Encoder", "noise_like", "store_of"]
+
+_LIBRARIES = ("diffusers", "transformers", "pillow")
+"""Packages beside PyTorch that make latents and embeddings, of which another release may give other bits."""
 
 
 class Encoder:
@@ -54,7 +59,8 @@ class Encoder:
         A centered picture has two variants, as it is and mirrored; both are cached. A random crop never comes twice.
         """
         if self._config.crop == "random":
-            return self._encode(load_pixels(pick.sample, self._config, self._resolution, self._seed, pick.draw_index))
+            pixels_CHW = load_pixels(pick.sample, self._config, self._resolution, self._seed, pick.draw_index)
+            return self._encode(pixels_CHW, pick.sample)
         return self._cached(pick.sample, is_flipped(pick.sample, self._config, self._seed, pick.draw_index))
 
     def latents(self, batch: Sequence[Pick]) -> Tensor:
@@ -82,13 +88,14 @@ class Encoder:
 
     def _centered(self, sample: Sample, flipped: bool) -> LatentDistribution:
         pixels_CHW = load_centered(sample, self._config, self._resolution)
-        return self._encode(pixels_CHW.flip(-1) if flipped else pixels_CHW)
+        return self._encode(pixels_CHW.flip(-1) if flipped else pixels_CHW, sample)
 
     def _stored(self, key: tuple[object, ...], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         return compute() if self._store is None else self._store.get_or_compute(key, compute)
 
-    def _encode(self, pixels_CHW: Tensor) -> LatentDistribution:
+    def _encode(self, pixels_CHW: Tensor, sample: Sample) -> LatentDistribution:
         posterior = self._family.encode_image(pixels_CHW[None])
+        _check_finite(vars(posterior), "autoencoder", sample.path)
         return LatentDistribution(posterior.mean.cpu(), posterior.std.cpu())
 
     @torch.no_grad()
@@ -99,20 +106,35 @@ class Encoder:
         return self._texts[caption]
 
     def _encode_text(self, caption: str) -> dict[str, Tensor]:
-        return dict(self._family.encode_text([caption]).to("cpu").tensors)
+        tensors = dict(self._family.encode_text([caption]).to("cpu").tensors)
+        _check_finite(tensors, "text encoder", f"caption {caption!r:.60}")
+        return tensors
+
+
+def _check_finite(tensors: Mapping[str, Tensor], part: str, where: object) -> None:
+    """Refuse NaN and infinity of a frozen part: no training can learn from them, whatever its settings.
+
+    Raises:
+        UserError: there are some.
+    """
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        what = f"the base's {part} makes NaN or infinity of it"
+        remedy = f"use a base with another {part}, or load this one in float32"
+        raise UserError(what, code="base.not_finite", where=where, remedy=remedy)
 
 
 def store_of(config: RunConfig, family: Family) -> Store | None:
     """Return the cache on disk that a config names, for its base as it was loaded.
 
     Its keys hold all that the base's numbers depend on, to the last bit: weights, settings, and what the order of sums
-    depends on, which is the number of threads, the device and the release of PyTorch.
+    depends on, which is the number of threads, the device and the releases of the libraries that compute them.
     """
     if config.data.cache is None:
         return None
     parameter = next(parameter for network in family.networks.values() for parameter in network.parameters())
     quantization = "" if config.train.quantization == "none" else f" {config.train.quantization}"
-    machine = f"{_device_kind(parameter.device)} {torch.__version__} {torch.get_num_threads()}"
+    releases = " ".join(version(package) for package in _LIBRARIES)
+    machine = f"{_device_kind(parameter.device)} {torch.__version__} {releases} {torch.get_num_threads()}"
     base = f"{fingerprint(config.base)} {settings_hash(family.settings)} {parameter.dtype}"
     return Store(config.data.cache, f"{base} {machine}{quantization}")
 

@@ -30,6 +30,14 @@ from veneer.train.events import SkipReason
 __all__ = ["MicroBatch", "NonFinite", "PictureInStep", "Skipped", "StepContext", "StepResult", "train_step"]
 
 
+_RUNS_FAULT = (
+    "lower train.learning_rate, use float32 as train.precision, or skip such steps with train.on_nonfinite=skip"
+)
+_BASES_FAULT = (
+    "the adapter has changed nothing yet, so the base gives this: use float32 as train.precision, or another base"
+)
+
+
 class PictureInStep(NamedTuple):
     """A picture as it took part in a step, with its time from 0 (clean) to 1 (noise)."""
 
@@ -61,8 +69,7 @@ class NonFinite(UserError):
             f"the {what} is not finite, with {named}",
             code=f"train.{self.reason}",
             where=f"step {step}",
-            remedy="lower train.learning_rate, use float32 as train.precision, or skip such steps with "
-            "train.on_nonfinite=skip" + (f"; {note}" if note else ""),
+            remedy=(_BASES_FAULT if what == "loss" and step == 1 else _RUNS_FAULT) + (f"; {note}" if note else ""),
         )
 
     def with_note(self, note: str) -> NonFinite:
