@@ -11,6 +11,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 
 from veneer.family.protocol import Family
+from veneer.family.unread import Unread
 
 
 @pytest.fixture(scope="module")
@@ -54,5 +55,6 @@ def test_predicts_as_the_unet_does(family: Family, pipeline: Any) -> None:
 def test_overlong_captions_are_found(family: Family) -> None:
     # of the tiny base's 16 tokens two mark beginning and end
     assert family.text_length == 14
-    assert family.overlong(["a cat", "a cat " * 40]) == {"a cat " * 40: 80}
-    assert family.overlong([]) == {}
+    (found,) = family.unread(["a cat", long := "a cat " * 40]).items()
+    assert found == (long, Unread(80, 14, "a cat " * 7, "a cat " * 33))
+    assert family.unread([]) == {}

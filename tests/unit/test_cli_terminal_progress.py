@@ -171,6 +171,17 @@ def test_warnings_are_printed_as_they_are() -> None:
     assert text.getvalue() == "warning: [red] is a caption, and this line is longer than the terminal\n"
 
 
+def test_what_a_warning_concerns_is_under_it_and_is_not_endless() -> None:
+    text = io.StringIO()
+    progress = Progress(Console(file=text, width=20))
+    progress(
+        Warned("test.warning", "cut", tuple(f"[b]{number} in a line of its own, as it is" for number in range(10)))
+    )
+    lines = text.getvalue().splitlines()
+    assert lines[:2] == ["warning: cut", "  [b]0 in a line of its own, as it is"]
+    assert len(lines) == 10 and lines[-1] == "  and 2 more, which run.jsonl has"
+
+
 def test_watch_gives_the_adapter_and_ends_the_loop() -> None:
     ended = []
 

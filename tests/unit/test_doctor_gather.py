@@ -216,6 +216,17 @@ def test_many_pictures_that_no_log_counted_are_not_looked_at_unasked(
     assert gather_evidence(tmp_path / "run").pictures.near_duplicates is None
 
 
+def test_what_a_run_told_of_captions_that_are_cut_is_told_again(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    with (tmp_path / "run" / LOG).open("a") as log:
+        told = {"event": "Warned", "code": "data.cut_captions", "text": "5 of 9 captions", "details": list("abcde")}
+        log.write("".join(json.dumps(line) + "\n" for line in (told, told, {**told, "code": "data.enlarged_pictures"})))
+    diagnosis, evidence = run_doctor(tmp_path / "run")
+    assert evidence.unread_texts[-1] == "5 of 9 captions; a; b; c; and 2 more"
+    assert evidence.unread_texts.count("5 of 9 captions; a; b; c; and 2 more") == 1
+    assert "captions_cut" in [finding.name for finding in diagnosis.findings]
+
+
 def test_a_torn_line_is_passed_over(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     log = tmp_path / "run" / LOG

@@ -308,6 +308,10 @@ class TestPictures:
         assert captions.captions_alike(evidence_of(captions=CaptionStatistics(100, 2, {}, "a thing"))) is not None
         assert captions.captions_alike(evidence_of(captions=CaptionStatistics(8, 1, {}, "a cat"))) is None
 
+    def test_captions_that_the_run_told_to_be_cut_are_told_again(self) -> None:
+        found = find(captions.captions_cut, evidence_of(unread_texts=("1 of 9 captions; a.png: not read: 'x'",)))
+        assert found.evidence == ("1 of 9 captions; a.png: not read: 'x'",)
+
     def test_a_subject_needs_a_name(self) -> None:
         same = CaptionStatistics(5, 1, {"cat": 1.0}, "a cat")
         finding = find(captions.trigger_missing, evidence_of(captions=same))

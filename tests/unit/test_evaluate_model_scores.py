@@ -265,3 +265,13 @@ def test_heads_that_do_not_fit_are_refused(models: ScoreModelPaths, tmp_path: Pa
         with raises_code(code) as caught:
             load_score_models(paths)
         assert words in str(caught.value)
+
+
+def test_what_clip_does_not_see_of_a_caption_is_noted(score_models: ScoreModels) -> None:
+    long = "abc " * 20
+    (note,) = score_models.unread(["a cat", long])
+    assert note.startswith("clip_text: 1 of 2 captions is longer than the 14 tokens")
+    assert "caption 2: of 60 tokens only 14 are read" in note
+    assert score_models.unread(["a cat"]) == [] and ScoreModels().unread([long]) == []
+    assert score_models.clip is not None
+    score_models.clip.text_features([long])

@@ -18,6 +18,7 @@ from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.family.protocol import Family, text_encoders_of
 from veneer.family.registry import load_family
+from veneer.family.unread import Unread
 from veneer.plan.abstract import abstract_base
 from veneer.plan.parameters import plan_parameters
 from veneer.plan.pictures import PictureCounts
@@ -55,7 +56,8 @@ def equal(one: Any, other: Any) -> bool:
 def test_a_folder_is_known_by_its_pipeline(family: Family) -> None:
     assert family.name == "sdxl" and text_encoders_of(family) == ("text_encoder", "text_encoder_2")
     assert (family.resolution, family.multiple, family.text_length) == (16, 4, 14)
-    assert family.overlong(["a cat", "a cat " * 40]) == {"a cat " * 40: 80}
+    long = "a cat " * 40
+    assert family.unread(["a cat", long]) == {long: Unread(80, 14, "a cat " * 7, "a cat " * 33)}
 
 
 @pytest.mark.parametrize("marks", [(), ("v_pred",), ("v_pred", "ztsnr")], ids=["epsilon", "v", "v to zero SNR"])

@@ -75,6 +75,12 @@ def test_warnings_are_counted_and_not_endless(tmp_path: Path) -> None:
     assert training.curve is None and summarize_log(tmp_path / "none", 5) is None
 
 
+def test_what_a_warning_concerns_is_in_it(tmp_path: Path) -> None:
+    warned = [{"event": "Warned", "text": "cut", "details": ["a", "b"]}]
+    training = summarize_log(write_run(tmp_path / "run", 5, warned) / LOG, 5)
+    assert training and training.warnings == ("cut; a; b",)
+
+
 def test_a_score_of_a_step_that_was_done_again_counts_once(tmp_path: Path) -> None:
     lines = [{"event": "Evaluated", **to_data(evaluated(2, mean, 2))} for mean in (-0.1, -0.2)]
     training = summarize_log(write_run(tmp_path / "run", 5, lines) / LOG, 5)

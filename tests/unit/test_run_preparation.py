@@ -37,8 +37,11 @@ def test_captions_that_are_cut_are_counted_and_the_worst_is_named(family: Family
     (warning,) = warnings(folder, family)
     assert warning.code == "data.cut_captions"
     assert warning.text == (
-        "2 of 4 captions are longer than the 14 tokens that the text encoder reads, so the rest has no effect; "
-        f"the longest has 40: {folder / '2.png'}"
+        "2 of 4 captions are longer than the 14 tokens that the text encoder reads, so the rest has no effect"
+    )
+    assert warning.details == (
+        f"{folder / '2.png'}: of 40 tokens only 14 are read; not read: {'x' * 26!r}",
+        f"{folder / '1.png'}: of 15 tokens only 14 are read; not read: 'x'",
     )
 
 
@@ -55,16 +58,34 @@ def test_captions_that_fit_give_no_warning(family: Family, tmp_path: Path) -> No
 )
 def test_prompts_are_captions_as_well(sections: dict[str, Any], where: str, family: Family, tmp_path: Path) -> None:
     (warning,) = warnings(write_pictures(tmp_path / "p", ["a cat", "a dog"]), family, **sections)
-    assert warning.text.startswith("1 of 3 captions is longer") and warning.text.endswith(
-        f"the longest has 60: {where}"
-    )
+    assert warning.text.startswith("1 of 3 captions is longer")
+    assert warning.details == (f"{where}: of 60 tokens only 14 are read; not read: {'x' * 46!r}",)
 
 
 def test_a_trigger_counts(family: Family, tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "p", ["x" * 10])
     assert warnings(folder, family) == []
-    (warning,) = warnings(folder, family, data={"trigger": "yyyyyyyy"})
+    cut, trigger = warnings(folder, family, data={"trigger": "yyyyyyyy"})
+    assert cut.text.startswith("1 of 1 captions is longer")
+    assert trigger.code == "data.cut_trigger" and "not seen whole in 1 of 1 captions" in trigger.text
+
+
+def test_a_trigger_behind_the_limit_is_said_not_to_be_seen_at_all(family: Family, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "p", ["x" * 20, "TOK " + "x" * 20, "tiny"])
+    cut, trigger = warnings(folder, family, data={"trigger": "tok"})
+    assert len(cut.details) == 2 and "not read: 'xxxxxx, tok'" in cut.details[0]
+    assert trigger.text == (
+        "the trigger 'tok' is not seen at all in 1 of 3 captions, for it stands behind what is read; "
+        "write it at the beginning of the text, or shorten the text"
+    )
+    assert trigger.details == (f"{folder / '0.png'}: 14 tokens are read",)
+
+
+def test_a_caption_of_several_pictures_is_told_once(family: Family, tmp_path: Path) -> None:
+    folder = write_pictures(tmp_path / "p", ["x" * 15, "x" * 15, "x" * 15])
+    (warning,) = warnings(folder, family)
     assert warning.text.startswith("1 of 1 captions is longer")
+    assert warning.details[0].startswith(f"{folder / '0.png'} and 2 more: of 15 tokens")
 
 
 def test_pictures_smaller_than_the_bases_own_side_give_a_warning(family: Family, tmp_path: Path) -> None:

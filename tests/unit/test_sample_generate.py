@@ -71,3 +71,21 @@ def test_nothing_is_printed(family: Family, capfd: pytest.CaptureFixture[str]) -
 
 def test_nothing_to_paint_is_nothing(family: Family) -> None:
     assert generate(family, [], []) == []
+
+
+def test_a_prompt_that_is_cut_is_told_once_and_no_library_says_it_too(
+    family: Family, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.warns(UserWarning) as caught:
+        generate(family, ["a cat " * 10, "a cat", "a cat " * 10], SEEDS, steps=1)
+    assert [str(warning.message) for warning in caught] == [
+        "1 of 2 prompts is longer than the 14 tokens that the text encoder reads, so the rest has no effect; "
+        "prompt 1: of 20 tokens only 14 are read; not read: 'a cat a cat a cat'"
+    ]
+    assert caught[0].filename == __file__
+    assert capfd.readouterr() == ("", "")
+
+
+def test_prompts_that_are_seen_whole_warn_of_nothing(family: Family, recwarn: pytest.WarningsRecorder) -> None:
+    generate(family, ["", "a cat"], (1, 2), steps=1)
+    assert not [one for one in recwarn if one.category is UserWarning]

@@ -71,6 +71,11 @@ def new(tmp_path: Path) -> Path:
     return folder
 
 
+def other_notes(found: Evaluation) -> tuple[str, ...]:
+    """The notes that are not about texts: the tiny base reads 14 letters of each."""
+    return tuple(note for note in found.notes if "14 tokens" not in note)
+
+
 def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -82,7 +87,7 @@ def test_a_run_is_measured_whole(run: Path) -> None:
     assert found.gap.mean == pytest.approx(found.held_out.mean - found.training.mean)
     assert (found.adapter, found.step, len(found.bands)) == (FILE_NAME, 6, 2)
     assert found.drift_source == "pictures of other things that the base sampled"
-    assert len(found.copying.samples) == 6 and found.notes == ()
+    assert len(found.copying.samples) == 6 and other_notes(found) == ()
     assert all((run / each.picture).is_file() for each in found.copying.samples)
     assert Image.open(run / COPYING).width > 6 * 128
     assert read_evaluation(run) == found
@@ -122,7 +127,7 @@ def test_an_adapter_of_another_program_is_measured_on_what_is_named(
     assert found.held_out and found.held_out.pictures == 5 and found.held_out.draws == 8
     assert found.training and found.training.pictures == 8 and found.copying
     assert found.base == str(tiny_base) and found.step == 6
-    assert found.notes == (
+    assert other_notes(found) == (
         "the training pictures are not those that the adapter's file names, so it may have seen held-out ones",
     )
     assert read_evaluation(tmp_path / "adapter-evaluation") == found
@@ -248,7 +253,7 @@ def test_models_of_the_users_judge(run: Path, tmp_path: Path) -> None:
     found = evaluate_adapter(run, EvaluationOptions(models=models, samples=0))
     assert [score.name for score in found.scores] == ["clip_image", "clip_text", "dino_image"]
     assert all(score.pictures == 4 and np.isfinite(score.high) for score in found.scores)
-    assert found.notes == ("FID and KID of 4 pictures would say nothing; 8 captions are the least",)
+    assert other_notes(found) == ("FID and KID of 4 pictures would say nothing; 8 captions are the least",)
 
 
 def test_models_that_are_not_there_are_missed_before_anything_long(
@@ -324,3 +329,13 @@ def test_other_things_are_named_by_no_caption() -> None:
 def test_no_everyday_thing_shows_the_subject(known: str, lacking: set[str]) -> None:
     everything = drift_prompts("some/base", [], 999)
     assert set(everything) - set(drift_prompts("some/base", [known], 999)) == lacking
+
+
+def test_captions_that_the_base_does_not_see_whole_are_noted(run: Path, new: Path, tmp_path: Path) -> None:
+    """What is measured is what the base sees of them: the trigger, appended to a long caption, is not."""
+    (new / "0.txt").write_text("x" * 20)
+    evaluation = evaluate_adapter(run, EvaluationOptions(data=(new,), samples=0, out=tmp_path / "out"))
+    (cut,) = [note for note in evaluation.notes if "longer than the 14 tokens" in note]
+    (trigger,) = [note for note in evaluation.notes if "the trigger 'sks'" in note]
+    assert f"{new / '0.txt'}"[:-4] in cut and "not read: 'xxxxxx, sks'" in cut
+    assert "is not seen whole in 7 of 13 captions" in trigger

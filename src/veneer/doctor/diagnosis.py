@@ -34,6 +34,7 @@ RULES: tuple[Rule, ...] = (
     pictures.duplicated,
     fit.overfit,
     fit.drift,
+    captions.captions_cut,
     captions.captions_alike,
     captions.captions_leak_style,
     captions.trigger_missing,

@@ -314,6 +314,7 @@ class Evidence:
         measurement_error: why nothing could be measured, where it was asked for; else empty.
         memory: the plan's memory; None without a plan.
         run: the run's folder, as a command line takes it.
+        unread_texts: what the run told of captions and prompts that its base does not see whole.
     """
 
     config: _Config
@@ -335,6 +336,7 @@ class Evidence:
     measurement_error: str = ""
     memory: MemoryEstimate | None = None
     run: str = "RUN"
+    unread_texts: tuple[str, ...] = ()
 
     @property
     def epochs(self) -> float:

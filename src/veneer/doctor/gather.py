@@ -64,6 +64,7 @@ def gather_evidence(folder: Path, *, measured: bool = False) -> Evidence:
         validation_scores=log.validation_scores,
         checkpoints=tuple(int(path.name.rpartition("-")[2]) for path in checkpoints_in(folder / CHECKPOINTS)),
         run=shlex.quote(str(folder)),
+        unread_texts=log.unread_texts,
     )
     evidence = _with_scores(evidence, read_evaluation(folder), log)
     evidence = replace(evidence, memory=estimate_memory(evidence, dataset))

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from veneer.errors import UserError
+from veneer.family.unread import Unread, find_unread, unread_notes
 from veneer.weights.safetensors import decode
 
 __all__ = ["AestheticHead", "FeatureExtractor", "ScoreModelPaths", "ScoreModels", "load_score_models"]
@@ -58,8 +59,16 @@ class FeatureExtractor:
     def text_features(self, captions: Sequence[str]) -> Tensor:
         """Return the features of captions, (N, D), float32; captions are cut at the model's length."""
         assert self._tokenizer is not None
-        tokens = self._tokenizer(list(captions), padding=True, truncation=True, return_tensors="pt")
+        length = self._model.config.text_config.max_position_embeddings
+        cut = {"truncation": True, "max_length": length}
+        tokens = self._tokenizer(list(captions), padding=True, **cut, return_tensors="pt")
         return _normalise(_embedding(self._model.get_text_features(**tokens)))
+
+    def unread(self, captions: Sequence[str]) -> dict[str, Unread]:
+        """Return what the model does not see of captions; whole ones are left out."""
+        assert self._tokenizer is not None
+        length = self._model.config.text_config.max_position_embeddings
+        return find_unread(self._tokenizer, captions, length - self._tokenizer.num_special_tokens_to_add())
 
     def _features(self, images: list[Image.Image]) -> Tensor:
         inputs = self._processor(images=[image.convert("RGB") for image in images], return_tensors="pt")
@@ -96,6 +105,13 @@ class ScoreModels:
 
     def __bool__(self) -> bool:
         return self.clip is not None or self.dino is not None
+
+    def unread(self, captions: Sequence[str]) -> list[str]:
+        """Return notes on what CLIP does not see of captions that it scores pictures by."""
+        if self.clip is None:
+            return []
+        places = {caption: f"caption {number}" for number, caption in enumerate(dict.fromkeys(captions), 1)}
+        return [f"clip_text: {note}" for note in unread_notes(self.clip.unread, places)]
 
 
 def load_score_models(paths: ScoreModelPaths) -> ScoreModels:

@@ -27,6 +27,7 @@ from veneer.family.abstract import AbstractTokenizer, Config, make_network, make
 from veneer.family.networks import LoadOptions, load_pipeline, loader_of
 from veneer.family.offload import Loader, Offloader
 from veneer.family.protocol import LatentDistribution
+from veneer.family.unread import Unread, find_unread, join_unread
 from veneer.weights.formats.protocol import KeyNames
 
 if TYPE_CHECKING:
@@ -193,16 +194,11 @@ class PipelineFamily:
         """Return the tokens of a caption that a tokenizer keeps, marks not counted."""
         return int(tokenizer.model_max_length) - _marks(tokenizer)
 
-    def overlong(self, captions: Sequence[str]) -> dict[str, int]:
-        """Return the captions of which a text encoder sees only the beginning, and how many tokens they have."""
-        counts: dict[str, int] = {}
-        for tokenizer in self._caption_tokenizers():
-            most = self._text_length(tokenizer)
-            # verbose: it would warn of each, in words of its own
-            ids = tokenizer(list(captions), verbose=False).input_ids if captions else []
-            lengths = {caption: len(own) - _marks(tokenizer) for caption, own in zip(captions, ids, strict=True)}
-            counts |= {text: max(length, counts.get(text, 0)) for text, length in lengths.items() if length > most}
-        return counts
+    def unread(self, texts: Sequence[str]) -> dict[str, Unread]:
+        """Return what the text encoders do not see of texts; texts that all of them see whole are left out."""
+        return join_unread(
+            [find_unread(tokenizer, texts, self._text_length(tokenizer)) for tokenizer in self._caption_tokenizers()]
+        )
 
     @property
     def _pixels_a_latent(self) -> int:

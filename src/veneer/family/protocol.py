@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from veneer.config.schema import Density
 from veneer.data.transform import Geometry
+from veneer.family.unread import Unread
 from veneer.weights.formats.protocol import KeyNames
 
 __all__ = [
@@ -170,8 +171,8 @@ class Family(Protocol):
     def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
         """Join to texts what the denoiser is told of each picture's size and crop, on the texts' device."""
 
-    def overlong(self, captions: Sequence[str]) -> Mapping[str, int]:
-        """Return the captions of which a text encoder sees only the beginning, and how many tokens they have."""
+    def unread(self, texts: Sequence[str]) -> Mapping[str, Unread]:
+        """Return, by text, what a text encoder does not see of it; texts that are seen whole are left out."""
 
     def encode_image(self, pixels_BCHW: Tensor) -> LatentDistribution:
         """Turn pixels in [-1, 1], (B, 3, H, W), into the posterior over latents; no gradient."""

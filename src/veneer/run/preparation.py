@@ -14,6 +14,7 @@ from veneer.errors import UserError
 from veneer.family.fingerprint import settings_hash
 from veneer.family.loading import load_base, load_options
 from veneer.family.protocol import Family
+from veneer.family.unread import caption_places, unread_notes
 from veneer.run.events import Callback, Surveyed
 from veneer.run.identity import Identity, identify
 from veneer.run.prior import sample_prior
@@ -22,7 +23,7 @@ from veneer.train.distributed import ALONE, ProcessGroup
 from veneer.train.events import Warned
 from veneer.weights.checkpoint import Checkpoint, read_checkpoint
 
-__all__ = ["TrainingInputs", "input_warnings", "prepare"]
+__all__ = ["TrainingInputs", "input_warnings", "prepare", "text_warnings"]
 
 
 @dataclass(frozen=True)
@@ -111,22 +112,12 @@ def input_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[
     The survey has warned of small pictures already where the config names a resolution.
     """
     small = [] if config.data.resolution else note_small(dataset.train.samples, family.resolution)
-    return [*(Warned("data.enlarged_pictures", text) for text in small), *_cut_captions(config, dataset, family)]
+    return [*(Warned("data.enlarged_pictures", text) for text in small), *text_warnings(config, dataset, family)]
 
 
-def _cut_captions(config: RunConfig, dataset: Dataset, family: Family) -> list[Warned]:
-    samples = (*dataset.train.samples, *dataset.held_out.samples)
-    sources = {caption: str(sample.path) for sample in samples for caption in sample.captions}
-    sources |= {prompt: "sample.prompts" for prompt in config.sample.prompts}
-    if config.data.prior is not None:
-        sources[config.data.prior.prompt] = "data.prior.prompt"
-    lengths = family.overlong(list(sources))
-    if not lengths:
-        return []
-    longest = max(lengths, key=lambda caption: lengths[caption])
-    count = f"{len(lengths)} of {len(sources)} captions {'is' if len(lengths) == 1 else 'are'}"
-    text = (
-        f"{count} longer than the {family.text_length} tokens that the text encoder reads, so the rest has no effect; "
-        f"the longest has {lengths[longest]}: {sources[longest]}"
-    )
-    return [Warned("data.cut_captions", text)]
+def text_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[Warned]:
+    """Return warnings about what the base does not see of the texts that a run shows to it."""
+    others = [(prompt, "sample.prompts") for prompt in config.sample.prompts]
+    others += [] if config.data.prior is None else [(config.data.prior.prompt, "data.prior.prompt")]
+    places = caption_places(dataset.train, dataset.held_out, others=others)
+    return [Warned(**vars(note)) for note in unread_notes(family.unread, places, trigger=config.data.trigger)]

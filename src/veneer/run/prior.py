@@ -21,7 +21,7 @@ from veneer.plan.parameters import plan_parameters
 from veneer.rng import key
 from veneer.run.events import Callback, PriorSamplingStarted, ignore
 from veneer.sample.files import write_picture
-from veneer.sample.generate import generate
+from veneer.sample.generate import generate_quietly
 
 __all__ = ["NOTE", "sample_prior"]
 
@@ -99,6 +99,6 @@ def _paint(config: RunConfig, family: Family, prompt: str, paths: list[Path]) ->
     """Paint a batch, each picture from a seed of its file's name."""
     seeds = [key(config.seed, path.name, "prior") for path in paths]
     sample = config.sample
-    pictures = generate(family, [prompt] * len(paths), seeds, steps=sample.steps, guidance=sample.guidance)
+    pictures = generate_quietly(family, [prompt] * len(paths), seeds, steps=sample.steps, guidance=sample.guidance)
     for path, picture in zip(paths, pictures, strict=True):
         write_picture(picture, path)

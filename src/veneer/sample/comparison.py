@@ -17,7 +17,7 @@ from veneer.data.manifest import Sample
 from veneer.data.preflight import Dataset
 from veneer.errors import UserError
 from veneer.family.protocol import Family
-from veneer.sample.generate import generate
+from veneer.sample.generate import generate_quietly
 from veneer.sample.sheet import sheet
 
 __all__ = ["SampleSettings", "Subjects", "note_of", "paint", "side_by_side", "subjects_of"]
@@ -70,7 +70,7 @@ class SampleSettings:
 def paint(family: Family, prompts: Sequence[str], settings: SampleSettings) -> list[Image.Image]:
     """Return one picture a prompt by the networks as they stand, each from a seed of its own."""
     seeds = [settings.seed + place for place in range(len(prompts))]
-    return generate(family, prompts, seeds, steps=settings.steps, guidance=settings.guidance)
+    return generate_quietly(family, prompts, seeds, steps=settings.steps, guidance=settings.guidance)
 
 
 def side_by_side(family: Family, weights: AdapterWeights, subjects: Subjects, config: RunConfig) -> Image.Image:

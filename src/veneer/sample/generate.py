@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,23 @@ from PIL import Image
 
 from veneer.engine.adapter_bank import AdapterBank, Row
 from veneer.errors import UserError
+from veneer.family.libraries import silence_libraries
 from veneer.family.protocol import Family
+from veneer.family.unread import UnreadNote, unread_notes
 
-__all__ = ["generate", "generate_each"]
+__all__ = ["generate", "generate_each", "generate_quietly", "prompt_notes"]
+
+
+def prompt_notes(family: Family, prompts: Sequence[str], trigger: str | None = None) -> list[UnreadNote]:
+    """Return what of prompts the text encoders do not see, as the user should know it.
+
+    Args:
+        family: the base.
+        prompts: the texts to paint.
+        trigger: words that call an adapter.
+    """
+    places = {prompt: f"prompt {number}" for number, prompt in enumerate(dict.fromkeys(prompts), 1)}
+    return unread_notes(family.unread, places, "prompts", trigger)
 
 
 def generate(
@@ -28,7 +43,8 @@ def generate(
 
     Each picture has a generator of its own, so it is the same in any batch (up to rounding in the last bit of a
     colour, since matrix products of other sizes round otherwise) and the same as diffusers gives for
-    ``torch.Generator().manual_seed(seed)``.
+    ``torch.Generator().manual_seed(seed)``. What of the prompts the text encoders do not see is told by
+    ``warnings.warn``.
 
     Args:
         family: the base, with or without an adapter in it.
@@ -38,20 +54,41 @@ def generate(
         guidance: scale of classifier-free guidance (Ho and Salimans 2022); 1 is none.
         batch: pictures painted at once.
     """
+    _warn(family, prompts)
+    return generate_quietly(family, prompts, seeds, steps=steps, guidance=guidance, batch=batch)
+
+
+def _warn(family: Family, prompts: Sequence[str]) -> None:
+    """Warn the caller of a public function of what is not seen of prompts."""
+    for note in prompt_notes(family, prompts):
+        warnings.warn(str(note), stacklevel=3)
+
+
+def generate_quietly(
+    family: Family,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    steps: int = 25,
+    guidance: float = 4.0,
+    batch: int = 8,
+) -> list[Image.Image]:
+    """Paint as :func:`generate` does, where the user has been told already what of the prompts is not seen."""
     pairs = list(zip(prompts, seeds, strict=True))
     pipeline: Any = family.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []
     for start in range(0, len(pairs), batch):
         part = pairs[start : start + batch]
-        result = pipeline(
-            prompt=[prompt for prompt, _ in part],
-            generator=[torch.Generator().manual_seed(seed) for _, seed in part],
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            height=family.resolution,
-            width=family.resolution,
-        )
+        with silence_libraries():
+            result = pipeline(
+                prompt=[prompt for prompt, _ in part],
+                generator=[torch.Generator().manual_seed(seed) for _, seed in part],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                height=family.resolution,
+                width=family.resolution,
+            )
         pictures += result.images
     return pictures
 
@@ -85,9 +122,12 @@ def generate_each(
     if len(rows) != len(prompts):
         what = f"{len(rows)} rows are given for {len(prompts)} prompts"
         raise UserError(what, code="sample.rows_and_prompts", remedy="give one a prompt, or None")
+    _warn(family, prompts)
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
         with bank.rows(rows[part], guidance=guidance > 1):
-            pictures += generate(family, prompts[part], seeds[part], steps=steps, guidance=guidance, batch=batch)
+            pictures += generate_quietly(
+                family, prompts[part], seeds[part], steps=steps, guidance=guidance, batch=batch
+            )
     return pictures

@@ -24,7 +24,7 @@ from veneer.plan.parameters import plan_parameters
 from veneer.run.events import Callback, Surveyed
 from veneer.run.folder import CHECKPOINTS
 from veneer.run.identity import BASE, PICTURES, PRIOR, Identity
-from veneer.run.preparation import TrainingInputs
+from veneer.run.preparation import TrainingInputs, text_warnings
 from veneer.run.prior import sample_prior
 from veneer.study import trial as training
 from veneer.study.config import Point, Study, config_of_point
@@ -75,6 +75,8 @@ class StudyContext:
             raise UserError(what, code="study.nothing_held_out", where=study.origin, remedy=remedy)
         callback(Surveyed.of(self._pictures(run)))
         self.family: Family = load_base(run.base, **load_options(run))
+        for warning in text_warnings(run, self._pictures(run), self.family):
+            callback(warning)
         self._base_hash, self._settings = fingerprint(run.base), self.family.settings
         self.reference = resolve(run, self.family)
         self._store = TrialStore(folder, self._measurement_hash()[:_HASH_DIGITS])

@@ -21,6 +21,7 @@ from veneer.evaluate.heldout import HeldOutEvaluator, choose_pictures
 from veneer.family.loading import load_base
 from veneer.family.protocol import Family
 from veneer.family.registry import BUNDLED
+from veneer.family.unread import caption_places, unread_notes
 from veneer.files import atomic_write
 from veneer.run.events import Callback
 from veneer.run.folder import CONFIG, config_beside, make_writable
@@ -123,6 +124,8 @@ def study_ranks(
     for warning in warnings:
         callback(Warned("study.provenance", warning))
     family = load_base(config.base)
+    for note in unread_notes(family.unread, caption_places(pictures), trigger=config.data.trigger):
+        callback(Warned(**vars(note)))
     config = resolve(config, family)
     weights = load(file, family.networks, family.key_names).weights
     cuts = _cuts(file, weights, ranks)

@@ -109,10 +109,16 @@ class Warned:
     Attributes:
         code: what kind of thing it is, for programs: ``room.problem``, such as ``checkpoint.not_written``.
         text: the message.
+        details: what it concerns, such as each caption that is cut, a line each.
     """
 
     code: str
     text: str
+    details: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """Return one line for a person."""
+        return "; ".join([self.text, *self.details])
 
 
 @dataclass(frozen=True)

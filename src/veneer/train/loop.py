@@ -18,6 +18,7 @@ from veneer.engine.quantized import check_quantization
 from veneer.errors import UserError
 from veneer.family.cache import Encoder, store_of
 from veneer.family.protocol import Family, device_of, text_encoders_of
+from veneer.family.unread import caption_places, unread_notes
 from veneer.objective.loss import Objective
 from veneer.train.batches import BatchBuilder
 from veneer.train.distributed import ALONE, ProcessGroup
@@ -32,6 +33,7 @@ from veneer.train.events import (
     StepSkipped,
     Stopped,
     TrainingStarted,
+    Warned,
 )
 from veneer.train.optim import optimizer_for, rate_factor, set_rates
 from veneer.train.state import restore, snapshot
@@ -53,7 +55,10 @@ def train(config: RunConfig, family: Family, dataset: Dataset) -> Generator[Even
         UserError: the config does not fit the base, the device or the pictures; ``NonFinite`` on the way.
     """
     trainer = Trainer(config, family, dataset)
+    places = caption_places(dataset.train, dataset.held_out)
     try:
+        for note in unread_notes(family.unread, places, trigger=config.data.trigger):
+            yield Warned(**vars(note))
         yield from trainer.run()
     finally:
         trainer.close()

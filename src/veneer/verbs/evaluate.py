@@ -25,12 +25,13 @@ from veneer.evaluate.results import Copying, Evaluation, PictureScore, write_eva
 from veneer.evaluate.score_models import ScoreModels, load_score_models
 from veneer.family.loading import load_base
 from veneer.family.protocol import Family
+from veneer.family.unread import caption_places, unread_notes
 from veneer.files import atomic_write
 from veneer.rng import key
 from veneer.run.folder import COPYING, EVALUATED, make_writable
 from veneer.run.identity import HASHES, PICTURES
 from veneer.sample.files import write_picture
-from veneer.sample.generate import generate
+from veneer.sample.generate import generate_quietly
 from veneer.verbs.evaluation_inputs import EvaluationOptions, read_inputs, survey_folders, survey_prior
 from veneer.verbs.provenance import base_warnings
 from veneer.weights.file import AdapterFile, file_in, info, load
@@ -113,6 +114,9 @@ def _evaluate(
     drift, drift_source = _drift_pictures(subject, options)
     subject.callback(StageStarted("measuring the denoising loss of base and adapter"))
     kinds = pictures_by_kind(config, subject.pictures) | {DRIFT: drift}
+    trigger = options.trigger or config.data.trigger
+    unread = unread_notes(subject.family.unread, caption_places(*kinds.values()), trigger=trigger)
+    notes += map(str, unread)
     comparison = compare_adapter(config, subject.family, kinds, subject.weights)
     copying = _copying(subject, options.samples, notes)
     scores = _scores(subject, models, notes)
@@ -200,6 +204,7 @@ def _scores(subject: _Subject, models: ScoreModels, notes: list[str]) -> tuple[P
         return ()
     captions = [picture.captions[0] for picture in pictures]
     subject.callback(StageStarted(f"sampling {2 * len(captions)} pictures to score"))
+    notes += models.unread(captions)
     base, adapter = _sample(subject, captions, "scores"), _sample_adapted(subject, captions, "scores")
     real = [centered_picture(picture, subject.config, subject.family.resolution) for picture in pictures]
     scores, missing = score_pictures(models, captions, real, base, adapter, subject.config.seed)
@@ -211,7 +216,7 @@ def _sample(subject: _Subject, captions: Sequence[str], purpose: str) -> list[Im
     """Sample captions with the networks as they stand, from seeds of their own for each purpose."""
     seeds = [key(subject.config.seed, number, purpose) for number in range(len(captions))]
     settings = subject.config.sample
-    return generate(subject.family, captions, seeds, steps=settings.steps, guidance=settings.guidance)
+    return generate_quietly(subject.family, captions, seeds, steps=settings.steps, guidance=settings.guidance)
 
 
 def _sample_adapted(subject: _Subject, captions: Sequence[str], purpose: str) -> list[Image.Image]:

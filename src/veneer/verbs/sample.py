@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from veneer.run.folder import make_writable
+from veneer.run.identity import TRIGGER
 from veneer.sample.files import write_picture
-from veneer.sample.generate import generate
+from veneer.sample.generate import generate_quietly, prompt_notes
+from veneer.train.events import Warned
 from veneer.verbs.merge import load_merged
+from veneer.weights.file import info
 
 __all__ = ["SampleOptions", "sample_adapter"]
 
@@ -34,8 +38,19 @@ class SampleOptions:
     guidance: float = 4.0
 
 
+def _warn(event: Warned) -> None:
+    """Warn as Python does: the callback of whoever names none."""
+    warnings.warn(str(event), stacklevel=3)
+
+
 def sample_adapter(
-    file: Path, prompts: Sequence[str], out: Path, *, base: str | None = None, options: SampleOptions | None = None
+    file: Path,
+    prompts: Sequence[str],
+    out: Path,
+    *,
+    base: str | None = None,
+    options: SampleOptions | None = None,
+    callback: Callable[[Warned], None] = _warn,
 ) -> list[Path]:
     """Sample prompts with an adapter; return the pictures' files in ``out``, prompt by prompt.
 
@@ -45,6 +60,7 @@ def sample_adapter(
         out: folder for the pictures.
         base: the adapter's base; default: that of the run's config beside the adapter, else the bundled one.
         options: seeds, strength, steps.
+        callback: is called with what of the prompts the base does not see; default: ``warnings.warn``.
 
     Raises:
         UserError: the adapter or the base cannot be read, or the folder cannot be written to.
@@ -52,10 +68,12 @@ def sample_adapter(
     options = options or SampleOptions()
     make_writable(out, "choose another --out")
     family = load_merged(file, base, options.scale)
+    for note in prompt_notes(family, prompts, info(file).metadata.get(TRIGGER)):
+        callback(Warned(**vars(note)))
     offsets = range(options.count)
     jobs = [(row, prompt, options.seed + offset) for row, prompt in enumerate(prompts) for offset in offsets]
     texts, seeds = [prompt for _, prompt, _ in jobs], [seed for _, _, seed in jobs]
-    pictures = generate(family, texts, seeds, steps=options.steps, guidance=options.guidance)
+    pictures = generate_quietly(family, texts, seeds, steps=options.steps, guidance=options.guidance)
     return [write_picture(picture, out / _name(*job)) for picture, job in zip(pictures, jobs, strict=True)]
 
 

@@ -13,7 +13,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from veneer.adapter.protocol import AdapterWeights
-from veneer.cli.terminal.console import say
+from veneer.cli.terminal.console import say, say_warning
 from veneer.engine.memory_usage import read_memory_usage
 from veneer.plan.text import format_bytes
 from veneer.run.events import Planned, Resumed
@@ -23,6 +23,7 @@ from veneer.train.smoothed_loss import SmoothedLoss
 __all__ = ["Progress"]
 
 _LINES = 20  # in a log, for a whole run
+_DETAILS = 8  # under a warning; the log has all
 _WINDOW = 200
 """Steps from which the time that is left is computed: enough to hold the sheets and checkpoints between them."""
 
@@ -65,7 +66,7 @@ class Progress:
         elif isinstance(event, SampleDue):
             self._describe("painting")
         elif isinstance(event, Warned):
-            say(self._console, f"warning: {event.text}")
+            say_warning(self._console, event, _DETAILS)
         elif isinstance(event, StepSkipped):
             say(self._console, f"warning: {event}")
         elif isinstance(event, Finished):

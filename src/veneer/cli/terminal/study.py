@@ -10,7 +10,7 @@ from types import TracebackType
 
 from rich.console import Console
 
-from veneer.cli.terminal.console import say
+from veneer.cli.terminal.console import say, say_warning
 from veneer.cli.terminal.progress import Progress
 from veneer.errors import UserError
 from veneer.run.events import PriorSamplingStarted, Resumed, Surveyed
@@ -85,7 +85,7 @@ class _StudyCallback:
         elif isinstance(event, TrialFinished):
             self._end(event)
         elif isinstance(event, Warned) and self._bar is None:
-            say(self._console, f"warning: {event.text}")
+            say_warning(self._console, event)
         elif (text := _event_text(event)) is not None:
             say(self._console, text)
         if self._bar is not None:

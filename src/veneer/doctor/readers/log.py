@@ -10,6 +10,7 @@ from typing import Any
 
 from veneer.doctor.curve import StepLoss
 from veneer.doctor.evidence import Effect, Ending, PictureCounts, ValidationScore
+from veneer.family.unread import UNREAD_CODES
 from veneer.run.log import events_in
 from veneer.run.status import RunStatus, status_after
 
@@ -70,6 +71,12 @@ class RunLog:
             return None
         return picture_counts(surveys[-1]["train"], surveys[-1]["held_out"], surveys[-1]["rejected"])
 
+    @property
+    def unread_texts(self) -> tuple[str, ...]:
+        """What the run told of texts that its base does not see whole, each once."""
+        told = [line for line in self._named("Warned") if line["code"] in UNREAD_CODES]
+        return tuple(dict.fromkeys(_first_details(line["text"], line.get("details", ())) for line in told))
+
     def ending(self, max_steps: int, *, is_running: bool) -> Ending:
         """Return how the run ended; ``max_steps`` is the number of steps it was to do."""
         status = RunStatus.initial(running=is_running)
@@ -86,6 +93,11 @@ def read_log(path: Path) -> RunLog:
 def picture_counts(train: int, held_out: int, rejected: Mapping[str, str]) -> PictureCounts:
     """Return counts with the first few reasons for which pictures were left out."""
     return PictureCounts(train, held_out, dict(list(rejected.items())[:_MAX_EXAMPLES]), len(rejected), duplicates=0)
+
+
+def _first_details(text: str, details: Sequence[str]) -> str:
+    more = [f"and {len(details) - _MAX_EXAMPLES} more"] if len(details) > _MAX_EXAMPLES else []
+    return "; ".join([text, *details[:_MAX_EXAMPLES], *more])
 
 
 def _number(value: float | None) -> float:

@@ -12,6 +12,7 @@ from veneer.doctor.limits import CAPTION_EFFECT, FEW_SCORED_PICTURES, MANY_PICTU
 __all__ = [
     "STYLE_WORDS",
     "captions_alike",
+    "captions_cut",
     "captions_leak_style",
     "captions_wrong",
     "trigger_missing",
@@ -112,6 +113,15 @@ def captions_alike(evidence: Evidence) -> Finding | None:
     advice = ("write what each picture shows, as you would prompt for it: a .txt beside each, or metadata.jsonl",)
     what = "The captions are all alike, so what the pictures show is learned as if it were the style."
     return Finding("captions_alike", what, (seen,), advice=advice)
+
+
+def captions_cut(evidence: Evidence) -> Finding | None:
+    """Find captions and prompts that the base does not see whole: what it does not see is not learned or painted."""
+    if not evidence.unread_texts:
+        return None
+    advice = ("put first what matters most, the trigger above all, or shorten these texts",)
+    what = "Parts of captions or prompts are not seen by the base, so they have no effect."
+    return Finding("captions_cut", what, evidence.unread_texts, advice=advice)
 
 
 def trigger_missing(evidence: Evidence) -> Finding | None:

@@ -58,7 +58,7 @@ class _LogSummary:
         elif event == "Evaluated":
             self._scores[line["step"]] = from_data(Evaluated, line)
         elif event == "Warned":
-            self._warnings.add(line["text"])
+            self._warnings.add("; ".join([line["text"], *line.get("details", ())]))
         elif event == "StepSkipped":
             self._warnings.add(str(StepSkipped(line["step"], line["reason"], line["text"])))
         elif event == "MemoryMeasured":

@@ -1,0 +1,74 @@
+"""Sampling with an adapter file: what of the prompts is not seen is told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.running import quick_config, use_base
+from veneer.cli.main import main
+from veneer.family.protocol import Family
+from veneer.run.session import run_training
+from veneer.train.events import Warned
+from veneer.verbs.sample import SampleOptions, sample_adapter
+
+LONG = ", ".join(["a small red bird on a thin branch of an old tree"] * 10)
+FAST = SampleOptions(steps=1)
+
+
+@pytest.fixture(scope="module")
+def trained(family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run with a trigger, read only."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        use_base(patch, family)
+        train = {"max_steps": 1}
+        run_training(quick_config(tiny_base, tiny_pictures, folder, data={"trigger": "sks"}, train=train))
+    return folder
+
+
+def test_a_prompt_over_the_limit_is_painted_and_its_end_is_quoted(
+    trained: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = [
+        "sample",
+        str(trained),
+        "--prompt",
+        LONG,
+        "--prompt",
+        "a cat",
+        "--steps",
+        "1",
+        "--out",
+        str(tmp_path / "s"),
+    ]
+    assert main(words) == 0
+    out, err = capfd.readouterr()
+    assert len(out.splitlines()) == 2
+    first, second = [line for line in err.splitlines() if "Loading" not in line]
+    assert first == (
+        "warning: 1 of 2 prompts is longer than the 14 tokens that the text encoder reads, so the rest has no effect"
+    )
+    assert second == f"  prompt 1: of 369 tokens only 14 are read; not read: {LONG[18:]!r}"
+
+
+def test_the_adapter_s_own_trigger_behind_the_limit_is_named(trained: Path, tmp_path: Path) -> None:
+    told: list[Warned] = []
+    sample_adapter(trained, ["a cat in the dark forests, sks"], tmp_path / "s", options=FAST, callback=told.append)
+    assert [event.code for event in told] == ["data.cut_captions", "data.cut_trigger"]
+    assert told[1].text.startswith("the trigger 'sks' is not seen at all in 1 of 1 prompts")
+
+
+def test_python_warns_where_no_callback_is_given(trained: Path, tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="not read: 'n a thin branch") as caught:
+        sample_adapter(trained, [LONG], tmp_path / "s", options=FAST)
+    assert len(caught) == 1 and caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("prompt", ["", "sks", "a cat"])
+def test_a_prompt_that_is_seen_whole_is_told_nothing_of(prompt: str, trained: Path, tmp_path: Path) -> None:
+    told: list[Any] = []
+    sample_adapter(trained, [prompt], tmp_path / "s", options=FAST, callback=told.append)
+    assert told == []
