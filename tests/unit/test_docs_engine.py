@@ -13,7 +13,7 @@ from benchmarks import saved_bytes
 from benchmarks.page import figures_of
 from tools.publish import published
 from veneer.config.load import build_config
-from veneer.engine.class_swap import original_class
+from veneer.engine.instance_forward import is_prepared
 
 PAGE = Path(__file__).parents[2] / "docs" / "engine.md"
 
@@ -27,7 +27,7 @@ def test_python(number: int, network: str, memory: str, tiny_base: Path) -> None
     assert names["handle"].memory == memory
     model: torch.nn.Module = names[network]
     assert any(parameter.grad is not None for parameter in model.parameters())
-    assert all(original_class(type(module)) is type(module) for module in model.modules())
+    assert not is_prepared(model)
 
 
 def test_the_setting_that_it_names() -> None:

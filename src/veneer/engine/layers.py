@@ -1,15 +1,15 @@
 """Layers of PyTorch, diffusers, transformers and peft that save less for the backward pass.
 
-Each class is a subclass of the layer that it replaces and changes nothing but ``forward``, so a layer becomes one by a
-swap of its ``__class__``: names, parameters, hooks, files and devices stay. Whatever is not the plain frozen case, a
-trainable weight, no gradient wanted, several adapters at once, is left to the original class.
+Each class here is the ``forward`` that layers of some classes are given, see :mod:`veneer.engine.instance_forward`:
+classes, names, parameters, hooks, files and devices stay. Whatever is not the plain frozen case, a trainable weight, no
+gradient wanted, several adapters at once, is left to the layer's own ``forward``, and so is ``torch.compile``, which
+decides for itself what is saved.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from types import MethodType
-from typing import Any, cast
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from diffusers.models import activations, normalization
@@ -20,25 +20,65 @@ from transformers import activations as text_activations
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from veneer.engine import frozen
-from veneer.engine.class_swap import ORIGINAL_CLASS, inherited_original_class, original_class
+from veneer.engine.instance_forward import InstanceForward, has_foreign_forward
 from veneer.engine.lora_function import DenseMatrix, LinearMap, LoraMaps, Operands, lora_forward, lora_output
 from veneer.engine.quantized import QuantizedLinear
 from veneer.engine.recompute import make_recomputable, recomputes_products
 
-__all__ = ["REPLACEMENTS"]
+__all__ = ["LAYER_FORWARDS"]
 
 
-def _original_forward(module: nn.Module) -> Callable[..., Any]:
-    """Return the ``forward`` of the class that a layer's class replaces.
+class _LayerForward(InstanceForward):
+    """The ``forward`` of a layer; subclasses say what it computes of one tensor while gradients are recorded."""
 
-    Not by ``super()``: a layer may be called through a ``forward`` that somebody (accelerate's hooks) took of it while
-    it was prepared, and be of its original class again.
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        layer: Any = self.module()
+        is_plain = len(args) == 1 and not kwargs and isinstance(args[0], Tensor) and self.is_active(layer)
+        if is_plain and torch.is_grad_enabled() and not torch.compiler.is_compiling() and self.takes(layer, args[0]):
+            return self.compute(layer, args[0])
+        return type(layer).forward(layer, *args, **kwargs)
+
+    def takes(self, layer: Any, x: Tensor) -> bool:
+        """Tell whether this is the case the class is for: an input that requires a gradient, frozen weights."""
+        return x.requires_grad and _is_frozen(layer)
+
+    def compute(self, layer: Any, x: Tensor) -> Tensor:
+        """Compute what the layer's own ``forward`` would."""
+        raise NotImplementedError
+
+
+class _OwnCall:
+    """A layer's own ``forward`` with the weights that it has now: others may be in their place by the backward pass.
+
+    accelerate's offloading puts tensors without data there, ``torch.func.functional_call`` those that were before.
     """
-    return MethodType(inherited_original_class(type(module)).forward, module)
+
+    __slots__ = ("_class", "_layer", "_tensors")
+
+    def __init__(self, layer: nn.Module) -> None:
+        self._layer, self._class = layer, type(layer)
+        self._tensors = {"_parameters": layer._parameters.copy(), "_buffers": layer._buffers.copy()}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        layer = self._class.__new__(self._class)
+        vars(layer).update(vars(self._layer))
+        vars(layer).update(self._tensors)
+        y: Tensor = self._class.forward(layer, x)
+        return y
 
 
-def _is_frozen(*modules: nn.Module) -> bool:
-    return not any(p.requires_grad for module in modules for p in module._parameters.values() if p is not None)
+def _is_frozen(module: nn.Module) -> bool:
+    attributes = vars(module)
+    for parameter in attributes["_parameters"].values():
+        if parameter is not None and parameter.requires_grad:
+            return False
+    # replicas of DataParallel, and what is computed before each call, have it as a plain attribute
+    return not any(isinstance(each := attributes.get(name), Tensor) and each.requires_grad for name in _WEIGHTS)
+
+
+_WEIGHTS = ("weight", "bias")
 
 
 def _dtypes_fit(x: Tensor, weight: Tensor) -> bool:
@@ -46,98 +86,93 @@ def _dtypes_fit(x: Tensor, weight: Tensor) -> bool:
     return x.dtype == weight.dtype or torch.is_autocast_enabled(x.device.type)
 
 
-def _needs_input_gradient(module: nn.Module, x: object, *others: object) -> bool:
-    """Tell whether this is the case the classes are for: one input that requires a gradient, frozen weights."""
-    is_plain = not others and isinstance(x, Tensor) and x.requires_grad and _is_swapped(module)
-    return is_plain and torch.is_grad_enabled() and _is_frozen(module)
-
-
-def _is_swapped(module: nn.Module) -> bool:
-    """Tell whether a layer is of one of our classes: not after ``undo``, nor if a parametrisation changed its class."""
-    return original_class(type(module)) is not type(module)
-
-
-class _SingleOperation(nn.Module):
+class _SingleOperation(_LayerForward):
     """A norm or activation that is one operation: its output is recomputable."""
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        original = _original_forward(self)
-        y = original(x, *args, **kwargs)
-        return make_recomputable(y, original, x) if _needs_input_gradient(self, x, *args, *kwargs) else y
+    __slots__ = ()
+
+    def compute(self, layer: Any, x: Tensor) -> Tensor:
+        return make_recomputable(type(layer).forward(layer, x), _OwnCall(layer), x)
 
 
-class _SeveralOperations(nn.Module):
+class _SeveralOperations(_LayerForward):
     """A norm or activation that is written as several operations: only its input is saved."""
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        if not _needs_input_gradient(self, x, *args, *kwargs):
-            return _original_forward(self)(x, *args, **kwargs)
-        original = _original_forward(self)
-        return make_recomputable(frozen.recomputed(original, x), original, x)
+    __slots__ = ()
+
+    def compute(self, layer: Any, x: Tensor) -> Tensor:
+        own = _OwnCall(layer)
+        return make_recomputable(frozen.recomputed(own, x), own, x)
 
 
-class _Geglu(nn.Module):
+class _Geglu(_LayerForward):
     """The gated activation: gelu's output is not saved."""
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        is_plain = not args and not kwargs and isinstance(x, Tensor) and x.device.type != "npu" and _is_swapped(self)
-        if not is_plain or not torch.is_grad_enabled():
-            return _original_forward(self)(x, *args, **kwargs)
-        projected = cast(Any, self).proj(x)
-        if not projected.requires_grad:
-            return frozen.geglu(projected)
-        return make_recomputable(frozen.geglu(projected), frozen.geglu, projected)
+    __slots__ = ()
+
+    def takes(self, layer: Any, x: Tensor) -> bool:
+        return x.device.type != "npu"
+
+    def compute(self, layer: Any, x: Tensor) -> Tensor:
+        projected = layer.proj(x)
+        y = frozen.geglu(projected)
+        return make_recomputable(y, frozen.geglu, projected) if projected.requires_grad else y
 
 
-class _Gelu(nn.Module):
+class _Gelu(_LayerForward):
     """A linear layer with gelu after it: gelu's output is recomputable."""
 
-    def gelu(self, gate: Tensor) -> Tensor:
-        original = cast(Any, super()).gelu
-        y: Tensor = original(gate)
-        return make_recomputable(y, original, gate)
+    __slots__ = ()
+
+    def takes(self, layer: Any, x: Tensor) -> bool:
+        return True
+
+    def compute(self, layer: Any, x: Tensor) -> Tensor:
+        gate = layer.proj(x)
+        return make_recomputable(layer.gelu(gate), layer.gelu, gate)
 
 
-class _Conv(nn.Module):
+class _Conv(_LayerForward):
     """A frozen convolution: its input is not saved."""
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        layer = cast(Any, self)
-        geometry = _geometry(layer)
-        needs_gradient = geometry is not None and _needs_input_gradient(self, x, *args, *kwargs)
-        if geometry is None or not needs_gradient or not _dtypes_fit(x, layer.weight):
-            return _original_forward(self)(x, *args, **kwargs)
-        if x.dim() != layer.weight.dim():  # no batch
-            return _original_forward(self)(x)
-        return frozen.conv(x, layer.weight, layer.bias, geometry)
+    __slots__ = ()
+
+    def compute(self, layer: Any, x: Tensor) -> Tensor:
+        geometry, weight = _geometry(layer), layer.weight
+        if geometry is None or not _dtypes_fit(x, weight) or x.dim() != weight.dim():  # else it is no batch
+            y: Tensor = type(layer).forward(layer, x)
+            return y
+        return frozen.conv(x, weight, layer.bias, geometry)
 
 
-class _Linear(nn.Module):
+class _Linear(_LayerForward):
     """A frozen linear layer: its weight is not saved twice, and its output is recomputable."""
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        layer = cast(Any, self)
-        if not _needs_input_gradient(self, x, *args, *kwargs) or not _dtypes_fit(x, layer.weight):
-            return _original_forward(self)(x, *args, **kwargs)
-        if layer.weight.dtype == frozen.product_dtype(x):
-            y = _original_forward(self)(x)
+    __slots__ = ()
+
+    def compute(self, layer: Any, x: Tensor) -> Tensor:
+        weight = layer.weight
+        if weight.dtype == frozen.product_dtype(x) or not _dtypes_fit(x, weight):
+            y: Tensor = type(layer).forward(layer, x)
         else:
-            y = frozen.linear(x, layer.weight, layer.bias)
-        if layer.in_features <= layer.out_features and recomputes_products(x):
-            make_recomputable(y, _original_forward(self), x, products=1)
-        return y
+            y = frozen.linear(x, weight, layer.bias)
+        return _with_recomputed_product(layer, x, y)
 
 
-class _Quantized(nn.Module):
+class _Quantized(_LayerForward):
     """A linear layer that unpacks its weight for each product: its output is recomputable."""
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        layer = cast(Any, self)
-        y = _original_forward(self)(x, *args, **kwargs)
-        is_wide = layer.in_features <= layer.out_features
-        if _needs_input_gradient(self, x, *args, *kwargs) and is_wide and recomputes_products(x):
-            make_recomputable(y, _original_forward(self), x, products=1)
-        return y
+    __slots__ = ()
+
+    def compute(self, layer: Any, x: Tensor) -> Tensor:
+        return _with_recomputed_product(layer, x, type(layer).forward(layer, x))
+
+
+def _with_recomputed_product(layer: Any, x: Tensor, y: Tensor) -> Tensor:
+    """Return a linear layer's output; recomputable, if it is no smaller than the input and products are recomputed."""
+    if layer.in_features <= layer.out_features and recomputes_products(x):
+        make_recomputable(y, _OwnCall(layer), x, products=1)
+    return y
 
 
 def _geometry(layer: Any) -> frozen.ConvGeometry | None:
@@ -147,20 +182,25 @@ def _geometry(layer: Any) -> frozen.ConvGeometry | None:
     return frozen.ConvGeometry(layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
-class _Lora(nn.Module):
+class _Lora(_LayerForward):
     """peft's layer with one plain adapter: one autograd function instead of a dozen operations."""
 
-    def forward(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-        name = _only_adapter(cast(Any, self)) if torch.is_grad_enabled() and not args and not kwargs else None
-        parts = None if name is None else _plain_parts(cast(Any, self), name)
+    __slots__ = ()
+
+    def takes(self, layer: Any, x: Tensor) -> bool:
+        return True
+
+    def compute(self, layer: Any, x: Tensor) -> Any:
+        name = _only_adapter(layer)
+        parts = None if name is None else _plain_parts(layer, name)
         if name is None or parts is None or not _takes_batch(x, parts[0]):
-            return _original_forward(self)(x, *args, **kwargs)
-        return _lora_forward(cast(Any, self), name, parts, x)
+            return type(layer).forward(layer, x)
+        return _lora_forward(layer, name, parts, x)
 
 
 def _only_adapter(layer: Any) -> str | None:
     """Return the name of the one active adapter of a layer in its plain state; None in any other."""
-    if not _is_swapped(layer) or layer.disable_adapters or layer.merged or not layer.cast_input_dtype_enabled:
+    if layer.disable_adapters or layer.merged or not layer.cast_input_dtype_enabled:
         return None
     active = [name for name in layer.active_adapters if name in layer.lora_A]
     return active[0] if len(active) == 1 and active[0] not in layer.lora_variant else None
@@ -169,7 +209,7 @@ def _only_adapter(layer: Any) -> str | None:
 def _plain_parts(layer: Any, name: str) -> tuple[Any, Any, Any] | None:
     """Return the frozen layer, A and B; None if calling them would do more than multiply by their weights."""
     base, down, up = parts = layer.base_layer, layer.lora_A[name], layer.lora_B[name]
-    are_plain = all(original_class(type(part)) in _PRODUCTS and not _is_hooked(part) for part in parts)
+    are_plain = all(type(part) in _PRODUCTS and not _is_hooked(part) for part in parts)
     dropout = layer.lora_dropout[name]
     if not are_plain or _is_hooked(dropout) or type(dropout) not in (nn.Dropout, nn.Identity):
         return None
@@ -181,7 +221,7 @@ _PRODUCTS = (nn.Linear, nn.Conv2d, QuantizedLinear)
 
 def _is_hooked(module: nn.Module) -> bool:
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(hooks) or "forward" in vars(module)
+    return any(hooks) or has_foreign_forward(module)
 
 
 def _takes_batch(x: object, base: Any) -> bool:
@@ -197,7 +237,7 @@ def _lora_forward(layer: Any, name: str, parts: tuple[Any, Any, Any], x: Tensor)
     base, down, up = parts
     base_map, down_map, up_map = (_linear_map(part) for part in parts)
     if base_map is None or down_map is None or up_map is None:
-        return _original_forward(layer)(x)
+        return type(layer).forward(layer, x)
     mask, keep_share = _dropout_mask(layer.lora_dropout[name], x, down.weight.dtype)
     maps = LoraMaps(base_map, down_map, up_map, layer.scaling[name], keep_share)
     weight = base.parts[0] if isinstance(base, QuantizedLinear) else base.weight
@@ -244,7 +284,7 @@ def _dropout_mask(dropout: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[Te
     return torch.native_dropout(x.detach().to(dtype), dropout.p, True)[1], keep_share
 
 
-_REPLACED: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
+_CLASSES: dict[type[_LayerForward], tuple[type[nn.Module], ...]] = {
     _SingleOperation: (
         nn.GELU,
         nn.GroupNorm,
@@ -274,16 +314,7 @@ _REPLACED: dict[type[nn.Module], tuple[type[nn.Module], ...]] = {
 }
 
 
-def _make_class(mixin: type[nn.Module], original: type[nn.Module]) -> type[nn.Module]:
-    """Make a class of this module, where it is found by its name when a network is copied or pickled."""
-    package = original.__module__.partition(".")[0].capitalize()
-    attributes = {"__module__": __name__, "__doc__": original.__doc__, ORIGINAL_CLASS: original}
-    replacement = type(f"{package}{original.__name__}", (mixin, original), attributes)
-    globals()[replacement.__name__] = replacement
-    return replacement
-
-
-REPLACEMENTS: Mapping[type[nn.Module], type[nn.Module]] = {
-    original: _make_class(mixin, original) for mixin, originals in _REPLACED.items() for original in originals
+LAYER_FORWARDS: Mapping[type[nn.Module], type[InstanceForward]] = {
+    cls: forward for forward, classes in _CLASSES.items() for cls in classes
 }
-"""The class that replaces exactly this one; subclasses of it are not replaced."""
+"""The forward for layers of exactly this class; those of its subclasses keep their own."""

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from contextlib import ExitStack
-from types import MethodType
 from typing import Any, Literal, TypeAlias, get_args
-from weakref import ref
 
 import torch
 from torch import nn
 
-from veneer.engine.class_swap import FORWARD, is_prepared, original_class
 from veneer.engine.elementwise import ElementwiseRecompute, has_elementwise_work
-from veneer.engine.layers import REPLACEMENTS
+from veneer.engine.instance_forward import InstanceForward, has_foreign_forward, is_prepared, uninstall
+from veneer.engine.layers import LAYER_FORWARDS
 from veneer.engine.precision import enable_gradient_checkpointing
 from veneer.engine.recompute import RecomputeContext, has_outer_hooks
 from veneer.errors import UserError
@@ -59,10 +56,10 @@ def prepare(model: nn.Module, memory: MemoryLevel = "lean") -> PreparedNetwork:
         if memory == "checkpoint":
             _enable_checkpointing(model)
         for module in model.modules():
-            module.__class__ = REPLACEMENTS.get(type(module), type(module))
-        before = vars(model).get("forward")
-        forward = _Forward(model, memory == "leaner", has_elementwise_work(model), before)
-        vars(model)["forward"] = vars(model)[FORWARD] = forward
+            forward = LAYER_FORWARDS.get(type(module))
+            if forward is not None and not has_foreign_forward(module):
+                forward(module).install()
+        _NetworkForward(model, memory == "leaner", has_elementwise_work(model)).install()
     return PreparedNetwork(model, memory)
 
 
@@ -72,11 +69,8 @@ def undo(network: nn.Module) -> None:
     Adapters stay. A network that is not prepared is left as it is.
     """
     for module in network.modules():
-        module.__class__ = original_class(type(module))
+        uninstall(module)
         _restore_checkpointing(module)
-        forward = vars(module).pop(FORWARD, None)
-        if forward is not None:
-            forward.retire()
 
 
 class PreparedNetwork:
@@ -97,53 +91,41 @@ class PreparedNetwork:
             undo(model)
 
 
-class _Forward:
+class _NetworkForward(InstanceForward):
     """A prepared network's ``forward``: the one it had, within a ``RecomputeContext`` if gradients are enabled.
 
     It is no pair of hooks, for PyTorch calls none when a forward pass is interrupted (Ctrl-C), and the context would
     stay open. Whoever wraps a network's ``forward`` meanwhile keeps this one, which adds nothing after ``undo``.
 
     Args:
-        model: the network; held weakly, so that it is freed when nobody else holds it.
+        model: the network; held weakly.
         products: as for ``RecomputeContext``.
         elementwise: whether operations between layers are recomputed too.
-        before: the ``forward`` that somebody else had set on the network; None: it was its class's.
     """
 
-    def __init__(self, model: nn.Module, products: bool, elementwise: bool, before: Any) -> None:
-        self._model = ref(model)
-        self._products, self._elementwise, self._before = products, elementwise, before
-        self._retired = False
+    __slots__ = _settings = ("_elementwise", "_products")
+
+    def __init__(self, model: nn.Module, products: bool, elementwise: bool) -> None:
+        super().__init__(model)
+        self._products, self._elementwise = products, elementwise
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if not self._saves_less():
+            return self.original()(*args, **kwargs)
         with ExitStack() as stack:
-            if not self._retired and torch.is_grad_enabled() and not has_outer_hooks():
-                stack.enter_context(RecomputeContext(self._products))
-                if self._elementwise:
-                    stack.enter_context(ElementwiseRecompute())
-            return self._original()(*args, **kwargs)
+            stack.enter_context(RecomputeContext(self._products))
+            if self._elementwise:
+                stack.enter_context(ElementwiseRecompute())
+            return self.original()(*args, **kwargs)
+
+    def _saves_less(self) -> bool:
+        """Tell whether a backward pass may follow, and nobody else decides what is kept for it."""
+        is_recorded = self.is_active(self.module()) and torch.is_grad_enabled()
+        return is_recorded and not torch.compiler.is_compiling() and not has_outer_hooks()
 
     @property
     def __signature__(self) -> inspect.Signature:
-        return inspect.signature(self._original())
-
-    def _original(self) -> Callable[..., Any]:
-        model = self._model()
-        assert model is not None
-        return MethodType(type(model).forward, model) if self._before is None else self._before
-
-    def retire(self) -> None:
-        """Put back the ``forward`` that was there before, unless somebody has replaced this one."""
-        self._retired, model = True, self._model()
-        if model is None or vars(model).get("forward") is not self:
-            return
-        del vars(model)["forward"]
-        if self._before is not None:
-            vars(model)["forward"] = self._before
-
-    def __reduce__(self) -> tuple[type[_Forward], tuple[Any, ...], dict[str, Any]]:
-        """Let it be copied and pickled with the network, for the copy."""
-        return _Forward, (self._model(), self._products, self._elementwise, self._before), {"_retired": self._retired}
+        return inspect.signature(self.original())
 
 
 _BEFORE = "_veneer_switches_before"

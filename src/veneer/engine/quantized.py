@@ -19,8 +19,8 @@ from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from veneer.adapter.layers import layers_under
-from veneer.engine.class_swap import is_prepared, original_class
 from veneer.engine.frozen import product_dtype
+from veneer.engine.instance_forward import is_prepared
 from veneer.engine.lora_function import MatrixProduct
 from veneer.engine.peak_memory import release_freed_memory
 from veneer.engine.quantization import NONE, QuantizationFormat, find_format
@@ -328,7 +328,7 @@ def _formats_in(network: nn.Module) -> list[str]:
     """List the formats of the layers that ``quantize`` would take, under adapters too."""
     layers = [layer for _, layer in layers_under(network)]
     formats = {layer.format for layer in layers if isinstance(layer, QuantizedLinear)}
-    return sorted(formats | {NONE for layer in layers if original_class(type(layer)) is nn.Linear})
+    return sorted(formats | {NONE for layer in layers if type(layer) is nn.Linear})
 
 
 def check_quantization(networks: Mapping[str, nn.Module], expected: str) -> None:
