@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from veneer import __version__
 from veneer.adapter.protocol import AdapterWeights
@@ -29,6 +31,8 @@ from veneer.weights.file import FILE_NAME, AdapterFile, save
 
 __all__ = ["Result", "write_result"]
 
+_Value = TypeVar("_Value")
+
 
 @dataclass(frozen=True)
 class Result:
@@ -37,39 +41,83 @@ class Result:
     Attributes:
         adapter: the file.
         sha256: of it.
-        sheet: base and adapter side by side.
+        sheet: base and adapter side by side; None where it could not be written.
         score: on held-out pictures; None where there are none.
     """
 
     adapter: Path
     sha256: str
-    sheet: Path
+    sheet: Path | None
     score: Score | None
 
 
 def write_result(inputs: TrainingInputs, finished: Finished, emit: Callback) -> Result:
-    """Save the adapter, then show it and measure it, which only tells how good it is.
+    """Save the adapter, then show it and measure it, which only tells how good it is: a fault there is a warning.
 
     Args:
         inputs: of the training; the base has its own bits again.
         finished: the trained adapter.
-        emit: is called with ``AdapterSaved`` and the score.
+        emit: is called with ``AdapterSaved``, the score, and a warning of each thing that could not be made.
 
     Raises:
-        UserError: the adapter learned nothing, or a file cannot be written.
+        UserError: the adapter learned nothing, or its file cannot be written; it says then where it is instead.
     """
     config, family = inputs.run.config, inputs.family
     path = config.output.dir / FILE_NAME
     _check_trained(finished.weights, path)
-    sha256 = save(AdapterFile(finished.weights, inputs.run.metadata | {"veneer.steps": str(finished.step)}), path)
+    sha256 = _save(AdapterFile(finished.weights, inputs.run.metadata | {"veneer.steps": str(finished.step)}), path)
     emit(AdapterSaved(path, sha256))
     subjects = subjects_of(config, inputs.dataset)
-    page = side_by_side(family, finished.weights, subjects, config)
-    sheet = write_sheet(page, config.output.dir / SHEET, note_of(subjects))
+
+    def paint() -> Path:
+        page = side_by_side(family, finished.weights, subjects, config)
+        return write_sheet(page, config.output.dir / SHEET, note_of(subjects))
+
+    sheet = _warning_of_faults("sheet", paint, emit)
     score = _measure(inputs, finished, emit)
-    facts = _card_facts(config, sha256, subjects.prompts[0])
-    atomic_write(config.output.dir / CARD, model_card(facts, score).encode())
+    card = model_card(_card_facts(config, sha256, subjects.prompts[0]), score).encode()
+    _warning_of_faults("model card", lambda: atomic_write(config.output.dir / CARD, card), emit)
     return Result(path, sha256, sheet, score)
+
+
+def _save(file: AdapterFile, path: Path) -> str:
+    """Save what was trained; where its place is full, in the system's folder for temporary files.
+
+    Raises:
+        UserError: it is not in its place; the remedy says where it is.
+    """
+    try:
+        return save(file, path)
+    except UserError as fault:
+        if fault.code != "files.unwritable":
+            raise
+        raise UserError(fault.what, code=fault.code, where=fault.where, remedy=_rescue(file)) from fault
+
+
+def _rescue(file: AdapterFile) -> str:
+    """Save a file that has no place; return what its owner should do."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="veneer-"))
+    except OSError:
+        return _MAKE_ROOM
+    try:
+        save(file, folder / FILE_NAME)
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return _MAKE_ROOM
+    return f"what was trained is in {folder / FILE_NAME}: move it, or {_MAKE_ROOM}"
+
+
+_MAKE_ROOM = "make room and go on from the newest checkpoint with --resume"
+
+
+def _warning_of_faults(what: str, work: Callable[[], _Value], emit: Callback) -> _Value | None:
+    """Do what only tells how good an adapter is; the adapter is saved, so a fault is a warning."""
+    try:
+        return work()
+    except UserError as fault:
+        emit(Warned("result.not_written", f"no {what}: {fault}; --resume makes it once that is mended"))
+        return None
 
 
 def _measure(inputs: TrainingInputs, finished: Finished, emit: Callback) -> Score | None:
@@ -84,7 +132,8 @@ def _measure(inputs: TrainingInputs, finished: Finished, emit: Callback) -> Scor
         return None
     source = None if comparison.drift is None else "pictures of the class"
     about: dict[str, Any] = {"adapter": FILE_NAME, "base": config.base, "step": finished.step, "drift_source": source}
-    write_evaluation(Evaluation(**vars(comparison), **about), config.output.dir)
+    evaluation = Evaluation(**vars(comparison), **about)
+    _warning_of_faults("evaluation", lambda: write_evaluation(evaluation, config.output.dir), emit)
     if comparison.held_out is not None:
         emit(comparison.held_out)
     return comparison.held_out

@@ -78,4 +78,5 @@ def _survey_text(event: Surveyed) -> str:
 
 def _result_text(result: Result) -> str:
     score = "no picture was held out, so there is no score" if result.score is None else str(result.score)
-    return f"{score}\nadapter: {result.adapter}\nsheet: {result.sheet}"
+    sheet = "" if result.sheet is None else f"\nsheet: {result.sheet}"
+    return f"{score}\nadapter: {result.adapter}{sheet}"

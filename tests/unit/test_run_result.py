@@ -1,0 +1,81 @@
+"""What a run whose disk is full at its end leaves behind: the adapter somewhere, and what else there is room for."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.errors import raises_code
+from tests.running import quick_config, use_base
+from veneer.errors import UserError
+from veneer.family.protocol import Family
+from veneer.run import result
+from veneer.run.events import AdapterSaved
+from veneer.run.folder import CARD, SHEET
+from veneer.run.session import run_training
+from veneer.train.events import Warned
+from veneer.weights.file import FILE_NAME, load
+
+FULL = os.strerror(errno.ENOSPC)
+
+
+def make_full(patch: pytest.MonkeyPatch, *folders: Path) -> None:
+    """Let no file be written into these folders from the adapter on."""
+
+    def full(write: Callable[..., Any], place: int) -> Callable[..., Any]:
+        def writing(*args: Any, **kwargs: Any) -> Any:
+            if any(Path(args[place]).is_relative_to(folder) for folder in folders):
+                raise UserError(f"cannot be written: {FULL}", code="files.unwritable", where=args[place])
+            return write(*args, **kwargs)
+
+        return writing
+
+    for name, place in (("save", 1), ("write_sheet", 1), ("write_evaluation", 1), ("atomic_write", 0)):
+        patch.setattr(result, name, full(getattr(result, name), place))
+
+
+def test_an_adapter_without_room_in_its_folder_is_kept_elsewhere(
+    family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_base(monkeypatch, family)
+    run, spare = tmp_path / "run", tmp_path / "spare"
+    spare.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(spare))
+    make_full(monkeypatch, run)
+    with raises_code("files.unwritable") as caught:
+        run_training(quick_config(tiny_base, tiny_pictures, run))
+    (rescued,) = spare.rglob(FILE_NAME)
+    assert f"what was trained is in {rescued}" in str(caught.value) and "--resume" in str(caught.value)
+    assert load(rescued, family.networks, family.key_names).weights
+
+    rescued.unlink()
+    make_full(monkeypatch, run, spare)
+    with raises_code("files.unwritable") as caught:
+        run_training(quick_config(tiny_base, tiny_pictures, run), overwrite=True)
+    assert str(caught.value).endswith(f"{FULL}; make room and go on from the newest checkpoint with --resume")
+    assert not list(spare.rglob(FILE_NAME))
+
+
+def test_what_only_shows_an_adapter_does_not_end_its_run(
+    family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_base(monkeypatch, family)
+    warnings: list[Warned] = []
+
+    def callback(event: object) -> None:
+        if isinstance(event, AdapterSaved):
+            make_full(monkeypatch, tmp_path)
+        if isinstance(event, Warned):
+            warnings.append(event)
+
+    held_out = quick_config(tiny_base, tiny_pictures, tmp_path, data={"held_out": 0.25})
+    outcome = run_training(held_out, callback=callback)
+    assert outcome.adapter.is_file() and outcome.sheet is None and outcome.score is not None
+    assert [warning.code for warning in warnings] == ["result.not_written"] * 3
+    assert [warning.text.partition(":")[0] for warning in warnings] == ["no sheet", "no evaluation", "no model card"]
+    assert not any((tmp_path / name).exists() for name in (SHEET, CARD))
