@@ -20,7 +20,9 @@ from tests.errors import raises_code
 from veneer.engine.quantization import FORMATS
 from veneer.engine.quantized import quantization_of
 from veneer.family import networks
+from veneer.family.network_files import NetworkFiles
 from veneer.family.networks import LoadOptions, load_network
+from veneer.family.pipeline_folder import check_network_weights
 from veneer.family.shards import Shards, weight_files
 
 KINDS = {"unet": UNet2DConditionModel, "text_encoder": CLIPTextModel}
@@ -41,11 +43,16 @@ def assert_same(one: nn.Module, other: nn.Module) -> None:
             assert torch.equal(tensor, theirs[name]), name
 
 
+def files_of(kind: Any, folder: Path, name: str) -> NetworkFiles:
+    return NetworkFiles(kind, folder, name, check_network_weights(folder / name, kind))
+
+
 def both(folder: Path, name: str, options: LoadOptions, kind: Any = None) -> tuple[nn.Module, nn.Module]:
     kind = kind or KINDS[name]
-    streamed = networks._load_streamed(kind, folder, name, options)
+    files = files_of(kind, folder, name)
+    streamed = networks._load_streamed(files, options)
     assert streamed is not None
-    return streamed, networks._load_then_quantize(kind, folder, name, options)
+    return streamed, networks._load_then_quantize(files, options)
 
 
 @pytest.mark.parametrize("format", FORMATS)
@@ -90,7 +97,7 @@ def test_the_library_loads_what_names_its_weights_otherwise(tiny_base: Path, tmp
     assert {renamed(name) for name in weights} != weights.keys()
     save_file({renamed(name): weight for name, weight in weights.items()}, path, {"format": "pt"})
     options = LoadOptions(quantization="bnb_nf4", networks=("vae",))
-    assert networks._load_streamed(AutoencoderKL, tmp_path, "vae", options) is None
+    assert networks._load_streamed(files_of(AutoencoderKL, tmp_path, "vae"), options) is None
     expected = load_network(AutoencoderKL, tiny_base, "vae", options)
     assert_same(load_network(AutoencoderKL, tmp_path, "vae", options), expected)
 
@@ -110,7 +117,7 @@ def reshape(weights: dict[str, Any]) -> None:
 @pytest.mark.parametrize("format", ["none", "bnb_nf4"])
 @pytest.mark.parametrize(
     ("spoil", "code"),
-    [(drop, "base.wrong_weights"), (add, "base.wrong_weights"), (reshape, "base.unreadable")],
+    [(drop, "base.wrong_weights"), (add, "base.wrong_weights"), (reshape, "base.wrong_weights")],
 )
 def test_wrong_weights_are_refused_in_every_format(
     spoil: Callable[[dict[str, Any]], None], code: str, format: str, tiny_base: Path, tmp_path: Path
@@ -132,7 +139,7 @@ def test_a_broken_index_of_shards_is_one_line(tiny_base: Path, tmp_path: Path) -
 
     base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
     (base / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps({"weight_map": 3}))
-    with raises_code("base.unreadable"):
+    with raises_code("base.broken_config"):
         load_family(str(base), LoadOptions(quantization="bnb_nf4", networks=("unet",)))
 
 

@@ -119,9 +119,9 @@ def test_files_that_are_gone_are_named(tiny_base: Path, tmp_path: Path) -> None:
     family.offload(BOTH)  # what cannot be read again is not offloaded
     assert not next(text_encoder_of(family).parameters()).isnan().any()
     shutil.rmtree(base / "vae")
-    with raises_code("base.unreadable") as caught:
+    with raises_code("base.part_missing") as caught:
         family.offload(())
-    assert str(caught.value).endswith("; it must be there, complete, until the run ends")
+    assert str(caught.value).endswith("; it was whole when the run began, and must be until the run ends")
 
 
 def text_encoder_of(family: Family) -> nn.Module:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,9 @@ from typing import Any
 
 import torch
 from torch import nn
+
+from veneer.family.file_content import check_config
+from veneer.family.hub import fetch_file
 
 __all__ = ["AbstractTokenizer", "Config", "make_network", "make_scheduler", "read_configs"]
 
@@ -30,6 +32,10 @@ class AbstractTokenizer:
     def __init__(self, length: int, marks: int) -> None:
         self.model_max_length, self._marks = length, marks
 
+    def __len__(self) -> int:
+        """Return the number of tokens that it knows, which is one."""
+        return 1
+
     def num_special_tokens_to_add(self) -> int:
         """Return the number of marks."""
         return self._marks
@@ -47,19 +53,16 @@ def read_configs(place: str, names: Iterable[str]) -> dict[str, Config]:
         names: of the parts.
 
     Raises:
-        OSError: one is not there.
-        ValueError: one is no JSON.
+        UserError: one is not there, or is no JSON object.
     """
-    return {name: json.loads(_config_file(place, name).read_text("utf-8")) for name in names}
+    return {name: check_config(_config_file(place, name)) for name in names}
 
 
 def _config_file(place: str, name: str) -> Path:
     file = f"{name}/scheduler_config.json" if name == "scheduler" else f"{name}/config.json"
     if Path(place).is_dir():
         return Path(place) / file
-    from huggingface_hub import hf_hub_download
-
-    return Path(hf_hub_download(place, file))
+    return fetch_file(place, file)
 
 
 def make_network(kind: type[Any], config: Config, dtype: torch.dtype) -> nn.Module:

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from veneer.errors import UserError
 
-__all__ = ["one_line_errors", "silence_libraries"]
+__all__ = ["in_one_line", "one_line_errors", "silence_libraries"]
+
+
+_SILENT = logging.CRITICAL + 1
 
 
 @contextmanager
 def silence_libraries() -> Iterator[None]:
-    """Let the libraries log nothing but errors and draw no bars within the block; restore their settings afterwards."""
+    """Let the libraries log nothing, warn of nothing and draw no bars within the block, and restore their settings.
+
+    What keeps them from going on they raise, so that nothing is lost.
+    """
     from diffusers.utils import logging as diffusers_logging
+    from huggingface_hub.utils import logging as hub_logging
     from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as transformers_logging
 
-    libraries: tuple[Any, ...] = (diffusers_logging, transformers_logging)
-    before = [(library.get_verbosity(), library.is_progress_bar_enabled()) for library in libraries]
+    loggers: tuple[Any, ...] = (diffusers_logging, transformers_logging, hub_logging)
+    before = [library.get_verbosity() for library in loggers]
+    had_bars = [library.is_progress_bar_enabled() for library in loggers[:2]]
     hub_was_disabled = are_progress_bars_disabled()
-    for library in libraries:
-        library.set_verbosity_error()
+    for library in loggers:
+        library.set_verbosity(_SILENT)
+    for library in loggers[:2]:
         library.disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        for library, (verbosity, had_bars) in zip(libraries, before, strict=True):
+        for library, verbosity in zip(loggers, before, strict=True):
             library.set_verbosity(verbosity)
-            if had_bars:
+        for library, had in zip(loggers[:2], had_bars, strict=True):
+            if had:
                 library.enable_progress_bar()
         # transformers switches the hub's bars together with its own
         if are_progress_bars_disabled() != hub_was_disabled:
@@ -47,14 +61,21 @@ def one_line_errors(source: str, remedy: str) -> Iterator[None]:
         remedy: what to do about it.
 
     Raises:
-        UserError: the block raised something.
+        UserError: the block raised something; one that does not say where it was found is of the source.
     """
     try:
         yield
-    except UserError:
-        raise
+    except UserError as fault:
+        if fault.where is not None:
+            raise
+        raise UserError(fault.what, code=fault.code, where=source, remedy=fault.remedy) from fault
     except Exception as error:
-        reason = next(iter(str(error).strip().splitlines()), "")
-        if not isinstance(error, OSError | ValueError | RuntimeError):
-            reason = f"{type(error).__name__}: {reason}"  # the text alone says little, such as a missing key
-        raise UserError(f"cannot be loaded ({reason})", code="base.unreadable", where=source, remedy=remedy) from error
+        what = f"cannot be loaded ({in_one_line(error)})"
+        raise UserError(what, code="base.unreadable", where=source, remedy=remedy) from error
+
+
+def in_one_line(error: Exception) -> str:
+    """Return the first line of what an error says, with its class where the text alone says little."""
+    reason = next(iter(str(error).strip().splitlines()), "")
+    is_sentence = isinstance(error, OSError | ValueError | RuntimeError)
+    return reason if is_sentence else f"{type(error).__name__}: {reason}"

@@ -7,10 +7,11 @@ Which names and shapes its files must have, and what to say where they do not, s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +19,17 @@ from torch import Tensor, nn
 from veneer.engine.quantization import NONE
 from veneer.engine.quantized import linear_weights, quantize, quantize_streamed
 from veneer.errors import UserError
+from veneer.family.file_content import fetch_again
 from veneer.family.libraries import one_line_errors, silence_libraries
+from veneer.family.network_files import NetworkFiles
 from veneer.family.offload import Loader
-from veneer.family.shards import Shards, weight_files
+from veneer.family.pipeline_folder import INDEX, PipelineFolder, check_network_weights
+from veneer.family.shards import Shards
 
-__all__ = ["LoadOptions", "load_network", "load_pipeline", "loader_of"]
+__all__ = ["LoadOptions", "load_file", "load_network", "load_parts", "loader_of"]
+
+_NATIVE_DENOISER = "model.diffusion_model."
+"""What begins the names of the denoiser's weights in a single file."""
 
 
 @dataclass(frozen=True)
@@ -46,35 +53,86 @@ class LoadOptions:
         return self.quantization if network in self.networks else NONE
 
 
-def load_pipeline(
-    pipeline: Any, place: Path, networks: Mapping[str, type[Any]], options: LoadOptions, **parts: Any
-) -> Any:
-    """Load a diffusers pipeline from its folder or from a single checkpoint file.
+def load_parts(
+    folder: PipelineFolder, networks: Mapping[str, type[Any]], tokenizers: Collection[str], options: LoadOptions
+) -> dict[str, Any]:
+    """Load networks, tokenizers and the scheduler of a base in diffusers' layout, all checked before the first is read.
+
+    Whatever else the folder holds or its index names is left alone.
+
+    Args:
+        folder: the base.
+        networks: class of each network by its name, which is its folder's too.
+        tokenizers: their names.
+        options: dtype and quantisation.
+
+    Raises:
+        UserError: a part is missing, broken or another base's.
+    """
+    for name, kind in networks.items():
+        folder.check_network(name, kind)
+    kinds = {name: folder.check_tokenizer(name) for name in tokenizers} | {"scheduler": folder.check_scheduler()}
+    loaded: dict[str, Any] = {name: load_network(kind, folder.path, name, options) for name, kind in networks.items()}
+    return loaded | {name: _load_part(kind, folder.path / name) for name, kind in kinds.items()}
+
+
+def _load_part(kind: type[Any], folder: Path) -> Any:
+    """Load a tokenizer or a scheduler."""
+    with one_line_errors(str(folder), f"its files are no {kind.__name__}'s, or damaged: {fetch_again(folder)}"):
+        return kind.from_pretrained(str(folder))
+
+
+def load_file(pipeline: Any, file: Path, networks: Mapping[str, type[Any]], options: LoadOptions, **parts: Any) -> Any:
+    """Load a diffusers pipeline from a single checkpoint file.
 
     Args:
         pipeline: its class.
-        place: the folder or the file.
-        networks: class of each network by its name, which is its folder's too.
+        file: the checkpoint.
+        networks: class of each network by its name.
         options: dtype and quantisation.
         parts: what the pipeline is made with beside its networks and what its files say.
 
     Raises:
-        UserError: a network lacks weights, or has some that it has no place for.
         Exception: whatever the libraries raise at files that cannot be read.
     """
-    if place.is_file():
-        return _load_file(pipeline, place, networks, options, **parts)
-    loaded = {name: load_network(kind, place, name, options) for name, kind in networks.items()}
-    return pipeline.from_pretrained(str(place), **loaded, **parts)
-
-
-def _load_file(pipeline: Any, file: Path, networks: Mapping[str, type[Any]], options: LoadOptions, **parts: Any) -> Any:
     # a checkpoint has no tokenizer and no configs: they come from a diffusers folder it lies in, or from the hub
     config = {"config": str(file.parent)} if (file.parent / "model_index.json").is_file() else {}
-    loaded = pipeline.from_single_file(str(file), torch_dtype=_dtype_to_read(file, options), **config, **parts)
+    try:
+        loaded = pipeline.from_single_file(str(file), torch_dtype=_dtype_to_read(file, options), **config, **parts)
+    except NotImplementedError as error:  # PyTorch's, at weights on the meta device: diffusers does not say which
+        what = "lacks weights that its configurations ask for"
+        raise UserError(what, code="base.wrong_weights", where=file, remedy=_of_another_base(file)) from error
+    for name in networks:
+        _check_filled(file, name, getattr(loaded, name))
+    _check_used(file, loaded)
     for name in networks:
         quantize(getattr(loaded, name), options.quantization_of(name), options.device)
     return loaded.to(options.dtype)
+
+
+def _check_filled(file: Path, name: str, network: nn.Module) -> None:
+    """Refuse a network of which a single file lacks weights: diffusers leaves those without memory and goes on."""
+    lost = [weight for weight, parameter in network.named_parameters() if parameter.is_meta]
+    if lost:
+        what = f"has no weights for {lost[0]} of the {name}" + (f", and {len(lost) - 1} more" if len(lost) > 1 else "")
+        raise UserError(what, code="base.wrong_weights", where=file, remedy=_of_another_base(file))
+
+
+def _check_used(file: Path, pipeline: Any) -> None:
+    """Refuse a file with more weights of the denoiser than its configuration has a place for, which are passed over."""
+    shapes = Shards([file]).shapes
+    stored = sum(math.prod(shape) for name, shape in shapes.items() if name.startswith(_NATIVE_DENOISER))
+    own = sum(parameter.numel() for parameter in pipeline.unet.parameters())
+    if stored > own:
+        what = f"has {stored:,} weights of the denoiser, and the configuration has a place for {own:,}"
+        raise UserError(what, code="base.wrong_weights", where=file, remedy=_of_another_base(file))
+
+
+def _of_another_base(file: Path) -> str:
+    """Return what to do about weights that do not fit the configurations that a single file is read with."""
+    if (file.parent / INDEX).is_file():
+        return f"the configurations in {file.parent} are of another base, or it is damaged: {fetch_again(file)}"
+    return f"it is damaged, or of a kind that is not known: {fetch_again(file)}"
 
 
 def _dtype_to_read(file: Path, options: LoadOptions) -> torch.dtype:
@@ -103,8 +161,12 @@ def loader_of(
 
     def load(part: str) -> nn.Module:
         name = parts[part]
-        with silence_libraries(), one_line_errors(str(place), "it must be there, complete, until the run ends"):
-            return load_network(networks[name], place, name, options)
+        try:
+            with silence_libraries():
+                return load_network(networks[name], place, name, options)
+        except UserError as fault:
+            remedy = "it was whole when the run began, and must be until the run ends"
+            raise UserError(fault.what, code=fault.code, where=fault.where, remedy=remedy) from fault
 
     return load
 
@@ -119,49 +181,52 @@ def load_network(kind: type[Any], folder: Path, name: str, options: LoadOptions)
         options: dtype and quantisation.
 
     Raises:
-        UserError: weights are missing, or there are some that it has no place for.
-        Exception: whatever the libraries raise at files that cannot be read.
+        UserError: its files are missing, broken, or do not fit together.
     """
-    quantization = options.quantization_of(name)
-    if quantization == NONE:
-        return _load_whole(kind, folder, name, options.dtype)
-    return _load_streamed(kind, folder, name, options) or _load_then_quantize(kind, folder, name, options)
+    files = check_network_weights(folder / name, kind)
+    network = NetworkFiles(kind, folder, name, files)
+    with network.causes():
+        if options.quantization_of(name) == NONE:
+            return _load_whole(network, options.dtype)
+        return _load_streamed(network, options) or _load_then_quantize(network, options)
 
 
-def _load_whole(kind: type[Any], folder: Path, name: str, dtype: torch.dtype) -> nn.Module:
-    network: nn.Module
-    network, info = kind.from_pretrained(
-        str(folder), subfolder=name, use_safetensors=True, torch_dtype=dtype, output_loading_info=True
+def _load_whole(network: NetworkFiles, dtype: torch.dtype) -> nn.Module:
+    loaded: nn.Module
+    loaded, info = network.kind.from_pretrained(
+        str(network.base),
+        subfolder=network.name,
+        use_safetensors=not network.files.is_pickled,
+        variant=network.files.variant or None,
+        torch_dtype=dtype,
+        output_loading_info=True,
     )
     # left to themselves the libraries draw missing weights at random, and drop those that they have no place for
-    for problem, keys in (("has no", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
-        if keys:
-            what = f"{name} {problem} {min(keys)}"
-            if len(keys) > 1:
-                what += f", and {len(keys) - 1} more weights"
-            raise UserError(what, code="base.wrong_weights", where=folder, remedy="fetch the base again")
-    return network
+    network.refuse_other_names(info["missing_keys"], info["unexpected_keys"])
+    return loaded
 
 
-def _load_then_quantize(kind: type[Any], folder: Path, name: str, options: LoadOptions) -> nn.Module:
-    network = _load_whole(kind, folder, name, torch.float32)
-    quantize(network, options.quantization, options.device)
-    return network.to(options.dtype)
+def _load_then_quantize(network: NetworkFiles, options: LoadOptions) -> nn.Module:
+    loaded = _load_whole(network, torch.float32)
+    quantize(loaded, options.quantization, options.device)
+    return loaded.to(options.dtype)
 
 
-def _load_streamed(kind: type[Any], folder: Path, name: str, options: LoadOptions) -> nn.Module | None:
+def _load_streamed(network: NetworkFiles, options: LoadOptions) -> nn.Module | None:
     """Load and quantise a network weight by weight; None: its files name the weights otherwise than it does."""
-    network = _without_weights(kind, folder, name)
-    shards = Shards(weight_files(folder / name))
-    stored = _stored_names(network, shards.shapes)
+    if network.files.is_pickled:
+        return None
+    empty = network.without_weights()
+    shards = Shards(network.files.files(network.folder))
+    stored = _stored_names(empty, shards.shapes)
     if stored is None:
         return None
-    packed = {stored[weight]: weight for weight in linear_weights(network)}
+    packed = {stored[weight]: weight for weight in linear_weights(empty)}
     stream = ((packed[name], weight) for name, weight in shards.stream(packed))
-    quantize_streamed(network, options.quantization, stream, options.dtype, options.device)
+    quantize_streamed(empty, options.quantization, stream, options.dtype, options.device)
     rest = {weight: name for weight, name in stored.items() if name not in packed}
-    network.load_state_dict(_tensors(network, rest, shards, options.dtype), strict=False, assign=True)
-    return network.eval()
+    empty.load_state_dict(_tensors(empty, rest, shards, options.dtype), strict=False, assign=True)
+    return empty.eval()
 
 
 def _tensors(network: nn.Module, names: Mapping[str, str], shards: Shards, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -203,19 +268,3 @@ def _stored_names(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> 
         if not unused and all(shapes.get(names[name]) == tuple(tensor.shape) for name, tensor in own.items()):
             return names
     return None
-
-
-def _without_weights(kind: type[Any], folder: Path, name: str) -> nn.Module:
-    """Make a network whose weights are on the meta device; its buffers have the values that its class gives them."""
-    from accelerate import init_empty_weights
-    from diffusers import ModelMixin
-
-    if issubclass(kind, ModelMixin):
-        config = kind.load_config(str(folder), subfolder=name)
-        with init_empty_weights():
-            return cast(nn.Module, kind.from_config(config))
-    config = kind.config_class.from_pretrained(str(folder), subfolder=name)
-    with init_empty_weights():
-        network: nn.Module = kind(config)
-    cast(Any, network).tie_weights()  # after the block, within which each assigned parameter becomes another
-    return network

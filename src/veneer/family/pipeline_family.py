@@ -24,8 +24,10 @@ from torch import Tensor, nn
 from veneer.config.schema import Density
 from veneer.errors import UserError
 from veneer.family.abstract import AbstractTokenizer, Config, make_network, make_scheduler
-from veneer.family.networks import LoadOptions, load_pipeline, loader_of
+from veneer.family.libraries import one_line_errors
+from veneer.family.networks import LoadOptions, load_file, load_parts, loader_of
 from veneer.family.offload import Loader, Offloader
+from veneer.family.pipeline_folder import PipelineFolder
 from veneer.family.protocol import LatentDistribution
 from veneer.family.unread import Unread, find_unread, join_unread
 from veneer.weights.formats.protocol import KeyNames
@@ -90,7 +92,13 @@ class PipelineFamily:
         networks = cls._network_classes()
         own = {name: value for name, value in cls.pipeline_options.items() if name not in cls.stored_options}
         parts = {**dict.fromkeys(cls.left_out), **own}
-        pipeline = load_pipeline(cls._pipeline_class(), place, networks, options, **parts)
+        if place.is_file():
+            pipeline = load_file(cls._pipeline_class(), place, networks, options, **parts)
+        else:
+            folder = PipelineFolder(place)
+            parts |= {name: folder.index[name] for name in cls.stored_options if name in folder.index}
+            loaded = load_parts(folder, networks, tuple(cls.tokenizers.values()), options)
+            pipeline = cls._pipeline_class()(**loaded, **parts)
         stored = {name: pipeline.config[name] for name in cls.stored_options}
         offloaded = {"autoencoder": "vae", **{name: name for name in cls.tokenizers}}
         components = {**pipeline.components, "scheduler": cls._scheduler_of(pipeline, place)}
@@ -107,9 +115,17 @@ class PipelineFamily:
         return *cls._network_classes(), "scheduler"
 
     @classmethod
+    def part_names(cls) -> tuple[str, ...]:
+        """Return the names of all parts that are loaded."""
+        return *cls.config_names(), *cls.tokenizers.values()
+
+    @classmethod
     def abstract(cls, configs: Mapping[str, Config], dtype: torch.dtype) -> Self:
         """Return a base on the meta device, from the configurations of its networks and its scheduler."""
-        networks = {name: make_network(kind, configs[name], dtype) for name, kind in cls._network_classes().items()}
+        networks = {}
+        for name, kind in cls._network_classes().items():
+            with one_line_errors(f"{name}/config.json", "undo what was changed in it, or fetch it again"):
+                networks[name] = make_network(kind, configs[name], dtype)
         tokenizers = {part: cls._abstract_tokenizer(networks[name]) for name, part in cls.tokenizers.items()}
         return cls({**networks, **tokenizers, "scheduler": make_scheduler(configs["scheduler"])})
 
@@ -181,10 +197,19 @@ class PipelineFamily:
         for name, part in self.tokenizers.items():
             cut = self._tokenizers[name].model_max_length
             most = getattr(self._text_encoders[name].config, "max_position_embeddings", None)
+            self._check_vocabulary(name, part)
             if most is not None and cut > most:
                 what = f"the {part} cuts captions at {cut:.3g} tokens, the text encoder reads {most}"
                 remedy = f"the folder {part} is not whole, or another base's"
                 raise UserError(what, code="family.wrong_tokenizer", remedy=remedy)
+
+    def _check_vocabulary(self, name: str, part: str) -> None:
+        """Refuse a tokenizer that has tokens for which its text encoder has no vectors."""
+        tokens, vectors = len(self._tokenizers[name]), self._text_encoders[name].config.vocab_size
+        if tokens > vectors:
+            what = f"the {part} has {tokens:,} tokens, the {name} {vectors:,}"
+            remedy = f"the folder {part} is another base's, or words were added to it alone: take both from one place"
+            raise UserError(what, code="family.wrong_tokenizer", remedy=remedy)
 
     def _caption_tokenizers(self) -> Sequence[Any]:
         """Return the tokenizers of the text encoders that read whole captions."""

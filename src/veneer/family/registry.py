@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import importlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, cast
+from typing import ClassVar, NamedTuple, Protocol, cast
 
 import torch
 
 import veneer.base
 from veneer.errors import UserError
 from veneer.family.abstract import Config
+from veneer.family.file_content import fetch_again
+from veneer.family.hub import fetch, read_index
 from veneer.family.libraries import one_line_errors, silence_libraries
 from veneer.family.networks import LoadOptions
+from veneer.family.other_folder import explain_folder
+from veneer.family.pipeline_folder import INDEX, PipelineFolder
 from veneer.family.protocol import Family
+from veneer.family.published import PUBLISHED, read_published
+from veneer.family.single_file import check_is_safetensors, check_is_whole, kind_of_checkpoint
 from veneer.files import is_pickle
 
 __all__ = [
@@ -33,11 +38,6 @@ __all__ = [
 ]
 
 BUNDLED = "bundled"
-_HUB_ID_PARTS = 2  # owner/name
-_COMPLETE = "it must be complete and in safetensors"
-_ALONE = (
-    "a single file needs its configs: from the hub, or from the diffusers folder (model_index.json) that it lies in"
-)
 
 
 class _Entry(NamedTuple):
@@ -57,7 +57,7 @@ class _Entry(NamedTuple):
 FAMILIES: Mapping[str, _Entry] = {
     "StableDiffusionPipeline": _Entry("veneer.family.sd:StableDiffusion", ("v1", "v2")),
     "StableDiffusionXLPipeline": _Entry("veneer.family.sdxl:StableDiffusionXL", ("xl_base",)),
-    "FluxPipeline": _Entry("veneer.family.flux:Flux", is_trainable=False),
+    "FluxPipeline": _Entry("veneer.family.flux:Flux", ("flux-dev", "flux-schnell"), is_trainable=False),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
 
@@ -75,6 +75,10 @@ class LoadableFamily(Protocol):
     @classmethod
     def config_names(cls) -> tuple[str, ...]:
         """Return the names of the parts whose configurations :meth:`abstract` needs."""
+
+    @classmethod
+    def part_names(cls) -> tuple[str, ...]:
+        """Return the names of all parts that are loaded."""
 
     @classmethod
     def abstract(cls, configs: Mapping[str, Config], dtype: torch.dtype) -> Family:
@@ -119,10 +123,22 @@ class Source:
                 planned.
         """
         if not FAMILIES[self.pipeline].is_trainable:
-            what, remedy = f"is a {self.pipeline}, which can only be planned", "veneer plan tells what it would take"
+            what, remedy = f"is a {self.pipeline}, which can only be planned", _plan_of(self.pipeline)
             raise UserError(what, code="base.plan_only", where=self.base, remedy=remedy)
-        with silence_libraries(), one_line_errors(self.base, _ALONE if self.is_file else _COMPLETE):
-            return self.family.load(self.place or _fetch(self.base), options)
+        with silence_libraries():
+            if self.is_file:
+                return self._load_file(options)
+            return self._load_folder(self.place or fetch(self.base, self.family.part_names()), options)
+
+    def _load_folder(self, folder: Path, options: LoadOptions) -> Family:
+        with one_line_errors(str(folder), "its parts are each whole, but do not fit together: take all from one base"):
+            return self.family.load(folder, options)
+
+    def _load_file(self, options: LoadOptions) -> Family:
+        assert self.place is not None
+        check_is_whole(self.place)
+        with one_line_errors(self.base, _configs_needed(self.place)):
+            return self.family.load(self.place, options)
 
     @property
     def is_file(self) -> bool:
@@ -153,25 +169,23 @@ def find(base: str) -> Source:
         UserError: there is no such base, it is a pickle, or of a family that is not known.
     """
     path = veneer.base.path() if base == BUNDLED else Path(base).expanduser()
-    if is_pickle(path):
-        raise UserError(
-            f"{path.suffix} is a pickle, which can run code when it is opened",
-            code="base.pickle",
-            where=path,
-            remedy="convert it to .safetensors first, in a place you trust",
-        )
     if path.is_dir():
         return Source(path, str(path), detect(path))
-    if path.is_file():
+    if path.exists() or path.is_symlink() or is_pickle(path):
         return Source(path, str(path), detect_file(path))
     return Source(None, base, detect_on_hub(base))
 
 
-def _fetch(hub_id: str) -> Path:
-    from diffusers import DiffusionPipeline
+def _plan_of(pipeline: str) -> str:
+    """Return how such a base is planned: its folder does, a single file has no configurations."""
+    names = [name for name in PUBLISHED if read_published(name).pipeline == pipeline]
+    return f"veneer plan tells what it would take, with base {' or '.join([*names, 'its folder'])}"
 
-    without = dict.fromkeys(("safety_checker", "feature_extractor"))
-    return Path(DiffusionPipeline.download(hub_id, use_safetensors=True, **without))
+
+def _configs_needed(file: Path) -> str:
+    if (file.parent / INDEX).is_file():
+        return f"it is read with the configurations in {file.parent}, which must be those of its base"
+    return "a single file needs its configs: from the hub, or from the diffusers folder (model_index.json) it lies in"
 
 
 def detect(folder: Path) -> str:
@@ -180,32 +194,29 @@ def detect(folder: Path) -> str:
     Raises:
         UserError: the folder holds no pipeline, or one of a family that is not known.
     """
-    index = folder / "model_index.json"
-    if not index.is_file():
-        remedy = "give a base in diffusers' folder layout"
-        raise UserError("holds no model_index.json", code="base.not_found", where=folder, remedy=remedy)
-    try:
-        name = json.loads(index.read_text("utf-8"))["_class_name"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise _broken_index(f"names no pipeline class ({error})", index) from error
-    return _check_known(name, index)
-
-
-def _broken_index(what: str, where: object) -> UserError:
-    return UserError(what, code="base.broken_index", where=where, remedy="download the base again")
+    if not (folder / INDEX).is_file():
+        raise explain_folder(folder)
+    return _check_known(PipelineFolder(folder).index.get("_class_name"), folder / INDEX)
 
 
 def _check_known(name: object, where: object) -> str:
+    if isinstance(name, list):
+        what = f"names a pipeline of its own code, {name!r:.80}, which is not run"
+        raise UserError(what, code="base.unknown_family", where=where, remedy=_known())
     if not isinstance(name, str):
-        raise _broken_index(f"names no pipeline class but {name!r:.40}", where)
+        what = "names no pipeline class" + ("" if name is None else f" but {name!r:.40}")
+        raise UserError(what, code="base.broken_index", where=where, remedy=fetch_again(Path(str(where))))
     if name not in FAMILIES:
         raise _unknown_family(name, where)
     return name
 
 
 def _unknown_family(name: str, where: object) -> UserError:
-    remedy = f"known are {', '.join(FAMILIES)}"
-    return UserError(f"is a {name}", code="base.unknown_family", where=where, remedy=remedy)
+    return UserError(f"is a {name}", code="base.unknown_family", where=where, remedy=_known())
+
+
+def _known() -> str:
+    return f"known are {', '.join(FAMILIES)}"
 
 
 def detect_file(file: Path) -> str:
@@ -214,31 +225,12 @@ def detect_file(file: Path) -> str:
     Raises:
         UserError: it is no safetensors file, holds no base, or one of a family that is not known.
     """
-    if file.suffix != ".safetensors":
-        remedy = "give a diffusers folder or a .safetensors file"
-        raise UserError("is no model", code="base.not_a_model", where=file, remedy=remedy)
-    with silence_libraries(), one_line_errors(str(file), "it must be complete and in safetensors"):
-        kind = _kind_of_checkpoint(file)
+    check_is_safetensors(file)
+    kind = kind_of_checkpoint(file)
     for pipeline, entry in FAMILIES.items():
         if kind in entry.checkpoints:
             return pipeline
     raise _unknown_family(f"checkpoint of {kind}", file)
-
-
-_FALLBACK, _LDM = "v1", "model.diffusion_model.input_blocks."
-
-
-def _kind_of_checkpoint(file: Path) -> str:
-    """Return what diffusers calls such checkpoints; it takes whatever it does not know for Stable Diffusion 1."""
-    from diffusers.loaders.single_file_utils import infer_diffusers_model_type
-    from safetensors.torch import load_file
-
-    weights = load_file(file)  # they lie in the file, and none is read
-    kind = str(infer_diffusers_model_type(weights))
-    if kind == _FALLBACK and not any(name.startswith(_LDM) for name in weights):
-        what = "holds no base model that is known by the names of its weights"
-        raise UserError(what, code="base.not_a_model", where=file, remedy="give a diffusers folder or a checkpoint")
-    return kind
 
 
 def detect_on_hub(base: str) -> str:
@@ -247,15 +239,4 @@ def detect_on_hub(base: str) -> str:
     Raises:
         UserError: it is no hub id, the hub does not give it, or it is of a family that is not known.
     """
-    if len(base.split("/")) != _HUB_ID_PARTS or base.startswith((".", "/", "~")):
-        remedy = "check base, or give a hub id (owner/name)"
-        raise UserError("is no folder and no file here", code="base.not_found", where=base, remedy=remedy)
-    from diffusers import DiffusionPipeline
-
-    try:
-        name: Any = DiffusionPipeline.load_config(base).get("_class_name")
-    except OSError as error:  # no network, no such repository, or no permission
-        what = "is no folder here, and the hub does not give it"
-        remedy = "check the spelling and the network"
-        raise UserError(what, code="base.not_found", where=base, remedy=remedy) from error
-    return _check_known(name, base)
+    return _check_known(read_index(base).get("_class_name"), base)

@@ -1,9 +1,10 @@
-"""Read a network's weights from its safetensors files, one tensor at a time."""
+"""Find the weight files of a network's folder, and read their tensors one at a time."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,25 +12,114 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-__all__ = ["Shards", "weight_files"]
+from veneer.errors import UserError
+from veneer.family.file_content import check_config, check_weights, fetch_again
 
-_STEMS = ("diffusion_pytorch_model", "model")
-"""Names of weight files without their endings, as diffusers and transformers write them."""
+__all__ = ["Shards", "WeightFiles", "find_weights", "weight_files"]
+
+_STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+"""Names of weight files without their endings: diffusers', then transformers' two."""
+_FILE = re.compile(
+    rf"(?P<stem>{'|'.join(_STEMS)})(?:\.(?P<variant>[\w-]+?))?(?P<shard>-\d+-of-\d+)?\.(?P<form>safetensors|bin)"
+)
+_INDEX = re.compile(rf"(?P<stem>{'|'.join(_STEMS)})\.(?P<form>safetensors|bin)\.index(?:\.(?P<variant>[\w-]+))?\.json")
+_VARIANTS = ("", "fp32", "bf16", "fp16", "non_ema", "ema")
+"""Variants in the order in which they are preferred; the file without one comes first, any other last."""
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """One set of weight files in a network's folder, of perhaps several.
+
+    Attributes:
+        name: of the file, or of the index that lists its shards.
+        stem: the name without variant and ending.
+        variant: the part of the name before its ending, such as ``fp16``; empty as a rule.
+        form: its ending: ``safetensors`` or ``bin``.
+        is_index: whether ``name`` lists shards.
+    """
+
+    name: str
+    stem: str
+    variant: str
+    form: str
+    is_index: bool
+
+    @property
+    def is_pickled(self) -> bool:
+        """Whether it is of PyTorch's own format, of which the libraries read tensors and nothing else."""
+        return self.form == "bin"
+
+    def has_shard(self, name: str) -> bool:
+        """Return whether a file is one of the shards that the index lists, by its name alone."""
+        shard = _FILE.fullmatch(name)
+        same = shard and (shard["stem"], shard["variant"] or "", shard["form"]) == (self.stem, self.variant, self.form)
+        return bool(self.is_index and same and shard and shard["shard"])
+
+    def files(self, folder: Path) -> list[Path]:
+        """Return the files that hold the weights.
+
+        Raises:
+            UserError: the index cannot be read or does not say which they are.
+        """
+        return [folder / name for name in self._names(folder / self.name)]
+
+    def _names(self, path: Path) -> list[str]:
+        if not self.is_index:
+            return [self.name]
+        shards = check_config(path).get("weight_map")
+        if not isinstance(shards, dict) or not shards or not all(map(_is_name, shards.values())):
+            what = "does not say which file holds which weight"
+            raise UserError(what, code="base.broken_config", where=path, remedy=fetch_again(path))
+        return sorted(set(shards.values()))
+
+    def check(self, folder: Path) -> None:
+        """Check that all of its files are there and whole; no number is read.
+
+        Raises:
+            UserError: one is not.
+        """
+        for file in self.files(folder):
+            check_weights(file)
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and bool(_FILE.fullmatch(name) or Path(name).name == name)
+
+
+def find_weights(names: Collection[str], stems: Sequence[str] = _STEMS) -> list[WeightFiles]:
+    """Return the sets of weight files among the names in a folder, the one that is read first.
+
+    A safetensors file is preferred to one of PyTorch's own format, then the one without a variant.
+
+    Args:
+        names: of the folder's files.
+        stems: what the files may be called, without variant and ending.
+    """
+    found = [one for name in names if (one := _weight_files(name, stems))]
+    return sorted(found, key=lambda one: (one.is_pickled, *_rank(one.variant), not one.is_index, one.name))
+
+
+def _weight_files(name: str, stems: Sequence[str]) -> WeightFiles | None:
+    for pattern in (_INDEX, _FILE):
+        match = pattern.fullmatch(name)
+        if match and match["stem"] in stems and not match.groupdict().get("shard"):
+            return WeightFiles(name, match["stem"], match["variant"] or "", match["form"], pattern is _INDEX)
+    return None
+
+
+def _rank(variant: str) -> tuple[int, str]:
+    return (_VARIANTS.index(variant) if variant in _VARIANTS else len(_VARIANTS), variant)
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """Return the safetensors files of a network's folder, one or all that its index lists; empty if there are none.
+    """Return the files that a network's weights are read from; empty if there are none.
 
     Raises:
-        OSError, ValueError, KeyError: the index cannot be read.
+        UserError: an index of shards cannot be read.
     """
-    for stem in _STEMS:
-        index, single = folder / f"{stem}.safetensors.index.json", folder / f"{stem}.safetensors"
-        if index.is_file():
-            return [folder / name for name in sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))]
-        if single.is_file():
-            return [single]
-    return []
+    found = find_weights([path.name for path in folder.iterdir()]) if folder.is_dir() else []
+    return found[0].files(folder) if found else []
 
 
 class Shards:

@@ -41,7 +41,7 @@ def _make_base(config: RunConfig, device: torch.device) -> Family:
     source = find(config.base)
     if source.is_file:  # which has no configurations
         return source.load(LoadOptions())
-    with one_line_errors(source.base, "it must be complete"):
+    with one_line_errors(source.base, "its parts do not fit together: take all from one base"):
         configs = read_configs(str(source.place or source.base), source.family.config_names())
         return source.family.abstract(configs, _weight_dtype(config, source.pipeline, device))
 
