@@ -1,15 +1,19 @@
-"""Text files that are read, and files and folders that are written whole or not at all."""
+"""Paths as users write them, text files that are read, and files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
 import errno
+import functools
+import inspect
 import io
 import os
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 from veneer.errors import UserError
 
@@ -17,16 +21,81 @@ __all__ = [
     "atomic_write",
     "is_pickle",
     "name_beside",
+    "open_home",
     "open_regular",
+    "opens_paths",
     "read_utf8",
     "remove_folder",
     "sync_folder",
+    "user_path",
     "write_folder",
     "write_synced",
 ]
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
 _PIECE = 2**24  # bytes a write: a signal or a full disk is noticed soon, and few calls are made
+
+_Called = TypeVar("_Called", bound=Callable[..., Any])
+
+
+def user_path(path: str | os.PathLike[str]) -> Path:
+    """Return the path that a user means: ``~`` is the home folder, ``~ada`` that of the user ada.
+
+    A shell opens them, but not within quotes or behind an equals sign; files, notebooks and scripts have no shell.
+
+    Raises:
+        UserError: it is empty, has a zero byte, or names the home folder of a user whom this machine does not know.
+    """
+    text = os.fspath(path)
+    if not text:
+        raise UserError("is empty, but should be a path", code="files.no_path")
+    if "\0" in text:
+        raise UserError("has a zero byte in it, which no path may have", code="files.no_path")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:
+        raise UserError(f"{Path(text).parts[0]} is nobody's home folder", code="files.no_home") from None
+
+
+def open_home(name: str) -> str:
+    """Return a name that may be a path with its ``~`` opened: a model's, which may be a hub id, which begins with none.
+
+    Raises:
+        UserError: as of :func:`user_path`.
+    """
+    return str(user_path(name)) if name.startswith("~") else name
+
+
+def opens_paths(called: _Called) -> _Called:
+    """Let a function or a dataclass take text for each argument annotated as ``Path``, and open its ``~``.
+
+    Lists and tuples of paths are opened element by element.
+    """
+    owner: Any = called
+    is_class = inspect.isclass(called)
+    inner = owner.__init__ if is_class else owner
+    signature = inspect.signature(inner)
+    # annotations are text, as `from __future__ import annotations` leaves them
+    names = [name for name, each in signature.parameters.items() if re.search(r"\bPath\b", str(each.annotation))]
+
+    @functools.wraps(inner)
+    def opening(*args: Any, **keywords: Any) -> Any:
+        given = signature.bind(*args, **keywords)
+        for name in names:
+            if name in given.arguments:
+                given.arguments[name] = _opened(given.arguments[name])
+        return inner(*given.args, **given.kwargs)
+
+    if is_class:
+        owner.__init__ = opening
+        return called
+    return cast(_Called, opening)
+
+
+def _opened(value: Any) -> Any:
+    if isinstance(value, (str, os.PathLike)):
+        return user_path(value)
+    return type(value)(map(_opened, value)) if isinstance(value, (list, tuple)) else value
 
 
 def read_utf8(path: Path) -> str:

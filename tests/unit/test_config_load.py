@@ -56,7 +56,7 @@ def write(folder: Path, text: str) -> Path:
 def test_a_file_is_read(tmp_path: Path) -> None:
     config = load_config(write(tmp_path, MINIMAL + "train:\n  learning_rate: 1e-3\n"))
     assert config.train.learning_rate == 1e-3
-    assert config.data.sources[0].path == Path("pictures"), "relative to the working directory, not to the file"
+    assert config.data.sources[0].path == tmp_path / "pictures", "relative to the file, wherever it is read from"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,8 @@ def test_resolving_fills_in_what_was_left_open(minimal: Path) -> None:
     assert config.adapter.text_encoders["text_encoder"].alpha == 2.0
     assert config.adapter.target_modules == ("to_q", "to_k", "to_v", "to_out.0")
     assert config.adapter.text_encoders["text_encoder"].target_modules == ("q_proj", "k_proj", "v_proj", "out_proj")
-    assert config.data.prior is not None and config.data.prior.path == Path("runs/adapter/prior")
+    assert config.data.prior is not None and config.data.prior.path == config.output.dir / "prior"
+    assert config.output.dir == minimal.parent / "runs/adapter"
     assert resolve(config, Defaults(64)) == config
 
 
@@ -250,6 +251,7 @@ def test_resolving_keeps_what_was_said(minimal: Path) -> None:
 def test_a_config_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "run" / "config.yaml"
     config = config_from_folder(tmp_path, "tok")
+    config = config.in_folder(Path.cwd() / config.output.dir)  # what is relative is written whole
     write_config(config, path)
     assert load_config(path) == config
 

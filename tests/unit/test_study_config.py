@@ -24,7 +24,12 @@ from veneer.study.config import (
     points_of,
 )
 
-RUN: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "pictures"}]}}
+HERE = Path.cwd()
+RUN: dict[str, Any] = {
+    "base": "bundled",
+    "data": {"sources": [{"path": str(HERE / "pictures")}]},
+    "output": {"dir": str(HERE / "runs/adapter")},
+}
 
 
 def run(**more: Any) -> RunConfig:
@@ -148,8 +153,8 @@ def test_an_override_fills_a_blank_section(text: str, override: str, tmp_path: P
     config = load_study(file, [override], run()).config
     assert (config.grid or (config.search and config.search.space)) == {"adapter.rank": (1, 2)}
     file.write_text(f"{text}\nrun:", "utf-8")
-    told = ["run.base=bundled", "run.data={sources: [{path: pictures}]}"]
-    assert load_study(file, [override, *told]).run == run()
+    told = ["run.base=bundled", f"run.data={{sources: [{{path: {HERE / 'pictures'}}}]}}"]
+    assert load_study(file, [override, *told]).run.data == run().data
 
 
 @pytest.mark.parametrize(
@@ -173,8 +178,45 @@ def test_it_is_written_so_that_it_reads_back_equal(tmp_path: Path) -> None:
     of = study(
         grid={"adapter.target_modules": [["to_q"], ["to_v"]]}, seeds=[1, 2], margin=0.1, reference="target_modules to_v"
     )
-    (tmp_path / "study.yaml").write_text(dump_study(of.config), "utf-8")
+    (tmp_path / "study.yaml").write_text(dump_study(of.config, tmp_path), "utf-8")
     assert load_study(tmp_path / "study.yaml").config == of.config
+
+
+def sources(of: Study) -> list[Path]:
+    return [config.data.sources[0].path for config in configs(of).values()]
+
+
+def test_relative_paths_are_written_whole(tmp_path: Path) -> None:
+    relative = {"base": "bundled", "data": {"sources": [{"path": "pictures"}]}}
+    points = {"a": {"data.sources": [{"path": "few"}]}, "b": {"data": {"sources": [{"path": "many"}]}}}
+    of = build_study({"run": relative, "points": points}, "test")
+    (tmp_path / "study.yaml").write_text(dump_study(of.config, tmp_path), "utf-8")
+    read = load_study(tmp_path / "study.yaml")
+    assert read.run == run()
+    assert sources(read) == [HERE / "few", HERE / "many"]
+
+
+def test_relative_paths_of_a_file_start_in_its_folder(tmp_path: Path) -> None:
+    file = tmp_path / "study.yaml"
+    relative = "run: {base: bundled, data: {sources: [{path: pictures}]}}\n"
+    file.write_text(
+        f"{relative}points: {{a: {{data.sources: [{{path: x}}]}}, b: {{data: {{sources: [{{path: ../y}}]}}}}}}\n",
+        "utf-8",
+    )
+    study = load_study(file)
+    assert study.run.data.sources[0].path == tmp_path / "pictures"
+    assert study.run.output.dir == tmp_path / "runs/adapter"
+    assert sources(study) == [tmp_path / "x", tmp_path / "../y"]
+    choices = "{data.sources: [[{path: x}], [{path: y}]]}"
+    file.write_text(f"{relative}grid: {choices}\n", "utf-8")
+    assert sources(load_study(file)) == [tmp_path / "x", tmp_path / "y"]
+    file.write_text(f"{relative}search: {{space: {choices}}}\n", "utf-8")
+    search = load_study(file).config.search
+    assert search is not None and str(tmp_path / "y") in str(search.space)
+    (tmp_path / "pictures").mkdir()
+    file.write_text("run: pictures\ngrid: {adapter.rank: [1]}\n", "utf-8")
+    assert load_study(file).run.data.sources[0].path == tmp_path / "pictures"
+    assert load_study(file, ["run.data.cache=here"]).run.data.cache == Path("here"), "the command line's"
 
 
 @pytest.mark.parametrize("name", list_studies())

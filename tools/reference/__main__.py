@@ -27,7 +27,12 @@ A run is one YAML file; `veneer train FOLDER` writes it for you, resolved, as `c
 key has a default but `base` and `data.sources`. On the command line a key is changed with `train.max_steps=200`, an
 entry of a list with `data.sources.0.repeats=3`. Layers: a preset, over it the file, over it the command line.
 
-Paths are relative to where the command is run. YAML is read by its 1.2 rules: `1e-4` is a number, `no` is a word.
+Relative paths in a file are relative to the file's folder, so that the file means the same from wherever it is used;
+those on the command line are relative to where the command is run. `~` is the home folder. The `config.yaml` that a run
+leaves has whole paths, and its results are in the folder that it lies in: `veneer train RUN/config.yaml --resume` goes
+on with that run from anywhere, also where the folder was moved. YAML is read by its 1.2 rules: `1e-4` is a number, `no`
+is a word.
+
 Pictures are read from a folder and the folders below it: with a `metadata.jsonl` or `metadata.csv` (`file_name`,
 `text`), as the `datasets` library has it, or with a caption file beside each picture, each line of which is one
 caption. [Captions](captions.md) says which files are read.

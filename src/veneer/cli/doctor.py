@@ -7,11 +7,15 @@ from typing import Annotated
 
 import typer
 
+from veneer.cli.options import parse_path
+
 __all__ = ["doctor"]
 
 
 def doctor(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder that 'veneer train' wrote to.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", parser=parse_path, help="The folder that 'veneer train' wrote to.")
+    ],
     measure: Annotated[
         bool,
         typer.Option("--measure", help="Load the base, and measure what the run did not, such as shuffled captions."),

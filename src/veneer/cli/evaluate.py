@@ -7,31 +7,37 @@ from typing import Annotated
 
 import typer
 
-from veneer.cli.options import Base
+from veneer.cli.options import Base, parse_model, parse_path
 
 __all__ = ["evaluate"]
 
 
 def evaluate(
-    file: Annotated[Path, typer.Argument(metavar="RUN|ADAPTER", help="Folder of a run, or an adapter file.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="RUN|ADAPTER", parser=parse_path, help="Folder of a run, or an adapter file.")
+    ],
     base: Base = None,
     data: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="FOLDER",
+            parser=parse_path,
             help="Pictures that the adapter never saw; may be repeated. Default: those that its run held out.",
         ),
     ] = None,
     training: Annotated[
         list[Path] | None,
         typer.Option(
-            metavar="FOLDER", help="Pictures that it was trained on; may be repeated. Default: those of its run."
+            metavar="FOLDER",
+            parser=parse_path,
+            help="Pictures that it was trained on; may be repeated. Default: those of its run.",
         ),
     ] = None,
     prior: Annotated[
         Path | None,
         typer.Option(
             metavar="FOLDER",
+            parser=parse_path,
             help="Pictures of other things, which it should not change. Default: the run's of the class, else "
             "some that the base samples.",
         ),
@@ -48,15 +54,23 @@ def evaluate(
         int, typer.Option(min=0, metavar="N", help="Pictures sampled of other things, and to look for copies.")
     ] = 16,
     clip: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Folder or hub id of a CLIP, to score the samples.")
+        str | None,
+        typer.Option(metavar="MODEL", parser=parse_model, help="Folder or hub id of a CLIP, to score the samples."),
     ] = None,
-    dino: Annotated[str | None, typer.Option(metavar="MODEL", help="The same, a DINO or DINOv2.")] = None,
+    dino: Annotated[
+        str | None, typer.Option(metavar="MODEL", parser=parse_model, help="The same, a DINO or DINOv2.")
+    ] = None,
     aesthetic: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Aesthetic head over that CLIP, as .safetensors.")
+        Path | None,
+        typer.Option(metavar="FILE", parser=parse_path, help="Aesthetic head over that CLIP, as .safetensors."),
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where results go. Default: the run's folder; for a file, one beside it."),
+        typer.Option(
+            metavar="FOLDER",
+            parser=parse_path,
+            help="Where results go. Default: the run's folder; for a file, one beside it.",
+        ),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print evaluation.json instead of lines.")] = False,
 ) -> None:

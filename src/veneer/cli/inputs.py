@@ -9,6 +9,7 @@ from veneer.cli.options import refuse_unused
 from veneer.config.load import config_from_folder, load_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
+from veneer.files import user_path
 from veneer.study.config import Study, load_study
 
 __all__ = ["read_planned_config", "read_run_config", "read_study"]
@@ -42,13 +43,13 @@ def read_planned_config(
         trigger: as for ``read_run_config``.
         presets: likewise.
     """
-    has_source = bool(words) and ("=" not in words[0] or Path(words[0]).exists())
+    has_source = bool(words) and ("=" not in words[0] or user_path(words[0]).exists())
     if not has_source and base is None:
         remedy = "or name an architecture with --base"
         raise UserError("is missing", code="cli.missing_source", where="FOLDER|CONFIG.yaml", remedy=remedy)
     overrides = [*words[has_source:], *([f"base={_quoted(base)}"] if base else [])]
     if has_source:
-        return read_run_config(Path(words[0]), overrides, trigger, presets), True
+        return read_run_config(user_path(words[0]), overrides, trigger, presets), True
     return config_from_folder(Path("pictures"), trigger, overrides, presets), False
 
 

@@ -9,14 +9,39 @@ from typing import Annotated
 import typer
 
 from veneer.errors import UserError
+from veneer.files import open_home, user_path
 
-__all__ = ["AdapterFile", "Base", "Scale", "refuse_unused"]
+__all__ = ["AdapterFile", "Base", "Scale", "parse_model", "parse_path", "refuse_unused"]
 
-AdapterFile = Annotated[Path, typer.Argument(metavar="ADAPTER", help="Adapter file, or the folder of its run.")]
+
+def parse_path(text: str) -> Path:
+    """Return the path that an argument means; every argument and option with a path has this as its parser.
+
+    Raises:
+        typer.BadParameter: it can be none.
+    """
+    try:
+        return user_path(text)
+    except UserError as fault:
+        raise typer.BadParameter(str(fault)) from None
+
+
+def parse_model(text: str) -> str:
+    """Return the model that an argument means: a folder, a file, or a hub id."""
+    try:
+        return open_home(text)
+    except UserError as fault:
+        raise typer.BadParameter(str(fault)) from None
+
+
+AdapterFile = Annotated[
+    Path, typer.Argument(metavar="ADAPTER", parser=parse_path, help="Adapter file, or the folder of its run.")
+]
 Base = Annotated[
     str | None,
     typer.Option(
         metavar="BASE",
+        parser=parse_model,
         help="'bundled', a diffusers folder or a hub id. Default: what config.yaml beside the adapter says, "
         "else 'bundled'.",
     ),

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from veneer.cli.inputs import read_planned_config
+from veneer.cli.options import parse_model
 
 __all__ = ["plan"]
 
@@ -24,6 +25,7 @@ def plan(
         str | None,
         typer.Option(
             metavar="BASE",
+            parser=parse_model,
             help="In place of the configuration's. sd15, sd21, sdxl and flux-dev name architectures without weights.",
         ),
     ] = None,

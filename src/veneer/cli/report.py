@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
+from veneer.cli.options import parse_path
+
 __all__ = ["report"]
 
 
 def report(
     run: Annotated[
-        Path, typer.Argument(metavar="RUN", help="The folder that 'veneer train' or 'veneer evaluate' wrote to.")
+        Path,
+        typer.Argument(
+            metavar="RUN", parser=parse_path, help="The folder that 'veneer train' or 'veneer evaluate' wrote to."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json instead, and write nothing.")] = False,
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from veneer.cli.options import AdapterFile, Base, Scale
+from veneer.cli.options import AdapterFile, Base, Scale, parse_path
 from veneer.rng import MAX_SEED
 
 __all__ = ["sample"]
@@ -22,7 +22,9 @@ def sample(
         typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of a prompt's first picture; the others count on."),
     ] = 0,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of each prompt.")] = 1,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the pictures go.")] = Path("samples"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", parser=parse_path, help="Where the pictures go.")] = Path(
+        "samples"
+    ),
     scale: Scale = 1.0,
     steps: Annotated[int, typer.Option(min=1, metavar="N", help="Denoising steps.")] = 25,
     guidance: Annotated[

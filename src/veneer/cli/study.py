@@ -8,13 +8,17 @@ from typing import Annotated
 import typer
 
 from veneer.cli.inputs import read_study
+from veneer.cli.options import parse_path
 
 __all__ = ["study"]
 
 
 def study(
     source: Annotated[
-        Path, typer.Argument(metavar="STUDY.yaml|NAME", help="A study, or a ready-made one: rank or targets.")
+        Path,
+        typer.Argument(
+            metavar="STUDY.yaml|NAME", parser=parse_path, help="A study, or a ready-made one: rank or targets."
+        ),
     ],
     overrides: Annotated[
         list[str] | None,
@@ -24,14 +28,20 @@ def study(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER|CONFIG.yaml", help="The run to study, in place of the study's own."),
+        typer.Option(
+            metavar="FOLDER|CONFIG.yaml", parser=parse_path, help="The run to study, in place of the study's own."
+        ),
     ] = None,
     trigger: Annotated[
         str | None, typer.Option(metavar="TOKEN", help="With --config: words that will call the adapter in a prompt.")
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Where the study goes. Default: the run's output, with the study's name."),
+        typer.Option(
+            metavar="FOLDER",
+            parser=parse_path,
+            help="Where the study goes. Default: the run's output, with the study's name.",
+        ),
     ] = None,
     on: Annotated[
         str, typer.Option(metavar="PLACE", help="'local', one training after another, or 'ray', a cluster's.")

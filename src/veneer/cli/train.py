@@ -8,14 +8,17 @@ from typing import Annotated
 import typer
 
 from veneer.cli.inputs import read_run_config
-from veneer.cli.options import refuse_unused
+from veneer.cli.options import parse_path, refuse_unused
 
 __all__ = ["train"]
 
 
 def train(
     source: Annotated[
-        Path, typer.Argument(metavar="FOLDER|CONFIG.yaml", help="A folder of pictures, or a run's configuration.")
+        Path,
+        typer.Argument(
+            metavar="FOLDER|CONFIG.yaml", parser=parse_path, help="A folder of pictures, or a run's configuration."
+        ),
     ],
     overrides: Annotated[
         list[str] | None,

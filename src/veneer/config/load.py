@@ -7,7 +7,7 @@ are merged key by key; a list is replaced whole.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import lru_cache
 from importlib import resources
@@ -19,11 +19,14 @@ from pydantic import ValidationError
 from veneer.config.document import Document, Key, read_yaml, write_yaml
 from veneer.config.explain import explain
 from veneer.config.override import parse_override, set_key
+from veneer.config.paths import anchored, check_elsewhere, portable, set_default_output
 from veneer.config.schema import AdapterConfig, Density, RunConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
-from veneer.files import atomic_write, read_utf8
+from veneer.files import atomic_write, opens_paths, read_utf8
 
 __all__ = [
+    "CONFIG",
+    "LOG",
     "BaseDefaults",
     "build_config",
     "config_from_folder",
@@ -34,6 +37,11 @@ __all__ = [
     "write_config",
 ]
 
+CONFIG = "config.yaml"
+"""In a run's folder: the whole configuration, resolved; written before training starts."""
+LOG = "run.jsonl"
+"""In a run's folder: one JSON object an event."""
+
 
 @dataclass(frozen=True)
 class _Draft:
@@ -43,20 +51,34 @@ class _Draft:
     places: dict[Key, str] = field(default_factory=dict)
 
 
+@opens_paths
 def load_config(path: Path, overrides: Sequence[str] = (), presets: Sequence[str] = ()) -> RunConfig:
     """Load the config of a YAML file, on top of presets and under overrides such as ``train.max_steps=200``.
 
-    Relative paths in it are relative to the working directory, not to the file.
+    Relative paths in the file are relative to its folder, those of overrides to the working directory. The output of
+    the config that a run left in its folder is that folder, wherever it was moved to.
 
     Raises:
         UserError: the file, a preset or an override is at fault, or the config as a whole.
     """
-    draft = _from_presets(presets)
-    _add_layer(draft, _read_mapping(read_utf8(path), str(path)), str(path))
+    draft, document, folder = _from_presets(presets), _read_mapping(read_utf8(path), str(path)), path.parent
+    _add_layer(draft, replace(document, values=anchored(document.values, folder)), str(path))
+    if _is_of_run(path):
+        set_key(draft.values, "output.dir", str(folder), str(path))
+    set_default_output(draft.values, folder)
     _override(draft, overrides)
+    if not _is_of_run(path):
+        own = {key: place for key, place in draft.places.items() if place.startswith(f"{path}:")}
+        check_elsewhere(document.values, draft.values, folder, own)
     return build_config(draft.values, str(path), draft.places)
 
 
+def _is_of_run(path: Path) -> bool:
+    """Check whether a file is the config that a run left in its folder: the run's log is beside it."""
+    return path.name == CONFIG and (path.parent / LOG).is_file()
+
+
+@opens_paths
 def config_from_folder(
     folder: Path, trigger: str | None, overrides: Sequence[str] = (), presets: Sequence[str] = ()
 ) -> RunConfig:
@@ -65,7 +87,7 @@ def config_from_folder(
     data: dict[str, Any] = {"sources": [{"path": str(folder)}]}
     if trigger is not None:
         data["trigger"] = trigger
-    name = folder.expanduser().resolve().name or "adapter"
+    name = folder.resolve().name or "adapter"
     values = {"base": "bundled", "output": {"dir": str(Path("runs", name))}, "data": data}
     _add_layer(draft, Document(values), "command line")
     _override(draft, overrides)
@@ -138,9 +160,10 @@ def dump_config(config: RunConfig) -> str:
     return write_yaml(config.model_dump(mode="json"))
 
 
+@opens_paths
 def write_config(config: RunConfig, path: Path) -> None:
-    """Write a config such that no reader ever sees half of it."""
-    atomic_write(path, dump_config(config).encode())
+    """Write a config such that no reader ever sees half of it, and that it means the same from wherever it is read."""
+    atomic_write(path, write_yaml(portable(config.model_dump(mode="json"), path.parent)).encode())
 
 
 def list_presets() -> dict[str, str]:

@@ -1,8 +1,8 @@
 """The schema of a run's whole configuration: frozen, typed, unknown keys rejected.
 
 Every key has a default but ``base`` and ``data.sources``. The defaults are the usual ones for Stable Diffusion
-LoRAs: rank 4, alpha = rank, the attention projections, AdamW at 1e-4. Relative paths are relative to the working
-directory, as on any command line, and ``~`` is the home folder.
+LoRAs: rank 4, alpha = rank, the attention projections, AdamW at 1e-4. ``~`` in a path is the home folder; what relative
+paths are relative to is said in ``config.paths``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from veneer.config.colour import rgb
+from veneer.files import open_home, opens_paths, user_path
 from veneer.rng import MAX_SEED
 
 __all__ = [
@@ -34,17 +35,8 @@ __all__ = [
 
 
 def _as_path(value: object) -> object:
-    """Turn text into a path with its ``~`` expanded; strict validation takes paths only."""
-    if value == "":
-        raise ValueError("is empty, but should be a path")
-    if not isinstance(value, (str, Path)):
-        return value
-    if "\0" in str(value):
-        raise ValueError("has a zero byte in it, which no path may have")
-    try:
-        return Path(value).expanduser()
-    except RuntimeError:
-        raise ValueError(f"{str(value).split('/')[0]} is nobody's home folder") from None
+    """Turn text into a path with its ``~`` opened; strict validation takes paths only."""
+    return user_path(value) if isinstance(value, (str, Path)) else value
 
 
 def _as_tuple(value: object) -> object:
@@ -73,6 +65,7 @@ Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Folder = Annotated[Path, BeforeValidator(_as_path)]
 NonBlank = Annotated[str, AfterValidator(_not_blank)]
+FolderOrId = Annotated[NonBlank, AfterValidator(open_home)]
 Targets = Annotated[tuple[NonBlank, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
 Density = Literal["uniform", "high_noise"]
 Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)]
@@ -300,7 +293,7 @@ class OutputConfig(_Section):
 class RunConfig(_Section):
     """The configuration of one run."""
 
-    base: NonBlank
+    base: FolderOrId
     """``bundled``, a diffusers folder, a ``.safetensors`` file, or a hub id."""
     data: DataConfig
     """The pictures."""
@@ -321,6 +314,7 @@ class RunConfig(_Section):
     validation: ValidationConfig = ValidationConfig()
     """The held-out score."""
 
+    @opens_paths
     def in_folder(self, folder: Path) -> RunConfig:
         """Return the same configuration with its results in another folder."""
         return self.model_copy(update={"output": self.output.model_copy(update={"dir": folder})})

@@ -22,6 +22,7 @@ from veneer.doctor.rules.captions import STYLE_WORDS
 from veneer.errors import UserError
 from veneer.evaluate.results import Evaluation, Score, read_evaluation
 from veneer.family.loading import load_base
+from veneer.files import opens_paths
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG
 from veneer.run.status import is_running
 from veneer.weights.checkpoint import checkpoints_in
@@ -30,6 +31,7 @@ from veneer.weights.file import FILE_NAME, AdapterFile, load
 __all__ = ["gather_evidence", "run_doctor"]
 
 
+@opens_paths
 def run_doctor(folder: Path, *, measured: bool = False) -> tuple[Diagnosis, Evidence]:
     """Diagnose the run in a folder.
 
@@ -47,6 +49,7 @@ def run_doctor(folder: Path, *, measured: bool = False) -> tuple[Diagnosis, Evid
     return diagnose(evidence), evidence
 
 
+@opens_paths
 def gather_evidence(folder: Path, *, measured: bool = False) -> Evidence:
     """Read a run's folder as evidence; arguments and errors are those of :func:`run_doctor`."""
     config, log = _load_config(folder), read_log(folder / LOG)

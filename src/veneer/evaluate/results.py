@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from veneer.errors import UserError
-from veneer.files import atomic_write
+from veneer.files import atomic_write, opens_paths
 from veneer.serialise import LowerEnd, UpperEnd, from_data, to_json
 
 __all__ = [
@@ -292,6 +292,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> Path:
     return path
 
 
+@opens_paths
 def read_evaluation(folder: Path) -> Evaluation | None:
     """Read what ``write_evaluation`` wrote into a folder; None if there is nothing.
 

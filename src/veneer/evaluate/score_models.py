@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from veneer.errors import UserError
 from veneer.family.unread import Unread, find_unread, unread_notes
+from veneer.files import open_home, opens_paths
 from veneer.weights.safetensors import decode
 
 __all__ = ["AestheticHead", "FeatureExtractor", "ScoreModelPaths", "ScoreModels", "load_score_models"]
@@ -22,6 +23,7 @@ __all__ = ["AestheticHead", "FeatureExtractor", "ScoreModelPaths", "ScoreModels"
 _BATCH = 8
 
 
+@opens_paths
 @dataclass(frozen=True)
 class ScoreModelPaths:
     """Where the user's models are.
@@ -120,8 +122,8 @@ def load_score_models(paths: ScoreModelPaths) -> ScoreModels:
     Raises:
         UserError: one of them is missing, or not what it should be.
     """
-    clip = None if paths.clip is None else _load_clip(paths.clip)
-    dino = None if paths.dino is None else _load_dino(paths.dino)
+    clip = None if paths.clip is None else _load_clip(open_home(paths.clip))
+    dino = None if paths.dino is None else _load_dino(open_home(paths.dino))
     if paths.aesthetic is None:
         return ScoreModels(clip, dino)
     if clip is None:

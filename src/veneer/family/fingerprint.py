@@ -13,6 +13,7 @@ from pathlib import Path
 import veneer.base
 from veneer.errors import UserError
 from veneer.family.registry import BUNDLED, load_family
+from veneer.files import user_path
 
 __all__ = ["fingerprint", "settings_hash", "settings_of"]
 
@@ -58,7 +59,7 @@ def settings_hash(settings: Mapping[str, str]) -> str:
 def _find(base: str) -> Path:
     if base == BUNDLED:
         return veneer.base.path()
-    path = Path(base).expanduser()
+    path = user_path(base)
     return path if path.exists() else _find_download(base)
 
 

@@ -22,7 +22,7 @@ from veneer.family.pipeline_folder import INDEX, PipelineFolder
 from veneer.family.protocol import Family
 from veneer.family.published import PUBLISHED, read_published
 from veneer.family.single_file import check_is_safetensors, check_is_whole, kind_of_checkpoint
-from veneer.files import is_pickle
+from veneer.files import is_pickle, user_path
 
 __all__ = [
     "BUNDLED",
@@ -168,7 +168,7 @@ def find(base: str) -> Source:
     Raises:
         UserError: there is no such base, it is a pickle, or of a family that is not known.
     """
-    path = veneer.base.path() if base == BUNDLED else Path(base).expanduser()
+    path = veneer.base.path() if base == BUNDLED else user_path(base)
     if path.is_dir():
         return Source(path, str(path), detect(path))
     if path.exists() or path.is_symlink() or is_pickle(path):

@@ -11,6 +11,7 @@ from typing import Any
 import veneer.base
 from veneer.family.registry import BUNDLED, detect, family_class
 from veneer.family.shards import weight_files
+from veneer.files import user_path
 
 __all__ = ["PartFiles", "WeightFiles", "read_weight_files"]
 
@@ -69,7 +70,7 @@ def read_weight_files(base: str, weight_bytes: int) -> WeightFiles:
         base: what ``load_family`` takes, or a published architecture.
         weight_bytes: bytes of the base in float32, for one that is not here; its weights count as copied.
     """
-    folder = veneer.base.path() if base == BUNDLED else Path(base).expanduser()
+    folder = veneer.base.path() if base == BUNDLED else user_path(base)
     headers = [[_header(file) for file in files] for files in _files(folder)]
     if not headers:
         return WeightFiles((PartFiles(weight_bytes // 4, 0),), mapped=False)

@@ -10,7 +10,7 @@ from veneer.config.load import dump_config
 from veneer.doctor.finding import Finding
 from veneer.doctor.gather import run_doctor
 from veneer.errors import UserError
-from veneer.files import atomic_write
+from veneer.files import atomic_write, opens_paths
 from veneer.report.content import Missing, Report
 from veneer.report.missing import doctor_command, missing_diagnosis, missing_parts, missing_pictures
 from veneer.report.page import render_page
@@ -29,6 +29,7 @@ _MAX_DOCTOR_LOG = 64 * 2**20
 _REPORT = TypeAdapter(Report)
 
 
+@opens_paths
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` and ``report.json`` into a run's folder; an equal folder gives equal bytes.
 
@@ -52,6 +53,7 @@ def report_json(report: Report) -> str:
     return to_json(_REPORT.dump_python(report))
 
 
+@opens_paths
 def build_report(folder: Path) -> Report:
     """Return the report of a folder; errors are those of :func:`write_report`."""
     run = read_folder(folder)

@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from veneer.config.load import load_config
+from veneer.config.load import CONFIG, LOG, load_config
 from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import BUNDLED
@@ -40,10 +40,6 @@ __all__ = [
 
 CHECKPOINTS = "checkpoints"
 """Folder of the states from which a stopped run goes on."""
-CONFIG = "config.yaml"
-"""The whole configuration, resolved; written before training starts."""
-LOG = "run.jsonl"
-"""One JSON object an event."""
 PLAN = "plan.json"
 """What the run was planned to take."""
 SAMPLES = "samples"
@@ -115,17 +111,37 @@ def claim(folder: Path, *, overwrite: bool = False) -> None:
         raise UserError(
             "holds checkpoints of an unfinished run", code="output.has_checkpoints", where=folder, remedy=remedy
         )
+    _check_ours(folder)
+
+
+def _check_ours(folder: Path) -> None:
+    """Refuse a folder with files of a run's names that are no run's: somebody's own README.md, a config by hand.
+
+    Raises:
+        UserError: there is one.
+    """
+    if (folder / LOG).exists():
+        return
+    for name in (CARD, CONFIG):
+        if (folder / name).exists():
+            remedy = "choose another output.dir=FOLDER, or --overwrite"
+            what = f"holds a {name} that is no run's, which a run would replace"
+            raise UserError(what, code="output.has_other_file", where=folder, remedy=remedy)
 
 
 def clear(folder: Path) -> None:
-    """Remove an earlier run's result, so that no file of it is taken for one of the next."""
-    for name in (FILE_NAME, BEST, CARD, CONFIG, LOG, PLAN, SHEET, EVALUATION, COPYING, REPORT, REPORT_DATA):
+    """Remove an earlier run's result, so that no file of it is taken for one of the next.
+
+    The log goes last: by it the folder is known as a run's, should the process die here.
+    """
+    for name in (FILE_NAME, BEST, CARD, CONFIG, PLAN, SHEET, EVALUATION, COPYING, REPORT, REPORT_DATA):
         (folder / name).unlink(missing_ok=True)
     for events in (folder / TENSORBOARD).glob("events.out.tfevents.*"):
         events.unlink()
     clear_samples(folder)
     shutil.rmtree(folder / EVALUATED, ignore_errors=True)
     clear_checkpoints(folder / CHECKPOINTS)
+    (folder / LOG).unlink(missing_ok=True)
 
 
 def clear_samples(folder: Path, after: int = -1) -> None:

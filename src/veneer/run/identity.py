@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,7 +79,7 @@ class Identity:
         config = self.config
         metadata = {
             "veneer.version": __version__,
-            BASE_NAME: Path(config.base).name,
+            BASE_NAME: os.path.basename(os.path.abspath(config.base)),
             "veneer.steps": str(config.train.max_steps),
             "veneer.seed": str(config.seed),
             CONFIG_HASH: config_hash(config),

@@ -12,6 +12,7 @@ from veneer.config.keys import known_keys, nearest
 from veneer.config.load import build_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
+from veneer.files import opens_paths
 from veneer.run.events import Callback
 from veneer.run.folder import CHECKPOINTS, claim
 from veneer.run.identity import BASE, HASHES, Identity
@@ -21,6 +22,7 @@ from veneer.weights.checkpoint import OLD_FORMAT, Checkpoint, Provenance, newest
 __all__ = ["Resume", "StartOptions", "check_same", "find_start", "newest_whole"]
 
 
+@opens_paths
 @dataclass(frozen=True)
 class Resume:
     """The user's wish to go on with a run.

@@ -132,6 +132,7 @@ def _open_log(run: Identity, start: Checkpoint | None) -> EventLog:
     else:
         cut_log(run.folder / LOG, start.step)
         clear_samples(run.folder, after=start.step)
+    (run.folder / LOG).touch()  # first, for by it the folder is known as a run's
     write_config(run.config, run.folder / CONFIG)
     return EventLog(run.folder / LOG)
 

@@ -9,8 +9,8 @@ import copy
 import difflib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from importlib import resources
 from pathlib import Path
@@ -23,9 +23,10 @@ from veneer.config.document import Document, Key, read_yaml, write_yaml
 from veneer.config.keys import dotted
 from veneer.config.load import build_config, config_from_folder, load_config
 from veneer.config.override import parse_override, set_key
+from veneer.config.paths import anchored, check_elsewhere, portable, set_default_output
 from veneer.config.schema import AdapterConfig, Count, NonBlank, RunConfig, Seed, Share, TextEncoderAdapterConfig
 from veneer.errors import UserError
-from veneer.files import read_utf8
+from veneer.files import opens_paths, read_utf8, user_path
 
 __all__ = [
     "FIXED",
@@ -212,9 +213,13 @@ class Study:
         assert isinstance(self.config.run, dict), "load_study() reads it"
         return copy.deepcopy(self.config.run)
 
+    @property
+    def run_places(self) -> dict[Key, str]:
+        """File and line of each key of the run's configuration."""
+        return {key[1:]: place for key, place in self.places.items() if key[:1] == ("run",) and len(key) > 1}
+
     def _build(self, values: dict[str, Any], places: Mapping[Key, str]) -> RunConfig:
-        below = {key[1:]: place for key, place in self.places.items() if key[:1] == ("run",) and len(key) > 1}
-        return build_config(values, self.origin, {**below, **places})
+        return build_config(values, self.origin, {**self.run_places, **places})
 
 
 def list_studies() -> dict[str, str]:
@@ -228,6 +233,7 @@ def _ready_made() -> dict[str, str]:
     return dict(sorted((f.name[:-5], f.read_text("utf-8")) for f in files if f.name.endswith(".yaml")))
 
 
+@opens_paths
 def load_study(source: Path, overrides: Sequence[str] = (), run: RunConfig | None = None) -> Study:
     """Load a study's file, or a ready-made one by its name, under overrides such as ``run.train.max_steps=50``.
 
@@ -246,7 +252,37 @@ def load_study(source: Path, overrides: Sequence[str] = (), run: RunConfig | Non
         raise UserError(what, code="study.unknown", where=source, remedy=remedy)
     origin = f"study {source}" if ready else str(source)
     document = read_yaml(_ready_made()[str(source)] if ready else read_utf8(source), origin)
-    return _study(document, origin, source.stem, overrides, run)
+    if ready or not isinstance(document.values, dict):
+        return _study(document, origin, source.stem, overrides, run)
+    joined = replace(document, values=_anchored(document.values, source.parent))
+    study = _study(joined, origin, source.stem, overrides, run)
+    if run is None:
+        told = {override.partition("=")[0].strip() for override in overrides}
+        own = {key: place for key, place in study.run_places.items() if f"run.{dotted(key)}" not in told}
+        check_elsewhere(document.values.get("run"), study.config.run, source.parent, own)
+    return study
+
+
+def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the values of a study's file with relative paths joined to its folder."""
+    joined = _with_paths(values, lambda part: anchored(part, folder))
+    run = values.get("run")
+    if isinstance(run, str) and run:
+        joined["run"] = str(folder / user_path(run))
+    elif isinstance(run, dict):
+        set_default_output(joined["run"], folder)
+    return joined
+
+
+def _with_paths(values: dict[str, Any], change: Callable[[Any], Any]) -> dict[str, Any]:
+    """Return a study's values with those parts changed that have keys of a run."""
+    search = values.get("search")
+    changed = {name: change(values[name]) for name in ("run", "grid") if isinstance(values.get(name), dict)}
+    if isinstance(points := values.get("points"), dict):
+        changed["points"] = {name: change(changes) for name, changes in points.items()}
+    if isinstance(search, dict) and isinstance(search.get("space"), dict):
+        changed["search"] = {**search, "space": change(search["space"])}
+    return {**values, **changed}
 
 
 def build_study(values: Mapping[str, Any], origin: str, name: str = "study") -> Study:
@@ -289,7 +325,7 @@ def _read_run(values: dict[str, Any]) -> None:
 
 
 def _load_run(path: Path) -> RunConfig:
-    return config_from_folder(path, None) if path.expanduser().is_dir() else load_config(path.expanduser())
+    return config_from_folder(path, None) if user_path(path).is_dir() else load_config(path)
 
 
 def _override(values: dict[str, Any], override: str) -> None:
@@ -424,9 +460,12 @@ def _refuse_fixed(name: str, where: str) -> None:
             raise UserError(what, code="study.fixed_key", where=where, remedy=remedy)
 
 
-def dump_study(config: StudyConfig) -> str:
-    """Return YAML that ``load_study`` reads back equal."""
-    return write_yaml(config.model_dump(mode="json", exclude_none=True))
+def dump_study(config: StudyConfig, folder: Path) -> str:
+    """Return YAML for a file in a folder, that ``load_study`` reads back with the same meaning from anywhere."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    if isinstance(values.get("run"), dict):
+        set_default_output(values["run"], Path())
+    return write_yaml(_with_paths(values, lambda part: portable(part, folder)))
 
 
 _WORDS = {

@@ -22,7 +22,7 @@ from veneer.family.loading import load_base
 from veneer.family.protocol import Family
 from veneer.family.registry import BUNDLED
 from veneer.family.unread import caption_places, unread_notes
-from veneer.files import atomic_write
+from veneer.files import atomic_write, opens_paths
 from veneer.run.events import Callback
 from veneer.run.folder import CONFIG, config_beside, make_writable
 from veneer.run.identity import TRIGGER
@@ -39,6 +39,7 @@ __all__ = ["RankMeasured", "RankStudy", "RankStudyOptions", "study_ranks"]
 _NAME_PICTURES = "name a folder of pictures that the adapter never saw, --data FOLDER"
 
 
+@opens_paths
 @dataclass(frozen=True)
 class RankStudyOptions:
     """The options of a study of ranks.
@@ -97,6 +98,7 @@ class RankStudy:
         return None if smallest is None else self.ranks[smallest]
 
 
+@opens_paths
 def study_ranks(
     file: Path,
     ranks: Sequence[int] = (),

@@ -178,7 +178,7 @@ class StudyResults:
             "md": as_markdown(table, self._ranks),
             "json": to_json(table),
             "csv": as_csv(table),
-            "yaml": dump_study(self.context.study.config),
+            "yaml": dump_study(self.context.study.config, self.context.folder),
         }
         paths = {ending: self.context.folder / f"study.{ending}" for ending in texts}
         for ending, text in texts.items():

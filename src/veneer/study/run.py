@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from veneer.errors import UserError
+from veneer.files import opens_paths
 from veneer.run.events import Callback
 from veneer.run.folder import make_writable
 from veneer.run.lock import locked
@@ -35,6 +36,7 @@ def study_folder(study: Study) -> Path:
     return output.with_name(f"{output.name}-{study.name}")
 
 
+@opens_paths
 def run_study(study: Study, folder: Path, *, on: str = "local", callback: Callback = lambda event: None) -> StudyOutput:
     """Train every point with every seed, measure each on the same held-out pictures, and compare them.
 

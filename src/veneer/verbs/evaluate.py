@@ -26,7 +26,7 @@ from veneer.evaluate.score_models import ScoreModels, load_score_models
 from veneer.family.loading import load_base
 from veneer.family.protocol import Family
 from veneer.family.unread import caption_places, unread_notes
-from veneer.files import atomic_write
+from veneer.files import atomic_write, opens_paths
 from veneer.rng import key
 from veneer.run.folder import COPYING, EVALUATED, make_writable
 from veneer.run.identity import HASHES, PICTURES
@@ -68,6 +68,7 @@ class _Subject:
     callback: Callback
 
 
+@opens_paths
 def evaluate_adapter(
     file: Path, options: EvaluationOptions | None = None, callback: Callback = lambda event: None
 ) -> Evaluation:
@@ -96,6 +97,7 @@ def evaluate_adapter(
     return evaluation
 
 
+@opens_paths
 def evaluation_folder(file: Path, options: EvaluationOptions) -> Path:
     """Return the folder for the results of an evaluation."""
     return options.out or (file if file.is_dir() else file.with_name(f"{file.stem}-evaluation"))

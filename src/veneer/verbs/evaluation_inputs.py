@@ -14,6 +14,7 @@ from veneer.data.preflight import Dataset, read_prior, survey
 from veneer.errors import UserError
 from veneer.evaluate.score_models import ScoreModelPaths
 from veneer.family.registry import BUNDLED
+from veneer.files import opens_paths
 from veneer.run.folder import CONFIG, config_beside
 from veneer.run.identity import TRIGGER
 from veneer.verbs.provenance import without_training_pictures
@@ -23,6 +24,7 @@ __all__ = ["EvaluationInputs", "EvaluationOptions", "read_inputs", "survey_folde
 _NO_PICTURES = Dataset(Manifest(), Manifest())
 
 
+@opens_paths
 @dataclass(frozen=True)
 class EvaluationOptions:
     """The options of an evaluation; what is not given is what the run's config, beside the adapter, says.

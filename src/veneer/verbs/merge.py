@@ -16,13 +16,14 @@ from veneer.adapter.merge import merge
 from veneer.errors import UserError
 from veneer.family.loading import load_base
 from veneer.family.protocol import Family
-from veneer.files import name_beside
+from veneer.files import name_beside, opens_paths
 from veneer.run.folder import base_beside
 from veneer.weights.file import info, load
 
 __all__ = ["load_merged", "merge_adapter"]
 
 
+@opens_paths
 def merge_adapter(file: Path, out: Path, *, base: str | None = None, scale: float = 1.0) -> Path:
     """Write the base with an adapter merged into it, in float32, as a folder that any diffusers pipeline loads.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from veneer.adapter.resize import resize
 from veneer.errors import UserError
 from veneer.family.loading import load_base
+from veneer.files import opens_paths
 from veneer.run.folder import base_beside
 from veneer.weights.file import AdapterFile, file_in, info, load, save
 
@@ -16,6 +17,7 @@ _RESIZED = "veneer.resized.rank"
 _SOURCE = "veneer.resized.from.sha256"
 
 
+@opens_paths
 def resize_adapter(file: Path, rank: int, out: Path | None = None, *, base: str | None = None) -> Path:
     """Cut an adapter file to a rank.
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from veneer.files import opens_paths
 from veneer.run.folder import make_writable
 from veneer.run.identity import TRIGGER
 from veneer.sample.files import write_picture
@@ -40,9 +41,10 @@ class SampleOptions:
 
 def _warn(event: Warned) -> None:
     """Warn as Python does: the callback of whoever names none."""
-    warnings.warn(str(event), stacklevel=3)
+    warnings.warn(str(event), stacklevel=4)  # of whoever called, before the argument was opened
 
 
+@opens_paths
 def sample_adapter(
     file: Path,
     prompts: Sequence[str],

@@ -13,6 +13,7 @@ from veneer.data.preflight import read_prior, survey
 from veneer.errors import UserError
 from veneer.family.fingerprint import fingerprint, settings_hash, settings_of
 from veneer.family.registry import BUNDLED
+from veneer.files import opens_paths
 from veneer.run.folder import CONFIG, config_beside
 from veneer.run.identity import BASE, BASE_NAME, CONFIG_HASH, HASHES, PICTURES, PRIOR, SETTINGS_HASH
 from veneer.weights.file import info, tensor_hashes
@@ -42,6 +43,7 @@ class Check:
         return self.current is not None and self.current != self.recorded
 
 
+@opens_paths
 def verify_adapter(file: Path, *, base: str | None = None) -> list[Check]:
     """Recompute each hash in a file's metadata, as far as its subject is at hand.
 

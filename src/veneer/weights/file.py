@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.errors import UserError
-from veneer.files import atomic_write, is_pickle, open_regular
+from veneer.files import atomic_write, is_pickle, open_regular, opens_paths
 from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.peft import FILE_NAME as PEFT_NAME
 from veneer.weights.formats.protocol import BaseNames, FileContent, Format, KeyNames
@@ -84,6 +84,7 @@ class AdapterInfo:
     metadata: Mapping[str, str]
 
 
+@opens_paths
 def save(adapter: AdapterFile, path: Path) -> str:
     """Write an adapter in diffusers' format; equal adapters give equal bytes.
 
@@ -132,6 +133,7 @@ def _tensors_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
     return hashlib.sha256(encode(tensors, metadata)).hexdigest()
 
 
+@opens_paths
 def load(path: Path, networks: Mapping[str, nn.Module] | None = None, key_names: KeyNames = _NO_NAMES) -> AdapterFile:
     """Read an adapter of any format in ``FORMATS``, each tensor accounted for.
 
@@ -155,6 +157,7 @@ def load(path: Path, networks: Mapping[str, nn.Module] | None = None, key_names:
     return AdapterFile({paths[layer]: adapter for layer, adapter in layers.items()}, _free(content.metadata))
 
 
+@opens_paths
 def info(path: Path) -> AdapterInfo:
     """Sum up an adapter file; it is read whole, with all of :func:`load`'s checks that need no base.
 

@@ -7,14 +7,16 @@ from typing import Annotated
 
 import typer
 
-from veneer.cli.options import AdapterFile, Base, Scale
+from veneer.cli.options import AdapterFile, Base, Scale, parse_path
 
 __all__ = ["merge"]
 
 
 def merge(
     file: AdapterFile,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the merged model goes; must not exist.")],
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", parser=parse_path, help="Where the merged model goes; must not exist.")
+    ],
     base: Base = None,
     scale: Scale = 1.0,
 ) -> None:

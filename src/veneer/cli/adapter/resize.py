@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from veneer.cli.options import AdapterFile, Base, refuse_unused
+from veneer.cli.options import AdapterFile, Base, parse_path, refuse_unused
 
 __all__ = ["resize"]
 
@@ -24,6 +24,7 @@ def resize(
         Path | None,
         typer.Option(
             metavar="FOLDER",
+            parser=parse_path,
             help="With --study: pictures that the adapter never saw. Default: those that its run held out.",
         ),
     ] = None,
@@ -40,7 +41,9 @@ def resize(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="PATH", help="The new file; with --study a folder for the table and the plot, else not written."
+            metavar="PATH",
+            parser=parse_path,
+            help="The new file; with --study a folder for the table and the plot, else not written.",
         ),
     ] = None,
 ) -> None:

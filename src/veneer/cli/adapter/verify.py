@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from veneer.cli.options import AdapterFile
+from veneer.cli.options import AdapterFile, parse_model
 
 __all__ = ["verify"]
 
@@ -17,6 +17,7 @@ def verify(
         str | None,
         typer.Option(
             metavar="BASE",
+            parser=parse_model,
             help="'bundled', a diffusers folder or a hub id. Default: what config.yaml beside the adapter says, "
             "or 'bundled' if the adapter does.",
         ),

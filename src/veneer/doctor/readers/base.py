@@ -6,10 +6,11 @@ from pathlib import Path
 
 import veneer.base
 from veneer.family.registry import BUNDLED
+from veneer.files import user_path
 
 __all__ = ["base_folder"]
 
 
 def base_folder(base: str) -> Path:
     """Return the path that a configuration's ``base`` names; it need not exist."""
-    return veneer.base.path() if base == BUNDLED else Path(base).expanduser()
+    return veneer.base.path() if base == BUNDLED else user_path(base)
