@@ -4,13 +4,16 @@ import io
 import struct
 import warnings
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from veneer.config.schema import DataConfig, SourceConfig
 from veneer.data.decode import MAX_PIXELS, Unreadable, decode
+from veneer.data.preflight import survey
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 
@@ -171,3 +174,110 @@ def test_pictures_stand_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert (pixels(encode(stored, exif=exif)) == np.asarray(image)).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF", "WEBP", "AVIF"])
+def test_pictures_stand_upright_in_every_format(kind: str) -> None:
+    image = Image.new("RGB", (48, 32), "white")
+    image.paste((255, 0, 0), (0, 0, 16, 32))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    shown = pixels(encode(image, kind, exif=exif)).astype(int)
+    assert shown.shape == (48, 32, 3)
+    assert np.abs(shown[4, 16] - RED).max() < 20 and np.abs(shown[40, 16] - WHITE).max() < 20
+
+
+@pytest.mark.parametrize("orientation", [0, 9, 65535])
+def test_an_orientation_that_does_not_exist_turns_nothing(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = noise("RGB")
+    assert (pixels(encode(image, exif=exif)) == np.asarray(image)).all()
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0garbage", b"Exif\0\0II*\0\xff\xff\xff\xff", b"\0"])
+def test_a_picture_with_broken_exif_is_a_picture(exif: bytes) -> None:
+    image = noise("RGB", (32, 24))
+    assert pixels(encode(image, "JPEG", exif=exif, quality=90)).shape == (24, 32, 3)
+    assert (pixels(encode(image, exif=exif)) == np.asarray(image)).all()
+
+
+def tiff(values: np.ndarray[Any, Any], bits: int, photometric: int) -> bytes:
+    """A TIFF of grey, rows of an even number of values."""
+    height, width = values.shape
+    if bits == 12:
+        first, second = values[:, 0::2].astype(int), values[:, 1::2].astype(int)
+        data = np.stack([first >> 4, (first & 15) << 4 | second >> 8, second & 255], -1).astype(np.uint8).tobytes()
+    else:
+        data = values.astype("<u2").tobytes()
+    short = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (277, 1), (278, height)]
+    long = [(273, 8 + 2 + 12 * 9 + 4), (279, len(data))]
+    entries = [*((tag, 3, value) for tag, value in short), *((tag, 4, value) for tag, value in long)]
+    packed = b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in sorted(entries))
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", 9) + packed + bytes(4) + data
+
+
+def test_12_bits_are_scaled() -> None:
+    values = np.linspace(0, 4095, 256).round().astype(np.uint16).reshape(16, 16)
+    assert (pixels(tiff(values, 12, 1))[..., 0].ravel() == np.rint(values.ravel() / 4095 * 255)).all()
+
+
+def test_a_tiff_may_say_that_zero_is_white() -> None:
+    values = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    assert (pixels(tiff(values, 16, 0))[..., 0].ravel() == np.arange(255, -1, -1)).all()
+    assert (pixels(tiff(values, 16, 1))[..., 0].ravel() == np.arange(256)).all()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"just words", "not a picture of a known format, but a text file"),
+        (b"\n<!DOCTYPE html><title>403</title>", "but an HTML page"),
+        (b"<?xml version='1.0'?><svg xmlns='x'/>", "but an SVG drawing: save it as PNG or JPEG"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "but a HEIC picture: save it as PNG or JPEG"),
+        (b"\xff\x0a\xfa\x0f", "but a JPEG XL picture: save it as PNG or JPEG"),
+        (b"\0\0\0\x18ftypmp42\0\0\0\0", "but a video"),
+        (b"PK\x03\x04 and so on", "but a zip archive"),
+        (b"%PDF-1.7", "but a PDF document"),
+        (b'{"error": "rate limit"}', "but a JSON file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "was not fetched: fetch it: git lfs pull"),
+        (b"\0\0\0\x18ftypavif\0\0\0\0", "broken: begins as an AVIF picture, and cannot be read as one"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n", "but a text file"),
+    ],
+)
+def test_what_has_the_name_of_a_picture_is_said_to_be_what_it_is(content: bytes, words: str) -> None:
+    with pytest.raises(Unreadable) as caught:
+        decode(content, WHITE)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP"])
+def test_a_picture_whose_ending_lies_is_read_by_its_content(kind: str, tmp_path: Path) -> None:
+    image = noise("RGB")
+    (tmp_path / "a.jpg").write_bytes(encode(image, kind, **({"lossless": True} if kind == "WEBP" else {})))
+    config = DataConfig(sources=(SourceConfig(path=tmp_path),), trigger="tok", resolution=16)
+    (sample,) = survey(config).train.samples
+    assert (sample.width, sample.height) == image.size
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"), [("GIF", True), ("WEBP", True), ("PNG", True), ("TIFF", True), ("MPO", False)]
+)
+def test_frames_that_are_not_taken_are_said(kind: str, said: bool) -> None:
+    """MPO is what cameras call a JPEG with a preview of itself."""
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    remarks: list[str] = []
+    decode(encode(frames[0], kind, save_all=True, append_images=frames[1:]), WHITE, remarks)
+    assert remarks == (["more than one frame or page, of which the first is taken"] if said else [])
+    remarks.clear()
+    decode(encode(frames[0]), WHITE, remarks)
+    assert remarks == []
+
+
+def test_no_picture_is_handed_to_another_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow has Ghostscript run PostScript, which is a program, whatever the file's name."""
+    monkeypatch.setattr("subprocess.check_call", lambda *words, **options: pytest.fail(f"runs {words}"))
+    monkeypatch.setattr("PIL.EpsImagePlugin.has_ghostscript", lambda: True)
+    drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(Unreadable, match="not a picture of a known format"):
+        decode(drawing, WHITE)

@@ -220,7 +220,7 @@ def test_captions_that_are_not_utf_8(tmp_path: Path) -> None:
     with raises_code("files.not_utf8") as caught:
         listed(tmp_path, "tok")
     assert caught.value.where == str(tmp_path / "a.txt")
-    (tmp_path / "metadata.jsonl").write_bytes('{"file_name": "a.png", "text": "é"}'.encode("utf-16"))
+    (tmp_path / "metadata.jsonl").write_bytes('{"file_name": "a.png", "text": "é"}'.encode("utf-16-le"))
     with raises_code("files.not_utf8") as caught:
         listed(tmp_path, "tok")
     assert caught.value.where == str(tmp_path / "metadata.jsonl")

@@ -171,3 +171,20 @@ def test_what_is_not_finite_is_refused_by_its_cause_and_never_stored(
 
 def _is_finite(file: Path) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in load_file(file).values())
+
+
+def test_latents_of_pictures_that_were_decoded_otherwise_are_computed_anew(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    family = load_family(str(tiny_base))
+    config = resolve(config_of(tiny_base, tiny_pictures, tmp_path), family)
+    encoded: list[Tensor] = []
+    encode = family.encode_image
+    monkeypatch.setattr(family, "encode_image", lambda pixels: encoded.append(pixels) or encode(pixels))
+    sample = survey(config.data).train.samples[0]
+    counts = []
+    for version in (cache.DECODING, cache.DECODING, cache.DECODING + 1):
+        monkeypatch.setattr(cache, "DECODING", version)
+        cache.Encoder(family, config.data, 16, seed=0, store=cache.store_of(config, family)).centered(sample)
+        counts.append(len(encoded))
+    assert counts == [1, 1, 2]

@@ -108,6 +108,26 @@ def test_text_with_a_byte_order_mark(tmp_path: Path) -> None:
     assert read_utf8(tmp_path / "a") == "a caption"
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32", "utf-32-be"])
+@given(text=st.text(st.characters(exclude_characters="\0\ufeff", codec="utf-8")))
+def test_text_is_read_by_its_byte_order_mark(encoding: str, text: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        mark = "" if encoding in ("utf-8-sig", "utf-16", "utf-32") else "\ufeff"
+        Path(folder, "a").write_bytes((mark + text).encode(encoding))
+        assert read_utf8(Path(folder, "a")) == text
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["a cat".encode("utf-16-le"), "caf\xe9".encode("utf-16-le"), b"\xff\xfea", b"\xff\xfe\0\0a", b"\xff\xfe\0\xd8a\0", b"a\0"],
+)
+def test_text_of_another_encoding_without_a_mark_or_a_broken_one(tmp_path: Path, content: bytes) -> None:
+    """Letters of ASCII in UTF-16 are letters in UTF-8 as well, each with a NUL behind it."""
+    (tmp_path / "a").write_bytes(content)
+    with raises_code("files.not_utf8"):
+        read_utf8(tmp_path / "a")
+
+
 def test_text_that_is_not_utf_8(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes("café".encode("latin-1"))
     with raises_code("files.not_utf8") as caught:

@@ -1,4 +1,4 @@
-"""Decode a picture's bytes to upright 8-bit RGB, whatever they were: the one way that pictures come in.
+"""Decode a picture's bytes to upright 8-bit sRGB, whatever they were: the one way that pictures come in.
 
 No setting of Pillow's is changed: what is too large is refused here, by a limit of our own.
 """
@@ -9,26 +9,48 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-__all__ = ["MAX_PIXELS", "MIN_SIDE", "Unreadable", "decode"]
+from veneer.data.colour_space import stated_space
+from veneer.data.file_kind import kind_of
 
+__all__ = ["DECODING", "MAX_PIXELS", "MIN_SIDE", "Unreadable", "decode"]
+
+DECODING = 2
+"""Version of the decoding, part of the keys of cached latents: raise it when pictures begin to give other pixels."""
 MAX_PIXELS = 89_478_485
 """Pixels in a picture, at most: a quarter GiB of RGB, from where on Pillow warns of decompression bombs."""
 MIN_SIDE = 8
 """Pixels on a picture's short side, at least: the smallest resolution a config may ask for."""
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "PSD", "ICO", "DIB", "PCX", "SGI"),
+    "TGA",  # last, for it has no signature
+)
+"""Those that people have, by Pillow's names; not EPS, which Pillow has Ghostscript run."""
+_ORIENTATION = 0x0112  # EXIF
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 
 
 class Unreadable(Exception):
     """A picture that cannot be used; the message says why."""
 
 
-def decode(content: bytes, background: tuple[int, int, int]) -> Image.Image:
-    """Decode a picture to RGB: upright by its EXIF, first frame, on a background where it is transparent.
+def decode(content: bytes, background: tuple[int, int, int], remarks: list[str] | None = None) -> Image.Image:
+    """Decode a picture to sRGB: upright by its EXIF, first frame, on a background where it is transparent.
 
     Args:
         content: the file's bytes.
         background: red, green and blue, 0 to 255.
+        remarks: gets what a user may want to know of how the picture is decoded, each in some words.
 
     Raises:
         Unreadable: the picture is broken, of no known format, too small or too large.
@@ -39,18 +61,27 @@ def decode(content: bytes, background: tuple[int, int, int]) -> Image.Image:
         # Pillow's other warnings are about files that decode; its limit may be any, so ours is checked below
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(content)) as image:
+            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 _check_size(*image.size)
                 image.load()
-                return _to_rgb(ImageOps.exif_transpose(image), background)
+                return _decoded(image, content, background, [] if remarks is None else remarks)
         except Unreadable:
             raise
         except Image.DecompressionBombError:
             raise Unreadable(f"too large: more than {2 * MAX_PIXELS:,} pixels") from None
         except UnidentifiedImageError:
-            raise Unreadable("not a picture of a known format") from None
+            raise Unreadable(_what_else(content)) from None
         except Exception as error:  # decoders of broken files raise whatever they stumbled on
             raise Unreadable(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+def _what_else(content: bytes) -> str:
+    kind = kind_of(content[:4096])
+    if kind is None:
+        return "not a picture of a known format"
+    if kind.category == "picture":
+        return f"broken: begins as {kind.name}, and cannot be read as one"
+    return f"not a picture of a known format, but {kind.name}" + (f": {kind.remedy}" if kind.remedy else "")
 
 
 def _check_size(width: int, height: int) -> None:
@@ -60,19 +91,50 @@ def _check_size(width: int, height: int) -> None:
         raise Unreadable(f"too small: {width} x {height} pixels, at least {MIN_SIDE} each way")
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = _to_8_bits(image)
-    if not image.has_transparency_data:
-        return image.convert("RGB")
+def _decoded(image: Image.Image, content: bytes, background: tuple[int, int, int], remarks: list[str]) -> Image.Image:
+    if _has_more_frames(image):
+        remarks.append("more than one frame or page, of which the first is taken")
+    turn, space = _turn(image), stated_space(image, content)
+    shown, fault = space.to_srgb(_to_8_bits(image))
+    if fault is not None:
+        remarks.append(f"taken as sRGB, for {fault}")
+    if turn is not None:
+        shown = shown.transpose(turn)
+    return shown if shown.mode == "RGB" else _on_background(shown, background)
+
+
+def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     ground = Image.new("RGBA", image.size, (*background, 255))
-    return Image.alpha_composite(ground, image.convert("RGBA")).convert("RGB")
+    return Image.alpha_composite(ground, image).convert("RGB")
+
+
+def _has_more_frames(image: Image.Image) -> bool:
+    # MPO is a JPEG with previews of itself, as cameras write it
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # a later frame may be broken, which is no fault of the first
+        return False
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how to turn a picture upright; None if it is, or its EXIF is broken."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION)
+    except Exception:  # Pillow raises whatever it stumbles on
+        return None
+    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit gray to 8 bits; Pillow's own conversion would clip it to white."""
+    """Scale gray of more than 8 bits to 8; Pillow's own conversion would clip it to white."""
+    if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
+        return image
     gray_HW = np.asarray(image)
     if image.mode == "F" or gray_HW.min() < 0 or gray_HW.max() > 0xFFFF:
         raise Unreadable("pixels of 32 bits, whose range nobody knows: save it with 8 or 16 bits a channel")
-    # x / 65535 * 255 = x / 257, rounded
-    return Image.fromarray(((gray_HW.astype(np.uint32) + 128) // 257).astype(np.uint8))
+    tags = getattr(image, "tag_v2", {})
+    white = 0xFFF if tags.get(_BITS_PER_SAMPLE) == (12,) else 0xFFFF
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        gray_HW = white - gray_HW
+    # rounded to the nearest, as x / white * 255 is
+    return Image.fromarray(((gray_HW.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8))

@@ -5,6 +5,7 @@ A fault in a picture puts that picture aside and says why.
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +18,12 @@ from veneer.data.decode import Unreadable, decode
 from veneer.data.duplicates import THUMB, Thumb
 from veneer.data.manifest import Manifest, Rejected, Sample, content_id
 from veneer.data.sources.protocol import Entry, Listing
+from veneer.data.wording import few
 
 __all__ = ["Inspection", "inspect_pictures"]
+
+_MAX_BYTES = 2**30
+"""Bytes of a picture's file, at most: more than any picture of :data:`veneer.data.decode.MAX_PIXELS` pixels takes."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +56,47 @@ def inspect_pictures(listings: Iterable[Listing], background: str) -> Inspection
     rejected: list[Rejected] = []
     copies: list[tuple[Path, Path]] = []
     notes: list[str] = []
+    remarks: dict[str, list[Path]] = {}
     for listing in listings:
         rejected += listing.rejected
         notes += listing.notes
         for entry in listing.entries:
             try:
-                sample, thumb = _inspect(entry, rgb(background))
+                sample, thumb, said = _inspect(entry, rgb(background))
             except Unreadable as error:
                 rejected.append(Rejected(entry.path, str(error)))
                 continue
+            for remark in said:
+                remarks.setdefault(remark, []).append(entry.path)
             first = samples.get(sample.id)
             if first is not None:
                 copies.append((first.path, sample.path))
                 sample = _unite(first, sample)
             samples[sample.id], thumbs[sample.id] = sample, thumb
+    notes += [f"{remark}: {few(paths)}" for remark, paths in remarks.items()]
     return Inspection(samples, thumbs, tuple(rejected), tuple(copies), tuple(notes))
 
 
-def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Thumb]:
+def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Thumb, list[str]]:
+    """Return a picture, its thumbnail, and remarks on how it is decoded."""
+    remarks: list[str] = []
+    content = _read(entry.path)
+    image = decode(content, background, remarks)
+    thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
+    return Sample(content_id(content), entry.path, entry.captions, *image.size, entry.repeats), thumb, remarks
+
+
+def _read(path: Path) -> bytes:
     try:
-        content = entry.path.read_bytes()
+        status = path.stat()
+        # a pipe would wait for its writer, and a device may never end
+        if not stat.S_ISREG(status.st_mode):
+            raise Unreadable("not a regular file")
+        if status.st_size > _MAX_BYTES:
+            raise Unreadable(f"too large: {status.st_size:,} bytes, at most {_MAX_BYTES:,}")
+        return path.read_bytes()
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from None
-    image = decode(content, background)
-    thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
-    return Sample(content_id(content), entry.path, entry.captions, *image.size, entry.repeats), thumb
 
 
 def _unite(first: Sample, second: Sample) -> Sample:

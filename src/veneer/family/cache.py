@@ -15,6 +15,7 @@ from torch import Tensor
 
 from veneer.config.colour import rgb
 from veneer.config.schema import DataConfig, RunConfig
+from veneer.data.decode import DECODING
 from veneer.data.loader import Pick
 from veneer.data.manifest import Sample
 from veneer.data.transform import Geometry, geometry_of, is_flipped, load_centered, load_pixels
@@ -81,7 +82,7 @@ class Encoder:
 
     def _cached(self, sample: Sample, flipped: bool) -> LatentDistribution:
         if (sample.id, flipped) not in self._posteriors:
-            key = ("posterior", sample.id, self._resolution, rgb(self._config.background), flipped)
+            key = ("posterior", DECODING, sample.id, self._resolution, rgb(self._config.background), flipped)
             tensors = self._stored(key, lambda: vars(self._centered(sample, flipped)))
             self._posteriors[sample.id, flipped] = LatentDistribution(**tensors)
         return self._posteriors[sample.id, flipped]

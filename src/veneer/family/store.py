@@ -1,8 +1,8 @@
 """Store on disk what a base made of pictures and captions, for later runs, keyed by what it was made from.
 
 A key is a hash of everything that the numbers depend on: the base's weights and settings, the machine's kind, the
-picture's bytes, the square that was cut, the caption. So nothing in a store is ever stale, runs of any kind may share
-one, and it can be deleted at any time.
+picture's bytes and the version of the decoding, the square that was cut, the caption. So nothing in a store is ever
+stale, runs of any kind may share one, and it can be deleted at any time.
 """
 
 from __future__ import annotations
