@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
 import functools
 import inspect
@@ -33,6 +34,13 @@ __all__ = [
 ]
 
 _PICKLES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8-sig", "UTF-8"),
+    (codecs.BOM_UTF32_LE, "utf-32", "UTF-32"),  # begins as that of UTF-16 does
+    (codecs.BOM_UTF32_BE, "utf-32", "UTF-32"),
+    (codecs.BOM_UTF16_LE, "utf-16", "UTF-16"),
+    (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
+)
 _PIECE = 2**24  # bytes a write: a signal or a full disk is noticed soon, and few calls are made
 
 _Called = TypeVar("_Called", bound=Callable[..., Any])
@@ -99,20 +107,27 @@ def _opened(value: Any) -> Any:
 
 
 def read_utf8(path: Path) -> str:
-    """Read a text file, with or without a byte order mark.
+    """Read a text file: UTF-8, or what its byte order mark says, which may be UTF-16 or UTF-32.
 
     Raises:
-        UserError: there is no such file, it may not be read, or it is not UTF-8.
+        UserError: there is no such file, it may not be read, or it is not such a text.
     """
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        what = f"not UTF-8 at byte {error.start}"
-        raise UserError(what, code="files.not_utf8", where=path, remedy="save it as UTF-8") from None
+        with open_regular(path) as file:
+            content = file.read()
     except FileNotFoundError:
         raise UserError("no such file", code="files.not_found", where=path) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", code="files.unreadable", where=path) from None
+    encoding, name = next((found for mark, *found in _MARKS if content.startswith(mark)), ("utf-8", "UTF-8"))
+    try:
+        text = content.decode(encoding)
+        place = text.find("\0")
+    except UnicodeDecodeError as error:
+        place = error.start
+    if place >= 0:  # a NUL, which no text has, tells of UTF-16 without a mark
+        raise UserError(f"not {name} at byte {place}", code="files.not_utf8", where=path, remedy="save it as UTF-8")
+    return text
 
 
 _KINDS = {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,19 @@ def test_a_picture_that_cannot_be_read_is_put_aside(tmp_path: Path) -> None:
     many(tmp_path, 2)
     (tmp_path / "away.png").symlink_to(tmp_path / "on an unplugged disk.png")
     assert [one.reason for one in looked_over(tmp_path).train.rejected] == ["cannot be read: No such file or directory"]
+
+
+def test_what_is_no_file_is_put_aside_without_waiting_for_it(tmp_path: Path) -> None:
+    many(tmp_path, 2)
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "endless.png").symlink_to("/dev/zero")
+    with (tmp_path / "huge.png").open("wb") as file:
+        file.truncate(2**31)
+    assert [(one.path.name, one.reason) for one in looked_over(tmp_path).train.rejected] == [
+        ("endless.png", "cannot be read: it is a device and no regular file"),
+        ("huge.png", "too large: 2,147,483,648 bytes, at most 1,073,741,824"),
+        ("pipe.png", "cannot be read: it is a named pipe and no regular file"),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.errors import raises_code
 from veneer import files
@@ -119,7 +122,14 @@ def test_text_is_read_by_its_byte_order_mark(encoding: str, text: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    ["a cat".encode("utf-16-le"), "caf\xe9".encode("utf-16-le"), b"\xff\xfea", b"\xff\xfe\0\0a", b"\xff\xfe\0\xd8a\0", b"a\0"],
+    [
+        "a cat".encode("utf-16-le"),
+        "caf\xe9".encode("utf-16-le"),
+        b"\xff\xfea",
+        b"\xff\xfe\0\0a",
+        b"\xff\xfe\0\xd8a\0",
+        b"a\0",
+    ],
 )
 def test_text_of_another_encoding_without_a_mark_or_a_broken_one(tmp_path: Path, content: bytes) -> None:
     """Letters of ASCII in UTF-16 are letters in UTF-8 as well, each with a NUL behind it."""

@@ -6,6 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from veneer.files import open_regular
+
 __all__ = ["FileKind", "kind_of", "kind_of_file"]
 
 _HEAD = 4096  # bytes that are looked at
@@ -91,9 +93,7 @@ def kind_of(head: bytes) -> FileKind | None:
 def kind_of_file(path: Path) -> FileKind | None:
     """Return what a file is; None if that is not known, it is no regular file, or it may not be read."""
     try:
-        if not path.is_file():
-            return None
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return kind_of(file.read(_HEAD))
     except OSError:
         return None

@@ -5,7 +5,7 @@ A fault in a picture puts that picture aside and says why.
 
 from __future__ import annotations
 
-import stat
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from veneer.data.duplicates import THUMB, Thumb
 from veneer.data.manifest import Manifest, Rejected, Sample, content_id
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.wording import few
+from veneer.files import open_regular
 
 __all__ = ["Inspection", "inspect_pictures"]
 
@@ -88,13 +89,11 @@ def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Th
 
 def _read(path: Path) -> bytes:
     try:
-        status = path.stat()
-        # a pipe would wait for its writer, and a device may never end
-        if not stat.S_ISREG(status.st_mode):
-            raise Unreadable("not a regular file")
-        if status.st_size > _MAX_BYTES:
-            raise Unreadable(f"too large: {status.st_size:,} bytes, at most {_MAX_BYTES:,}")
-        return path.read_bytes()
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > _MAX_BYTES:
+                raise Unreadable(f"too large: {size:,} bytes, at most {_MAX_BYTES:,}")
+            return file.read()
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from None
 

@@ -14,6 +14,7 @@ from veneer.config.schema import DataConfig
 from veneer.data.decode import Unreadable, decode
 from veneer.data.manifest import Sample, content_id
 from veneer.errors import UserError
+from veneer.files import open_regular
 from veneer.rng import uniform
 
 __all__ = ["Geometry", "centered_geometry", "geometry_of", "is_flipped", "load_centered", "load_pixels"]
@@ -96,7 +97,8 @@ def load_centered(sample: Sample, config: DataConfig, resolution: int) -> Tensor
 def _read(sample: Sample, config: DataConfig) -> Image.Image:
     """Decode a sample's file, which must still be the one that was inspected."""
     try:
-        content = sample.path.read_bytes()
+        with open_regular(sample.path) as file:
+            content = file.read()
         if content_id(content) == sample.id:
             return decode(content, rgb(config.background))
         code, what = "data.picture_changed", "has changed since the pictures were looked over"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from veneer.config.document import read_yaml
 from veneer.errors import UserError
-from veneer.files import read_utf8
+from veneer.files import open_regular, read_utf8
 
 __all__ = ["find_runs", "is_painted", "is_run"]
 
@@ -44,10 +44,8 @@ def is_painted(picture: Path, run: Path) -> bool:
 
 
 def _is_log(file: Path) -> bool:
-    if not file.is_file():
-        return False
     try:
-        with file.open("rb") as lines:
+        with open_regular(file) as lines:
             event = json.loads(lines.readline(_FIRST_LINE))
     except (OSError, ValueError, RecursionError):
         return False
@@ -55,8 +53,6 @@ def _is_log(file: Path) -> bool:
 
 
 def _is_config(file: Path) -> bool:
-    if not file.is_file():
-        return False
     try:
         values = read_yaml(read_utf8(file), str(file)).values
     except UserError:

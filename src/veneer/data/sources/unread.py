@@ -10,6 +10,7 @@ from pathlib import Path
 from veneer.data.sources.caption_files import CAPTION_ENDINGS, beside
 from veneer.data.sources.protocol import Unread
 from veneer.data.wording import few
+from veneer.files import open_regular
 
 __all__ = ["find_unread", "note_unread"]
 
@@ -84,9 +85,7 @@ def _is_text(file: Path) -> bool:
 def _head(file: Path) -> bytes:
     """Return a file's first bytes; none if it is no regular file or may not be read."""
     try:
-        if not file.is_file():
-            return b""
-        with file.open("rb") as opened:
+        with open_regular(file) as opened:
             return opened.read(_HEAD)
     except OSError:
         return b""
