@@ -82,12 +82,12 @@ def _is_of_run(path: Path) -> bool:
 def config_from_folder(
     folder: Path, trigger: str | None, overrides: Sequence[str] = (), presets: Sequence[str] = ()
 ) -> RunConfig:
-    """Return the config for a folder of pictures: the bundled base, with results in ``runs/<folder's name>``."""
+    """Return the config for a source of pictures: the bundled base, with results in ``runs/<the source's name>``."""
     draft = _from_presets(presets)
     data: dict[str, Any] = {"sources": [{"path": str(folder)}]}
     if trigger is not None:
         data["trigger"] = trigger
-    name = folder.resolve().name or "adapter"
+    name = folder.stem if folder.is_file() else folder.resolve().name or "adapter"
     values = {"base": "bundled", "output": {"dir": str(Path("runs", name))}, "data": data}
     _add_layer(draft, Document(values), "command line")
     _override(draft, overrides)

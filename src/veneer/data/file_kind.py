@@ -29,10 +29,23 @@ class FileKind:
     category: str
     remedy: str | None = None
 
+    @property
+    def is_json(self) -> bool:
+        """Whether it is JSON, which YAML's readers take as well."""
+        return self is _JSON
+
+    @property
+    def is_markup(self) -> bool:
+        """Whether it is a page or another document of elements in angle brackets."""
+        return self in (_HTML, _XML)
+
 
 _SAVE_AS = "save it as PNG or JPEG"
 _PICKLE = FileKind("a pickle, which could run code when opened", "pickle")
 _TEXT = FileKind("a text file", "text")
+_HTML = FileKind("an HTML page", "text")
+_XML = FileKind("an XML file", "text")
+_JSON = FileKind("a JSON file", "text")
 _SAFETENSORS = FileKind("a safetensors file", "weights")
 _ISO_BRANDS = (
     (rb"avi[fs]", FileKind("an AVIF picture", "picture")),
@@ -68,13 +81,13 @@ _MAGIC = (
         rb"version https://git-lfs",
         FileKind("a pointer of Git LFS to a file that was not fetched", "data", "fetch it: git lfs pull"),
     ),
-    (rb"(?i)(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body)\b", FileKind("an HTML page", "text")),
+    (rb"(?i)(\xef\xbb\xbf)?\s*(<!--.*?-->\s*)?<(!doctype html|html|head|body)\b", _HTML),
     (
         rb"(?i)(\xef\xbb\xbf)?\s*(<\?xml.*?\?>\s*)?(<!.*?>\s*)*<svg\b",
         FileKind("an SVG drawing", "other picture", _SAVE_AS),
     ),
-    (rb"(\xef\xbb\xbf)?\s*<\?xml", FileKind("an XML file", "text")),
-    (rb"(\xef\xbb\xbf)?\s*([\[{]\s*[\"\[{\d\]}])", FileKind("a JSON file", "text")),
+    (rb"(\xef\xbb\xbf)?\s*<\?xml", _XML),
+    (rb"(\xef\xbb\xbf)?\s*([\[{]\s*[\"\[{\d\]}])", _JSON),
     (rb"\xff\xfe|\xfe\xff", _TEXT),
 )
 

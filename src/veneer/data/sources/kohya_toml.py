@@ -28,7 +28,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["READ", "KohyaTomlSource"]
+__all__ = ["READ", "KohyaTomlSource", "is_dataset_file"]
 
 READ: Mapping[str, tuple[type, Any]] = {
     "image_dir": (str, None),
@@ -39,6 +39,8 @@ READ: Mapping[str, tuple[type, Any]] = {
     "caption_suffix": (str, None),
 }
 """The keys of a folder that are read: each one's type, and what kohya's scripts take where it is missing."""
+_TABLES = re.compile(rb"^\s*\[\[\s*datasets\s*(\.\s*subsets\s*)?\]\]", re.MULTILINE)
+_HEAD = 2**16  # bytes of a file that are looked at
 _REFUSED = {
     "is_reg": "name regularisation pictures in data.prior",
     "metadata_file": "write the captions into a metadata.jsonl beside the pictures",
@@ -51,13 +53,14 @@ class KohyaTomlSource:
     def list_pictures(self, config: SourceConfig) -> Listing | None:
         """List the pictures of all folders that the file names, in its order; None if this is not a TOML file."""
         path = config.path
-        if path.suffix.lower() != ".toml" or not path.is_file():
+        if not is_dataset_file(path):
             return None
         content = _parse(path)
         subsets = list(_subsets(content, path))
         if not subsets:
             what = "names no folder: it has no [[datasets.subsets]]"
-            raise UserError(what, code="data.toml_without_subsets", where=path)
+            remedy = "name the file of its --dataset_config" if "pretrained_model_name_or_path" in content else None
+            raise UserError(what, code="data.toml_without_subsets", where=path, remedy=remedy)
         listings = [_Subset(subset, path, where).list_pictures(config.captions) for subset, where in subsets]
         ignored = sorted({key for subset, _ in subsets for key in subset if key not in READ})
         notes = [f"{path}: not read, set it in the run's configuration: {', '.join(ignored)}"] if ignored else []
@@ -66,6 +69,17 @@ class KohyaTomlSource:
         notes += dict.fromkeys(note for listing in listings for note in listing.notes)
         unread = {one.path: one for listing in listings for one in listing.unread}
         return Listing(entries, rejected, tuple(notes), tuple(unread.values()))
+
+
+def is_dataset_file(path: Path) -> bool:
+    """Check whether a path is a TOML file, by its ending, or by the tables that a dataset file has."""
+    try:
+        if not path.is_file():
+            return False
+        with path.open("rb") as file:
+            return path.suffix.lower() == ".toml" or bool(_TABLES.search(file.read(_HEAD)))
+    except OSError:
+        return False
 
 
 def _parse(path: Path) -> dict[str, Any]:

@@ -10,13 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from veneer.config.document import read_yaml
+from veneer.config.load import CONFIG, LOG
 from veneer.errors import UserError
 from veneer.files import open_regular, read_utf8
 
 __all__ = ["find_runs", "is_painted", "is_run"]
 
-_LOG = "run.jsonl"
-_CONFIG = "config.yaml"
 _BESIDE_CONFIG = ("checkpoints", "plan.json", "pytorch_lora_weights.safetensors", "samples")
 """What a run leaves beside its configuration; one of them is enough where the log is gone."""
 _PAINTED_FOLDERS = frozenset({"checkpoints", "evaluation", "prior", "samples", "tensorboard"})
@@ -26,15 +25,15 @@ _FIRST_LINE = 2**16  # bytes that a log's first line has at most
 
 def find_runs(files: Iterable[Path]) -> frozenset[Path]:
     """Return the folders among whose files are those that a run leaves."""
-    candidates = {file.parent for file in files if file.name in (_LOG, _CONFIG)}
+    candidates = {file.parent for file in files if file.name in (LOG, CONFIG)}
     return frozenset(folder for folder in candidates if is_run(folder))
 
 
 def is_run(folder: Path) -> bool:
     """Check whether a folder holds what a run leaves: its log, or its configuration and another result."""
-    if _is_log(folder / _LOG):
+    if _is_log(folder / LOG):
         return True
-    return any((folder / name).exists() for name in _BESIDE_CONFIG) and _is_config(folder / _CONFIG)
+    return any((folder / name).exists() for name in _BESIDE_CONFIG) and _is_config(folder / CONFIG)
 
 
 def is_painted(picture: Path, run: Path) -> bool:
