@@ -21,6 +21,7 @@ from veneer.family import cache
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.family.store import Store
+from veneer.train.events import Finished, Warned
 from veneer.train.loop import train
 
 
@@ -188,3 +189,25 @@ def test_latents_of_pictures_that_were_decoded_otherwise_are_computed_anew(
         cache.Encoder(family, config.data, 16, seed=0, store=cache.store_of(config, family)).centered(sample)
         counts.append(len(encoded))
     assert counts == [1, 1, 2]
+
+
+def test_a_store_that_cannot_be_written_costs_time_and_not_the_run(
+    family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    """As where its disk is full: what could be stored is read, all else is computed, and the run says so once."""
+    place = tmp_path / "cache"
+    values = {"base": str(tiny_base), "data": {"sources": [{"path": str(tiny_pictures)}], "cache": str(place)}}
+    config = resolve(build_config({**values, "train": {"max_steps": 2}}, "test"), family)
+    ends, warnings = [], []
+    for writable in (True, False):
+        if not writable:
+            shutil.rmtree(place)
+            place.write_text("a file, so there is no place for a folder", "utf-8")
+        events = list(train(config, family, survey(config.data)))
+        warnings.append([event.text for event in events if isinstance(event, Warned)])
+        ends += [event.weights for event in events if isinstance(event, Finished)]
+    (none, (warning,)), (one, other) = warnings, ends
+    assert not none and warning.startswith("nothing more is kept in data.cache for later runs: ")
+    assert one.keys() == other.keys()
+    states = [(one[name].state_dict(), other[name].state_dict()) for name in one]
+    assert all(torch.equal(first[key], second[key]) for first, second in states for key in first)

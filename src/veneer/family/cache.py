@@ -50,6 +50,11 @@ class Encoder:
         self._posteriors: dict[tuple[str, bool], LatentDistribution] = {}
         self._texts: dict[str, Conditioning] = {}
 
+    @property
+    def store_fault(self) -> UserError | None:
+        """Why the cache on disk takes nothing more; None: it does, or there is none."""
+        return None if self._store is None else self._store.fault
+
     def centered(self, sample: Sample) -> LatentDistribution:
         """Return the posterior of a picture with nothing random about it, each tensor (1, ...) on the CPU."""
         return self._cached(sample, flipped=False)

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from veneer.errors import UserError
 from veneer.files import atomic_write
 
 __all__ = ["Store"]
@@ -32,10 +33,14 @@ class Store:
     Args:
         folder: the folder; made when the first tensors are stored.
         base: what all keys have in common: what the base's numbers depend on, as one text.
+
+    Attributes:
+        fault: why nothing more is stored: the disk is full, or the folder cannot be written to; None: all is.
     """
 
     def __init__(self, folder: Path, base: str) -> None:
         self._folder, self._base = folder, base
+        self.fault: UserError | None = None
 
     def get_or_compute(self, key: tuple[object, ...], compute: Callable[[], Tensors]) -> Tensors:
         """Return the tensors that are stored under a key; compute and store them if there are none.
@@ -45,16 +50,21 @@ class Store:
         Args:
             key: all that the tensors depend on beside the base; of JSON's types.
             compute: computes the tensors.
-
-        Raises:
-            UserError: the folder cannot be written to.
         """
         path = self._path(key)
         tensors = _read(path)
         if tensors is None:
             tensors = {name: tensor.contiguous() for name, tensor in compute().items()}
-            atomic_write(path, save(tensors))
+            self._write(path, tensors)
         return tensors
+
+    def _write(self, path: Path, tensors: Tensors) -> None:
+        """Write a file, unless an earlier one could not be: a store saves time, and no run has to end without it."""
+        if self.fault is None:
+            try:
+                atomic_write(path, save(tensors))
+            except UserError as fault:
+                self.fault = fault
 
     def _path(self, key: tuple[object, ...]) -> Path:
         digest = hashlib.sha256(json.dumps([_VERSION, self._base, *key]).encode()).hexdigest()

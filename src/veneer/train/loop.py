@@ -89,7 +89,7 @@ class Trainer:
         processes.check_split(config.train)
         precision = precision_of(config.train.precision, device_of(family))
         self._config, self._family, self.steps_done, self.processes = config, family, 0, processes
-        self._asked_to_stop = self._stopping = False
+        self._asked_to_stop = self._stopping = self._cache_failed = False
         self._last_step = config.train.max_steps
         self._idle = _idle(config, family)
         self._objective = Objective.from_config(config.objective, family)
@@ -112,8 +112,10 @@ class Trainer:
         if self.steps_done == 0 and self._config.sample.every > 0:
             yield SampleDue(0)
         self._encode_ahead()
+        yield from self._cache_warning()
         while not self._stops() and self.steps_done < self._last_step:
             yield from self._step()
+            yield from self._cache_warning()
             yield from self._due()
         yield from self._end()
 
@@ -181,6 +183,13 @@ class Trainer:
                 if self._asked_to_stop:
                     return
                 encode()
+
+    def _cache_warning(self) -> Iterator[Warned]:
+        """Yield once that the cache on disk takes nothing more; the run does not need it."""
+        fault = self.batches.encoder.store_fault
+        if fault is not None and not self._cache_failed:
+            self._cache_failed = True
+            yield Warned("cache.not_written", f"nothing more is kept in data.cache for later runs: {fault}")
 
     def _stops(self) -> bool:
         self._stopping = any(self.processes.all_gather(self._asked_to_stop))
