@@ -291,6 +291,7 @@ data_configs = of(
     background=st.sampled_from(["white", "#00ff7f"]),
     flip=st.booleans(),
     caption_dropout=shares,
+    token_windows=st.integers(1, 10),
     cache=st.none() | folders,
     prior=st.none() | of(PriorConfig, prompt=words, count=counts, weight=positives, path=st.none() | folders),
 )

@@ -37,7 +37,8 @@ def test_captions_that_are_cut_are_counted_and_the_worst_is_named(family: Family
     (warning,) = warnings(folder, family)
     assert warning.code == "data.cut_captions"
     assert warning.text == (
-        "2 of 4 captions are longer than the 14 tokens that the text encoder reads, so the rest has no effect"
+        "2 of 4 captions are longer than the 14 tokens that the text encoder reads, so the rest has no effect; "
+        "shorten them, or let data.token_windows be more"
     )
     assert warning.details == (
         f"{folder / '2.png'}: of 40 tokens only 14 are read; not read: {'x' * 26!r}",

@@ -78,6 +78,8 @@ def test_noise_is_standard_normal(family: Family, tiny_pictures: Path) -> None:
 class Counting:
     """A family that counts what it is asked to encode."""
 
+    token_windows = 1
+
     def __init__(self, family: Family) -> None:
         self.family, self.pictures, self.texts = family, 0, list[str]()
 

@@ -17,6 +17,7 @@ from veneer.files import open_home, opens_paths, user_path
 from veneer.rng import MAX_SEED
 
 __all__ = [
+    "MAX_TOKEN_WINDOWS",
     "AdapterConfig",
     "DataConfig",
     "Density",
@@ -58,6 +59,9 @@ def _colour(value: str) -> str:
 def _share_or_folder(value: object) -> str:
     return "folder" if isinstance(value, (str, Path)) else "share"
 
+
+MAX_TOKEN_WINDOWS = 10
+"""Most windows of a text encoder that a text may take."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -130,6 +134,9 @@ class DataConfig(_Section):
     """Mirror half of the draws, left to right; wrong for text and for faces that are not symmetric."""
     caption_dropout: Share = 0.0
     """Share of draws with an empty caption, which trains the unconditional branch of guidance."""
+    token_windows: Annotated[int, Field(ge=1, le=MAX_TOKEN_WINDOWS)] = 1
+    """How many windows of the text encoder's length a caption or prompt takes: 3 of Stable Diffusion's 75 tokens read
+    225. Each is encoded alone and all are joined, in training and painting alike; longer texts are cut."""
     cache: Folder | None = None
     """Folder that keeps latents and embeddings of captions for later runs; default: they are kept in memory only."""
     prior: PriorConfig | None = None

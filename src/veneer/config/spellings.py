@@ -69,6 +69,8 @@ _DATA = {
     "caption_dropout_probability": "data.caption_dropout",
     "caption_dropout_rate": "data.caption_dropout",
     "proportion_empty_prompts": "data.caption_dropout",
+    "max_token_length": "data.token_windows",
+    "tokenizer_max_length": "data.token_windows",
     "cache_latents": "data.cache",
     "cache_latents_to_disk": "data.cache",
     "latent_caching": "data.cache",

@@ -21,7 +21,7 @@ from veneer.doctor.readers.pictures import caption_statistics, count_pictures, s
 from veneer.doctor.rules.captions import STYLE_WORDS
 from veneer.errors import UserError
 from veneer.evaluate.results import Evaluation, Score, read_evaluation
-from veneer.family.loading import load_base
+from veneer.family.loading import load_base, text_options
 from veneer.files import opens_paths
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG
 from veneer.run.status import is_running
@@ -123,7 +123,7 @@ def _copy_check(evaluation: Evaluation) -> CopyCheck | None:
 def _with_measurements(evidence: Evidence, dataset: Dataset, weights: AdapterWeights) -> Evidence:
     shared = tuple(evidence.captions.shared_words) if evidence.captions else ()
     words = shared if STYLE_WORDS.intersection(shared) else ()
-    family = load_base(evidence.config.base)
+    family = load_base(evidence.config.base, **text_options(evidence.config.data.token_windows))
     try:
         return replace(evidence, measurements=measure(evidence.config, family, dataset, weights, words))
     except UserError as error:  # an adapter that gives no numbers is what the doctor was asked about

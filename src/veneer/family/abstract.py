@@ -27,7 +27,7 @@ class AbstractTokenizer:
         marks: tokens that mark a text's beginning and end.
     """
 
-    pad_token_id = 0
+    pad_token_id = bos_token_id = eos_token_id = 0
 
     def __init__(self, length: int, marks: int) -> None:
         self.model_max_length, self._marks = length, marks
@@ -41,7 +41,9 @@ class AbstractTokenizer:
         return self._marks
 
     def __call__(self, texts: Sequence[str], **options: object) -> Any:
-        """Return ``input_ids`` (B, L)."""
+        """Return ``input_ids``: (B, L), or for a text in windows those of an empty one, as lists."""
+        if options.get("add_special_tokens") is False:
+            return SimpleNamespace(input_ids=[[] for _ in texts])
         return SimpleNamespace(input_ids=torch.zeros(len(texts), self.model_max_length, dtype=torch.long))
 
 

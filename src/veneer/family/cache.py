@@ -40,11 +40,15 @@ class Encoder:
         resolution: side of the square, in pixels.
         seed: of what is random about a draw.
         store: the cache on disk, of this base as it is; None: there is none.
+
+    Raises:
+        UserError: the base reads texts in another number of windows than the config says.
     """
 
     def __init__(
         self, family: Family, config: DataConfig, resolution: int, seed: int, store: Store | None = None
     ) -> None:
+        _check_windows(family, config)
         self._family, self._config, self._resolution, self._seed = family, config, resolution, seed
         self._store = store
         self._posteriors: dict[tuple[str, bool], LatentDistribution] = {}
@@ -107,7 +111,9 @@ class Encoder:
     @torch.no_grad()
     def _text(self, caption: str) -> Conditioning:
         if caption not in self._texts:
-            tensors = self._stored(("text", caption), lambda: self._encode_text(caption))
+            windows = self._family.token_windows
+            key = ("text", caption) if windows == 1 else ("text", caption, windows)
+            tensors = self._stored(key, lambda: self._encode_text(caption))
             self._texts[caption] = Conditioning(tensors)
         return self._texts[caption]
 
@@ -127,6 +133,14 @@ def _check_finite(tensors: Mapping[str, Tensor], part: str, where: object) -> No
         what = f"the base's {part} makes NaN or infinity of it"
         remedy = f"use a base with another {part}, or load this one in float32"
         raise UserError(what, code="base.not_finite", where=where, remedy=remedy)
+
+
+def _check_windows(family: Family, config: DataConfig) -> None:
+    own, wanted = family.token_windows, config.token_windows
+    if own != wanted:
+        what = f"is {wanted}, and the base was loaded with {own}"
+        remedy = f"load_base(..., token_windows={wanted})"
+        raise UserError(what, code="family.other_token_windows", where="data.token_windows", remedy=remedy)
 
 
 def store_of(config: RunConfig, family: Family) -> Store | None:

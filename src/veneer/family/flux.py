@@ -14,8 +14,9 @@ from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.flow import FlowMatching
 from veneer.family.offload import Loader
-from veneer.family.pipeline_family import PipelineFamily, tokens
+from veneer.family.pipeline_family import PipelineFamily
 from veneer.family.protocol import Conditioning, LatentDistribution
+from veneer.family.windows import tokens
 
 __all__ = ["Flux", "pack", "unpack"]
 

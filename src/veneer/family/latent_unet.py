@@ -7,6 +7,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor
 
+from veneer.config.schema import MAX_TOKEN_WINDOWS
 from veneer.errors import UserError
 from veneer.family.diffusion import DiscreteDiffusion
 from veneer.family.offload import Loader
@@ -23,6 +24,7 @@ class LatentUNet(PipelineFamily):
     """A base of this kind, without what its texts become."""
 
     denoiser = "unet"
+    max_token_windows = MAX_TOKEN_WINDOWS
 
     def __init__(
         self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None

@@ -19,7 +19,7 @@ from veneer.family.published import PUBLISHED, read_published
 from veneer.family.registry import FAMILIES, find
 from veneer.malloc import set_thresholds
 
-__all__ = ["load_base", "load_options", "quantize_networks"]
+__all__ = ["load_base", "load_options", "quantize_networks", "text_options"]
 
 
 def load_base(
@@ -27,6 +27,7 @@ def load_base(
     quantization: str = NONE,
     text_encoders: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
+    token_windows: int = 1,
 ) -> Family:
     """Load a base model, on the GPU if PyTorch finds one: ``bundled``, a folder, a file or a hub id.
 
@@ -39,6 +40,7 @@ def load_base(
         text_encoders: names of those that are quantised too: those that an adapter is trained on.
         dtype: the dtype of all other weights. A run loads them in float32, whatever ``train.precision`` is: its results
             are those of autocast over float32 weights.
+        token_windows: how many windows of its text encoders' length a text takes, as in ``data.token_windows``.
 
     Raises:
         UserError: there is no such base, only its plan can be made, or the library that quantises is not installed.
@@ -51,6 +53,7 @@ def load_base(
     source = find(base)
     networks = (source.family.denoiser, *text_encoders)
     family = source.load(LoadOptions(dtype, quantization, networks, device))
+    family.use_token_windows(token_windows)
     set_thresholds(sum(4 * parameter_count(network) for network in family.networks.values()))
     return family if device is None else family.to(device, dtype)
 
@@ -58,13 +61,21 @@ def load_base(
 class _Options(TypedDict, total=False):
     quantization: str
     text_encoders: tuple[str, ...]
+    token_windows: int
 
 
 def load_options(config: RunConfig) -> _Options:
     """Return the arguments of :func:`load_base` that a run needs beside the base."""
+    texts = text_options(config.data.token_windows)
     if config.train.quantization == NONE:
-        return {}
-    return {"quantization": config.train.quantization, "text_encoders": tuple(config.adapter.text_encoders)}
+        return {**texts}
+    parts = tuple(config.adapter.text_encoders)
+    return {"quantization": config.train.quantization, "text_encoders": parts, **texts}
+
+
+def text_options(token_windows: int) -> _Options:
+    """Return the arguments of :func:`load_base` that say how a run's texts are read."""
+    return {} if token_windows == 1 else {"token_windows": token_windows}
 
 
 def quantize_networks(family: Family, config: RunConfig) -> None:

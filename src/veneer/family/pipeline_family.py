@@ -28,14 +28,15 @@ from veneer.family.libraries import one_line_errors
 from veneer.family.networks import LoadOptions, load_file, load_parts, loader_of
 from veneer.family.offload import Loader, Offloader
 from veneer.family.pipeline_folder import PipelineFolder
-from veneer.family.protocol import LatentDistribution
+from veneer.family.protocol import Conditioning, LatentDistribution
 from veneer.family.unread import Unread, find_unread, join_unread
+from veneer.family.windows import window_tokens
 from veneer.weights.formats.protocol import KeyNames
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["PipelineFamily", "check_positive", "tokens"]
+__all__ = ["PipelineFamily", "check_positive"]
 
 _SCHEDULE = (
     "prediction_type",
@@ -85,6 +86,7 @@ class PipelineFamily:
     """Those of them that a base's model_index.json says."""
     left_out: tuple[str, ...] = ()
     """Parts of the pipeline that are not loaded."""
+    max_token_windows: int = 1
 
     @classmethod
     def load(cls, place: Path, options: LoadOptions) -> Self:
@@ -156,7 +158,7 @@ class PipelineFamily:
         self._scale = check_positive(self._vae.config.scaling_factor, "the autoencoder's scaling_factor")
         self._offloader = Offloader({"autoencoder": self._vae, **self._text_encoders}, load)
         self.networks: Mapping[str, nn.Module] = {self.denoiser: self._denoiser, **self._text_encoders}
-        self.text_length = min(self._text_length(tokenizer) for tokenizer in self._caption_tokenizers())
+        self.token_windows = 1
 
     @property
     def key_names(self) -> KeyNames:
@@ -215,9 +217,44 @@ class PipelineFamily:
         """Return the tokenizers of the text encoders that read whole captions."""
         return list(self._tokenizers.values())
 
+    @property
+    def text_length(self) -> int:
+        """Tokens of a text that every text encoder reads, in all windows together, marks not counted."""
+        return min(self._text_length(tokenizer) for tokenizer in self._caption_tokenizers())
+
     def _text_length(self, tokenizer: Any) -> int:
-        """Return the tokens of a caption that a tokenizer keeps, marks not counted."""
-        return int(tokenizer.model_max_length) - _marks(tokenizer)
+        """Return the tokens of a text that are kept, marks not counted."""
+        return self.token_windows * (int(tokenizer.model_max_length) - _marks(tokenizer))
+
+    def use_token_windows(self, count: int) -> None:
+        """Read texts in so many windows of the text encoders from now on.
+
+        Raises:
+            UserError: this family's text encoders read a text in fewer.
+        """
+        if count > self.max_token_windows:
+            what = f"is {count}, but the text encoders of a {self.name} base read a text in {self.max_token_windows}"
+            raise UserError(what, code="family.token_windows", where="data.token_windows", remedy="leave it out")
+        self.token_windows = count
+
+    def _windows(self, name: str, captions: Sequence[str]) -> list[Tensor]:
+        """Return the token ids of captions for a text encoder, (B, L) for each window."""
+        device = self._text_encoders[name].device
+        return window_tokens(self._tokenizers[name], captions, self.token_windows, device)
+
+    @torch.no_grad()
+    def pipeline_prompts(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Return the pipeline's arguments for prompts: itself it reads one window of each."""
+        if self.token_windows == 1:
+            return {"prompt": list(prompts)}
+        text, empty = self.encode_text(prompts).tensors, self.encode_text([""] * len(prompts)).tensors
+        names = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
+        told = {names[key]: tensor for key, tensor in text.items()}
+        return told | {f"negative_{names[key]}": tensor for key, tensor in empty.items()}
+
+    def encode_text(self, captions: Sequence[str]) -> Conditioning:
+        """Turn captions into what the denoiser is told."""
+        raise NotImplementedError
 
     def unread(self, texts: Sequence[str]) -> dict[str, Unread]:
         """Return what the text encoders do not see of texts; texts that all of them see whole are left out."""
@@ -272,13 +309,6 @@ class PipelineFamily:
         """Move and cast all networks in place."""
         self.pipeline().to(device, dtype)
         return self
-
-
-def tokens(tokenizer: Any, captions: Sequence[str], device: torch.device) -> Tensor:
-    """Return captions' token ids (B, L), each padded to the tokenizer's length or cut there."""
-    length = tokenizer.model_max_length
-    ids = tokenizer(list(captions), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    return cast(Tensor, ids.input_ids).to(device)
 
 
 def check_positive(value: object, what: str) -> float:

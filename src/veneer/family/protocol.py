@@ -150,8 +150,14 @@ class Family(Protocol):
     """Side of the square the base was trained on, in pixels."""
     multiple: int
     """Sides of pictures must be multiples of this many pixels."""
-    text_length: int
-    """Tokens of a caption that every text encoder reads, not counting those that mark its beginning and end."""
+    max_token_windows: int
+    """How many windows of its text encoders' length a text may take at most."""
+    token_windows: int
+    """How many it takes, whatever its own length: 1, unless :meth:`use_token_windows` says more."""
+
+    @property
+    def text_length(self) -> int:
+        """Tokens of a caption that every text encoder reads, not counting those that mark beginnings and ends."""
 
     @property
     def key_names(self) -> KeyNames:
@@ -167,6 +173,16 @@ class Family(Protocol):
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into what the denoiser is told; gradients flow if a text encoder has an adapter in training."""
+
+    def use_token_windows(self, count: int) -> None:
+        """Read texts in so many windows from now on, in training and painting alike.
+
+        Raises:
+            UserError: these text encoders read a text in fewer.
+        """
+
+    def pipeline_prompts(self, prompts: Sequence[str]) -> Mapping[str, object]:
+        """Return how :meth:`pipeline` is told of prompts: its arguments."""
 
     def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
         """Join to texts what the denoiser is told of each picture's size and crop, on the texts' device."""

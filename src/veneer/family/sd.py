@@ -10,8 +10,8 @@ from torch import Tensor
 
 from veneer.data.transform import Geometry
 from veneer.family.latent_unet import LatentUNet
-from veneer.family.pipeline_family import tokens
 from veneer.family.protocol import Conditioning
+from veneer.family.windows import join_windows
 
 __all__ = ["StableDiffusion"]
 
@@ -25,11 +25,11 @@ class StableDiffusion(LatentUNet):
     left_out = ("safety_checker", "feature_extractor")
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
-        """Turn captions into the text encoder's last hidden states; cut at the tokenizer's length."""
+        """Turn captions into the text encoder's last hidden states; cut where its windows end."""
         self._offloader.restore("text_encoder")
         text_encoder = self._text_encoders["text_encoder"]
-        ids_BL = tokens(self._tokenizers["text_encoder"], captions, text_encoder.device)
-        return Conditioning({"text": text_encoder(ids_BL)[0]})
+        states = [text_encoder(ids_BL)[0] for ids_BL in self._windows("text_encoder", captions)]
+        return Conditioning({"text": join_windows(states)})
 
     def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
         """Return the texts: this UNet is told nothing of sizes and crops."""

@@ -14,9 +14,9 @@ from torch import Tensor
 from veneer.adapter.layers import layers_under
 from veneer.data.transform import Geometry
 from veneer.family.latent_unet import LatentUNet
-from veneer.family.pipeline_family import tokens
 from veneer.family.protocol import Conditioning
 from veneer.family.shards import Shards
+from veneer.family.windows import join_windows
 from veneer.weights.formats.protocol import KeyNames
 
 __all__ = ["StableDiffusionXL", "native_names"]
@@ -54,21 +54,21 @@ class StableDiffusionXL(LatentUNet):
         return {"kohya": {f"unet.{path}": f"unet.{name}" for path, name in native_names(self._denoiser).items()}}
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
-        """Turn captions into ``text`` and ``pooled``; each tokenizer cuts them at its own length."""
+        """Turn captions into ``text`` and ``pooled``, which is of the first window; cut where the windows end."""
         for name in self._text_encoders:
             self._offloader.restore(name)
         outputs = [self._hidden_states(name, captions) for name in self._text_encoders]
-        text_BLD = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
-        pooled_BP = outputs[-1].text_embeds
+        states = [join_windows([window.hidden_states[-2] for window in windows]) for windows in outputs]
+        text_BLD, pooled_BP = torch.cat(states, dim=-1), outputs[-1][0].text_embeds
         if self._options[_FORCE_ZEROS]:
             is_text_B = torch.tensor([bool(caption) for caption in captions], device=text_BLD.device)
             text_BLD, pooled_BP = text_BLD * is_text_B[:, None, None], pooled_BP * is_text_B[:, None]
         return Conditioning({"text": text_BLD, "pooled": pooled_BP})
 
-    def _hidden_states(self, name: str, captions: Sequence[str]) -> Any:
+    def _hidden_states(self, name: str, captions: Sequence[str]) -> list[Any]:
+        """Return a text encoder's output for each window."""
         text_encoder = self._text_encoders[name]
-        ids_BL = tokens(self._tokenizers[name], captions, text_encoder.device)
-        return text_encoder(ids_BL, output_hidden_states=True)
+        return [text_encoder(ids_BL, output_hidden_states=True) for ids_BL in self._windows(name, captions)]
 
     def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
         """Join to texts the size and crop of each picture (Podell et al. 2023, section 2.2)."""

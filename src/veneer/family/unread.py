@@ -163,6 +163,7 @@ def unread_notes(
     places: Mapping[str, str],
     noun: str = "captions",
     trigger: str | None = None,
+    remedy: str = "",
 ) -> list[UnreadNote]:
     """Return what the user should know of texts that are not seen whole; nothing where all are.
 
@@ -171,8 +172,9 @@ def unread_notes(
         places: where each text stands, by text.
         noun: what the texts are.
         trigger: words that should be seen wherever a text has them.
+        remedy: what else than shorter texts would help against long ones.
     """
-    losses = _Losses(unread(list(places)), places, noun)
+    losses = _Losses(unread(list(places)), places, noun, remedy)
     notes = (losses.cut(), losses.trigger(trigger), losses.unknown(), losses.marks())
     return [note for note in notes if note.details]
 
@@ -185,18 +187,22 @@ class _Losses:
         found: by text; whole ones are not in it.
         places: where each text stands, by text.
         noun: what the texts are.
+        remedy: what else than shorter texts would help against long ones.
     """
 
     found: Mapping[str, Unread]
     places: Mapping[str, str]
     noun: str
+    remedy: str
 
     def cut(self) -> UnreadNote:
         """Return the note on texts that are too long."""
         cut = self._cut
         limit = min((self.found[text].limit for text in cut), default=0)
         what = f"{self._share(cut, 'is', 'are')} longer than the {limit} tokens that the text encoder reads"
-        return self._note(_CUT, f"{what}, so the rest has no effect", {text: self._rest(text) for text in cut})
+        return self._note(
+            _CUT, f"{what}, so the rest has no effect{self._remedy}", {text: self._rest(text) for text in cut}
+        )
 
     def trigger(self, trigger: str | None) -> UnreadNote:
         """Return the note on texts of which everything but the trigger is seen, or less."""
@@ -222,6 +228,10 @@ class _Losses:
         lost = {text: _quoted(one.marks) for text, one in self.found.items() if one.marks}
         what = f"{self._share(lost, 'holds', 'hold')} a mark of the base's tokenizer, read as a mark and not as words"
         return self._note(_MARKS, what, lost)
+
+    @property
+    def _remedy(self) -> str:
+        return f"; shorten them, {self.remedy}" if self.remedy else ""
 
     @property
     def _cut(self) -> list[str]:

@@ -30,7 +30,9 @@ def abstract_base(config: RunConfig, tracer: MemoryTracer) -> Family:
         UserError: the base is not there, of a family that is not known, or its configurations do not fit together.
     """
     with silence_libraries():
-        return tracer.without_data(_make_base(config, tracer.device))
+        family = _make_base(config, tracer.device)
+    family.use_token_windows(config.data.token_windows)
+    return tracer.without_data(family)
 
 
 def _make_base(config: RunConfig, device: torch.device) -> Family:

@@ -15,6 +15,7 @@ from veneer.config.schema import RunConfig
 from veneer.data.preflight import Dataset, read_prior
 from veneer.family.fingerprint import fingerprint, settings_hash
 from veneer.family.protocol import Family
+from veneer.family.windows import TOKEN_WINDOWS
 from veneer.weights.checkpoint import Provenance
 
 __all__ = [
@@ -86,7 +87,11 @@ class Identity:
             SETTINGS_HASH: settings_hash(self.settings),
             **{HASHES[key]: value for key, value in self.hashes.items()},
         }
-        return metadata if config.data.trigger is None else metadata | {TRIGGER: config.data.trigger}
+        if config.data.trigger is not None:
+            metadata[TRIGGER] = config.data.trigger
+        if config.data.token_windows > 1:
+            metadata[TOKEN_WINDOWS] = str(config.data.token_windows)
+        return metadata
 
 
 def identify(config: RunConfig, pictures: Dataset, family: Family) -> Identity:

@@ -120,4 +120,6 @@ def text_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[W
     others = [(prompt, "sample.prompts") for prompt in config.sample.prompts]
     others += [] if config.data.prior is None else [(config.data.prior.prompt, "data.prior.prompt")]
     places = caption_places(dataset.train, dataset.held_out, others=others)
-    return [Warned(**vars(note)) for note in unread_notes(family.unread, places, trigger=config.data.trigger)]
+    more = "or let data.token_windows be more" if family.token_windows < family.max_token_windows else ""
+    notes = unread_notes(family.unread, places, trigger=config.data.trigger, remedy=more)
+    return [Warned(**vars(note)) for note in notes]

@@ -152,6 +152,9 @@ def _check_trained(weights: AdapterWeights, path: Path) -> None:
 
 def _card_facts(config: RunConfig, sha256: str, prompt: str) -> CardFacts:
     settings = _dotted(config.model_dump(mode="json", include={"seed", "adapter", "objective", "train"}))
+    settings["data.resolution"] = config.data.resolution
+    if config.data.token_windows > 1:
+        settings["data.token_windows"] = config.data.token_windows
     return CardFacts(
         title=config.output.dir.resolve().name,
         base=config.base,
@@ -160,7 +163,7 @@ def _card_facts(config: RunConfig, sha256: str, prompt: str) -> CardFacts:
         weights=FILE_NAME,
         sha256=sha256,
         method=METHODS[config.adapter.method].title,
-        config=settings | {"data.resolution": config.data.resolution},
+        config=settings,
         trigger=config.data.trigger,
         base_id=None if config.base == BUNDLED or Path(config.base).exists() else config.base,
         pictures={SHEET: prompt},

@@ -82,7 +82,7 @@ def generate_quietly(
         part = pairs[start : start + batch]
         with silence_libraries():
             result = pipeline(
-                prompt=[prompt for prompt, _ in part],
+                **family.pipeline_prompts([prompt for prompt, _ in part]),
                 generator=[torch.Generator().manual_seed(seed) for _, seed in part],
                 num_inference_steps=steps,
                 guidance_scale=guidance,

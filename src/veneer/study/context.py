@@ -185,12 +185,16 @@ class StudyContext:
         return self._surveys[key]
 
     def _refuse_other_base(self, config: RunConfig) -> None:
-        """Refuse a quantization other than that of the base that is loaded, for all trials share it."""
-        own, shared = config.train.quantization, self.reference.train.quantization
+        """Refuse a base that is to be loaded otherwise than it is, for all trials share it."""
+        shared = self.reference
+        self._refuse_other("train.quantization", config.train.quantization, shared.train.quantization)
+        self._refuse_other("data.token_windows", config.data.token_windows, shared.data.token_windows)
+
+    def _refuse_other(self, key: str, own: object, shared: object) -> None:
         if own != shared:
             what = f"is {own} here, and {shared} in the study's own run"
             remedy = "make it two studies, one for each base"
-            raise UserError(what, code="study.differing_base", where="train.quantization", remedy=remedy)
+            raise UserError(what, code="study.differing_base", where=key, remedy=remedy)
 
     def _refuse_leak(self, config: RunConfig) -> None:
         """Refuse a trial that would be trained on pictures that it is measured on."""

@@ -18,10 +18,11 @@ from veneer.data.preflight import survey
 from veneer.errors import UserError
 from veneer.evaluate.comparison import Losses
 from veneer.evaluate.heldout import HeldOutEvaluator, choose_pictures
-from veneer.family.loading import load_base
+from veneer.family.loading import load_base, text_options
 from veneer.family.protocol import Family
 from veneer.family.registry import BUNDLED
 from veneer.family.unread import caption_places, unread_notes
+from veneer.family.windows import token_windows_of
 from veneer.files import atomic_write, opens_paths
 from veneer.run.events import Callback
 from veneer.run.folder import CONFIG, config_beside, make_writable
@@ -125,7 +126,7 @@ def study_ranks(
     config, pictures, warnings = _reference(file, options)
     for warning in warnings:
         callback(Warned("study.provenance", warning))
-    family = load_base(config.base)
+    family = load_base(config.base, **text_options(config.data.token_windows))
     for note in unread_notes(family.unread, caption_places(pictures), trigger=config.data.trigger):
         callback(Warned(**vars(note)))
     config = resolve(config, family)
@@ -196,7 +197,8 @@ def _reference(file: Path, options: RankStudyOptions) -> tuple[RunConfig, Manife
     if is_its_run:
         config = load_config(path, [] if options.base is None else [f"base={json.dumps(options.base)}"])
     elif options.data is not None:
-        data = {"sources": [{"path": str(options.data)}], "trigger": metadata.get(TRIGGER)}
+        texts = {"trigger": metadata.get(TRIGGER), "token_windows": token_windows_of(metadata)}
+        data = {"sources": [{"path": str(options.data)}], **texts}
         config = build_config({"base": options.base or BUNDLED, "data": data}, "command line")
     else:
         what = f"no {CONFIG} lies beside the adapter, so the pictures that its run held out are not known"

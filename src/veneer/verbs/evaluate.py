@@ -23,7 +23,7 @@ from veneer.evaluate.heldout import choose_pictures, compare_adapter, pictures_b
 from veneer.evaluate.model_scores import score_pictures
 from veneer.evaluate.results import Copying, Evaluation, PictureScore, write_evaluation
 from veneer.evaluate.score_models import ScoreModels, load_score_models
-from veneer.family.loading import load_base
+from veneer.family.loading import load_base, text_options
 from veneer.family.protocol import Family
 from veneer.family.unread import caption_places, unread_notes
 from veneer.files import atomic_write, opens_paths
@@ -88,7 +88,7 @@ def evaluate_adapter(
     inputs = read_inputs(file, options, metadata)
     out = evaluation_folder(file, options)
     make_writable(out, "choose another --out")
-    family = load_base(inputs.config.base)
+    family = load_base(inputs.config.base, **text_options(inputs.config.data.token_windows))
     adapter = load(file, family.networks, family.key_names)
     subject = _Subject(resolve(inputs.config, family), family, adapter.weights, inputs.pictures, out, callback)
     notes = [*inputs.notes, *base_warnings(metadata, inputs.config.base), *_picture_warnings(adapter, inputs.pictures)]

@@ -14,6 +14,7 @@ from veneer.data.preflight import Dataset, read_prior, survey
 from veneer.errors import UserError
 from veneer.evaluate.score_models import ScoreModelPaths
 from veneer.family.registry import BUNDLED
+from veneer.family.windows import token_windows_of
 from veneer.files import opens_paths
 from veneer.run.folder import CONFIG, config_beside
 from veneer.run.identity import TRIGGER
@@ -80,7 +81,7 @@ def read_inputs(file: Path, options: EvaluationOptions, metadata: Mapping[str, s
         what, remedy = "is for the captions of named pictures, and none are named", "name some with --data FOLDER"
         raise UserError(what, code="evaluate.trigger_without_data", where="--trigger", remedy=remedy)
     notes: list[str] = []
-    config, run_pictures = _config_and_pictures(file, options, metadata.get(TRIGGER), notes)
+    config, run_pictures = _config_and_pictures(file, options, metadata, notes)
     pictures = _choose_sources(options, config, run_pictures, notes)
     if not pictures.held_out.samples:
         notes.append("no picture is held out, so the effect on pictures that it never saw is not known")
@@ -90,7 +91,7 @@ def read_inputs(file: Path, options: EvaluationOptions, metadata: Mapping[str, s
 
 
 def _config_and_pictures(
-    file: Path, options: EvaluationOptions, trigger: str | None, notes: list[str]
+    file: Path, options: EvaluationOptions, metadata: Mapping[str, str], notes: list[str]
 ) -> tuple[RunConfig, Dataset]:
     """Return the run's config and pictures; for a file without a config a default one, and no pictures."""
     path = config_beside(file)
@@ -99,14 +100,15 @@ def _config_and_pictures(
         config = config.model_copy(update={"base": options.base or config.base})
         return config, _run_pictures(config, options, notes)
     if options.data:
-        return _default_config(options, trigger), _NO_PICTURES
+        return _default_config(options, metadata), _NO_PICTURES
     what, remedy = f"no {CONFIG} beside the adapter names pictures to measure on", "name some with --data FOLDER"
     raise UserError(what, code="evaluate.no_pictures", where=file, remedy=remedy)
 
 
-def _default_config(options: EvaluationOptions, trigger: str | None) -> RunConfig:
+def _default_config(options: EvaluationOptions, metadata: Mapping[str, str]) -> RunConfig:
     sources = [{"path": str(folder)} for folder in options.data]
-    data = {"sources": sources, "held_out": 0.0, "trigger": options.trigger or trigger}
+    trigger, windows = options.trigger or metadata.get(TRIGGER), token_windows_of(metadata)
+    data = {"sources": sources, "held_out": 0.0, "trigger": trigger, "token_windows": windows}
     return build_config({"base": options.base or BUNDLED, "data": data}, "the command line")
 
 

@@ -14,8 +14,9 @@ from transformers.utils import logging
 
 from veneer.adapter.merge import merge
 from veneer.errors import UserError
-from veneer.family.loading import load_base
+from veneer.family.loading import load_base, text_options
 from veneer.family.protocol import Family
+from veneer.family.windows import token_windows_of
 from veneer.files import name_beside, opens_paths
 from veneer.run.folder import base_beside
 from veneer.weights.file import info, load
@@ -57,8 +58,8 @@ def _save(family: Family, folder: Path) -> None:
 
 def load_merged(file: Path, base: str | None, scale: float) -> Family:
     """Load a base with an adapter merged into it; a fault of the adapter's file is raised before the base is loaded."""
-    info(file)
-    family = load_base(base or base_beside(file))
+    windows = token_windows_of(info(file).metadata)
+    family = load_base(base or base_beside(file), **text_options(windows))
     weights = load(file, family.networks, family.key_names).weights
     merge(family.networks, [(weights, scale)])
     return family

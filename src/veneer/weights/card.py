@@ -107,9 +107,17 @@ def _pictures(pictures: Mapping[str, str]) -> str:
     return "\n".join(shown) + "\n" if shown else ""
 
 
+_WINDOWS = """
+It was trained with texts in {windows} windows of the text encoder. This call reads the first alone, `veneer sample`
+all of them.
+"""
+
+
 def _usage(facts: CardFacts) -> str:
     bundled = facts.base == "bundled"
     imports, base = ("import veneer.base\n", "veneer.base.path()") if bundled else ("", repr(facts.base))
+    windows = facts.config.get("data.token_windows", 1)
+    texts = "" if windows == 1 else _WINDOWS.format(windows=windows)
     return f"""## Use
 
 ```python
@@ -122,7 +130,7 @@ image = pipeline({facts.prompt!r}).images[0]
 
 The strength alpha/r is folded into the tensors, and the metadata says alpha = r: a reader finds the same strength with
 the metadata or without. SHA-256 of `{facts.weights}`: `{facts.sha256}`
-"""
+{texts}"""
 
 
 def _score(score: ScoreFacts | None) -> str:

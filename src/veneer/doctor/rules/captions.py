@@ -119,7 +119,10 @@ def captions_cut(evidence: Evidence) -> Finding | None:
     """Find captions and prompts that the base does not see whole: what it does not see is not learned or painted."""
     if not evidence.unread_texts:
         return None
-    advice = ("put first what matters most, the trigger above all, or shorten these texts",)
+    advice = (
+        "put first what matters most, the trigger above all, or shorten these texts",
+        "or train anew with more windows of the text encoder for each text: data.token_windows=3",
+    )
     what = "Parts of captions or prompts are not seen by the base, so they have no effect."
     return Finding("captions_cut", what, evidence.unread_texts, advice=advice)
 
