@@ -22,7 +22,7 @@ from veneer.engine.quantized import quantize
 from veneer.weights.file import FILE_NAME, AdapterFile, load, save
 from veneer.weights.formats.diffusers import METADATA_KEY
 from veneer.weights.formats.kohya import KOHYA
-from veneer.weights.formats.protocol import BaseNames, FileContent
+from veneer.weights.formats.protocol import BaseNames
 
 
 def lora(out: int = 6, into: int = 6, conv: bool = False) -> LoraFactors:
@@ -139,20 +139,18 @@ def test_magnitudes_over_inputs_are_merged_and_refused_elsewhere(tmp_path: Path)
     assert not list(tmp_path.iterdir()) and not held["unet"].x._forward_hooks
 
 
-def content(tensors: dict[str, Tensor]) -> FileContent:
-    return FileContent(Path("x.safetensors"), tensors, {})
-
-
 @pytest.mark.parametrize("conv", [False, True])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_kohya_s_shape_says_which_axis(axis: int, conv: bool) -> None:
+def test_kohya_s_shape_says_which_axis(axis: int, conv: bool, tmp_path: Path) -> None:
     numbers = dora(axis, conv)
     layer = nn.Conv2d(6, 6, 3) if conv else nn.Linear(6, 6)
-    tensors, _ = KOHYA.write({"unet.x": numbers}, BaseNames({"unet": nn.ModuleDict({"x": layer})}))
+    networks = {"unet": nn.ModuleDict({"x": layer})}
+    tensors, _ = KOHYA.write({"unet.x": numbers}, BaseNames(networks))
     sides = (6, 1) if axis == 0 else (1, 6)
     assert tuple(tensors["lora_unet_x.dora_scale"].shape) == (*sides, 1, 1) if conv else sides
     assert tensors["lora_unet_x.alpha"] == 3.0
-    read = KOHYA.read(content(tensors))["lora_unet_x"]
+    save_file(tensors, tmp_path / "x.safetensors")
+    read = load(tmp_path / "x.safetensors", networks).weights["unet.x"]
     assert isinstance(read, DoraFactors) and read.axis == axis
 
 

@@ -145,21 +145,33 @@ def test_folder_without_an_adapter(tmp_path: Path) -> None:
     assert "holds neither pytorch_lora_weights.safetensors nor adapter_model" in message
 
 
-@pytest.mark.parametrize(
-    "extra",
-    [
-        "unet.x.dora_scale",
-        "unet.x.lora_B.bias",
-        "unet.x.hada_w1_a",
-        "unet.x.alpha",
-        "unet.x.weight",
-        "x",
-    ],
-)
+@pytest.mark.parametrize("extra", ["unet.x.lora_C.weight", "unet.x.weight", "x"])
 def test_refuses_a_tensor_it_does_not_know(tmp_path: Path, extra: str) -> None:
     path = write(tmp_path / "x.safetensors", {**pair("unet.x"), extra: torch.ones(1)})
     message = refused(path, "weights.unknown_tensor")
     assert message.startswith(f"tensor {extra} belongs to no adapter method that Veneer reads; it reads LoRA")
+
+
+@pytest.mark.parametrize("extra", ["unet.x.lora_B.bias", "unet.x.hada_w1_a"])
+def test_refuses_a_tensor_of_another_method(tmp_path: Path, extra: str) -> None:
+    path = write(tmp_path / "x.safetensors", {**pair("unet.x"), extra: torch.ones(1)})
+    refused(path, "weights.unsupported_method")
+
+
+def test_refuses_a_magnitude_that_fits_neither_side(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", {**pair("unet.x"), "unet.x.dora_scale": torch.ones(1)})
+    refused(path, "adapter.bad_factors")
+
+
+def test_an_alpha_beside_peft_s_names_is_the_strength(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", {**pair("unet.x"), "unet.x.alpha": torch.ones(1)})
+    assert load(path).weights["unet.x"].scale == 0.5
+    config = json.dumps({"unet.r": 2, "unet.lora_alpha": 1})
+    told = {**pair("unet.x"), "unet.x.alpha": torch.tensor(1)}
+    assert load(write(path, told, {METADATA_KEY: config})).weights["unet.x"].scale == 0.5
+    told["unet.x.alpha"] = torch.tensor(4.0)
+    message = refused(write(path, told, {METADATA_KEY: config}), "weights.config_contradicts")
+    assert message.startswith("unet.x: its alpha is 4, and its config tells 1")
 
 
 @pytest.mark.parametrize(("lost", "named"), [("lora_A", "has no A (down)"), ("lora_B", "has no B (up)")])

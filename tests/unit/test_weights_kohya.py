@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.errors import raises_code
 from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.protocol import AdapterWeights, Layer
-from veneer.family.sdxl import native_names
+from veneer.family.native_names import native_names
+from veneer.weights.file import load
 from veneer.weights.formats.kohya import KOHYA
-from veneer.weights.formats.protocol import BaseNames, FileContent
+from veneer.weights.formats.layers import LayerIndex
+from veneer.weights.formats.protocol import BaseNames
 
 DATA = Path(__file__).parents[1] / "data"
 """SDXL's UNet: its configuration, and for each layer its path in diffusers and in the native model."""
@@ -33,9 +37,9 @@ def factors(*kernel: int, alpha: float = 3.0) -> LoraFactors:
 
 
 def read(tensors: dict[str, Tensor], base: BaseNames) -> AdapterWeights:
-    layers = KOHYA.read(FileContent(Path("x.safetensors"), tensors, {}))
-    paths = KOHYA.paths(list(layers), base)
-    return {paths[layer]: adapter for layer, adapter in layers.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        save_file(tensors, Path(folder, "x.safetensors"))
+        return load(Path(folder, "x.safetensors"), base.networks, base.key_names).weights
 
 
 def test_written_and_read_back_to_the_bit() -> None:
@@ -106,7 +110,8 @@ def test_all_of_sdxl_s_names_mean_one_layer_each() -> None:
     layers = layers_of(base_networks)
     tensors, _ = KOHYA.write({path: empty(layers[path]) for path in names.values()}, base)
     assert {name.partition(".")[0] for name in tensors} == set(names) and len(names) == len(layers) == 794
-    assert KOHYA.paths(list(names), base) == names
+    index = LayerIndex(base)
+    assert {name: index.find(name) for name in names} == {name: {path} for name, path in names.items()}
 
 
 def empty(layer: Layer) -> LoraFactors:

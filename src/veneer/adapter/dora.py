@@ -186,10 +186,12 @@ class DoraFactors:
             UserError: a part is missing or does not fit, or the config contradicts the parts.
         """
         lora = LoraFactors.from_file({part: parts[part] for part in parts if part not in _MAGNITUDES}, settings)
+        if all(part in parts for part in _MAGNITUDES):
+            raise UserError("has magnitudes under two names", code="adapter.bad_factors")
         magnitude = next((parts[part] for part in _MAGNITUDES if part in parts), None)
         if magnitude is None:
             raise UserError("has no magnitudes", code="adapter.missing_part", remedy="the file is not whole")
-        if _PEFT_PART in parts and magnitude.numel() == lora.shape[0]:
+        if magnitude.numel() == lora.shape[0] and (_PEFT_PART in parts or magnitude.shape != _row_shape(lora)):
             magnitude = magnitude.reshape(_column_shape(lora))  # (out,), and (1, out, 1, 1) of a convolution
         return DoraFactors(lora, magnitude)
 
@@ -300,14 +302,15 @@ DORA = Method(
     from_state=DoraFactors.from_state,
     from_file=DoraFactors.from_file,
     endings={
-        "peft": {
-            **LORA.endings["peft"],
-            "lora_magnitude_vector": _PEFT_PART,
-            "lora_magnitude_vector.weight": _PEFT_PART,
-        },
+        "peft": {**LORA.endings["peft"], "lora_magnitude_vector": _PEFT_PART},
         # transformers 5 passes over peft's own name with a warning, and leaves m at its start
         "transformers": {**LORA.endings["peft"], "lora_magnitude_vector.weight": _PEFT_PART},
         "kohya": {**LORA.endings["kohya"], "dora_scale": _KOHYA_PART},
+    },
+    spellings={
+        **LORA.spellings,
+        _PEFT_PART: r"(?:[._]lora(?:_linear_layer)?)?\.lora_magnitude_vectorNAME(?:\.weight)?",
+        _KOHYA_PART: r"(?:[._]lora(?:_linear_layer)?)?\.(?:dora_scale|(?:dora_|lora_)?magnitude)(?:\.weight)?",
     },
     peft_markers=_MARKERS,
 )

@@ -257,20 +257,18 @@ class LoraFactors:
         """Return the factors that a file has.
 
         Args:
-            parts: A, B and perhaps alpha.
+            parts: A, B, perhaps alpha, and perhaps the core of a Tucker decomposition between A and B.
             settings: peft's config of the layer, which tells the strength; None: alpha does, and without it is r.
 
         Raises:
-            UserError: a part is missing, A and B do not fit, alpha is not one number, or the config tells another rank.
+            UserError: a part is missing, parts do not fit, alpha is not one number, or the config tells another rank
+                or strength.
         """
         if lacking := [name for part, name in _FACTORS.items() if part not in parts]:
             raise UserError(f"has no {lacking[0]}", code="adapter.missing_part", remedy="the file is not whole")
-        down, alpha = parts["down"], parts.get("alpha")
+        down, up = _without_core(parts) if "mid" in parts else (parts["down"], parts["up"])
         rank = down.shape[0] if down.ndim else 0
-        if alpha is not None and alpha.numel() != 1:
-            raise UserError(f"its alpha is not one number but {alpha.numel()}", code="adapter.bad_alpha")
-        own_alpha = float(rank) if alpha is None else float(alpha)
-        return LoraFactors(down, parts["up"], own_alpha if settings is None else _alpha_of(settings, rank))
+        return LoraFactors(down, up, _alpha_in(parts.get("alpha"), settings, rank))
 
     def file_parts(self, naming: str) -> dict[str, Tensor]:
         """Return A and B: with alpha for kohya's readers, with the strength in B for peft's."""
@@ -343,6 +341,38 @@ def _copy(parameter: Tensor) -> Tensor:
 _FACTORS = {"down": "A (down)", "up": "B (up)"}
 
 
+def _without_core(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the A and B that make the same delta W as A (r, in, 1, 1), B (out, r, 1, 1) and a core (r, r, kh, kw).
+
+    The core is multiplied into A: A'[p, i, h, w] = sum_q core[p, q, h, w] A[q, i] (LyCORIS, ``rebuild_tucker``).
+
+    Raises:
+        UserError: they do not fit together.
+    """
+    down, up, core = parts["down"], parts["up"], parts["mid"]
+    is_thin = down.ndim == up.ndim == core.ndim == 4 and down.shape[2:].numel() == up.shape[2:].numel() == 1
+    if not (is_thin and core.shape[1] == down.shape[0] and core.shape[0] == up.shape[1]):
+        shapes = f"A {tuple(down.shape)}, B {tuple(up.shape)} and a core {tuple(core.shape)}"
+        raise UserError(f"{shapes} are not the factors of a convolution", code="adapter.bad_factors")
+    return torch.einsum("pqhw,qi->pihw", _wide(core), _wide(down).flatten(1)), _wide(up)
+
+
+def _alpha_in(alpha: Tensor | None, settings: Mapping[str, Any] | None, rank: int) -> float:
+    """Return the alpha that a file tells: by a tensor, by peft's config, by both alike, or by neither, which means r.
+
+    Raises:
+        UserError: the tensor is not one number, or contradicts the config.
+    """
+    if alpha is not None and alpha.numel() != 1:
+        raise UserError(f"its alpha is not one number but {alpha.numel()}", code="adapter.bad_alpha")
+    own = None if alpha is None else float(alpha)
+    told = None if settings is None else _alpha_of(settings, rank)
+    if own is not None and told is not None and not math.isclose(own, told, rel_tol=1e-3):
+        what = f"its alpha is {own:g}, and its config tells {told:g}"
+        raise UserError(what, code="weights.config_contradicts", remedy="remove the one that is not true")
+    return next((value for value in (told, own) if value is not None), float(rank))
+
+
 def _alpha_of(settings: Mapping[str, Any], rank: int) -> float:
     """Return the alpha that peft's config tells, such that alpha/r is the strength that peft would use.
 
@@ -356,6 +386,9 @@ def _alpha_of(settings: Mapping[str, Any], rank: int) -> float:
     return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha  # Kalajdzievski 2023: alpha / sqrt(r)
 
 
+_BEFORE = r"[._]lora(?:_linear_layer)?"
+"""What diffusers puts between a layer's name and a factor's."""
+
 LORA = Method(
     name="lora",
     title="LoRA",
@@ -365,15 +398,13 @@ LORA = Method(
     from_state=LoraFactors.from_state,
     from_file=LoraFactors.from_file,
     endings={
-        "peft": {
-            "lora_A.weight": "down",
-            "lora_B.weight": "up",
-            # what diffusers' convert_state_dict_to_diffusers, which its guides call before saving, makes of these
-            "lora.down.weight": "down",
-            "lora.up.weight": "up",
-            "lora_linear_layer.down.weight": "down",
-            "lora_linear_layer.up.weight": "up",
-        },
+        "peft": {"lora_A.weight": "down", "lora_B.weight": "up"},
         "kohya": {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"},
+    },
+    spellings={
+        "down": rf"\.lora_(?:A|down)NAME(?:\.weight)?|{_BEFORE}\.down(?:\.weight)?",
+        "up": rf"\.lora_(?:B|up)NAME(?:\.weight)?|{_BEFORE}\.up(?:\.weight)?",
+        "mid": r"\.lora_midNAME(?:\.weight)?",
+        "alpha": rf"(?:{_BEFORE}(?:\.(?:down|up))?|\.lora_(?:A|B|down|up)NAME)?(?:\.weight)?\.(?:lora_)?alpha",
     },
 )

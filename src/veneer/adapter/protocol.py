@@ -212,9 +212,10 @@ class Method:
         from_state: makes one layer's numbers from what ``LayerAdapter.state_dict`` gave.
         from_file: makes them from the parts that a file has and, where there is one, the config of the layer beside
             them (peft's); raises UserError if a part is missing, or the config contradicts the parts.
-        endings: what files call the parts: by naming (``peft``, ``kohya``, and ``transformers`` where its loader needs
-            other names than peft's), part by ending. The first ending of a part is written, all are read. A part has
-            one meaning in all methods.
+        endings: what is written: by naming (``peft``, ``kohya``, and ``transformers`` where its loader needs other
+            names than peft's), part by ending. A part has one meaning in all methods.
+        spellings: what is read: patterns of all endings that tools give to a part, by part; ``NAME`` in one stands for
+            an adapter's name, which peft puts before ``weight``.
         peft_markers: settings of peft's config that are set for this method only.
     """
 
@@ -226,6 +227,7 @@ class Method:
     from_state: Callable[[Mapping[str, Tensor]], LayerAdapter]
     from_file: Callable[[Mapping[str, Tensor], Mapping[str, Any] | None], LayerAdapter]
     endings: Mapping[str, Mapping[str, str]]
+    spellings: Mapping[str, str]
     peft_markers: Mapping[str, Any] = field(default_factory=dict)
 
 

@@ -10,8 +10,10 @@ from torch import Tensor
 from veneer.config.schema import MAX_TOKEN_WINDOWS
 from veneer.errors import UserError
 from veneer.family.diffusion import DiscreteDiffusion
+from veneer.family.native_names import native_names
 from veneer.family.offload import Loader
 from veneer.family.pipeline_family import PipelineFamily, check_positive
+from veneer.weights.formats.protocol import KeyNames
 
 __all__ = ["LatentUNet", "diffusion_of"]
 
@@ -35,6 +37,15 @@ class LatentUNet(PipelineFamily):
         unet = self._denoiser.config
         self.resolution = int(check_positive(unet.sample_size, "the UNet's sample_size")) * self._pixels_a_latent
         self.multiple = self._pixels_a_latent * 2 ** (len(unet.block_out_channels) - 1)
+
+    @property
+    def key_names(self) -> KeyNames:
+        """The names of the UNet's own code, which some tools' files have; kohya's are diffusers'."""
+        return {"native": self._native_names()}
+
+    def _native_names(self) -> dict[str, str]:
+        """Return the names of the UNet's own code by the layers' paths, both with the network's prefix."""
+        return {f"unet.{path}": f"unet.{name}" for path, name in native_names(self._denoiser).items()}
 
     @classmethod
     def _network_classes(cls) -> dict[str, type[Any]]:

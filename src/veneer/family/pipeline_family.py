@@ -31,7 +31,7 @@ from veneer.family.pipeline_folder import PipelineFolder
 from veneer.family.protocol import Conditioning, LatentDistribution
 from veneer.family.unread import Unread, find_unread, join_unread
 from veneer.family.windows import window_tokens
-from veneer.weights.formats.protocol import KeyNames
+from veneer.weights.formats.protocol import BaseNetworks, KeyNames
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -157,7 +157,8 @@ class PipelineFamily:
         self._check_texts()
         self._scale = check_positive(self._vae.config.scaling_factor, "the autoencoder's scaling_factor")
         self._offloader = Offloader({"autoencoder": self._vae, **self._text_encoders}, load)
-        self.networks: Mapping[str, nn.Module] = {self.denoiser: self._denoiser, **self._text_encoders}
+        networks = {self.denoiser: self._denoiser, **self._text_encoders}
+        self.networks: Mapping[str, nn.Module] = BaseNetworks(networks, lambda: self.key_names)
         self.token_windows = 1
 
     @property

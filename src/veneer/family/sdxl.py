@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -11,7 +11,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from veneer.adapter.layers import layers_under
 from veneer.data.transform import Geometry
 from veneer.family.latent_unet import LatentUNet
 from veneer.family.protocol import Conditioning
@@ -19,7 +18,7 @@ from veneer.family.shards import Shards
 from veneer.family.windows import join_windows
 from veneer.weights.formats.protocol import KeyNames
 
-__all__ = ["StableDiffusionXL", "native_names"]
+__all__ = ["StableDiffusionXL"]
 
 _FORCE_ZEROS = "force_zeros_for_empty_prompt"
 _PREDICTS_V, _ZERO_SNR = "v_pred", "ztsnr"
@@ -51,7 +50,7 @@ class StableDiffusionXL(LatentUNet):
     @property
     def key_names(self) -> KeyNames:
         """kohya's names of the UNet's layers, which are those of the model's own code, not of diffusers'."""
-        return {"kohya": {f"unet.{path}": f"unet.{name}" for path, name in native_names(self._denoiser).items()}}
+        return {"kohya": self._native_names()}
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into ``text`` and ``pooled``, which is of the first window; cut where the windows end."""
@@ -119,50 +118,3 @@ class StableDiffusionXL(LatentUNet):
         from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
         return {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
-
-
-_TOP_LEVEL: Mapping[str, str] = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-}
-_RESNET: Mapping[str, str] = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-_PLACE = {"resnets": 0, "attentions": 1}
-
-
-def native_names(unet: Any) -> dict[str, str]:
-    """Return the dotted names that SDXL's own code has for the layers of diffusers' UNet, by their paths there.
-
-    Where diffusers nests levels and layers, the native model counts input and output blocks through.
-    """
-    paths = [path for path, _ in layers_under(unet)]
-    return {path: _native_name(path, unet.config.layers_per_block + 1, paths) for path in paths}
-
-
-def _native_name(path: str, blocks_a_level: int, paths: Collection[str]) -> str:
-    match path.split("."):
-        case ["down_blocks", level, "downsamplers", _, "conv"]:
-            return f"input_blocks.{blocks_a_level * (int(level) + 1)}.0.op"
-        case ["up_blocks", level, "upsamplers", _, "conv"]:
-            place = 2 if any(other.startswith(f"up_blocks.{level}.attentions.") for other in paths) else 1
-            return f"output_blocks.{blocks_a_level * (int(level) + 1) - 1}.{place}.conv"
-        case ["down_blocks", level, kind, number, *rest]:
-            return f"input_blocks.{blocks_a_level * int(level) + int(number) + 1}.{_PLACE[kind]}.{_inner(rest)}"
-        case ["up_blocks", level, kind, number, *rest]:
-            return f"output_blocks.{blocks_a_level * int(level) + int(number)}.{_PLACE[kind]}.{_inner(rest)}"
-        case ["mid_block", kind, number, *rest]:
-            return f"middle_block.{2 * int(number) + _PLACE[kind]}.{_inner(rest)}"
-    return _TOP_LEVEL.get(path, path)
-
-
-def _inner(rest: list[str]) -> str:
-    name = ".".join(rest)
-    return _RESNET.get(name, name)

@@ -130,7 +130,7 @@ def study_ranks(
     for note in unread_notes(family.unread, caption_places(pictures), trigger=config.data.trigger):
         callback(Warned(**vars(note)))
     config = resolve(config, family)
-    weights = load(file, family.networks, family.key_names).weights
+    weights = load(file, family.networks).weights
     cuts = _cuts(file, weights, ranks)
     study = _measure(config, family, pictures, cuts, options.margin, callback)
     if out is not None:

@@ -89,7 +89,7 @@ def evaluate_adapter(
     out = evaluation_folder(file, options)
     make_writable(out, "choose another --out")
     family = load_base(inputs.config.base, **text_options(inputs.config.data.token_windows))
-    adapter = load(file, family.networks, family.key_names)
+    adapter = load(file, family.networks)
     subject = _Subject(resolve(inputs.config, family), family, adapter.weights, inputs.pictures, out, callback)
     notes = [*inputs.notes, *base_warnings(metadata, inputs.config.base), *_picture_warnings(adapter, inputs.pictures)]
     evaluation = _evaluate(file_in(file).name, subject, options, models, _step_of(adapter), notes)

@@ -60,7 +60,7 @@ def load_merged(file: Path, base: str | None, scale: float) -> Family:
     """Load a base with an adapter merged into it; a fault of the adapter's file is raised before the base is loaded."""
     windows = token_windows_of(info(file).metadata)
     family = load_base(base or base_beside(file), **text_options(windows))
-    weights = load(file, family.networks, family.key_names).weights
+    weights = load(file, family.networks).weights
     merge(family.networks, [(weights, scale)])
     return family
 

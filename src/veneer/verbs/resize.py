@@ -46,4 +46,4 @@ def resize_adapter(file: Path, rank: int, out: Path | None = None, *, base: str 
 def _load_with_base(file: Path, base: str | None) -> AdapterFile:
     """Load an adapter whose names mean something beside its base alone."""
     family = load_base(base or base_beside(file))
-    return load(file, family.networks, family.key_names)
+    return load(file, family.networks)

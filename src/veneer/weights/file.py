@@ -1,4 +1,4 @@
-"""Adapter files: written in diffusers' format, read in any."""
+"""Adapter files: written in diffusers' format, read whichever tool wrote them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -16,10 +15,15 @@ from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.errors import UserError
 from veneer.files import atomic_write, is_pickle, open_regular, opens_paths
 from veneer.weights.formats.diffusers import DIFFUSERS
-from veneer.weights.formats.peft import FILE_NAME as PEFT_NAME
-from veneer.weights.formats.protocol import BaseNames, FileContent, Format, KeyNames
-from veneer.weights.formats.registry import METADATA_KEYS, format_of
-from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes
+from veneer.weights.formats.foreign import Shapes, family_of, refuse_foreign
+from veneer.weights.formats.layers import LayerIndex, require_base
+from veneer.weights.formats.names import NETWORKS, TensorName, memory_path, readings
+from veneer.weights.formats.protocol import BaseNames, KeyNames
+from veneer.weights.formats.registry import METADATA_KEYS
+from veneer.weights.formats.strength import FILE_NAME as PEFT_NAME
+from veneer.weights.formats.strength import settings_beside
+from veneer.weights.formats.tensors import adapter_of, by_layer, sorted_names
+from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes, open_tensors
 
 __all__ = [
     "FILE_NAME",
@@ -39,7 +43,6 @@ FILE_NAME = "pytorch_lora_weights.safetensors"
 
 _PIECE = 2**20  # bytes read at a time
 _TENSORS_HASH = "veneer.tensors.sha256"
-_NO_NAMES: KeyNames = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ class AdapterInfo:
     """The content of an adapter file, as far as it can be told without its base.
 
     Attributes:
-        format: a key of ``FORMATS``, such as diffusers or kohya.
+        format: whose names the tensors have: diffusers, peft, kohya, attn_processor (diffusers' of 2023), or
+            several of them.
         methods: titles of the methods that occur.
         networks: prefixes of those it changes; none where only the base can tell.
         targets: number of layers it changes.
@@ -134,27 +138,58 @@ def _tensors_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 @opens_paths
-def load(path: Path, networks: Mapping[str, nn.Module] | None = None, key_names: KeyNames = _NO_NAMES) -> AdapterFile:
-    """Read an adapter of any format in ``FORMATS``, each tensor accounted for.
+def load(path: Path, networks: Mapping[str, nn.Module] | None = None, key_names: KeyNames | None = None) -> AdapterFile:
+    """Read an adapter, whichever tool named its tensors, each one accounted for.
 
     Args:
         path: the file, or a folder with one of the usual name.
         networks: the base's, by prefix. kohya's names, and peft's (which are of one network and do not say which), mean
             something only beside a base's.
-        key_names: what files call the base's layers, as its family gives them.
+        key_names: what files call the base's layers; by default what its family gives with the networks.
 
     Raises:
-        UserError: the file is a pickle, is broken, holds NaN or infinity, a tensor nobody asked for, or half an
-            adapter.
+        UserError: the file is none, is broken, holds NaN or infinity, a tensor nobody asked for, half an adapter or
+            another method's, or is of another base.
     """
     path = file_in(path)
-    file_format, content, layers = _read(path)
-    base = None if networks is None else BaseNames(networks, key_names)
+    content = _read(path)
     with _located_at(path):
-        paths = file_format.paths(list(layers), base)
+        if networks is None:
+            paths = {layer: _path_without_base(layer, content.formats[layer]) for layer in content.layers}
+        else:
+            paths = _paths_in_base(content, BaseNames.of(networks, key_names))
         if twice := [path for path, count in Counter(paths.values()).items() if count > 1]:
             raise UserError(f"has {twice[0]} twice, under two names", code="weights.layer_twice")
-    return AdapterFile({paths[layer]: adapter for layer, adapter in layers.items()}, _free(content.metadata))
+    return AdapterFile({paths[layer]: adapter for layer, adapter in content.layers.items()}, _free(content.metadata))
+
+
+def _network_of(layer: str, format_name: str) -> str | None:
+    """Return the network that a file's name for a layer tells; None where only the base's layers can tell."""
+    told = [reading.network for reading in readings(layer)][-1] if format_name == "kohya" else layer.partition(".")[0]
+    return told if told in NETWORKS else None
+
+
+def _path_without_base(layer: str, format_name: str) -> str:
+    """Return the full path that a file's name for a layer is; names with underscores are none.
+
+    Raises:
+        UserError: it takes a base to tell.
+    """
+    if format_name == "kohya" or _network_of(layer, format_name) is None:
+        require_base(None, format_name, [layer])
+    return memory_path(layer)
+
+
+def _paths_in_base(content: _Content, base: BaseNames) -> dict[str, str]:
+    """Return the full path of the base's layer that each of a file's names means, once each adapter fits its layer.
+
+    Raises:
+        UserError: a name means none of the base's layers, or several, or an adapter is of another size.
+    """
+    index, origin = LayerIndex(base), family_of(content.shapes, content.metadata)
+    paths = index.resolve({layer: adapter.shape for layer, adapter in content.layers.items()}, origin)
+    index.check_shapes({paths[layer]: adapter.shape for layer, adapter in content.layers.items()}, origin)
+    return paths
 
 
 @opens_paths
@@ -165,16 +200,18 @@ def info(path: Path) -> AdapterInfo:
         UserError: as of :func:`load`.
     """
     path = file_in(path)
-    file_format, content, layers = _read(path)
+    content = _read(path)
+    adapters = list(content.layers.values())
+    networks = {layer: _network_of(layer, content.formats[layer]) for layer in content.layers}
     size, digest = _size_and_hash(path)
     return AdapterInfo(
-        format=file_format.name,
-        methods=tuple(sorted({adapter.method.title for adapter in layers.values()})),
-        networks=tuple(sorted({network for layer in layers if (network := file_format.network_of(layer))})),
-        targets=len(layers),
-        hyperparameters=_hyperparameters(list(layers.values())),
-        parameters=sum(adapter.parameter_count for adapter in layers.values()),
-        needs_base=_needs_base(file_format, list(layers)),
+        format=", ".join(sorted(set(content.formats.values()))),
+        methods=tuple(sorted({adapter.method.title for adapter in adapters})),
+        networks=tuple(sorted({network for network in networks.values() if network is not None})),
+        targets=len(adapters),
+        hyperparameters=_hyperparameters(adapters),
+        parameters=sum(adapter.parameter_count for adapter in adapters),
+        needs_base=any(name == "kohya" or networks[layer] is None for layer, name in content.formats.items()),
         size_bytes=size,
         sha256=digest,
         metadata=_free(content.metadata),
@@ -198,14 +235,6 @@ def _hyperparameters(adapters: list[LayerAdapter]) -> dict[str, tuple[float, ...
     return {name: tuple(sorted(each)) for name, each in values.items()}
 
 
-def _needs_base(file_format: Format, layers: list[str]) -> bool:
-    try:
-        file_format.paths(layers, None)
-    except UserError:
-        return True
-    return False
-
-
 def file_in(path: Path) -> Path:
     """Return the adapter file that a path means: itself, or in a folder the one of a usual name.
 
@@ -221,12 +250,43 @@ def file_in(path: Path) -> Path:
     raise UserError(what, code="weights.no_adapter_file", where=path, remedy="name the file itself")
 
 
-def _read(path: Path) -> tuple[Format, FileContent, dict[str, LayerAdapter]]:
-    """Return a file's format, its content, and each layer's adapter by the file's name for the layer."""
-    content = FileContent(path, *decode(path))
-    file_format = format_of(content.tensors)
+@dataclass(frozen=True)
+class _Content:
+    """An adapter file, read and sorted by the file's names for layers.
+
+    Attributes:
+        layers: each layer's adapter.
+        formats: the format whose names each layer's are like.
+        shapes: of the tensors by their names.
+        metadata: of the header.
+    """
+
+    layers: Mapping[str, LayerAdapter]
+    formats: Mapping[str, str]
+    shapes: Shapes
+    metadata: Mapping[str, str]
+
+
+def _read(path: Path) -> _Content:
+    """Read a file; its names are looked at before its numbers, so that what is no adapter is not read whole."""
+    with open_tensors(path) as file:
+        metadata = file.header.metadata
+        shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
+        with _located_at(path):
+            refuse_foreign(shapes)
+            names = sorted_names(shapes)
+        tensors = file.tensors()
     with _located_at(path):
-        return file_format, content, file_format.read(content)
+        layers = _adapters(path, names, metadata, tensors)
+    return _Content(layers, {name.layer: name.format for name in names.values()}, shapes, metadata)
+
+
+def _adapters(
+    path: Path, names: Mapping[str, TensorName], metadata: Mapping[str, str], tensors: Mapping[str, Tensor]
+) -> dict[str, LayerAdapter]:
+    settings_of = settings_beside(path, names.values(), metadata)
+    parts = {layer: {part: tensors[name] for part, name in own.items()} for layer, own in by_layer(names).items()}
+    return {layer: adapter_of(layer, own, settings_of) for layer, own in parts.items()}
 
 
 def _free(metadata: Mapping[str, str]) -> dict[str, str]:

@@ -226,7 +226,7 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
         UserError: the first that holds NaN or infinity, or is of integers.
     """
     for name, tensor in tensors.items():
-        if _is_whole(tensor) and name.endswith(".alpha"):
+        if _is_whole(tensor) and name.endswith((".alpha", ".lora_alpha")):
             continue
         if not tensor.is_floating_point():
             what = f"tensor {name} is {tensor.dtype}, not a floating point one"

@@ -1,26 +1,161 @@
-"""Names that files have for networks and layers, resolved against a base's own."""
+"""The grammar of tensors' names in adapter files: what tools put before, between and behind a layer's path.
+
+A name is wrappers, the network, the layer's path, and an ending that says which part of an adapter the tensor is:
+``base_model.model.unet.`` + ``mid_block.attentions.0.proj_in`` + ``.lora_A.default.weight``. The path is the base's
+own, with dots or underscores, or that of the model's original code; :mod:`veneer.weights.formats.layers` looks it up.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-from veneer.errors import UserError
-from veneer.weights.formats.protocol import BaseNames
+from veneer.adapter.registry import METHODS
 
-__all__ = ["NETWORKS", "file_path", "memory_path", "require_base", "resolve", "spellings"]
+__all__ = ["DENOISER", "NETWORKS", "Reading", "TensorName", "file_path", "memory_path", "parse_name", "readings"]
 
 NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 """What diffusers' files, and the rest after them, call the networks of a base."""
+DENOISER = "denoiser"
+"""The network of names that say it is the denoiser, and not what it is called."""
 _LEVEL = "text_model."
 """A level of text encoders' layer names: files have it, networks in memory have it or not, by class and version."""
 _SHORT, _LONG = "text_encoder.", f"text_encoder.{_LEVEL}"
 # transformers 5 dropped the level from this network; files keep it, for every reader knows it and only new ones know
 # the other
 
+_ADAPTER_NAME = r"(?:\.(?!(?:weight|bias|alpha)$)[^.]+)?"
+_PARTS = {part: pattern for method in METHODS.values() for part, pattern in method.spellings.items()}
+_ENDING = "|".join(f"(?P<{part}>{pattern.replace('NAME', _ADAPTER_NAME)})" for part, pattern in _PARTS.items())
+_NAME = re.compile(f"(.+?)(?:{_ENDING})")
+_INNER = re.compile(
+    r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|processor|lora)(?=\.|$)"
+)
+"""Levels that a layer's own path never has: of compilers, of sharding, of peft, of diffusers' first adapters."""
+_SURE = ("base_model.model", "module", "_orig_mod", "_fsdp_wrapped_module", "pipeline", "pipe")
+"""Wrappers that no network has as a level of its own at its top."""
+_UNSURE = ("model", "transformer")
+"""Wrappers that a network may have as a level of its own."""
+_DOTTED = {
+    **{name: name for name in NETWORKS},
+    "model.diffusion_model": DENOISER,
+    "diffusion_model": DENOISER,
+    "diffusion": DENOISER,
+    "denoiser": DENOISER,
+    "dit": DENOISER,
+    "text_encoder_1": "text_encoder",
+    "te": "text_encoder",
+    "te1": "text_encoder",
+    "te2": "text_encoder_2",
+    "clip_l": "text_encoder",
+    "clip_g": "text_encoder_2",
+    "text_encoders.clip_l": "text_encoder",
+    "text_encoders.clip_g": "text_encoder_2",
+    "cond_stage_model": "text_encoder",
+    "conditioner.embedders.0": "text_encoder",
+    "conditioner.embedders.1": "text_encoder_2",
+}
+"""What tools call the networks in names with dots."""
+_ROOT = re.compile(
+    r"(lora_unet|lora_transformer|lora_te[123]?|lora_text_encoder(?:_[123])?|lycoris(?:_unet|_te[123]?)?)_"
+)
+"""What tools call the networks in names with underscores."""
+_ROOTS = {
+    "lora_unet": "unet",
+    "lora_transformer": "transformer",
+    "lycoris": DENOISER,
+    "lycoris_unet": "unet",
+    **{f"{root}{end}": "text_encoder" for root in ("lora_te", "lycoris_te") for end in ("", "1")},
+    **{f"{root}{end}": f"text_encoder_{end}" for root in ("lora_te", "lycoris_te") for end in "23"},
+    **{f"lora_text_encoder{end}": f"text_encoder{end}".removesuffix("_1") for end in ("", "_1", "_2", "_3")},
+}
+_UNDERSCORED = re.compile(r"_orig_mod_|module_|base_model_model_|model_diffusion_model_|diffusion_model_|model_")
 
-def spellings(path: str) -> set[str]:
-    """Return how a layer's path within its network may be written: as it is, with and without the optional level."""
-    return {path, path.removeprefix(_LEVEL), f"{_LEVEL}{path}"}
+
+@dataclass(frozen=True)
+class TensorName:
+    """A tensor's name, taken apart.
+
+    Attributes:
+        layer: the file's name for the layer, without the wrappers that it surely has.
+        part: which part of an adapter it is, as ``Method.endings`` calls it.
+        format: the format whose names are like it.
+    """
+
+    layer: str
+    part: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One way to understand a file's name for a layer.
+
+    Attributes:
+        network: that the name says; None: it says none.
+        path: within the network, in the file's spelling.
+        has_dots: whether the path's levels are set apart by dots, not by underscores.
+        is_sure: whether nothing was taken off that may belong to the path.
+    """
+
+    network: str | None
+    path: str
+    has_dots: bool = True
+    is_sure: bool = True
+
+
+def parse_name(name: str) -> TensorName | None:
+    """Return what a tensor's name says; None where its ending is no adapter's part."""
+    found = _NAME.fullmatch(name)
+    if found is None or found.lastgroup is None:
+        return None
+    head = found.group(1)
+    return TensorName(_plain(head), found.lastgroup, _format_of(head))
+
+
+def _plain(head: str) -> str:
+    """Return a layer's name without what surely does not belong to it."""
+    inner = _INNER.sub("", head)
+    sure = [reading for reading in readings(inner) if reading.is_sure][-1]
+    if not sure.has_dots:
+        return inner
+    return sure.path if sure.network in (None, DENOISER) else f"{sure.network}.{sure.path}"
+
+
+def _format_of(head: str) -> str:
+    if _ROOT.match(head):
+        return "kohya"
+    if head.startswith("base_model.model."):
+        return "peft"
+    return "attn_processor" if ".processor." in head else "diffusers"
+
+
+def readings(layer: str) -> Iterator[Reading]:
+    """Yield the ways to understand a file's name for a layer, the whole name first, then with less and less before."""
+    network, path, is_sure = None, layer, True
+    yield Reading(network, path)
+    while True:
+        if network is None and (root := _ROOT.match(path)):
+            yield from _underscored(_ROOTS[root.group(1)], path[root.end() :])
+            return
+        before = next((each for each in _PREFIXES if path.startswith(f"{each}.")), None)
+        if before is None:
+            return
+        is_sure = is_sure and (before in _SURE or (network is None and before != "model"))
+        network = network or _DOTTED.get(before)
+        path = path[len(before) + 1 :]
+        yield Reading(network, path, is_sure=is_sure)
+
+
+_PREFIXES = sorted({*_SURE, *_UNSURE, *_DOTTED}, key=len, reverse=True)
+
+
+def _underscored(network: str, path: str) -> Iterator[Reading]:
+    yield Reading(network, path, has_dots=False)
+    while wrapper := _UNDERSCORED.match(path):
+        path = path[wrapper.end() :]
+        yield Reading(network, path, has_dots=False)
 
 
 def file_path(path: str) -> str:
@@ -31,33 +166,3 @@ def file_path(path: str) -> str:
 def memory_path(path: str) -> str:
     """Return a layer's full path as newer networks have it."""
     return _SHORT + path.removeprefix(_LONG) if path.startswith(_LONG) else path
-
-
-def resolve(layers: Collection[str], aliases: Mapping[str, Collection[str]]) -> dict[str, str]:
-    """Return the one path that each of a file's names for layers means.
-
-    Args:
-        layers: the file's names.
-        aliases: the paths that a name may mean.
-
-    Raises:
-        UserError: a name means none of the base's layers, or several of them.
-    """
-    for layer in layers:
-        if len(paths := sorted(aliases.get(layer, ()))) != 1:
-            what = f"its name {layer} means {' and '.join(paths) or 'no layer'} of the base"
-            code = "weights.ambiguous_layer" if paths else "weights.unknown_layer"
-            raise UserError(what, code=code, remedy="use the base that it was trained on")
-    return {layer: next(iter(aliases[layer])) for layer in layers}
-
-
-def require_base(base: BaseNames | None, format_name: str, layers: Collection[str]) -> BaseNames:
-    """Return the base, without which a file's names do not say which layers they mean.
-
-    Raises:
-        UserError: there is none.
-    """
-    if base is None:
-        what = f"its {format_name} names, such as {next(iter(layers))}, need a base to tell which layers they are"
-        raise UserError(what, code="weights.needs_base")
-    return base

@@ -1,21 +1,23 @@
-"""What a format of adapter files offers."""
+"""What is known of an adapter file and of its base when names are resolved, and what a format offers."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from torch import Tensor, nn
 
-from veneer.adapter.protocol import AdapterWeights, LayerAdapter
+from veneer.adapter.protocol import AdapterWeights
 
-__all__ = ["BaseNames", "FileContent", "Format", "KeyNames", "WritableFormat"]
+__all__ = ["BaseNames", "BaseNetworks", "FileContent", "Format", "KeyNames"]
 
 KeyNames: TypeAlias = Mapping[str, Mapping[str, str]]
 """What a base's layers are called in files, where it is not what they are called in memory: by format, then by full
 dotted path, with the network's prefix in both: ``{"kohya": {"unet.mid_block.resnets.0.conv1": "unet.middle_block...``.
+A format's names are written to its files; all are read in any file. ``native`` has those of the model's own code where
+no format writes them.
 """
 
 
@@ -34,6 +36,24 @@ class FileContent:
     metadata: Mapping[str, str]
 
 
+class BaseNetworks(dict[str, nn.Module]):
+    """A base's networks by prefix, with what files call their layers.
+
+    Args:
+        networks: by prefix.
+        key_names: gives what files call layers; asked when a file is read or written.
+    """
+
+    def __init__(self, networks: Mapping[str, nn.Module], key_names: Callable[[], KeyNames]) -> None:
+        super().__init__(networks)
+        self._key_names = key_names
+
+    @property
+    def key_names(self) -> KeyNames:
+        """What files call layers, as their family gives it."""
+        return self._key_names()
+
+
 @dataclass(frozen=True)
 class BaseNames:
     """The layers of a base, against which a file's names are resolved.
@@ -46,9 +66,15 @@ class BaseNames:
     networks: Mapping[str, nn.Module]
     key_names: KeyNames = field(default_factory=dict)
 
+    @classmethod
+    def of(cls, networks: Mapping[str, nn.Module], key_names: KeyNames | None = None) -> BaseNames:
+        """Return the names of these networks' layers; families' networks tell what files call them."""
+        own = networks.key_names if isinstance(networks, BaseNetworks) else {}
+        return cls(networks, own if key_names is None else key_names)
+
 
 class Format(Protocol):
-    """A format of adapter files: how it is recognised, read, and what it calls layers."""
+    """A format of adapter files that can be written."""
 
     @property
     def name(self) -> str:
@@ -57,35 +83,6 @@ class Format(Protocol):
     @property
     def metadata_keys(self) -> tuple[str, ...]:
         """Keys of a file's metadata that belong to the format, not to the adapter."""
-
-    def detects(self, names: Collection[str]) -> bool:
-        """Return whether tensors of these names are of this format."""
-
-    def read(self, content: FileContent) -> dict[str, LayerAdapter]:
-        """Return each layer's adapter by the name that the file has for the layer.
-
-        Raises:
-            UserError: a tensor belongs to no adapter, a part of one is missing, or the strength is not told.
-        """
-
-    def network_of(self, layer: str) -> str | None:
-        """Return the network that a file's name for a layer is in; None where only the base's layers can tell."""
-
-    def paths(self, layers: Collection[str], base: BaseNames | None) -> dict[str, str]:
-        """Return the full dotted path of each of a file's names for layers.
-
-        Args:
-            layers: the names.
-            base: whose layers they may be; None: it is not at hand.
-
-        Raises:
-            UserError: the names tell the paths only together with the base's layers, and there is no base, or not
-                exactly one of its layers has such a name.
-        """
-
-
-class WritableFormat(Format, Protocol):
-    """A format that can be written as well."""
 
     def write(self, weights: AdapterWeights, base: BaseNames | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Return the tensors and the metadata of a file.

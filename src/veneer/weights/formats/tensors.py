@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -10,77 +10,65 @@ from torch import Tensor
 from veneer.adapter.protocol import LayerAdapter, Method
 from veneer.adapter.registry import METHODS
 from veneer.errors import UserError
+from veneer.weights.formats.names import TensorName, parse_name
 
-__all__ = ["adapters_of", "named_tensors", "rename_tensors"]
+__all__ = ["Settings", "adapter_of", "by_layer", "named_tensors", "sorted_names"]
 
 _LONGEST = 500  # characters of a tensor's name; a Flux block's has less than 100
 
 Settings = Mapping[str, Any]
 
 
-def adapters_of(
-    tensors: Mapping[str, Tensor], naming: str, settings_of: Callable[[str], Settings | None]
-) -> dict[str, LayerAdapter]:
-    """Return each layer's adapter by the name that the file has for the layer.
+def sorted_names(names: Iterable[str]) -> dict[str, TensorName]:
+    """Return what each tensor's name says, by the name.
+
+    Raises:
+        UserError: there is none, one is no layer's, or belongs to no adapter method that is read.
+    """
+    known = {name: _parsed(name) for name in names}
+    if not known:
+        raise UserError("holds no adapter: there is no tensor in it", code="weights.empty")
+    return known
+
+
+def _parsed(name: str) -> TensorName:
+    if len(name) > _LONGEST or not name.isprintable():
+        what = f"has a tensor of which the name is no layer's: {name[:40]!r}"
+        raise UserError(what, code="weights.bad_tensor_name")
+    if (parsed := parse_name(name)) is None:
+        what = f"tensor {name} belongs to no adapter method that Veneer reads"
+        remedy = f"it reads {' and '.join(method.title for method in METHODS.values())}"
+        raise UserError(what, code="weights.unknown_tensor", remedy=remedy)
+    return parsed
+
+
+def by_layer(names: Mapping[str, TensorName]) -> dict[str, dict[str, str]]:
+    """Return the names of each layer's tensors by part, by the file's name for the layer.
+
+    Raises:
+        UserError: two tensors are the same part of the same layer.
+    """
+    layers: dict[str, dict[str, str]] = {}
+    for name, parsed in names.items():
+        first = layers.setdefault(parsed.layer, {}).setdefault(parsed.part, name)
+        if first != name:
+            what = f"{parsed.layer} has two tensors of one kind, or one twice, under two names: {first} and {name}"
+            raise UserError(what, code="weights.tensor_twice")
+    return dict(sorted(layers.items()))
+
+
+def adapter_of(layer: str, parts: Mapping[str, Tensor], settings_of: Callable[[str], Settings | None]) -> LayerAdapter:
+    """Return one layer's adapter.
 
     Args:
-        tensors: all of the file's.
-        naming: how a method's tensors are called, a key of ``Method.endings``.
-        settings_of: gives what the file's config says of a layer; None: there is no config, the tensors tell all.
+        layer: the file's name for the layer.
+        parts: its tensors.
+        settings_of: gives what the file's config says of the layer; None: there is no config, the tensors tell all.
 
     Raises:
-        UserError: a tensor belongs to no adapter, a part of one is missing or there twice, or the config contradicts
-            the tensors.
+        UserError: a part is missing or does not fit, or the config contradicts the tensors.
     """
-    layers = _by_layer(tensors, naming)
-    if not layers:
-        raise UserError("holds no adapter: there is no tensor in it", code="weights.empty")
-    return {layer: _adapter(layer, parts, naming, settings_of) for layer, parts in sorted(layers.items())}
-
-
-def rename_tensors(tensors: Mapping[str, Tensor], rename: Callable[[str], str]) -> dict[str, Tensor]:
-    """Return a file's tensors under other names.
-
-    Raises:
-        UserError: two tensors get the same name.
-    """
-    renamed: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if (new := rename(name)) in renamed:
-            raise UserError(f"has {new} twice, under two names; {name} is one", code="weights.tensor_twice")
-        renamed[new] = tensor
-    return renamed
-
-
-def _by_layer(tensors: Mapping[str, Tensor], naming: str) -> dict[str, dict[str, Tensor]]:
-    table = {ending: part for method in METHODS.values() for ending, part in method.endings.get(naming, {}).items()}
-    layers: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if len(name) > _LONGEST or not name.isprintable():
-            what = f"has a tensor of which the name is no layer's: {name[:40]!r}"
-            raise UserError(what, code="weights.bad_tensor_name")
-        layer, part = _split(name, table)
-        parts = layers.setdefault(layer, {})
-        if part in parts:
-            what = f"{layer} has two tensors of one kind; {name} is one"
-            raise UserError(what, code="weights.tensor_twice")
-        parts[part] = tensor
-    return layers
-
-
-def _split(name: str, table: Mapping[str, str]) -> tuple[str, str]:
-    for ending, part in table.items():
-        if name.endswith(f".{ending}"):
-            return name.removesuffix(f".{ending}"), part
-    what = f"tensor {name} belongs to no adapter method that Veneer reads"
-    remedy = f"it reads {' and '.join(method.title for method in METHODS.values())}"
-    raise UserError(what, code="weights.unknown_tensor", remedy=remedy)
-
-
-def _adapter(
-    layer: str, parts: Mapping[str, Tensor], naming: str, settings_of: Callable[[str], Settings | None]
-) -> LayerAdapter:
-    method = _method_of(layer, set(parts), naming)
+    method = _method_of(layer, set(parts))
     try:
         settings = settings_of(layer)
         _check_markers(method, settings or {})
@@ -92,9 +80,9 @@ def _adapter(
         raise UserError(what, code="weights.bad_config") from error
 
 
-def _method_of(layer: str, parts: set[str], naming: str) -> Method:
+def _method_of(layer: str, parts: set[str]) -> Method:
     """Return the method whose tensors these are: of those that have all of them, the one with the fewest others."""
-    known = [(set(method.endings.get(naming, {}).values()), method) for method in METHODS.values()]
+    known = [(set(method.spellings), method) for method in METHODS.values()]
     fitting = [(len(known_parts), method) for known_parts, method in known if parts <= known_parts]
     if not fitting:
         what = f"{layer} has {', '.join(sorted(parts))}, which belong to different methods"

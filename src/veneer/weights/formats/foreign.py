@@ -1,0 +1,202 @@
+"""Files that are no LoRA and no DoRA, and files of other bases, called by their names.
+
+Told by what tensors are called and how large they are: nothing here is read from a file but names, shapes and metadata.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+from veneer.adapter.registry import METHODS
+from veneer.errors import UserError
+from veneer.weights.formats.names import parse_name
+from veneer.weights.header import shown
+
+__all__ = ["Shapes", "family_of", "refuse_foreign"]
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""The shape of each tensor by its name."""
+
+_READ = " and ".join(method.title for method in METHODS.values())
+_TOKENS = "textual inversion"
+_TOKEN_WIDTHS = (768, 1024, 1280, 2048, 4096)
+"""How many numbers a token has in the text encoders that people train tokens of."""
+_BUTTERFLY_AXES = 4  # LyCORIS calls the blocks of OFT (3 axes) and of BOFT by one name
+_NO_MERGE = {
+    _TOKENS: "it is loaded beside a base, and trains no layer",
+    "hypernetwork": "it is computed beside the layers, and cannot be merged",
+    "prompt tuning": "it is loaded beside a base, and trains no layer",
+}
+_METHODS: tuple[tuple[str, str], ...] = (
+    ("LoHa", r"[._]hada_(?:w[12](?:_[ab])?|t[12])\b"),
+    ("LoKr", r"[._]lokr_(?:w[12](?:_[ab])?|t[12])\b"),
+    ("BOFT", r"[._]boft_\w+"),
+    ("OFT", r"[._]oft_\w+|\.(?:vec|rescale)$"),
+    ("(IA)^3", r"\.on_input$|[._]ia3_\w+"),
+    ("GLoRA", r"\.(?:a[12]|b[12]|bm[12])\.weight$|[._]glora_\w+"),
+    ("DyLoRA", r"\.(?:up|down)_list\.\d+"),
+    ("AdaLoRA", r"\.lora_E\b|\.ranknum\b"),
+    ("VeRA", r"[._]p?vera_\w+"),
+    ("LoRA with trained biases", r"\.lora_(?:B|up)(?:\.[^.]+)?\.bias$|[._]lora(?:_linear_layer)?\.up\.bias$"),
+    ("LoRA of embeddings", r"\.lora_embedding_[AB]\b"),
+    ("trained norm", r"\.[wb]_norm$|[._]ln_tuning_\w+"),
+    ("full difference", r"\.diff(?:_[bm])?$|\.set_weight$"),
+    ("reshaped LoRA", r"\.reshape_weight$"),
+    ("hypernetwork", r"^\d{3,4}\.[01]\.linear|^hypernet"),
+    (_TOKENS, r"^bundle_emb\.|^emb_params$|^string_to_(?:param|token)|^(?:clip_[lg]|t5xxl)$|^<[^<>]+>$"),
+)
+"""Methods that are not read, each with a pattern of names that only its tensors have."""
+_PEFT_METHODS = {
+    **{f"{name.lower()}_": name for name in ("VBLoRA", "FourierFT", "HRA", "Bone", "MiSS", "RandLoRA", "C3A", "SHiRA")},
+    **{
+        f"{name.lower()}_": name
+        for name in ("RoAd", "WaveFT", "DeLoRA", "GraLoRA", "HiRA", "Lily", "PSOFT", "TinyLoRA")
+    },
+    **{f"{name.lower()}_": name for name in ("UniLoRA", "OSF", "BEFT", "DEFT", "AdaMSS", "PEANuT", "Poly")},
+    "trainable_tokens_": "trainable tokens",
+    "prompt_embeddings": "prompt tuning",
+    "prompt_encoder": "prompt tuning",
+}
+"""peft's further methods by what the names of their parameters begin with."""
+_PEFT_NAME = re.compile(r"(?:^|\.)(" + "|".join(map(re.escape, _PEFT_METHODS)) + r")\w*(?:\.[^.]+)*$")
+
+_OTHERS: tuple[tuple[str, str], ...] = (
+    ("a LoRA of cloneofsimo's trainer of 2022, whose names count layers", r"^(?:unet|text_encoder):\d+:(?:up|down)$"),
+    ("a ControlNet-LLLite", r"^lllite_"),
+    ("a ControlNet", r"^control_model\.|^controlnet_|input_hint_block|^lora_controlnet$|zero_convs?\."),
+    ("an IP-Adapter", r"^ip_adapter\b|^image_proj\b|\.to_[kv]_ip\b"),
+    ("a T2I-Adapter", r"^adapter\.body\.|^body\.\d+\.block\d"),
+    ("a motion module (AnimateDiff)", r"motion_modules?\."),
+    ("an upscaler", r"^(?:model\.)?(?:conv_first|RRDB_trunk|upconv1|conv_body|sub_mean)\."),
+    (
+        "a whole checkpoint",
+        r"^model\.diffusion_model\.|^cond_stage_model\.|^first_stage_model\.|^conditioner\.embedders\.",
+    ),
+    (
+        "an autoencoder (VAE)",
+        r"^(?:vae\.|first_stage_model\.)?(?:encoder|decoder)\.(?:conv_in|down|mid|up|mid_block)\b",
+    ),
+    (
+        "a text encoder",
+        r"^(?:text_model|transformer\.text_model|encoder\.block|model\.layers|text_projection|shared)\b",
+    ),
+    ("a denoiser", r"^(?:down_blocks|up_blocks|mid_block|conv_in|input_blocks|double_blocks|single_blocks|blocks)\b"),
+    ("a denoiser", r"^(?:joint_blocks|transformer_blocks|single_transformer_blocks|layers|x_embedder|img_in)\b"),
+)
+"""What else lies in safetensors files, each with a pattern of its names; the first that matches any tensor counts."""
+
+_FAMILIES: tuple[tuple[str, str], ...] = (
+    ("HiDream", r"double_stream_blocks[._]|single_stream_blocks[._]"),
+    ("FLUX", r"double_blocks[._]\d+|single_blocks[._]\d+|single_transformer_blocks[._]\d+"),
+    ("Stable Diffusion 3", r"joint_blocks[._]\d+"),
+    ("Qwen-Image", r"transformer_blocks[._]\d+[._](?:img|txt)_(?:mlp|mod)"),
+    (
+        "FLUX or Stable Diffusion 3",
+        r"transformer_blocks[._]\d+[._](?:attn[._](?:add_|to_add_out)|ff_context|norm1_context)",
+    ),
+    ("Z-Image or Lumina", r"(?:context|noise)_refiner[._]\d+|layers[._]\d+[._](?:attention[._]|adaLN_modulation)"),
+    ("Krea 2", r"txtfusion|text_fusion|blocks[._]\d+[._]attn[._]w[qkvo]\b"),
+    ("Wan", r"blocks[._]\d+[._](?:self|cross)_attn[._](?:[qkvo]|k_img|v_img)(?:$|[._])"),
+    ("Anima or Cosmos", r"blocks[._]\d+[._](?:self|cross)_attn[._](?:[qkv]_proj|output_proj)"),
+    ("Stable Cascade", r"lora_prior_|(?:down|up)_blocks_\d_\d+_(?:attention|channelwise|mapper)"),
+    ("AuraFlow", r"joint_transformer_layers|single_transformer_layers"),
+    ("PixArt", r"adaln_single|caption_projection"),
+    ("a language model", r"(?:^|\.)model\.layers\.\d+\.(?:self_attn|mlp)\."),
+    ("Stable Diffusion XL", r"(?:^|[._])lora_te2_|(?:^|\.)text_encoder_2\.|label_emb|add_embedding"),
+    ("Stable Diffusion XL", r"(?:input_blocks[._][4578][._]1|middle_block[._]1)[._]transformer_blocks[._][1-9]"),
+    ("Stable Diffusion XL", r"(?:down_blocks[._][12]|mid_block)[._]attentions[._]\d[._]transformer_blocks[._][1-9]"),
+)
+"""Families of bases, each with a pattern of names that its adapters have."""
+_CROSS_ATTENTION = re.compile(r"attn2[._](?:processor[._])?to_[kv](?![a-z])")
+_TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
+"""Families by how wide the text is that their attention reads."""
+_MARKS = {
+    "sdxl": "Stable Diffusion XL",
+    "stable-diffusion-xl": "Stable Diffusion XL",
+    "sd_v1": "Stable Diffusion 1",
+    "stable-diffusion-v1": "Stable Diffusion 1",
+    "sd_v2": "Stable Diffusion 2",
+    "stable-diffusion-v2": "Stable Diffusion 2",
+    "sd3": "Stable Diffusion 3",
+    "flux": "FLUX",
+}
+_METADATA = ("ss_base_model_version", "modelspec.architecture")
+
+
+def refuse_foreign(shapes: Shapes) -> None:
+    """Refuse a file that is no adapter of a method that is read, and say what it is.
+
+    Args:
+        shapes: of its tensors.
+
+    Raises:
+        UserError: it is known to be something else; what is not known passes.
+    """
+    unread = {name: shape for name, shape in shapes.items() if parse_name(name) is None}
+    methods = {name: title for name, shape in unread.items() if (title := _method_of(name, shape)) is not None}
+    if methods:
+        (title, count), *_ = Counter(methods.values()).most_common()
+        first = next(name for name in methods if methods[name] == title)
+        what = (
+            f"is of the method {title}, which is not read: {count} of its {len(shapes)} tensors, such as {shown(first)}"
+        )
+        raise UserError(what, code="weights.unsupported_method", remedy=f"Veneer reads {_READ}; {_remedy(title)}")
+    if unread and len(unread) == len(shapes) and (kind := _other(unread)) is not None:
+        what = f"is {kind} and no adapter: it has tensors such as {shown(next(iter(unread)))}"
+        raise UserError(what, code="weights.not_an_adapter", remedy=f"name the file of a {_READ.replace('and', 'or')}")
+
+
+def family_of(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
+    """Return the family of bases that an adapter is of, by its names, its shapes or its metadata; None: it is unknown.
+
+    Args:
+        shapes: of its tensors.
+        metadata: of its file.
+    """
+    by_name = next((family for family, pattern in _FAMILIES if _any(pattern, shapes)), None)
+    return by_name or _by_text_width(shapes) or _by_metadata(metadata)
+
+
+def _method_of(name: str, shape: tuple[int, ...]) -> str | None:
+    """Return the method that only one such tensor has, by its name or shape."""
+    if _is_token(name, shape):
+        return _TOKENS
+    title = next((title for title, pattern in _METHODS if re.search(pattern, name)), None)
+    if title == "OFT" and len(shape) == _BUTTERFLY_AXES:
+        return "BOFT"
+    found = _PEFT_NAME.search(name)
+    return title or (_PEFT_METHODS[found.group(1)] if found else None)
+
+
+def _is_token(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a tensor may be the vectors of a token, which diffusers' files name by the token itself."""
+    return "." not in name and len(shape) in (1, 2) and shape[-1] in _TOKEN_WIDTHS and bool(name)
+
+
+def _remedy(title: str) -> str:
+    return _NO_MERGE.get(title, "merge it into a base with the tool that made it, or extract a LoRA from that")
+
+
+def _other(names: Iterable[str]) -> str | None:
+    return next((kind for kind, pattern in _OTHERS if _any(pattern, names)), None)
+
+
+def _any(pattern: str, names: Iterable[str]) -> bool:
+    compiled = re.compile(pattern)
+    return any(compiled.search(name) for name in names)
+
+
+def _by_text_width(shapes: Shapes) -> str | None:
+    """Return the family whose text is as wide as the inputs of these tensors' cross attentions."""
+    for name, shape in shapes.items():
+        parsed = parse_name(name)
+        if parsed is not None and parsed.part == "down" and _CROSS_ATTENTION.search(name) and len(shape) > 1:
+            return _TEXT_WIDTHS.get(shape[1])
+    return None
+
+
+def _by_metadata(metadata: Mapping[str, str]) -> str | None:
+    told = " ".join(metadata.get(key, "") for key in _METADATA).lower()
+    return next((family for mark, family in _MARKS.items() if mark in told), None)

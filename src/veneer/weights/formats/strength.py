@@ -1,0 +1,94 @@
+"""Where a file tells strengths other than by ``.alpha`` tensors: diffusers' metadata, or peft's config beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from veneer.errors import UserError
+from veneer.files import open_regular
+from veneer.weights.formats.diffusers import METADATA_KEY
+from veneer.weights.formats.names import NETWORKS, TensorName
+from veneer.weights.formats.peft_config import PeftConfig, parse_config
+from veneer.weights.formats.tensors import Settings
+
+__all__ = ["CONFIG_NAME", "FILE_NAME", "settings_beside"]
+
+FILE_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
+"""The names under which ``PeftModel.save_pretrained`` writes tensors and config."""
+_LONGEST_CONFIG = 2**24  # bytes; one that names each layer of a large base has some hundred thousand
+_TYPE = "peft_type"
+
+
+def settings_beside(
+    path: Path, names: Collection[TensorName], metadata: Mapping[str, str]
+) -> Callable[[str], Settings | None]:
+    """Return the function that gives what peft's config says of a layer, by the file's name for the layer.
+
+    It gives None where there is no config: the tensors then tell all. kohya's names never have one.
+
+    Args:
+        path: of the file.
+        names: of its tensors.
+        metadata: of its header.
+
+    Raises:
+        UserError: peft wrote the file, its tensors do not tell the strength, and its config is not beside it.
+    """
+    config = _config(path, names, metadata)
+    if config is None:
+        return lambda layer: None
+    formats, configs = {name.layer: name.format for name in names}, _Configs(config)
+    return lambda layer: None if formats[layer] == "kohya" else configs.of(layer)
+
+
+def _config(path: Path, names: Collection[TensorName], metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    if (text := metadata.get(METADATA_KEY)) is not None:
+        return parse_config(text)
+    with_alpha = {name.layer for name in names if name.part == "alpha"}
+    if not any(name.format == "peft" and name.layer not in with_alpha for name in names):
+        return None
+    config = parse_config(_config_beside(path))
+    if (kind := config.get(_TYPE, "LORA")) != "LORA":
+        what = f"{CONFIG_NAME} beside it says that it is of the method {kind!s:.40}"
+        raise UserError(what, code="weights.unsupported_method", remedy="Veneer reads LoRA and DoRA")
+    return config
+
+
+def _config_beside(path: Path) -> str:
+    """Return the text of the config beside a file.
+
+    Raises:
+        UserError: there is none, or it cannot be read or is far too long.
+    """
+    place, remedy = path.parent / CONFIG_NAME, "it tells alpha, and so the adapter's strength"
+    try:
+        with open_regular(place) as file:
+            text = file.read(_LONGEST_CONFIG + 1)
+    except FileNotFoundError:
+        raise UserError(f"has no {CONFIG_NAME} beside it", code="weights.no_peft_config", remedy=remedy) from None
+    except OSError as error:
+        what = f"{CONFIG_NAME} beside it cannot be read: {error.strerror or error}"
+        raise UserError(what, code="weights.no_peft_config", remedy=remedy) from error
+    if len(text) > _LONGEST_CONFIG:
+        what = f"{CONFIG_NAME} beside it has more than {_LONGEST_CONFIG:,} bytes"
+        raise UserError(what, code="weights.bad_config", remedy="put the config that peft wrote there")
+    return text.decode("utf-8", "replace")
+
+
+class _Configs:
+    """The configs of a file's networks: one JSON, its keys with the network's prefix unless there is only one."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self._config = config
+        self._networks: dict[str | None, PeftConfig] = {}
+
+    def of(self, layer: str) -> dict[str, Any]:
+        """Return the config of a layer's network, as it is for the layer."""
+        prefix, _, path = layer.partition(".")
+        network = prefix if prefix in NETWORKS else None
+        if network not in self._networks:
+            own = {key.removeprefix(f"{network}."): value for key, value in self._config.items()}
+            self._networks[network] = PeftConfig(self._config if network is None else own)
+        return self._networks[network].of(layer if network is None else path)
