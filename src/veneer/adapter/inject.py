@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
-from veneer.adapter.layers import fit_to_layers, layers_of, layers_under, nearest
+from veneer.adapter.layers import fit_to_layers, is_wrapped, layers_of, layers_under, nearest, places_under
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, InjectedLayer, LayerAdapter
 from veneer.errors import UserError
 
@@ -122,7 +123,8 @@ class Injection:
         for site in self._sites.values():
             setattr(site.parent, site.name, site.original)
         for network in self._networks.values():
-            vars(network).pop("peft_config", None)
+            for module in network.modules():  # peft leaves it on the network, which a wrapper hands on
+                vars(module).pop("peft_config", None)
         _set_flags(self._flags)
 
 
@@ -133,13 +135,14 @@ def inject(networks: Mapping[str, nn.Module], specs: Mapping[str, AdapterSpec], 
     their bits. Dropout, where the spec has it, is active in training mode only.
 
     Args:
-        networks: by prefix; all of them are frozen, those without a spec too.
+        networks: by prefix; all of them are frozen, those without a spec too. ``torch.compile`` and ``DataParallel``
+            around them are looked through.
         specs: by prefix of the network.
         seed: of the random start.
 
     Raises:
-        UserError: a target matches nothing that can be adapted, or a layer is not one that the method can adapt; no
-            network has been changed then.
+        UserError: a target matches nothing that can be adapted, a layer is one that the method cannot adapt, or a
+            network is in ``DistributedDataParallel`` or FSDP; no network has been changed then.
     """
     _check_networks(networks, specs)
     matches = tuple(match for prefix, spec in specs.items() for match in _match_all(prefix, networks[prefix], spec))
@@ -161,6 +164,9 @@ def _check_networks(networks: Mapping[str, nn.Module], specs: Mapping[str, Adapt
         what, remedy = f"the base has no {unknown[0]!r} to adapt", f"it has {', '.join(networks)}"
         raise UserError(what, code="adapter.unknown_network", remedy=remedy)
     for prefix, network in networks.items():
+        if is_wrapped(network, (DistributedDataParallel,)):
+            what = f"{prefix} is in DistributedDataParallel already, which would leave the adapter's gradients apart"
+            raise UserError(what, code="adapter.wrapped_network", remedy="inject first, and wrap the network then")
         if any(isinstance(module, BaseTunerLayer) for module in network.modules()):
             what = f"{prefix} carries an adapter already"
             raise UserError(what, code="adapter.already_adapted", remedy="eject or unload that one first")
@@ -202,7 +208,8 @@ def _no_match(prefix: str, network: nn.Module, target: str, paths: list[str]) ->
 
 def _adapt(prefix: str, network: nn.Module, spec: AdapterSpec, paths: list[str]) -> dict[str, _Site]:
     """Wrap the layers of one network; return the sites by full path."""
-    names = {path: path.removeprefix(f"{prefix}.") for path in paths}
+    places = places_under(network)
+    names = {path: places[path.removeprefix(f"{prefix}.")] for path in paths}
     parents = {path: network.get_submodule(name.rpartition(".")[0]) for path, name in names.items()}
     originals = {path: network.get_submodule(name) for path, name in names.items()}
     spec.wrap_layers(network, list(names.values()))

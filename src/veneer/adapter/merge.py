@@ -123,6 +123,10 @@ def _check_mergeable(weights: AdapterWeights, layers: Mapping[str, Layer]) -> No
         if not adapter.method.is_mergeable:
             what = f"{name} has a {adapter.method.title} adapter, which cannot be merged into a weight"
             raise UserError(what, code="adapter.cannot_merge", remedy="sample with it beside the base")
+        if layers[name].weight.is_meta:
+            what = f"the weight of {name} is not in memory, so nothing can be merged into it"
+            remedy = "take accelerate's hooks off first (remove_hook_from_module), or load the base whole"
+            raise UserError(what, code="adapter.offloaded_base", remedy=remedy)
         if not _has_weight(layers[name]):
             what = f"{name} is quantised, so nothing can be merged into its weight"
             raise UserError(what, code="adapter.quantised_base", remedy="load the base in full for that")

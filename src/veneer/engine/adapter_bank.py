@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from veneer.adapter.layers import fit_to_layers, layers_of
+from veneer.adapter.layers import fit_to_layers, is_compiled, is_wrapped, layers_of
 from veneer.adapter.protocol import AdapterWeights, Layer, LowRank, check_strength, low_rank_of, method_without_low_rank
 from veneer.engine.row_adapters import RowAdapterHook, RowUpdates
 from veneer.errors import UserError
@@ -32,11 +32,18 @@ class AdapterBank:
 
     Args:
         networks: the base's networks by name, as ``family.networks``.
+
+    Raises:
+        UserError: one is wrapped in ``DataParallel``.
     """
 
     def __init__(self, networks: Mapping[str, nn.Module]) -> None:
         self._networks = dict(networks)
         self._layers = layers_of(networks)
+        for prefix, network in networks.items():
+            if is_wrapped(network, (nn.DataParallel,)):
+                what = f"{prefix} is in DataParallel, which splits a batch up, so that its rows cannot be told apart"
+                raise UserError(what, code="adapter.wrapped_network", remedy="give the network as it was before")
         self._adapters: dict[str, dict[str, LowRank]] = {}
         self._set = False
 
@@ -117,7 +124,7 @@ class AdapterBank:
     def _check_compiled(self, prefixes: set[str]) -> None:
         """Refuse compiled networks: their forward pass does not see later hooks, and would leave the adapters out."""
         for prefix in sorted(prefixes):
-            if any(module._compiled_call_impl is not None for module in self._networks[prefix].modules()):
+            if is_compiled(self._networks[prefix]):
                 what = f"{prefix} is compiled, which leaves no place for adapters"
                 raise UserError(what, code="adapter.compiled", remedy="do not compile it")
 
