@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from tests.errors import raises_code
 from veneer.config.schema import SourceConfig
 from veneer.data.sources.protocol import Listing
 from veneer.data.sources.registry import read_source
@@ -115,3 +119,31 @@ def test_masks_beside_their_pictures_are_not_trained_on(tmp_path: Path) -> None:
         write(tmp_path, name)
     assert names(tmp_path) == ["a.jpg", "b-masklabel.png"]
     assert [one.path.name for one in listed(tmp_path).rejected] == ["a-condlabel.png", "a-masklabel.png"]
+
+
+def encoded(kind: str) -> bytes:
+    content = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(content, kind)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [("a", "PNG"), ("a.jpg_large", "JPEG"), ("a.jpe", "JPEG"), ("a.webp!d", "WEBP"), ("a.gif.1", "GIF")],
+)
+def test_pictures_without_a_pictures_ending_are_named(tmp_path: Path, name: str, kind: str) -> None:
+    write(tmp_path, "b.png")
+    (tmp_path / name).write_bytes(encoded(kind))
+    (rejected,) = listed(tmp_path).rejected
+    assert rejected.path == tmp_path / name
+    assert rejected.reason.startswith("its name does not end as that of a picture, but it is a ")
+    write(tmp_path, "metadata.jsonl", json.dumps({"file_name": name, "text": "a cat"}))
+    assert name in names(tmp_path) and not any(one.path.name == name for one in listed(tmp_path).rejected)
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.zip", b"PK\x05\x06"), ("train.parquet", b"PAR1\0")])
+def test_where_pictures_are_packed_it_is_said(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with raises_code("data.no_picture") as caught:
+        listed(tmp_path)
+    assert name in str(caught.value.remedy)

@@ -239,13 +239,20 @@ def test_a_folder_that_has_changed_since_is_told(run: Path, tiny_pictures: Path,
     assert any("are not those that" in note for note in evaluate_adapter(run, EvaluationOptions(samples=0)).notes)
 
 
+def test_what_is_said_of_the_named_pictures_is_among_the_notes(run: Path, new: Path) -> None:
+    """Captions that are not read change a score as they change a training."""
+    (new / "captions.json").write_text("{}")
+    found = evaluate_adapter(run, EvaluationOptions(data=(new,), samples=0))
+    assert any(str(new / "captions.json") in note for note in found.notes)
+
+
 def test_a_run_whose_pictures_are_gone_is_measured_on_others(run: Path, new: Path, tiny_pictures: Path) -> None:
     (run / CONFIG).write_text((run / CONFIG).read_text().replace(str(tiny_pictures), "gone"))
     with raises_code("data.no_such_folder"):
         evaluate_adapter(run, EvaluationOptions(samples=0))
     found = evaluate_adapter(run, EvaluationOptions(data=(new,), samples=0))
     assert found.held_out is not None and found.training is None
-    assert "the run's own pictures: gone: no such folder" in found.notes
+    assert f"the run's own pictures: {run / 'gone'}: no such folder" in found.notes
 
 
 def test_models_of_the_users_judge(run: Path, tmp_path: Path) -> None:

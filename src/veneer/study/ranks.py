@@ -233,7 +233,8 @@ def _pictures(config: RunConfig, options: RankStudyOptions, *, is_its_run: bool)
 
 def _survey_folder(folder: Path, config: RunConfig) -> Manifest:
     """Return all pictures of a folder: none of them is trained on, so none need be held out."""
-    sources = build_config({"base": config.base, "data": {"sources": [{"path": str(folder)}]}}, "--data").data.sources
+    source = {"path": str(folder), "captions": config.data.sources[0].captions}
+    sources = build_config({"base": config.base, "data": {"sources": [source]}}, "--data").data.sources
     try:
         return survey(config.data.model_copy(update={"sources": sources, "held_out": 0.0})).train
     except Uncaptioned as fault:

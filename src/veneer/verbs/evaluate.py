@@ -166,7 +166,7 @@ def _sample_drift_pictures(subject: _Subject, prompts: Sequence[str]) -> Manifes
     for number, image in enumerate(_sample(subject, prompts, _DRIFT)):
         write_picture(image, folder / f"other-{number:03d}.png")
         atomic_write(folder / f"other-{number:03d}.txt", prompts[number].encode())
-    return survey_folders([folder], subject.config, trigger=None)
+    return survey_folders([folder], subject.config, trigger=None).train
 
 
 def _copying(subject: _Subject, count: int, notes: list[str]) -> Copying | None:

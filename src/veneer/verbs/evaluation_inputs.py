@@ -128,19 +128,23 @@ def _run_pictures(config: RunConfig, options: EvaluationOptions, notes: list[str
 def _choose_sources(options: EvaluationOptions, config: RunConfig, run_pictures: Dataset, notes: list[str]) -> Dataset:
     """Return the pictures that the user named, and in place of those not named the run's."""
     trigger = options.trigger or config.data.trigger
-    train = survey_folders(options.training, config, trigger) if options.training else run_pictures.train
+    named = [
+        survey_folders(folders, config, trigger) if folders else None for folders in (options.training, options.data)
+    ]
+    notes += dict.fromkeys(note for dataset in named if dataset is not None for note in dataset.notes)
+    train, held_out = (dataset.train if dataset is not None else None for dataset in named)
+    train = run_pictures.train if train is None else train
     if not options.data:  # the folder that was trained on contains the held-out pictures as well
         train = train.without(run_pictures.held_out)
-    held_out = survey_folders(options.data, config, trigger) if options.data else run_pictures.held_out
-    held_out, warnings = without_training_pictures(held_out, train)
+    held_out, warnings = without_training_pictures(run_pictures.held_out if held_out is None else held_out, train)
     notes += warnings
     return Dataset(train, held_out)
 
 
-def survey_folders(folders: Sequence[Path], config: RunConfig, trigger: str | None) -> Manifest:
-    """Return all pictures of folders, captioned as the run's are, with a trigger of their own."""
+def survey_folders(folders: Sequence[Path], config: RunConfig, trigger: str | None) -> Dataset:
+    """Return all pictures of folders, none held out, captioned as the run's are, with a trigger of their own."""
     sources = tuple(SourceConfig(path=path, captions=config.data.sources[0].captions) for path in folders)
-    return survey(DataConfig(sources=sources, held_out=0.0, trigger=trigger, background=config.data.background)).train
+    return survey(DataConfig(sources=sources, held_out=0.0, trigger=trigger, background=config.data.background))
 
 
 def survey_prior(folder: Path, config: RunConfig) -> Manifest:
@@ -150,7 +154,7 @@ def survey_prior(folder: Path, config: RunConfig) -> Manifest:
         UserError: they have no captions, and the run has no prior.
     """
     try:
-        return survey_folders([folder], config, trigger=None)
+        return survey_folders([folder], config, trigger=None).train
     except Uncaptioned as fault:
         if config.data.prior is None:
             raise fault.without_trigger() from None

@@ -23,4 +23,5 @@ class FolderSource:
         listing = tree.list_pictures(captions.describe)
         read = [file.path for file in captions.read]
         unread = find_unread(tree.own_files, tree.pictures, read)
-        return replace(listing, notes=tuple(captions.notes()), unread=tuple(unread))
+        rejected = (*listing.rejected, *tree.find_misnamed(read))
+        return replace(listing, rejected=rejected, notes=tuple(captions.notes()), unread=tuple(unread))

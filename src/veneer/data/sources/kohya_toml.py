@@ -143,7 +143,8 @@ class _Subset:
         read = [self.path, *(file.path for file in captions.read)]
         why_not = f"caption_extension is {extension!r} in {self.where}"
         unread = find_unread(own.files, own.pictures, read, lambda _: why_not)
-        return replace(listing, notes=tuple(captions.notes()), unread=tuple(unread))
+        rejected = (*listing.rejected, *own.find_misnamed(read))
+        return replace(listing, rejected=rejected, notes=tuple(captions.notes()), unread=tuple(unread))
 
     def _refuse_unsupported(self) -> None:
         for key, remedy in _REFUSED.items():

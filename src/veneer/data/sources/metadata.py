@@ -69,7 +69,9 @@ class _Lists:
         read = [*self.files, *listed, *(file.path for file in captions.read)]
         unread = find_unread(self.tree.own_files, self.tree.pictures, read, self._why_not)
         notes = (*captions.notes(), *self._note_several())
-        return replace(listing, entries=(*listing.entries, *others), notes=notes, unread=tuple(unread))
+        rejected = (*listing.rejected, *self.tree.find_misnamed(read))
+        entries = (*listing.entries, *others)
+        return replace(listing, entries=entries, rejected=rejected, notes=notes, unread=tuple(unread))
 
     @cached_property
     def entries(self) -> Lists:

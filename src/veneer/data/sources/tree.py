@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from veneer.data.file_kind import kind_of_file
 from veneer.data.manifest import Rejected
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.runs import find_runs, is_painted
@@ -24,7 +25,9 @@ EXTENSIONS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
 """Endings of the pictures that are read, in small letters."""
-_UNREADABLE = frozenset({".arw", ".cr2", ".dng", ".heic", ".heif", ".jxl", ".nef", ".svg"})
+_UNREADABLE = frozenset(
+    {".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".hif", ".jxl", ".nef", ".orf", ".raf", ".rw2", ".svg"}
+)
 """Endings of pictures that people have and no decoder here reads: they are named, not passed over in silence."""
 _SYSTEM_FOLDERS = frozenset(
     {
@@ -45,6 +48,12 @@ _SYSTEM_FOLDERS = frozenset(
     }
 )
 """Names, in small letters, of folders that no user made."""
+_NO_PICTURES = frozenset(
+    {".json", ".jsonl", ".npy", ".npz", ".pt", ".py", ".safetensors", ".txt", ".yaml", ".yml", ".zip"}
+)
+"""Endings of the files that often lie among pictures and need not be opened."""
+_LOOKED_AT = 100
+"""Files whose kind is looked at where there is no picture."""
 _MASK = re.compile(r"(?P<picture>.+)-(masklabel|condlabel)", re.IGNORECASE)
 """OneTrainer's masks and conditioning pictures, beside the pictures that they belong to."""
 
@@ -90,7 +99,7 @@ class Tree:
             UserError: there is no picture.
         """
         if not self.pictures:
-            remedy = f"endings that are read: {' '.join(sorted(EXTENSIONS))}"
+            remedy = self._remedy_for_no_picture()
             raise UserError("no picture in this folder", code="data.no_picture", where=self.folder, remedy=remedy)
         entries: list[Entry] = []
         rejected: list[Rejected] = []
@@ -101,6 +110,28 @@ class Tree:
             else:
                 entries.append(result)
         return Listing(tuple(entries), tuple(rejected))
+
+    def _remedy_for_no_picture(self) -> str:
+        for file in self.files[:_LOOKED_AT]:
+            kind = kind_of_file(file)
+            if kind is not None and kind.category == "archive":
+                return f"unpack {file.name}, which is {kind.name}"
+            if kind is not None and kind.category == "data":
+                return f"{file.name} is {kind.name}: save what it holds as pictures and a metadata.jsonl"
+        return f"endings that are read: {' '.join(sorted(EXTENSIONS))}"
+
+    def find_misnamed(self, listed: Collection[Path]) -> list[Rejected]:
+        """Return the files, of none that are listed, that are pictures by their content and not by their names."""
+        found: list[Rejected] = []
+        for file in self.own_files:
+            if file in listed or is_picture(file) or file.suffix.lower() in _NO_PICTURES:
+                continue
+            kind = kind_of_file(file)
+            if kind is not None and kind.category in ("picture", "other picture"):
+                found.append(
+                    Rejected(file, f"its name does not end as that of a picture, but it is {kind.name}: rename it")
+                )
+        return found
 
     def _reason_against(self, picture: Path) -> str | None:
         if picture.suffix.lower() in _UNREADABLE:
