@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from veneer.adapter.protocol import AdapterWeights
 from veneer.weights.file import AdapterFile, save
 
-__all__ = ["fused", "load_all", "mixed", "text_to_image_steps", "write"]
+__all__ = ["fused", "latent_steps", "load_all", "mixed", "text_to_image_steps", "write"]
 
 
 def write(adapters: Mapping[str, AdapterWeights], folder: Path) -> dict[str, str]:
@@ -60,8 +60,10 @@ def mixed(network: nn.Module, names: Sequence[str]) -> Iterator[None]:
         handle.remove()
 
 
-def text_to_image_steps(pipeline: Any, pictures: Sequence[tuple[Path, str]], side: int) -> Iterator[float]:
-    """Train in steps of batch 1, for ever, and yield the loss of each.
+def text_to_image_steps(
+    pipeline: Any, pictures: Sequence[tuple[Path, str]], side: int, batch: int = 1, rank: int = 4
+) -> Iterator[float]:
+    """Train in steps, for ever, and yield the loss of each.
 
     The loop of ``examples/text_to_image/train_text_to_image_lora.py`` of huggingface/diffusers with its defaults:
     pictures are decoded, encoded by the autoencoder, and captions by the text encoder, in every step; adapters are
@@ -69,34 +71,77 @@ def text_to_image_steps(pipeline: Any, pictures: Sequence[tuple[Path, str]], sid
     bookkeeping, the constant schedule, the bar.
 
     Args:
-        pipeline: the base; its UNet gets the adapters.
+        pipeline: the base, where it is to train and in the dtype of its mixed precision; its UNet gets the adapters.
         pictures: files and captions.
         side: of the square that pictures are resized and cut to.
+        batch: pictures a step.
+        rank: of the adapters.
     """
-    unet, autoencoder, text_encoder = pipeline.unet, pipeline.vae, pipeline.text_encoder
-    targets = ["to_k", "to_q", "to_v", "to_out.0"]
-    unet.add_adapter(LoraConfig(r=4, lora_alpha=4, init_lora_weights="gaussian", target_modules=targets))
-    learning = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(learning, lr=1e-4, betas=(0.9, 0.999), weight_decay=1e-2, eps=1e-8)
-    noising: Any = DDPMScheduler.from_config(pipeline.scheduler.config)
-    loader: Any = DataLoader(_Pictures(pipeline.tokenizer, pictures, side), batch_size=1, shuffle=True)
-    unet.train()
+    autoencoder, text_encoder = pipeline.vae, pipeline.text_encoder
+    training = _Training(pipeline.unet, pipeline.scheduler.config, rank)
+    loader: Any = DataLoader(_Pictures(pipeline.tokenizer, pictures, side), batch_size=batch, shuffle=True)
     while True:
-        for batch in loader:
-            latents = autoencoder.encode(batch["pixel_values"]).latent_dist.sample() * autoencoder.config.scaling_factor
-            noise = torch.randn_like(latents)
-            timesteps = torch.randint(0, noising.config.num_train_timesteps, (latents.shape[0],))
-            noisy = noising.add_noise(latents, noise, timesteps)
-            states = text_encoder(batch["input_ids"], return_dict=False)[0]
-            target = noise if noising.config.prediction_type == "epsilon" else latents
-            if noising.config.prediction_type == "v_prediction":
-                target = noising.get_velocity(latents, noise, timesteps)
-            loss = functional.mse_loss(unet(noisy, timesteps, states, return_dict=False)[0].float(), target.float())
-            loss.backward()
-            nn.utils.clip_grad_norm_(learning, 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            yield loss.item()
+        for found in loader:
+            pixels = found["pixel_values"].to(training.weight)
+            latents = autoencoder.encode(pixels).latent_dist.sample() * autoencoder.config.scaling_factor
+            states = text_encoder(found["input_ids"].to(training.weight.device), return_dict=False)[0]
+            yield training.step(latents, states, {}).item()
+
+
+def latent_steps(
+    unet: Any, scheduler: Any, latents: Tensor, states: Tensor, added: Mapping[str, Tensor], rank: int = 4
+) -> Iterator[Tensor]:
+    """Train as :func:`text_to_image_steps` does on latents and texts that are there already; yield each loss unread.
+
+    Args:
+        unet: the denoiser, where it is to train and in the dtype of its mixed precision; it gets the adapters.
+        scheduler: configuration of the noise.
+        latents: (B, C, H, W).
+        states: the text encoders' (B, L, D).
+        added: what an SDXL is told beside them.
+        rank: of the adapters.
+    """
+    training = _Training(unet, scheduler, rank)
+    while True:
+        yield training.step(latents, states, added)
+
+
+class _Training:
+    """The example's step over peft's adapters on a UNet's attention.
+
+    Attributes:
+        weight: one of the UNet, which says where it is and in which dtype.
+    """
+
+    def __init__(self, unet: Any, scheduler: Any, rank: int) -> None:
+        self._unet, self.weight = unet, next(unet.parameters())
+        targets = ["to_k", "to_q", "to_v", "to_out.0"]
+        unet.add_adapter(LoraConfig(r=rank, lora_alpha=rank, init_lora_weights="gaussian", target_modules=targets))
+        self._learning = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        settings: dict[str, Any] = {"lr": 1e-4, "betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
+        self._optimizer = torch.optim.AdamW(self._learning, **settings)
+        self._noising: Any = DDPMScheduler.from_config(scheduler)
+        unet.train()
+
+    def step(self, latents: Tensor, states: Tensor, added: Mapping[str, Tensor]) -> Tensor:
+        """Return the loss of one step, on its device."""
+        noising, device = self._noising, self.weight.device
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(0, noising.config.num_train_timesteps, (latents.shape[0],), device=device)
+        noisy = noising.add_noise(latents, noise, timesteps)
+        target = noise if noising.config.prediction_type == "epsilon" else latents
+        if noising.config.prediction_type == "v_prediction":
+            target = noising.get_velocity(latents, noise, timesteps)
+        mixed = self.weight.dtype != torch.float32
+        with torch.autocast(device.type, dtype=self.weight.dtype if mixed else None, enabled=mixed):
+            more = {"added_cond_kwargs": dict(added)} if added else {}
+            predicted = self._unet(noisy, timesteps, states, return_dict=False, **more)[0]
+        loss = functional.mse_loss(predicted.float(), target.float())
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._learning, 1.0)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        return loss
 
 
 class _Pictures(torch.utils.data.Dataset[dict[str, Tensor]]):

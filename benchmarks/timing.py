@@ -6,12 +6,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import linear_regression, median, quantiles
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 
-__all__ = ["Ratio", "Seconds", "interleaved", "ratio", "slope", "timed"]
+__all__ = ["Ratio", "Seconds", "interleaved", "ratio", "seconds_of_steps", "slope", "timed"]
 
 Seconds: TypeAlias = "dict[str, list[float]]"
 """The seconds of each way, one number a round."""
@@ -52,6 +53,42 @@ def timed(way: Callable[[], object]) -> float:
     way()
     _wait()
     return time.perf_counter() - began
+
+
+def seconds_of_steps(step: Callable[[], object], warm_up: int, count: int, limit: float) -> list[float]:
+    """Return the seconds of each of some steps that follow one another without a wait in between, as in a training.
+
+    On a GPU they are the times between events in its own queue, so a step that waits for the GPU is as long as one that
+    does not only if the GPU has no pause meanwhile.
+
+    Args:
+        step: does one.
+        warm_up: steps before, which are not timed.
+        count: steps that are timed, at most.
+        limit: seconds after which no step is begun, but for the first.
+    """
+    for _ in range(warm_up):
+        step()
+    _wait()
+    ends, marks = time.perf_counter() + limit, [_mark()]
+    while len(marks) <= count and (len(marks) == 1 or time.perf_counter() < ends):
+        step()
+        marks.append(_mark())
+    _wait()
+    return [_between(first, second) for first, second in pairwise(marks)]
+
+
+def _mark() -> Any:
+    """Return this moment: an event in the GPU's queue, or the clock."""
+    if not torch.cuda.is_available():
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def _between(first: Any, second: Any) -> float:
+    return float(second - first if isinstance(first, float) else first.elapsed_time(second) / 1000)
 
 
 def _wait() -> None:

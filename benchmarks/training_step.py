@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from benchmarks import models, peers
 from benchmarks.page import figures_of, keep, machine, show
 from benchmarks.timing import interleaved, ratio
 from veneer.config.schema import RunConfig
+from veneer.family.protocol import Family
 from veneer.family.sd import StableDiffusion
 from veneer.train.events import StepDone
 from veneer.train.loop import train
@@ -53,7 +55,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     steps = {PEER: peers.text_to_image_steps(models.beside(pipeline), pictures, PIXELS)}
     for way, memory in MEMORY.items():
         family = StableDiffusion(models.beside(pipeline).components)
-        steps[way] = _own_steps(config_in(folder, memory), family)
+        steps[way] = own_steps(config_in(folder, memory), family)
     return {
         "machine": machine(),
         "seconds": interleaved({way: lambda it=it: next(it) for way, it in steps.items()}, rounds),  # type: ignore[misc]
@@ -62,16 +64,27 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
 
 def _pictures(folder: Path) -> list[tuple[Path, str]]:
     """Write one picture of the demo, enlarged, with its caption: the untimed round is then the one that encodes it."""
-    (folder / "pictures").mkdir()
-    place = folder / "pictures" / "castle.png"
-    with Image.open(next(iter(sorted((veneer.demo_path() / "train").glob("*.png"))))) as picture:
-        picture.convert("RGB").resize((STORED, STORED)).save(place)
+    return [(write_picture(folder, 0, STORED), "a castle")]
+
+
+def write_picture(folder: Path, number: int, side: int) -> Path:
+    """Write the picture of this number of the demo, enlarged, with its caption."""
+    place = folder / "pictures" / f"castle{number}.png"
+    place.parent.mkdir(exist_ok=True)
+    with Image.open(sorted((veneer.demo_path() / "train").glob("*.png"))[number]) as picture:
+        picture.convert("RGB").resize((side, side)).save(place)
     place.with_suffix(".txt").write_text("a castle")
-    return [(place, "a castle")]
+    return place
 
 
-def config_in(folder: Path, memory: str) -> RunConfig:
-    """Configure the example's settings: batch 1, rank 4, AdamW at 1e-4, gradients clipped to 1."""
+def config_in(
+    folder: Path,
+    memory: str,
+    pixels: int = PIXELS,
+    train: Mapping[str, Any] = MappingProxyType({}),
+    adapter: Mapping[str, Any] = MappingProxyType({}),
+) -> RunConfig:
+    """Configure the example's settings: batch 1, rank 4, AdamW at 1e-4, gradients clipped to 1; and what is given."""
     return veneer.build_config(
         {
             "base": "bundled",  # named only; the networks are given
@@ -79,9 +92,10 @@ def config_in(folder: Path, memory: str) -> RunConfig:
             "data": {
                 "sources": [{"path": str(folder / "pictures")}],
                 "held_out": 0.0,
-                "resolution": PIXELS,
+                "resolution": pixels,
             },
-            "train": {"max_steps": 10_000, "batch_size": 1, "memory": memory, "checkpoint_every": 0},
+            "adapter": dict(adapter),
+            "train": {"max_steps": 10_000, "batch_size": 1, "memory": memory, "checkpoint_every": 0, **train},
             "sample": {"every": 0},
             "validation": {"every": 0},
         },
@@ -89,7 +103,7 @@ def config_in(folder: Path, memory: str) -> RunConfig:
     )
 
 
-def _own_steps(config: RunConfig, family: StableDiffusion) -> Iterator[float]:
+def own_steps(config: RunConfig, family: Family) -> Iterator[float]:
     """Yield the loss of each step, from the trainer's events."""
     for event in train(config, family, veneer.survey(config.data)):
         if isinstance(event, StepDone):

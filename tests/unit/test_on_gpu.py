@@ -1,0 +1,229 @@
+"""The run that is prepared for a GPU works on the CPU: what is packed, what is checked, what is measured."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks.page import PAGE
+from tools.on_gpu import archive, bench, run, table
+from tools.on_gpu.check import DEVICE
+from tools.on_gpu.groups import PEFT
+from tools.on_gpu.places import MACHINE, ROOT
+from tools.on_gpu.requirements import LARGE, Wheel, choose, direct_requirements, read_machine, read_pins, unmet
+from tools.on_gpu.table import bench_table, check_table
+from tools.publish import published
+
+PINS = {"old": "2.0", "missing": "1.5", "beneath": "3.1", "unknown": "4.0", "large": "7.0"}
+MACHINE_HAS = {"old": "1.0", "new": "9.0", "unknown": None, "large": None, "trusted": None}
+NEEDS = {"missing": ("beneath>=3", "trusted>=1", "left-out; extra == 'x'", "other; python_version < '3.12'")}
+
+
+@pytest.fixture(autouse=True)
+def nothing_travelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave the archives alone that may lie in the project's folder."""
+    for name in ("SITE", "WEIGHTS"):
+        monkeypatch.setattr(run, name, tmp_path / "none")
+
+
+def fetch(name: str, version: str) -> Wheel:
+    return Wheel(name, version, LARGE + 1 if name == "large" else 1, NEEDS.get(name, ()))
+
+
+def test_what_the_machine_lacks_is_packed_with_what_it_needs() -> None:
+    direct = ["old>=2", "new>=2", "missing>=1", "unknown>=4", "large>=7"]
+    chosen = choose(direct, MACHINE_HAS, PINS, fetch)
+    assert {name: wheel.version for name, wheel in chosen.items()} == {
+        "old": "2.0",
+        "missing": "1.5",
+        "beneath": "3.1",
+        "unknown": "4.0",
+    }
+    assert unmet(direct, MACHINE_HAS, chosen) == []
+
+
+def test_a_requirement_that_nothing_meets_is_named() -> None:
+    chosen = {"missing": fetch("missing", "1.5")}
+    assert unmet(["old>=2", "missing>=1"], MACHINE_HAS, chosen) == ["beneath>=3: not there", "old>=2: 1.0"]
+
+
+def test_the_projects_own_requirements_are_on_the_machine_or_pinned() -> None:
+    """So a dependency that is added later is packed, and one without a pin is found here."""
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    machine, pins = read_machine(MACHINE), read_pins(ROOT / "constraints.txt")
+    chosen = choose(direct_requirements(project), machine, pins, lambda name, version: Wheel(name, version, 1))
+    assert {"diffusers", "pydantic", "transformers"} <= chosen.keys()
+    assert not {"torch", "numpy", "tokenizers", "huggingface-hub"} & chosen.keys()
+
+
+def test_weights_come_back_to_the_bit(tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    for root in (there, back):
+        (root / "model").mkdir(parents=True)
+    weights = bytes(range(256)) * 3
+    (there / "model" / "a.safetensors").write_bytes(weights)
+    (there / "model" / "b.safetensors").write_bytes(weights[:-1])  # an odd number of bytes
+    (back / "model" / "b.safetensors").write_bytes(b"kept")
+    archive.pack_weights(there, sorted((there / "model").iterdir()), tmp_path / "w.tar.xz")
+    assert archive.unpack_weights(tmp_path / "w.tar.xz", back) == ["model/a.safetensors"]
+    assert (back / "model" / "a.safetensors").read_bytes() == weights
+    assert (back / "model" / "b.safetensors").read_bytes() == b"kept"
+
+
+def test_packages_leave_out_what_is_not_needed(tmp_path: Path) -> None:
+    kept = ["a/__init__.py", "bitsandbytes/libbitsandbytes_cuda130.so", "bitsandbytes/libbitsandbytes_cpu.so"]
+    left = ["a/__pycache__/x.pyc", "a/tests/test_x.py", "bitsandbytes/libbitsandbytes_cuda118.so"]
+    for name in (*kept, *left):
+        (tmp_path / "site" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "site" / name).write_text(name)
+    archive.pack_folder(tmp_path / "site", tmp_path / "site.tar.xz")
+    archive.unpack_folder(tmp_path / "site.tar.xz", tmp_path / "back")
+    found = {
+        path.relative_to(tmp_path / "back").as_posix() for path in (tmp_path / "back").rglob("*") if path.is_file()
+    }
+    assert found == set(kept)
+
+
+def test_the_tool_needs_nothing_but_the_standard_library_until_packages_are_unpacked() -> None:
+    code = "import sys, tools.on_gpu.__main__; print(*sys.modules)"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in ended.stdout.split()}
+    assert not loaded & {"packaging", "torch", "diffusers", "veneer", "pytest", "numpy"}
+
+
+def test_a_part_that_does_not_end_is_ended_and_the_next_one_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "_GRACE", 0.2)
+    monkeypatch.setattr(run, "PARTS", {"check": 0.3, "bench": 0.3})
+    monkeypatch.setattr(run.sys, "executable", _script(tmp_path, "echo begun; sleep 60"))
+    began = time.monotonic()
+    assert run.run(["check", "bench"], tmp_path, "cpu", None) != 0
+    assert time.monotonic() - began < 20
+    said = capsys.readouterr().out
+    assert said.count("begun") == said.count("ended after") == 2
+
+
+def test_no_part_begins_without_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.run(["check"], tmp_path, "cpu", 1.0) == 1
+    assert "check: skipped, no time was left" in capsys.readouterr().out
+
+
+def _script(folder: Path, lines: str) -> str:
+    path = folder / "python"
+    path.write_text(f"#!/bin/sh\n{lines}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def test_a_table_names_what_was_found_and_counts_the_rest() -> None:
+    passed = {"outcome": "passed", "seconds": 1.0, "figures": {}, "why": ""}
+    found = {**passed, "figures": {"held GiB": "2.1"}}
+    results = {"a": passed, "b": found, "c": {**passed, "outcome": "failed", "why": "assert 1 == 2"}}
+    assert check_table(results).splitlines() == [
+        "passed      1.0 s  b: held GiB 2.1",
+        "failed      1.0 s  c: assert 1 == 2",
+        "2 passed, 1 failed",
+    ]
+
+
+@pytest.mark.slow
+def test_without_a_gpu_its_tests_are_skipped() -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "-m", "gpu", "tests/gpu"]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop(DEVICE, None)
+    ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    last = ended.stdout.splitlines()[-1]
+    assert ended.returncode == 0 and "skipped" in last and "passed" not in last and "failed" not in last
+
+
+@pytest.mark.slow
+def test_the_check_passes_on_the_cpu(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tools.on_gpu", "check", "--out", str(tmp_path), "--device", "cpu"]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stdout[-3000:]
+    results = json.loads((tmp_path / "check.json").read_text("utf-8"))
+    files = {name.partition("::")[0] for name in results}
+    assert files == {path.name for path in (ROOT / "tests" / "gpu").glob("test_*.py")}
+    assert all(result["outcome"] in ("passed", "skipped") for result in results.values())
+
+
+@pytest.mark.slow
+def test_the_bench_measures_every_kind_of_case_on_the_cpu(tmp_path: Path) -> None:
+    assert bench.bench(tmp_path, "cpu", 200, ["flux-1024-1", "z-image-1024-1", "sdxl-1024-1", "sd15-512-largest"]) == 0
+    figures = json.loads((tmp_path / "bench.json").read_text("utf-8"))
+    assert not [case for case in figures["cases"] if "error" in case]
+    ways = {(case["group"], case["way"]) for case in figures["cases"]}
+    assert {("flux-1024-1", "engine, lean"), ("sdxl-1024-1", PEFT), ("sdxl-1024-1", "veneer, checkpoint")} <= ways
+    assert figures["skipped"] == []
+
+
+def test_a_group_that_ends_its_process_or_takes_too_long_ends_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for the measuring process: it dies at the first group, hangs at the second, measures the third."""
+    lines = """
+    for argument in "$@"; do [ "$last" = --file ] && file=$argument; last=$argument; done
+    shift 2
+    for group in "$@"; do
+        case $group in --*) exit 0;; esac
+        echo "{\\"begins\\": \\"$group\\"}" >> $file
+        case $group in
+            sd15-512-1) kill -9 $$;;
+            sd15-512-4) sleep 60;;
+            *) echo "{\\"group\\": \\"$group\\", \\"way\\": \\"w\\", \\"seconds\\": 1.0, \\"peak\\": null}" >> $file;;
+        esac
+    done
+    """
+    monkeypatch.setattr(bench.sys, "executable", _script(tmp_path, lines))
+    monkeypatch.setitem(bench.GROUPS, "sd15-512-4", replace(bench.GROUPS["sd15-512-4"], limit=0.5))
+    assert bench.bench(tmp_path, "cpu", 30, ["sd15-512-1", "sd15-512-4", "sdxl-1024-1"]) == 0
+    cases = json.loads((tmp_path / "bench.json").read_text("utf-8"))["cases"]
+    assert [(case["group"], case.get("error", "measured")) for case in cases] == [
+        ("sd15-512-1", "exit status -9"),
+        ("sd15-512-4", "its time was over"),
+        ("sdxl-1024-1", "measured"),
+    ]
+
+
+FIGURES = {"machine": "a card", "date": "2026-01-01", "skipped": ["flux-1024-1"]}
+CASES = [
+    {"group": "sd15-512-1", "way": PEFT, "seconds": 0.2, "peak": 2 << 30},
+    {"group": "sd15-512-1", "way": "veneer, lean", "seconds": 0.1, "peak": 1 << 30},
+    {"group": "sd15-512-1", "way": "veneer, exact", "error": "OutOfMemoryError: CUDA out of memory"},
+    {"group": "sd15-512-largest", "way": PEFT, "batch": 12},
+]
+
+
+def test_the_tables_have_ratios_first() -> None:
+    text = bench_table({**FIGURES, "cases": CASES})
+    assert f"| {PEFT} | 1.000 | 1.000 | 0.2000 | 2.00 |" in text
+    assert "| veneer, lean | 0.500 | 0.500 | 0.1000 | 1.00 |" in text
+    assert "| veneer, exact | OutOfMemoryError: CUDA out of memory | | | |" in text
+    assert f"| {PEFT} | 12 |" in text
+    assert text.endswith("No time was left for flux-1024-1.\n")
+
+
+def test_figures_are_kept_under_the_cards_name_and_written_into_the_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("<!-- gpu: begin -->\n<!-- gpu: end -->\n")
+    (tmp_path / "bench.json").write_text(json.dumps({**FIGURES, "card": "NVIDIA H100 80GB", "cases": CASES}))
+    monkeypatch.setattr(table, "RESULTS", tmp_path)
+    monkeypatch.setattr("benchmarks.page.PAGE", page)
+    table.publish_results(tmp_path / "bench.json")
+    assert (tmp_path / "gpu-nvidia-h100-80gb.json").exists()
+    assert published(page, "gpu") == table.section(table.stored_results())
+
+
+def test_the_page_quotes_the_figures() -> None:
+    assert published(PAGE, "gpu") == table.section(table.stored_results())

@@ -1,0 +1,139 @@
+"""Pack what travels to the machine with the GPU, and count its bytes."""
+
+from __future__ import annotations
+
+import email
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+from tools.on_gpu import archive
+from tools.on_gpu.places import MACHINE, PACK, ROOT, SITE, WEIGHTS, WEIGHTS_FOLDER
+from tools.on_gpu.requirements import PYTHON, Wheel, choose, direct_requirements, read_machine, read_pins, unmet
+
+__all__ = ["pack", "sizes", "travelling"]
+
+MOST_PACKED, MOST_TRAVELLING = 40 << 20, 64 << 20
+"""Bytes that the packages may have, and all that travels together."""
+_PLATFORMS = tuple(
+    f"manylinux{version}" for version in ("_2_39", "_2_34", "_2_28", "_2_27", "_2_24", "_2_17", "2014", "1")
+)
+_BIG_WEIGHTS = 1 << 20
+_IMPORTS = """
+from diffusers import FluxTransformer2DModel, StableDiffusionPipeline
+from transformers import CLIPTextModel
+import filelock, peft, pydantic, pytest, rich, typer, veneer, xxhash
+veneer.load_base("bundled")
+import sys"""
+
+
+def pack(python: str | None) -> None:
+    """Write the two archives into the folder of the pack, and say what travels.
+
+    Args:
+        python: an interpreter of the machine's Python, with torch, numpy and so on, that tries the packages; None: what
+            they require is held against what the machine has, and no more.
+
+    Raises:
+        SystemExit: a requirement is not met, or the pack is too large.
+    """
+    PACK.mkdir(exist_ok=True)
+    direct, machine = direct_requirements(_project()), read_machine(MACHINE)
+    with tempfile.TemporaryDirectory() as temporary:
+        wheels = Path(temporary) / "wheels"
+        chosen = choose(direct, machine, read_pins(ROOT / "constraints.txt"), lambda *pin: _fetch(wheels, *pin))
+        if missing := unmet(direct, machine, chosen):
+            raise SystemExit("nothing meets " + "; ".join(missing))
+        site = Path(temporary) / "site"
+        _pip("install", wheels, "--no-index", "--no-compile", "--target", str(site), *_pinned(chosen.values()))
+        archive.pack_folder(site, SITE)
+    archive.pack_weights(ROOT, weight_files(), WEIGHTS)
+    if python is not None:
+        _try_import(python)
+    print("packed:", ", ".join(_pinned(chosen.values())))
+    for line in sizes():
+        print(line)
+    if SITE.stat().st_size > MOST_PACKED:
+        raise SystemExit(f"the packages take {SITE.stat().st_size:,} bytes of {MOST_PACKED:,} allowed")
+
+
+def sizes() -> list[str]:
+    """Say what travels and whether it may."""
+    packed, (tree, aside) = sum(file.stat().st_size for file in (SITE, WEIGHTS)), travelling()
+    total, files = packed + tree, " ".join(str(file.relative_to(ROOT)) for file in left_behind())
+    lines = [f"pack {packed:,} bytes, the other files {tree:,}, together {total:,} of {MOST_TRAVELLING:,}"]
+    if total > MOST_TRAVELLING:
+        lines.append("TOO MUCH: leave more behind")
+    if aside:
+        lines += [f"before: rm {files}", "after: git checkout -- docs src/veneer/base"]
+    return lines
+
+
+def weight_files() -> list[Path]:
+    """Return the bundled base's large files."""
+    files = WEIGHTS_FOLDER.rglob("*.safetensors")
+    return sorted(file for file in files if file.stat().st_size >= _BIG_WEIGHTS)
+
+
+def left_behind() -> list[Path]:
+    """Return the files that need not travel: the large weights, which the pack has, and pictures of the documents."""
+    return [*weight_files(), *sorted((ROOT / "docs").rglob("*.png")), *WEIGHTS_FOLDER.glob("*.png")]
+
+
+def travelling() -> tuple[int, int]:
+    """Return the bytes of the files that git knows or does not ignore, without those left behind; and of these."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    files = {ROOT / name for name in listed.stdout.split("\0") if name and (ROOT / name).is_file()}
+    aside = set(left_behind())
+    return sum(f.stat().st_size for f in files - aside), sum(f.stat().st_size for f in aside)
+
+
+def _project() -> dict[str, object]:
+    project: dict[str, object] = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    return project
+
+
+def _pinned(wheels: Iterable[Wheel]) -> list[str]:
+    return sorted(f"{wheel.name}=={wheel.version}" for wheel in wheels)
+
+
+def _fetch(folder: Path, name: str, version: str) -> Wheel:
+    before = set(folder.glob("*.whl"))
+    _pip("download", folder, "--dest", str(folder), f"{name}=={version}")
+    (file,) = set(folder.glob("*.whl")) - before
+    with zipfile.ZipFile(file) as wheel:
+        text = next(wheel.read(entry) for entry in wheel.namelist() if entry.endswith(".dist-info/METADATA"))
+    requires: Sequence[str] = email.message_from_bytes(text).get_all("Requires-Dist") or ()
+    return Wheel(name, version, file.stat().st_size, requires)
+
+
+def _pip(command: str, wheels: Path, *arguments: str) -> None:
+    """Run pip for the machine's Python and platform, without dependencies."""
+    platforms = [part for platform in _PLATFORMS for part in ("--platform", f"{platform}_x86_64")]
+    target = ["--python-version", PYTHON, "--implementation", "cp", *platforms]
+    options = ["--quiet", "--no-deps", "--only-binary=:all:", "--find-links", str(wheels)]
+    subprocess.run([sys.executable, "-m", "pip", command, *options, *target, *arguments], check=True)
+
+
+def _try_import(python: str) -> None:
+    """Import the packages from the archive, with an interpreter as the machine has it."""
+    with tempfile.TemporaryDirectory() as temporary:
+        archive.unpack_folder(SITE, Path(temporary))
+        paths = os.pathsep.join([temporary, str(ROOT / "src"), str(ROOT)])
+        code = f"{_IMPORTS}; print('imported by', sys.version)"
+        subprocess.run([python, "-c", code], env={**os.environ, "PYTHONPATH": paths}, check=True)
