@@ -20,12 +20,10 @@ def main() -> int:
     """Run one command line; return its exit code."""
     arguments = sys.argv[1:]
     if arguments == ["--version"]:
-        print(f"veneer {__version__}")
-        return 0
+        return _print(f"veneer {__version__}\n")
     if arguments in ([], ["--help"]):
         with open(_HELP, encoding="utf-8") as text:
-            sys.stdout.write(text.read())
-        return 0
+            return _print(text.read())
     from veneer.malloc import request_large_pages
 
     request_large_pages()  # before PyTorch is loaded
@@ -35,6 +33,17 @@ def main() -> int:
         print("veneer: stopped by SIGINT", file=sys.stderr)
         return 130  # 128 + SIGINT, as shells count
     return run(arguments)
+
+
+def _print(text: str) -> int:
+    try:
+        print(text, end="", flush=True)
+    except OSError as failure:  # a pipe whose reader has gone, a full disk
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # where Python will write the rest as it ends
+        if not isinstance(failure, BrokenPipeError):
+            print(f"veneer: error: {failure.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from veneer.printable import in_one_line, printable
+
 __all__ = ["UserError"]
 
 
@@ -20,6 +22,10 @@ class UserError(ValueError):
         self.code = code
         self.where = None if where is None else str(where)
         self.remedy = remedy
-        text = ": ".join(p for p in (self.where, what) if p) + (f"; {remedy}" if remedy else "")
-        # a name that somebody gave, or a library's words, may have several
-        super().__init__(" ".join(text.splitlines()))
+        # a name is shown as it is, a library's words may have several lines
+        place, said, advice = in_one_line(self.where or ""), _joined(what), _joined(remedy or "")
+        super().__init__(": ".join(part for part in (place, said) if part) + (f"; {advice}" if advice else ""))
+
+
+def _joined(text: str) -> str:
+    return printable(" ".join(text.splitlines()))

@@ -14,6 +14,7 @@ from veneer.cli.plan import plan
 from veneer.cli.report import report
 from veneer.cli.sample import sample
 from veneer.cli.study import study
+from veneer.cli.terminal.console import print_text
 from veneer.cli.train import train
 
 __all__ = ["app"]
@@ -35,7 +36,7 @@ app.add_typer(
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(f"veneer {__version__}")
+        print_text(f"veneer {__version__}")
         raise typer.Exit
 
 

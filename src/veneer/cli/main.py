@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from contextlib import suppress
 
@@ -11,7 +13,9 @@ import typer
 
 from veneer.cli.app import app
 from veneer.cli.resume_option import resume_advice, with_resume_value
+from veneer.cli.terminal.console import print_error, printing_libraries
 from veneer.errors import UserError
+from veneer.printable import in_one_line
 from veneer.run.signals import Followed, Interrupted, ending_at_signals
 from veneer.silence import silence_notices
 
@@ -30,28 +34,59 @@ def main(arguments: Sequence[str]) -> int:
         Ctrl-C, 143 for SIGTERM.
     """
     try:
-        with ending_at_signals(), silence_notices():
+        _check_text(arguments)
+        with ending_at_signals(), silence_notices(), printing_libraries():
             code = app(with_resume_value(arguments), prog_name="veneer", standalone_mode=False)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # a full disk shows here, and not when Python ends
     except UserError as mistake:
         return _refuse(str(mistake), _MISTAKE)
     except typer.TyperException as mistake:
         return _refuse(_with_suggestion(mistake), mistake.exit_code)
     except BrokenPipeError:  # the reader of a pipe, e.g. `head`, has seen enough
-        with suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_output()
         return _FAILURE
     except OSError as failure:  # a full disk, a file that vanished: the machine's, not a bug to trace
+        _give_up_output()
         return _refuse(_of_machine(failure), _FAILURE)
     except Interrupted as stop:
-        print(f"veneer: {resume_advice(stop, arguments)}", file=sys.stderr)
+        print_error(f"veneer: {in_one_line(resume_advice(stop, arguments))}")
         return stop.exit_code
     except Followed as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
+    except Exception:  # a fault of ours, whose trace may hold anybody's text
+        print_error(traceback.format_exc().rstrip())
+        return _FAILURE
     if code == _INTERRUPTED:
         return _refuse("interrupted", _INTERRUPTED)
     return code if isinstance(code, int) else 0
+
+
+def _check_text(arguments: Sequence[str]) -> None:
+    """Refuse an argument that is no text: no config, log or file of metadata could hold it.
+
+    Raises:
+        UserError: names it.
+    """
+    for word in arguments:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            remedy = "use a terminal in UTF-8, or rename the file"
+            raise UserError("is not UTF-8", code="cli.not_utf8", where=f"argument {word}", remedy=remedy) from None
+
+
+def _give_up_output() -> None:
+    """Write what is still to be written nowhere, if standard output takes no more: Python would fail as it ends."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _refuse(what: str, code: int) -> int:
@@ -59,7 +94,7 @@ def _refuse(what: str, code: int) -> int:
     rank = os.environ.get("RANK", "0")
     who = "" if rank == "0" else f"process {rank}: "
     # typer and libraries may wrap their messages; a shell's user gets one line
-    print(f"veneer: error: {who}{' '.join(what.split())}", file=sys.stderr)
+    print_error(f"veneer: error: {who}{in_one_line(' '.join(what.split()))}")
     return code
 
 
@@ -71,7 +106,16 @@ def _with_suggestion(mistake: typer.TyperException) -> str:
     return f"{mistake.message}. Did you mean {near[0]!r}?"
 
 
+def _is_somewhere() -> bool:
+    try:
+        return bool(os.getcwd())
+    except OSError:
+        return False
+
+
 def _of_machine(failure: OSError) -> str:
     if failure.strerror is None:
         return str(failure)
+    if failure.errno == errno.ENOENT and failure.filename is None and not _is_somewhere():
+        return "the working directory is gone; change to another"
     return ": ".join(str(part) for part in (failure.filename, failure.strerror) if part is not None)

@@ -32,9 +32,9 @@ def sample(
     ] = 4.0,
 ) -> None:
     """Paint prompts with an adapter."""
-    from veneer.cli.terminal.console import print_warning
+    from veneer.cli.terminal.console import print_text, print_warning
     from veneer.verbs.sample import SampleOptions, sample_adapter
 
     options = SampleOptions(seed=seed, count=count, scale=scale, steps=steps, guidance=guidance)
     for path in sample_adapter(file, prompt, out, base=base, options=options, callback=print_warning):
-        print(path)
+        print_text(str(path))

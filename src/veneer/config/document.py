@@ -19,7 +19,7 @@ import yaml
 
 from veneer.errors import UserError
 
-__all__ = ["Document", "Key", "read_yaml", "write_yaml"]
+__all__ = ["MAX_BYTES", "Document", "Key", "read_yaml", "write_yaml"]
 
 Key = tuple[str | int, ...]
 """The place of a value: the names and list places that lead to it."""
@@ -53,6 +53,9 @@ _VALUES: dict[str, Callable[[str], Any]] = {
 }
 _COLLECTIONS = ("tag:yaml.org,2002:map", "tag:yaml.org,2002:seq")
 _MAX_CHARACTERS = 2**20
+MAX_BYTES = 4 * _MAX_CHARACTERS
+"""Size of the largest text in UTF-8 that is read."""
+_MAX_LINES = 20_000
 _MAX_DEPTH = 20
 _MAX_NODES = 20_000
 _TOO_LARGE = "is nested too deeply or too long for a config"
@@ -66,14 +69,16 @@ class _Loader(yaml.SafeLoader):
     """A loader that resolves plain text by the core schema of YAML 1.2, and stops at more values than a config has."""
 
     yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012  (PyYAML's own name and type)
-    nodes = 0
+    nodes = depth = 0
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        """Build the tree of the next value, which stops a long text soon."""
+        """Build the tree of the next value, which stops a long or deep text soon."""
         self.nodes += 1
+        self.depth += 1
+        if self.nodes > _MAX_NODES or self.depth > _MAX_DEPTH:
+            raise _TooLarge(problem=_TOO_LARGE, problem_mark=self.get_mark())
         node = super().compose_node(parent, index)
-        if self.nodes > _MAX_NODES:
-            raise _TooLarge(problem=_TOO_LARGE, problem_mark=node.start_mark if node else None)
+        self.depth -= 1
         return node
 
 
@@ -116,9 +121,13 @@ def read_yaml(text: str, origin: str) -> Document:
     Raises:
         UserError: it is not YAML, is larger than any config, repeats a key, or has tags or keys that no config has.
     """
-    if len(text) > _MAX_CHARACTERS:
-        what = f"is {len(text):,} characters long, but a config has at most {_MAX_CHARACTERS:,}"
-        raise UserError(what, code="config.too_large", where=origin)
+    for name, length, most in (
+        ("characters", len(text), _MAX_CHARACTERS),
+        ("lines", len(text.splitlines()), _MAX_LINES),
+    ):
+        if length > most:
+            what = f"is {length:,} {name} long, but a config has at most {most:,}"
+            raise UserError(what, code="config.too_large", where=origin)
     try:
         loader = _Loader(text)
         node = loader.get_single_node()

@@ -34,6 +34,8 @@ _SHOULD_BE: dict[str, Callable[[Mapping[str, Any]], str]] = {
     "less_than_equal": lambda context: f"at most {context['le']}",
     "too_short": lambda context: "a list that is not empty",
 }
+_MAX_KEYS = 20
+"""Other faulty keys that a message names, at most."""
 _MAX_LENGTH = 60
 """Characters of a value that a message shows, at most."""
 _CODES = {"extra_forbidden": "config.unknown_key", "missing": "config.missing_key"}
@@ -51,16 +53,21 @@ def explain(error: ValidationError, origin: str, places: Mapping[Key, str]) -> U
     faults = sorted(error.errors(), key=lambda fault: fault["type"] != "extra_forbidden")
     keys = [_key(fault["loc"]) for fault in faults]
     what, remedy = _explain_first(faults[0], keys[0])
-    others = [dotted(key) for key in dict.fromkeys(keys) if key != keys[0] and not _holds_another(key, keys)]
+    others = _others(keys)
     if others:
-        what += f" (also wrong: {', '.join(others)})"
+        more = f" and {len(others) - _MAX_KEYS:,} more" if len(others) > _MAX_KEYS else ""
+        what += f" (also wrong: {', '.join(map(dotted, others[:_MAX_KEYS]))}{more})"
     code = _CODES.get(faults[0]["type"], "config.invalid_value")
     return UserError(what, code=code, where=_where(keys[0], origin, places), remedy=remedy)
 
 
-def _holds_another(key: Key, keys: Sequence[Key]) -> bool:
-    """Check whether a fault only echoes one deeper down: a list with a faulty element is called too short as well."""
-    return any(other != key and other[: len(key)] == key for other in keys)
+def _others(keys: Sequence[Key]) -> list[Key]:
+    """Return the faulty keys after the first, each once.
+
+    Those that only echo a fault deeper down are left out: a list with a faulty element is called too short as well.
+    """
+    above = {key[:length] for key in keys for length in range(len(key))}
+    return [key for key in dict.fromkeys(keys) if key != keys[0] and key not in above]
 
 
 def _key(location: tuple[int | str, ...]) -> Key:

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
-from veneer.config.document import Document, Key, read_yaml, write_yaml
+from veneer.config.document import MAX_BYTES, Document, Key, read_yaml, write_yaml
 from veneer.config.explain import explain
 from veneer.config.override import parse_override, set_key
 from veneer.config.paths import anchored, check_elsewhere, portable, set_default_output
@@ -61,7 +61,7 @@ def load_config(path: Path, overrides: Sequence[str] = (), presets: Sequence[str
     Raises:
         UserError: the file, a preset or an override is at fault, or the config as a whole.
     """
-    draft, document, folder = _from_presets(presets), _read_mapping(read_utf8(path), str(path)), path.parent
+    draft, document, folder = _from_presets(presets), _read_mapping(_read_text(path), str(path)), path.parent
     _add_layer(draft, replace(document, values=anchored(document.values, folder)), str(path))
     if _is_of_run(path):
         set_key(draft.values, "output.dir", str(folder), str(path))
@@ -71,6 +71,14 @@ def load_config(path: Path, overrides: Sequence[str] = (), presets: Sequence[str
         own = {key: place for key, place in draft.places.items() if place.startswith(f"{path}:")}
         check_elsewhere(document.values, draft.values, folder, own)
     return build_config(draft.values, str(path), draft.places)
+
+
+def _read_text(path: Path) -> str:
+    """Read a config's text, unless the file is larger than any config's: it may be a film."""
+    if path.is_file() and path.stat().st_size > MAX_BYTES:
+        what = f"has {path.stat().st_size:,} bytes, but a config has at most {MAX_BYTES:,}"
+        raise UserError(what, code="config.too_large", where=path)
+    return read_utf8(path)
 
 
 def _is_of_run(path: Path) -> bool:

@@ -6,6 +6,7 @@ from functools import lru_cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from veneer.printable import printable
 from veneer.report.content import Report
 from veneer.report.formatting import (
     NO_INTERVAL,
@@ -40,7 +41,7 @@ _SECTIONS = (
 
 def render_page(report: Report) -> str:
     """Return a report as an HTML file; sections without content are left out."""
-    return templates().get_template("page.html").render(report=report, sections=_SECTIONS)
+    return printable(templates().get_template("page.html").render(report=report, sections=_SECTIONS))
 
 
 @lru_cache(maxsize=1)

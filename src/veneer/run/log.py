@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from veneer.files import atomic_write
+from veneer.printable import printable
 from veneer.run.events import Callback
 from veneer.train.events import Warned
 
@@ -106,7 +107,8 @@ class EventLog:
         assert is_dataclass(event)
         seconds = round(time.monotonic() - self._began, 3)
         line = {"event": type(event).__name__, "seconds": seconds, **_plain_fields(event)}
-        self._append(json.dumps(line, default=_plain, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+        # whoever reads it on a terminal is as safe as a program, to which the escapes are what they stand for
+        self._append(printable(json.dumps(line, default=_plain, ensure_ascii=False)).encode() + b"\n")
 
     def _append(self, line: bytes) -> None:
         try:

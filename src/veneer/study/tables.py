@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from veneer.plan.text import format_bytes
+from veneer.printable import in_one_line
 from veneer.study.statistics import Difference, Row, Table
 
 __all__ = ["as_csv", "as_markdown"]
@@ -22,8 +23,8 @@ def as_markdown(table: Table, ranks: Mapping[str, str] | None = None) -> str:
     """
     seeds = max((len(row.losses) for row in table.rows), default=0)
     parts = [_grid(_header(table, ranks), [_cells(row, table, ranks) for row in table.rows])] if table.rows else []
-    parts += [f"- not done: {each.point}, seed {each.seed}: {each.reason}" for each in table.failures]
-    parts += [f"- {each.point}, seed {each.seed}: {each}" for each in table.stopped]
+    parts += [in_one_line(f"- not done: {each.point}, seed {each.seed}: {each.reason}") for each in table.failures]
+    parts += [in_one_line(f"- {each.point}, seed {each.seed}: {each}") for each in table.stopped]
     if table.advice is not None:
         parts += ["", table.advice.text]
     if table.rows:
@@ -71,8 +72,13 @@ def _cells(row: Row, table: Table, ranks: Mapping[str, str] | None) -> list[str]
 def _grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table, whose first column is aligned to the left and the others to the right."""
     rule = ["---", *("---:" for _ in header[1:])]
-    lines = ([cell.replace("|", "\\|") for cell in line] for line in (header, rule, *rows))
+    lines = ([_cell(cell) for cell in line] for line in (header, rule, *rows))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """Return a text that stays in its cell and is no HTML."""
+    return in_one_line(text).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _method(table: Table, seeds: int) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import yaml
+
+from veneer.printable import printable
 
 __all__ = ["CardFacts", "ScoreFacts", "model_card"]
 
@@ -81,9 +84,9 @@ def model_card(facts: CardFacts, score: ScoreFacts | None) -> str:
         facts: of the adapter.
         score: None where no picture was held out, which the card then says.
     """
-    sections = [_front_matter(facts), f"# {_line(facts.title)}\n", _summary(facts), _pictures(facts.pictures)]
+    sections = [_front_matter(facts), f"# {_escaped(facts.title)}\n", _summary(facts), _pictures(facts.pictures)]
     sections += [_usage(facts), _score(score), _training(facts)]
-    return "\n".join(section for section in sections if section)
+    return printable("\n".join(section for section in sections if section))
 
 
 def _front_matter(facts: CardFacts) -> str:
@@ -103,7 +106,7 @@ def _summary(facts: CardFacts) -> str:
 
 
 def _pictures(pictures: Mapping[str, str]) -> str:
-    shown = [f"![{_line(text).replace('[', '').replace(']', '')}](<{name}>)" for name, text in pictures.items()]
+    shown = [f"![{_escaped(text.replace('[', '').replace(']', ''))}](<{name}>)" for name, text in pictures.items()]
     return "\n".join(shown) + "\n" if shown else ""
 
 
@@ -156,6 +159,11 @@ def _training(facts: CardFacts) -> str:
 
 def _line(text: str) -> str:
     return " ".join(text.split())
+
+
+def _escaped(text: str) -> str:
+    """Return text that Markdown shows as it is: no markup, no link, no HTML."""
+    return re.sub(r"([\\`*\[\]])", r"\\\1", _line(text)).replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _code(text: str) -> str:

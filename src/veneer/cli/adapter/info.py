@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from veneer.cli.options import AdapterFile
+from veneer.cli.terminal.console import print_text
 
 __all__ = ["info"]
 
@@ -12,4 +13,4 @@ def info(file: AdapterFile) -> None:
     from veneer.cli.terminal.tables import info_text
     from veneer.weights.file import info
 
-    print(info_text(file, info(file)))
+    print_text(info_text(file, info(file)))

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from veneer.cli.options import AdapterFile, Base, Scale, parse_path
+from veneer.cli.terminal.console import print_text
 
 __all__ = ["merge"]
 
@@ -23,4 +24,4 @@ def merge(
     """Write the base with the adapter merged into it."""
     from veneer.verbs.merge import merge_adapter
 
-    print(merge_adapter(file, out, base=base, scale=scale))
+    print_text(str(merge_adapter(file, out, base=base, scale=scale)))

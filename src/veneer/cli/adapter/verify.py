@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from veneer.cli.options import AdapterFile, parse_model
+from veneer.cli.terminal.console import print_text
 
 __all__ = ["verify"]
 
@@ -28,6 +29,6 @@ def verify(
     from veneer.verbs.verify import verify_adapter
 
     checks = verify_adapter(file, base=base)
-    print(checks_text(checks))
+    print_text(checks_text(checks))
     if any(check.differs for check in checks):
         raise typer.Exit(1)

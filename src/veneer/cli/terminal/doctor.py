@@ -9,10 +9,12 @@ from pathlib import Path
 
 from pydantic import TypeAdapter
 
+from veneer.cli.terminal.console import print_text
 from veneer.doctor.diagnosis import Diagnosis
 from veneer.doctor.evidence import Evidence
 from veneer.doctor.finding import Change, Finding, interval
 from veneer.doctor.gather import run_doctor
+from veneer.printable import in_one_line
 
 __all__ = ["diagnosis_json", "diagnosis_text", "print_diagnosis"]
 
@@ -27,7 +29,7 @@ def print_diagnosis(folder: Path, *, measured: bool, as_json: bool) -> bool:
         Whether it has any.
     """
     diagnosis, evidence = run_doctor(folder, measured=measured)
-    print(diagnosis_json(diagnosis) if as_json else diagnosis_text(diagnosis, evidence))
+    print_text(diagnosis_json(diagnosis) if as_json else diagnosis_text(diagnosis, evidence))
     return diagnosis.has_problems
 
 
@@ -42,7 +44,7 @@ def diagnosis_text(diagnosis: Diagnosis, evidence: Evidence) -> str:
     if not diagnosis.has_problems:
         parts.insert(0, _healthy_text(evidence))
     if diagnosis.unjudged:
-        questions = [f"  {question.what} {question.how}" for question in diagnosis.unjudged]
+        questions = [in_one_line(f"  {question.what} {question.how}") for question in diagnosis.unjudged]
         parts.append("\n".join(["Not judged, and how it could be:", *questions]))
     return "\n\n".join(parts)
 

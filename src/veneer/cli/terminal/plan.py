@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from veneer.cli.terminal.console import print_text
 from veneer.config.schema import RunConfig
 from veneer.plan.assessment import Assessment, assess_config
 from veneer.plan.probe import Probe, probe
@@ -26,12 +27,12 @@ def print_plan(config: RunConfig, *, count_pictures: bool, probed: bool, memory:
     limit = None if memory is None else parse_bytes(memory, "--memory")
     assessment = assess_config(config, count_pictures=count_pictures, limit=limit)
     if not as_json:
-        print(assessment_text(assessment), flush=True)
+        print_text(assessment_text(assessment))
     measured = probe(config) if probed else None
     if as_json:
-        print(json.dumps(_as_dict(assessment, measured), indent=2))
+        print_text(json.dumps(_as_dict(assessment, measured), indent=2))
     elif measured is not None:
-        print(probe_text(assessment, measured))
+        print_text(probe_text(assessment, measured))
 
 
 def assessment_text(assessment: Assessment) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from veneer.cli.terminal.console import print_text
 from veneer.errors import UserError
 from veneer.report.build import build_report, report_json, write_report
 
@@ -12,7 +13,7 @@ __all__ = ["print_report", "report_line"]
 
 def print_report(folder: Path, *, as_json: bool) -> None:
     """Write the report and print where it is; or print it as data and write nothing."""
-    print(report_json(build_report(folder)) if as_json else write_report(folder), end="" if as_json else "\n")
+    print_text(report_json(build_report(folder)) if as_json else f"{write_report(folder)}\n", end="")
 
 
 def report_line(folder: Path) -> str:

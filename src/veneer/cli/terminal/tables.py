@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from veneer.printable import in_one_line
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -43,5 +45,6 @@ def _verdict(check: Check) -> str:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
-    width = max(len(name) for name, _ in rows)
-    return "\n".join(f"{name.ljust(width)}  {' '.join(value.split())}" for name, value in rows)
+    shown = [(in_one_line(name), in_one_line(" ".join(value.split()))) for name, value in rows]
+    width = max(len(name) for name, _ in shown)
+    return "\n".join(f"{name.ljust(width)}  {value}" for name, value in shown)

@@ -9,6 +9,7 @@ from veneer.cli.terminal.progress import Progress
 from veneer.cli.terminal.report import report_line
 from veneer.config.schema import RunConfig
 from veneer.evaluate.results import Evaluated
+from veneer.printable import in_one_line
 from veneer.run.events import (
     AdapterSaved,
     BestAdapterSaved,
@@ -71,8 +72,8 @@ def _event_text(event: object) -> str | None:
 
 def _survey_text(event: Surveyed) -> str:
     lines = [f"pictures: {event.train} to train on, {event.held_out} held out, {len(event.rejected)} left out"]
-    lines += [f"  left out: {path}: {reason}" for path, reason in event.rejected.items()]
-    lines += [f"  note: {note}" for note in event.notes]
+    lines += [in_one_line(f"  left out: {path}: {reason}") for path, reason in event.rejected.items()]
+    lines += [in_one_line(f"  note: {note}") for note in event.notes]
     return "\n".join(lines)
 
 
