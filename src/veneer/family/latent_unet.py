@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from veneer.family.diffusion import DiscreteDiffusion
 from veneer.family.native_names import native_names
 from veneer.family.offload import Loader
 from veneer.family.pipeline_family import PipelineFamily, check_positive
+from veneer.family.shards import Shards
 from veneer.weights.formats.protocol import KeyNames
 
 __all__ = ["LatentUNet", "diffusion_of"]
@@ -20,6 +22,8 @@ __all__ = ["LatentUNet", "diffusion_of"]
 _UNET_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj")
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_PREDICTS_V, _ZERO_SNR = "v_pred", "ztsnr"
+"""What single files hold beside their weights if they predict v, and if their noise ends at zero SNR."""
 
 
 class LatentUNet(PipelineFamily):
@@ -46,6 +50,24 @@ class LatentUNet(PipelineFamily):
     def _native_names(self) -> dict[str, str]:
         """Return the names of the UNet's own code by the layers' paths, both with the network's prefix."""
         return {f"unet.{path}": f"unet.{name}" for path, name in native_names(self._denoiser).items()}
+
+    @classmethod
+    def _scheduler_of(cls, pipeline: Any, place: Path) -> Any:
+        """Return the base's scheduler; a single file may say by the names of empty tensors that it predicts v."""
+        names = Shards([place]).shapes.keys() if place.is_file() else ()
+        changes: dict[str, Any] = {}
+        if _PREDICTS_V in names:
+            changes["prediction_type"] = "v_prediction"
+        elif (told := cls._prediction_of(pipeline, place)) is not None:
+            changes["prediction_type"] = told
+        if _ZERO_SNR in names:  # sampling must then begin at the last timestep (Lin et al. 2024, section 3.3)
+            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+        return type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
+
+    @classmethod
+    def _prediction_of(cls, pipeline: Any, place: Path) -> str | None:
+        """Return what a base predicts that its weights tell; None: its configuration does."""
+        return None
 
     @classmethod
     def _network_classes(cls) -> dict[str, type[Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -14,6 +15,10 @@ from veneer.family.protocol import Conditioning
 from veneer.family.windows import join_windows
 
 __all__ = ["StableDiffusion"]
+
+_WIDTH_OF_2 = 1024  # of the text encoder's states, by which 2.x is known
+_TELLING, _SPREAD_OF_V = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias", 0.09
+"""The weight that tells bases of 2.x apart, and its deviation from where on one predicts v; as ComfyUI has it."""
 
 
 class StableDiffusion(LatentUNet):
@@ -39,6 +44,19 @@ class StableDiffusion(LatentUNet):
         """Return the UNet's output (B, C, H, W), in the base's own parameterisation."""
         index_B = self.noise.index(t_B)
         return cast(Tensor, self._denoiser(noisy, index_B, encoder_hidden_states=conditioning["text"]).sample)
+
+    @classmethod
+    def _prediction_of(cls, pipeline: Any, place: Path) -> str | None:
+        """Return what a single file of 2.x predicts: diffusers reads each with the configuration of 2.1, which is v's.
+
+        The 512-pixel bases of 2.x predict noise, and learn nothing but errors as v. Where the file lies in a diffusers
+        folder, that folder's scheduler tells.
+        """
+        alone = place.is_file() and not (place.parent / "model_index.json").is_file()
+        weight = dict(pipeline.unet.named_parameters()).get(_TELLING)
+        if not alone or weight is None or pipeline.unet.config.cross_attention_dim != _WIDTH_OF_2:
+            return None
+        return "v_prediction" if float(weight.detach().float().std(correction=0)) > _SPREAD_OF_V else "epsilon"
 
     @classmethod
     def _pipeline_class(cls) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -14,15 +13,12 @@ from torch import Tensor
 from veneer.data.transform import Geometry
 from veneer.family.latent_unet import LatentUNet
 from veneer.family.protocol import Conditioning
-from veneer.family.shards import Shards
 from veneer.family.windows import join_windows
 from veneer.weights.formats.protocol import KeyNames
 
 __all__ = ["StableDiffusionXL"]
 
 _FORCE_ZEROS = "force_zeros_for_empty_prompt"
-_PREDICTS_V, _ZERO_SNR = "v_pred", "ztsnr"
-"""What single files hold beside their weights if they predict v, and if their noise ends at zero SNR."""
 
 
 class StableDiffusionXL(LatentUNet):
@@ -95,17 +91,6 @@ class StableDiffusionXL(LatentUNet):
             with torch.autocast(autoencoder.device.type, enabled=False):
                 yield autoencoder.to(torch.float32)
             autoencoder.to(dtype)
-
-    @classmethod
-    def _scheduler_of(cls, pipeline: Any, place: Path) -> Any:
-        """Return the base's scheduler; a single file may say by the names of empty tensors that it predicts v."""
-        names = Shards([place]).shapes.keys() if place.is_file() else ()
-        changes: dict[str, Any] = {}
-        if _PREDICTS_V in names:
-            changes["prediction_type"] = "v_prediction"
-        if _ZERO_SNR in names:  # sampling must then begin at the last timestep (Lin et al. 2024, section 3.3)
-            changes |= {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
-        return type(pipeline.scheduler).from_config(pipeline.scheduler.config, **changes)
 
     @classmethod
     def _pipeline_class(cls) -> Any:
