@@ -158,6 +158,35 @@ def test_refuses_a_tensor_of_another_method(tmp_path: Path, extra: str) -> None:
     refused(path, "weights.unsupported_method")
 
 
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])
+def test_refuses_an_adapter_that_changed_its_base(tmp_path: Path, start: str) -> None:
+    path = peft_folder(tmp_path, "mid.to_q", {"r": 2, "lora_alpha": 2, "init_lora_weights": start})
+    assert "which takes the start out of the base's weights" in refused(path, "weights.unsupported_method", network())
+
+
+def test_peft_s_config_may_name_another_method(tmp_path: Path) -> None:
+    path = peft_folder(tmp_path, "mid.to_q", {"r": 2, "lora_alpha": 2, "peft_type": "XLORA"})
+    assert "is of the method XLORA" in refused(path, "weights.unsupported_method", network())
+
+
+@pytest.mark.parametrize("axes", [2, 4])
+def test_a_linear_layer_is_a_convolution_of_one(tmp_path: Path, axes: int) -> None:
+    """SD 2's projections are the one in some releases and the other in others."""
+    layers = {2: nn.Conv2d(6, 5, 1), 4: nn.Linear(6, 5)}
+    own = factors()
+    places = (1, 1) if axes == 4 else ()
+    down, up = own.down.reshape(2, 6, *places), own.up.reshape(5, 2, *places)
+    names = ("unet.x.lora_down.weight", "unet.x.lora_up.weight", "unet.x.dora_scale")
+    tensors = dict(zip(names, (down, up, torch.ones(5, 1, *places)), strict=True))
+    read = load(write(tmp_path / "x.safetensors", tensors), {"unet": nn.ModuleDict({"x": layers[axes]})}).weights[
+        "unet.x"
+    ]
+    assert read.shape == tuple(layers[axes].weight.shape) and read.method.name == "dora"
+    assert torch.equal(read.state_dict()["up"].flatten(1), own.up)
+    wide = nn.Conv2d(6, 5, 3)
+    refused(tmp_path / "x.safetensors", "adapter.other_architecture", {"unet": nn.ModuleDict({"x": wide})})
+
+
 def test_refuses_a_magnitude_that_fits_neither_side(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", {**pair("unet.x"), "unet.x.dora_scale": torch.ones(1)})
     refused(path, "adapter.bad_factors")
@@ -191,7 +220,7 @@ def test_refuses_factors_that_do_not_fit_and_names_the_layer(tmp_path: Path) -> 
 
 def test_refuses_a_file_of_nothing(tmp_path: Path) -> None:
     path = write(tmp_path / "x.safetensors", {})
-    assert refused(path, "weights.empty") == "holds no adapter: there is no tensor in it"
+    assert refused(path, "weights.empty") == "holds no adapter: there is no tensor in it; name another file"
 
 
 def test_refuses_one_layer_under_two_names(tmp_path: Path) -> None:
@@ -290,7 +319,8 @@ def test_reads_a_peft_folder(tmp_path: Path) -> None:
 def test_peft_needs_its_config_and_a_base(tmp_path: Path) -> None:
     path = peft_folder(tmp_path, "mid.to_q", {"r": 2, "lora_alpha": 7})
     message = refused(path, "weights.needs_base")
-    assert message == "its peft names, such as mid.to_q, need a base to tell which layers they are"
+    told = "its peft names, such as mid.to_q, need a base to tell which layers they are"
+    assert message == f"{told}; name the base as well: --base, or networks in Python"
     (tmp_path / "adapter_config.json").unlink()
     message = refused(path, "weights.no_peft_config", network())
     assert message.startswith("has no adapter_config.json beside it")

@@ -154,13 +154,8 @@ def load(path: Path, networks: Mapping[str, nn.Module] | None = None, key_names:
     path = file_in(path)
     content = _read(path)
     with _located_at(path):
-        if networks is None:
-            paths = {layer: _path_without_base(layer, content.formats[layer]) for layer in content.layers}
-        else:
-            paths = _paths_in_base(content, BaseNames.of(networks, key_names))
-        if twice := [path for path, count in Counter(paths.values()).items() if count > 1]:
-            raise UserError(f"has {twice[0]} twice, under two names", code="weights.layer_twice")
-    return AdapterFile({paths[layer]: adapter for layer, adapter in content.layers.items()}, _free(content.metadata))
+        weights = _without_base(content) if networks is None else _in_base(content, BaseNames.of(networks, key_names))
+    return AdapterFile(weights, _free(content.metadata))
 
 
 def _network_of(layer: str, format_name: str) -> str | None:
@@ -180,16 +175,35 @@ def _path_without_base(layer: str, format_name: str) -> str:
     return memory_path(layer)
 
 
-def _paths_in_base(content: _Content, base: BaseNames) -> dict[str, str]:
-    """Return the full path of the base's layer that each of a file's names means, once each adapter fits its layer.
+def _in_base(content: _Content, base: BaseNames) -> dict[str, LayerAdapter]:
+    """Return the adapter of each of the base's layers, by its full path, once each is known to fit.
 
     Raises:
         UserError: a name means none of the base's layers, or several, or an adapter is of another size.
     """
     index, origin = LayerIndex(base), family_of(content.shapes, content.metadata)
     paths = index.resolve({layer: adapter.shape for layer, adapter in content.layers.items()}, origin)
-    index.check_shapes({paths[layer]: adapter.shape for layer, adapter in content.layers.items()}, origin)
-    return paths
+    _check_once(paths)
+    fitted = {paths[layer]: index.fit(paths[layer], adapter) for layer, adapter in content.layers.items()}
+    index.check_shapes({path: adapter.shape for path, adapter in fitted.items()}, origin)
+    return fitted
+
+
+def _without_base(content: _Content) -> dict[str, LayerAdapter]:
+    """Return the adapter of each layer by its full path, as far as a file's names tell it.
+
+    Raises:
+        UserError: it takes a base to tell.
+    """
+    paths = {layer: _path_without_base(layer, content.formats[layer]) for layer in content.layers}
+    _check_once(paths)
+    return {paths[layer]: adapter for layer, adapter in content.layers.items()}
+
+
+def _check_once(paths: Mapping[str, str]) -> None:
+    if twice := [path for path, count in Counter(paths.values()).items() if count > 1]:
+        what = f"has {twice[0]} twice, under two names"
+        raise UserError(what, code="weights.layer_twice", remedy="remove the one that is not meant")
 
 
 @opens_paths

@@ -150,7 +150,17 @@ def _readable(path: Path) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot be read: {reason}", code="weights.unreadable", where=path) from error
+        remedy = _REMEDIES.get(getattr(error, "errno", 0) or 0, "name the file itself")
+        raise UserError(f"cannot be read: {reason}", code="weights.unreadable", where=path, remedy=remedy) from error
+
+
+_REMEDIES = {
+    errno.ENOENT: "check the path",
+    errno.ENOTDIR: "check the path",
+    errno.EACCES: "ask its owner for the right to read it",
+    errno.EPERM: "ask its owner for the right to read it",
+    errno.EIO: "the disk may be failing; try again, or use a copy",
+}
 
 
 def _header_length(start: bytes, size: int, path: Path) -> int:
@@ -234,7 +244,9 @@ def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
             raise UserError(what, code="weights.not_floating", where=path, remedy=remedy)
         if not torch.isfinite(tensor).all():
             what = f"tensor {name} holds NaN or infinity"
-            raise UserError(what, code="weights.not_finite", where=path, remedy="use an earlier checkpoint")
+            raise UserError(
+                what, code="weights.not_finite", where=path, remedy="use an earlier checkpoint, or ask its maker"
+            )
 
 
 def _is_whole(tensor: Tensor) -> bool:

@@ -54,7 +54,9 @@ _PEFT_METHODS = {
         f"{name.lower()}_": name
         for name in ("RoAd", "WaveFT", "DeLoRA", "GraLoRA", "HiRA", "Lily", "PSOFT", "TinyLoRA")
     },
-    **{f"{name.lower()}_": name for name in ("UniLoRA", "OSF", "BEFT", "DEFT", "AdaMSS", "PEANuT", "Poly")},
+    **{f"{name.lower()}_": name for name in ("UniLoRA", "OSF", "BEFT", "DEFT", "AdaMSS", "PEANuT", "Poly", "FRoD")},
+    "supertuning_": "SuperTuning",
+    "shadow_": "Shadow",
     "trainable_tokens_": "trainable tokens",
     "prompt_embeddings": "prompt tuning",
     "prompt_encoder": "prompt tuning",

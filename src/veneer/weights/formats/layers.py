@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
+from torch import Tensor
+
 from veneer.adapter.layers import layers_of
-from veneer.adapter.protocol import Layer
+from veneer.adapter.protocol import Layer, LayerAdapter
 from veneer.errors import UserError
 from veneer.weights.formats.names import NETWORKS, Reading, readings
 from veneer.weights.formats.protocol import BaseNames
@@ -62,6 +64,17 @@ class LayerIndex:
         """
         return {layer: self._one(layer, shape, origin) for layer, shape in layers.items()}
 
+    def fit(self, path: str, adapter: LayerAdapter) -> LayerAdapter:
+        """Return an adapter with as many axes as a layer's weight has: a linear layer is a convolution of 1 x 1.
+
+        One base has the one where another release or tool has the other, so that files have either.
+        """
+        axes, shape = self.layers[path].weight.ndim, adapter.shape
+        if len(shape) == axes or any(size != 1 for size in shape[2:]) or self.layers[path].weight[0, 0].numel() != 1:
+            return adapter
+        state = {name: _with_axes(tensor, axes) for name, tensor in adapter.state_dict().items()}
+        return adapter.method.from_state(state)
+
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], origin: str | None = None) -> None:
         """Refuse adapters that do not fit their layers.
 
@@ -92,6 +105,11 @@ class LayerIndex:
         if not found and "." not in reading.path:
             found = self._underscored.get(reading.path, set())
         return {full for full in found if _fits(reading.network, full.partition(".")[0])}
+
+
+def _with_axes(tensor: Tensor, axes: int) -> Tensor:
+    """Return a factor of a linear layer or of a convolution of 1 x 1 with 2 or 4 axes; a number stays one."""
+    return tensor if tensor.ndim == 0 else tensor.reshape(*tensor.shape[:2], *([1] * (axes - 2)))
 
 
 def _remedy(origin: str | None) -> str:
@@ -127,5 +145,5 @@ def require_base(base: BaseNames | None, format_name: str, layers: Collection[st
     """
     if base is None:
         what = f"its {format_name} names, such as {next(iter(layers))}, need a base to tell which layers they are"
-        raise UserError(what, code="weights.needs_base")
+        raise UserError(what, code="weights.needs_base", remedy="name the base as well: --base, or networks in Python")
     return base

@@ -16,6 +16,8 @@ __all__ = ["Settings", "adapter_of", "by_layer", "named_tensors", "sorted_names"
 
 _LONGEST = 500  # characters of a tensor's name; a Flux block's has less than 100
 
+_STARTS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
 Settings = Mapping[str, Any]
 
 
@@ -27,14 +29,14 @@ def sorted_names(names: Iterable[str]) -> dict[str, TensorName]:
     """
     known = {name: _parsed(name) for name in names}
     if not known:
-        raise UserError("holds no adapter: there is no tensor in it", code="weights.empty")
+        raise UserError("holds no adapter: there is no tensor in it", code="weights.empty", remedy="name another file")
     return known
 
 
 def _parsed(name: str) -> TensorName:
     if len(name) > _LONGEST or not name.isprintable():
         what = f"has a tensor of which the name is no layer's: {name[:40]!r}"
-        raise UserError(what, code="weights.bad_tensor_name")
+        raise UserError(what, code="weights.bad_tensor_name", remedy="name the file of an adapter")
     if (parsed := parse_name(name)) is None:
         what = f"tensor {name} belongs to no adapter method that Veneer reads"
         remedy = f"it reads {' and '.join(method.title for method in METHODS.values())}"
@@ -53,7 +55,7 @@ def by_layer(names: Mapping[str, TensorName]) -> dict[str, dict[str, str]]:
         first = layers.setdefault(parsed.layer, {}).setdefault(parsed.part, name)
         if first != name:
             what = f"{parsed.layer} has two tensors of one kind, or one twice, under two names: {first} and {name}"
-            raise UserError(what, code="weights.tensor_twice")
+            raise UserError(what, code="weights.tensor_twice", remedy="remove the one that is not meant")
     return dict(sorted(layers.items()))
 
 
@@ -72,6 +74,7 @@ def adapter_of(layer: str, parts: Mapping[str, Tensor], settings_of: Callable[[s
     try:
         settings = settings_of(layer)
         _check_markers(method, settings or {})
+        _check_start(settings or {})
         return method.from_file(parts, settings)
     except UserError as error:
         raise UserError(error.what, code=error.code, where=layer, remedy=error.remedy) from error
@@ -86,7 +89,7 @@ def _method_of(layer: str, parts: set[str]) -> Method:
     fitting = [(len(known_parts), method) for known_parts, method in known if parts <= known_parts]
     if not fitting:
         what = f"{layer} has {', '.join(sorted(parts))}, which belong to different methods"
-        raise UserError(what, code="weights.mixed_parts")
+        raise UserError(what, code="weights.mixed_parts", remedy="save one method a layer")
     return min(fitting, key=lambda each: each[0])[1]
 
 
@@ -99,6 +102,15 @@ def _check_markers(method: Method, settings: Settings) -> None:
                 f"its tensors are of a {method.title}, but its config says {marker}={settings.get(marker, False)!s:.20}"
             )
             raise UserError(what, code="weights.config_contradicts")
+
+
+def _check_start(settings: Settings) -> None:
+    """Refuse an adapter whose start was taken out of the base's weights: it means nothing beside the base itself."""
+    start = settings.get("init_lora_weights")
+    if isinstance(start, str) and start.lower().startswith(_STARTS_THAT_CHANGE_THE_BASE):
+        what = f"its config says init_lora_weights={start:.20}, which takes the start out of the base's weights"
+        remedy = "save it with peft's path_initial_model_for_weight_conversion, which makes it an adapter of the base"
+        raise UserError(what, code="weights.unsupported_method", remedy=remedy)
 
 
 def named_tensors(layer: str, adapter: LayerAdapter, naming: str) -> dict[str, Tensor]:

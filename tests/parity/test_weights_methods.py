@@ -1,0 +1,139 @@
+"""Files of LyCORIS and peft: LoRA and DoRA of any kind are read to their own delta W, the rest called by name."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from lycoris.modules import boft, diag_oft, dylora, full, glora, ia3, locon, loha, lokr, norms
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from tests.errors import raises_code
+from veneer.weights.file import info, load
+
+LINEAR, CONV, NORM = nn.Linear(32, 32), nn.Conv2d(32, 32, 3), nn.LayerNorm(32)
+
+
+def saved(module: nn.Module, folder: Path) -> Path:
+    """Write a module of LyCORIS as its trainer does, with numbers that are not zero."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    state: dict[str, Tensor] = getattr(module, "custom_state_dict", lambda: None)() or module.state_dict()
+    tensors = {f"lora_unet_x.{name}": tensor.detach().clone().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / "x.safetensors")
+    return folder / "x.safetensors"
+
+
+READ: list[tuple[type[Any], nn.Module, dict[str, bool]]] = [
+    (locon.LoConModule, LINEAR, {}),
+    (locon.LoConModule, CONV, {}),
+    (locon.LoConModule, CONV, {"use_tucker": True}),
+    (locon.LoConModule, LINEAR, {"use_scalar": True}),
+    (locon.LoConModule, LINEAR, {"rs_lora": True}),
+    (locon.LoConModule, LINEAR, {"weight_decompose": True, "wd_on_out": True}),
+    (locon.LoConModule, CONV, {"weight_decompose": True, "wd_on_out": True}),
+    (locon.LoConModule, CONV, {"weight_decompose": True, "wd_on_out": False}),
+    (locon.LoConModule, CONV, {"use_tucker": True, "weight_decompose": True, "wd_on_out": False}),
+]
+
+
+@pytest.mark.parametrize("case", range(len(READ)))
+def test_what_lycoris_writes_is_read_to_its_own_delta(case: int, tmp_path: Path) -> None:
+    kind, layer, options = READ[case]
+    module = kind("lora_unet_x", layer, 1.0, 4, 2.0, **options)
+    read = load(saved(module, tmp_path), {"unet": nn.ModuleDict({"x": layer})}).weights["unet.x"]
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    torch.testing.assert_close(
+        weight + read.delta_weight(weight), module.get_merged_weight(1.0)[0], rtol=1e-5, atol=1e-5
+    )
+
+
+def test_dylora_is_written_as_a_lora(tmp_path: Path) -> None:
+    path = saved(dylora.DyLoraModule("lora_unet_x", LINEAR, 1.0, 4, 2.0), tmp_path)
+    tensors = load_file(path)
+    read = load(path, {"unet": nn.ModuleDict({"x": LINEAR})}).weights["unet.x"]
+    expected = 0.5 * tensors["lora_unet_x.lora_up.weight"] @ tensors["lora_unet_x.lora_down.weight"]
+    torch.testing.assert_close(read.delta_weight(LINEAR.weight), expected)
+
+
+OTHERS: list[tuple[type[Any], nn.Module, dict[str, bool], str]] = [
+    (loha.LohaModule, LINEAR, {}, "LoHa"),
+    (loha.LohaModule, CONV, {"use_tucker": True}, "LoHa"),
+    (lokr.LokrModule, LINEAR, {}, "LoKr"),
+    (lokr.LokrModule, CONV, {"use_tucker": True}, "LoKr"),
+    (diag_oft.DiagOFTModule, LINEAR, {"rescaled": True}, "OFT"),
+    (boft.ButterflyOFTModule, LINEAR, {}, "BOFT"),
+    (glora.GLoRAModule, LINEAR, {}, "GLoRA"),
+    (ia3.IA3Module, LINEAR, {}, r"\(IA\)\^3"),
+    (full.FullModule, LINEAR, {}, "full difference"),
+]
+
+
+@pytest.mark.parametrize("case", range(len(OTHERS)))
+def test_lycoris_other_methods_are_called_by_name(case: int, tmp_path: Path) -> None:
+    kind, layer, options, title = OTHERS[case]
+    path = saved(kind("lora_unet_x", layer, 1.0, 4, 2.0, **options), tmp_path)
+    with raises_code("weights.unsupported_method", match=f"is of the method {title}, which is not read"):
+        load(path)
+
+
+def test_lycoris_norms_are_called_by_name(tmp_path: Path) -> None:
+    with raises_code("weights.unsupported_method", "trained norm"):
+        load(saved(norms.NormModule("lora_unet_x", NORM, 1.0), tmp_path))
+
+
+class Model(nn.Module):
+    """Two layers of 64."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(64, 64), nn.Linear(64, 64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.b(self.a(x))
+        return out
+
+
+PEFT: dict[str, tuple[str, dict[str, Any]]] = {
+    "LoHaConfig": ("LoHa", {}),
+    "LoKrConfig": ("LoKr", {}),
+    "OFTConfig": ("OFT", {}),
+    "BOFTConfig": ("BOFT", {}),
+    "IA3Config": (r"\(IA\)\^3", {"feedforward_modules": []}),
+    "AdaLoraConfig": ("AdaLoRA", {"total_step": 10}),
+    "VeraConfig": ("VeRA", {}),
+    "HRAConfig": ("HRA", {}),
+    "FourierFTConfig": ("FourierFT", {}),
+    "RandLoraConfig": ("RandLoRA", {}),
+}
+
+
+@pytest.mark.parametrize("name", PEFT)
+def test_peft_s_other_methods_are_called_by_name(name: str) -> None:
+    title, options = PEFT[name]
+    with tempfile.TemporaryDirectory() as folder:
+        peft.get_peft_model(Model(), getattr(peft, name)(target_modules=["a"], **options)).save_pretrained(folder)
+        with raises_code("weights.unsupported_method", match=f"of the method {title}"):
+            info(Path(folder))
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True}, {"alpha_pattern": {"a": 3}}])
+def test_peft_s_own_lora_is_read(options: dict[str, Any], tmp_path: Path) -> None:
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["a"], init_lora_weights=False, **options)
+    model = peft.get_peft_model(Model(), config)
+    model.save_pretrained(str(tmp_path))
+    base = Model()
+    own = {name.replace("base_layer.", ""): tensor for name, tensor in model.base_model.model.state_dict().items()}
+    base.load_state_dict({name: tensor for name, tensor in own.items() if "lora_" not in name})
+    read = load(tmp_path, {"unet": base}).weights["unet.a"]
+    merged = model.merge_and_unload().a.weight
+    weight = base.a.weight.detach()
+    torch.testing.assert_close(weight + read.delta_weight(weight), merged.detach(), rtol=1e-5, atol=1e-5)
