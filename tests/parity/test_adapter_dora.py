@@ -15,7 +15,8 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from tests.networks import NETWORKS, gradients, worst
+from tests.networks import NETWORKS, Network, gradients, worst
+from tests.tolerance import AS_NEAR, distance, rounding
 from veneer.adapter.apply import apply_adapter
 from veneer.adapter.dora import DoraFactors, DoraSpec
 from veneer.adapter.inject import Injection, inject
@@ -139,15 +140,21 @@ def test_gradients_are_the_same_at_every_level_of_memory(kind: str) -> None:
     model = network.make()
     filled(model, DoraSpec(3, 7.0, network.targets))
     truth_output, truth = gradients(network, copy.deepcopy(model).double(), torch.float64)
-    output, reference = gradients(network, model)
-    error, output_error = worst(reference, truth), worst({"": output}, {"": truth_output})
+    _, reference = gradients(network, model)
+    output_error, error = allowed(network, model)
     for memory in MEMORY_LEVELS:
         prepared = prepare(model, memory)
         found_output, found = gradients(network, model)
         prepared.undo()
         assert found.keys() == reference.keys(), memory
-        assert worst({"": found_output}, {"": truth_output}) <= 2 * output_error, memory
-        assert worst(found, truth) <= 2 * error, memory
+        assert worst({"": found_output}, {"": truth_output}) <= output_error, memory
+        assert worst(found, truth) <= error, memory
+        assert distance(found, truth) <= AS_NEAR * distance(reference, truth), memory
+
+
+def allowed(network: Network, model: nn.Module) -> tuple[float, float]:
+    """How far output and gradients in float32 may be from the truth."""
+    return rounding(lambda wide: gradients(network, wide, torch.float64), model)
 
 
 @pytest.mark.parametrize("memory", MEMORY_LEVELS)
@@ -156,10 +163,11 @@ def test_levels_draw_peft_s_masks(memory: MemoryLevel) -> None:
     model = network.make().train()
     filled(model, DoraSpec(3, 7.0, network.targets, dropout=0.5))
     output, reference = gradients(network, model)
+    output_error, error = allowed(network, model)
     prepare(model, memory)
     found_output, found = gradients(network, model)
-    torch.testing.assert_close(found_output, output, rtol=1e-4, atol=1e-5)
-    assert worst(found, reference) < 1e-4
+    assert worst({"": found_output}, {"": output}) <= 2 * output_error
+    assert worst(found, reference) <= 2 * error
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from benchmarks.saved_tensors import saved_bytes_by_layer, saved_tensor_bytes
-from tests.networks import NETWORKS, adapt, gradients, worst
+from tests.networks import NETWORKS, Network, adapt, gradients, worst
+from tests.tolerance import AS_NEAR, distance, rounding
 from veneer.engine import MemoryLevel, prepare
 
 LEVELS: tuple[MemoryLevel, ...] = ("exact", "lean", "leaner", "checkpoint")
@@ -27,20 +28,25 @@ def test_the_count_of_bytes_is_what_autograd_asks_for() -> None:
 
 @pytest.mark.parametrize("kind", NETWORKS)
 def test_gradients_are_peft_s_within_float32_rounding(kind: str) -> None:
-    """Against the truth in float64: no level is further from it than peft in float32 is, but for luck."""
+    """Against the truth in float64: no level is further from it than float32 is, nor than peft is, but for luck."""
     network = NETWORKS[kind]
     model = adapt(network)
+    output_error, error = allowed(network, model)
     truth_output, truth = gradients(network, adapt(network).double(), torch.float64)
-    output, reference = gradients(network, model)
-    error, output_error = worst(reference, truth), worst({"": output}, {"": truth_output})
-    assert 0 < error < 1e-4
+    _, reference = gradients(network, model)
+    assert 0 < worst(reference, truth) <= error
     for memory in LEVELS:
         prepared = prepare(model, memory)
         found_output, found = gradients(network, model)
         prepared.undo()
-        assert worst({"": found_output}, {"": truth_output}) <= 2 * output_error, memory
-        assert worst(found, truth) <= 2 * error, memory
-        assert worst(found, reference) <= 3 * error, memory
+        assert worst({"": found_output}, {"": truth_output}) <= output_error, memory
+        assert worst(found, truth) <= error, memory
+        assert distance(found, truth) <= AS_NEAR * distance(reference, truth), memory
+
+
+def allowed(network: Network, model: nn.Module) -> tuple[float, float]:
+    """How far output and gradients in float32 may be from the truth."""
+    return rounding(lambda wide: gradients(network, wide, torch.float64), model)
 
 
 @pytest.mark.parametrize("kind", NETWORKS)
@@ -64,10 +70,11 @@ def test_dropout_draws_peft_s_masks(kind: str, memory: MemoryLevel) -> None:
     model = adapt(network, dropout=0.5)
     output, reference = gradients(network, model)
     without = gradients(network, adapt(network))[1]
+    output_error, error = allowed(network, model)
     prepare(model, memory)
     found_output, found = gradients(network, model)
-    torch.testing.assert_close(found_output, output, rtol=1e-4, atol=1e-5)
-    assert worst(found, reference) < 1e-4 < 1e-2 < worst(without, reference)
+    assert worst({"": found_output}, {"": output}) <= 2 * output_error
+    assert worst(found, reference) <= 2 * error < 1e-2 < worst(without, reference)
 
 
 @pytest.mark.parametrize("kind", ["sd", "sd, all of it", "sdxl", "sd3", "clip", "t5"])
@@ -86,8 +93,8 @@ def test_autocast(kind: str, memory: MemoryLevel, base: torch.dtype) -> None:
     found_output, found = gradients(network, model, base, autocast=True)
     assert found_output.dtype == output.dtype
     assert {name: g.dtype for name, g in found.items()} == {name: g.dtype for name, g in reference.items()}
-    assert worst({"": found_output}, {"": truth[0]}) <= 1.5 * worst({"": output}, {"": truth[0]})
-    assert worst(found, truth[1]) <= 1.5 * worst(reference, truth[1])
+    assert distance({"": found_output}, {"": truth[0]}) <= AS_NEAR * distance({"": output}, {"": truth[0]})
+    assert distance(found, truth[1]) <= AS_NEAR * distance(reference, truth[1])
 
 
 def _widened(model: nn.Module, network: object) -> nn.Module:
