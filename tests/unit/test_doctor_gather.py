@@ -227,6 +227,14 @@ def test_what_a_run_told_of_captions_that_are_cut_is_told_again(run: Path, tmp_p
     assert "captions_cut" in [finding.name for finding in diagnosis.findings]
 
 
+def test_measuring_tells_of_captions_that_are_cut_where_no_log_does(run: Path, tmp_path: Path) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    (tmp_path / "run" / LOG).unlink()
+    assert gather_evidence(tmp_path / "run").unread_texts == ()
+    cut, trigger = gather_evidence(tmp_path / "run", measured=True).unread_texts
+    assert "longer than the 14 tokens" in cut and "the trigger" in trigger
+
+
 def test_a_torn_line_is_passed_over(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     log = tmp_path / "run" / LOG

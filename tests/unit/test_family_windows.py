@@ -9,15 +9,18 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 
 from tests.bases import write_tiny_flux
 from tests.errors import raises_code
 from tests.running import quick_config, record_events, without_rehearsals
 from tests.training import tiny_config
+from veneer.adapter.apply import apply_adapter
 from veneer.config.load import load_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
+from veneer.engine.adapter_bank import AdapterBank
 from veneer.evaluate.heldout import score_adapter
 from veneer.family.cache import Encoder
 from veneer.family.loading import load_base
@@ -25,6 +28,7 @@ from veneer.family.store import Store
 from veneer.family.windows import TOKEN_WINDOWS, token_windows_of
 from veneer.plan.abstract import abstract_base
 from veneer.plan.assessment import assess_config
+from veneer.plan.memory import STEP
 from veneer.plan.tracer import MemoryTracer
 from veneer.run.folder import CARD, CONFIG
 from veneer.run.resume import Resume
@@ -95,8 +99,6 @@ def test_an_adapter_is_painted_with_its_training_s_windows(
     family = load_merged(alone, str(tiny_base), 1.0)
     assert family.token_windows == 2
     (picture,) = generate(family, [LONG], [0], steps=1)
-    from PIL import Image
-
     assert Image.open(path).tobytes() == picture.tobytes()
     sample_adapter(runs[1], [LONG], tmp_path / "t", options=options, callback=told.append)
     assert [event.code for event in told] == ["data.cut_captions"]
@@ -177,6 +179,40 @@ def test_trials_of_one_study_read_alike(tiny_base: Path, pictures: Path, tmp_pat
     with raises_code("study.differing_base") as caught:
         context.trial(points_of(study.config)[0], 0)
     assert "data.token_windows: is 2 here, and 1 in the study's own run" in str(caught.value)
+
+
+def test_a_text_encoder_learns_from_all_windows_and_each_row_may_have_its_own(
+    tiny_base: Path, pictures: Path, tmp_path: Path
+) -> None:
+    """An adapter on a text encoder, which a bank gives to some rows of a batch: windows are encoded one by one."""
+    with pytest.MonkeyPatch.context() as patch:
+        without_rehearsals(patch)
+        adapter = {"text_encoders": {"text_encoder": {"learning_rate": 0.1}}}
+        config = config_of(tiny_base, pictures, tmp_path / "run", 3, adapter=adapter, train={"max_steps": 3})
+        run_training(config)
+    weights = load(tmp_path / "run" / FILE_NAME).weights
+    family = load_base(str(tiny_base), token_windows=3)
+    bank = AdapterBank(family.networks)
+    bank.add("own", weights)
+    with torch.no_grad():
+        base = family.encode_text([LONG])["text"]
+        with bank.rows(["own", None]):
+            each = family.encode_text([LONG, LONG])["text"]
+        with apply_adapter(family.networks, weights):
+            adapted = family.encode_text([LONG])["text"]
+    assert float((adapted - base).abs().max()) > 1e-3
+    torch.testing.assert_close(each, torch.cat([adapted, base]), rtol=0, atol=2e-5)
+
+
+def test_a_plan_of_a_text_encoder_s_adapter_has_room_for_all_windows(tiny_base: Path, tiny_pictures: Path) -> None:
+    def peak(windows: int) -> int:
+        adapter = {"text_encoders": {"text_encoder": {}}}
+        config = tiny_config(tiny_pictures, base=str(tiny_base), data={"token_windows": windows}, adapter=adapter)
+        memory = assess_config(config, count_pictures=False, limit=2**40).plan.memory
+        assert memory is not None
+        return max(phase.tensors for phase in memory.phases if phase.name == STEP)
+
+    assert peak(1) < peak(2) < peak(4)
 
 
 @pytest.mark.parametrize(

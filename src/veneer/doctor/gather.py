@@ -15,13 +15,15 @@ from veneer.doctor.diagnosis import Diagnosis, diagnose
 from veneer.doctor.evidence import CopyCheck, Effect, Ending, Evidence
 from veneer.doctor.measurements import effect_of, measure
 from veneer.doctor.readers.adapter import weight_changes
-from veneer.doctor.readers.log import RunLog, read_log
+from veneer.doctor.readers.log import RunLog, first_details, read_log
 from veneer.doctor.readers.memory import estimate_memory
 from veneer.doctor.readers.pictures import caption_statistics, count_pictures, survey_pictures
 from veneer.doctor.rules.captions import STYLE_WORDS
 from veneer.errors import UserError
 from veneer.evaluate.results import Evaluation, Score, read_evaluation
 from veneer.family.loading import load_base, text_options
+from veneer.family.protocol import Family
+from veneer.family.unread import caption_places, unread_notes
 from veneer.files import opens_paths
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG
 from veneer.run.status import is_running
@@ -120,10 +122,18 @@ def _copy_check(evaluation: Evaluation) -> CopyCheck | None:
     return CopyCheck(copying.flagged, len(copying.samples), copying.expected, (first.picture, first.nearest))
 
 
+def _unread_texts(config: RunConfig, family: Family, dataset: Dataset) -> tuple[str, ...]:
+    """Return what the base does not see of captions, for a run whose log tells nothing of it."""
+    places = caption_places(dataset.train, dataset.held_out)
+    notes = unread_notes(family.unread, places, trigger=config.data.trigger)
+    return tuple(first_details(note.text, note.details) for note in notes)
+
+
 def _with_measurements(evidence: Evidence, dataset: Dataset, weights: AdapterWeights) -> Evidence:
     shared = tuple(evidence.captions.shared_words) if evidence.captions else ()
     words = shared if STYLE_WORDS.intersection(shared) else ()
     family = load_base(evidence.config.base, **text_options(evidence.config.data.token_windows))
+    evidence = replace(evidence, unread_texts=evidence.unread_texts or _unread_texts(evidence.config, family, dataset))
     try:
         return replace(evidence, measurements=measure(evidence.config, family, dataset, weights, words))
     except UserError as error:  # an adapter that gives no numbers is what the doctor was asked about

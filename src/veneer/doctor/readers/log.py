@@ -14,7 +14,7 @@ from veneer.family.unread import UNREAD_CODES
 from veneer.run.log import events_in
 from veneer.run.status import RunStatus, status_after
 
-__all__ = ["RunLog", "picture_counts", "read_log"]
+__all__ = ["RunLog", "first_details", "picture_counts", "read_log"]
 
 _MAX_EXAMPLES = 3
 
@@ -75,7 +75,7 @@ class RunLog:
     def unread_texts(self) -> tuple[str, ...]:
         """What the run told of texts that its base does not see whole, each once."""
         told = [line for line in self._named("Warned") if line["code"] in UNREAD_CODES]
-        return tuple(dict.fromkeys(_first_details(line["text"], line.get("details", ())) for line in told))
+        return tuple(dict.fromkeys(first_details(line["text"], line.get("details", ())) for line in told))
 
     def ending(self, max_steps: int, *, is_running: bool) -> Ending:
         """Return how the run ended; ``max_steps`` is the number of steps it was to do."""
@@ -95,7 +95,8 @@ def picture_counts(train: int, held_out: int, rejected: Mapping[str, str]) -> Pi
     return PictureCounts(train, held_out, dict(list(rejected.items())[:_MAX_EXAMPLES]), len(rejected), duplicates=0)
 
 
-def _first_details(text: str, details: Sequence[str]) -> str:
+def first_details(text: str, details: Sequence[str]) -> str:
+    """Return a warning with the first things that it concerns, in one line."""
     more = [f"and {len(details) - _MAX_EXAMPLES} more"] if len(details) > _MAX_EXAMPLES else []
     return "; ".join([text, *details[:_MAX_EXAMPLES], *more])
 
