@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+import veneer.run.session
 from tests.errors import raises_code
 from tests.plans import changed
 from tests.running import hashes, killed, logged, quick_config, record_events, steps_kept, use_base
@@ -199,6 +201,23 @@ def test_a_torn_checkpoint_is_passed_over_with_a_word(config: RunConfig, whole: 
     assert [event.step for event in events if isinstance(event, Resumed)] == [2]
     assert hashes(config.output.dir) == whole
     assert word in [event.get("text") for event in logged(config.output.dir)]
+
+
+def test_a_machine_without_free_memory_adds_its_own_word_and_changes_no_bit(
+    config: RunConfig, whole: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other programs decide how much is free, so a plan's warning may stand beside any other at any time."""
+    killed(config, StepDone, 4)
+    (checkpoint(config, 3) / MANIFEST).unlink()
+    assess = veneer.run.session.assess_run
+    full = "needs 9 GB, free are 1 MB"
+    monkeypatch.setattr(
+        veneer.run.session, "assess_run", lambda *run: SimpleNamespace(plan=assess(*run).plan, warning=full)
+    )
+    events = record_events(config, NEWEST)
+    codes = [event.code for event in events if isinstance(event, Warned)]
+    assert sorted(codes) == ["checkpoint.passed_over", "plan.does_not_fit"]
+    assert len(warnings(events)) == 1 and hashes(config.output.dir) == whole
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_over_unasked(config: RunConfig) -> None:

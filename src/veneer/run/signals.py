@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -85,9 +86,15 @@ def stopping_at_signals(stop: Callable[[], None], *, launched: bool = False) -> 
 
 @contextmanager
 def ending_at_signals() -> Iterator[None]:
-    """Raise ``Interrupted`` at the first SIGINT or SIGTERM within; the next one does what it does elsewhere."""
+    """Raise ``Interrupted`` at the first SIGINT or SIGTERM within; the next one does what it does elsewhere.
+
+    In a process that a launcher started among others, the next ones do nothing: the terminal and the launcher may both
+    send one, and the process has yet to tell the others and the user.
+    """
 
     def end(number: int) -> None:
+        if os.environ.get("WORLD_SIZE", "1").strip() not in ("", "0", "1"):  # as a launcher sets it
+            ignore_signals()
         raise Interrupted(number)
 
     with _handling(end, once=True):
