@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,10 +75,10 @@ class Tree:
         """The folders that hold the results of a run: training on them again would be a mistake."""
         return find_runs(self.files)
 
-    @property
-    def own_files(self) -> list[Path]:
+    @cached_property
+    def own_files(self) -> tuple[Path, ...]:
         """The files that are in no run's results."""
-        return [path for path in self.files if self.runs.isdisjoint(path.parents)]
+        return tuple(path for path in self.files if not self.runs or self.runs.isdisjoint(path.parents))
 
     @classmethod
     def walk(cls, folder: Path) -> Tree:
@@ -120,11 +120,12 @@ class Tree:
                 return f"{file.name} is {kind.name}: save what it holds as pictures and a metadata.jsonl"
         return f"endings that are read: {' '.join(sorted(EXTENSIONS))}"
 
-    def find_misnamed(self, listed: Collection[Path]) -> list[Rejected]:
+    def find_misnamed(self, listed: Iterable[Path]) -> list[Rejected]:
         """Return the files, of none that are listed, that are pictures by their content and not by their names."""
         found: list[Rejected] = []
+        known = frozenset(listed)
         for file in self.own_files:
-            if file in listed or is_picture(file) or file.suffix.lower() in _NO_PICTURES:
+            if file in known or is_picture(file) or file.suffix.lower() in _NO_PICTURES:
                 continue
             kind = kind_of_file(file)
             if kind is not None and kind.category in ("picture", "other picture"):
@@ -137,7 +138,7 @@ class Tree:
         if picture.suffix.lower() in _UNREADABLE:
             return f"{picture.suffix} files are not read: save it as PNG or JPEG"
         # pictures may lie in the folder that a run of theirs wrote to
-        run = next((run for run in picture.parents if run in self.runs), None)
+        run = next((run for run in picture.parents if run in self.runs), None) if self.runs else None
         if run is not None and (run != self.folder or is_painted(picture, run)):
             return f"in the results of a run ({run})"
         mask = _MASK.fullmatch(picture.stem)

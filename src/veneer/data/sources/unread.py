@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
+from veneer.data.file_kind import kind_of
 from veneer.data.sources.caption_files import CAPTION_ENDINGS, beside
 from veneer.data.sources.protocol import Unread
 from veneer.data.wording import few
@@ -73,13 +73,8 @@ def _names_pictures(file: Path, pictures: Sequence[Path]) -> bool:
 
 
 def _is_text(file: Path) -> bool:
-    head = _head(file)
-    try:
-        # incremental: a character that the cut goes through is no fault
-        text = codecs.getincrementaldecoder("utf-8")().decode(head)
-    except UnicodeDecodeError:
-        return False
-    return bool(text.strip()) and "\0" not in text
+    kind = kind_of(_head(file))
+    return kind is not None and kind.category == "text"
 
 
 def _head(file: Path) -> bytes:
