@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.running import quick_config, use_base
 from veneer.cli.main import main
 from veneer.family.protocol import Family
 from veneer.run.session import run_training
 from veneer.train.events import Warned
+from veneer.verbs import sample
 from veneer.verbs.sample import SampleOptions, sample_adapter
 
 LONG = ", ".join(["a small red bird on a thin branch of an old tree"] * 10)
@@ -72,3 +74,15 @@ def test_a_prompt_that_is_seen_whole_is_told_nothing_of(prompt: str, trained: Pa
     told: list[Any] = []
     sample_adapter(trained, [prompt], tmp_path / "s", options=FAST, callback=told.append)
     assert told == []
+
+
+def test_no_picture_of_another_adapter_is_written_over(tmp_path: Path) -> None:
+    """The default folder is the same for all adapters, and so is the name for the same prompt and seed."""
+    path = tmp_path / "00-a-cat-0.png"
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    names = [sample._write(picture, path).name for picture in (red, red, blue, Image.new("RGB", (8, 8), "blue"), blue)]
+    assert names == ["00-a-cat-0.png", "00-a-cat-0.png", "00-a-cat-0-2.png", "00-a-cat-0-3.png", "00-a-cat-0-2.png"]
+    assert Image.open(path).getpixel((0, 0)) == (255, 0, 0)
+    path.write_bytes(b"no picture")
+    assert sample._write(red, path).name == "00-a-cat-0-4.png"
+    assert path.read_bytes() == b"no picture"

@@ -6,7 +6,10 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
+
+from PIL import Image
 
 from veneer.files import opens_paths
 from veneer.run.folder import make_writable
@@ -56,6 +59,8 @@ def sample_adapter(
 ) -> list[Path]:
     """Sample prompts with an adapter; return the pictures' files in ``out``, prompt by prompt.
 
+    Another picture that is there already, of another adapter or strength, is not written over: the new name ends in -2.
+
     Args:
         file: the adapter, or the folder of its run.
         prompts: of the pictures.
@@ -76,7 +81,26 @@ def sample_adapter(
     jobs = [(row, prompt, options.seed + offset) for row, prompt in enumerate(prompts) for offset in offsets]
     texts, seeds = [prompt for _, prompt, _ in jobs], [seed for _, _, seed in jobs]
     pictures = generate_quietly(family, texts, seeds, steps=options.steps, guidance=options.guidance)
-    return [write_picture(picture, out / _name(*job)) for picture, job in zip(pictures, jobs, strict=True)]
+    return [_write(picture, out / _name(*job)) for picture, job in zip(pictures, jobs, strict=True)]
+
+
+def _write(picture: Image.Image, path: Path) -> Path:
+    """Write a picture under its name, or where another has it, of another adapter say, under the next free one."""
+    names = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
+    return write_picture(picture, next(place for place in names if not _holds_another(place, picture)))
+
+
+def _holds_another(path: Path, picture: Image.Image) -> bool:
+    """Check whether a file is there that is not this very picture."""
+    if not path.exists():
+        return False
+    try:
+        with Image.open(path) as there:
+            return bool(
+                there.size != picture.size or there.convert("RGB").tobytes() != picture.convert("RGB").tobytes()
+            )
+    except (OSError, ValueError, SyntaxError):  # no picture
+        return True
 
 
 def _name(row: int, prompt: str, seed: int) -> str:
