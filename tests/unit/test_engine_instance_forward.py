@@ -21,6 +21,7 @@ from transformers.activations import QuickGELUActivation
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from tests.networks import NETWORKS, adapt, gradients, worst
+from tests.tolerance import rounding
 from veneer.engine import MemoryLevel, prepare, undo
 from veneer.engine.instance_forward import is_prepared
 
@@ -113,6 +114,7 @@ def test_adapters_of_peft_learn_the_same_whether_put_in_before_or_after(tuner: s
     network = NETWORKS["clip"]
     plain = adapted(clip(), tuner)
     output, expected = gradients(network, plain)
+    error = 2 * rounding(lambda wide: gradients(network, wide, torch.float64), plain)[1]
     model = clip()
     prepare(model, "leaner")
     later = adapted(model, tuner)
@@ -121,7 +123,7 @@ def test_adapters_of_peft_learn_the_same_whether_put_in_before_or_after(tuner: s
     prepare(earlier, "leaner")
     for model in (later, earlier):
         _, found = gradients(network, model)
-        assert expected and worst(found, expected) < 1e-5
+        assert expected and worst(found, expected) <= error < 1e-2
         undo(model)
         again, found = gradients(network, model)
         assert_same((again, *found.values()), (output, *(expected[name] for name in found)))

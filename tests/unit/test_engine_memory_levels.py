@@ -22,7 +22,8 @@ from torch.utils.checkpoint import checkpoint
 import veneer
 from benchmarks.saved_tensors import saved_tensor_bytes
 from tests.errors import raises_code
-from tests.networks import NETWORKS, adapt, gradients, worst
+from tests.networks import NETWORKS, Network, adapt, gradients, worst
+from tests.tolerance import rounding
 from veneer.engine import MemoryLevel, prepare, recompute, undo
 
 LEVELS: tuple[MemoryLevel, ...] = ("exact", "lean", "leaner", "checkpoint")
@@ -37,6 +38,11 @@ def anatomy(model: nn.Module) -> list[Any]:
         parts.append((name, type(module), attributes.keys(), attributes.get("gradient_checkpointing"), hooks))
     bits = {name: (value.clone(), id(value)) for name, value in model.state_dict(keep_vars=True).items()}
     return [parts, bits]
+
+
+def allowed(network: Network, model: nn.Module) -> float:
+    """How far the gradients of two right computations in float32 may be from each other."""
+    return 2 * rounding(lambda wide: gradients(network, wide, torch.float64), model)[1]
 
 
 def same(one: list[Any], other: list[Any]) -> bool:
@@ -82,25 +88,28 @@ def test_what_learns_beside_adapters_learns_the_same() -> None:
     _, reference = gradients(network, model)
     assert len(reference) > 50
     prepared = prepare(model, "leaner")
-    assert worst(gradients(network, model)[1], reference) < 1e-5
+    assert worst(gradients(network, model)[1], reference) <= allowed(network, model)
     prepared.undo()
     whole = network.make().train()
     _, reference = gradients(network, whole)
     prepare(whole, "leaner")
-    assert worst(gradients(network, whole)[1], reference) < 1e-5
+    assert worst(gradients(network, whole)[1], reference) <= allowed(network, whole)
 
 
 def test_a_frozen_network_passes_its_inputs_gradient_on() -> None:
     model = NETWORKS["sd"].make().requires_grad_(False)
-    noisy, text = torch.randn(1, 4, 8, 8, requires_grad=True), torch.randn(1, 5, 24)
+    noisy, text = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 24)
 
-    def gradient() -> Tensor:
-        return torch.autograd.grad(model(noisy, torch.tensor([3]), text).sample.square().sum(), noisy)[0]
+    def run(model: Any, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+        x = noisy.to(dtype).requires_grad_()
+        y = model(x, torch.tensor([3]), text.to(dtype)).sample
+        return y.detach(), {"x": torch.autograd.grad(y.square().sum(), x)[0]}
 
-    expected = gradient()
+    error = 2 * rounding(lambda wide: run(wide, torch.float64), model)[1]
+    _, expected = run(model, torch.float32)
     for memory in LEVELS:
         prepared = prepare(model, memory)
-        torch.testing.assert_close(gradient(), expected, rtol=1e-5, atol=1e-6)
+        assert worst(run(model, torch.float32)[1], expected) <= error < 1e-2
         prepared.undo()
 
 
@@ -114,7 +123,7 @@ def test_adapters_may_come_and_go_while_it_is_prepared() -> None:
     _, found = gradients(network, model)
     prepared.undo()
     _, reference = gradients(network, model)
-    assert worst(found, reference) < 1e-5
+    assert worst(found, reference) <= allowed(network, model)
     assert all(type(module).__module__.partition(".")[0] != "veneer" for module in model.modules())
     prepared = prepare(model, "lean")
     model.unload_lora()
@@ -129,7 +138,7 @@ def test_checkpointing_by_the_network_s_own_switch() -> None:
     prepared = prepare(model, "leaner")
     model.enable_gradient_checkpointing()
     _, found = gradients(network, model)
-    assert worst(found, reference) < 1e-5
+    assert worst(found, reference) <= allowed(network, model)
     model.disable_gradient_checkpointing()
     prepared.undo()
     model.enable_gradient_checkpointing()
@@ -154,8 +163,9 @@ def test_it_is_saved_loaded_moved_and_copied_as_ever(tmp_path: Path) -> None:
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         _, found = gradients(network, twin)
         assert all(torch.equal(found[name], expected[name]) for name in expected)
+    error = allowed(network, model)
     wide, truth = gradients(network, model.to(torch.float64), torch.float64)
-    assert wide.dtype == torch.float64 and worst(expected, truth) < 1e-4
+    assert wide.dtype == torch.float64 and worst(expected, truth) <= error
     prepared.undo()
 
 
@@ -167,7 +177,7 @@ def test_an_error_inside_leaves_nothing_open() -> None:
     with pytest.raises((RuntimeError, TypeError, ValueError, AttributeError)):
         model(torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 3))
     assert torch._C._autograd._top_saved_tensors_default_hooks(False) is None
-    assert worst(gradients(network, model)[1], reference) < 1e-5
+    assert worst(gradients(network, model)[1], reference) <= allowed(network, model)
 
 
 def nothing_is_open() -> bool:
@@ -190,7 +200,7 @@ def test_an_interrupted_call_leaves_nothing_open(kind: str) -> None:
     assert nothing_is_open()
     assert torch.func.grad(torch.sin)(torch.tensor(0.0)) == 1
     last.remove()
-    assert worst(gradients(network, model)[1], reference) < 1e-5
+    assert worst(gradients(network, model)[1], reference) <= allowed(network, model)
 
 
 def test_layers_that_were_wrapped_meanwhile_are_plain_again() -> None:
@@ -202,7 +212,7 @@ def test_layers_that_were_wrapped_meanwhile_are_plain_again() -> None:
     modules = list(model.modules())
     for module in modules:
         add_hook_to_module(module, ModelHook())
-    assert worst(gradients(network, model)[1], reference) < 1e-5
+    assert worst(gradients(network, model)[1], reference) <= allowed(network, model)
     prepared.undo()
     for _ in ("with the hooks", "with what they leave behind"):
         again, found = gradients(network, model)
@@ -210,7 +220,7 @@ def test_layers_that_were_wrapped_meanwhile_are_plain_again() -> None:
         for module in modules:
             remove_hook_from_module(module)
     prepare(model, "leaner")
-    assert worst(gradients(network, model)[1], reference) < 1e-5
+    assert worst(gradients(network, model)[1], reference) <= allowed(network, model)
 
 
 def test_a_layer_that_became_another_meanwhile_is_left_as_it_is() -> None:
@@ -324,20 +334,20 @@ def test_a_second_derivative_is_an_error() -> None:
 
 def test_two_networks_at_two_levels_in_one_graph() -> None:
     network = NETWORKS["clip"]
-    one, other = adapt(network), adapt(NETWORKS["sd"])
+    both = nn.ModuleList([adapt(network), adapt(NETWORKS["sd"])])
 
-    def step() -> dict[str, Tensor]:
-        one.zero_grad()
-        other.zero_grad()
-        text = network.call(one, torch.float32)[..., :24]
-        other(torch.ones(2, 4, 8, 8), torch.tensor([3, 4]), text).sample.square().mean().backward()
-        named = [*one.named_parameters("one"), *other.named_parameters("other")]
-        return {name: p.grad.clone() for name, p in named if p.grad is not None}
+    def step(both: Any, dtype: torch.dtype) -> tuple[Tensor, dict[str, Tensor]]:
+        both.zero_grad()
+        text = network.call(both[0], dtype)[..., :24]
+        loss = both[1](torch.ones(2, 4, 8, 8, dtype=dtype), torch.tensor([3, 4]), text).sample.square().mean()
+        loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in both.named_parameters() if p.grad is not None}
 
-    reference = step()
-    prepare(one, "leaner")
-    prepare(other, "lean")
-    assert worst(step(), reference) < 1e-4
+    error = 2 * rounding(lambda wide: step(wide, torch.float64), both)[1]
+    _, reference = step(both, torch.float32)
+    prepare(both[0], "leaner")
+    prepare(both[1], "lean")
+    assert worst(step(both, torch.float32)[1], reference) <= error < 1e-2
 
 
 def test_what_cannot_be_prepared_is_refused_in_one_line() -> None:
