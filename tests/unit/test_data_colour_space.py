@@ -229,6 +229,29 @@ def test_the_chunks_of_a_png(chunks: list[tuple[bytes, bytes]], power: float | N
     check_shown(with_chunks(encode(image), *chunks), linear, matrix, tolerance=3)
 
 
+@pytest.mark.parametrize(("primaries", "transfer", "matrix"), [(12, 13, DISPLAY_P3), (1, 13, None), (2, 2, None)])
+def test_an_avif_states_its_space_in_a_box(primaries: int, transfer: int, matrix: Pixels | None) -> None:
+    image = colours().resize((256, 128), Image.Resampling.NEAREST)
+    content = encode(image, "AVIF", quality=100, subsampling="4:4:4")
+    place = content.index(b"colrnclx") + 8
+    content = content[:place] + struct.pack(">HH", primaries, transfer) + content[place + 4 :]
+    with Image.open(io.BytesIO(content)) as stored:
+        values = np.asarray(stored.convert("RGB"))
+    if matrix is None:
+        assert (np.asarray(decode(content, WHITE)) == values).all()
+    else:
+        check_shown(content, srgb_decoded(values / 255), matrix)
+
+
+def test_an_avif_of_high_dynamic_range_is_said_to_be_taken_as_srgb() -> None:
+    content = encode(colours(), "AVIF")
+    place = content.index(b"colrnclx") + 8
+    content = content[:place] + struct.pack(">HH", 9, 16) + content[place + 4 :]
+    assert remarks(content) == [
+        "taken as sRGB, for it states a colour space that is not read (primaries 9, transfer 16)"
+    ]
+
+
 def exif_of(space: int | None, interop: str | None) -> Image.Exif:
     exif = Image.Exif()
     if space is not None:
@@ -271,7 +294,7 @@ def test_a_profile_counts_more_than_exif_does() -> None:
         ({"icc_profile": ADOBE_RGB[:200]}, [], "its colour profile is broken"),
         ({"icc_profile": ink_profile()}, [], "its colour profile is for CMYK, but the picture is not"),
         ({"icc_profile": grey_profile(1.0)}, [], "its colour profile is for GRAY, but the picture is not"),
-        ({}, [(b"cICP", bytes([9, 16, 0, 1]))], "its cICP chunk states a colour space that is not read (9, 16)"),
+        ({}, [(b"cICP", bytes([9, 16, 0, 1]))], "it states a colour space that is not read (primaries 9, transfer 16)"),
         ({}, [(b"cICP", b"\1")], "its cICP chunk is broken"),
         ({}, [gama(0.0)], "its gAMA chunk is zero"),
         ({}, [chrm(*[0.0] * 8)], "its chromaticities make no sense"),

@@ -131,6 +131,14 @@ def test_held_out_may_be_a_folder(tmp_path: Path) -> None:
     assert found.notes == ()
 
 
+def test_captions_of_a_held_out_folder_are_read_as_those_of_the_first_source(tmp_path: Path) -> None:
+    many(tmp_path / "a", 2)
+    (many(tmp_path / "held", 1, first=10) / "010.txt").write_text("one line\nand another")
+    sources = (SourceConfig(path=tmp_path / "a", captions="whole"),)
+    found = survey(DataConfig(sources=sources, trigger="tok", held_out=tmp_path / "held"))
+    assert [one.captions for one in found.held_out.samples] == [("one line and another, tok",)]
+
+
 def test_a_held_out_picture_is_never_trained_on(tmp_path: Path) -> None:
     many(tmp_path / "a", 4)
     many(tmp_path / "a" / "held", 3, first=10)

@@ -1,13 +1,14 @@
 """Convert pictures to sRGB from the colour space that their files state.
 
 A file states it by an ICC profile; a PNG also by its chunks cICP, sRGB, gAMA and cHRM (PNG, third edition, section
-12.1: in this order, ICC after cICP); a photo also by EXIF (DCF 2.0: Adobe RGB is "R03"). A picture that states nothing,
-or sRGB, is taken as it is, to the bit.
+12.1: in this order, ICC after cICP), an AVIF by a box like cICP, a photo also by EXIF (DCF 2.0: Adobe RGB is "R03"). A
+picture that states nothing, or sRGB, is taken as it is, to the bit.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ _SRGB: Primaries = (*_D65, 0.64, 0.33, 0.30, 0.60, 0.15, 0.06)
 _ADOBE_RGB: Primaries = (*_D65, 0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
 _CICP_PRIMARIES: dict[int, Primaries] = {
     1: _SRGB,
+    2: _SRGB,  # unspecified
     9: (*_D65, 0.708, 0.292, 0.170, 0.797, 0.131, 0.046),  # BT.2020
     11: (0.314, 0.351, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # DCI-P3
     12: (*_D65, 0.680, 0.320, 0.265, 0.690, 0.150, 0.060),  # Display P3
@@ -44,12 +46,15 @@ _CICP_PRIMARIES: dict[int, Primaries] = {
 _SRGB_CURVE: Curve = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
 _CICP_CURVES: dict[int, Curve] = {
     **dict.fromkeys((1, 6, 14, 15), _SRGB_CURVE),  # BT.709's is a camera's; what it recorded is shown as sRGB is
+    2: _SRGB_CURVE,  # unspecified
     4: (2.2,),
     5: (2.8,),
     8: (1.0,),
     13: _SRGB_CURVE,
 }
 """Transfer characteristics of ITU-T H.273 that are for pictures of ordinary range; PQ (16) and HLG (18) are not."""
+_NCLX = re.compile(rb"colrnclx(.{4})", re.DOTALL)
+_HEAD = 2**16  # bytes of an AVIF file in which its boxes are looked for
 _GREY_MODES = frozenset({"1", "L", "LA", "La"})
 _MODE_OF_SPACE = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 _EXIF_IFD, _INTEROP_IFD, _COLOUR_SPACE, _INTEROP_INDEX = 0x8769, 0xA005, 0xA001, 1
@@ -117,22 +122,26 @@ def stated_space(image: Image.Image, content: bytes) -> ColourSpace:
 def _stated_profile(image: Image.Image, content: bytes) -> bytes | None:
     cicp = _png_chunk(content, b"cICP") if image.format == "PNG" else None
     if cicp is not None:
-        return _from_cicp(cicp)
+        if len(cicp) != 4 or cicp[2] != 0 or cicp[3] != 1:
+            raise _Unusable("its cICP chunk is broken")
+        return _from_cicp(cicp[0], cicp[1])
     profile = image.info.get("icc_profile")
     if profile:
         return bytes(profile)
+    box = _NCLX.search(content[:_HEAD]) if image.format == "AVIF" else None
+    if box is not None:
+        return _from_cicp(*struct.unpack(">HH", box[1]))
     if image.format == "PNG" and not image.info.keys().isdisjoint(("srgb", "gamma", "chromaticity")):
         return _from_png(image)
     return _from_exif(image)
 
 
-def _from_cicp(chunk: bytes) -> bytes | None:
-    if len(chunk) != 4 or chunk[2] != 0 or chunk[3] != 1:
-        raise _Unusable("its cICP chunk is broken")
-    primaries, curve = _CICP_PRIMARIES.get(chunk[0]), _CICP_CURVES.get(chunk[1])
-    if primaries is None or curve is None:
-        raise _Unusable(f"its cICP chunk states a colour space that is not read ({chunk[0]}, {chunk[1]})")
-    return None if (primaries, curve) == (_SRGB, _SRGB_CURVE) else _matrix_profile(primaries, curve)
+def _from_cicp(primaries: int, transfer: int) -> bytes | None:
+    """Return a profile of the space that code points of ITU-T H.273 stand for; None: sRGB, or unspecified."""
+    chromaticities, curve = _CICP_PRIMARIES.get(primaries), _CICP_CURVES.get(transfer)
+    if chromaticities is None or curve is None:
+        raise _Unusable(f"it states a colour space that is not read (primaries {primaries}, transfer {transfer})")
+    return None if (chromaticities, curve) == (_SRGB, _SRGB_CURVE) else _matrix_profile(chromaticities, curve)
 
 
 def _from_png(image: Image.Image) -> bytes | None:
