@@ -285,6 +285,24 @@ def test_bytes_in_another_order_and_off_their_place_are_read(tmp_path: Path) -> 
     assert torch.equal(read["a"], half) and torch.equal(read["b"], single)
 
 
+def test_a_long_name_is_refused_before_its_ending_is_looked_for(tmp_path: Path) -> None:
+    name = ".hra_x" * 500_000
+    entry = '{"' + name + '":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    (tmp_path / "x.safetensors").write_bytes(framed(entry.encode(), bytes(4)))
+    before = time.process_time()
+    with raises_code("weights.bad_tensor_name"):
+        load(tmp_path / "x.safetensors")
+    assert time.process_time() - before < 5
+
+
+def test_more_tensors_than_an_adapter_has_are_refused(tmp_path: Path) -> None:
+    entry = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
+    text = json.dumps({f"{number}": entry for number in range(50_001)})
+    (tmp_path / "x.safetensors").write_bytes(framed(text.encode(), bytes(4)))
+    with raises_code(BAD, "has more than 50,000 names"):
+        load(tmp_path / "x.safetensors")
+
+
 def make_socket(path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as one:
         one.bind(str(path))

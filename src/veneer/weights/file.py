@@ -22,7 +22,7 @@ from veneer.weights.formats.protocol import BaseNames, KeyNames
 from veneer.weights.formats.registry import METADATA_KEYS
 from veneer.weights.formats.strength import FILE_NAME as PEFT_NAME
 from veneer.weights.formats.strength import settings_beside
-from veneer.weights.formats.tensors import adapter_of, by_layer, sorted_names
+from veneer.weights.formats.tensors import adapter_of, by_layer, parse_names, require_known
 from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes, open_tensors
 
 __all__ = [
@@ -287,8 +287,9 @@ def _read(path: Path) -> _Content:
         metadata = file.header.metadata
         shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
         with _located_at(path):
-            refuse_foreign(shapes)
-            names = sorted_names(shapes)
+            parsed = parse_names(shapes)
+            refuse_foreign(shapes, [name for name in shapes if parsed[name] is None])
+            names = require_known(parsed)
         tensors = file.tensors()
     with _located_at(path):
         layers = _adapters(path, names, metadata, tensors)

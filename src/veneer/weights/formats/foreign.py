@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from veneer.adapter.registry import METHODS
 from veneer.errors import UserError
@@ -127,17 +127,17 @@ _MARKS = {
 _METADATA = ("ss_base_model_version", "modelspec.architecture")
 
 
-def refuse_foreign(shapes: Shapes) -> None:
+def refuse_foreign(shapes: Shapes, unread: Sequence[str]) -> None:
     """Refuse a file that is no adapter of a method that is read, and say what it is.
 
     Args:
         shapes: of its tensors.
+        unread: names of those that are no part of a LoRA or a DoRA.
 
     Raises:
         UserError: it is known to be something else; what is not known passes.
     """
-    unread = {name: shape for name, shape in shapes.items() if parse_name(name) is None}
-    methods = {name: title for name, shape in unread.items() if (title := _method_of(name, shape)) is not None}
+    methods = {name: title for name in unread if (title := _method_of(name, shapes[name])) is not None}
     if methods:
         (title, count), *_ = Counter(methods.values()).most_common()
         first = next(name for name in methods if methods[name] == title)
@@ -146,7 +146,7 @@ def refuse_foreign(shapes: Shapes) -> None:
         )
         raise UserError(what, code="weights.unsupported_method", remedy=f"Veneer reads {_READ}; {_remedy(title)}")
     if unread and len(unread) == len(shapes) and (kind := _other(unread)) is not None:
-        what = f"is {kind} and no adapter: it has tensors such as {shown(next(iter(unread)))}"
+        what = f"is {kind} and no adapter: it has tensors such as {shown(unread[0])}"
         raise UserError(what, code="weights.not_an_adapter", remedy=f"name the file of a {_READ.replace('and', 'or')}")
 
 

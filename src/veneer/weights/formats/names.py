@@ -28,7 +28,8 @@ _SHORT, _LONG = "text_encoder.", f"text_encoder.{_LEVEL}"
 _ADAPTER_NAME = r"(?:\.(?!(?:weight|bias|alpha)$)[^.]+)?"
 _PARTS = {part: pattern for method in METHODS.values() for part, pattern in method.spellings.items()}
 _ENDING = "|".join(f"(?P<{part}>{pattern.replace('NAME', _ADAPTER_NAME)})" for part, pattern in _PARTS.items())
-_NAME = re.compile(f"(.+?)(?:{_ENDING})")
+_NAME_END = re.compile(f"(?:{_ENDING})$")
+_LONGEST_ENDING = 120  # characters: the end of a name in which its ending is looked for
 _INNER = re.compile(
     r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|processor|lora)(?=\.|$)"
 )
@@ -107,10 +108,10 @@ class Reading:
 
 def parse_name(name: str) -> TensorName | None:
     """Return what a tensor's name says; None where its ending is no adapter's part."""
-    found = _NAME.fullmatch(name)
+    found = _NAME_END.search(name, max(1, len(name) - _LONGEST_ENDING))
     if found is None or found.lastgroup is None:
         return None
-    head = found.group(1)
+    head = name[: found.start()]
     return TensorName(_plain(head), found.lastgroup, _format_of(head))
 
 

@@ -12,7 +12,7 @@ from veneer.adapter.registry import METHODS
 from veneer.errors import UserError
 from veneer.weights.formats.names import TensorName, parse_name
 
-__all__ = ["Settings", "adapter_of", "by_layer", "named_tensors", "sorted_names"]
+__all__ = ["Settings", "adapter_of", "by_layer", "named_tensors", "parse_names", "require_known"]
 
 _LONGEST = 500  # characters of a tensor's name; a Flux block's has less than 100
 
@@ -21,27 +21,34 @@ _STARTS_THAT_CHANGE_THE_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 Settings = Mapping[str, Any]
 
 
-def sorted_names(names: Iterable[str]) -> dict[str, TensorName]:
-    """Return what each tensor's name says, by the name.
+def parse_names(names: Iterable[str]) -> dict[str, TensorName | None]:
+    """Return what each tensor's name says, None where it is no adapter's that is read.
 
     Raises:
-        UserError: there is none, one is no layer's, or belongs to no adapter method that is read.
+        UserError: there is none, or one is no layer's.
     """
-    known = {name: _parsed(name) for name in names}
-    if not known:
+    parsed: dict[str, TensorName | None] = {}
+    for name in names:
+        if len(name) > _LONGEST or not name.isprintable():
+            what = f"has a tensor of which the name is no layer's: {name[:40]!r}"
+            raise UserError(what, code="weights.bad_tensor_name", remedy="name the file of an adapter")
+        parsed[name] = parse_name(name)
+    if not parsed:
         raise UserError("holds no adapter: there is no tensor in it", code="weights.empty", remedy="name another file")
-    return known
+    return parsed
 
 
-def _parsed(name: str) -> TensorName:
-    if len(name) > _LONGEST or not name.isprintable():
-        what = f"has a tensor of which the name is no layer's: {name[:40]!r}"
-        raise UserError(what, code="weights.bad_tensor_name", remedy="name the file of an adapter")
-    if (parsed := parse_name(name)) is None:
-        what = f"tensor {name} belongs to no adapter method that Veneer reads"
+def require_known(names: Mapping[str, TensorName | None]) -> dict[str, TensorName]:
+    """Return what each tensor's name says.
+
+    Raises:
+        UserError: one belongs to no adapter method that is read.
+    """
+    if (unread := next((name for name, parsed in names.items() if parsed is None), None)) is not None:
+        what = f"tensor {unread} belongs to no adapter method that Veneer reads"
         remedy = f"it reads {' and '.join(method.title for method in METHODS.values())}"
         raise UserError(what, code="weights.unknown_tensor", remedy=remedy)
-    return parsed
+    return {name: parsed for name, parsed in names.items() if parsed is not None}
 
 
 def by_layer(names: Mapping[str, TensorName]) -> dict[str, dict[str, str]]:
