@@ -17,7 +17,7 @@ from tests.errors import raises_code
 from tests.running import quick_config, record_events, without_rehearsals
 from tests.training import tiny_config
 from veneer.adapter.apply import apply_adapter
-from veneer.config.load import load_config
+from veneer.config.load import load_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.engine.adapter_bank import AdapterBank
@@ -36,7 +36,9 @@ from veneer.run.session import run_training
 from veneer.sample.generate import generate
 from veneer.study.config import build_study, points_of
 from veneer.study.context import StudyContext
+from veneer.study.ranks import RankStudyOptions, study_ranks
 from veneer.train.events import Warned
+from veneer.train.loop import train
 from veneer.verbs.evaluate import evaluate_adapter
 from veneer.verbs.evaluation_inputs import EvaluationOptions
 from veneer.verbs.merge import load_merged
@@ -44,7 +46,7 @@ from veneer.verbs.sample import SampleOptions, sample_adapter
 from veneer.weights.file import FILE_NAME, info, load
 
 LONG = "the cat, " * 3 + "x" * 8
-"""Of 20 tokens, 14 of which are in the first window."""
+"""Of 17 tokens, 14 of which are in the first window."""
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +174,33 @@ def test_a_family_that_has_one_window_refuses_more(tmp_path: Path, tiny_pictures
     )
 
 
+@pytest.mark.parametrize(("windows", "codes"), [(1, ["data.cut_captions"]), (2, [])])
+def test_ranks_are_measured_with_the_training_s_windows(
+    windows: int, codes: list[str], runs: Mapping[int, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "new").mkdir()
+    Image.new("RGB", (16, 16), "teal").save(tmp_path / "new" / "a.png")
+    (tmp_path / "new" / "a.txt").write_text(LONG)
+    told: list[object] = []
+    study_ranks(runs[windows], [1], RankStudyOptions(data=tmp_path / "new"), callback=told.append)
+    assert [event.code for event in told if isinstance(event, Warned) and event.details] == codes
+
+
+def test_a_loop_of_one_s_own_tells_of_cut_captions_first(family: Any, pictures: Path, tiny_base: Path) -> None:
+    config = config_of(tiny_base, pictures, Path("nowhere"), 1)
+    events = train(resolve(config, family), family, survey(config.data))
+    first = next(events)
+    events.close()
+    assert isinstance(first, Warned) and first.code == "data.cut_captions" and len(first.details) == 1
+
+
 def test_trials_of_one_study_read_alike(tiny_base: Path, pictures: Path, tmp_path: Path) -> None:
     run = config_of(tiny_base, pictures, tmp_path / "run", 1).model_dump(mode="json")
     study = build_study({"run": run, "points": {"long": {"data.token_windows": 2}}}, "study.yaml")
-    context = StudyContext(study, tmp_path / "out", lambda event: None)
+    events: list[object] = []
+    context = StudyContext(study, tmp_path / "out", events.append)
+    (told,) = [event for event in events if isinstance(event, Warned)]
+    assert told.code == "data.cut_captions" and told.details[0].endswith("not read: '…xxx'")
     with raises_code("study.differing_base") as caught:
         context.trial(points_of(study.config)[0], 0)
     assert "data.token_windows: is 2 here, and 1 in the study's own run" in str(caught.value)

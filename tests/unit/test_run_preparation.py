@@ -41,8 +41,8 @@ def test_captions_that_are_cut_are_counted_and_the_worst_is_named(family: Family
         "shorten them, or let data.token_windows be more"
     )
     assert warning.details == (
-        f"{folder / '2.png'}: of 40 tokens only 14 are read; not read: {'x' * 26!r}",
-        f"{folder / '1.png'}: of 15 tokens only 14 are read; not read: 'x'",
+        f"{folder / '2.png'}: of 40 tokens only 14 are read; not read: {'…' + 'x' * 26!r}",
+        f"{folder / '1.png'}: of 15 tokens only 14 are read; not read: '…x'",
     )
 
 
@@ -60,7 +60,7 @@ def test_captions_that_fit_give_no_warning(family: Family, tmp_path: Path) -> No
 def test_prompts_are_captions_as_well(sections: dict[str, Any], where: str, family: Family, tmp_path: Path) -> None:
     (warning,) = warnings(write_pictures(tmp_path / "p", ["a cat", "a dog"]), family, **sections)
     assert warning.text.startswith("1 of 3 captions is longer")
-    assert warning.details == (f"{where}: of 60 tokens only 14 are read; not read: {'x' * 46!r}",)
+    assert warning.details == (f"{where}: of 60 tokens only 14 are read; not read: {'…' + 'x' * 46!r}",)
 
 
 def test_a_trigger_counts(family: Family, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_a_trigger_counts(family: Family, tmp_path: Path) -> None:
 def test_a_trigger_behind_the_limit_is_said_not_to_be_seen_at_all(family: Family, tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "p", ["x" * 20, "TOK " + "x" * 20, "tiny"])
     cut, trigger = warnings(folder, family, data={"trigger": "tok"})
-    assert len(cut.details) == 2 and "not read: 'xxxxxx, tok'" in cut.details[0]
+    assert len(cut.details) == 2 and "not read: '…xxxxxx, tok'" in cut.details[0]
     assert trigger.text == (
         "the trigger 'tok' is not seen at all in 1 of 3 captions, for it stands behind what is read; "
         "write it at the beginning of the text, or shorten the text"

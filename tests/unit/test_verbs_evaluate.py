@@ -344,5 +344,5 @@ def test_captions_that_the_base_does_not_see_whole_are_noted(run: Path, new: Pat
     evaluation = evaluate_adapter(run, EvaluationOptions(data=(new,), samples=0, out=tmp_path / "out"))
     (cut,) = [note for note in evaluation.notes if "longer than the 14 tokens" in note]
     (trigger,) = [note for note in evaluation.notes if "the trigger 'sks'" in note]
-    assert f"{new / '0.txt'}"[:-4] in cut and "not read: 'xxxxxx, sks'" in cut
+    assert f"{new / '0.txt'}"[:-4] in cut and "not read: '…xxxxxx, sks'" in cut
     assert "is not seen whole in 7 of 13 captions" in trigger

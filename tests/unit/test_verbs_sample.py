@@ -53,7 +53,7 @@ def test_a_prompt_over_the_limit_is_painted_and_its_end_is_quoted(
     assert first == (
         "warning: 1 of 2 prompts is longer than the 14 tokens that the text encoder reads, so the rest has no effect"
     )
-    assert second == f"  prompt 1: of 369 tokens only 14 are read; not read: {LONG[18:]!r}"
+    assert second == f"  prompt 1: of 369 tokens only 14 are read; not read: {'…' + LONG[18:]!r}"
 
 
 def test_the_adapter_s_own_trigger_behind_the_limit_is_named(trained: Path, tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_the_adapter_s_own_trigger_behind_the_limit_is_named(trained: Path, tmp_
 
 
 def test_python_warns_where_no_callback_is_given(trained: Path, tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match="not read: 'n a thin branch") as caught:
+    with pytest.warns(UserWarning, match="not read: '…n a thin branch") as caught:
         sample_adapter(trained, [LONG], tmp_path / "s", options=FAST)
     assert len(caught) == 1 and caught[0].filename == __file__
 

@@ -241,7 +241,9 @@ class _Losses:
 
     def _rest(self, text: str) -> str:
         one = self.found[text]
-        return f"of {one.tokens} tokens only {one.limit} are read; not read: {one.rest.strip()!r}"
+        word_is_cut = one.read[-1:].isalnum() and one.rest[:1].isalnum()
+        rest = f"{'…' if word_is_cut else ''}{one.rest.strip()}"
+        return f"of {one.tokens} tokens only {one.limit} are read; not read: {rest!r}"
 
     def _share(self, texts: Collection[str], one: str = "", more: str = "") -> str:
         verb = one if len(texts) == 1 else more
