@@ -8,10 +8,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import veneer.base
 from tests.errors import raises_code
 from veneer.family.fingerprint import fingerprint, settings_hash, settings_of
+from veneer.plan.weight_files import read_weight_files
 
 
 def test_a_copy_is_the_same_base_whatever_lies_beside_its_weights(tiny_base: Path, tmp_path: Path) -> None:
@@ -42,7 +45,20 @@ def test_the_hash_is_what_the_documentation_says(tiny_base: Path) -> None:
 def test_a_folder_without_weights_is_no_base(tmp_path: Path) -> None:
     with raises_code("base.no_weights") as caught:
         fingerprint(str(tmp_path))
-    assert str(caught.value) == f"{tmp_path}: holds no weights in safetensors"
+    assert str(caught.value) == f"{tmp_path}: holds no weights"
+
+
+def test_of_a_part_without_safetensors_the_pickle_counts(tiny_base: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(tiny_base, tmp_path / "base"))
+    weights = base / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(load_file(weights), weights.with_suffix(".bin"))
+    assert fingerprint(str(base)) == fingerprint(str(tiny_base))  # which is not read beside the other
+    weights.unlink()
+    one = fingerprint(str(base))
+    torch.save({}, weights.with_suffix(".bin"))
+    assert len({one, fingerprint(str(base)), fingerprint(str(tiny_base))}) == 3
+    assert not read_weight_files(str(base), 400).mapped
+    assert [part.count for part in read_weight_files(str(base), 400).parts] == [100]
 
 
 def test_a_file_is_its_own_hash(tmp_path: Path) -> None:

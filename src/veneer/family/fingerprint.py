@@ -13,6 +13,7 @@ from pathlib import Path
 import veneer.base
 from veneer.errors import UserError
 from veneer.family.registry import BUNDLED, load_family
+from veneer.family.shards import weight_files
 from veneer.files import user_path
 
 __all__ = ["fingerprint", "settings_hash", "settings_of"]
@@ -23,9 +24,9 @@ _CHUNK = 2**20
 def fingerprint(base: str) -> str:
     """Return the SHA-256 of a base's weights.
 
-    For a single file it is that file's. For a folder it is that of the lines ``part/file SHA-256`` of the safetensors
-    files in its parts, sorted: configs, which each release of a library writes anew, and other files in the folder are
-    not in it.
+    For a single file it is that file's. For a folder it is that of the lines ``part/file SHA-256``, sorted, of the
+    safetensors files in its parts, and of a part that has none those of PyTorch's format: configs, which each release
+    of a library writes anew, and other files in the folder are not in it.
 
     Args:
         base: ``bundled``, a folder, a file, or a hub id that has been downloaded.
@@ -36,10 +37,16 @@ def fingerprint(base: str) -> str:
     place = _find(base)
     if place.is_file():
         return _hash(place)
-    lines = [f"{file.parent.name}/{file.name} {_hash(file)}\n" for file in sorted(place.glob("*/*.safetensors"))]
+    lines = [f"{file.parent.name}/{file.name} {_hash(file)}\n" for file in sorted(_weight_files(place))]
     if not lines:
-        raise UserError("holds no weights in safetensors", code="base.no_weights", where=place)
+        raise UserError("holds no weights", code="base.no_weights", where=place)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def _weight_files(place: Path) -> list[Path]:
+    found = list(place.glob("*/*.safetensors"))
+    pickled = [part for part in place.glob("*/") if not any(file.parent == part for file in found)]
+    return [*found, *(file for part in pickled for file in weight_files(part))]
 
 
 def settings_of(base: str) -> Mapping[str, str]:

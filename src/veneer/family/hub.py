@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from veneer.errors import UserError
 from veneer.family.file_content import check_config
+from veneer.family.libraries import in_one_line
 from veneer.family.other_folder import near_names
 from veneer.family.pipeline_folder import INDEX
 from veneer.family.shards import find_weights
@@ -54,12 +55,14 @@ def fetch(base: str, parts: Collection[str]) -> Path:
     Raises:
         UserError: the hub does not give it.
     """
-    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub import HfApi, errors, snapshot_download
 
     def load() -> str:
         try:
             wanted = files_of_parts(HfApi().list_repo_files(base), parts)
-        except OSError:  # no network: what was fetched before will do
+        except errors.HfHubHTTPError:  # an answer
+            raise
+        except Exception:  # no network, in the words of the hub's library of the day: what was fetched before will do
             return snapshot_download(base, local_files_only=True)
         return snapshot_download(base, allow_patterns=wanted)
 
@@ -105,9 +108,8 @@ def _ask(base: str, question: Callable[[], T]) -> T:
         raise _not_given(f"is on the hub, but has no {INDEX}", base, remedy) from error
     except errors.HFValidationError as error:
         raise _not_given("is no folder here and no hub id", base, "a hub id is owner/name") from error
-    except OSError as error:  # requests' and httpx's errors are such as well
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        what = f"is no folder here{_or_near(base)}, and the hub does not give it ({reason})"
+    except Exception as error:  # the hub's library has changed the one that it asks with, and so what that raises
+        what = f"is no folder here{_or_near(base)}, and the hub does not give it ({in_one_line(error)})"
         raise _not_given(what, base, "check the spelling and the network") from error
 
 

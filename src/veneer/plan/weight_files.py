@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import veneer.base
+from veneer.family.file_content import header
 from veneer.family.registry import BUNDLED, detect, family_class
 from veneer.family.shards import weight_files
 from veneer.files import user_path
 
 __all__ = ["PartFiles", "WeightFiles", "read_weight_files"]
-
-_LENGTH = 8  # bytes before the header of a safetensors file
 
 
 @dataclass(frozen=True)
@@ -84,16 +82,14 @@ def _files(folder: Path) -> list[list[Path]]:
     if not folder.is_dir():
         return []
     of_parts = [weight_files(folder / name) for name in family_class(detect(folder)).config_names()]
-    return [files for files in of_parts if files]  # a scheduler has none
+    found = [files for files in of_parts if files]  # a scheduler has none
+    # what is of PyTorch's format has no header to read, and is copied like a base that is not here
+    return found if all(file.suffix == ".safetensors" for files in found for file in files) else []
 
 
 def _header(file: Path) -> dict[str, Any]:
     """Return the tensors of a safetensors file by name."""
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(_LENGTH), "little")
-        header: dict[str, Any] = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
-    return header
+    return {name: tensor for name, tensor in header(file).items() if name != "__metadata__"}
 
 
 def _count(header: dict[str, Any]) -> int:
