@@ -211,3 +211,26 @@ def test_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     assert "no picture in this folder" in refusal(capsys, "train", "empty")
+
+
+@pytest.mark.parametrize("fault", [MemoryError(), RuntimeError("CUDA out of memory. Tried to\nallocate 20.00 GiB")])
+def test_memory_that_runs_out_anywhere_is_one_line(
+    fault: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as when a base is loaded: a run's log, which tells more, has not begun then."""
+
+    def load(*_: object, **__: object) -> None:
+        raise fault
+
+    monkeypatch.setattr("veneer.cli.main.app", load)
+    said = refusal(capsys, "sample", code=1)
+    assert said.startswith("out of memory") and "fewer pictures a batch" in said
+
+
+def test_another_fault_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("veneer.cli.main.app", fail)
+    assert main(["sample"]) == 1
+    assert "Traceback" in (said := capsys.readouterr().err) and "RuntimeError: a bug" in said

@@ -290,3 +290,27 @@ def test_a_loss_that_is_not_finite_before_any_change_is_the_bases(family: Family
     first, later = remedies
     assert "the base gives this" in first and "learning_rate" not in first
     assert later.startswith("lower train.learning_rate")
+
+
+def test_losses_are_read_after_the_backward_pass(
+    family: Family, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU reading waits for all that was asked of it, which should be the backward pass too."""
+    order: list[str] = []
+    backward, tolist = torch.autograd.backward, torch.Tensor.tolist
+
+    def noted(name: str, function: Any) -> Any:
+        return lambda *args, **kwargs: (order.append(name), function(*args, **kwargs))[1]
+
+    with trainer_on(tiny_config(tiny_pictures), family) as trainer:
+        micros = trainer.batches.micro_batches(0)
+        monkeypatch.setattr(torch.autograd, "backward", noted("backward", backward))
+        monkeypatch.setattr(torch.Tensor, "tolist", noted("read", tolist))
+        train_step(trainer.context, 0, micros)
+    assert order[0] == "backward" and "read" in order
+
+
+def test_what_only_the_cpu_reads_stays_there(family: Family, tiny_pictures: Path) -> None:
+    with trainer_on(tiny_config(tiny_pictures), family) as trainer:
+        (micro,) = replace(trainer.batches, device=torch.device("meta")).micro_batches(0)
+    assert (micro.latents.device.type, micro.is_prior_B.device.type) == ("meta", "cpu")

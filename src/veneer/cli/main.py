@@ -24,6 +24,7 @@ __all__ = ["main"]
 _MISTAKE = 2
 _FAILURE = 1
 _INTERRUPTED = 130  # 128 + SIGINT, as shells count
+_WITH_LESS_MEMORY = "end other programs that hold memory, or do less at once: fewer pictures a batch, or smaller ones"
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,8 +57,12 @@ def main(arguments: Sequence[str]) -> int:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
-    except Exception:  # a fault of ours, whose trace may hold anybody's text
-        print_error(traceback.format_exc().rstrip())
+    except Exception as fault:
+        from veneer.run.faults import OUT_OF_MEMORY, fault_code  # here, since it imports what most verbs do without
+
+        if fault_code(fault) == OUT_OF_MEMORY:
+            return _refuse(f"out of memory: {fault}; {_WITH_LESS_MEMORY}", _FAILURE)
+        print_error(traceback.format_exc().rstrip())  # a fault of ours, whose trace may hold anybody's text
         return _FAILURE
     if code == _INTERRUPTED:
         return _refuse("interrupted", _INTERRUPTED)

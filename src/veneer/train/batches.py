@@ -105,7 +105,7 @@ class BatchBuilder:
             text=self._text(batch),
             geometries=tuple(self.encoder.geometry(pick) for pick in batch),
             weight_B=weight_B.to(self.device),
-            is_prior_B=is_prior_B.to(self.device),
+            is_prior_B=is_prior_B,
             samples=tuple(pick.sample for pick in batch),
         )
 

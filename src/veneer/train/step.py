@@ -88,7 +88,7 @@ class MicroBatch:
         text: what the text encoders made of the captions, or the captions where one of them is being trained.
         geometries: where the pixels that are seen lie in each picture.
         weight_B: of each picture's loss in the step's loss; they sum to 1 over the step's own pictures.
-        is_prior_B: which pictures are of the class rather than the subject.
+        is_prior_B: which pictures are of the class rather than the subject; on the CPU, where it is read.
         samples: the pictures.
     """
 
@@ -243,7 +243,7 @@ class _Losses:
 
 
 def _backward(context: StepContext, step: int, place: int, micro: MicroBatch) -> _Losses:
-    """Add one micro-batch's gradients, unless a loss is not finite."""
+    """Add one micro-batch's gradients; where a loss is not finite nobody will use them."""
     with (
         _keyed_dropout(micro.latents.device, key(context.seed, step, place, "dropout")),
         context.precision.autocast(),
@@ -251,12 +251,12 @@ def _backward(context: StepContext, step: int, place: int, micro: MicroBatch) ->
         loss_B = context.objective.loss_B(
             context.family.predict, micro.latents, micro.noise, micro.t_B, _conditioning(context.family, micro)
         )
+    torch.autograd.backward(context.scaler.scale((micro.weight_B * loss_B).sum()))
+    _fill_gradients(context.parameters)
+    # read when a GPU has its whole work: to read them is to wait for it
     losses, is_prior = loss_B.tolist(), micro.is_prior_B.tolist()
-    if all(map(math.isfinite, losses)):
-        nonfinite = []
-        torch.autograd.backward(context.scaler.scale((micro.weight_B * loss_B).sum()))
-        _fill_gradients(context.parameters)
-    else:
+    nonfinite: list[PictureInStep] = []
+    if not all(map(math.isfinite, losses)):
         nonfinite = [picture for loss, picture in zip(losses, _pictures(micro), strict=True) if not math.isfinite(loss)]
     return _Losses(_select(losses, is_prior, False), _select(losses, is_prior, True), nonfinite)
 
