@@ -1,18 +1,31 @@
-"""Text files are read or refused by name; files are written whole or not at all."""
+"""Paths mean what users mean; text files are read or refused by name; files are written whole or not at all."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import veneer
 from tests.errors import raises_code
 from veneer import files
-from veneer.files import atomic_write, read_utf8, remove_folder, write_folder, write_synced
+from veneer.files import (
+    atomic_write,
+    open_home,
+    opens_paths,
+    read_utf8,
+    remove_folder,
+    user_path,
+    write_folder,
+    write_synced,
+)
 
 
 def test_writes_whole_and_leaves_nothing_beside(tmp_path: Path) -> None:
@@ -152,3 +165,70 @@ def test_text_that_is_not_there(tmp_path: Path) -> None:
     with raises_code("files.unreadable") as caught:
         read_utf8(tmp_path)
     assert "cannot be read: " in str(caught.value)
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "home").mkdir()
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "home"
+
+
+def test_a_users_path(home: Path) -> None:
+    assert user_path("~") == user_path(Path("~")) == home
+    assert user_path("~/a b/c") == home / "a b/c"
+    assert user_path("a/~/b") == Path("a/~/b")
+    assert open_home("~/sd") == str(home / "sd") and open_home("owner/name") == "owner/name"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="it asks the list of users")
+def test_another_users_home_folder() -> None:
+    import pwd
+
+    assert user_path("~root/x") == Path(pwd.getpwnam("root").pw_dir, "x")
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "words"),
+    [
+        ("~nobody_of_that_name/x", "files.no_home", "~nobody_of_that_name is nobody's home folder"),
+        ("", "files.no_path", "is empty"),
+        ("a\0b", "files.no_path", "zero byte"),
+    ],
+)
+def test_what_is_no_path(path: str, code: str, words: str) -> None:
+    with raises_code(code, words):
+        user_path(path)
+
+
+def test_functions_and_dataclasses_take_text_and_open_home(home: Path) -> None:
+    @opens_paths
+    def function(prompt: str, file: Path, *more: Path, out: Path | None = None, data: tuple[Path, ...] = ()) -> object:
+        return prompt, file, more, out, data
+
+    expected = ("~", home / "a", (home / "b",), home / "c", (home, Path("d")))
+    assert function("~", "~/a", "~/b", out="~/c", data=("~", "d")) == expected  # type: ignore[arg-type]
+    assert function("p", Path("x")) == ("p", Path("x"), (), None, ())
+
+    @opens_paths
+    @dataclass(frozen=True)
+    class Options:
+        name: str = "~"
+        folder: Path | None = None
+
+    assert Options(folder="~/x") == Options("~", home / "x")  # type: ignore[arg-type]
+    assert function.__name__ == "function" and Options.__name__ == "Options"
+
+
+def test_each_public_argument_that_is_a_path_is_opened() -> None:
+    """Of every name of the package; a new one is not forgotten."""
+    for name in veneer.__all__:
+        value = getattr(veneer, name)
+        call = value.__init__ if inspect.isclass(value) else value
+        if not callable(call) or name in ("Interrupted", "Progress"):  # which users catch, and which take none
+            continue
+        takes = any(
+            re.search(r"\bPath\b", str(each.annotation)) for each in inspect.signature(call).parameters.values()
+        )
+        assert not takes or call.__code__.co_name == "opening", name

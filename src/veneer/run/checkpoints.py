@@ -72,7 +72,10 @@ class CheckpointManager:
     @property
     def last_in_words(self) -> str:
         """The newest checkpoint, as part of a message."""
-        # the first process may be gone before it could share one that it wrote
-        unshared = [] if self._processes.is_first else checkpoints_in(self._folder)
-        last = unshared[-1] if unshared else self.last
-        return "there is no checkpoint yet" if last is None else f"the last checkpoint is {last}"
+        if self._processes.is_first:
+            return "there is no checkpoint yet" if self.last is None else f"the last checkpoint is {self.last}"
+        # the first process may be gone before it could share one that it wrote, or be writing one at this moment
+        found = checkpoints_in(self._folder)
+        if not found:
+            return f"if the first process could write a checkpoint, it is in {self._folder}"
+        return f"the last checkpoint is {found[-1]}"
