@@ -15,6 +15,7 @@ from veneer.family.protocol import Family
 from veneer.run import prior
 from veneer.run.events import PriorSamplingStarted
 from veneer.run.prior import NOTE, sample_prior
+from veneer.train.events import Warned
 
 
 def config_of(base: Path, pictures: Path, output: Path, family: Family, prompt: str = "a shape") -> RunConfig:
@@ -57,3 +58,18 @@ def test_pictures_of_the_users_own_serve_any_prompt(
         assert painted(config_of(tiny_base, tiny_pictures, tmp_path, family, prompt="a dog"), family) == 0
     (tmp_path / "prior" / NOTE).unlink()
     assert painted(config_of(tiny_base, tiny_pictures, tmp_path, family, prompt="a dog"), family) == 0
+
+
+def test_pictures_of_the_class_that_cannot_be_used_are_named(
+    family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    config = config_of(tiny_base, tiny_pictures, tmp_path, family)
+    (tmp_path / "prior").mkdir()
+    for name in ("black_cross.png", "blue_circle.png"):
+        (tmp_path / "prior" / name).write_bytes((tiny_pictures / name).read_bytes())
+    (tmp_path / "prior" / "broken.png").touch()
+    events: list[object] = []
+    sample_prior(config, family, events.append)
+    assert events == [
+        Warned("data.prior_left_out", "pictures of the class are left out: broken.png: empty file (0 bytes)")
+    ]

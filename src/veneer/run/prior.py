@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from veneer.config.schema import PriorConfig, RunConfig
+from veneer.data.notes import reasons
 from veneer.data.preflight import read_prior
+from veneer.data.wording import few
 from veneer.errors import UserError
 from veneer.family.fingerprint import fingerprint
 from veneer.family.protocol import Family
@@ -22,6 +24,7 @@ from veneer.rng import key
 from veneer.run.events import Callback, PriorSamplingStarted, ignore
 from veneer.sample.files import write_picture
 from veneer.sample.generate import generate_quietly
+from veneer.train.events import Warned
 
 __all__ = ["NOTE", "sample_prior"]
 
@@ -36,7 +39,7 @@ def sample_prior(config: RunConfig, family: Family, callback: Callback = ignore)
     Args:
         config: the run, resolved.
         family: its base, without an adapter.
-        callback: is called with ``PriorSamplingStarted`` if any is missing.
+        callback: is called with ``PriorSamplingStarted`` if any is missing, and with a warning of those left out.
 
     Raises:
         UserError: the folder holds pictures that were painted of another prompt or by another base; the adapter does
@@ -47,7 +50,11 @@ def sample_prior(config: RunConfig, family: Family, callback: Callback = ignore)
         return
     assert prior.path is not None, "resolve() names the folder"
     _check_note(prior, prior.path, config.base)
-    missing = prior.count - len(read_prior(config).samples)
+    pictures = read_prior(config)
+    if pictures.rejected:
+        text = f"pictures of the class are left out: {few(reasons(pictures.rejected))}"
+        callback(Warned("data.prior_left_out", text))
+    missing = prior.count - len(pictures.samples)
     if missing <= 0:
         return
     plan_parameters(config, family)
