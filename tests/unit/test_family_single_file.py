@@ -110,7 +110,7 @@ def test_other_families_and_kinds_are_named(
         ("a.safetensors", bytes(1000), "base.wrong_file", "is no safetensors file: it does not begin with a header"),
         ("a.safetensors", b"\xff" * 7 + b"\x00{", "base.wrong_file", "does not begin with a header"),
         ("a.safetensors", b"\x02" + bytes(7) + b"{}", "base.not_a_model", "holds no tensors"),
-        ("a.safetensors", b"\x03" + bytes(7) + b"{a}", "base.wrong_file", "its header is damaged"),
+        ("a.safetensors", b"\x03" + bytes(7) + b"{a}", "base.wrong_file", "is damaged: "),
         ("a.zip", b"PK\x03\x04" + bytes(99), "base.not_a_model", "is a pickle, not a model"),
         ("a.7z", b"7z\xbc\xaf\x27\x1c" + bytes(99), "base.not_a_model", "is a compressed archive, not a model"),
         ("a.yaml", b"a: b", "base.not_a_model", "is no model"),
@@ -123,6 +123,38 @@ def test_what_is_no_safetensors_file(
     with raises_code(code, words):
         load_family(str(tmp_path / name))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": ["a"], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [-4, 4]},
+        {"dtype": "F99", "shape": [1], "data_offsets": [0, 4]},
+        {"shape": [1]},
+        3,
+    ],
+)
+def test_a_header_that_makes_no_sense_is_one_line(entry: Any, tmp_path: Path) -> None:
+    text = json.dumps({LDM: entry}).encode()
+    (tmp_path / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with raises_code("base.wrong_file", "a.safetensors: is damaged: ") as caught:
+        load_family(str(tmp_path / "a.safetensors"))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The permission is denied to any user here, root too."""
+    path = checkpoint(tmp_path / "a.safetensors", LDM)
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with raises_code("base.unreadable", f"{path}: may not be read; give yourself the right to read it"):
+        load_family(str(path))
 
 
 def test_a_pipe_is_not_read_and_a_link_to_nothing_is_named(tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 
 import veneer.base
 from veneer.errors import UserError
+from veneer.weights.header import MOST_BYTES, Header, parse_header
 
 __all__ = ["check_config", "check_content", "check_weights", "fetch_again", "header", "kind_of_content"]
 
 _START = 512  # bytes that tell what a file is
 _LENGTH = 8  # bytes before the header of a safetensors file
-_LONGEST_HEADER = 100_000_000  # bytes, as the library has it
 _HUB_CACHE = re.compile(r"models--(.+?)--(.+)")
 _LFS = "a git-lfs pointer, not the file itself"
 _PICKLE = "a pickle"
@@ -146,8 +146,8 @@ def check_weights(file: Path) -> None:
         raise UserError(what, code="base.wrong_file", where=file, remedy=fetch_again(file))
 
 
-def header(file: Path) -> dict[str, Any]:
-    """Return the header of a safetensors file: dtype, shape and place of each tensor by its name.
+def header(file: Path) -> Header:
+    """Return the header of a safetensors file, checked against the file's length.
 
     Raises:
         UserError: it is not there, or no safetensors file that is whole.
@@ -156,7 +156,7 @@ def header(file: Path) -> dict[str, Any]:
     length, size = int.from_bytes(start[:_LENGTH], "little"), file.stat().st_size
     if kind := kind_of_content(start):
         raise _no_safetensors(file, f"is {kind} under the name of a safetensors file")
-    if not _may_be_safetensors(start) or length > _LONGEST_HEADER:
+    if not _may_be_safetensors(start) or length > MOST_BYTES:
         raise _no_safetensors(file, "is no safetensors file: it does not begin with a header")
     if _LENGTH + length > size:
         raise _cut_short(file, size, _LENGTH + length)
@@ -164,14 +164,12 @@ def header(file: Path) -> dict[str, Any]:
         opened.seek(_LENGTH)
         content = opened.read(length)
     try:
-        tensors: dict[str, Any] = json.loads(content)
-        end = max((entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"), default=0)
-        whole = _LENGTH + length + int(end)
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise _no_safetensors(file, "is no safetensors file: its header is damaged") from error
-    if whole != size:
+        found = parse_header(content, file)
+    except UserError as fault:
+        raise _no_safetensors(file, f"is damaged: {fault.what}") from fault
+    if (whole := _LENGTH + length + found.data_bytes) != size:
         raise _cut_short(file, size, whole)
-    return tensors
+    return found
 
 
 def _no_safetensors(file: Path, what: str) -> UserError:

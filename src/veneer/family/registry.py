@@ -226,7 +226,8 @@ def detect_file(file: Path) -> str:
         UserError: it is no safetensors file, holds no base, or one of a family that is not known.
     """
     check_is_safetensors(file)
-    kind = kind_of_checkpoint(file)
+    with silence_libraries():
+        kind = kind_of_checkpoint(file)
     for pipeline, entry in FAMILIES.items():
         if kind in entry.checkpoints:
             return pipeline

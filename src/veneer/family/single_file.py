@@ -7,13 +7,14 @@ import re
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from veneer.errors import UserError
 from veneer.family.file_content import check_content, header, kind_of_content
 from veneer.files import is_pickle
+from veneer.weights.header import TensorEntry
 
 __all__ = ["check_is_safetensors", "check_is_whole", "conversion", "kind_of_checkpoint"]
 
@@ -113,7 +114,7 @@ def kind_of_checkpoint(file: Path) -> str:
     Raises:
         UserError: the file is broken, or holds something else than a base.
     """
-    tensors = {name: entry for name, entry in header(file).items() if name != "__metadata__"}
+    tensors = header(file).tensors
     if not tensors:
         raise _no_base(file, "holds no tensors", "give the base's file")
     _refuse(file, tensors, _PACKED)
@@ -137,10 +138,10 @@ def _no_base(file: Path, what: str, remedy: str) -> UserError:
     return UserError(what, code="base.not_a_model", where=file, remedy=remedy)
 
 
-def _infer(tensors: Mapping[str, Any]) -> str:
+def _infer(tensors: Mapping[str, TensorEntry]) -> str:
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
-    shapes = {name: torch.empty(entry["shape"], device="meta") for name, entry in tensors.items()}
+    shapes = {name: torch.empty(entry.shape, device="meta") for name, entry in tensors.items()}
     return str(infer_diffusers_model_type(shapes))
 
 
@@ -155,6 +156,6 @@ def check_is_whole(file: Path) -> None:
     Raises:
         UserError: it has its denoiser alone, as files for other programs have that keep the parts apart.
     """
-    if lost := _lacks(header(file)):
+    if lost := _lacks(header(file).tensors):
         what = f"has its denoiser, but not {' and '.join(lost)}"
         raise _no_base(file, what, "give the whole checkpoint, or the base's folder")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
 
 import veneer.base
 from veneer.family.file_content import header
 from veneer.family.registry import BUNDLED, detect, family_class
 from veneer.family.shards import weight_files
 from veneer.files import user_path
+from veneer.weights.header import Header
 
 __all__ = ["PartFiles", "WeightFiles", "read_weight_files"]
 
@@ -69,12 +71,12 @@ def read_weight_files(base: str, weight_bytes: int) -> WeightFiles:
         weight_bytes: bytes of the base in float32, for one that is not here; its weights count as copied.
     """
     folder = veneer.base.path() if base == BUNDLED else user_path(base)
-    headers = [[_header(file) for file in files] for files in _files(folder)]
+    headers = [[header(file) for file in files] for files in _files(folder)]
     if not headers:
         return WeightFiles((PartFiles(weight_bytes // 4, 0),), mapped=False)
     parts = tuple(PartFiles(sum(map(_count, files)), sum(map(_size, files))) for files in headers)
-    dtypes = {tensor["dtype"] for files in headers for file in files for tensor in file.values()}
-    return WeightFiles(parts, mapped=dtypes <= {"F32", "I64"})
+    dtypes = {tensor.dtype for files in headers for file in files for tensor in file.tensors.values()}
+    return WeightFiles(parts, mapped=dtypes <= {torch.float32, torch.int64})
 
 
 def _files(folder: Path) -> list[list[Path]]:
@@ -87,14 +89,9 @@ def _files(folder: Path) -> list[list[Path]]:
     return found if all(file.suffix == ".safetensors" for files in found for file in files) else []
 
 
-def _header(file: Path) -> dict[str, Any]:
-    """Return the tensors of a safetensors file by name."""
-    return {name: tensor for name, tensor in header(file).items() if name != "__metadata__"}
+def _count(read: Header) -> int:
+    return sum(math.prod(tensor.shape) for tensor in read.tensors.values())
 
 
-def _count(header: dict[str, Any]) -> int:
-    return sum(math.prod(tensor["shape"]) for tensor in header.values())
-
-
-def _size(header: dict[str, Any]) -> int:
-    return max((tensor["data_offsets"][1] for tensor in header.values()), default=0)
+def _size(read: Header) -> int:
+    return read.data_bytes
