@@ -14,7 +14,7 @@ import typer
 from veneer.cli.app import app
 from veneer.cli.resume_option import resume_advice, with_resume_value
 from veneer.cli.terminal.console import print_error, printing_libraries
-from veneer.errors import UserError
+from veneer.errors import OUT_OF_MEMORY, UserError, fault_code, out_of_memory
 from veneer.printable import in_one_line
 from veneer.run.signals import Followed, Interrupted, ending_at_signals
 from veneer.silence import silence_notices
@@ -58,10 +58,8 @@ def main(arguments: Sequence[str]) -> int:
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED
     except Exception as fault:
-        from veneer.run.faults import OUT_OF_MEMORY, fault_code  # here, since it imports what most verbs do without
-
         if fault_code(fault) == OUT_OF_MEMORY:
-            return _refuse(f"out of memory: {fault}; {_WITH_LESS_MEMORY}", _FAILURE)
+            return _refuse(str(out_of_memory(fault, _WITH_LESS_MEMORY)), _FAILURE)
         print_error(traceback.format_exc().rstrip())  # a fault of ours, whose trace may hold anybody's text
         return _FAILURE
     if code == _INTERRUPTED:
