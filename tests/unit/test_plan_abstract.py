@@ -59,5 +59,5 @@ def test_what_is_nowhere_is_refused() -> None:
 
 def test_a_base_without_a_configuration_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
-    with raises_code("base.unreadable"):
+    with raises_code("base.file_missing"):
         abstract_base(config_of(str(tmp_path)), MemoryTracer(torch.device("cpu")))

@@ -123,12 +123,18 @@ class Source:
                 planned.
         """
         if not FAMILIES[self.pipeline].is_trainable:
-            what, remedy = f"is a {self.pipeline}, which can only be planned", _plan_of(self.pipeline)
+            what, remedy = f"is a {self.pipeline}, which can only be planned", self._plan_remedy()
             raise UserError(what, code="base.plan_only", where=self.base, remedy=remedy)
         with silence_libraries():
             if self.is_file:
                 return self._load_file(options)
             return self._load_folder(self.place or fetch(self.base, self.family.part_names()), options)
+
+    def _plan_remedy(self) -> str:
+        """Return how such a base is planned: of its folder, or by name, for a single file has no configurations."""
+        names = [name for name in PUBLISHED if self.is_file and read_published(name).pipeline == self.pipeline]
+        by_name = f", with base {' or '.join([*names, 'its folder'])}" if names else ""
+        return f"veneer plan tells what it would take{by_name}"
 
     def _load_folder(self, folder: Path, options: LoadOptions) -> Family:
         with one_line_errors(str(folder), "its parts are each whole, but do not fit together: take all from one base"):
@@ -174,12 +180,6 @@ def find(base: str) -> Source:
     if path.exists() or path.is_symlink() or is_pickle(path):
         return Source(path, str(path), detect_file(path))
     return Source(None, base, detect_on_hub(base))
-
-
-def _plan_of(pipeline: str) -> str:
-    """Return how such a base is planned: its folder does, a single file has no configurations."""
-    names = [name for name in PUBLISHED if read_published(name).pipeline == pipeline]
-    return f"veneer plan tells what it would take, with base {' or '.join([*names, 'its folder'])}"
 
 
 def _configs_needed(file: Path) -> str:
