@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from tests.networks import worst
 from veneer.engine import undo
 
-__all__ = ["AS_NEAR", "ROUNDINGS", "SIGMAS", "distance", "rounding", "sum_error", "unit_roundoff"]
+__all__ = ["AS_NEAR", "ROUNDINGS", "SIGMAS", "distance", "output_error", "rounding", "sum_error", "unit_roundoff"]
 
 SIGMAS = 4.0
 """Standard deviations of a random walk that an error may reach: one in 16,000 is beyond."""
@@ -38,6 +39,7 @@ AS_NEAR = 3.0
 _SHARE = 2.0**-30
 
 Results = tuple[Tensor, dict[str, Tensor]]
+Result = TypeVar("Result")
 
 
 def unit_roundoff(dtype: torch.dtype) -> float:
@@ -67,15 +69,31 @@ def rounding(
         model: of any dtype; a copy of it is used.
         dtype: of the computation.
     """
+    (output, gradients), (moved_output, moved_gradients) = _moved(run, model)
+    moved = worst({"": moved_output}, {"": output}), worst(moved_gradients, gradients)
+    scale = ROUNDINGS * unit_roundoff(dtype) / _SHARE
+    return scale * moved[0], scale * moved[1]
+
+
+def output_error(run: Callable[[Any], Tensor], model: nn.Module, dtype: torch.dtype) -> float:
+    """How far outputs of two right ways through a model may be from each other in a dtype, as ``distance`` measures it.
+
+    Below float32, by two roundings of each weight on either way, for sums are added up in float32 and rounded once; in
+    float32, whose sums are rounded at each term, by ``ROUNDINGS``.
+    """
+    output, moved = _moved(run, model)
+    roundings = 2 * ROUNDINGS if dtype == torch.float32 else 4.0
+    return roundings * unit_roundoff(dtype) * distance({"": moved}, {"": output}) / _SHARE
+
+
+def _moved(run: Callable[[Any], Result], model: nn.Module) -> tuple[Result, Result]:
+    """What a model gives in float64, and what it gives when each weight is moved by a share of itself."""
     wide = copy.deepcopy(model).double()
     undo(wide)
-    output, gradients = run(wide)
+    before = run(wide)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in wide.parameters():
             signs = 2.0 * torch.randint(0, 2, parameter.shape, generator=generator).double() - 1
             parameter.mul_(1 + _SHARE * signs)
-    moved_output, moved_gradients = run(wide)
-    moved = worst({"": moved_output}, {"": output}), worst(moved_gradients, gradients)
-    scale = ROUNDINGS * unit_roundoff(dtype) / _SHARE
-    return scale * moved[0], scale * moved[1]
+    return before, run(wide)

@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tests.equations import lora_forward
+from tests.tolerance import distance, output_error
 from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.merge import combine, merge
@@ -27,9 +28,6 @@ from veneer.engine.row_adapters import group_rows
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.sample.generate import generate, generate_each
-
-TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 6e-2, torch.float16: 8e-3}
-"""Largest difference allowed between outputs of size about 1: the dtype's own rounding, as for a merge."""
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "v_proj", "fc1")
 CONVOLUTIONS = ("conv1", "conv_shortcut", "proj_in", "downsamplers.0.conv", "time_emb_proj")
@@ -194,7 +192,7 @@ def test_a_denoiser_is_each_row_alone(
     unet, bank = family.networks["unet"], AdapterBank(family.networks)
     for name, factors in adapters.items():
         bank.add(name, factors)
-    base = denoised(unet, 6 * copies)
+    base, error = denoised(unet, 6 * copies), output_error(lambda wide: denoised(wide, 6), unet, dtype)
     with bank.rows(ROWS, guidance=copies == 2):
         distributed = denoised(unet, 6 * copies)
     changed = 0
@@ -203,8 +201,8 @@ def test_a_denoiser_is_each_row_alone(
         merged = merge(family.networks, parts)
         alone = denoised(unet, 1, place)[0]
         merged.undo()
-        torch.testing.assert_close(distributed[place], alone, rtol=0, atol=TOLERANCE[dtype])
-        changed += (distributed[place] - base[place]).abs().max().item() > 2 * TOLERANCE[dtype]
+        assert distance({"": distributed[place]}, {"": alone}) <= error
+        changed += distance({"": distributed[place]}, {"": base[place]}) > 2 * error
     assert changed == 4 * copies  # the yardstick can tell: all but None and the one that changes no denoiser
     assert torch.equal(distributed[2], base[2])
     assert torch.equal(denoised(unet, 6 * copies), base)
@@ -220,7 +218,8 @@ def test_under_autocast_it_is_each_row_alone(
         merged = merge(family.networks, [(adapters["all"], 1.0)])
         alone = denoised(unet, 1, 1)
         merged.undo()
-    torch.testing.assert_close(distributed[1:2], alone, rtol=0, atol=TOLERANCE[torch.bfloat16])
+    error = output_error(lambda wide: denoised(wide, 1, 1), unet, torch.bfloat16)
+    assert distance({"": distributed[1:2]}, {"": alone}) <= error
 
 
 def test_channels_last_changes_nothing(
