@@ -96,7 +96,7 @@ def test_a_study_leaves_tables_a_plot_and_its_trials(done: tuple[Path, Study]) -
         *(f"study.{e}" for e in ("md", "json", "csv", "yaml", "png")),
     }
     assert Image.open(folder / "study.png").width > 500
-    assert (folder / "study.yaml").read_text("utf-8") == dump_study(study.config)
+    assert (folder / "study.yaml").read_text("utf-8") == dump_study(study.config, folder)
     told = json.loads((folder / "study.json").read_text("utf-8"))
     assert [row["point"] for row in told["rows"]] == ["rank 1", "rank 2"] and told["reference"] == "rank 2"
     for row in told["rows"]:
