@@ -12,13 +12,13 @@ from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionMod
 from diffusers.utils import logging
 from peft import LoraConfig
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import veneer
 from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.protocol import AdapterWeights
-from veneer.family.abstract import AbstractTokenizer, make_network, make_scheduler
+from veneer.family.abstract import make_network, make_scheduler
 from veneer.family.protocol import Family
 from veneer.family.published import read_published
 from veneer.family.registry import family_class
@@ -85,7 +85,7 @@ _TINY_BLOCKS: dict[str, Any] = {
 def published_family(name: str, device: torch.device, is_full: bool = True) -> Family:
     """Make a base of a published architecture with random weights in float32, made where they are needed.
 
-    Its tokenizers read nothing: every caption is the same, which neither time nor memory depends on.
+    Its tokenizers are the bundled base's; neither time nor memory depends on their words.
 
     Args:
         name: a key of ``veneer.family.published``.
@@ -103,13 +103,17 @@ def published_family(name: str, device: torch.device, is_full: bool = True) -> F
     for network in networks.values():
         fill(network, device, generator)
     kind: Any = family_class(published.pipeline)
-    tokenizers = {part: AbstractTokenizer(_TOKENS, marks=2) for part in kind.tokenizers.values()}
+    tokenizers = {part: _tokenizer() for part in kind.tokenizers.values()}
     scheduler = make_scheduler(parts["scheduler"])
     family: Family = kind({**networks, **tokenizers, "scheduler": scheduler, **dict.fromkeys(kind.left_out)})
     return family
 
 
-_TOKENS = 77
+def _tokenizer() -> Any:
+    """Return the bundled base's tokenizer, with as many tokens as the published text encoders read."""
+    return CLIPTokenizer.from_pretrained(veneer.base_path() / "tokenizer", model_max_length=77)
+
+
 _CLASSES: dict[str, type[Any]] = {
     "unet": UNet2DConditionModel,
     "vae": AutoencoderKL,
