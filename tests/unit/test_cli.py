@@ -175,7 +175,7 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
     [
         ("missing.safetensors", None, "No such file"),
         ("pickle.bin", b"anything", "is a pickle"),
-        ("renamed.safetensors", b"PK\x03\x04 a zip of torch.save", "is a pickle"),
+        ("renamed.safetensors", b"PK\x03\x04 as torch.save writes it: archive/data.pkl", "is a pickle"),
         ("cut.safetensors", b"\x40\0\0\0\0\0\0\0{", "is cut short"),
     ],
 )

@@ -159,7 +159,8 @@ def test_a_skipped_step_is_not_taken_in(family: Family, tiny_pictures: Path, mon
     config = tiny_config(tiny_pictures, train={"ema_decay": 0.7, "on_nonfinite": "skip", "max_steps": 1})
     with trainer_on(config, family) as trainer:  # its parameters were moved away from where the average began
         before = trainer.state_dict()
-        monkeypatch.setattr(trainer.context.objective.__class__, "loss_B", lambda *_: torch.full((2,), float("nan")))
+        no_number = torch.full((2,), float("nan"), requires_grad=True)
+        monkeypatch.setattr(trainer.context.objective.__class__, "loss_B", lambda *_: no_number)
         list(trainer.run())
         after = trainer.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before if name != "step")

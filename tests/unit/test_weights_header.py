@@ -204,7 +204,7 @@ CAUSES = {
     "a hole": "has a hole before it",
     "offsets overlap": "overlaps the one before it",
     "a shape is too small": "is F32 of shape (1, 2), 8 bytes, and has the bytes of",
-    "a shape of [2^40, 0]": "is of shape (1099511627776, 0) and holds no number",
+    "a shape of [0]": "is of shape (0,) and holds no number",
     "metadata is a list": 'its __metadata__ is ["a"] and no JSON object of texts',
     "NaN": "holds NaN or infinity",
 }

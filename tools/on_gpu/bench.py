@@ -52,6 +52,8 @@ def _measure(groups: Sequence[str], lines: Path, device: str, ends: float) -> st
         newest = _last_begun(lines)
         if newest in groups and newest != begun:
             begun, until = newest, min(ends, time.monotonic() + GROUPS[newest].limit)
+    newest = _last_begun(lines)  # it may have begun more since, and ended
+    begun = newest if newest in groups else begun
     if process.poll() is None:
         process.kill()
         _append(lines, {"group": begun, "way": "the rest", "error": "its time was over"})

@@ -147,8 +147,6 @@ def _entry(name: str, entry: Any) -> TensorEntry:
     if offsets[1] - offsets[0] != size:
         what = f"is {dtype} of shape {tuple(shape)!s:.80}, {size!s:.30} bytes, and has the bytes of {offsets!s:.80}"
         raise _Broken(f"tensor {shown(name)} {what}")
-    if size == 0:
-        raise _Broken(f"tensor {shown(name)} is of shape {tuple(shape)!s:.80} and holds no number")
     return TensorEntry(DTYPES[dtype], tuple(shape), offsets[0], offsets[1])
 
 

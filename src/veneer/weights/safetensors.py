@@ -20,7 +20,7 @@ from torch import Tensor
 from veneer.errors import UserError
 from veneer.files import is_pickle, open_regular
 from veneer.weights.file_kind import FileKind, kind_of
-from veneer.weights.header import MOST_BYTES, Header, TensorEntry, bad_header, parse_header
+from veneer.weights.header import MOST_BYTES, Header, TensorEntry, bad_header, parse_header, shown
 
 __all__ = ["TensorsFile", "check_finite", "decode", "encode", "encoded_bytes", "first_not_finite", "open_tensors"]
 
@@ -137,8 +137,20 @@ def open_tensors(path: Path) -> Iterator[TensorsFile]:
             length = _header_length(file.read(_START_BYTES), size, path)
             file.seek(8)
             header = parse_header(file.read(length), path)
+        _refuse_empty(header, path)
         _check_size(size - 8 - length, header.data_bytes, path)
         yield TensorsFile(path, header, file, 8 + length)
+
+
+def _refuse_empty(header: Header, path: Path) -> None:
+    """Refuse a tensor without numbers: its shape may be of any size, such as a rank of 2^40.
+
+    A base may have one, whose name alone says something.
+    """
+    for name, entry in header.tensors.items():
+        if entry.start == entry.end:
+            what = f"tensor {shown(name)} is of shape {entry.shape!s:.80} and holds no number"
+            raise bad_header(what, path)
 
 
 @contextmanager
