@@ -152,6 +152,7 @@ def test_a_base_that_was_loaded_otherwise_is_refused(family: Any, tiny_pictures:
     )
 
 
+@pytest.mark.slow
 def test_a_plan_counts_longer_texts(tiny_base: Path, tiny_pictures: Path) -> None:
     def caches(windows: int) -> int:
         config = tiny_config(tiny_pictures, base=str(tiny_base), data={"token_windows": windows})
@@ -229,6 +230,7 @@ def test_a_text_encoder_learns_from_all_windows_and_each_row_may_have_its_own(
     torch.testing.assert_close(each, torch.cat([adapted, base]), rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_plan_of_a_text_encoder_s_adapter_has_room_for_all_windows(tiny_base: Path, tiny_pictures: Path) -> None:
     def peak(windows: int) -> int:
         adapter = {"text_encoders": {"text_encoder": {}}}
