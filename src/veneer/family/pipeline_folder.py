@@ -7,7 +7,7 @@ what every part needs, in the order in which a person would look: is it there, i
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +217,3 @@ def _is_of_diffusers(kind: type[Any]) -> bool:
     from diffusers import ModelMixin
 
     return issubclass(kind, ModelMixin)
-
-
-def parts_of(index: Mapping[str, Any]) -> list[str]:
-    """Return the names of the parts that an index gives a class."""
-    return [name for name, entry in index.items() if isinstance(entry, list) and entry[:1] != [None]]

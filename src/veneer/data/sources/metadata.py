@@ -60,6 +60,11 @@ class _Lists:
     files: list[Path]
 
     def list_pictures(self, config: SourceConfig) -> Listing:
+        """List the pictures of the tree, with those that a list alone names.
+
+        Raises:
+            UserError: a list or a caption file is at fault, or there is no picture.
+        """
         captions = CaptionFiles(self.tree.own_files, self.tree.pictures, config.captions)
         listing = self.tree.list_pictures(lambda picture: self._entry_or_reason(picture, captions))
         # a list may name pictures whose ending says nothing, or whose name is hidden

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol, TypeAlias
 
 from torch import Tensor, nn
 
 from veneer.adapter.protocol import AdapterWeights
 
-__all__ = ["BaseNames", "BaseNetworks", "FileContent", "Format", "KeyNames"]
+__all__ = ["BaseNames", "BaseNetworks", "Format", "KeyNames"]
 
 KeyNames: TypeAlias = Mapping[str, Mapping[str, str]]
 """What a base's layers are called in files, where it is not what they are called in memory: by format, then by full
@@ -19,21 +18,6 @@ dotted path, with the network's prefix in both: ``{"kohya": {"unet.mid_block.res
 A format's names are written to its files; all are read in any file. ``native`` has those of the model's own code where
 no format writes them.
 """
-
-
-@dataclass(frozen=True)
-class FileContent:
-    """An adapter file as it lies on disk.
-
-    Attributes:
-        path: of the file.
-        tensors: by name.
-        metadata: of its header.
-    """
-
-    path: Path
-    tensors: Mapping[str, Tensor]
-    metadata: Mapping[str, str]
 
 
 class BaseNetworks(dict[str, nn.Module]):
