@@ -321,6 +321,7 @@ configs = of(
         warmup_steps=st.integers(0, 9),
         max_grad_norm=st.none() | positives,
         offload=st.booleans(),
+        cuda_graphs=st.booleans(),
         ema_decay=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
         checkpoint_every=st.integers(0),
         keep_checkpoints=counts,

@@ -228,6 +228,9 @@ class TrainConfig(_Section):
     memory: Literal["exact", "lean", "leaner", "checkpoint"] = "exact"
     """How little is kept for the backward pass, with the same gradients up to rounding: all; nothing that is not read
     or that norms and activations make again; no outputs of linear layers either; the inputs of blocks alone."""
+    cuda_graphs: bool = True
+    """On a CUDA GPU, launch a forward and backward pass as one recorded graph; a run with dropout or with text encoders
+    that learn never does."""
     quantization: Literal["none", "bnb_nf4", "bnb_int8", "torchao_int8", "torchao_fp8"] = "none"
     """What the frozen linear layers of the networks that learn are held in, by bitsandbytes or torchao, each an extra
     of its name; the adapter stays float32."""

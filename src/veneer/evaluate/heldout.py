@@ -16,6 +16,7 @@ from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset
 from veneer.data.transform import centered_geometry
+from veneer.engine.attention import trusted_attention
 from veneer.engine.precision import precision_of
 from veneer.errors import UserError
 from veneer.evaluate.comparison import HELD_OUT, TRAINING, Comparison, Losses, compare_losses, nothing_held_out
@@ -105,7 +106,7 @@ class HeldOutEvaluator:
         latent_D = noised.latent_1.expand_as(noised.noise_D)
         latent_D, noise_D, t_D = (tensor.to(device) for tensor in (latent_D, noised.noise_D, noised.t_D))
         conditioning = self._conditioning(noised.sample).expand(len(noise_D)).to(device)
-        with precision_of(self._config.train.precision, device).autocast():
+        with precision_of(self._config.train.precision, device).autocast(), trusted_attention():
             loss_D = self._objective.loss_B(self._family.predict, latent_D, noise_D, t_D, conditioning)
         losses: Losses = loss_D.double().cpu().numpy()
         if not np.isfinite(losses).all():

@@ -6,10 +6,11 @@ Here alone, time becomes an index: t in [0, 1] is step min(floor(t T), T - 1).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from veneer.family.noise import mix, per_row
@@ -28,6 +29,8 @@ class DiscreteDiffusion:
 
     alphas_cumprod_T: Tensor
     prediction: Literal["epsilon", "v_prediction", "sample"]
+    _copies: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
+    """The table on other devices: a copy for each step would wait for the GPU."""
 
     def index(self, t_B: Tensor) -> Tensor:
         """Return the steps (B,), long, that times in [0, 1] lie in."""
@@ -37,7 +40,15 @@ class DiscreteDiffusion:
 
     def signal_share(self, t_B: Tensor) -> Tensor:
         """Return alpha-bar (B,), since alpha_t^2 + sigma_t^2 = 1."""
-        return self.alphas_cumprod_T.to(t_B.device)[self.index(t_B)]
+        return self._table_on(t_B.device)[self.index(t_B)]
+
+    def _table_on(self, device: torch.device) -> Tensor:
+        table = self._copies.get(device)
+        if table is None:
+            table = self.alphas_cumprod_T.to(device)
+            if type(table) is Tensor:  # not one without data, of a plan
+                self._copies[device] = table
+        return table
 
     def coefficients(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha_t = sqrt(alpha-bar) and sigma_t = sqrt(1 - alpha-bar), each (B,)."""

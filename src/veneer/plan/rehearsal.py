@@ -201,7 +201,7 @@ class _Rehearsal:
             text = micro.text.tensors.values() if isinstance(micro.text, Conditioning) else ()
             self._tracer.label("batch", (micro.latents, micro.noise, micro.t_B, micro.weight_B, *text))
         trainer.offload()
-        train_step(trainer.context, 0, micros[:2])
+        train_step(replace(trainer.context, graphs=None), 0, micros[:2])
 
     def _micro_batch(self) -> MicroBatch:
         device, count = device_of(self._family), self._batch

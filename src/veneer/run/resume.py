@@ -202,6 +202,8 @@ def _is_free(key: str, values: tuple[Any, Any], run: Identity) -> bool:
         # which pictures a step sees and its noise are keyed by the step alone. A schedule that falls towards the last
         # step is not: with another length, each rate so far would have been another
         return run.config.train.lr_scheduler == "constant"
+    if key == "train.cuda_graphs":
+        return True  # a graph is the same kernels
     # a run that stops at the first step that is not finite has had none yet that skipping could have changed
     return key == "train.on_nonfinite" and values == ("stop", "skip")
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from veneer.adapter.registry import specs_of
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
+from veneer.engine.cuda_graph import GraphedBackward
 from veneer.engine.memory_levels import prepare
 from veneer.engine.precision import Precision, precision_of
 from veneer.engine.quantized import check_quantization
@@ -37,9 +40,9 @@ from veneer.train.events import (
 )
 from veneer.train.optim import optimizer_for, rate_factor, set_rates
 from veneer.train.state import restore, snapshot
-from veneer.train.step import StepContext, train_step
+from veneer.train.step import StepContext, add_gradients, train_step
 
-__all__ = ["Trainer", "train"]
+__all__ = ["Trainer", "graphs_for", "train"]
 
 
 def train(config: RunConfig, family: Family, dataset: Dataset) -> Generator[Event, None, None]:
@@ -89,7 +92,7 @@ class Trainer:
         processes.check_split(config.train)
         precision = precision_of(config.train.precision, device_of(family))
         self._config, self._family, self.steps_done, self.processes = config, family, 0, processes
-        self._asked_to_stop = self._stopping = self._cache_failed = False
+        self._asked_to_stop = self._stopping = self._cache_failed = self._graphs_failed = False
         self._last_step = config.train.max_steps
         self._idle = _idle(config, family)
         self._objective = Objective.from_config(config.objective, family)
@@ -112,10 +115,10 @@ class Trainer:
         if self.steps_done == 0 and self._config.sample.every > 0:
             yield SampleDue(0)
         self._encode_ahead()
-        yield from self._cache_warning()
+        yield from self._warnings()
         while not self._stops() and self.steps_done < self._last_step:
             yield from self._step()
-            yield from self._cache_warning()
+            yield from self._warnings()
             yield from self._due()
         yield from self._end()
 
@@ -133,13 +136,21 @@ class Trainer:
     def _due(self) -> Generator[Event, None, None]:
         """Yield what is due after the step that was done; samples and scores are of the averaged adapter."""
         if _is_due(self._config.sample.every, self.steps_done):
-            with self.average.in_place():
+            with self._at_rest():
                 yield SampleDue(self.steps_done)
         if _is_due(self._config.validation.every, self.steps_done, last=self._config.train.max_steps):
-            with self.average.in_place():
+            with self._at_rest():
                 yield EvaluationDue(self.steps_done)
         if _is_due(self._config.train.checkpoint_every, self.steps_done, last=self._last_step):
             yield CheckpointDue(self.steps_done)
+
+    @contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """Put the averaged adapter in place, with the memory of steps free for what is done with it."""
+        if self.context.graphs is not None:
+            self.context.graphs.release()
+        with self.average.in_place():
+            yield
 
     def stop(self) -> None:
         """Let ``run`` end after the step it is in, with a checkpoint and ``Stopped``; safe in a signal's handler.
@@ -173,6 +184,8 @@ class Trainer:
 
     def close(self) -> None:
         """Take the adapter out, so that the base is as it was, bit for bit; a second call does nothing."""
+        if self.context.graphs is not None:
+            self.context.graphs.release()
         self._undoing.close()
         self._family.offload(())
 
@@ -183,6 +196,15 @@ class Trainer:
                 if self._asked_to_stop:
                     return
                 encode()
+
+    def _warnings(self) -> Iterator[Warned]:
+        """Yield once what has turned out not to work, and the run does not need."""
+        yield from self._cache_warning()
+        graphs = self.context.graphs
+        if graphs is not None and graphs.fault is not None and not self._graphs_failed:
+            self._graphs_failed = True
+            what = f"steps are slower than they could be, since no CUDA graph could be made of them: {graphs.fault}"
+            yield Warned("train.no_cuda_graph", what)
 
     def _cache_warning(self) -> Iterator[Warned]:
         """Yield once that the cache on disk takes nothing more; the run does not need it."""
@@ -200,14 +222,14 @@ class Trainer:
             yield CheckpointDue(self.steps_done)
             yield Stopped(self.steps_done)
         else:
-            with self.average.in_place():
+            with self._at_rest():
                 weights = self.injection.weights()
             yield Finished(self.steps_done, weights)
 
     def _make_context(self, precision: Precision, learning: tuple[str, ...]) -> StepContext:
         config, family = self._config, self._family
         groups = {name: self.injection.by_network(name) for name in learning}
-        return StepContext(
+        context = StepContext(
             family=family,
             objective=self._objective,
             parameters=list(self._parameters.values()),
@@ -219,6 +241,16 @@ class Trainer:
             skips_nonfinite=config.train.on_nonfinite == "skip",
             processes=self.processes,
         )
+        return replace(context, graphs=graphs_for(config, context))
+
+
+def graphs_for(config: RunConfig, context: StepContext) -> GraphedBackward | None:
+    """Return what does passes as CUDA graphs, where it can be."""
+    adapter = config.adapter
+    draws = adapter.dropout > 0  # which a graph would do with the same numbers each time
+    if not config.train.cuda_graphs or draws or adapter.text_encoders or device_of(context.family).type != "cuda":
+        return None
+    return GraphedBackward(partial(add_gradients, context), context.parameters)
 
 
 def _idle(config: RunConfig, family: Family) -> tuple[str, ...]:

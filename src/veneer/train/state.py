@@ -51,7 +51,7 @@ def restore(
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(tensors[f"adapter.{name}"])
-            optimizer.state[parameter] = _on_device(moments.get(name, {}), parameter)
+            optimizer.state[parameter] = _on_device(moments.get(name, {}), parameter, optimizer)
     if scaler.is_enabled():
         scaler.load_state_dict({what: tensors[f"scaler.{what}"].item() for what in scaler.state_dict()})
     return int(tensors[_STEP])
@@ -72,9 +72,12 @@ def _moments(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     return moments
 
 
-def _on_device(moments: Mapping[str, Tensor], parameter: nn.Parameter) -> dict[str, Tensor]:
-    """Copy to where PyTorch keeps them: the count of steps on the CPU, the rest on the parameter's device."""
-    return {what: t.to("cpu" if what == "step" else parameter.device, copy=True) for what, t in moments.items()}
+def _on_device(
+    moments: Mapping[str, Tensor], parameter: nn.Parameter, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
+    """Copy to where PyTorch keeps them: the parameter's device, but the count of steps, unless one kernel does all."""
+    counts = parameter.device if optimizer.defaults.get("fused") else torch.device("cpu")
+    return {what: t.to(counts if what == "step" else parameter.device, copy=True) for what, t in moments.items()}
 
 
 def _check(

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from veneer.data.manifest import Sample
 from veneer.data.transform import Geometry
+from veneer.engine.attention import trusted_attention
+from veneer.engine.cuda_graph import GraphedBackward
 from veneer.engine.precision import Precision
 from veneer.errors import UserError
 from veneer.family.protocol import Conditioning, Family
@@ -27,8 +29,18 @@ from veneer.rng import key
 from veneer.train.distributed import GradientSum, ProcessGroup
 from veneer.train.events import SkipReason
 
-__all__ = ["MicroBatch", "NonFinite", "PictureInStep", "Skipped", "StepContext", "StepResult", "train_step"]
+__all__ = [
+    "MicroBatch",
+    "NonFinite",
+    "PictureInStep",
+    "Skipped",
+    "StepContext",
+    "StepResult",
+    "add_gradients",
+    "train_step",
+]
 
+_TEXT = "text."
 
 _RUNS_FAULT = (
     "lower train.learning_rate, use float32 as train.precision, or skip such steps with train.on_nonfinite=skip"
@@ -117,6 +129,7 @@ class StepContext:
         seed: of dropout.
         skips_nonfinite: a step whose loss or gradient is not finite changes nothing, and is no error.
         processes: that share the micro-batches out.
+        graphs: what does a pass by :func:`add_gradients` as a CUDA graph; None: nothing does.
     """
 
     family: Family
@@ -129,6 +142,7 @@ class StepContext:
     seed: int
     skips_nonfinite: bool
     processes: ProcessGroup
+    graphs: GraphedBackward | None = None
 
 
 class Skipped(NamedTuple):
@@ -184,8 +198,7 @@ def train_step(context: StepContext, step: int, micros: Sequence[MicroBatch]) ->
 
 def _update(context: StepContext, step: int, micros: Sequence[MicroBatch]) -> StepResult:
     context.optimizer.zero_grad(set_to_none=True)
-    with _training(context.family.networks):
-        losses = _backward_all(context, step, micros)
+    losses = _backward_all(context, step, micros)
     context.scaler.unscale_(context.optimizer)
     norm = _clip(context.parameters, context.max_grad_norm)
     overflowed = not math.isfinite(norm)
@@ -244,21 +257,41 @@ class _Losses:
 
 def _backward(context: StepContext, step: int, place: int, micro: MicroBatch) -> _Losses:
     """Add one micro-batch's gradients; where a loss is not finite nobody will use them."""
-    with (
-        _keyed_dropout(micro.latents.device, key(context.seed, step, place, "dropout")),
-        context.precision.autocast(),
-    ):
-        loss_B = context.objective.loss_B(
-            context.family.predict, micro.latents, micro.noise, micro.t_B, _conditioning(context.family, micro)
-        )
-    torch.autograd.backward(context.scaler.scale((micro.weight_B * loss_B).sum()))
-    _fill_gradients(context.parameters)
+    if context.graphs is not None and isinstance(micro.text, Conditioning):
+        loss_B = context.graphs(_tensors_of(micro, _conditioning(context, micro)))
+    else:
+        with _keyed_dropout(micro.latents.device, key(context.seed, step, place, "dropout")):
+            loss_B = add_gradients(context, _tensors_of(micro, _conditioning(context, micro)))
     # read when a GPU has its whole work: to read them is to wait for it
     losses, is_prior = loss_B.tolist(), micro.is_prior_B.tolist()
     nonfinite: list[PictureInStep] = []
     if not all(map(math.isfinite, losses)):
         nonfinite = [picture for loss, picture in zip(losses, _pictures(micro), strict=True) if not math.isfinite(loss)]
     return _Losses(_select(losses, is_prior, False), _select(losses, is_prior, True), nonfinite)
+
+
+def add_gradients(context: StepContext, tensors: Mapping[str, Tensor]) -> Tensor:
+    """Add one micro-batch's gradients, and zeros where there is none; return the loss of each of its pictures (B,).
+
+    Args:
+        context: what is trained, and how.
+        tensors: a micro-batch's own by their names there, and its conditioning's, each with ``_TEXT`` before its name.
+    """
+    text = {name.removeprefix(_TEXT): tensor for name, tensor in tensors.items() if name.startswith(_TEXT)}
+    with _training(context.family.networks), trusted_attention():
+        with context.precision.autocast():
+            loss_B = context.objective.loss_B(
+                context.family.predict, tensors["latents"], tensors["noise"], tensors["t_B"], Conditioning(text)
+            )
+        torch.autograd.backward(context.scaler.scale((tensors["weight_B"] * loss_B).sum()))
+    _fill_gradients(context.parameters)
+    return loss_B.detach()
+
+
+def _tensors_of(micro: MicroBatch, conditioning: Conditioning) -> dict[str, Tensor]:
+    """Return all that a micro-batch's losses depend on."""
+    own = {"latents": micro.latents, "noise": micro.noise, "t_B": micro.t_B, "weight_B": micro.weight_B}
+    return {**own, **{_TEXT + name: tensor for name, tensor in conditioning.tensors.items()}}
 
 
 def _fill_gradients(parameters: Sequence[nn.Parameter]) -> None:
@@ -298,9 +331,13 @@ def _seed(device: torch.device, seed: int) -> None:
         torch.get_device_module(device).manual_seed(seed)
 
 
-def _conditioning(family: Family, micro: MicroBatch) -> Conditioning:
-    text = micro.text if isinstance(micro.text, Conditioning) else family.encode_text(micro.text)
-    return family.condition(text, micro.geometries)
+def _conditioning(context: StepContext, micro: MicroBatch) -> Conditioning:
+    family, text = context.family, micro.text
+    with context.precision.autocast():
+        if not isinstance(text, Conditioning):
+            with _training(family.networks):
+                text = family.encode_text(text)
+        return family.condition(text, micro.geometries)
 
 
 def _clip(parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:
