@@ -9,15 +9,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import veneer
+from benchmarks import models
 from tests.gpu.sizes import Sizes, full_sizes, tiny_sizes
 from tools.on_gpu.check import DEVICE
 
-_ORDER = ("gradients", "plan", "resume", "out_of_memory", "attention", "quantized", "batched", "example")
+_ORDER = ("quantized", "batched", "plan", "graphs", "resume", "out_of_memory", "gradients", "attention", "example")
 """The tests by what is least known of a GPU: those that are left when the time is over tell least."""
 
 
@@ -64,6 +66,12 @@ def memory(device: torch.device) -> Iterator[None]:
     if device.type == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+@pytest.fixture(scope="session")
+def unet(device: torch.device) -> Any:
+    """Stable Diffusion 1.5's denoiser at full size on a GPU, a tiny one on the CPU; float32, and nobody changes it."""
+    return models.published_family("sd15", device).networks["unet"] if device.type == "cuda" else models.tiny()
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,21 +17,20 @@ from veneer.engine import MemoryLevel, prepare
 Record = Callable[[str, object], None]
 FUSED = {
     ("cuda", "float32"): [SDPBackend.EFFICIENT_ATTENTION],
-    ("cuda", "bfloat16"): [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION],
-    ("cuda", "float16"): [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION],
+    ("cuda", "bfloat16"): [SDPBackend.FLASH_ATTENTION],
+    ("cuda", "float16"): [SDPBackend.FLASH_ATTENTION],
     ("cpu", "float32"): [SDPBackend.FLASH_ATTENTION],
     ("cpu", "bfloat16"): [SDPBackend.FLASH_ATTENTION],
 }
-WORDS = ("flash", "fmha", "cudnn", "sdpa", "attention")
 
 
-@pytest.mark.parametrize("memory", ["exact", "lean"])
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    ("precision", "memory"), [("float32", "exact"), ("float16", "lean"), ("bfloat16", "exact"), ("bfloat16", "lean")]
+)
 def test_no_product_of_all_queries_with_all_keys(
-    precision: str, memory: MemoryLevel, device: torch.device, sizes: Sizes, record_property: Record
+    precision: str, memory: MemoryLevel, device: torch.device, sizes: Sizes, unet: Any, record_property: Record
 ) -> None:
-    base = models.full_size() if sizes.is_full else models.tiny()
-    model = models.adapted(base.to(device))
+    model = models.adapted(unet)
     prepare(model, memory)
     dtype, pixels = getattr(torch, precision), 512 if sizes.is_full else 64
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
@@ -40,6 +40,6 @@ def test_no_product_of_all_queries_with_all_keys(
         torch.autograd.backward(loss)
     names = {event.key for event in profiled.key_averages()}
     assert not any("attention_math" in name for name in names)
-    kernels = sorted(name for name in names if any(word in name.lower() for word in WORDS))
-    record_property("kernels", ", ".join(name[:60] for name in kernels))
-    assert any("flash" in name or "efficient" in name or "cudnn" in name for name in kernels)
+    kernels = sorted(name for name in names if name.startswith("aten::_scaled_dot_product_"))
+    record_property("kernels", ", ".join(kernels))
+    assert any("flash" in name or "efficient" in name for name in kernels)

@@ -55,6 +55,9 @@ def test_planned_and_held(
     assert planned is not None
     most = max(phase.tensors for phase in planned.phases if phase.name in (LOADING, ENCODING, STEP))
     record_property("planned GiB", f"{most / GIB:.3f}")
+    for phase in planned.phases:
+        parts = {name: round(size / GIB, 2) for name, size in phase.parts.items() if size > GIB // 32}
+        record_property(phase.name, f"{phase.tensors / GIB:.3f}, of it {parts}")
     if device.type == "cuda":
         record_property("held GiB", f"{peak / GIB:.3f}")
         assert most == pytest.approx(peak, rel=0.05)

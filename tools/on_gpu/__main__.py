@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command == "check":
         from tools.on_gpu.check import check
 
-        return check(given.out, given.device, seconds)
+        return check(given.out, given.device, seconds, given.select)
     from tools.on_gpu.bench import bench
 
     return bench(given.out, given.device, seconds)
@@ -61,6 +61,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, required=True, help="the folder for results")
         command.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
         command.add_argument("--seconds", type=float, help="how long it may take")
+        if name == "check":
+            command.add_argument("--select", default="", help="which tests, as pytest's -k has it")
         if name == "run":
             command.add_argument("--parts", default=",".join(PARTS), help="which, in their order")
     return parser

@@ -19,13 +19,14 @@ DEVICE = "VENEER_GPU_TESTS"
 """Environment variable of the device that tests/gpu runs on: ``cuda``, or ``cpu`` with tiny sizes."""
 
 
-def check(out: Path, device: str, seconds: float) -> int:
+def check(out: Path, device: str, seconds: float, select: str = "") -> int:
     """Run the tests; return pytest's exit status.
 
     Args:
         out: the folder for ``check.json``.
         device: ``cuda`` or ``cpu``.
         seconds: after which no test is begun.
+        select: which tests, as pytest's ``-k`` has it; empty: all.
     """
     os.environ[DEVICE] = device
     recorder = _Recorder(out / "check.json", time.monotonic() + seconds)
@@ -36,6 +37,8 @@ def check(out: Path, device: str, seconds: float) -> int:
         "no:cacheprovider",
         "-m",
         "gpu",
+        "-k",
+        select,
         "--rootdir",
         str(ROOT),
         "--tb=short",

@@ -10,7 +10,7 @@ import gc
 import json
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,20 +18,21 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks import models, peers
 from benchmarks.timing import seconds_of_steps
 from benchmarks.training_step import config_in, own_steps, write_picture
 from tools.on_gpu.groups import GROUPS, PEFT, Group
 from tools.on_gpu.sizes import DENOISERS
+from veneer.engine.cuda_graph import GraphedBackward
 from veneer.engine.memory_levels import MEMORY_LEVELS, prepare
 from veneer.family.protocol import Family
 
 __all__ = ["main", "measure"]
 
 RANK = 16
-WARM_UP, COUNT, LIMIT = 3, 20, 3.0
+WARM_UP, COUNT, LIMIT = 3, 12, 1.5
 _DTYPE = torch.bfloat16
 
 Step = Callable[[], object]
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda")
     given = parser.parse_args()
     models.quiet()
+    torch.backends.cuda.enable_cudnn_sdp(False)  # for peers as for Veneer, which never uses it: FLUX fails with it
     place = Place(torch.device(given.device), given.file)
     for name in given.groups:
         place.write({"begins": name})
@@ -117,7 +119,7 @@ def _of_base(group: Group, place: Place, folder: Path) -> Iterator[Case]:
     for number in range(group.batch):
         write_picture(folder, number, pixels)
     family = models.published_family(group.base, place.device, place.is_full)
-    if not group.is_compiled:
+    if group.base == "sd15" and not group.is_compiled:
         for memory in ("exact", "lean"):
             yield f"veneer train, {memory}, base in float32", _trainer(family, folder, memory, group, pixels)
     family.to(place.device, _DTYPE)
@@ -182,21 +184,38 @@ def _of_denoiser(group: Group, place: Place, folder: Path) -> Iterator[Case]:
     learning = [parameter for parameter in network.parameters() if parameter.requires_grad]
     for parameter in learning:
         parameter.data = parameter.data.float()
-    optimizer = torch.optim.AdamW(learning, lr=1e-4)
 
-    def step() -> None:
+    def backward(_: Mapping[str, Tensor]) -> Tensor:
         with torch.autocast(place.device.type, dtype=_DTYPE):
             loss = denoiser.call(network).float().square().mean()
         torch.autograd.backward(loss)
+        return loss.detach()
+
+    yield PEFT, lambda: _denoiser_step(backward, learning, is_fused=False)
+    for memory in MEMORY_LEVELS:
+        prepared = prepare(network, memory)
+        graphed = GraphedBackward(backward, learning) if place.is_full else backward
+        yield f"veneer, {memory}", partial(_denoiser_step, graphed, learning, place.is_full)
+        if isinstance(graphed, GraphedBackward):
+            graphed.release()
+            if graphed.fault is not None:
+                place.write({"group": group.name, "fault": f"no CUDA graph, {memory}: {graphed.fault}"})
+        prepared.undo()
+
+
+def _denoiser_step(
+    backward: Callable[[Mapping[str, Tensor]], Tensor], learning: list[nn.Parameter], is_fused: bool
+) -> Step:
+    optimizer = torch.optim.AdamW(learning, lr=1e-4, fused=is_fused or None)
+
+    def step() -> float:
+        optimizer.zero_grad()
+        loss = backward({})
         nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
-        optimizer.zero_grad()
+        return loss.item()  # as a training does, which shows it
 
-    yield PEFT, lambda: step
-    for memory in MEMORY_LEVELS[1:]:
-        prepared = prepare(network, memory)
-        yield f"engine, {memory}", lambda: step
-        prepared.undo()
+    return step
 
 
 def _of_batches(group: Group, place: Place, folder: Path) -> Iterator[Case]:
