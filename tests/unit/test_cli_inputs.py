@@ -48,7 +48,7 @@ OTHERS = [
     (pickle.dumps({"a": 1}), "is a pickle", "convert it to safetensors"),
     (b"PAR1\x15\x04", "is a parquet table", "name a folder with the pictures themselves"),
     (b"\0\0\0\x18ftypmp42\0\0\0\0", "is a video", "save frames of it"),
-    (b"<!DOCTYPE html><p>404", "is an HTML page", ""),
+    (b"<!DOCTYPE html><p>404", "is a web page", ""),
     (b'{"a.png": "a cat"}', "is a JSON file without keys of a configuration", ""),
     (b'["a cat"]', "is a JSON file without keys of a configuration", ""),
 ]

@@ -232,7 +232,7 @@ def test_a_tiff_may_say_that_zero_is_white() -> None:
     ("content", "words"),
     [
         (b"just words", "not a picture of a known format, but a text file"),
-        (b"\n<!DOCTYPE html><title>403</title>", "but an HTML page"),
+        (b"\n<!DOCTYPE html><title>403</title>", "but a web page"),
         (b"<?xml version='1.0'?><svg xmlns='x'/>", "but an SVG drawing: save it as PNG or JPEG"),
         (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "but a HEIC picture: save it as PNG or JPEG"),
         (b"\xff\x0a\xfa\x0f", "but a JPEG XL picture: save it as PNG or JPEG"),

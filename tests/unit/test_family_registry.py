@@ -103,7 +103,7 @@ def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     path.write_text("a")
     with raises_code("base.not_a_model") as caught:
         load_family(str(path))
-    assert "is no model; give a diffusers folder or a .safetensors file" in str(caught.value)
+    assert "is a text file, not a model; give a diffusers folder or a .safetensors file" in str(caught.value)
 
 
 def test_weights_cut_short_are_one_line(tiny_base: Path, tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_safetensors_under_the_name_of_a_pickle_are_refused(tiny_base: Path, tmp
     base = copy_of(tiny_base, tmp_path / "base")
     weights = base / "unet" / "diffusion_pytorch_model.safetensors"
     weights.rename(weights.with_suffix(".bin"))
-    with raises_code("base.wrong_file", "holds no weights that PyTorch wrote"):
+    with raises_code("base.wrong_file", "no weights that PyTorch wrote: it is a safetensors file; rename it to"):
         load_family(str(base))
 
 
@@ -231,7 +231,7 @@ def test_a_single_file_without_configs_says_what_it_needs(tmp_path: Path, monkey
 def test_a_single_file_that_is_torn(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"no safetensors")
-    with raises_code("base.wrong_file", "is no safetensors file"):
+    with raises_code("base.wrong_file", "is a text file under the name of a safetensors file"):
         load_family(str(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -20,6 +21,14 @@ from veneer.errors import UserError
 from veneer.family.registry import detect_file, load_family
 from veneer.family.single_file import conversion
 
+
+def torch_bytes() -> bytes:
+    content = io.BytesIO()
+    torch.save({"a": torch.ones(2)}, content)
+    return content.getvalue()
+
+
+PICKLED, ZIPPED = torch_bytes(), b"PK\x03\x04" + bytes(99)
 LDM = "model.diffusion_model.input_blocks.0.0.weight"
 NAMES = {
     # names of tensors: what they are
@@ -103,7 +112,13 @@ def test_other_families_and_kinds_are_named(
     [
         ("a.gguf", b"GGUF" + bytes(99), "base.not_a_model", "is a GGUF file, whose numbers are packed for painting"),
         ("a.safetensors", b"GGUF" + bytes(99), "base.not_a_model", "is a GGUF file"),
-        ("a.safetensors", b"PK\x03\x04" + bytes(99), "base.wrong_file", "is a pickle under the name of a safetensors"),
+        ("a.safetensors", PICKLED, "base.wrong_file", "is a pickle under the name of a safetensors file; convert it"),
+        (
+            "a.safetensors",
+            ZIPPED,
+            "base.wrong_file",
+            "is a zip archive under the name of a safetensors file; unpack it",
+        ),
         ("a.safetensors", b"<html><body>Log in", "base.wrong_file", "is a web page; it was saved in place of the file"),
         ("a.safetensors", b"version https://git-lfs.github.com/spec/v1\n", "base.wrong_file", "is a git-lfs pointer"),
         ("a.safetensors", b"", "base.cut_short", "is empty"),
@@ -111,9 +126,10 @@ def test_other_families_and_kinds_are_named(
         ("a.safetensors", b"\xff" * 7 + b"\x00{", "base.wrong_file", "does not begin with a header"),
         ("a.safetensors", b"\x02" + bytes(7) + b"{}", "base.not_a_model", "holds no tensors"),
         ("a.safetensors", b"\x03" + bytes(7) + b"{a}", "base.wrong_file", "is damaged: "),
-        ("a.zip", b"PK\x03\x04" + bytes(99), "base.not_a_model", "is a pickle, not a model"),
-        ("a.7z", b"7z\xbc\xaf\x27\x1c" + bytes(99), "base.not_a_model", "is a compressed archive, not a model"),
-        ("a.yaml", b"a: b", "base.not_a_model", "is no model"),
+        ("a.zip", b"PK\x03\x04" + bytes(99), "base.not_a_model", "is a zip archive, not a model"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c" + bytes(99), "base.not_a_model", "is a 7z archive, not a model"),
+        ("a.yaml", b"a: b", "base.not_a_model", "is a text file, not a model"),
+        ("a.model", bytes(99), "base.not_a_model", "is no model"),
     ],
 )
 def test_what_is_no_safetensors_file(

@@ -28,8 +28,9 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from tests.errors import raises_code
+from veneer.file_kind import MOST_HEADER_BYTES
 from veneer.weights.file import info, load
-from veneer.weights.header import MOST_BYTES, parse_header
+from veneer.weights.header import parse_header
 from veneer.weights.safetensors import decode
 
 A, B = "unet.x.lora_A.weight", "unet.x.lora_B.weight"
@@ -77,7 +78,7 @@ CORRUPTIONS: dict[str, tuple[bytes, str]] = {
     "length too small": ((20).to_bytes(8, "little") + WHOLE[8:], BAD),
     "length too large": ((len(WHOLE) - 9).to_bytes(8, "little") + WHOLE[8:], BAD),
     "length over the file": ((10**6).to_bytes(8, "little") + WHOLE[8:], "weights.cut_short"),
-    "length over the limit": ((MOST_BYTES + 1).to_bytes(8, "little") + WHOLE[8:], BAD),
+    "length over the limit": ((MOST_HEADER_BYTES + 1).to_bytes(8, "little") + WHOLE[8:], BAD),
     "length of 2^63": ((2**63).to_bytes(8, "little") + WHOLE[8:], BAD),
     "length of 2^64 - 1": (b"\xff" * 8 + WHOLE[8:], BAD),
     "header is a list": (framed(b"[1, 2]"), "weights.not_safetensors"),
@@ -193,8 +194,8 @@ def test_each_is_refused_in_one_line_with_its_cause(kind: str, tmp_path: Path) -
 
 CAUSES = {
     "a web page": "is a web page",
-    "git-lfs": "is a git-lfs pointer, and the file itself was not fetched; git lfs pull",
-    "a refusal": "is a text that begins Entry not found",
+    "git-lfs": "is a git-lfs pointer to a file that was not fetched; git lfs pull",
+    "a refusal": "is a text file that begins Entry not found",
     "torch's zip": "is a pickle, which can run any code",
     "a zip": "is a zip archive; unpack it",
     "half the data": "is cut short: its tensors have",
@@ -346,8 +347,8 @@ def test_a_link_to_a_file_is_followed(tmp_path: Path) -> None:
 def test_a_header_over_the_limit_is_not_read(tmp_path: Path) -> None:
     """The file is sparse: it takes no room on the disk, and reading it would take 200 MB."""
     path = tmp_path / "x.safetensors"
-    path.write_bytes((2 * MOST_BYTES).to_bytes(8, "little") + b"{")
-    os.truncate(path, 2 * MOST_BYTES + 8)
+    path.write_bytes((2 * MOST_HEADER_BYTES).to_bytes(8, "little") + b"{")
+    os.truncate(path, 2 * MOST_HEADER_BYTES + 8)
     tracemalloc.start()
     try:
         with raises_code(BAD):

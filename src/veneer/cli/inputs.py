@@ -9,11 +9,11 @@ from pathlib import Path
 from veneer.cli.options import refuse_unused
 from veneer.config.load import CONFIG, config_from_folder, load_config
 from veneer.config.schema import RunConfig
-from veneer.data.file_kind import kind_of_file
 from veneer.data.sources.kohya_toml import is_dataset_file
 from veneer.data.sources.runs import is_painted, is_run
 from veneer.data.sources.tree import find_pictures
 from veneer.errors import UserError
+from veneer.file_kind import JSON, kind_of_file
 from veneer.files import read_utf8, user_path
 from veneer.study.config import Study, StudyConfig, load_study
 
@@ -24,10 +24,13 @@ _RUN = "a folder of pictures, a dataset.toml or a configuration file"
 _STUDY = "the file of a study"
 _REMEDIES = {
     "archive": "unpack it, and name the folder of pictures",
+    "audio": "name a folder of pictures",
     "data": "name a folder with the pictures themselves, and a metadata.jsonl or caption files",
+    "document": "name a folder with the pictures themselves, and a metadata.jsonl or caption files",
     "other picture": "name the folder of pictures that it lies in",
     "pickle": "convert it to safetensors, and name it as the base: base=FILE.safetensors",
     "picture": "name the folder of pictures that it lies in",
+    "pointer": "fetch it: git lfs pull",
     "video": "save frames of it as pictures, and name their folder",
     "weights": "name a folder of pictures, and this file as the base: base=FILE",
 }
@@ -73,7 +76,7 @@ def _refuse_other_kinds(file: Path, wanted: str) -> None:
     if _is_caption_list(file):
         remedy = f"name the folder that it lies in: {file.parent}"
         raise UserError(f"is a list of captions, not {wanted}", code="cli.not_a_config", where=file, remedy=remedy)
-    if kind.is_markup or (kind.is_json and not _has_keys(file)):
+    if kind.category == "markup" or (kind is JSON and not _has_keys(file)):
         what = f"is {kind.name} without keys of a configuration, not {wanted}"
         raise UserError(what, code="cli.not_a_config", where=file)
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from veneer.data.colour_space import stated_space
-from veneer.data.file_kind import kind_of
+from veneer.file_kind import EMPTY, kind_in
 
 __all__ = ["DECODING", "MAX_PIXELS", "MIN_SIDE", "Unreadable", "decode"]
 
@@ -40,6 +40,10 @@ _UPRIGHT = {
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 
 
+_REMEDIES = {"other picture": "save it as PNG or JPEG", "pointer": "fetch it: git lfs pull"}
+"""What to do with a file of each category that has the name of a picture, where the category tells it."""
+
+
 class Unreadable(Exception):
     """A picture that cannot be used; the message says why."""
 
@@ -55,8 +59,7 @@ def decode(content: bytes, background: tuple[int, int, int], remarks: list[str] 
     Raises:
         Unreadable: the picture is broken, of no known format, too small or too large.
     """
-    if not content:
-        raise Unreadable("empty file (0 bytes)")
+    _refuse_others(content)
     with warnings.catch_warnings():
         # Pillow's other warnings are about files that decode; its limit may be any, so ours is checked below
         warnings.simplefilter("ignore")
@@ -75,13 +78,26 @@ def decode(content: bytes, background: tuple[int, int, int], remarks: list[str] 
             raise Unreadable(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
+def _refuse_others(content: bytes) -> None:
+    """Refuse what has another kind's signature: decoders of formats without one may take it for a picture.
+
+    A text may be a picture whose numbers are written out.
+    """
+    kind = kind_in(io.BytesIO(content))
+    if kind is EMPTY:
+        raise Unreadable("empty file (0 bytes)")
+    if kind is not None and kind.category not in ("markup", "other picture", "picture", "text"):
+        raise Unreadable(_what_else(content))
+
+
 def _what_else(content: bytes) -> str:
-    kind = kind_of(content[:4096])
+    kind = kind_in(io.BytesIO(content))
     if kind is None:
         return "not a picture of a known format"
     if kind.category == "picture":
         return f"broken: begins as {kind.name}, and cannot be read as one"
-    return f"not a picture of a known format, but {kind.name}" + (f": {kind.remedy}" if kind.remedy else "")
+    remedy = _REMEDIES.get(kind.category)
+    return f"not a picture of a known format, but {kind.name}" + (f": {remedy}" if remedy else "")
 
 
 def _check_size(width: int, height: int) -> None:

@@ -10,49 +10,22 @@ from __future__ import annotations
 import json
 import re
 import stat
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import veneer.base
 from veneer.errors import UserError
-from veneer.weights.header import MOST_BYTES, Header, parse_header
+from veneer.file_kind import EMPTY, SAFETENSORS, FileKind, is_torn_zip, kind_in
+from veneer.weights.header import Header, parse_header
 
-__all__ = ["check_config", "check_content", "check_weights", "fetch_again", "header", "kind_of_content"]
+__all__ = ["check_config", "check_content", "check_weights", "fetch_again", "header"]
 
-_START = 512  # bytes that tell what a file is
 _LENGTH = 8  # bytes before the header of a safetensors file
 _HUB_CACHE = re.compile(r"models--(.+?)--(.+)")
-_LFS = "a git-lfs pointer, not the file itself"
-_PICKLE = "a pickle"
 
 
-def kind_of_content(start: bytes) -> str | None:
-    """Return what a file is by its first bytes, in words; None if they tell nothing.
-
-    Args:
-        start: at least 8 bytes, of a longer file.
-    """
-    if start.startswith(b"version https://git-lfs"):
-        return _LFS
-    if re.match(rb"\s*<(!doctype html|html|\?xml)", start, re.I):
-        return "a web page"
-    if start.startswith(b"GGUF"):
-        return "a GGUF file"
-    if start.startswith(b"PK\x03\x04") or (re.match(rb"\x80[\x01-\x05]", start) and not _may_be_safetensors(start)):
-        return _PICKLE
-    if start.startswith((b"\x1f\x8b", b"7z\xbc\xaf\x27\x1c", b"Rar!", b"\x28\xb5\x2f\xfd")):
-        return "a compressed archive"
-    return None
-
-
-def _may_be_safetensors(start: bytes) -> bool:
-    """Return whether a header's JSON follows eight bytes of its length, whatever these are."""
-    return start[_LENGTH : _LENGTH + 1] == b"{"
-
-
-def check_content(file: Path) -> bytes:
-    """Check that a file is there, can be read and holds what its maker put into it; return its first bytes.
+def check_content(file: Path) -> FileKind | None:
+    """Check that a file is there, can be read and holds what its maker put into it; return what it is, if it is known.
 
     Raises:
         UserError: otherwise.
@@ -65,7 +38,7 @@ def check_content(file: Path) -> bytes:
             what = "is a folder" if file.is_dir() else "is no regular file"
             raise UserError(f"{what}, where a file is wanted", code="base.wrong_file", where=file)
         with file.open("rb") as opened:
-            start = opened.read(_START)
+            kind = kind_in(opened)
     except FileNotFoundError:
         raise UserError("is missing", code="base.file_missing", where=file, remedy=fetch_again(file)) from None
     except PermissionError as error:
@@ -73,17 +46,17 @@ def check_content(file: Path) -> bytes:
         raise UserError("may not be read", code="base.unreadable", where=file, remedy=remedy) from error
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror or error}", code="base.unreadable", where=file) from error
-    if not start:
+    if kind is EMPTY:
         raise UserError("is empty", code="base.cut_short", where=file, remedy=fetch_again(file))
-    if (kind := kind_of_content(start)) in (_LFS, "a web page"):
-        raise UserError(f"is {kind}", code="base.wrong_file", where=file, remedy=_replace(file, kind))
-    return start
+    if kind is not None and kind.category in ("pointer", "markup"):
+        raise UserError(f"is {kind.name}", code="base.wrong_file", where=file, remedy=_replace(file, kind))
+    return kind
 
 
-def _replace(file: Path, kind: str | None) -> str:
-    if kind == _LFS and any((folder / ".git").exists() for folder in file.absolute().parents):
+def _replace(file: Path, kind: FileKind) -> str:
+    if kind.category == "pointer" and any((folder / ".git").exists() for folder in file.absolute().parents):
         return "run git lfs pull in the folder that was cloned"
-    if kind == _LFS:
+    if kind.category == "pointer":
         return "clone again with git-lfs installed, or fetch the file itself"
     return f"it was saved in place of the file, as when a login is asked for; {fetch_again(file)}"
 
@@ -136,14 +109,20 @@ def check_weights(file: Path) -> None:
     Raises:
         UserError: it is not.
     """
-    start = check_content(file)
     if file.suffix == ".safetensors":
         header(file)
-    elif start.startswith(b"PK") and not zipfile.is_zipfile(file):  # whose table of contents comes last
+        return
+    kind = check_content(file)
+    if is_torn_zip(file):
         raise UserError("is cut short", code="base.cut_short", where=file, remedy=fetch_again(file))
-    elif kind_of_content(start) != _PICKLE:
-        what = "holds no weights that PyTorch wrote"
-        raise UserError(what, code="base.wrong_file", where=file, remedy=fetch_again(file))
+    if kind is None or kind.category != "pickle":
+        what = "holds no weights that PyTorch wrote" + (f": it is {kind.name}" if kind else "")
+        raise _wrong_file(file, what, f"rename it to {_safetensors_name(file)}" if kind is SAFETENSORS else None)
+
+
+def _safetensors_name(file: Path) -> str:
+    """Return the name that the libraries have for a safetensors file, for one that they have for a pickle."""
+    return re.sub(r"^pytorch_model", "model", file.with_suffix(".safetensors").name)
 
 
 def header(file: Path) -> Header:
@@ -152,36 +131,40 @@ def header(file: Path) -> Header:
     Raises:
         UserError: it is not there, or no safetensors file that is whole.
     """
-    start = check_content(file)
-    length, size = int.from_bytes(start[:_LENGTH], "little"), file.stat().st_size
-    if kind := kind_of_content(start):
-        raise _no_safetensors(file, f"is {kind} under the name of a safetensors file")
-    if not _may_be_safetensors(start) or length > MOST_BYTES:
-        raise _no_safetensors(file, "is no safetensors file: it does not begin with a header")
-    if _LENGTH + length > size:
-        raise _cut_short(file, size, _LENGTH + length)
+    kind = check_content(file)
+    if kind is None:
+        raise _wrong_file(file, "is no safetensors file: it does not begin with a header")
+    if kind is not SAFETENSORS:
+        raise _wrong_file(file, f"is {kind.name} under the name of a safetensors file", _REMEDIES.get(kind.category))
+    size = file.stat().st_size
     with file.open("rb") as opened:
-        opened.seek(_LENGTH)
+        length = int.from_bytes(opened.read(_LENGTH), "little")
+        if _LENGTH + length > size:
+            raise _cut_short(file, size, _LENGTH + length)
         content = opened.read(length)
     try:
         found = parse_header(content, file)
     except UserError as fault:
-        raise _no_safetensors(file, f"is damaged: {fault.what}") from fault
+        raise _wrong_file(file, f"is damaged: {fault.what}") from fault
     if (whole := _LENGTH + length + found.data_bytes) != size:
         raise _cut_short(file, size, whole)
     return found
 
 
-def _no_safetensors(file: Path, what: str) -> UserError:
-    remedy = "convert it in a place you trust, or fetch the .safetensors file"
-    if _PICKLE not in what:
-        remedy = fetch_again(file)
-    return UserError(what, code="base.wrong_file", where=file, remedy=remedy)
+_REMEDIES = {
+    "archive": "unpack it, and give the .safetensors file or the folder in it",
+    "pickle": "convert it in a place you trust, or fetch the .safetensors file",
+}
+"""What to do with a file of each category that has the name of a safetensors file, if not fetch it again."""
+
+
+def _wrong_file(file: Path, what: str, remedy: str | None = None) -> UserError:
+    return UserError(what, code="base.wrong_file", where=file, remedy=remedy or fetch_again(file))
 
 
 def _cut_short(file: Path, size: int, whole: int) -> UserError:
     if size > whole:
         what = f"has {size:,} bytes, and its header accounts for {whole:,}"
-        return UserError(what, code="base.wrong_file", where=file, remedy=fetch_again(file))
+        return _wrong_file(file, what)
     what = f"is cut short: it has {size:,} of {whole:,} bytes"
     return UserError(what, code="base.cut_short", where=file, remedy=fetch_again(file))

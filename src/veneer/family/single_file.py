@@ -12,7 +12,8 @@ from typing import NamedTuple
 import torch
 
 from veneer.errors import UserError
-from veneer.family.file_content import check_content, header, kind_of_content
+from veneer.family.file_content import check_content, header
+from veneer.file_kind import GGUF, SAFETENSORS, FileKind, kind_despite_ending
 from veneer.files import is_pickle
 from veneer.weights.header import TensorEntry
 
@@ -76,17 +77,24 @@ def check_is_safetensors(file: Path) -> None:
     Raises:
         UserError: it is a pickle, which is not opened, or something else.
     """
-    if is_pickle(file):
+    if is_pickle(file) and kind_despite_ending(file) is None:
         raise _pickle(file)
-    kind = kind_of_content(check_content(file))
-    if kind == "a GGUF file":
+    kind = check_content(file)
+    if kind is GGUF:
         remedy = "give the base's .safetensors file or folder"
         what = "is a GGUF file, whose numbers are packed for painting: nothing is trained on it"
         raise UserError(what, code="base.not_a_model", where=file, remedy=remedy)
     if file.suffix.lower() != ".safetensors":
-        what = "is no model" if kind is None else f"is {kind}, not a model"
-        remedy = "give a diffusers folder or a .safetensors file"
-        raise UserError(what, code="base.not_a_model", where=file, remedy=remedy)
+        raise _other_ending(file, kind)
+
+
+def _other_ending(file: Path, kind: FileKind | None) -> UserError:
+    if kind is SAFETENSORS:
+        what = f"is a safetensors file under the name of {'a pickle' if is_pickle(file) else 'something else'}"
+        remedy = f"rename it to {file.with_suffix('.safetensors').name}"
+        return UserError(what, code="base.wrong_file", where=file, remedy=remedy)
+    what = "is no model" if kind is None else f"is {kind.name}, not a model"
+    return _no_base(file, what, "give a diffusers folder or a .safetensors file")
 
 
 def _pickle(file: Path) -> UserError:

@@ -19,10 +19,8 @@ import torch
 
 from veneer.errors import UserError
 
-__all__ = ["DTYPES", "MOST_BYTES", "Header", "TensorEntry", "bad_header", "parse_header", "shown"]
+__all__ = ["DTYPES", "Header", "TensorEntry", "bad_header", "parse_header", "shown"]
 
-MOST_BYTES = 100_000_000
-"""Bytes that a header may have, by the format."""
 _MOST_MEMBERS = 50_000  # tensors, or keys of the metadata; an adapter of SDXL has a few thousand tensors
 _ENTRY_LENGTH = 2_000  # characters that say what a tensor is; usually 70
 _VALUE_LENGTH = 2**20  # characters of a value in the metadata that is no text

@@ -18,13 +18,14 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from veneer.errors import UserError
+from veneer.file_kind import EMPTY, MOST_HEADER_BYTES, SAFETENSORS, kind_in
 from veneer.files import is_pickle, open_regular
-from veneer.weights.file_kind import FileKind, kind_of
-from veneer.weights.header import MOST_BYTES, Header, TensorEntry, bad_header, parse_header, shown
+from veneer.weights.header import Header, TensorEntry, bad_header, parse_header, shown
+from veneer.weights.other_files import other_kind, pickle_ending
 
 __all__ = ["TensorsFile", "check_finite", "decode", "encode", "encoded_bytes", "first_not_finite", "open_tensors"]
 
-_START_BYTES = 4096  # of a file, to tell its kind by
+_START_BYTES = 200  # of a file, for messages
 _SMALLEST = 10  # bytes of a safetensors file: the length, and the header {}
 
 _DTYPE_NAMES = {
@@ -128,13 +129,13 @@ def open_tensors(path: Path) -> Iterator[TensorsFile]:
             kind of file, is cut short or too long, or its header does not make sense.
     """
     if is_pickle(path):
-        raise _pickle_error(path)
+        raise pickle_ending(path)
     with _readable(path):
         file = open_regular(path)
     with file:
         with _readable(path):
             size = os.fstat(file.fileno()).st_size
-            length = _header_length(file.read(_START_BYTES), size, path)
+            length = _header_length(file, size, path)
             file.seek(8)
             header = parse_header(file.read(length), path)
         _refuse_empty(header, path)
@@ -175,20 +176,23 @@ _REMEDIES = {
 }
 
 
-def _header_length(start: bytes, size: int, path: Path) -> int:
+def _header_length(file: io.BufferedReader, size: int, path: Path) -> int:
     """Return the length of a file's header, once its first bytes are known to be those of a safetensors file."""
+    kind = kind_in(file)
+    file.seek(0)
+    start = file.read(_START_BYTES)
     length = int.from_bytes(start[:8], "little")
-    if start[8:].lstrip(b" \t\r\n")[:1] == b"{" and length <= MOST_BYTES:
+    if kind is SAFETENSORS:
         if length > size - 8:
             raise _cut_short(f"its header has {size - 8:,} of {length:,} bytes", path)
         return length
-    if (kind := kind_of(start)) is not None:
-        raise _other_kind(kind, path)
-    if length > MOST_BYTES and start[8:9] == b"{":
-        what = f"its header would have {length:,} bytes, and safetensors allows {MOST_BYTES:,}"
+    if kind is not None and size > 1:  # one byte may be a letter
+        raise other_kind(kind, path, start)
+    if length > MOST_HEADER_BYTES and start[8:9] == b"{":
+        what = f"its header would have {length:,} bytes, and safetensors allows {MOST_HEADER_BYTES:,}"
         raise bad_header(what, path)
-    if size < _SMALLEST or (length > size - 8 and length <= MOST_BYTES):
-        raise _cut_short(f"it has {size:,} bytes", path)
+    if size < _SMALLEST or (length > size - 8 and length <= MOST_HEADER_BYTES):
+        raise _cut_short("it is empty" if kind is EMPTY else f"it has {size:,} bytes", path)
     what = f"is no safetensors file: it begins with the bytes {start[:8].hex(' ')}"
     raise UserError(what, code="weights.not_safetensors", where=path, remedy="name another file, or fetch it again")
 
@@ -202,12 +206,6 @@ def _check_size(found: int, expected: int, path: Path) -> None:
 
 def _cut_short(what: str, path: Path) -> UserError:
     return UserError(f"is cut short: {what}", code="weights.cut_short", where=path, remedy="fetch it again")
-
-
-def _other_kind(kind: FileKind, path: Path) -> UserError:
-    if kind.is_pickle:
-        return _pickle_error(path)
-    return UserError(f"is {kind.name}", code="weights.not_safetensors", where=path, remedy=kind.remedy)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -227,11 +225,6 @@ def _header(content: bytes) -> dict[str, Any]:
 
 def _data_start(content: bytes) -> int:
     return 8 + int.from_bytes(content[:8], "little")
-
-
-def _pickle_error(path: Path) -> UserError:
-    reason = "is a pickle, which can run any code when it is opened, so it was not"
-    return UserError(reason, code="weights.pickle", where=path, remedy="ask its maker for a .safetensors file")
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from veneer.data.file_kind import kind_of_file
 from veneer.data.manifest import Rejected
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.runs import find_runs, is_painted
 from veneer.errors import UserError
+from veneer.file_kind import kind_of_file
 
 __all__ = ["EXTENSIONS", "Tree", "find_pictures", "is_picture"]
 
@@ -116,7 +116,7 @@ class Tree:
             kind = kind_of_file(file)
             if kind is not None and kind.category == "archive":
                 return f"unpack {file.name}, which is {kind.name}"
-            if kind is not None and kind.category == "data":
+            if kind is not None and kind.category in ("data", "document"):
                 return f"{file.name} is {kind.name}: save what it holds as pictures and a metadata.jsonl"
         return f"endings that are read: {' '.join(sorted(EXTENSIONS))}"
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
-from veneer.data.file_kind import kind_of
 from veneer.data.sources.caption_files import CAPTION_ENDINGS, beside
 from veneer.data.sources.protocol import Unread
 from veneer.data.wording import few
+from veneer.file_kind import kind_of
 from veneer.files import open_regular
 
 __all__ = ["find_unread", "note_unread"]
@@ -74,7 +74,7 @@ def _names_pictures(file: Path, pictures: Sequence[Path]) -> bool:
 
 def _is_text(file: Path) -> bool:
     kind = kind_of(_head(file))
-    return kind is not None and kind.category == "text"
+    return kind is not None and kind.category in ("text", "markup")
 
 
 def _head(file: Path) -> bytes:
