@@ -255,12 +255,22 @@ OTHERS = {
     "a ControlNet-LLLite": "lllite_unet_input_blocks_4_1.conditioning1.0.weight",
     "an IP-Adapter": "image_proj.proj.weight",
     "an autoencoder (VAE)": "decoder.conv_in.weight",
+    "a T2I-Adapter": "body.0.in_conv.weight",
+    "a training's saved state": "optimizer.0.exp_avg",
+    "a language model": "model.layers.0.self_attn.q_proj.weight",
+    "a text encoder (T5)": "encoder.block.0.layer.0.SelfAttention.q.weight",
     "a text encoder": "text_model.encoder.layers.0.self_attn.q_proj.weight",
     "a denoiser": "down_blocks.0.resnets.0.conv1.weight",
     "a motion module (AnimateDiff)": "down_blocks.0.motion_modules.0.temporal_transformer.proj_in.weight",
     "an upscaler": "conv_first.weight",
     "a LoRA of cloneofsimo's trainer of 2022": "unet:0:up",
 }
+
+
+def test_a_text_encoder_whose_names_have_no_levels_is_no_token() -> None:
+    shapes = {"positional_embedding": (77, 1280), "transformer.resblocks.0.ln_1.weight": (1280,)}
+    with raises_code("weights.not_an_adapter", "is a text encoder and no adapter"):
+        refuse_foreign(shapes, list(shapes))
 
 
 @pytest.mark.parametrize("kind", OTHERS)

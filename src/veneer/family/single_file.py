@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -15,56 +14,17 @@ from veneer.errors import UserError
 from veneer.family.file_content import check_content, header
 from veneer.file_kind import GGUF, SAFETENSORS, FileKind, kind_despite_ending
 from veneer.files import is_pickle
+from veneer.weights.formats.contents import DENOISER, TEXT_ENCODER, content_of
+from veneer.weights.formats.foreign import is_adapter
 from veneer.weights.header import TensorEntry
 
 __all__ = ["check_is_safetensors", "check_is_whole", "conversion", "kind_of_checkpoint"]
 
 _FALLBACK, _LDM = "v1", "model.diffusion_model.input_blocks."
-_BASE = "give the base that it belongs to"
-
-
-class _Kind(NamedTuple):
-    """What is no base though it holds tensors.
-
-    Attributes:
-        pattern: found in at least one tensor's name.
-        title: what it is.
-        remedy: what to give in its stead.
-    """
-
-    pattern: str
-    title: str
-    remedy: str = _BASE
-
-
-_KINDS = (
-    _Kind(r"(lora|lokr|loha|hada|glora|oft)[_.]|[._]lora\b|\.(dora_scale|diff_b|alpha)$", "an adapter, not a base"),
-    _Kind(r"^(ip_adapter|image_proj)\.", "an IP-Adapter, not a base"),
-    _Kind(r"^adapter\.body\.|^body\.0\.", "a T2I-Adapter, not a base"),
-    _Kind(r"^control_model\.|controlnet_cond_embedding|^controlnet_|^input_hint_block", "a ControlNet, not a base"),
-    _Kind(r"motion_modules\.", "a motion module, not a base"),
-    _Kind(r"^(string_to_param|emb_params)|^clip_[lg]$", "a textual inversion embedding, not a base"),
-    _Kind(r"^optimizer\.|^(exp_avg|ema)\.", "a training's saved state, not a base"),
-)
 _PACKED = (
-    _Kind(
-        r"scaled_fp8|\.(scale_weight|weight_scale|scale_input|absmax|quant_map|qweight|qzeros|weight_scale_2)$|quant_state",
-        "quantised: its numbers are packed with scales beside them",
-        "give the base's file in float16, bfloat16 or float32",
-    ),
+    r"scaled_fp8|\.(scale_weight|weight_scale|scale_input|absmax|quant_map|qweight|qzeros|weight_scale_2)$|quant_state"
 )
-_PARTS = (
-    _Kind(r"^(encoder|decoder)\.(down|up|mid|conv_in|conv_out)|^(post_)?quant_conv", "an autoencoder (VAE) alone"),
-    _Kind(r"^(text_model|transformer\.text_model|transformer\.resblocks)\.", "a text encoder (CLIP) alone"),
-    _Kind(r"^encoder\.block\.\d+\.layer|^shared\.weight$|^enc\.blk", "a text encoder (T5) alone"),
-    _Kind(r"^model\.layers\.\d+\.self_attn", "a language model alone"),
-    _Kind(
-        r"^(down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block|transformer_blocks"
-        r"|single_transformer_blocks)\.",
-        "a denoiser alone, without autoencoder and text encoder",
-        "give the whole checkpoint, or the base's folder",
-    ),
-)
+"""Names of the scales of quantised numbers."""
 _NEEDED = {
     "its autoencoder (first_stage_model)": r"^first_stage_model\.",
     "its text encoder (cond_stage_model, conditioner)": r"^(cond_stage_model|conditioner)\.",
@@ -125,21 +85,40 @@ def kind_of_checkpoint(file: Path) -> str:
     tensors = header(file).tensors
     if not tensors:
         raise _no_base(file, "holds no tensors", "give the base's file")
-    _refuse(file, tensors, _PACKED)
+    _refuse_packed(file, tensors)
     if _lacks(tensors):  # names within a whole base are its own affair
-        _refuse(file, tensors, _KINDS)
+        _refuse_additions(file, tensors)
     kind = _infer(tensors)
     if kind == _FALLBACK and not any(name.startswith(_LDM) for name in tensors):
-        _refuse(file, tensors, _PARTS)
+        _refuse_parts(file, tensors)
         what = "holds no base model that is known by the names of its weights"
         raise _no_base(file, what, "give a diffusers folder or a checkpoint")
     return kind
 
 
-def _refuse(file: Path, names: Collection[str], kinds: Collection[_Kind]) -> None:
-    for kind in kinds:
-        if any(re.search(kind.pattern, name) for name in names):
-            raise _no_base(file, f"is {kind.title}", kind.remedy)
+def _refuse_packed(file: Path, names: Collection[str]) -> None:
+    if any(re.search(_PACKED, name) for name in names):
+        what = "is quantised: its numbers are packed with scales beside them"
+        raise _no_base(file, what, "give the base's file in float16, bfloat16 or float32")
+
+
+def _refuse_additions(file: Path, names: Collection[str]) -> None:
+    """Refuse what is used beside a base."""
+    addition = content_of(names, "addition")
+    title = "an adapter" if any(map(is_adapter, names)) else addition.title if addition else None
+    if title:
+        raise _no_base(file, f"is {title}, not a base", "give the base that it belongs to")
+
+
+def _refuse_parts(file: Path, names: Collection[str]) -> None:
+    """Refuse a part of a base."""
+    part = content_of(names, "part")
+    if part is DENOISER:
+        what = "is a denoiser alone, without autoencoder and text encoder"
+        raise _no_base(file, what, "give the whole checkpoint, or the base's folder")
+    if part:
+        title = "a text encoder (CLIP)" if part is TEXT_ENCODER else part.title
+        raise _no_base(file, f"is {title} alone", "give the base that it belongs to")
 
 
 def _no_base(file: Path, what: str, remedy: str) -> UserError:

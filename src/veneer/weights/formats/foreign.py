@@ -11,10 +11,11 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from veneer.adapter.registry import METHODS
 from veneer.errors import UserError
-from veneer.weights.formats.names import parse_name
+from veneer.weights.formats.contents import TOKEN_NAMES, content_of
+from veneer.weights.formats.names import has_root, parse_name
 from veneer.weights.header import shown
 
-__all__ = ["Shapes", "family_of", "refuse_foreign"]
+__all__ = ["Shapes", "family_of", "is_adapter", "refuse_foreign"]
 
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor by its name."""
@@ -45,7 +46,7 @@ _METHODS: tuple[tuple[str, str], ...] = (
     ("full difference", r"\.diff(?:_[bm])?$|\.set_weight$"),
     ("reshaped LoRA", r"\.reshape_weight$"),
     ("hypernetwork", r"^\d{3,4}\.[01]\.linear|^hypernet"),
-    (_TOKENS, r"^bundle_emb\.|^emb_params$|^string_to_(?:param|token)|^(?:clip_[lg]|t5xxl)$|^<[^<>]+>$"),
+    (_TOKENS, TOKEN_NAMES),
 )
 """Methods that are not read, each with a pattern of names that only its tensors have."""
 _PEFT_METHODS = {
@@ -63,31 +64,6 @@ _PEFT_METHODS = {
 }
 """peft's further methods by what the names of their parameters begin with."""
 _PEFT_NAME = re.compile(r"(?:^|\.)(" + "|".join(map(re.escape, _PEFT_METHODS)) + r")\w*(?:\.[^.]+)*$")
-
-_OTHERS: tuple[tuple[str, str], ...] = (
-    ("a LoRA of cloneofsimo's trainer of 2022, whose names count layers", r"^(?:unet|text_encoder):\d+:(?:up|down)$"),
-    ("a ControlNet-LLLite", r"^lllite_"),
-    ("a ControlNet", r"^control_model\.|^controlnet_|input_hint_block|^lora_controlnet$|zero_convs?\."),
-    ("an IP-Adapter", r"^ip_adapter\b|^image_proj\b|\.to_[kv]_ip\b"),
-    ("a T2I-Adapter", r"^adapter\.body\.|^body\.\d+\.block\d"),
-    ("a motion module (AnimateDiff)", r"motion_modules?\."),
-    ("an upscaler", r"^(?:model\.)?(?:conv_first|RRDB_trunk|upconv1|conv_body|sub_mean)\."),
-    (
-        "a whole checkpoint",
-        r"^model\.diffusion_model\.|^cond_stage_model\.|^first_stage_model\.|^conditioner\.embedders\.",
-    ),
-    (
-        "an autoencoder (VAE)",
-        r"^(?:vae\.|first_stage_model\.)?(?:encoder|decoder)\.(?:conv_in|down|mid|up|mid_block)\b",
-    ),
-    (
-        "a text encoder",
-        r"^(?:text_model|transformer\.text_model|encoder\.block|model\.layers|text_projection|shared)\b",
-    ),
-    ("a denoiser", r"^(?:down_blocks|up_blocks|mid_block|conv_in|input_blocks|double_blocks|single_blocks|blocks)\b"),
-    ("a denoiser", r"^(?:joint_blocks|transformer_blocks|single_transformer_blocks|layers|x_embedder|img_in)\b"),
-)
-"""What else lies in safetensors files, each with a pattern of its names; the first that matches any tensor counts."""
 
 _FAMILIES: tuple[tuple[str, str], ...] = (
     ("HiDream", r"double_stream_blocks[._]|single_stream_blocks[._]"),
@@ -137,7 +113,8 @@ def refuse_foreign(shapes: Shapes, unread: Sequence[str]) -> None:
     Raises:
         UserError: it is known to be something else; what is not known passes.
     """
-    methods = {name: title for name in unread if (title := _method_of(name, shapes[name])) is not None}
+    are_tokens = not any("." in name for name in shapes)
+    methods = {name: title for name in unread if (title := _method_of(name, shapes[name], are_tokens)) is not None}
     if methods:
         (title, count), *_ = Counter(methods.values()).most_common()
         first = next(name for name in methods if methods[name] == title)
@@ -145,9 +122,19 @@ def refuse_foreign(shapes: Shapes, unread: Sequence[str]) -> None:
             f"is of the method {title}, which is not read: {count} of its {len(shapes)} tensors, such as {shown(first)}"
         )
         raise UserError(what, code="weights.unsupported_method", remedy=f"Veneer reads {_READ}; {_remedy(title)}")
-    if unread and len(unread) == len(shapes) and (kind := _other(unread)) is not None:
-        what = f"is {kind} and no adapter: it has tensors such as {shown(unread[0])}"
+    if unread and len(unread) == len(shapes) and (content := content_of(unread)) is not None:
+        what = f"is {content.title} and no adapter: it has tensors such as {shown(unread[0])}"
         raise UserError(what, code="weights.not_an_adapter", remedy=f"name the file of a {_READ.replace('and', 'or')}")
+
+
+def is_adapter(name: str) -> bool:
+    """Check whether a tensor's name is one of an adapter, of a method that is read or another.
+
+    An alpha alone is none: activations of autoencoders of sound have one.
+    """
+    if name.endswith(".alpha") and not has_root(name):
+        return False
+    return parse_name(name) is not None or has_root(name) or _method_by_name(name) not in (None, _TOKENS)
 
 
 def family_of(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
@@ -161,28 +148,33 @@ def family_of(shapes: Shapes, metadata: Mapping[str, str]) -> str | None:
     return by_name or _by_text_width(shapes) or _by_metadata(metadata)
 
 
-def _method_of(name: str, shape: tuple[int, ...]) -> str | None:
-    """Return the method that only one such tensor has, by its name or shape."""
-    if _is_token(name, shape):
+def _method_of(name: str, shape: tuple[int, ...], are_tokens: bool) -> str | None:
+    """Return the method that only one such tensor has, by its name or shape.
+
+    Args:
+        name: of a tensor.
+        shape: of the tensor.
+        are_tokens: whether the file's names may be tokens: those of text encoders without levels lie among others.
+    """
+    if are_tokens and _is_token(name, shape):
         return _TOKENS
+    title = _method_by_name(name)
+    return "BOFT" if title == "OFT" and len(shape) == _BUTTERFLY_AXES else title
+
+
+def _method_by_name(name: str) -> str | None:
     title = next((title for title, pattern in _METHODS if re.search(pattern, name)), None)
-    if title == "OFT" and len(shape) == _BUTTERFLY_AXES:
-        return "BOFT"
     found = _PEFT_NAME.search(name)
     return title or (_PEFT_METHODS[found.group(1)] if found else None)
 
 
 def _is_token(name: str, shape: tuple[int, ...]) -> bool:
     """Return whether a tensor may be the vectors of a token, which diffusers' files name by the token itself."""
-    return "." not in name and len(shape) in (1, 2) and shape[-1] in _TOKEN_WIDTHS and bool(name)
+    return len(shape) in (1, 2) and shape[-1] in _TOKEN_WIDTHS and bool(name)
 
 
 def _remedy(title: str) -> str:
     return _NO_MERGE.get(title, "merge it into a base with the tool that made it, or extract a LoRA from that")
-
-
-def _other(names: Iterable[str]) -> str | None:
-    return next((kind for kind, pattern in _OTHERS if _any(pattern, names)), None)
 
 
 def _any(pattern: str, names: Iterable[str]) -> bool:

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 
 from veneer.adapter.registry import METHODS
 
-__all__ = ["DENOISER", "NETWORKS", "Reading", "TensorName", "file_path", "memory_path", "parse_name", "readings"]
+__all__ = [
+    "DENOISER",
+    "NETWORKS",
+    "Reading",
+    "TensorName",
+    "file_path",
+    "has_root",
+    "memory_path",
+    "parse_name",
+    "readings",
+]
 
 NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
 """What diffusers' files, and the rest after them, call the networks of a base."""
@@ -113,6 +123,11 @@ def parse_name(name: str) -> TensorName | None:
         return None
     head = name[: found.start()]
     return TensorName(_plain(head), found.lastgroup, _format_of(head))
+
+
+def has_root(name: str) -> bool:
+    """Check whether a name begins as those of adapters with underscores do."""
+    return _ROOT.match(name) is not None
 
 
 def _plain(head: str) -> str:
