@@ -8,9 +8,10 @@ from pathlib import Path
 
 from veneer.cli.options import refuse_unused
 from veneer.config.load import CONFIG, config_from_folder, load_config
+from veneer.config.run_folder import is_run
 from veneer.config.schema import RunConfig
 from veneer.data.sources.kohya_toml import is_dataset_file
-from veneer.data.sources.runs import is_painted, is_run
+from veneer.data.sources.runs import is_painted
 from veneer.data.sources.tree import find_pictures
 from veneer.errors import UserError
 from veneer.file_kind import JSON, kind_of_file

@@ -20,6 +20,7 @@ from veneer.config.document import MAX_BYTES, Document, Key, read_yaml, write_ya
 from veneer.config.explain import explain
 from veneer.config.override import parse_override, set_key
 from veneer.config.paths import anchored, check_elsewhere, portable, set_default_output
+from veneer.config.run_folder import CONFIG, LOG, has_log
 from veneer.config.schema import AdapterConfig, Density, RunConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 from veneer.files import atomic_write, opens_paths, read_utf8
@@ -36,11 +37,6 @@ __all__ = [
     "resolve",
     "write_config",
 ]
-
-CONFIG = "config.yaml"
-"""In a run's folder: the whole configuration, resolved; written before training starts."""
-LOG = "run.jsonl"
-"""In a run's folder: one JSON object an event."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +78,11 @@ def _read_text(path: Path) -> str:
 
 
 def _is_of_run(path: Path) -> bool:
-    """Check whether a file is the config that a run left in its folder: the run's log is beside it."""
-    return path.name == CONFIG and (path.parent / LOG).is_file()
+    """Check whether a file is the config that a run left in its folder: the run's log is beside it.
+
+    Other results are not enough: the folder may be a user's, whose config says where its results go.
+    """
+    return path.name == CONFIG and has_log(path.parent)
 
 
 @opens_paths

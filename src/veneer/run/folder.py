@@ -8,6 +8,7 @@ import tempfile
 from pathlib import Path
 
 from veneer.config.load import CONFIG, LOG, load_config
+from veneer.config.run_folder import has_log
 from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import BUNDLED
@@ -120,9 +121,9 @@ def _check_ours(folder: Path) -> None:
     Raises:
         UserError: there is one.
     """
-    if (folder / LOG).exists():
+    if has_log(folder):
         return
-    for name in (CARD, CONFIG):
+    for name in (CARD, CONFIG, LOG):
         if (folder / name).exists():
             remedy = "choose another output.dir=FOLDER, or --overwrite"
             what = f"holds a {name} that is no run's, which a run would replace"
