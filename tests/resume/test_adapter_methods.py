@@ -83,6 +83,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     assert (two.output.dir / BEST).read_bytes() == (one.output.dir / BEST).read_bytes()
 
 
+@pytest.mark.slow
 def test_the_plan_is_what_was_written(run: RunConfig, tiny_base: Path) -> None:
     """Counted from the base's configurations alone, on the loaded base, and in the file."""
     sketched = assess_config(run, count_pictures=False, limit=None).plan

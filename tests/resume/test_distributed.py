@@ -82,11 +82,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "bfloat16, average, samples": {"train": {"precision": "bfloat16", "ema_decay": 0.9}, "sample": {"every": 2}},
 }
+_SLOW = ("plain", "dropout, prior")
 
 
 @pytest.mark.parametrize(
     "variant",
-    [pytest.param(VARIANTS[name], id=name, marks=[pytest.mark.slow] if name == "plain" else []) for name in VARIANTS],
+    [pytest.param(VARIANTS[name], id=name, marks=[pytest.mark.slow] if name in _SLOW else []) for name in VARIANTS],
 )
 def test_two_processes_end_with_the_bits_of_one(make: Callable[..., RunConfig], variant: dict[str, Any]) -> None:
     assert succeeded(2, make("two", **variant)) == succeeded(1, make("one", **variant))

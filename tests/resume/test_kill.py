@@ -108,7 +108,8 @@ def test_four_processes_killed_at_random(tiny_base: Path, tiny_pictures: Path, t
     assert not (often.output.dir / LOCK).exists()
 
 
-@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_is_asked_to_stop_keeps_its_step(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

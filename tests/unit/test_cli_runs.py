@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import SafetensorError
 
 from tests.plans import plans_once  # noqa: F401
-from tests.running import use_base
+from tests.running import use_base, without_rehearsals
 from veneer.cli.main import main
 from veneer.config.load import load_config
 from veneer.data.preflight import survey
@@ -59,6 +59,12 @@ class Run(NamedTuple):
 def train_in(folder: Path, base: Path, pictures: Path, *more: str) -> tuple[str, ...]:
     output = (f"output.dir={folder}", f"base={base}")
     return ("train", str(pictures), *output, *QUICK, *more)
+
+
+@pytest.fixture(autouse=True)
+def runs_without_rehearsals(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs rehearse no memory, but for the one that all look at."""
+    without_rehearsals(monkeypatch)
 
 
 @pytest.fixture(scope="module")

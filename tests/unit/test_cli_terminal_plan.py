@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.plans import plans_once  # noqa: F401
 from tests.unit.test_cli import refusal
 from veneer.cli.main import main
 from veneer.cli.terminal import plan as command
@@ -120,6 +121,7 @@ def test_the_words_may_be_wrong(capsys: pytest.CaptureFixture[str], words: tuple
     assert "is no folder" in refusal(capsys, "plan", "--base", "nowhere")
 
 
+@pytest.mark.slow
 def test_train_prints_the_same_first(words: tuple[str, ...], tmp_path: Path) -> None:
     """But for what the process held before, and pictures, which it has looked at."""
     quick = ("train.max_steps=1", "sample.steps=1", "validation.draws=1", "data.held_out=0")

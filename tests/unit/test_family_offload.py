@@ -162,11 +162,14 @@ def test_what_a_step_needs_stays(
     "sections",
     [
         {"sample": {"every": 2}, "validation": {"every": 3}},
-        {
-            "data": {"flip": True, "caption_dropout": 0.3},
-            "train": {"precision": "bfloat16", "gradient_accumulation_steps": 2},
-        },
-        {"data": {"crop": "random"}},
+        pytest.param(
+            {
+                "data": {"flip": True, "caption_dropout": 0.3},
+                "train": {"precision": "bfloat16", "gradient_accumulation_steps": 2},
+            },
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"data": {"crop": "random"}}, marks=pytest.mark.slow),
     ],
 )
 def test_bits_are_the_same_with_and_without(

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from tests.bases import write_single_file, write_tiny_sdxl
-from tests.running import hashes, killed, quick_config, use_base
+from tests.running import hashes, killed, quick_config, use_base, without_rehearsals
 from tests.training import gradients_of, tiny_config
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
@@ -142,7 +142,9 @@ def run(base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactor
     place = tmp_path_factory.mktemp("runs") / "run"
     sections: dict[str, Any] = {"adapter": BOTH, "data": {"held_out": 0.25}, "train": {"max_steps": 4}}
     config = quick_config(base, tiny_pictures, place, **sections)
-    run_training(config)
+    with pytest.MonkeyPatch.context() as patch:
+        without_rehearsals(patch)
+        run_training(config)
     return config
 
 

@@ -97,6 +97,8 @@ def test_a_run_without_tensorboard_is_silent(config: RunConfig, monkeypatch: pyt
 def test_a_tracker_that_is_not_installed_is_missed_before_anything_else(
     name: str, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    import veneer.cli.terminal.train  # noqa: F401 - what the command needs is installed
+
     # as wandb leaves a folder of its name behind, which Python would import
     (tmp_path / name).mkdir()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
