@@ -67,23 +67,21 @@ def full_size() -> nn.Module:
 
 
 def weights_of(make: Callable[[], nn.Module], format: str) -> dict[str, int]:
-    """Count the bytes of a network's linear layers in a format, and of all else.
+    """Count the bytes of a network's packed weights in a format, and of all else.
 
     Args:
         make: the network, on the meta device.
         format: a key of ``FORMATS``, or ``none``.
     """
     plain = make()
-    linear = sum(m.weight.nbytes for m in plain.modules() if type(m) is nn.Linear)
     whole = sum(parameter.nbytes for parameter in plain.parameters())
     tracer = MemoryTracer(torch.device("cpu"))
     with tracer.tracing():
         held = tracer.without_data(plain)
         quantize(held, format)
-    tensors = [*held.parameters(), *(b for b in held.buffers() if b.dtype == torch.uint8)]
-    total = sum(tensor.nbytes for tensor in tensors)
+    packed = sum(buffer.nbytes for buffer in held.buffers() if buffer.dtype == torch.uint8)
     assert parameter_count(held) * 4 == whole
-    return {"linear": total - (whole - linear), "rest": whole - linear}
+    return {"packed": packed, "rest": sum(parameter.nbytes for parameter in held.parameters())}
 
 
 def _bundled(pictures: int, rounds: int) -> dict[str, Any]:
@@ -130,15 +128,15 @@ def section(figures: dict[str, Any]) -> str:
 def _weights(figures: dict[str, Any]) -> list[str]:
     full = figures["full"]
     whole = sum(full[NONE].values())
-    rows = [(format, full[format]["linear"], full[format]["rest"], sum(full[format].values())) for format in _ALL]
+    rows = [(format, full[format]["packed"], full[format]["rest"], sum(full[format].values())) for format in _ALL]
     return [
         "Stable Diffusion 1.5's UNet, in MB (10^6 bytes), counted:",
         "",
-        "| `train.quantization` | linear layers | all else | together | of float32 |",
+        "| `train.quantization` | packed weights | all else | together | of float32 |",
         "| --- | --- | --- | --- | --- |",
         *(
-            f"| `{format}` | {linear / 1e6:,.1f} | {rest / 1e6:,.1f} | {both / 1e6:,.1f} | {both / whole:.3f} |"
-            for format, linear, rest, both in rows
+            f"| `{format}` | {packed / 1e6:,.1f} | {rest / 1e6:,.1f} | {both / 1e6:,.1f} | {both / whole:.3f} |"
+            for format, packed, rest, both in rows
         ),
     ]
 

@@ -19,7 +19,7 @@ from tests.networks import NETWORKS, Network, gradients, worst
 from tests.tolerance import AS_NEAR, distance, rounding, sum_error
 from veneer.engine import MemoryLevel, prepare, quantize
 from veneer.engine.quantization import FORMATS
-from veneer.engine.quantized import QuantizedLinear
+from veneer.engine.quantized import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 
 LEVELS: tuple[MemoryLevel, ...] = ("exact", "lean", "leaner", "checkpoint")
 
@@ -29,6 +29,8 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
 
 
 def read_by_library(format: str, weight: Tensor) -> Tensor:
+    if format in ("bfloat16", "float16"):
+        return weight.to(getattr(torch, format)).to(weight.dtype)
     bnb, ao = bitsandbytes.functional, torchao.quantization
     if format == "bnb_nf4":
         return bnb.dequantize_4bit(*bnb.quantize_4bit(weight, compress_statistics=True, quant_type="nf4"))
@@ -60,6 +62,27 @@ def test_nf4_trains_as_the_layer_of_bitsandbytes_does() -> None:
     weight = ours.weight.detach().abs()
     assert_sums(results[1][0], results[0][0], x.detach().abs() @ weight.T + layer.bias.detach().abs(), 65)
     assert_sums(results[1][1], results[0][1], numbers(5, 96, seed=1).abs() @ weight, 96)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"groups": 4, "bias": False}, {"dilation": 2}])
+def test_a_packed_kernel_convolves_as_one_that_was_rounded(options: dict[str, Any], precision: str) -> None:
+    """To the bit, and so do the gradients of its input and its bias."""
+    layer: Any = nn.Conv2d(8, 12, 3, **options)
+    held = QuantizedConv2d(layer, FORMATS["bfloat16"])
+    layer.weight.data = layer.weight.data.bfloat16().float()
+    x, results = numbers(2, 8, 9, 9).requires_grad_(), []
+    learning = [x] if layer.bias is None else [x, layer.bias]
+    for each in (layer, held):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            y = each(x)
+        results.append((y.detach(), *torch.autograd.grad((y.float() * numbers(*y.shape, seed=1)).sum(), learning)))
+    for expected, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=2**-7 if precision == "bfloat16" else 1e-5, atol=1e-5)
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+    assert (
+        repr(held).startswith("QuantizedConv2d(8, 12, kernel_size=(3, 3)") and held.weight.shape == layer.weight.shape
+    )
 
 
 def assert_sums(found: Tensor, expected: Tensor, magnitude: Tensor, terms: int) -> None:
@@ -97,11 +120,19 @@ def read_out(model: nn.Module) -> nn.Module:
     plain = copy.deepcopy(model)
     for parent in list(plain.modules()):
         for name, child in list(parent.named_children()):
-            if isinstance(child, QuantizedLinear):
-                layer = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
+            if isinstance(child, QuantizedLayer):
+                layer = plain_layer(child)
                 layer.load_state_dict({key: value.clone() for key, value in child.state_dict().items()})
                 setattr(parent, name, layer)
     return plain
+
+
+def plain_layer(layer: Any) -> nn.Module:
+    has_bias = layer.bias is not None
+    if isinstance(layer, QuantizedLinear):
+        return nn.Linear(layer.in_features, layer.out_features, has_bias)
+    sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+    return nn.Conv2d(*sizes, groups=layer.groups, bias=has_bias)
 
 
 def with_adapter(network: Network, model: nn.Module) -> nn.Module:
@@ -117,7 +148,7 @@ def pair(network: Network, format: str) -> tuple[nn.Module, nn.Module]:
         model = network.make()
     assert quantize(model, format) > 5
     plain = read_out(model)
-    assert not any(isinstance(module, QuantizedLinear) for module in plain.modules())
+    assert not any(isinstance(module, QuantizedLayer) for module in plain.modules())
     return with_adapter(network, model), with_adapter(network, plain)
 
 

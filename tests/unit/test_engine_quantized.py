@@ -22,7 +22,13 @@ from veneer.adapter.lora import LoraFactors
 from veneer.adapter.merge import merge
 from veneer.engine import MemoryLevel, prepare, quantize
 from veneer.engine.quantization import FORMATS
-from veneer.engine.quantized import QuantizedLinear, check_quantization, parameter_count, quantization_of
+from veneer.engine.quantized import (
+    QuantizedConv2d,
+    QuantizedLinear,
+    check_quantization,
+    parameter_count,
+    quantization_of,
+)
 
 
 def network() -> nn.Sequential:
@@ -40,15 +46,21 @@ def test_a_plan_knows_the_bytes(outputs: int, inputs: int, format: str) -> None:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_only_linear_layers_change(format: str) -> None:
+def test_only_linear_layers_change_and_convolutions_to_16_bits(format: str) -> None:
     model, before = network(), network()
     count = parameter_count(model)
-    assert quantize(model, format) == 2
-    assert [type(layer) for layer in model] == [nn.Conv2d, nn.Flatten, QuantizedLinear, nn.LayerNorm, QuantizedLinear]
-    assert torch.equal(model[0].weight, before[0].weight)
+    kernel: Any = QuantizedConv2d if format in ("bfloat16", "float16") else nn.Conv2d
+    assert quantize(model, format) == (2 if kernel is nn.Conv2d else 3)
+    assert [type(layer) for layer in model] == [kernel, nn.Flatten, QuantizedLinear, nn.LayerNorm, QuantizedLinear]
+    assert kernel is QuantizedConv2d or torch.equal(model[0].weight, before[0].weight)
     assert torch.equal(model[2].bias, before[2].bias)
     assert parameter_count(model) == count == sum(parameter.numel() for parameter in before.parameters())
     assert quantization_of(model) == format
+
+
+def test_kernels_that_pad_otherwise_than_with_zeros_stay() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 2, 3, padding="same"), nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"))
+    assert quantize(model, "bfloat16") == 0
 
 
 def test_none_changes_nothing() -> None:
@@ -215,7 +227,7 @@ def test_what_cannot_be_quantised_is_refused() -> None:
     model = network()
     with raises_code("quantization.unknown_format") as caught:
         quantize(model, "int3")
-    assert str(caught.value).startswith("train.quantization: 'int3' is no quantisation format; use bnb_nf4, ")
+    assert str(caught.value).startswith("train.quantization: 'int3' is no quantisation format; use bfloat16, ")
     quantize(model, "bnb_nf4")
     with raises_code("quantization.already_quantized") as caught:
         quantize(model, "bnb_int8")

@@ -18,7 +18,9 @@ def invented(config: RunConfig) -> Memory:
     """A memory in which each change has its price."""
     train = config.train
     kept = {"exact": 100, "lean": 60, "leaner": 50, "checkpoint": 10}[train.memory]
-    size = {"none": 1000, "torchao_int8": 700, "bnb_int8": 690, "bnb_nf4": 600}[train.quantization]
+    size = {"none": 1000, "bfloat16": 850, "float16": 850, "torchao_int8": 700, "bnb_int8": 690, "bnb_nf4": 600}[
+        train.quantization
+    ]
     size += config.adapter.rank * 5 + train.batch_size * kept // (1 if train.precision == "float32" else 2)
     painted = 1200 if len(config.sample.prompts) == 1 else 1300
     return Memory("cpu", (Phase(STEP, size, {"all": size}), Phase("painting", painted, {"all": painted})), None)
@@ -53,15 +55,17 @@ BOTH = ("torchao", "bitsandbytes")
         (("torchao",), 1600, "torchao_int8"),
         (("bitsandbytes",), 1600, "bnb_int8"),
         (("torchao",), 1500, None),
+        (BOTH, 1750, "bfloat16"),
+        ((), 1750, "bfloat16"),
         ((), 1600, None),
         (BOTH, 1400, None),
     ],
     indirect=["_installed"],
 )
 def test_frozen_weights_in_fewer_bits_where_a_library_is_there(limit: int, form: str | None) -> None:
-    """Of 1880, 300 to 400 are taken off."""
+    """Of 1880, 150 to 400 are taken off; PyTorch itself has numbers of 16 bits."""
     changes = [(change, peak) for change, peak in changes_of(config_of(), limit) if "train.quantization" in change]
-    sizes = {"torchao_int8": 1580, "bnb_int8": 1570, "bnb_nf4": 1480}
+    sizes = {"bfloat16": 1730, "torchao_int8": 1580, "bnb_int8": 1570, "bnb_nf4": 1480}
     assert changes == ([] if form is None else [({"train.quantization": form}, sizes[form])])
 
 
@@ -69,6 +73,12 @@ def test_frozen_weights_in_fewer_bits_where_a_library_is_there(limit: int, form:
 def test_weights_in_few_bits_are_not_held_in_other_bits(_installed: None) -> None:
     config = config_of(train={"quantization": "torchao_int8", "batch_size": 8, "gradient_accumulation_steps": 1})
     assert not any("train.quantization" in change for change, _ in changes_of(config, 1500))
+
+
+def test_weights_of_16_bits_are_those_of_the_products() -> None:
+    config = config_of(train={"precision": "float16", "batch_size": 8, "gradient_accumulation_steps": 1})
+    (form,) = [change for change, _ in changes_of(config, 1350) if "train.quantization" in change]
+    assert form == {"train.quantization": "float16"}
 
 
 def changes_of(config: RunConfig, limit: int) -> list[tuple[dict[str, Any], int]]:

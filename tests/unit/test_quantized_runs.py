@@ -10,8 +10,10 @@ import torch
 
 from tests.errors import raises_code
 from tests.running import hashes, killed, quick_config, record_events, without_rehearsals
+from tests.training import tiny_config, trainer_on
 from veneer.config.fingerprint import training_settings
 from veneer.data.preflight import survey
+from veneer.engine.memory_levels import MEMORY_LEVELS
 from veneer.engine.quantization import FORMATS
 from veneer.family.cache import store_of
 from veneer.family.loading import load_base
@@ -102,9 +104,11 @@ def test_the_plan_counts_the_bits(tiny_base: Path, tiny_pictures: Path, tmp_path
         assert found[0] == found[1]
         weights[format] = found[0]
     assert len(totals) == 1
-    linear = [m for m in load_family(str(tiny_base)).networks["unet"].modules() if type(m) is torch.nn.Linear]
+    modules = list(load_family(str(tiny_base)).networks["unet"].modules())
     for name, format in FORMATS.items():
-        saved = sum(4 * m.weight.numel() - sum(format.part_sizes(tuple(m.weight.shape))) for m in linear)
+        kinds = (torch.nn.Linear, torch.nn.Conv2d) if format.packs_kernels else (torch.nn.Linear,)
+        packed = [m.weight.flatten(1) for m in modules if type(m) in kinds]
+        saved = sum(4 * weight.numel() - sum(format.part_sizes((len(weight), len(weight[0])))) for weight in packed)
         assert weights["none"] - weights[name] == saved
 
 
@@ -125,3 +129,18 @@ def test_a_quantised_base_has_a_cache_of_its_own(tiny_base: Path, tiny_pictures:
     stores = [store_of(config, family) for config in kept]
     assert stores[0] is not None and stores[1] is not None
     assert stores[0]._base != stores[1]._base
+
+
+@pytest.mark.parametrize("memory", MEMORY_LEVELS)
+def test_in_the_precision_of_products_the_bits_are_those_of_a_full_base(
+    memory: str, tiny_base: Path, tiny_pictures: Path
+) -> None:
+    """Autocast rounds each weight for each product; a base that was rounded before gives the same."""
+    ends = []
+    for format in ("none", "bfloat16"):
+        train = {"memory": memory, "precision": "bfloat16", "quantization": format}
+        with trainer_on(tiny_config(tiny_pictures, train=train), load_base(str(tiny_base), format)) as trainer:
+            losses = [event.loss for event in trainer.run() if isinstance(event, StepDone)]
+            ends.append((losses, trainer.state_dict()))
+    assert ends[0][0] == ends[1][0]
+    assert [name for name, tensor in ends[0][1].items() if not torch.equal(tensor, ends[1][1][name])] == []

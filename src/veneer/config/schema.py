@@ -231,9 +231,9 @@ class TrainConfig(_Section):
     cuda_graphs: bool = True
     """On a CUDA GPU, launch a forward and backward pass as one recorded graph; a run with dropout or with text encoders
     that learn never does."""
-    quantization: Literal["none", "bnb_nf4", "bnb_int8", "torchao_int8", "torchao_fp8"] = "none"
-    """What the frozen linear layers of the networks that learn are held in, by bitsandbytes or torchao, each an extra
-    of its name; the adapter stays float32."""
+    quantization: Literal["none", "bfloat16", "float16", "bnb_nf4", "bnb_int8", "torchao_int8", "torchao_fp8"] = "none"
+    """What the frozen weights of the networks that learn are held in: float32, 16 bits, or linear layers in fewer by
+    bitsandbytes or torchao, each an extra of its name; the adapter stays float32."""
     offload: bool = True
     """Encode first all that the run will see, then let autoencoder and text encoder leave memory, but for painting and
     scoring; those that a step needs stay."""

@@ -22,7 +22,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 from veneer.engine import frozen
 from veneer.engine.instance_forward import InstanceForward, has_foreign_forward
 from veneer.engine.lora_function import DenseMatrix, LinearMap, LoraMaps, Operands, lora_forward, lora_output
-from veneer.engine.quantized import QuantizedLinear
+from veneer.engine.quantized import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from veneer.engine.recompute import make_recomputable, recomputes_products
 
 __all__ = ["LAYER_FORWARDS"]
@@ -216,7 +216,7 @@ def _plain_parts(layer: Any, name: str) -> tuple[Any, Any, Any] | None:
     return parts if down.bias is None and up.bias is None and _is_frozen(base) else None
 
 
-_PRODUCTS = (nn.Linear, nn.Conv2d, QuantizedLinear)
+_PRODUCTS = (nn.Linear, nn.Conv2d, QuantizedLinear, QuantizedConv2d)
 
 
 def _is_hooked(module: nn.Module) -> bool:
@@ -228,7 +228,7 @@ def _takes_batch(x: object, base: Any) -> bool:
     """Tell whether the frozen layer takes ``x`` as a batch."""
     if not isinstance(x, Tensor) or not x.numel():
         return False
-    if not isinstance(base, QuantizedLinear) and not _dtypes_fit(x, base.weight):
+    if not isinstance(base, QuantizedLayer) and not _dtypes_fit(x, base.weight):
         return False
     return x.dim() == 4 if isinstance(base, nn.Conv2d) else x.dim() >= 2
 
@@ -240,7 +240,7 @@ def _lora_forward(layer: Any, name: str, parts: tuple[Any, Any, Any], x: Tensor)
         return type(layer).forward(layer, x)
     mask, keep_share = _dropout_mask(layer.lora_dropout[name], x, down.weight.dtype)
     maps = LoraMaps(base_map, down_map, up_map, layer.scaling[name], keep_share)
-    weight = base.parts[0] if isinstance(base, QuantizedLinear) else base.weight
+    weight = base.parts[0] if isinstance(base, QuantizedLayer) else base.weight
     operands = Operands(x, weight, down.weight, up.weight, mask)
     y = lora_forward(operands, base.bias, maps)
     if _is_wide(base) and recomputes_products(x):
@@ -260,14 +260,13 @@ def _make_lora_recomputable(y: Tensor, operands: Operands, bias: Tensor | None, 
 
 def _is_wide(base: Any) -> bool:
     """Tell whether an output is no smaller than the input it is computed from."""
-    if isinstance(base, QuantizedLinear):
-        return base.in_features <= base.out_features
-    return bool(base.weight[0].numel() <= base.weight.shape[0])
+    shape = base.weight_shape if isinstance(base, QuantizedLayer) else base.weight.shape
+    return bool(shape[1:].numel() <= shape[0])
 
 
 def _linear_map(layer: nn.Module) -> LinearMap | None:
-    if isinstance(layer, QuantizedLinear):
-        return layer.matrix
+    if isinstance(layer, QuantizedLayer):
+        return layer.linear_map
     return DenseMatrix() if isinstance(layer, nn.Linear) else _geometry(layer)
 
 

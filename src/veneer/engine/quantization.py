@@ -1,11 +1,13 @@
-"""The quantisation formats in which bitsandbytes and torchao hold a frozen matrix; each of the two is an extra.
+"""The formats in which a frozen matrix is held: numbers of 16 bits, and those of bitsandbytes and torchao.
 
-A format packs a matrix and reads it back. The libraries do both; this module chooses which of their functions are used
-and keeps the result as plain bytes, which no cast of a network rounds and any device takes.
+A format packs a matrix and reads it back. The libraries, each an extra, do both; this module chooses which of their
+functions are used and keeps the result as plain bytes, which no cast of a network rounds and any device takes.
 
 ============ ======================================================================== ===============
 format       a weight                                                                 bits a weight
 ============ ======================================================================== ===============
+bfloat16     the nearest number of PyTorch's dtype of this name                       16
+float16      the same                                                                 16
 bnb_nf4      4 bits on the scale of a normal distribution, a scale for each 64 weights 4.13
              which is itself stored in 8 bits (Dettmers et al. 2023, QLoRA, section 3)
 bnb_int8     8 bits, a scale for each row (Dettmers et al. 2022, LLM.int8(), eq. 2)   8 + 32 / in
@@ -48,17 +50,22 @@ class QuantizationFormat:
 
     Attributes:
         name: its name in the configuration.
-        library: the library that packs and unpacks; its name on PyPI, and that of the extra.
+        library: the library that packs and unpacks; its name on PyPI, and that of the extra. None: PyTorch does.
         part_sizes: computes the bytes of each part of a matrix (out, in).
         pack_float32: packs a float32 matrix into parts.
         unpack_parts: reads float32, float16 or bfloat16 numbers from the parts.
     """
 
     name: str
-    library: str
+    library: str | None
     part_sizes: Callable[[Shape], tuple[int, ...]]
     pack_float32: Callable[[Tensor], Parts]
     unpack_parts: Callable[[Parts, Shape, torch.dtype], Tensor]
+
+    @property
+    def packs_kernels(self) -> bool:
+        """Whether convolutions are packed as well: where nothing is lost that products in this precision would see."""
+        return self.library is None
 
     def pack(self, weight_OI: Tensor) -> tuple[Tensor, ...]:
         """Pack a matrix into parts, each (bytes,) of uint8 on the matrix's device.
@@ -85,7 +92,7 @@ class QuantizationFormat:
     @property
     def is_installed(self) -> bool:
         """Whether the library is installed; it is not imported to find out, which would take memory."""
-        return importlib.util.find_spec(self.library) is not None
+        return self.library is None or importlib.util.find_spec(self.library) is not None
 
     def check_installed(self) -> None:
         """Check that the library can be imported.
@@ -93,6 +100,8 @@ class QuantizationFormat:
         Raises:
             UserError: it is not installed, or does not work here.
         """
+        if self.library is None:
+            return
         try:
             with silence_notices():  # both log which kernels for other hardware are missing
                 importlib.import_module(self.library)
@@ -123,6 +132,19 @@ def _shape(weight_OI: Tensor) -> Shape:
 
 def _as_bytes(part: Tensor) -> Tensor:
     return part.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+def _sizes_of_halves(shape: Shape) -> tuple[int, ...]:
+    return (2 * shape[0] * shape[1],)
+
+
+def _halves(name: str, dtype: torch.dtype) -> QuantizationFormat:
+    """Return the format of numbers of a 16-bit dtype, which are products' own where they are computed in it."""
+
+    def unpack(parts: Parts, shape: Shape, wanted: torch.dtype) -> Tensor:
+        return parts[0].view(dtype).view(shape).to(wanted)
+
+    return QuantizationFormat(name, None, _sizes_of_halves, lambda weight_OI: [weight_OI.to(dtype)], unpack)
 
 
 def _nf4_sizes(shape: Shape) -> tuple[int, ...]:
@@ -193,6 +215,8 @@ def _unpack_scaled_rows(stored: torch.dtype) -> Callable[[Parts, Shape, torch.dt
 
 
 _ALL = (
+    _halves("bfloat16", torch.bfloat16),
+    _halves("float16", torch.float16),
     QuantizationFormat("bnb_nf4", "bitsandbytes", _nf4_sizes, _pack_nf4, _unpack_nf4),
     QuantizationFormat("bnb_int8", "bitsandbytes", _row_scaled_sizes, _pack_bnb_int8, _unpack_bnb_int8),
     QuantizationFormat(

@@ -1,4 +1,4 @@
-"""Frozen linear layers whose weights are stored in few bits and read back for each product (Dettmers et al. 2023).
+"""Frozen layers whose weights are stored in few bits and read back for each product (Dettmers et al. 2023).
 
 ``h = W x + b`` with W as its bits have it: nothing else is rounded, the input least of all, so the gradients are those
 of a plain layer with these very weights. The layer keeps neither its input nor the weights it has read; both passes
@@ -7,6 +7,7 @@ read them anew. An adapter on top stays in float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, cast
 
@@ -15,22 +16,24 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from veneer.adapter.layers import layers_under
-from veneer.engine.frozen import product_dtype
+from veneer.engine.frozen import ConvGeometry, product_dtype
 from veneer.engine.instance_forward import is_prepared
-from veneer.engine.lora_function import MatrixProduct
+from veneer.engine.lora_function import LinearMap, MatrixProduct
 from veneer.engine.peak_memory import release_freed_memory
 from veneer.engine.quantization import NONE, QuantizationFormat, find_format
 from veneer.errors import UserError
 
 __all__ = [
+    "PackedKernel",
     "PackedMatrix",
+    "QuantizedConv2d",
+    "QuantizedLayer",
     "QuantizedLinear",
     "check_quantization",
-    "linear_weights",
+    "packed_weights",
     "parameter_count",
     "quantization_of",
     "quantize",
@@ -39,7 +42,7 @@ __all__ = [
 
 
 class PackedMatrix(MatrixProduct):
-    """The packed weight of one layer, as a ``LinearMap`` of :mod:`veneer.engine.lora_function`.
+    """The packed weight of a linear layer, as a ``LinearMap`` of :mod:`veneer.engine.lora_function`.
 
     Args:
         format: the format it is packed in.
@@ -47,12 +50,34 @@ class PackedMatrix(MatrixProduct):
         shape: (out, in).
     """
 
-    def __init__(self, format: QuantizationFormat, parts: tuple[Tensor, ...], shape: tuple[int, int]) -> None:
-        self._format, self._parts, self._shape = format, parts, shape
+    def __init__(self, format: QuantizationFormat, parts: tuple[Tensor, ...], shape: torch.Size) -> None:
+        self._format, self._parts, self._shape = format, parts, (shape[0], shape[1:].numel())
 
     def read(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
         """Unpack the weight (out, in); ``weight`` is a stand-in and is not looked at."""
         return self._format.unpack(self._parts, self._shape, dtype)
+
+
+class PackedKernel:
+    """The packed weight of a convolution, as a ``LinearMap``.
+
+    Args:
+        geometry: of the convolution.
+        matrix: the weight as a matrix (out, all else).
+        shape: (out, in/groups, ...).
+    """
+
+    def __init__(self, geometry: ConvGeometry, matrix: PackedMatrix, shape: torch.Size) -> None:
+        self._matrix, self._shape = matrix, shape
+        self.apply, self.input_gradient, self.weight_gradient = (
+            geometry.apply,
+            geometry.input_gradient,
+            geometry.weight_gradient,
+        )
+
+    def read(self, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        """Unpack the weight (out, in/groups, ...); ``weight`` is a stand-in and is not looked at."""
+        return self._matrix.read(weight, dtype).view(self._shape)
 
 
 class _UnpackedWeight(Tensor):
@@ -100,8 +125,8 @@ _OPERATORS = {"__setitem__", *(f"__i{operation}__" for operation in _AUGMENTED)}
 _WRITES_NOTHING = {"requires_grad_"}
 
 
-class QuantizedLinear(nn.Linear):
-    """A frozen linear layer whose weight is packed; ``weight`` is a copy that is unpacked anew each time.
+class QuantizedLayer(nn.Module):
+    """A frozen layer whose weight is packed; ``weight`` is a copy that is unpacked anew each time.
 
     The copy refuses to be written to, so that whoever would merge something into it gets an error. A state dict has the
     weight in full, as a plain layer's, so that what is saved loads anywhere. A weight that is loaded is packed, unless
@@ -116,15 +141,16 @@ class QuantizedLinear(nn.Linear):
 
     def __init__(
         self,
-        layer: nn.Linear,
+        layer: Any,
         format: QuantizationFormat,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
         nn.Module.__init__(self)
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.format = format.name
-        parts = format.pack(layer.weight.detach().to(device or layer.weight.device))
+        for name in layer.__constants__:  # its sizes, as attributes
+            setattr(self, name, getattr(layer, name))
+        self.format, self.weight_shape = format.name, layer.weight.shape
+        parts = format.pack(layer.weight.detach().flatten(1).to(device or layer.weight.device))
         self._part_names = tuple(f"packed_{place}" for place in range(len(parts)))
         for name, part in zip(self._part_names, parts, strict=True):
             self.register_buffer(name, part, persistent=False)
@@ -135,8 +161,13 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def matrix(self) -> PackedMatrix:
-        """The packed weight as a linear map."""
-        return PackedMatrix(find_format(self.format), self.parts, (self.out_features, self.in_features))
+        """The packed weight as a matrix (out, all else)."""
+        return PackedMatrix(find_format(self.format), self.parts, self.weight_shape)
+
+    @property
+    def linear_map(self) -> LinearMap:
+        """What the layer does with its packed weight."""
+        raise NotImplementedError
 
     @property
     def parts(self) -> tuple[Tensor, ...]:
@@ -150,13 +181,13 @@ class QuantizedLinear(nn.Linear):
         return weight if isinstance(weight, FakeTensor) else weight.as_subclass(_UnpackedWeight)
 
     def _unpack(self) -> Tensor:
-        return self.matrix.read(self.parts[0], cast(Tensor, self._buffers["_dtype_marker"]).dtype)
+        return self.linear_map.read(self.parts[0], cast(Tensor, self._buffers["_dtype_marker"]).dtype)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
+        """Map an input to what the plain layer makes of it."""
         if torch.is_grad_enabled() and input.requires_grad:
-            return cast(Tensor, cast(Any, _Product).apply(input, self.bias, self.matrix, self.parts[0]))
-        return _product(input, self.bias, self.matrix, self.parts[0])
+            return cast(Tensor, cast(Any, _Product).apply(input, self.bias, self.linear_map, self.parts[0]))
+        return _product(input, self.bias, self.linear_map, self.parts[0])
 
     def extra_repr(self) -> str:
         """Return what ``print`` shows of the layer."""
@@ -178,7 +209,7 @@ class QuantizedLinear(nn.Linear):
     ) -> None:
         rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
         super()._load_from_state_dict(state_dict, prefix, *rest)
-        key, shape = f"{prefix}weight", (self.out_features, self.in_features)
+        key, shape = f"{prefix}weight", tuple(self.weight_shape)
         if key in unexpected_keys:
             unexpected_keys.remove(key)
         if key not in state_dict:
@@ -194,35 +225,69 @@ class QuantizedLinear(nn.Linear):
         given = weight.detach().to(own.device, own.dtype)
         if isinstance(own, FakeTensor) or torch.equal(given, own):
             return
-        for own_part, part in zip(self.parts, find_format(self.format).pack(given), strict=True):
+        for own_part, part in zip(self.parts, find_format(self.format).pack(given.flatten(1)), strict=True):
             own_part.copy_(part)
 
 
-def _product(x: Tensor, bias: Tensor | None, matrix: PackedMatrix, weight: Tensor) -> Tensor:
+class QuantizedLinear(QuantizedLayer, nn.Linear):
+    """A frozen linear layer whose weight is packed."""
+
+    @property
+    def linear_map(self) -> LinearMap:
+        """The product with the packed matrix."""
+        return self.matrix
+
+
+class QuantizedConv2d(QuantizedLayer, nn.Conv2d):
+    """A frozen convolution whose weight is packed; it pads with zeros."""
+
+    def __new__(cls, layer: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Make a plain convolution of sizes: peft makes an adapter's of the class of the frozen one."""
+        return nn.Conv2d(layer, *args, **kwargs) if isinstance(layer, int) else super().__new__(cls)
+
+    @property
+    def linear_map(self) -> LinearMap:
+        """The convolution with the packed kernel."""
+        geometry = ConvGeometry(self.stride, cast(Any, self.padding), self.dilation, self.groups)
+        return PackedKernel(geometry, self.matrix, self.weight_shape)
+
+
+def _product(x: Tensor, bias: Tensor | None, linear_map: LinearMap, weight: Tensor) -> Tensor:
     dtype = product_dtype(x)
-    return functional.linear(x.to(dtype), matrix.read(weight, dtype), None if bias is None else bias.to(dtype))
+    return linear_map.apply(x.to(dtype), linear_map.read(weight, dtype), None if bias is None else bias.to(dtype))
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, matrix: PackedMatrix, weight: Tensor) -> Tensor:
-        ctx.matrix, ctx.weight, ctx.dtype = matrix, weight, x.dtype
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, linear_map: LinearMap, weight: Tensor) -> Tensor:
+        ctx.linear_map, ctx.weight, ctx.dtype, ctx.shape = linear_map, weight, x.dtype, x.shape
         ctx.bias_dtype = None if bias is None else bias.dtype
-        return _product(x, bias, matrix, weight)
+        return _product(x, bias, linear_map, weight)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        dx = torch.matmul(dy, ctx.matrix.read(ctx.weight, dy.dtype)).to(ctx.dtype)
+        weight = ctx.linear_map.read(ctx.weight, dy.dtype)
+        dx = ctx.linear_map.input_gradient(dy, weight, ctx.shape).to(ctx.dtype)
         needs_bias = ctx.needs_input_grad[1]
-        return dx, dy.reshape(-1, dy.shape[-1]).sum(0).to(ctx.bias_dtype) if needs_bias else None, None, None
+        return dx, _bias_gradient(dy, ctx.linear_map).to(ctx.bias_dtype) if needs_bias else None, None, None
+
+
+def _bias_gradient(dy: Tensor, linear_map: LinearMap) -> Tensor:
+    """Return the gradient of a bias (out,): the sum over all but the outputs, which are a kernel's second dimension."""
+    return dy.transpose(0, 1).flatten(1).sum(1) if isinstance(linear_map, PackedKernel) else _rows(dy).sum(0)
+
+
+def _rows(dy: Tensor) -> Tensor:
+    return dy.reshape(-1, dy.shape[-1])
 
 
 def quantize(network: nn.Module, format: str, device: torch.device | None = None) -> int:
-    """Pack the weights of a network's linear layers; there is no way back but to load the network again.
+    """Pack the weights of a network's layers; there is no way back but to load the network again.
 
-    The layers are replaced one by one, so no more than one of them is there in both forms. Convolutions, norms,
-    embeddings and biases stay as they are, and so do layers of other classes than ``torch.nn.Linear``.
+    The layers are replaced one by one, so no more than one of them is there in both forms. Norms, embeddings and biases
+    stay as they are, convolutions too but in a format of 16 bits, and layers of other classes than ``torch.nn.Linear``
+    and ``torch.nn.Conv2d``.
 
     Args:
         network: changed in place; it is frozen, or will be.
@@ -239,7 +304,7 @@ def quantize(network: nn.Module, format: str, device: torch.device | None = None
         return 0
     target = find_format(format)
     _check_can_be_quantized(network)
-    layers = _linear_layers(network)
+    layers = _layers_to_pack(network, target)
     for places in layers.values():
         _quantize_layer(places, target, device)
     return len(layers)
@@ -258,9 +323,9 @@ def _check_can_be_quantized(network: nn.Module) -> None:
         raise UserError(what, code=code, remedy="take it out first")
 
 
-def linear_weights(network: nn.Module) -> list[str]:
-    """Return the names of the weights that :func:`quantize` packs, one a layer."""
-    return [f"{path}.weight" for path in _linear_layers(network)]
+def packed_weights(network: nn.Module, format: str) -> list[str]:
+    """Return the names of the weights that :func:`quantize` packs in a format, one a layer."""
+    return [f"{path}.weight" for path in _layers_to_pack(network, find_format(format))]
 
 
 def quantize_streamed(
@@ -270,18 +335,19 @@ def quantize_streamed(
     dtype: torch.dtype,
     device: torch.device | None = None,
 ) -> None:
-    """Pack the linear layers of a network that has no weights yet, each as its weight arrives.
+    """Pack the layers of a network that has no weights yet, each as its weight arrives.
 
     The bits are those of :func:`quantize` on the network with all its weights, of which there is one at a time here.
 
     Args:
         network: its weights are on the meta device; changed in place.
         format: a key of ``FORMATS``.
-        weights: each weight of :func:`linear_weights` with its name, in any order, of any floating-point dtype.
+        weights: each weight of :func:`packed_weights` with its name, in any order, of any floating-point dtype.
         dtype: the dtype of the weights that are unpacked.
         device: where the weights are packed and stay; None: where they are.
     """
-    target, layers, freed = find_format(format), _linear_layers(network), 0
+    target, freed = find_format(format), 0
+    layers = _layers_to_pack(network, target)
     for name, weight in weights:
         places = layers[name.removesuffix(".weight")]
         parent, own_name = places[0]
@@ -302,21 +368,30 @@ def _quantize_layer(
     places: _Places, format: QuantizationFormat, device: torch.device | None, dtype: torch.dtype | None = None
 ) -> None:
     parent, name = places[0]
-    quantized = QuantizedLinear(getattr(parent, name), format, device, dtype)
+    layer = getattr(parent, name)
+    quantized = _CLASSES[type(layer)](layer, format, device, dtype)
     for parent, name in places:
         setattr(parent, name, quantized)
 
 
-def _linear_layers(network: nn.Module) -> dict[str, _Places]:
-    """Find the places of each linear layer by its first path; the layers themselves are not held."""
+_CLASSES: Mapping[type[nn.Module], type[QuantizedLayer]] = {nn.Linear: QuantizedLinear, nn.Conv2d: QuantizedConv2d}
+
+
+def _layers_to_pack(network: nn.Module, format: QuantizationFormat) -> dict[str, _Places]:
+    """Find the places of each layer that a format packs by its first path; the layers themselves are not held."""
     paths: dict[int, str] = {}
     layers: dict[str, _Places] = {}
     for prefix, parent in network.named_modules():
         for name, child in parent._modules.items():
-            if type(child) is nn.Linear:
+            if type(child) is nn.Linear or (format.packs_kernels and _pads_with_zeros(child)):
                 path = paths.setdefault(id(child), f"{prefix}.{name}" if prefix else name)
                 layers.setdefault(path, []).append((parent, name))
     return layers
+
+
+def _pads_with_zeros(layer: nn.Module | None) -> bool:
+    is_plain = type(layer) is nn.Conv2d and layer.padding_mode == "zeros"
+    return is_plain and not isinstance(cast(nn.Conv2d, layer).padding, str)
 
 
 def quantization_of(network: nn.Module) -> str:
@@ -327,7 +402,7 @@ def quantization_of(network: nn.Module) -> str:
 def _formats_in(network: nn.Module) -> list[str]:
     """List the formats of the layers that ``quantize`` would take, under adapters too."""
     layers = [layer for _, layer in layers_under(network)]
-    formats = {layer.format for layer in layers if isinstance(layer, QuantizedLinear)}
+    formats = {layer.format for layer in layers if isinstance(layer, QuantizedLayer)}
     return sorted(formats | {NONE for layer in layers if type(layer) is nn.Linear})
 
 
@@ -346,5 +421,5 @@ def check_quantization(networks: Mapping[str, nn.Module], expected: str) -> None
 
 def parameter_count(network: nn.Module) -> int:
     """Count the parameters of a network, packed ones too."""
-    packed = (m.in_features * m.out_features for m in network.modules() if isinstance(m, QuantizedLinear))
-    return sum(parameter.numel() for parameter in network.parameters()) + sum(packed)
+    packed = (math.prod(m.weight_shape) for m in network.modules() if isinstance(m, QuantizedLayer))
+    return sum([*packed, *(parameter.numel() for parameter in network.parameters())])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.engine.quantization import NONE
-from veneer.engine.quantized import linear_weights, quantize, quantize_streamed
+from veneer.engine.quantized import packed_weights, quantize, quantize_streamed
 from veneer.errors import UserError
 from veneer.family.file_content import fetch_again
 from veneer.family.libraries import one_line_errors, silence_libraries
@@ -221,7 +221,7 @@ def _load_streamed(network: NetworkFiles, options: LoadOptions) -> nn.Module | N
     stored = _stored_names(empty, shards.shapes)
     if stored is None:
         return None
-    packed = {stored[weight]: weight for weight in linear_weights(empty)}
+    packed = {stored[weight]: weight for weight in packed_weights(empty, options.quantization)}
     stream = ((packed[name], weight) for name, weight in shards.stream(packed))
     quantize_streamed(empty, options.quantization, stream, options.dtype, options.device)
     rest = {weight: name for weight, name in stored.items() if name not in packed}

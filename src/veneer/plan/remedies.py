@@ -20,7 +20,7 @@ Planner = Callable[[RunConfig], Memory]
 _LEVELS: tuple[str, ...] = get_args(TrainConfig.model_fields["memory"].annotation)
 """Values of ``train.memory``, from the one that keeps most to the one that keeps least."""
 
-_QUANTIZATIONS = (("torchao_int8", "bnb_int8"), ("bnb_nf4",))
+_QUANTIZATIONS = (("bfloat16",), ("torchao_int8", "bnb_int8"), ("bnb_nf4",))
 """Values of ``train.quantization``, from the most to the fewest bits; among equals, the nearest to the base first."""
 
 
@@ -78,15 +78,16 @@ def _ladders(config: RunConfig) -> Iterator[Sequence[Changes]]:
     yield [{"train.batch_size": size, "train.gradient_accumulation_steps": total // size} for size in smaller]
     yield [{"train.memory": level} for level in _LEVELS[_LEVELS.index(train.memory) + 1 :]]
     yield [{"train.precision": "bfloat16"}] if train.precision == "float32" else []
-    yield [{"train.quantization": form} for form in _quantizations()] if train.quantization == NONE else []
+    forms = _quantizations(train.precision) if train.quantization == NONE else ()
+    yield [{"train.quantization": form} for form in forms]
     ranks = [config.adapter.rank >> halvings for halvings in range(1, config.adapter.rank.bit_length())]
     yield [{"adapter.rank": rank} for rank in ranks]
     yield [{"sample.prompts": ("a picture",)}] if len(config.sample.prompts) != 1 else []
 
 
-def _quantizations() -> Iterator[str]:
-    """Yield a form of 8 bits and one of 4 bits whose libraries are installed."""
-    for equals in _QUANTIZATIONS:
+def _quantizations(precision: str) -> Iterator[str]:
+    """Yield a form of 16 bits, one of 8 and one of 4 whose libraries are installed."""
+    for equals in ((precision,) if precision in FORMATS else _QUANTIZATIONS[0], *_QUANTIZATIONS[1:]):
         yield from [form for form in equals if FORMATS[form].is_installed][:1]
 
 
