@@ -27,6 +27,7 @@ from tools.on_gpu.groups import GROUPS, PEFT, Group
 from tools.on_gpu.sizes import DENOISERS
 from veneer.engine.cuda_graph import GraphedBackward
 from veneer.engine.memory_levels import MEMORY_LEVELS, prepare
+from veneer.engine.quantized import quantization_of, quantize
 from veneer.family.protocol import Family
 
 __all__ = ["main", "measure"]
@@ -128,11 +129,17 @@ def _of_base(group: Group, place: Place, folder: Path) -> Iterator[Case]:
         yield "diffusers' example", lambda: _example(family, folder, group.batch, pixels)
     for memory in MEMORY_LEVELS[: 2 if group.is_compiled else None]:
         yield f"veneer, {memory}", _trainer(family, folder, memory, group, pixels)
+    if not group.is_compiled:
+        quantize(family.networks[family.denoiser], "bfloat16")
+        for memory in MEMORY_LEVELS:
+            yield f"veneer train, {memory}, base held in bfloat16", _trainer(family, folder, memory, group, pixels)
 
 
 def _trainer(family: Family, folder: Path, memory: str, group: Group, pixels: int) -> Callable[[], Step]:
     def make() -> Step:
-        config = config_in(folder, memory, pixels, {"batch_size": group.batch, "precision": "bfloat16"}, {"rank": RANK})
+        train = {"batch_size": group.batch, "precision": "bfloat16"}
+        train["quantization"] = quantization_of(family.networks[family.denoiser])
+        config = config_in(folder, memory, pixels, train, {"rank": RANK})
         steps = own_steps(config, family)
         if not group.is_compiled:
             return lambda: next(steps)
