@@ -53,15 +53,15 @@ def main(base: str, data: Path | None, output: Path, steps: int) -> None:
     # the file in a fresh base, merged into its weights: W0 + (alpha/r) B A, at the base's own speed
     fresh = veneer.load_base(config.base)
     adapter = veneer.load_adapter(file).weights
-    subjects = veneer.subjects_of(config, dataset)
+    chosen = veneer.sample_prompts(config, dataset)
     merged = veneer.merge(fresh.networks, [(adapter, 1.0)])
-    (picture,) = veneer.generate(fresh, subjects.prompts[:1], seeds=[0], guidance=config.sample.guidance)
+    (picture,) = veneer.generate(fresh, chosen.prompts[:1], seeds=[0], guidance=config.sample.guidance)
     picture.save(output / "test_image.png")
     merged.undo()  # the base has its own bits again
 
     # held-out things: base, adapter and the real picture side by side, from the same seeds
-    veneer.side_by_side(fresh, adapter, subjects, config).save(output / "sheet.png")
-    print(f"{output / 'test_image.png'}: {subjects.prompts[0]}\n{output / 'sheet.png'}: {', '.join(subjects.prompts)}")
+    veneer.comparison_sheet(fresh, adapter, chosen, config).save(output / "sheet.png")
+    print(f"{output / 'test_image.png'}: {chosen.prompts[0]}\n{output / 'sheet.png'}: {', '.join(chosen.prompts)}")
     if dataset.held_out.samples:
         print(veneer.score_adapter(config, fresh, dataset, adapter))
     else:

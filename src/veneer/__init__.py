@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from veneer.run.resume import Resume as Resume
     from veneer.run.session import run_training as run_training
     from veneer.run.signals import Interrupted as Interrupted
-    from veneer.sample.comparison import side_by_side as side_by_side
-    from veneer.sample.comparison import subjects_of as subjects_of
+    from veneer.sample.comparison import comparison_sheet as comparison_sheet
+    from veneer.sample.comparison import sample_prompts as sample_prompts
     from veneer.sample.generate import generate as generate
     from veneer.sample.generate import generate_each as generate_each
     from veneer.sample.sheet import sheet as sheet
@@ -93,6 +93,7 @@ __all__ = [
     "build_config",
     "build_study",
     "combine",
+    "comparison_sheet",
     "config_from_folder",
     "demo_path",
     "dump_config",
@@ -117,12 +118,11 @@ __all__ = [
     "run_study",
     "run_training",
     "sample_adapter",
+    "sample_prompts",
     "save_adapter",
     "score_adapter",
     "sheet",
-    "side_by_side",
     "study_ranks",
-    "subjects_of",
     "survey",
     "train_adapter",
     "verify_adapter",
@@ -183,8 +183,8 @@ _HOMES = {
     "save_adapter": "veneer.weights.file:save",
     "score_adapter": "veneer.evaluate.heldout:score_adapter",
     "study_ranks": "veneer.study.ranks:study_ranks",
-    "side_by_side": "veneer.sample.comparison:side_by_side",
-    "subjects_of": "veneer.sample.comparison:subjects_of",
+    "comparison_sheet": "veneer.sample.comparison:comparison_sheet",
+    "sample_prompts": "veneer.sample.comparison:sample_prompts",
     "sheet": "veneer.sample.sheet:sheet",
     "survey": "veneer.data.preflight:survey",
     "train_adapter": "veneer.train.loop:train",

@@ -17,7 +17,7 @@ from tests.bases import Defaults
 from veneer.config.keys import known_keys
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import DataConfig, SourceConfig
-from veneer.data.loader import Pick, caption_of, picks
+from veneer.data.loader import SampleDraw, caption_of, draw_samples
 from veneer.data.manifest import Manifest, Sample, content_id
 from veneer.data.preflight import read_prior, survey
 from veneer.data.transform import load_pixels
@@ -42,10 +42,10 @@ def test_an_epoch_shows_each_picture_as_often_as_it_repeats(
 ) -> None:
     length = sum(one.repeats for one in manifest.samples)
     steps = -(-length * epochs // count)
-    shown = [pick for step in range(steps) for pick in picks(manifest, seed, step, count)]
-    assert [pick.draw_index for pick in shown] == list(range(steps * count))
+    shown = [draw for step in range(steps) for draw in draw_samples(manifest, seed, step, count)]
+    assert [draw.draw_index for draw in shown] == list(range(steps * count))
     for epoch in range(epochs):
-        times = Counter(pick.sample for pick in shown[epoch * length : (epoch + 1) * length])
+        times = Counter(draw.sample for draw in shown[epoch * length : (epoch + 1) * length])
         assert times == Counter({one: one.repeats for one in manifest.samples})
 
 
@@ -53,34 +53,36 @@ def test_an_epoch_shows_each_picture_as_often_as_it_repeats(
 def test_the_pictures_of_a_run_are_numbered_whatever_a_steps_size(
     manifest: Manifest, seed: int, step: int, batch: int, accumulate: int
 ) -> None:
-    whole = picks(manifest, seed, step, batch * accumulate)
-    assert whole == [picks(manifest, seed, step * batch * accumulate + i, 1)[0] for i in range(batch * accumulate)]
+    whole = draw_samples(manifest, seed, step, batch * accumulate)
+    assert whole == [
+        draw_samples(manifest, seed, step * batch * accumulate + i, 1)[0] for i in range(batch * accumulate)
+    ]
 
 
 def test_order_depends_on_seed_and_epoch_and_not_on_names_or_listing() -> None:
     manifest = Manifest(tuple(sample(number) for number in range(20)))
-    order = [pick.sample.id for pick in picks(manifest, 0, 0, 20)]
+    order = [draw.sample.id for draw in draw_samples(manifest, 0, 0, 20)]
     renamed = [replace(one, path=Path(one.id)) for one in reversed(manifest.samples)]
-    assert [pick.sample.id for pick in picks(Manifest(tuple(renamed)), 0, 0, 20)] == order
-    assert [pick.sample.id for pick in picks(manifest, 1, 0, 20)] != order
-    assert [pick.sample.id for pick in picks(manifest, 0, 1, 20)] != order
+    assert [draw.sample.id for draw in draw_samples(Manifest(tuple(renamed)), 0, 0, 20)] == order
+    assert [draw.sample.id for draw in draw_samples(manifest, 1, 0, 20)] != order
+    assert [draw.sample.id for draw in draw_samples(manifest, 0, 1, 20)] != order
     assert order != [one.id for one in manifest.samples]
 
 
 def test_captions_are_drawn_among_all() -> None:
     one = sample(0, captions=("a", "b", "c"))
-    drawn = [caption_of(Pick(one, draw_index), config(), 0) for draw_index in range(300)]
-    assert drawn == [caption_of(Pick(one, draw_index), config(), 0) for draw_index in range(300)]
+    drawn = [caption_of(SampleDraw(one, draw_index), config(), 0) for draw_index in range(300)]
+    assert drawn == [caption_of(SampleDraw(one, draw_index), config(), 0) for draw_index in range(300)]
     assert set(drawn) == {"a", "b", "c"} and min(Counter(drawn).values()) > 60
-    assert drawn != [caption_of(Pick(one, draw_index), config(), 1) for draw_index in range(300)]
+    assert drawn != [caption_of(SampleDraw(one, draw_index), config(), 1) for draw_index in range(300)]
 
 
 def test_captions_drop_out_as_often_as_asked() -> None:
     one = sample(0)
-    drawn = [caption_of(Pick(one, draw_index), config(caption_dropout=0.3), 0) for draw_index in range(1000)]
+    drawn = [caption_of(SampleDraw(one, draw_index), config(caption_dropout=0.3), 0) for draw_index in range(1000)]
     assert set(drawn) == {"a cat", ""}
     assert 250 < drawn.count("") < 350
-    assert all(caption_of(Pick(one, draw_index), config(), 0) == "a cat" for draw_index in range(100))
+    assert all(caption_of(SampleDraw(one, draw_index), config(), 0) == "a cat" for draw_index in range(100))
 
 
 Seen = tuple[list[str], list[str], list[float], list[str], int]
@@ -91,12 +93,12 @@ def what_training_sees(mapping: dict[str, Any]) -> Seen:
     run = resolve(build_config({"base": "bundled", "data": mapping}, "test"), Defaults(16))
     assert run.data.resolution is not None
     dataset, prior = survey(run.data), read_prior(run)
-    picked = picks(dataset.train, 0, 0, 12)
-    pixels = [load_pixels(pick.sample, run.data, run.data.resolution, 0, pick.draw_index) for pick in picked]
-    said = [caption_of(pick, run.data, 0) for pick in picked]
+    picked = draw_samples(dataset.train, 0, 0, 12)
+    pixels = [load_pixels(draw.sample, run.data, run.data.resolution, 0, draw.draw_index) for draw in picked]
+    said = [caption_of(draw, run.data, 0) for draw in picked]
     said += [caption for one in prior.samples for caption in one.captions]
     held = sorted(one.id for one in dataset.held_out.samples)
-    return [pick.sample.id for pick in picked], said, torch.stack(pixels).flatten().tolist(), held, len(prior.samples)
+    return [draw.sample.id for draw in picked], said, torch.stack(pixels).flatten().tolist(), held, len(prior.samples)
 
 
 @pytest.fixture(scope="module")

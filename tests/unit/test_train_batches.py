@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.training import tiny_config, trainer_on, write_noise_pictures
-from veneer.data.loader import Pick
+from veneer.data.loader import SampleDraw
 from veneer.data.preflight import survey
 from veneer.data.transform import load_pixels
 from veneer.family.cache import Encoder
@@ -92,17 +92,17 @@ class Counting:
         return self.family.encode_text(captions)
 
 
-def shown(encoder: Encoder, picks: list[Pick]) -> None:
-    for pick in picks:
-        encoder.latents([pick])
-        encoder.texts([pick.sample.captions[0]])
+def shown(encoder: Encoder, draws: list[SampleDraw]) -> None:
+    for draw in draws:
+        encoder.latents([draw])
+        encoder.texts([draw.sample.captions[0]])
 
 
 @pytest.mark.parametrize(("data", "times"), [({}, 1), ({"flip": True}, 2), ({"crop": "random"}, 30)])
 def test_each_distinct_input_is_encoded_once(family: Family, tiny_pictures: Path, data: Any, times: int) -> None:
     config = tiny_config(tiny_pictures, data=data)
     sample, counting = survey(config.data).train.samples[0], Counting(family)
-    shown(Encoder(counting, config.data, 16, seed=0), [Pick(sample, number) for number in range(30)])  # type: ignore[arg-type]
+    shown(Encoder(counting, config.data, 16, seed=0), [SampleDraw(sample, number) for number in range(30)])  # type: ignore[arg-type]
     assert counting.pictures == times
     assert counting.texts == [sample.captions[0]]
 
@@ -114,7 +114,7 @@ def test_what_is_kept_is_what_would_be_encoded(family: Family, tmp_path: Path, d
     encoder = Encoder(family, config.data, 16, seed=3)
     for number, sample in enumerate(survey(config.data).train.samples * 2):
         direct = family.encode_image(load_pixels(sample, config.data, 16, 3, number)[None])
-        kept = encoder.posterior(Pick(sample, number))
+        kept = encoder.posterior(SampleDraw(sample, number))
         assert torch.equal(kept.mean, direct.mean) and torch.equal(kept.std, direct.std)
 
 
@@ -122,7 +122,7 @@ def test_a_latent_is_drawn_from_the_posterior(family: Family, tiny_pictures: Pat
     """Elementwise over 400 showings: mean and deviation within five standard errors."""
     config = tiny_config(tiny_pictures)
     encoder, sample = Encoder(family, config.data, 16, seed=0), survey(config.data).train.samples[0]
-    drawn = encoder.latents([Pick(sample, number) for number in range(400)])
+    drawn = encoder.latents([SampleDraw(sample, number) for number in range(400)])
     posterior = encoder.centered(sample)
     standard = (drawn - posterior.mean) / posterior.std
     assert float(standard.mean(dim=0).abs().max()) < 5 / 400**0.5

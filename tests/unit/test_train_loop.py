@@ -363,7 +363,7 @@ def test_text_is_encoded_in_the_step_only_if_it_is_trained(family: Family, tiny_
     with trainer_on(tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}}), family) as trainer:
         assert trainer.batches.micro_batches(0)[0].text == [
             caption_of(pick, trainer.batches.config.data, trainer.batches.config.seed)
-            for pick in trainer.batches._picks(0)
+            for pick in trainer.batches._draws(0)
         ]
 
 

@@ -16,7 +16,7 @@ from veneer.cli.resume_option import resume_advice, with_resume_value
 from veneer.cli.terminal.console import print_error, printing_libraries
 from veneer.errors import OUT_OF_MEMORY, UserError, fault_code, out_of_memory
 from veneer.printable import in_one_line
-from veneer.run.signals import Followed, Interrupted, ending_at_signals
+from veneer.run.signals import Interrupted, PeerEnded, ending_at_signals
 from veneer.silence import silence_notices
 
 __all__ = ["main"]
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> int:
     except Interrupted as stop:
         print_error(f"veneer: {in_one_line(resume_advice(stop, arguments))}")
         return stop.exit_code
-    except Followed as end:
+    except PeerEnded as end:
         return end.exit_code
     except (KeyboardInterrupt, typer.Abort):
         code = _INTERRUPTED

@@ -14,18 +14,18 @@ from veneer.config.schema import DataConfig
 from veneer.data.manifest import Manifest, Sample
 from veneer.rng import key, uniform
 
-__all__ = ["Pick", "caption_of", "picks"]
+__all__ = ["SampleDraw", "caption_of", "draw_samples"]
 
 
 @dataclass(frozen=True)
-class Pick:
+class SampleDraw:
     """One draw: a sample, and the draw's number among all of the run, from 0."""
 
     sample: Sample
     draw_index: int
 
 
-def picks(manifest: Manifest, seed: int, step: int, count: int) -> list[Pick]:
+def draw_samples(manifest: Manifest, seed: int, step: int, count: int) -> list[SampleDraw]:
     """Return the draws of one optimiser step.
 
     Args:
@@ -39,7 +39,7 @@ def picks(manifest: Manifest, seed: int, step: int, count: int) -> list[Pick]:
     length = sum(sample.repeats for sample in manifest.samples)
     assert length, "survey leaves no training set empty"
     draws = range(step * count, (step + 1) * count)
-    return [Pick(_epoch(manifest, seed, draw // length)[draw % length], draw) for draw in draws]
+    return [SampleDraw(_epoch(manifest, seed, draw // length)[draw % length], draw) for draw in draws]
 
 
 @lru_cache(maxsize=8)
@@ -50,9 +50,9 @@ def _epoch(manifest: Manifest, seed: int, epoch: int) -> tuple[Sample, ...]:
     return tuple(sample for sample, _ in repeated)
 
 
-def caption_of(pick: Pick, config: DataConfig, seed: int) -> str:
+def caption_of(draw: SampleDraw, config: DataConfig, seed: int) -> str:
     """Return the caption of one draw: one of the sample's, or at the rate of ``caption_dropout`` none."""
-    if uniform(seed, pick.draw_index, pick.sample.id, "caption dropout") < config.caption_dropout:
+    if uniform(seed, draw.draw_index, draw.sample.id, "caption dropout") < config.caption_dropout:
         return ""
-    captions = pick.sample.captions
-    return captions[int(uniform(seed, pick.draw_index, pick.sample.id, "caption") * len(captions))]
+    captions = draw.sample.captions
+    return captions[int(uniform(seed, draw.draw_index, draw.sample.id, "caption") * len(captions))]

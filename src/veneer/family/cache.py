@@ -16,7 +16,7 @@ from torch import Tensor
 from veneer.config.colour import rgb
 from veneer.config.schema import DataConfig, RunConfig
 from veneer.data.decode import DECODING
-from veneer.data.loader import Pick
+from veneer.data.loader import SampleDraw
 from veneer.data.manifest import Sample
 from veneer.data.transform import Geometry, geometry_of, is_flipped, load_centered, load_pixels
 from veneer.errors import UserError
@@ -63,31 +63,31 @@ class Encoder:
         """Return the posterior of a picture with nothing random about it, each tensor (1, ...) on the CPU."""
         return self._cached(sample, flipped=False)
 
-    def posterior(self, pick: Pick) -> LatentDistribution:
+    def posterior(self, draw: SampleDraw) -> LatentDistribution:
         """Return the posterior of one draw, each tensor (1, ...) on the CPU.
 
         A centered picture has two variants, as it is and mirrored; both are cached. A random crop never comes twice.
         """
         if self._config.crop == "random":
-            pixels_CHW = load_pixels(pick.sample, self._config, self._resolution, self._seed, pick.draw_index)
-            return self._encode(pixels_CHW, pick.sample)
-        return self._cached(pick.sample, is_flipped(pick.sample, self._config, self._seed, pick.draw_index))
+            pixels_CHW = load_pixels(draw.sample, self._config, self._resolution, self._seed, draw.draw_index)
+            return self._encode(pixels_CHW, draw.sample)
+        return self._cached(draw.sample, is_flipped(draw.sample, self._config, self._seed, draw.draw_index))
 
-    def latents(self, batch: Sequence[Pick]) -> Tensor:
+    def latents(self, batch: Sequence[SampleDraw]) -> Tensor:
         """Return a latent of each draw, sampled from its posterior, (B, ...) on the CPU."""
-        return torch.cat([self._latent(pick) for pick in batch])
+        return torch.cat([self._latent(draw) for draw in batch])
 
     def texts(self, captions: Sequence[str]) -> Conditioning:
         """Return what the frozen text encoders make of captions, on the CPU; no gradient."""
         return Conditioning.cat([self._text(caption) for caption in captions])
 
-    def geometry(self, pick: Pick) -> Geometry:
+    def geometry(self, draw: SampleDraw) -> Geometry:
         """Return where the pixels of one draw lie in their picture."""
-        return geometry_of(pick.sample, self._config, self._resolution, self._seed, pick.draw_index)
+        return geometry_of(draw.sample, self._config, self._resolution, self._seed, draw.draw_index)
 
-    def _latent(self, pick: Pick) -> Tensor:
-        posterior = self.posterior(pick)
-        return posterior.mean + posterior.std * noise_like(posterior.mean, pick, self._seed, "posterior")
+    def _latent(self, draw: SampleDraw) -> Tensor:
+        posterior = self.posterior(draw)
+        return posterior.mean + posterior.std * noise_like(posterior.mean, draw, self._seed, "posterior")
 
     def _cached(self, sample: Sample, flipped: bool) -> LatentDistribution:
         if (sample.id, flipped) not in self._posteriors:
@@ -166,7 +166,7 @@ def _device_kind(device: torch.device) -> str:
     return f"{device.type} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def noise_like(latent_1: Tensor, pick: Pick, seed: int, purpose: str) -> Tensor:
+def noise_like(latent_1: Tensor, draw: SampleDraw, seed: int, purpose: str) -> Tensor:
     """Draw standard normal noise of one draw, in the latent's shape: the same alone as in any batch."""
-    generator = torch_generator(seed, pick.draw_index, pick.sample.id, purpose)
+    generator = torch_generator(seed, draw.draw_index, draw.sample.id, purpose)
     return torch.randn(latent_1.shape, generator=generator)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from veneer.errors import UserError
-from veneer.run.signals import Followed, Interrupted, ignore_signals
+from veneer.run.signals import Interrupted, PeerEnded, ignore_signals
 from veneer.train.distributed import PeerFailed, PeerLost, ProcessGroup, connect
 
 __all__ = ["distributed"]
@@ -21,7 +21,7 @@ _MISTAKE, _FAILURE = 2, 1
 
 @contextmanager
 def distributed() -> Iterator[ProcessGroup]:
-    """Connect the processes of this run. A fault within ends them all: the first raises it, the others ``Followed``.
+    """Connect the processes of this run. A fault within ends them all: the first raises it, the others ``PeerEnded``.
 
     With one process, nothing but the fault itself is raised. One that is gone without a message is ``PeerLost`` to each
     of the others, and a fault of the program is raised by the process that has it as well, for its traceback. A process
@@ -41,7 +41,7 @@ def distributed() -> Iterator[ProcessGroup]:
             ignore_signals()
             if processes.is_first or isinstance(fault, PeerLost) or report["kind"] == "bug":
                 raise
-            raise Followed(_exit_code(report)) from fault
+            raise PeerEnded(_exit_code(report)) from fault
 
 
 def _report(fault: BaseException) -> dict[str, Any]:
@@ -65,7 +65,7 @@ def _local_fault(end: PeerFailed, processes: ProcessGroup) -> BaseException:
     """Return what a fault of another process is raised as in this one."""
     report = end.report
     if not processes.is_first:
-        return Followed(_exit_code(report))
+        return PeerEnded(_exit_code(report))
     if report["kind"] == "signal":
         return Interrupted(int(report["signal"]))
     text = f"process {end.rank} of {processes.count}: {report['text']}"

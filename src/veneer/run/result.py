@@ -23,7 +23,7 @@ from veneer.files import atomic_write
 from veneer.run.events import AdapterSaved, Callback
 from veneer.run.folder import CARD, SHEET
 from veneer.run.preparation import TrainingInputs
-from veneer.sample.comparison import note_of, side_by_side, subjects_of
+from veneer.sample.comparison import comparison_sheet, note_of, sample_prompts
 from veneer.sample.files import write_sheet
 from veneer.train.events import Finished, Warned
 from veneer.weights.card import CardFacts, model_card
@@ -67,10 +67,10 @@ def write_result(inputs: TrainingInputs, finished: Finished, emit: Callback) -> 
     _check_trained(finished.weights, path)
     sha256 = _save(AdapterFile(finished.weights, inputs.run.metadata | {"veneer.steps": str(finished.step)}), path)
     emit(AdapterSaved(path, sha256))
-    subjects = subjects_of(config, inputs.dataset)
+    subjects = sample_prompts(config, inputs.dataset)
 
     def paint() -> Path:
-        page = side_by_side(family, finished.weights, subjects, config)
+        page = comparison_sheet(family, finished.weights, subjects, config)
         return write_sheet(page, config.output.dir / SHEET, note_of(subjects))
 
     sheet = _warning_of_faults("sheet", paint, emit)

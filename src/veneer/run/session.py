@@ -34,7 +34,7 @@ from veneer.run.status import RunHistory, read_history
 from veneer.run.trackers.callback import TrackerCallback
 from veneer.run.trackers.registry import trackers_of
 from veneer.run.validation import Validator
-from veneer.sample.comparison import SampleSettings, subjects_of
+from veneer.sample.comparison import SampleSettings, sample_prompts
 from veneer.serialise import from_data, to_data
 from veneer.train.distributed import ALONE, PeerLost, ProcessGroup
 from veneer.train.events import CheckpointDue, EvaluationDue, Event, Finished, SampleDue, Stopped, Warned
@@ -238,5 +238,5 @@ class TrainingSession:
 
 def _sample_writer(inputs: TrainingInputs, emit: Callback) -> SampleWriter:
     config = inputs.run.config
-    prompts = subjects_of(config, inputs.dataset).prompts
+    prompts = sample_prompts(config, inputs.dataset).prompts
     return SampleWriter(inputs.family, prompts, SampleSettings.of(config), inputs.run.folder, emit)

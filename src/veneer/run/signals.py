@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-__all__ = ["CaughtSignal", "Followed", "Interrupted", "ending_at_signals", "ignore_signals", "stopping_at_signals"]
+__all__ = ["CaughtSignal", "Interrupted", "PeerEnded", "ending_at_signals", "ignore_signals", "stopping_at_signals"]
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -37,7 +37,7 @@ class Interrupted(BaseException):
         return 128 + self.signal
 
 
-class Followed(BaseException):
+class PeerEnded(BaseException):
     """This process ends because the run of several does; the first of them says why.
 
     Attributes:

@@ -20,14 +20,14 @@ from veneer.family.protocol import Family
 from veneer.sample.generate import generate_quietly
 from veneer.sample.sheet import sheet
 
-__all__ = ["SampleSettings", "Subjects", "note_of", "paint", "side_by_side", "subjects_of"]
+__all__ = ["SamplePrompts", "SampleSettings", "comparison_sheet", "note_of", "paint", "sample_prompts"]
 
 _COUNT = 8  # columns of a sheet
 _CELL = 128  # side of a picture on it, in pixels
 
 
 @dataclass(frozen=True)
-class Subjects:
+class SamplePrompts:
     """Prompts that are painted to show an adapter.
 
     Attributes:
@@ -39,12 +39,12 @@ class Subjects:
     real: tuple[Sample, ...] = ()
 
 
-def subjects_of(config: RunConfig, pictures: Dataset) -> Subjects:
+def sample_prompts(config: RunConfig, pictures: Dataset) -> SamplePrompts:
     """Return the config's prompts, else captions of pictures that are held out, else of those trained on."""
     if config.sample.prompts:
-        return Subjects(config.sample.prompts)
+        return SamplePrompts(config.sample.prompts)
     samples = (pictures.held_out.samples or pictures.train.samples)[:_COUNT]
-    return Subjects(tuple(sample.captions[0] for sample in samples), samples)
+    return SamplePrompts(tuple(sample.captions[0] for sample in samples), samples)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,9 @@ def paint(family: Family, prompts: Sequence[str], settings: SampleSettings) -> l
     return generate_quietly(family, prompts, seeds, steps=settings.steps, guidance=settings.guidance)
 
 
-def side_by_side(family: Family, weights: AdapterWeights, subjects: Subjects, config: RunConfig) -> Image.Image:
+def comparison_sheet(
+    family: Family, weights: AdapterWeights, subjects: SamplePrompts, config: RunConfig
+) -> Image.Image:
     """Return a sheet with a column a subject: the base's picture, the adapter's, and the real one where there is one.
 
     The adapter is applied for the while; afterwards the family's networks have their own bits again.
@@ -87,8 +89,8 @@ def side_by_side(family: Family, weights: AdapterWeights, subjects: Subjects, co
     return sheet(list(rows.values()), columns=subjects.prompts, labels=list(rows), cell=_CELL)
 
 
-def note_of(subjects: Subjects) -> dict[str, Any]:
-    """Return the note for the file of a :func:`side_by_side`, by which it is taken apart again."""
+def note_of(subjects: SamplePrompts) -> dict[str, Any]:
+    """Return the note for the file of a :func:`comparison_sheet`, by which it is taken apart again."""
     labels = ["base", "adapter", *(["real"] if subjects.real else [])]
     return {"cell": _CELL, "columns": list(subjects.prompts), "labels": labels}
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from veneer.config.schema import RunConfig
-from veneer.data.loader import Pick, caption_of, picks
+from veneer.data.loader import SampleDraw, caption_of, draw_samples
 from veneer.data.manifest import Manifest
 from veneer.data.transform import is_flipped
 from veneer.family.cache import Encoder, noise_like
@@ -55,32 +55,32 @@ class BatchBuilder:
 
         Pictures that are cropped at random are not among it, nor are captions that a text encoder learns from.
         """
-        pictures: dict[tuple[str, bool], Pick] = {}
+        pictures: dict[tuple[str, bool], SampleDraw] = {}
         captions: dict[str, None] = {}
         config, all_there_are = self.config.data, self._variants
-        for batch in map(self._picks, steps):
-            for pick in batch:
-                pictures[pick.sample.id, is_flipped(pick.sample, config, self.config.seed, pick.draw_index)] = pick
-                captions[caption_of(pick, config, self.config.seed)] = None
+        for batch in map(self._draws, steps):
+            for draw in batch:
+                pictures[draw.sample.id, is_flipped(draw.sample, config, self.config.seed, draw.draw_index)] = draw
+                captions[caption_of(draw, config, self.config.seed)] = None
             if (len(pictures), len(captions)) == all_there_are:
                 break
         calls: list[Callable[[], object]] = []
         if config.crop != "random":
-            calls += [partial(self.encoder.posterior, pick) for pick in pictures.values()]
+            calls += [partial(self.encoder.posterior, draw) for draw in pictures.values()]
         if not self.config.adapter.text_encoders:
             calls += [partial(self.encoder.texts, [caption]) for caption in captions]
         return calls
 
-    def _picks(self, step: int) -> list[Pick]:
+    def _draws(self, step: int) -> list[SampleDraw]:
         """Return the draws of a step that this process trains on."""
-        return [pick for own, prior in self._shares(step) for pick in (*own, *prior)]
+        return [draw for own, prior in self._shares(step) for draw in (*own, *prior)]
 
-    def _shares(self, step: int) -> list[tuple[list[Pick], list[Pick]]]:
+    def _shares(self, step: int) -> list[tuple[list[SampleDraw], list[SampleDraw]]]:
         """Return the subject's and the class's draws of each of this process's micro-batches."""
         batch = self.config.train.batch_size
         count = batch * self.config.train.gradient_accumulation_steps
-        own = picks(self.own, self.config.seed, step, count)
-        prior = [] if self.prior is None else picks(self.prior, self.config.seed, step, count)
+        own = draw_samples(self.own, self.config.seed, step, count)
+        prior = [] if self.prior is None else draw_samples(self.prior, self.config.seed, step, count)
         starts = range(0, count, batch)[self.processes.turns]
         return [(own[start : start + batch], prior[start : start + batch]) for start in starts]
 
@@ -92,7 +92,7 @@ class BatchBuilder:
         dropped = {""} if self.config.data.caption_dropout else set()
         return len({sample.id for sample in samples}) * (1 + self.config.data.flip), len(captions | dropped)
 
-    def _micro(self, own: Sequence[Pick], prior: Sequence[Pick], count: int) -> MicroBatch:
+    def _micro(self, own: Sequence[SampleDraw], prior: Sequence[SampleDraw], count: int) -> MicroBatch:
         """Build one forward pass over both kinds: loss + weight x prior loss, each a mean (Ruiz et al. 2023, eq. 2)."""
         batch = [*own, *prior]
         latents = self.encoder.latents(batch)
@@ -103,28 +103,28 @@ class BatchBuilder:
             noise=self._noise(latents, batch).to(self.device),
             t_B=self._times(batch).to(self.device),
             text=self._text(batch),
-            geometries=tuple(self.encoder.geometry(pick) for pick in batch),
+            geometries=tuple(self.encoder.geometry(draw) for draw in batch),
             weight_B=weight_B.to(self.device),
             is_prior_B=is_prior_B,
-            samples=tuple(pick.sample for pick in batch),
+            samples=tuple(draw.sample for draw in batch),
         )
 
     @property
     def _prior_weight(self) -> float:
         return 0.0 if self.config.data.prior is None else self.config.data.prior.weight
 
-    def _noise(self, latents: Tensor, batch: Sequence[Pick]) -> Tensor:
+    def _noise(self, latents: Tensor, batch: Sequence[SampleDraw]) -> Tensor:
         seed = self.config.seed
-        return torch.cat([noise_like(latents[:1], pick, seed, "noise") for pick in batch])
+        return torch.cat([noise_like(latents[:1], draw, seed, "noise") for draw in batch])
 
-    def _times(self, batch: Sequence[Pick]) -> Tensor:
+    def _times(self, batch: Sequence[SampleDraw]) -> Tensor:
         seed = self.config.seed
-        numbers = [uniform(seed, pick.draw_index, pick.sample.id, "timestep") for pick in batch]
+        numbers = [uniform(seed, draw.draw_index, draw.sample.id, "timestep") for draw in batch]
         return self.objective.times(torch.tensor(numbers, dtype=torch.float64))
 
-    def _text(self, batch: Sequence[Pick]) -> Conditioning | list[str]:
+    def _text(self, batch: Sequence[SampleDraw]) -> Conditioning | list[str]:
         """Return encoded captions, or the captions where a text encoder is in training and must read them each time."""
-        captions = [caption_of(pick, self.config.data, self.config.seed) for pick in batch]
+        captions = [caption_of(draw, self.config.data, self.config.seed) for draw in batch]
         if self.config.adapter.text_encoders:
             return captions
         return self.encoder.texts(captions).to(self.device)

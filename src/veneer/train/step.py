@@ -32,10 +32,10 @@ from veneer.train.events import SkipReason
 __all__ = [
     "MicroBatch",
     "NonFinite",
-    "PictureInStep",
     "Skipped",
     "StepContext",
     "StepResult",
+    "StepSample",
     "add_gradients",
     "train_step",
 ]
@@ -50,7 +50,7 @@ _BASES_FAULT = (
 )
 
 
-class PictureInStep(NamedTuple):
+class StepSample(NamedTuple):
     """A picture as it took part in a step, with its time from 0 (clean) to 1 (noise)."""
 
     path: str
@@ -69,7 +69,7 @@ class NonFinite(UserError):
     """
 
     def __init__(
-        self, what: Literal["loss", "gradient"], step: int, pictures: Sequence[PictureInStep], note: str | None = None
+        self, what: Literal["loss", "gradient"], step: int, pictures: Sequence[StepSample], note: str | None = None
     ) -> None:
         self._arguments = what, step, pictures
         self.step = step
@@ -233,7 +233,7 @@ def _backward_all(context: StepContext, step: int, micros: Sequence[MicroBatch])
             gathered = [_Losses(**values) for values in context.processes.all_gather(vars(own))]
             nonfinite = next((one.nonfinite for one in gathered if one.nonfinite), None)
             if nonfinite is not None:
-                raise NonFinite("loss", step + 1, [PictureInStep(*picture) for picture in nonfinite])
+                raise NonFinite("loss", step + 1, [StepSample(*picture) for picture in nonfinite])
             gradients.add()
         losses += gathered
     gradients.apply()
@@ -247,7 +247,7 @@ class _Losses:
     Attributes:
         own: of each picture of the style or subject.
         prior: of each of the class.
-        nonfinite: the pictures, each as ``PictureInStep``, whose loss is not finite.
+        nonfinite: the pictures, each as ``StepSample``, whose loss is not finite.
     """
 
     own: list[float]
@@ -264,7 +264,7 @@ def _backward(context: StepContext, step: int, place: int, micro: MicroBatch) ->
             loss_B = add_gradients(context, _tensors_of(micro, _conditioning(context, micro)))
     # read when a GPU has its whole work: to read them is to wait for it
     losses, is_prior = loss_B.tolist(), micro.is_prior_B.tolist()
-    nonfinite: list[PictureInStep] = []
+    nonfinite: list[StepSample] = []
     if not all(map(math.isfinite, losses)):
         nonfinite = [picture for loss, picture in zip(losses, _pictures(micro), strict=True) if not math.isfinite(loss)]
     return _Losses(_select(losses, is_prior, False), _select(losses, is_prior, True), nonfinite)
@@ -345,15 +345,15 @@ def _clip(parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:
     return float(nn.utils.clip_grad_norm_(parameters, math.inf if max_norm is None else max_norm))
 
 
-def _pictures(micro: MicroBatch) -> list[PictureInStep]:
-    return [PictureInStep(str(s.path), s.id, t) for s, t in zip(micro.samples, micro.t_B.tolist(), strict=True)]
+def _pictures(micro: MicroBatch) -> list[StepSample]:
+    return [StepSample(str(s.path), s.id, t) for s, t in zip(micro.samples, micro.t_B.tolist(), strict=True)]
 
 
-def _all_pictures(context: StepContext, micros: Sequence[MicroBatch]) -> list[PictureInStep]:
+def _all_pictures(context: StepContext, micros: Sequence[MicroBatch]) -> list[StepSample]:
     """Return the pictures of all processes, in the order of the micro-batches."""
     gathered = context.processes.all_gather([_pictures(micro) for micro in micros])
     turns = zip(*gathered, strict=True)
-    return [PictureInStep(*picture) for turn in turns for pictures in turn for picture in pictures]
+    return [StepSample(*picture) for turn in turns for pictures in turn for picture in pictures]
 
 
 def _result(losses: Sequence[_Losses], norm: float, overflowed: bool) -> StepResult:
