@@ -12,9 +12,8 @@ from tests.running import quick_config, use_base
 from veneer.cli.main import main
 from veneer.family.protocol import Family
 from veneer.run.session import run_training
-from veneer.train.events import Warned
 from veneer.verbs import sample
-from veneer.verbs.sample import SampleOptions, sample_adapter
+from veneer.verbs.sample import PictureWritten, SampleOptions, sample_adapter
 
 LONG = ", ".join(["a small red bird on a thin branch of an old tree"] * 10)
 FAST = SampleOptions(steps=1)
@@ -57,8 +56,11 @@ def test_a_prompt_over_the_limit_is_painted_and_its_end_is_quoted(
 
 
 def test_the_adapter_s_own_trigger_behind_the_limit_is_named(trained: Path, tmp_path: Path) -> None:
-    told: list[Warned] = []
-    sample_adapter(trained, ["a cat in the dark forests, sks"], tmp_path / "s", options=FAST, callback=told.append)
+    told: list[Any] = []
+    (path,) = sample_adapter(
+        trained, ["a cat in the dark forests, sks"], tmp_path / "s", options=FAST, callback=told.append
+    )
+    assert told.pop() == PictureWritten(path)
     assert [event.code for event in told] == ["data.cut_captions", "data.cut_trigger"]
     assert told[1].text.startswith("the trigger 'sks' is not seen at all in 1 of 1 prompts")
 
@@ -73,7 +75,7 @@ def test_python_warns_where_no_callback_is_given(trained: Path, tmp_path: Path) 
 def test_a_prompt_that_is_seen_whole_is_told_nothing_of(prompt: str, trained: Path, tmp_path: Path) -> None:
     told: list[Any] = []
     sample_adapter(trained, [prompt], tmp_path / "s", options=FAST, callback=told.append)
-    assert told == []
+    assert [type(event) for event in told] == [PictureWritten]
 
 
 def test_no_picture_of_another_adapter_is_written_over(tmp_path: Path) -> None:
@@ -86,3 +88,24 @@ def test_no_picture_of_another_adapter_is_written_over(tmp_path: Path) -> None:
     path.write_bytes(b"no picture")
     assert sample._write(red, path).name == "00-a-cat-0-4.png"
     assert path.read_bytes() == b"no picture"
+
+
+def test_pictures_are_written_as_they_are_painted(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "_AT_ONCE", 2)
+    whole = sample_adapter(trained, ["a cat"], tmp_path / "whole", options=SampleOptions(steps=1, count=5))
+    seen: list[Any] = []
+
+    def interrupted(event: Any) -> None:
+        seen.append(event.path)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample_adapter(
+            trained, ["a cat"], tmp_path / "part", options=SampleOptions(steps=1, count=5), callback=interrupted
+        )
+    assert [path.name for path in seen] == [path.name for path in whole[:3]]
+    assert all(path.read_bytes() == other.read_bytes() for path, other in zip(seen, whole, strict=False))
+    assert len(list((tmp_path / "part").iterdir())) == 3

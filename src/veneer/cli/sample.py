@@ -33,8 +33,14 @@ def sample(
 ) -> None:
     """Paint prompts with an adapter."""
     from veneer.cli.terminal.console import print_text, print_warning
-    from veneer.verbs.sample import SampleOptions, sample_adapter
+    from veneer.train.events import Warned
+    from veneer.verbs.sample import PictureWritten, SampleOptions, sample_adapter
+
+    def show(event: Warned | PictureWritten) -> None:
+        if isinstance(event, Warned):
+            print_warning(event)
+        else:
+            print_text(str(event.path))
 
     options = SampleOptions(seed=seed, count=count, scale=scale, steps=steps, guidance=guidance)
-    for path in sample_adapter(file, prompt, out, base=base, options=options, callback=print_warning):
-        print_text(str(path))
+    sample_adapter(file, prompt, out, base=base, options=options, callback=show)

@@ -20,7 +20,10 @@ from veneer.train.events import Warned
 from veneer.verbs.merge import load_merged
 from veneer.weights.file import info
 
-__all__ = ["SampleOptions", "sample_adapter"]
+__all__ = ["PictureWritten", "SampleOptions", "sample_adapter"]
+
+_AT_ONCE = 8
+"""Pictures that are painted together."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +45,21 @@ class SampleOptions:
     guidance: float = 4.0
 
 
-def _warn(event: Warned) -> None:
+@dataclass(frozen=True)
+class PictureWritten:
+    """A picture is painted and written.
+
+    Attributes:
+        path: its file.
+    """
+
+    path: Path
+
+
+def _warn(event: Warned | PictureWritten) -> None:
     """Warn as Python does: the callback of whoever names none."""
-    warnings.warn(str(event), stacklevel=4)  # of whoever called, before the argument was opened
+    if isinstance(event, Warned):
+        warnings.warn(str(event), stacklevel=4)  # of whoever called, before the argument was opened
 
 
 @opens_paths
@@ -55,11 +70,12 @@ def sample_adapter(
     *,
     base: str | None = None,
     options: SampleOptions | None = None,
-    callback: Callable[[Warned], None] = _warn,
+    callback: Callable[[Warned | PictureWritten], None] = _warn,
 ) -> list[Path]:
     """Sample prompts with an adapter; return the pictures' files in ``out``, prompt by prompt.
 
-    Another picture that is there already, of another adapter or strength, is not written over: the new name ends in -2.
+    Pictures are written as soon as they are painted, so an interrupt loses none of those. A picture that is there
+    already, of another adapter or strength, is not written over: the new name ends in -2.
 
     Args:
         file: the adapter, or the folder of its run.
@@ -67,7 +83,8 @@ def sample_adapter(
         out: folder for the pictures.
         base: the adapter's base; default: that of the run's config beside the adapter, else the bundled one.
         options: seeds, strength, steps.
-        callback: is called with what of the prompts the base does not see; default: ``warnings.warn``.
+        callback: is called with what of the prompts the base does not see, and with each picture that is written;
+            default: ``warnings.warn`` for the former.
 
     Raises:
         UserError: the adapter or the base cannot be read, or the folder cannot be written to.
@@ -79,9 +96,17 @@ def sample_adapter(
         callback(Warned(**vars(note)))
     offsets = range(options.count)
     jobs = [(row, prompt, options.seed + offset) for row, prompt in enumerate(prompts) for offset in offsets]
-    texts, seeds = [prompt for _, prompt, _ in jobs], [seed for _, _, seed in jobs]
-    pictures = generate_quietly(family, texts, seeds, steps=options.steps, guidance=options.guidance)
-    return [_write(picture, out / _name(*job)) for picture, job in zip(pictures, jobs, strict=True)]
+    written = []
+    for start in range(0, len(jobs), _AT_ONCE):
+        part = jobs[start : start + _AT_ONCE]
+        texts, seeds = [prompt for _, prompt, _ in part], [seed for _, _, seed in part]
+        pictures = generate_quietly(
+            family, texts, seeds, steps=options.steps, guidance=options.guidance, batch=_AT_ONCE
+        )
+        for picture, job in zip(pictures, part, strict=True):
+            written.append(_write(picture, out / _name(*job)))
+            callback(PictureWritten(written[-1]))
+    return written
 
 
 def _write(picture: Image.Image, path: Path) -> Path:
