@@ -162,7 +162,7 @@ def test_the_bench_measures_every_kind_of_case_on_the_cpu(tmp_path: Path) -> Non
     figures = json.loads((tmp_path / "bench.json").read_text("utf-8"))
     assert not [case for case in figures["cases"] if "error" in case]
     ways = {(case["group"], case["way"]) for case in figures["cases"]}
-    assert {("flux-1024-1", "engine, lean"), ("sdxl-1024-1", PEFT), ("sdxl-1024-1", "veneer, checkpoint")} <= ways
+    assert {("flux-1024-1", "veneer, lean"), ("sdxl-1024-1", PEFT), ("sdxl-1024-1", "veneer, checkpoint")} <= ways
     assert figures["skipped"] == []
 
 
