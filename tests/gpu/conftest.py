@@ -6,6 +6,7 @@ with tiny sizes, so that what is wrong with a test is found without a GPU.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,7 @@ def memory(device: torch.device) -> Iterator[None]:
     """Give back what a test held, so that the next one has the whole GPU."""
     yield
     if device.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
