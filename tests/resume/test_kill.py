@@ -86,7 +86,7 @@ def wait_for(process: subprocess.Popen[str], output: Path, step: int) -> None:
 @pytest.mark.slow
 def test_four_processes_killed_at_random(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     """By the kernel, each some steps and a fraction of a step after it was started; often while it writes."""
-    whole, often = (long_config(tiny_base, tiny_pictures, tmp_path / name, 150) for name in ("whole", "often"))
+    whole, often = (long_config(tiny_base, tiny_pictures, tmp_path / name, 60) for name in ("whole", "often"))
     file = tmp_path / "often.yaml"
     write_config(often, file)
     for life in range(4):
@@ -98,7 +98,7 @@ def test_four_processes_killed_at_random(tiny_base: Path, tiny_pictures: Path, t
         process.communicate()
         assert process.returncode == -signal.SIGKILL
         assert (often.output.dir / LOCK).exists()  # which is nobody's now
-    assert 4 <= steps_kept(often.output.dir)[-1] < 150
+    assert 4 <= steps_kept(often.output.dir)[-1] < 60
     last = start(file, "--resume")
     out, err = last.communicate()
     assert last.returncode == 0, err

@@ -132,10 +132,8 @@ def veneer(
 @pytest.mark.parametrize(
     ("redirect", "environment", "code"),
     [
-        ("", {"HOME": None}, 0),
-        ("", {"TERM": "dumb"}, 0),
-        ("", {"COLUMNS": "20"}, 0),
-        ("", {"PYTHONIOENCODING": "ascii"}, 0),
+        ("", {"HOME": None, "TERM": "dumb"}, 0),
+        ("", {"COLUMNS": "20", "PYTHONIOENCODING": "ascii"}, 0),
         ("", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, 0),
         ("> /dev/full", {}, 1),
         (">&-", {}, 0),
