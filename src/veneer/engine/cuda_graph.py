@@ -119,7 +119,7 @@ class GraphedBackward:
 
     def release(self) -> None:
         """Give back the memory of all recorded passes; they are recorded again when they are needed."""
-        if self._recorded:
+        if self._recorded or self._gradients:  # the latter alone where nothing could be recorded
             self._recorded.clear()
             self._gradients.clear()
             self._recorder.release()

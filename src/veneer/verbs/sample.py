@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
+from typing import TypeAlias
 
 from PIL import Image
 
+from veneer.family.protocol import Family
 from veneer.files import opens_paths
 from veneer.run.folder import make_writable
 from veneer.run.identity import TRIGGER
@@ -22,6 +24,8 @@ from veneer.weights.file import info
 
 __all__ = ["PictureWritten", "SampleOptions", "sample_adapter"]
 
+_Job: TypeAlias = "tuple[int, str, int]"
+"""A prompt's number, the prompt and a seed."""
 _AT_ONCE = 8
 """Pictures that are painted together."""
 
@@ -97,16 +101,21 @@ def sample_adapter(
     offsets = range(options.count)
     jobs = [(row, prompt, options.seed + offset) for row, prompt in enumerate(prompts) for offset in offsets]
     written = []
+    for job, picture in _paint(family, jobs, options):
+        written.append(_write(picture, out / _name(*job)))
+        callback(PictureWritten(written[-1]))
+    return written
+
+
+def _paint(family: Family, jobs: Sequence[_Job], options: SampleOptions) -> Iterator[tuple[_Job, Image.Image]]:
+    """Yield each job with its picture, some at once."""
     for start in range(0, len(jobs), _AT_ONCE):
         part = jobs[start : start + _AT_ONCE]
         texts, seeds = [prompt for _, prompt, _ in part], [seed for _, _, seed in part]
         pictures = generate_quietly(
             family, texts, seeds, steps=options.steps, guidance=options.guidance, batch=_AT_ONCE
         )
-        for picture, job in zip(pictures, part, strict=True):
-            written.append(_write(picture, out / _name(*job)))
-            callback(PictureWritten(written[-1]))
-    return written
+        yield from zip(part, pictures, strict=True)
 
 
 def _write(picture: Image.Image, path: Path) -> Path:
