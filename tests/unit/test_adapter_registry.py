@@ -40,7 +40,7 @@ class Opaque(LoraFactors):
 
     @property
     def method(self) -> Method:
-        return replace(LORA, name="opaque", title="Opaque", is_mergeable=False)
+        return replace(LORA, names=replace(LORA.names, method="opaque", title="Opaque"), is_mergeable=False)
 
     def low_rank(self) -> None:  # type: ignore[override]
         return None

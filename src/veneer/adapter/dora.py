@@ -18,21 +18,20 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
-from veneer.adapter.lora import LORA, InjectedLora, LoraFactors, LoraSpec, delta_weight
+from veneer.adapter.lora import InjectedLora, LoraFactors, LoraSpec, delta_weight
+from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in
 from veneer.adapter.protocol import InjectedLayer, Layer, LayerAdapter, Method
 from veneer.errors import UserError
 
 __all__ = ["DORA", "DoraFactors", "DoraSpec", "merged_weight", "weight_norm"]
 
-_MARKERS = {"use_dora": True}
-
 
 @dataclass(frozen=True)
 class DoraSpec(LoraSpec):
     """The plan of one network's DoRA; its attributes are those of a LoRA."""
 
-    peft_markers: ClassVar[Mapping[str, Any]] = _MARKERS
+    peft_markers: ClassVar[Mapping[str, Any]] = PART_NAMES["dora"].peft_markers
 
     def check_layer(self, path: str, layer: Layer) -> None:
         """Refuse what LoRA refuses, and a weight with an output of zeros, which has no direction.
@@ -294,23 +293,10 @@ def _check_over_outputs(name: str, factors: DoraFactors) -> None:
 
 
 DORA = Method(
-    name="dora",
-    title="DoRA",
+    names=PART_NAMES["dora"],
     is_additive=False,
     is_mergeable=True,
     spec=DoraSpec.from_config,
     from_state=DoraFactors.from_state,
     from_file=DoraFactors.from_file,
-    endings={
-        "peft": {**LORA.endings["peft"], "lora_magnitude_vector": _PEFT_PART},
-        # transformers 5 passes over peft's own name with a warning, and leaves m at its start
-        "transformers": {**LORA.endings["peft"], "lora_magnitude_vector.weight": _PEFT_PART},
-        "kohya": {**LORA.endings["kohya"], "dora_scale": _KOHYA_PART},
-    },
-    spellings={
-        **LORA.spellings,
-        _PEFT_PART: r"(?:[._]lora(?:_linear_layer)?)?\.lora_magnitude_vectorNAME(?:\.weight)?",
-        _KOHYA_PART: r"(?:[._]lora(?:_linear_layer)?)?\.(?:dora_scale|(?:dora_|lora_)?magnitude)(?:\.weight)?",
-    },
-    peft_markers=_MARKERS,
 )

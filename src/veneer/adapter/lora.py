@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in, wrap_with_peft
 from veneer.adapter.protocol import InjectedLayer, Layer, LayerAdapter, LowRank, Method
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
@@ -386,25 +387,11 @@ def _alpha_of(settings: Mapping[str, Any], rank: int) -> float:
     return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha  # Kalajdzievski 2023: alpha / sqrt(r)
 
 
-_BEFORE = r"[._]lora(?:_linear_layer)?"
-"""What diffusers puts between a layer's name and a factor's."""
-
 LORA = Method(
-    name="lora",
-    title="LoRA",
+    names=PART_NAMES["lora"],
     is_additive=True,
     is_mergeable=True,
     spec=LoraSpec.from_config,
     from_state=LoraFactors.from_state,
     from_file=LoraFactors.from_file,
-    endings={
-        "peft": {"lora_A.weight": "down", "lora_B.weight": "up"},
-        "kohya": {"lora_down.weight": "down", "lora_up.weight": "up", "alpha": "alpha"},
-    },
-    spellings={
-        "down": rf"\.lora_(?:A|down)NAME(?:\.weight)?|{_BEFORE}\.down(?:\.weight)?",
-        "up": rf"\.lora_(?:B|up)NAME(?:\.weight)?|{_BEFORE}\.up(?:\.weight)?",
-        "mid": r"\.lora_midNAME(?:\.weight)?",
-        "alpha": rf"(?:{_BEFORE}(?:\.(?:down|up))?|\.lora_(?:A|B|down|up)NAME)?(?:\.weight)?\.(?:lora_)?alpha",
-    },
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -18,6 +18,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from veneer.adapter.part_names import PartNames
 from veneer.errors import UserError
 
 if TYPE_CHECKING:
@@ -204,31 +205,46 @@ class Method:
     """An adapter method.
 
     Attributes:
-        name: its value of ``adapter.method``.
-        title: its name in prose.
+        names: what files call its parts, and what it is called itself.
         is_additive: whether delta W depends on the adapter alone, not on the base's weight.
         is_mergeable: whether it has a delta W at all; what has none is computed beside the layer.
         spec: makes the plan of one network's adapter from its section of the config.
         from_state: makes one layer's numbers from what ``LayerAdapter.state_dict`` gave.
         from_file: makes them from the parts that a file has and, where there is one, the config of the layer beside
             them (peft's); raises UserError if a part is missing, or the config contradicts the parts.
-        endings: what is written: by naming (``peft``, ``kohya``, and ``transformers`` where its loader needs other
-            names than peft's), part by ending. A part has one meaning in all methods.
-        spellings: what is read: patterns of all endings that tools give to a part, by part; ``NAME`` in one stands for
-            an adapter's name, which peft puts before ``weight``.
-        peft_markers: settings of peft's config that are set for this method only.
     """
 
-    name: str
-    title: str
+    names: PartNames
     is_additive: bool
     is_mergeable: bool
     spec: Callable[[AdapterConfig | TextEncoderAdapterConfig], AdapterSpec]
     from_state: Callable[[Mapping[str, Tensor]], LayerAdapter]
     from_file: Callable[[Mapping[str, Tensor], Mapping[str, Any] | None], LayerAdapter]
-    endings: Mapping[str, Mapping[str, str]]
-    spellings: Mapping[str, str]
-    peft_markers: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Its value of ``adapter.method``."""
+        return self.names.method
+
+    @property
+    def title(self) -> str:
+        """Its name in prose."""
+        return self.names.title
+
+    @property
+    def endings(self) -> Mapping[str, Mapping[str, str]]:
+        """Part by ending, by naming, as ``PartNames`` has it."""
+        return self.names.endings
+
+    @property
+    def spellings(self) -> Mapping[str, str]:
+        """Pattern by part, as ``PartNames`` has it."""
+        return self.names.spellings
+
+    @property
+    def peft_markers(self) -> Mapping[str, Any]:
+        """Settings of peft's config that are set for this method only."""
+        return self.names.peft_markers
 
 
 def low_rank_of(weights: AdapterWeights) -> dict[str, LowRank]:

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from veneer.adapter.registry import METHODS
+from veneer.adapter.part_names import PART_NAMES
 from veneer.errors import UserError
 from veneer.weights.formats.contents import TOKEN_NAMES, content_of
 from veneer.weights.formats.names import has_root, parse_name
@@ -20,7 +20,7 @@ __all__ = ["Shapes", "family_of", "is_adapter", "refuse_foreign"]
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor by its name."""
 
-_READ = " and ".join(method.title for method in METHODS.values())
+_READ = " and ".join(names.title for names in PART_NAMES.values())
 _TOKENS = "textual inversion"
 _TOKEN_WIDTHS = (768, 1024, 1280, 2048, 4096)
 """How many numbers a token has in the text encoders that people train tokens of."""

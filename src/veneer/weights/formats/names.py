@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from veneer.adapter.registry import METHODS
+from veneer.adapter.part_names import PART_NAMES
 
 __all__ = [
     "DENOISER",
@@ -36,7 +36,7 @@ _SHORT, _LONG = "text_encoder.", f"text_encoder.{_LEVEL}"
 # the other
 
 _ADAPTER_NAME = r"(?:\.(?!(?:weight|bias|alpha)$)[^.]+)?"
-_PARTS = {part: pattern for method in METHODS.values() for part, pattern in method.spellings.items()}
+_PARTS = {part: pattern for names in PART_NAMES.values() for part, pattern in names.spellings.items()}
 _ENDING = "|".join(f"(?P<{part}>{pattern.replace('NAME', _ADAPTER_NAME)})" for part, pattern in _PARTS.items())
 _NAME_END = re.compile(f"(?:{_ENDING})$")
 _LONGEST_ENDING = 120  # characters: the end of a name in which its ending is looked for
