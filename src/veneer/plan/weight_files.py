@@ -6,8 +6,6 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 import veneer.base
 from veneer.family.file_content import header
 from veneer.family.registry import BUNDLED, detect, family_class
@@ -76,7 +74,7 @@ def read_weight_files(base: str, weight_bytes: int) -> WeightFiles:
         return WeightFiles((PartFiles(weight_bytes // 4, 0),), mapped=False)
     parts = tuple(PartFiles(sum(map(_count, files)), sum(map(_size, files))) for files in headers)
     dtypes = {tensor.dtype for files in headers for file in files for tensor in file.tensors.values()}
-    return WeightFiles(parts, mapped=dtypes <= {torch.float32, torch.int64})
+    return WeightFiles(parts, mapped=dtypes <= {"F32", "I64"})
 
 
 def _files(folder: Path) -> list[list[Path]]:

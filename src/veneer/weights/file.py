@@ -23,7 +23,7 @@ from veneer.weights.formats.registry import METADATA_KEYS
 from veneer.weights.formats.strength import FILE_NAME as PEFT_NAME
 from veneer.weights.formats.strength import settings_beside
 from veneer.weights.formats.tensors import adapter_of, by_layer, parse_names, require_known
-from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes, open_tensors
+from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes, open_tensors, read_tensors
 
 __all__ = [
     "FILE_NAME",
@@ -290,7 +290,7 @@ def _read(path: Path) -> _Content:
             parsed = parse_names(shapes)
             refuse_foreign(shapes, [name for name in shapes if parsed[name] is None])
             names = require_known(parsed)
-        tensors = file.tensors()
+        tensors = read_tensors(file)
     with _located_at(path):
         layers = _adapters(path, names, metadata, tensors)
     return _Content(layers, {name.layer: name.format for name in names.values()}, shapes, metadata)

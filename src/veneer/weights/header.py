@@ -3,6 +3,7 @@
 The format (https://github.com/huggingface/safetensors): 8 bytes with the length of a JSON object, the object, the data.
 The object has each tensor's dtype, shape and place in the data, and texts under ``__metadata__``. Its members are
 parsed one by one and none may be long but texts, so that a header takes a few times its own size in memory and no more.
+Nothing here needs torch: an adapter is summed up without it.
 """
 
 from __future__ import annotations
@@ -15,27 +16,20 @@ from json.decoder import scanstring  # type: ignore[attr-defined]  # not in type
 from pathlib import Path
 from typing import Any, NoReturn, TypeGuard
 
-import torch
-
 from veneer.errors import UserError
 
-__all__ = ["DTYPES", "Header", "TensorEntry", "bad_header", "parse_header", "shown"]
+__all__ = ["ITEM_BYTES", "Header", "TensorEntry", "bad_header", "parse_header", "shown"]
 
 _MOST_MEMBERS = 50_000  # tensors, or keys of the metadata; an adapter of SDXL has a few thousand tensors
 _ENTRY_LENGTH = 2_000  # characters that say what a tensor is; usually 70
 _VALUE_LENGTH = 2**20  # characters of a value in the metadata that is no text
 _METADATA = "__metadata__"
-_FLOATS_OF_8_BITS = {
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
-    "F8_E5M2": torch.float8_e5m2,
-    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+ITEM_BYTES: Mapping[str, int] = {
+    **{"F64": 8, "F32": 4, "F16": 2, "BF16": 2},
+    **{"F8_E4M3": 1, "F8_E4M3FNUZ": 1, "F8_E5M2": 1, "F8_E5M2FNUZ": 1},
+    **{"I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1},
 }
-_INTEGERS = {"BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "I16": torch.int16}
-_INTEGERS |= {"I32": torch.int32, "I64": torch.int64}
-_FLOATS = {"F16": torch.float16, "BF16": torch.bfloat16, "F32": torch.float32, "F64": torch.float64}
-DTYPES: Mapping[str, torch.dtype] = _FLOATS | _FLOATS_OF_8_BITS | _INTEGERS
-"""The types that are read, by the format's name."""
+"""The types that are read, by the format's name, with the bytes that one number takes."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +37,13 @@ class TensorEntry:
     """What a header says of a tensor.
 
     Attributes:
-        dtype: of its numbers.
+        dtype: of its numbers, by the format's name, a key of ``ITEM_BYTES``.
         shape: in rows, columns and so on.
         start: its first byte, counted from the beginning of the data.
         end: the byte behind its last.
     """
 
-    dtype: torch.dtype
+    dtype: str
     shape: tuple[int, ...]
     start: int
     end: int
@@ -139,13 +133,13 @@ def _in_order(tensors: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
 def _entry(name: str, entry: Any) -> TensorEntry:
     """Return what a header says of one tensor, once its shape, type and bytes are known to agree."""
     dtype, shape, offsets = _fields(entry) or _refuse(name)
-    if dtype not in DTYPES:
+    if dtype not in ITEM_BYTES:
         raise _UnknownType(f"holds numbers of type {shown(dtype)}")
-    size = _product(shape) * DTYPES[dtype].itemsize
+    size = _product(shape) * ITEM_BYTES[dtype]
     if offsets[1] - offsets[0] != size:
         what = f"is {dtype} of shape {tuple(shape)!s:.80}, {size!s:.30} bytes, and has the bytes of {offsets!s:.80}"
         raise _Broken(f"tensor {shown(name)} {what}")
-    return TensorEntry(DTYPES[dtype], tuple(shape), offsets[0], offsets[1])
+    return TensorEntry(dtype, tuple(shape), offsets[0], offsets[1])
 
 
 def _fields(entry: Any) -> tuple[str, list[int], list[int]] | None:

@@ -1,34 +1,31 @@
-"""Safetensors whose bytes depend on their content alone, read without running anything."""
+"""Safetensors whose bytes depend on their content alone, as torch's tensors, read without running anything."""
 
 from __future__ import annotations
 
-import errno
-import io
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from veneer.errors import UserError
-from veneer.file_kind import EMPTY, MOST_HEADER_BYTES, SAFETENSORS, kind_in
-from veneer.files import is_pickle, open_regular
-from veneer.weights.header import Header, TensorEntry, bad_header, parse_header, shown
-from veneer.weights.other_files import other_kind, pickle_ending
+from veneer.weights.tensors_file import TensorsFile, open_tensors
 
-__all__ = ["TensorsFile", "check_finite", "decode", "encode", "encoded_bytes", "first_not_finite", "open_tensors"]
+__all__ = [
+    "check_finite",
+    "decode",
+    "encode",
+    "encoded_bytes",
+    "first_not_finite",
+    "open_tensors",
+    "read_tensor",
+    "read_tensors",
+]
 
-_START_BYTES = 200  # of a file, for messages
-_SMALLEST = 10  # bytes of a safetensors file: the length, and the header {}
-
-_DTYPE_NAMES = {
+_WRITTEN = {
     torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
@@ -36,7 +33,16 @@ _DTYPE_NAMES = {
     torch.bfloat16: "BF16",
     torch.float16: "F16",
 }
-_DTYPES = tuple(_DTYPE_NAMES)
+"""The types that are written, by the format's names, in the order in which the library lays them."""
+_READ = {
+    **{name: dtype for dtype, name in _WRITTEN.items()},
+    **{"I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool},
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+}
+"""The types that are read; the names are those of ``header.ITEM_BYTES``."""
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
@@ -56,12 +62,13 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
 def encoded_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
     """Return how many bytes :func:`encode` makes; the tensors' numbers are not looked at, so they need have none."""
     # the library lays the widest types first, and names of one type in their order
-    ordered = sorted(sorted(tensors), key=lambda name: _DTYPES.index(tensors[name].dtype))
+    order = tuple(_WRITTEN)
+    ordered = sorted(sorted(tensors), key=lambda name: order.index(tensors[name].dtype))
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
     for name in ordered:
         start, end = end, end + tensors[name].numel() * tensors[name].element_size()
-        dtype = _DTYPE_NAMES[tensors[name].dtype]
+        dtype = _WRITTEN[tensors[name].dtype]
         header[name] = {"data_offsets": [start, end], "dtype": dtype, "shape": list(tensors[name].shape)}
     return 8 + -(-len(_header_bytes(header)) // 8) * 8 + end
 
@@ -73,139 +80,31 @@ def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         UserError: as of :func:`open_tensors`, or it holds what :func:`check_finite` refuses.
     """
     with open_tensors(path) as file:
-        return file.tensors(), dict(file.header.metadata)
+        return read_tensors(file), dict(file.header.metadata)
 
 
-@dataclass(frozen=True)
-class TensorsFile:
-    """An open safetensors file whose header makes sense and fits the file's size; no number is read yet.
-
-    Attributes:
-        path: of the file.
-        header: what it holds.
-    """
-
-    path: Path
-    header: Header
-    _file: io.BufferedReader
-    _data_start: int
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Read all tensors, each into memory of its own: it stays when the file is written over.
-
-        Raises:
-            UserError: memory is too small, the file changed, or a tensor is none that :func:`check_finite` takes.
-        """
-        self._check_memory()
-        with _readable(self.path):
-            tensors = {name: _wide(self._tensor(entry)) for name, entry in self.header.tensors.items()}
-        check_finite(tensors, self.path)
-        return tensors
-
-    def _check_memory(self) -> None:
-        free = psutil.virtual_memory().available
-        if self.header.data_bytes > free:
-            what = (
-                f"holds {self.header.data_bytes / 1e9:,.1f} GB of tensors, and {free / 1e9:,.1f} GB of memory are free"
-            )
-            remedy = "it may be a whole model rather than an adapter"
-            raise UserError(what, code="weights.too_large", where=self.path, remedy=remedy)
-
-    def _tensor(self, entry: TensorEntry) -> Tensor:
-        data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
-        self._file.seek(self._data_start + entry.start)
-        buffer: Any = data.numpy()
-        if self._file.readinto(buffer) != len(data):
-            raise OSError(errno.EIO, "it became shorter while it was read")
-        return data.view(entry.dtype).reshape(entry.shape)
-
-
-@contextmanager
-def open_tensors(path: Path) -> Iterator[TensorsFile]:
-    """Open a safetensors file and check its header against its size.
+def read_tensors(file: TensorsFile) -> dict[str, Tensor]:
+    """Read all tensors of an open file, each into memory of its own: it stays when the file is written over.
 
     Raises:
-        UserError: it is a pickle (which is not opened, for opening one can run code), is no regular file, is another
-            kind of file, is cut short or too long, or its header does not make sense.
+        UserError: memory is too small, the file changed, or a tensor is none that :func:`check_finite` takes.
     """
-    if is_pickle(path):
-        raise pickle_ending(path)
-    with _readable(path):
-        file = open_regular(path)
-    with file:
-        with _readable(path):
-            size = os.fstat(file.fileno()).st_size
-            length = _header_length(file, size, path)
-            file.seek(8)
-            header = parse_header(file.read(length), path)
-        _refuse_empty(header, path)
-        _check_size(size - 8 - length, header.data_bytes, path)
-        yield TensorsFile(path, header, file, 8 + length)
+    file.check_memory(file.header.data_bytes)
+    tensors = {name: _wide(read_tensor(file, name)) for name in file.header.tensors}
+    check_finite(tensors, file.path)
+    return tensors
 
 
-def _refuse_empty(header: Header, path: Path) -> None:
-    """Refuse a tensor without numbers: its shape may be of any size, such as a rank of 2^40.
+def read_tensor(file: TensorsFile, name: str) -> Tensor:
+    """Read one tensor of an open file as it is, whatever its numbers are.
 
-    A base may have one, whose name alone says something.
+    Raises:
+        UserError: the file changed, or cannot be read any more.
     """
-    for name, entry in header.tensors.items():
-        if entry.start == entry.end:
-            what = f"tensor {shown(name)} is of shape {entry.shape!s:.80} and holds no number"
-            raise bad_header(what, path)
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Say in one line why a file cannot be read."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
-        reason = getattr(error, "strerror", None) or error
-        remedy = _REMEDIES.get(getattr(error, "errno", 0) or 0, "name the file itself")
-        raise UserError(f"cannot be read: {reason}", code="weights.unreadable", where=path, remedy=remedy) from error
-
-
-_REMEDIES = {
-    errno.ENOENT: "check the path",
-    errno.ENOTDIR: "check the path",
-    errno.EACCES: "ask its owner for the right to read it",
-    errno.EPERM: "ask its owner for the right to read it",
-    errno.EIO: "the disk may be failing; try again, or use a copy",
-}
-
-
-def _header_length(file: io.BufferedReader, size: int, path: Path) -> int:
-    """Return the length of a file's header, once its first bytes are known to be those of a safetensors file."""
-    kind = kind_in(file)
-    file.seek(0)
-    start = file.read(_START_BYTES)
-    length = int.from_bytes(start[:8], "little")
-    if kind is SAFETENSORS:
-        if length > size - 8:
-            raise _cut_short(f"its header has {size - 8:,} of {length:,} bytes", path)
-        return length
-    if kind is not None and size > 1:  # one byte may be a letter
-        raise other_kind(kind, path, start)
-    if length > MOST_HEADER_BYTES and start[8:9] == b"{":
-        what = f"its header would have {length:,} bytes, and safetensors allows {MOST_HEADER_BYTES:,}"
-        raise bad_header(what, path)
-    if size < _SMALLEST or (length > size - 8 and length <= MOST_HEADER_BYTES):
-        raise _cut_short("it is empty" if kind is EMPTY else f"it has {size:,} bytes", path)
-    what = f"is no safetensors file: it begins with the bytes {start[:8].hex(' ')}"
-    raise UserError(what, code="weights.not_safetensors", where=path, remedy="name another file, or fetch it again")
-
-
-def _check_size(found: int, expected: int, path: Path) -> None:
-    if found < expected:
-        raise _cut_short(f"its tensors have {found:,} of {expected:,} bytes", path)
-    if found > expected:
-        raise bad_header(f"has {found - expected:,} bytes behind its last tensor", path)
-
-
-def _cut_short(what: str, path: Path) -> UserError:
-    return UserError(f"is cut short: {what}", code="weights.cut_short", where=path, remedy="fetch it again")
+    entry = file.header.tensors[name]
+    data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
+    file.read_into(name, data.numpy())
+    return data.view(_READ[entry.dtype]).reshape(entry.shape)
 
 
 def _wide(tensor: Tensor) -> Tensor:
