@@ -61,3 +61,14 @@ with open_tensors(Path(sys.argv[1])) as file: print(file.numbers("a").sum(), "to
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     run = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert run.stdout.split() == ["5.0", "False"]
+
+
+WITHOUT_TORCH = ("weights.header", "weights.tensors_file", "weights.adapter_path", "weights.formats.names")
+WITHOUT_TORCH += ("weights.formats.parts", "weights.formats.strength", "weights.formats.foreign")
+
+
+def test_names_and_strengths_are_understood_without_torch() -> None:
+    program = f"import sys, {', '.join(f'veneer.{module}' for module in WITHOUT_TORCH)}; print('torch' in sys.modules)"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert run.stdout.split() == ["False"]

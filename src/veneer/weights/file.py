@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.errors import UserError
 from veneer.files import atomic_write, is_pickle, open_regular, opens_paths
+from veneer.weights.adapter_path import FILE_NAME, file_in
 from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.foreign import Shapes, family_of, refuse_foreign
 from veneer.weights.formats.layers import LayerIndex, require_base
 from veneer.weights.formats.names import NETWORKS, TensorName, memory_path, readings
+from veneer.weights.formats.parts import by_layer, parse_names, require_known
 from veneer.weights.formats.protocol import BaseNames, KeyNames
 from veneer.weights.formats.registry import METADATA_KEYS
-from veneer.weights.formats.strength import FILE_NAME as PEFT_NAME
 from veneer.weights.formats.strength import settings_beside
-from veneer.weights.formats.tensors import adapter_of, by_layer, parse_names, require_known
+from veneer.weights.formats.tensors import adapter_of
 from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes, open_tensors, read_tensors
 
 __all__ = [
@@ -37,9 +38,6 @@ __all__ = [
     "save",
     "tensor_hashes",
 ]
-
-FILE_NAME = "pytorch_lora_weights.safetensors"
-"""The name that ``load_lora_weights`` looks for in a folder."""
 
 _PIECE = 2**20  # bytes read at a time
 _TENSORS_HASH = "veneer.tensors.sha256"
@@ -247,21 +245,6 @@ def _hyperparameters(adapters: list[LayerAdapter]) -> dict[str, tuple[float, ...
         for name, value in adapter.hyperparameters.items():
             values.setdefault(name, set()).add(value)
     return {name: tuple(sorted(each)) for name, each in values.items()}
-
-
-def file_in(path: Path) -> Path:
-    """Return the adapter file that a path means: itself, or in a folder the one of a usual name.
-
-    Raises:
-        UserError: the folder has none.
-    """
-    if not path.is_dir():
-        return path
-    for name in (FILE_NAME, PEFT_NAME):
-        if (path / name).is_file():
-            return path / name
-    what = f"holds neither {FILE_NAME} nor {PEFT_NAME}"
-    raise UserError(what, code="weights.no_adapter_file", where=path, remedy="name the file itself")
 
 
 @dataclass(frozen=True)

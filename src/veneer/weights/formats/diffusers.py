@@ -13,14 +13,11 @@ from torch import Tensor
 
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.weights.formats.names import file_path, memory_path
-from veneer.weights.formats.peft_config import config_for
+from veneer.weights.formats.peft_config import METADATA_KEY, config_for
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.formats.tensors import named_tensors
 
 __all__ = ["DIFFUSERS", "METADATA_KEY", "DiffusersFormat"]
-
-METADATA_KEY = "lora_adapter_metadata"
-"""Key of the JSON in a file's metadata that diffusers reads the strength from."""
 
 
 class DiffusersFormat:

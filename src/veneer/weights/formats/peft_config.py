@@ -6,13 +6,17 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from veneer.adapter.protocol import LayerAdapter
 from veneer.errors import UserError
 
-__all__ = ["PeftConfig", "config_for", "parse_config"]
+if TYPE_CHECKING:
+    from veneer.adapter.protocol import LayerAdapter
 
+__all__ = ["METADATA_KEY", "PeftConfig", "config_for", "parse_config"]
+
+METADATA_KEY = "lora_adapter_metadata"
+"""Key of the JSON in a file's metadata that diffusers reads the strength from."""
 _PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern", "alpha": "alpha_pattern"}
 """Settings that a layer may have a value of its own of, and where peft has these."""
 

@@ -8,10 +8,9 @@ from typing import Any
 
 from veneer.errors import UserError
 from veneer.files import open_regular
-from veneer.weights.formats.diffusers import METADATA_KEY
 from veneer.weights.formats.names import NETWORKS, TensorName
-from veneer.weights.formats.peft_config import PeftConfig, parse_config
-from veneer.weights.formats.tensors import Settings
+from veneer.weights.formats.parts import Settings
+from veneer.weights.formats.peft_config import METADATA_KEY, PeftConfig, parse_config
 
 __all__ = ["CONFIG_NAME", "FILE_NAME", "settings_beside"]
 
