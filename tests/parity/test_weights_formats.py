@@ -431,8 +431,8 @@ def test_kohya_s_dora_is_written_and_read_back(plain: Plain, tmp_path: Path) -> 
     base, injection = paint(ours), dora(ours)
     painted, weights = paint(ours), injection.weights()
     injection.eject()
-    tensors, metadata = KOHYA.write(weights, BaseNames(networks(ours)))
-    save_file(tensors, tmp_path / "kohya.safetensors", metadata)
+    (file,) = KOHYA.write(weights, BaseNames(networks(ours)))
+    save_file(file.tensors, tmp_path / "kohya.safetensors", file.metadata)
     read = load(tmp_path / "kohya.safetensors", networks(ours)).weights
     assert read.keys() == weights.keys()
     for path, each in weights.items():
@@ -446,7 +446,7 @@ def test_diffusers_drops_kohya_s_magnitudes(plain: Plain, tmp_path: Path) -> Non
     """So a DoRA in kohya's names cannot be judged by loading it there, as long as this is so."""
     ours = plain()
     weights = dora(ours).weights()
-    save_file(KOHYA.write(weights, BaseNames(networks(plain())))[0], tmp_path / "kohya.safetensors")
+    save_file(KOHYA.write(weights, BaseNames(networks(plain())))[0].tensors, tmp_path / "kohya.safetensors")
     tensors, _ = StableDiffusionPipeline.lora_state_dict(tmp_path, weight_name="kohya.safetensors")
     assert tensors and not [name for name in tensors if "dora" in name or "magnitude" in name]
 
@@ -460,7 +460,7 @@ def test_diffusers_own_names_of_kohya_s_dora_are_ours(plain: Plain) -> None:
     injection = dora(ours)
     base, weights = paint(plain()), injection.weights()
     unet_only = {path: each for path, each in weights.items() if path.startswith("unet.")}
-    tensors, _ = KOHYA.write(unet_only, BaseNames(networks(plain())))
+    tensors = KOHYA.write(unet_only, BaseNames(networks(plain())))[0].tensors
     converted, alphas = _convert_non_diffusers_lora_to_diffusers(dict(tensors))
     assert sum("magnitude" in name for name in converted) == len(unet_only)
     converted = {name: _as_peft_has_it(name, tensor) for name, tensor in converted.items()}
@@ -488,7 +488,7 @@ def test_lycoris_is_of_one_mind_about_kohya_s_dora() -> None:
         lora = LoraFactors(down, torch.randn(weight.shape[0], 2, *places, generator=generator), 5.0)
         sides = (weight.shape[0], 1) if axis == 0 else (1, weight.shape[1])
         numbers = DoraFactors(lora, torch.rand(*sides, *places, generator=generator) + 0.5)
-        tensors, _ = KOHYA.write({"unet.x": numbers}, BaseNames({"unet": nn.ModuleDict({"x": layer})}))
+        tensors = KOHYA.write({"unet.x": numbers}, BaseNames({"unet": nn.ModuleDict({"x": layer})}))[0].tensors
         own = {name.removeprefix("lora_unet_x."): tensor for name, tensor in tensors.items()}
         module = locon.LoConModule("lora_unet_x", layer, 1.0, 2, 5.0, weight_decompose=True, wd_on_out=axis == 0)
         assert not module.load_state_dict(own, strict=False).unexpected_keys

@@ -145,7 +145,7 @@ def test_kohya_s_shape_says_which_axis(axis: int, conv: bool, tmp_path: Path) ->
     numbers = dora(axis, conv)
     layer = nn.Conv2d(6, 6, 3) if conv else nn.Linear(6, 6)
     networks = {"unet": nn.ModuleDict({"x": layer})}
-    tensors, _ = KOHYA.write({"unet.x": numbers}, BaseNames(networks))
+    tensors = KOHYA.write({"unet.x": numbers}, BaseNames(networks))[0].tensors
     sides = (6, 1) if axis == 0 else (1, 6)
     assert tuple(tensors["lora_unet_x.dora_scale"].shape) == (*sides, 1, 1) if conv else sides
     assert tensors["lora_unet_x.alpha"] == 3.0

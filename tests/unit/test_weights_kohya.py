@@ -49,7 +49,7 @@ def test_written_and_read_back_to_the_bit() -> None:
         "text_encoder.encoder.fc1": factors(),
     }
     base = BaseNames(networks())
-    tensors, _ = KOHYA.write(weights, base)
+    tensors = KOHYA.write(weights, base)[0].tensors
     assert {name.partition(".")[0] for name in tensors} == {
         "lora_unet_mid_to_q",
         "lora_unet_conv_in",
@@ -67,7 +67,7 @@ def test_two_text_encoders_are_numbered() -> None:
     second = nn.ModuleDict({"text_model": nn.ModuleDict({"fc1": nn.Linear(6, 5)})})
     base = BaseNames(networks(text_encoder_2=second))
     weights = {"text_encoder.encoder.fc1": factors(), "text_encoder_2.text_model.fc1": factors()}
-    tensors, _ = KOHYA.write(weights, base)
+    tensors = KOHYA.write(weights, base)[0].tensors
     assert {name.partition(".")[0] for name in tensors} == {
         "lora_te1_text_model_encoder_fc1",
         "lora_te2_text_model_fc1",
@@ -91,10 +91,10 @@ def test_it_is_written_for_the_base_that_it_is_of() -> None:
 
 def test_a_family_s_own_names_are_written_and_both_are_read() -> None:
     base = BaseNames(networks(), {"kohya": {"unet.mid.to_q": "unet.middle_block.1.to_q"}})
-    tensors, _ = KOHYA.write({"unet.mid.to_q": factors()}, base)
+    tensors = KOHYA.write({"unet.mid.to_q": factors()}, base)[0].tensors
     assert {name.partition(".")[0] for name in tensors} == {"lora_unet_middle_block_1_to_q"}
     assert set(read(tensors, base)) == {"unet.mid.to_q"}
-    plain, _ = KOHYA.write({"unet.mid.to_q": factors()}, BaseNames(networks()))
+    plain = KOHYA.write({"unet.mid.to_q": factors()}, BaseNames(networks()))[0].tensors
     assert set(read(plain, base)) == {"unet.mid.to_q"}
 
 
@@ -108,7 +108,7 @@ def test_all_of_sdxl_s_names_mean_one_layer_each() -> None:
     base = BaseNames(base_networks, {"kohya": {f"unet.{path}": f"unet.{native}" for path, native in rows}})
     names = {f"lora_unet_{native.replace('.', '_')}": f"unet.{path}" for path, native in rows}
     layers = layers_of(base_networks)
-    tensors, _ = KOHYA.write({path: empty(layers[path]) for path in names.values()}, base)
+    tensors = KOHYA.write({path: empty(layers[path]) for path in names.values()}, base)[0].tensors
     assert {name.partition(".")[0] for name in tensors} == set(names) and len(names) == len(layers) == 794
     index = LayerIndex(base)
     assert {name: index.find(name) for name in names} == {name: {path} for name, path in names.items()}

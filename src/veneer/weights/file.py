@@ -1,14 +1,16 @@
-"""Adapter files: written in diffusers' format, read whichever tool wrote them."""
+"""Adapter files: written in any format, read whichever tool wrote them."""
 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
@@ -20,19 +22,25 @@ from veneer.weights.formats.foreign import Shapes, family_of, refuse_foreign
 from veneer.weights.formats.layers import LayerIndex, require_base
 from veneer.weights.formats.names import NETWORKS, TensorName, memory_path, readings
 from veneer.weights.formats.parts import by_layer, parse_names, require_known
-from veneer.weights.formats.protocol import BaseNames, KeyNames
-from veneer.weights.formats.registry import METADATA_KEYS
+from veneer.weights.formats.protocol import BaseNames, Format, FormatFile, KeyNames
+from veneer.weights.formats.registry import FORMATS, METADATA_KEYS
 from veneer.weights.formats.strength import settings_beside
 from veneer.weights.formats.tensors import adapter_of
+from veneer.weights.header import TensorEntry
 from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes, open_tensors, read_tensors
 
 __all__ = [
+    "DTYPES",
     "FILE_NAME",
     "AdapterFile",
     "AdapterInfo",
+    "dtype_name",
+    "family_of_file",
     "file_in",
+    "format_named",
     "info",
     "load",
+    "outline",
     "render",
     "rendered_bytes",
     "save",
@@ -86,38 +94,107 @@ class AdapterInfo:
     metadata: Mapping[str, str]
 
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""What an adapter's numbers may be written in; every program reads these."""
+
+
 @opens_paths
-def save(adapter: AdapterFile, path: Path) -> str:
-    """Write an adapter in diffusers' format; equal adapters give equal bytes.
+def save(
+    adapter: AdapterFile,
+    path: Path,
+    format: str = DIFFUSERS.name,  # what users call it
+    base: BaseNames | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Write an adapter in a format; equal adapters give equal bytes.
+
+    Args:
+        adapter: the adapter.
+        path: the file, or the folder of a format of several files.
+        format: a key of ``FORMATS``.
+        base: whose layers the adapter is of; ``kohya`` and ``comfy`` need it, for their names are made of its own.
+        dtype: of the tensors, one of ``DTYPES``; None: their own. An alpha is always written as it is.
 
     Returns:
-        The file's SHA-256.
+        The SHA-256 of the file; of several, of all in the order of their names.
 
     Raises:
-        UserError: the adapter is empty or holds NaN or infinity, or the place cannot be written to, or would not be
-            read under its name.
+        UserError: the adapter is empty or holds NaN or infinity, also after it was rounded to ``dtype``; the format has
+            no place for it; or the place cannot be written to, or would not be read under its name.
     """
     if not adapter.weights:
         raise UserError("the adapter is empty", code="weights.empty", where=path)
     if is_pickle(path):
         what = f"{path.suffix} is a pickle's ending, and no pickle is read"
         raise UserError(what, code="weights.pickle", where=path, remedy="use .safetensors")
-    check_finite(DIFFUSERS.write(adapter.weights)[0], path)
-    content = render(adapter)
-    atomic_write(path, content)
-    return hashlib.sha256(content).hexdigest()
+    digest = hashlib.sha256()
+    for file in _written(adapter, path, format_named(format), base, dtype):
+        check_finite(file.tensors, path)
+        content = _content(adapter, file)
+        digest.update(content)
+        for name, text in file.texts.items():
+            atomic_write(Path(file.name).with_name(name), text.encode())
+        atomic_write(Path(file.name), content)
+    return digest.hexdigest()
+
+
+def format_named(name: str) -> Format:
+    """Return the format of a name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in FORMATS:
+        what, remedy = f"{name!r:.40} is no format of adapter files", f"use {', '.join(FORMATS)}"
+        raise UserError(what, code="weights.unknown_format", remedy=remedy)
+    return FORMATS[name]
+
+
+def _written(
+    adapter: AdapterFile, path: Path, format: Format, base: BaseNames | None, dtype: torch.dtype | None
+) -> list[FormatFile]:
+    """Return an adapter's files in a format, each with its whole path for a name, in the order of the names.
+
+    Raises:
+        UserError: the format has no place for the adapter, or such a dtype is not written.
+    """
+    if dtype not in (None, *DTYPES):
+        what = f"an adapter is not written in {dtype}: not every program reads that"
+        remedy = f"use {', '.join(map(dtype_name, DTYPES))}"
+        raise UserError(what, code="weights.unwritten_dtype", where=path, remedy=remedy)
+    files, own = format.write(adapter.weights, base, path.stem), Path(format.file_name(path.stem))
+    named = [replace(file, name=str(path / Path(file.name).relative_to(own))) for file in files]
+    return [replace(file, tensors=_cast(file.tensors, dtype)) for file in sorted(named, key=lambda file: file.name)]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name as users write it: ``float16``."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Return tensors in a dtype, but numbers such as alpha as they are."""
+    return {name: tensor.to(dtype) if dtype and tensor.ndim else tensor for name, tensor in tensors.items()}
 
 
 def render(adapter: AdapterFile) -> bytes:
     """Return the bytes that ``save`` writes, with a hash of the tensors and their strength among the metadata."""
-    tensors, metadata = DIFFUSERS.write(adapter.weights)
-    return encode(tensors, {**adapter.metadata, **metadata, _TENSORS_HASH: _tensors_hash(tensors, metadata)})
+    (file,) = DIFFUSERS.write(adapter.weights)
+    return _content(adapter, file)
+
+
+def _content(adapter: AdapterFile, file: FormatFile) -> bytes:
+    return encode(file.tensors, _metadata(adapter, file, _tensors_hash(file.tensors, file.metadata)))
+
+
+def _metadata(adapter: AdapterFile, file: FormatFile, digest: str) -> dict[str, str]:
+    return {**adapter.metadata, **file.metadata, _TENSORS_HASH: digest}
 
 
 def rendered_bytes(adapter: AdapterFile) -> int:
     """Return how many bytes ``render`` makes; the weights need have no numbers."""
-    tensors, metadata = DIFFUSERS.write(adapter.weights)
-    return encoded_bytes(tensors, {**adapter.metadata, **metadata, _TENSORS_HASH: hashlib.sha256().hexdigest()})
+    (file,) = DIFFUSERS.write(adapter.weights)
+    return encoded_bytes(file.tensors, _metadata(adapter, file, hashlib.sha256().hexdigest()))
 
 
 def tensor_hashes(path: Path) -> tuple[str | None, str]:
@@ -127,7 +204,7 @@ def tensor_hashes(path: Path) -> tuple[str | None, str]:
         UserError: the file cannot be read.
     """
     tensors, metadata = decode(file_in(path))
-    own = {key: metadata[key] for key in DIFFUSERS.metadata_keys if key in metadata}
+    own = {key: metadata[key] for key in METADATA_KEYS if key in metadata}
     return metadata.get(_TENSORS_HASH), _tensors_hash(tensors, own)
 
 
@@ -230,6 +307,40 @@ def info(path: Path) -> AdapterInfo:
     )
 
 
+@opens_paths
+def outline(path: Path) -> dict[str, LayerAdapter]:
+    """Return an adapter's layers, by the file's names for them, without its numbers, which are on the meta device.
+
+    Alpha and such are 1, for they are numbers too; what a config says beside the tensors is not asked.
+
+    Raises:
+        UserError: the file is none, is broken, or holds a tensor nobody asked for, half an adapter or another method's.
+    """
+    path = file_in(path)
+    with open_tensors(path) as file, _located_at(path):
+        entries = file.header.tensors
+        names = _known_names({name: entry.shape for name, entry in entries.items()})
+        tensors = {name: _without_numbers(entry) for name, entry in entries.items()}
+        parts = {layer: {part: tensors[name] for part, name in own.items()} for layer, own in by_layer(names).items()}
+        return {layer: adapter_of(layer, own, lambda _: None) for layer, own in parts.items()}
+
+
+@opens_paths
+def family_of_file(path: Path) -> str | None:
+    """Return the family of bases that an adapter file is of, by names, shapes or metadata; None: it is unknown.
+
+    Raises:
+        UserError: the file is none, or is broken.
+    """
+    with open_tensors(file_in(path)) as file:
+        return family_of({name: entry.shape for name, entry in file.header.tensors.items()}, file.header.metadata)
+
+
+def _without_numbers(entry: TensorEntry) -> Tensor:
+    is_number = math.prod(entry.shape) == 1
+    return torch.ones(entry.shape) if is_number else torch.empty(entry.shape, dtype=torch.float32, device="meta")
+
+
 def _size_and_hash(path: Path) -> tuple[int, str]:
     """Return how many bytes a file has, and their SHA-256; it is not held in memory."""
     digest = hashlib.sha256()
@@ -270,13 +381,18 @@ def _read(path: Path) -> _Content:
         metadata = file.header.metadata
         shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
         with _located_at(path):
-            parsed = parse_names(shapes)
-            refuse_foreign(shapes, [name for name in shapes if parsed[name] is None])
-            names = require_known(parsed)
+            names = _known_names(shapes)
         tensors = read_tensors(file)
     with _located_at(path):
         layers = _adapters(path, names, metadata, tensors)
     return _Content(layers, {name.layer: name.format for name in names.values()}, shapes, metadata)
+
+
+def _known_names(shapes: Shapes) -> dict[str, TensorName]:
+    """Return what each tensor's name says; what is no adapter of a method that is read is refused."""
+    parsed = parse_names(shapes)
+    refuse_foreign(shapes, [name for name in shapes if parsed[name] is None])
+    return require_known(parsed)
 
 
 def _adapters(

@@ -12,9 +12,10 @@ from typing import Any
 from torch import Tensor
 
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
+from veneer.weights.adapter_path import FILE_NAME
 from veneer.weights.formats.names import file_path, memory_path
 from veneer.weights.formats.peft_config import METADATA_KEY, config_for
-from veneer.weights.formats.protocol import BaseNames
+from veneer.weights.formats.protocol import STEM, BaseNames, FormatFile
 from veneer.weights.formats.tensors import named_tensors
 
 __all__ = ["DIFFUSERS", "METADATA_KEY", "DiffusersFormat"]
@@ -26,8 +27,12 @@ class DiffusersFormat:
     name = "diffusers"
     metadata_keys = (METADATA_KEY, "format")
 
-    def write(self, weights: AdapterWeights, base: BaseNames | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Return the tensors, which have the strength in them, and the metadata, which says that it is 1.
+    def file_name(self, stem: str) -> str:
+        """Return the one name that the format has for files."""
+        return FILE_NAME
+
+    def write(self, weights: AdapterWeights, base: BaseNames | None = None, stem: str = STEM) -> tuple[FormatFile, ...]:
+        """Return one file, whose tensors have the strength in them, and whose metadata says that it is 1.
 
         Raises:
             UserError: a layer's method has no names in this format, or one network has layers of several methods.
@@ -44,7 +49,8 @@ class DiffusersFormat:
         for network, layers in networks.items():
             config = config_for(layers, anchored=network != "text_encoder")
             configs |= {f"{network}.{key}": value for key, value in config.items()}
-        return tensors, {METADATA_KEY: json.dumps(configs, sort_keys=True), "format": "pt"}
+        metadata = {METADATA_KEY: json.dumps(configs, sort_keys=True), "format": "pt"}
+        return (FormatFile(self.file_name(stem), tensors, metadata),)
 
 
 def _naming_in(network: str, adapter: LayerAdapter) -> str:

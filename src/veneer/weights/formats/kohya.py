@@ -13,7 +13,7 @@ from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
 from veneer.weights.formats.layers import LayerIndex, require_base
 from veneer.weights.formats.names import file_path
-from veneer.weights.formats.protocol import BaseNames
+from veneer.weights.formats.protocol import STEM, BaseNames, FormatFile
 from veneer.weights.formats.tensors import named_tensors
 
 __all__ = ["KOHYA", "KohyaFormat"]
@@ -34,8 +34,12 @@ class KohyaFormat:
     name = "kohya"
     metadata_keys = ("format",)
 
-    def write(self, weights: AdapterWeights, base: BaseNames | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Return the tensors, among them each layer's alpha.
+    def file_name(self, stem: str) -> str:
+        """Return the adapter's own name: the programs that read such files list them by it."""
+        return f"{stem}.safetensors"
+
+    def write(self, weights: AdapterWeights, base: BaseNames | None = None, stem: str = STEM) -> tuple[FormatFile, ...]:
+        """Return one file, with each layer's alpha among its tensors.
 
         Raises:
             UserError: there is no base, the adapter is not of it, a layer's name would mean another layer too, or its
@@ -50,7 +54,7 @@ class KohyaFormat:
                 what = f"the name {name} would mean {' and '.join(sorted(meant))}"
                 raise UserError(what, code="weights.ambiguous_layer", remedy="save it in diffusers' format")
             tensors |= named_tensors(name, adapter, self.name)
-        return tensors, {"format": "pt"}
+        return (FormatFile(self.file_name(stem), tensors, {"format": "pt"}),)
 
 
 def _name(path: str, base: BaseNames) -> str:

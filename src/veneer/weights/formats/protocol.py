@@ -1,4 +1,4 @@
-"""What is known of an adapter file and of its base when names are resolved, and what a format offers."""
+"""What a format of adapter files offers, and what is known of a base when the names in a file are resolved."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from torch import Tensor, nn
 
 from veneer.adapter.protocol import AdapterWeights
 
-__all__ = ["BaseNames", "BaseNetworks", "Format", "KeyNames"]
+__all__ = ["STEM", "BaseNames", "BaseNetworks", "Format", "FormatFile", "KeyNames"]
+
+STEM = "adapter"
+"""The name of an adapter whose format puts a name into the file's, where nobody named it."""
 
 KeyNames: TypeAlias = Mapping[str, Mapping[str, str]]
 """What a base's layers are called in files, where it is not what they are called in memory: by format, then by full
@@ -57,6 +60,23 @@ class BaseNames:
         return cls(networks, own if key_names is None else key_names)
 
 
+@dataclass(frozen=True)
+class FormatFile:
+    """One file of a format.
+
+    Attributes:
+        name: of the file, relative to the folder that it is put into.
+        tensors: by the format's names.
+        metadata: the format's own, without what is said of the adapter.
+        texts: further text files, by their names relative to the file's own folder.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+
 class Format(Protocol):
     """A format of adapter files that can be written."""
 
@@ -68,12 +88,20 @@ class Format(Protocol):
     def metadata_keys(self) -> tuple[str, ...]:
         """Keys of a file's metadata that belong to the format, not to the adapter."""
 
-    def write(self, weights: AdapterWeights, base: BaseNames | None = None) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Return the tensors and the metadata of a file.
+    def file_name(self, stem: str) -> str:
+        """Return what an adapter's file is called, or its folder where the format takes several files.
+
+        Args:
+            stem: the adapter's own name.
+        """
+
+    def write(self, weights: AdapterWeights, base: BaseNames | None = None, stem: str = STEM) -> tuple[FormatFile, ...]:
+        """Return an adapter's files; the name of each is ``file_name(stem)`` or in that folder.
 
         Args:
             weights: the adapter, whose numbers need not be there.
             base: whose layers it is of; formats whose names need no base do without.
+            stem: the adapter's own name.
 
         Raises:
             UserError: the format has no place for such an adapter.
