@@ -19,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn import functional
 
 from veneer.adapter.lora import InjectedLora, LoraFactors, LoraSpec, delta_weight
+from veneer.adapter.lora_parts import check_magnitude, column_shape, magnitude_part, magnitude_shape
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in
 from veneer.adapter.protocol import InjectedLayer, Layer, LayerAdapter, Method
@@ -91,7 +92,7 @@ class InjectedDora:
     def read(self) -> DoraFactors:
         """Return copies of A, B and m."""
         lora, magnitude = self.lora.read(), self.magnitude.detach()
-        column = magnitude.reshape(_column_shape(lora))
+        column = magnitude.reshape(column_shape(lora.shape))
         return DoraFactors(lora, column.to(lora.down.device, torch.float32, copy=True))
 
     def check(self, path: str, weights: LayerAdapter) -> None:
@@ -129,10 +130,7 @@ class DoraFactors:
 
     def __post_init__(self) -> None:
         """Refuse magnitudes that are of neither the outputs nor the inputs."""
-        shape = tuple(self.magnitude.shape)
-        if shape not in (_column_shape(self.lora), _row_shape(self.lora)):
-            what = f"magnitudes of shape {shape} are neither of the outputs nor of the inputs of {self.lora.shape}"
-            raise UserError(what, code="adapter.bad_factors")
+        check_magnitude(tuple(self.magnitude.shape), self.shape)
 
     @property
     def method(self) -> Method:
@@ -142,7 +140,7 @@ class DoraFactors:
     @property
     def axis(self) -> int:
         """Axis of the weight that m is over: 0, its outputs, or 1, its inputs."""
-        return 0 if tuple(self.magnitude.shape) == _column_shape(self.lora) else 1
+        return 0 if tuple(self.magnitude.shape) == column_shape(self.shape) else 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -185,13 +183,8 @@ class DoraFactors:
             UserError: a part is missing or does not fit, or the config contradicts the parts.
         """
         lora = LoraFactors.from_file({part: parts[part] for part in parts if part not in _MAGNITUDES}, settings)
-        if all(part in parts for part in _MAGNITUDES):
-            raise UserError("has magnitudes under two names", code="adapter.bad_factors")
-        magnitude = next((parts[part] for part in _MAGNITUDES if part in parts), None)
-        if magnitude is None:
-            raise UserError("has no magnitudes", code="adapter.missing_part", remedy="the file is not whole")
-        if magnitude.numel() == lora.shape[0] and (_PEFT_PART in parts or magnitude.shape != _row_shape(lora)):
-            magnitude = magnitude.reshape(_column_shape(lora))  # (out,), and (1, out, 1, 1) of a convolution
+        part = magnitude_part(parts)
+        magnitude = parts[part].reshape(magnitude_shape(part, tuple(parts[part].shape), lora.shape))
         return DoraFactors(lora, magnitude)
 
     def file_parts(self, naming: str) -> dict[str, Tensor]:
@@ -275,14 +268,6 @@ def merged_weight(weight: Tensor, factors: DoraFactors) -> Tensor:
 def _safe(norm: Tensor) -> Tensor:
     """Return norms to divide by; a slice of zeros stays one."""
     return norm.clamp_min(torch.finfo(norm.dtype).tiny)
-
-
-def _column_shape(lora: LoraFactors) -> tuple[int, ...]:
-    return (lora.shape[0], *(1 for _ in lora.shape[1:]))
-
-
-def _row_shape(lora: LoraFactors) -> tuple[int, ...]:
-    return (1, lora.shape[1], *(1 for _ in lora.shape[2:]))
 
 
 def _check_over_outputs(name: str, factors: DoraFactors) -> None:

@@ -14,6 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from veneer.adapter.lora_parts import alpha_in, check_names, product_shape, with_core
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in, wrap_with_peft
 from veneer.adapter.protocol import InjectedLayer, Layer, LayerAdapter, LowRank, Method
@@ -194,14 +195,7 @@ class LoraFactors:
 
     def __post_init__(self) -> None:
         """Refuse factors whose product is not a layer's weight."""
-        fits = self.down.ndim == self.up.ndim and self.down.ndim in (2, 4)
-        if (
-            not (fits and self.down.shape[0] == self.up.shape[1] >= 1 and self.up.shape[2:].numel() == 1)
-            or 0 in self.shape
-        ):
-            shapes = f"A {tuple(self.down.shape)} and B {tuple(self.up.shape)}"
-            what = f"{shapes} are not the factors of a linear layer or a convolution"
-            raise UserError(what, code="adapter.bad_factors")
+        product_shape(tuple(self.down.shape), tuple(self.up.shape))
         if not math.isfinite(self.alpha):
             raise UserError(f"alpha is {self.alpha}", code="adapter.bad_alpha")
 
@@ -265,11 +259,11 @@ class LoraFactors:
             UserError: a part is missing, parts do not fit, alpha is not one number, or the config tells another rank
                 or strength.
         """
-        if lacking := [name for part, name in _FACTORS.items() if part not in parts]:
-            raise UserError(f"has no {lacking[0]}", code="adapter.missing_part", remedy="the file is not whole")
+        check_names(parts)
         down, up = _without_core(parts) if "mid" in parts else (parts["down"], parts["up"])
         rank = down.shape[0] if down.ndim else 0
-        return LoraFactors(down, up, _alpha_in(parts.get("alpha"), settings, rank))
+        alpha = parts.get("alpha")
+        return LoraFactors(down, up, alpha_in(None if alpha is None else alpha.flatten(), settings, rank))
 
     def file_parts(self, naming: str) -> dict[str, Tensor]:
         """Return A and B: with alpha for kohya's readers, with the strength in B for peft's."""
@@ -339,9 +333,6 @@ def _copy(parameter: Tensor) -> Tensor:
     return parameter.detach().to(device, torch.float32, copy=True)
 
 
-_FACTORS = {"down": "A (down)", "up": "B (up)"}
-
-
 def _without_core(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Return the A and B that make the same delta W as A (r, in, 1, 1), B (out, r, 1, 1) and a core (r, r, kh, kw).
 
@@ -351,40 +342,8 @@ def _without_core(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
         UserError: they do not fit together.
     """
     down, up, core = parts["down"], parts["up"], parts["mid"]
-    is_thin = down.ndim == up.ndim == core.ndim == 4 and down.shape[2:].numel() == up.shape[2:].numel() == 1
-    if not (is_thin and core.shape[1] == down.shape[0] and core.shape[0] == up.shape[1]):
-        shapes = f"A {tuple(down.shape)}, B {tuple(up.shape)} and a core {tuple(core.shape)}"
-        raise UserError(f"{shapes} are not the factors of a convolution", code="adapter.bad_factors")
+    with_core(tuple(down.shape), tuple(up.shape), tuple(core.shape))
     return torch.einsum("pqhw,qi->pihw", _wide(core), _wide(down).flatten(1)), _wide(up)
-
-
-def _alpha_in(alpha: Tensor | None, settings: Mapping[str, Any] | None, rank: int) -> float:
-    """Return the alpha that a file tells: by a tensor, by peft's config, by both alike, or by neither, which means r.
-
-    Raises:
-        UserError: the tensor is not one number, or contradicts the config.
-    """
-    if alpha is not None and alpha.numel() != 1:
-        raise UserError(f"its alpha is not one number but {alpha.numel()}", code="adapter.bad_alpha")
-    own = None if alpha is None else float(alpha)
-    told = None if settings is None else _alpha_of(settings, rank)
-    if own is not None and told is not None and not math.isclose(own, told, rel_tol=1e-3):
-        what = f"its alpha is {own:g}, and its config tells {told:g}"
-        raise UserError(what, code="weights.config_contradicts", remedy="remove the one that is not true")
-    return next((value for value in (told, own) if value is not None), float(rank))
-
-
-def _alpha_of(settings: Mapping[str, Any], rank: int) -> float:
-    """Return the alpha that peft's config tells, such that alpha/r is the strength that peft would use.
-
-    Raises:
-        UserError: it tells another rank.
-    """
-    if (declared := settings["r"]) != rank:
-        what = f"its config says rank {declared!s:.20}, and its tensors have rank {rank}"
-        raise UserError(what, code="adapter.other_rank")
-    alpha = float(settings["lora_alpha"])
-    return alpha * math.sqrt(rank) if settings.get("use_rslora") else alpha  # Kalajdzievski 2023: alpha / sqrt(r)
 
 
 LORA = Method(
