@@ -17,6 +17,7 @@ from veneer.family.offload import Loader
 from veneer.family.pipeline_family import PipelineFamily
 from veneer.family.protocol import Conditioning, LatentDistribution
 from veneer.family.windows import tokens
+from veneer.weights.metadata import BaseLabels
 
 __all__ = ["Flux", "pack", "unpack"]
 
@@ -55,6 +56,19 @@ class Flux(PipelineFamily):
         self._shift = float(self._vae.config.shift_factor or 0)
         self.multiple = self._pixels_a_latent * _PATCH
         self.resolution = self._pixels_a_latent * _LATENTS
+
+    @property
+    def labels(self) -> BaseLabels:
+        """Those of FLUX.1 [dev], which takes a guidance scale as an input, or of [schnell], which takes none."""
+        is_dev = self._denoiser.config.guidance_embeds
+        return BaseLabels(
+            "flux-1-dev" if is_dev else "flux-1-schnell",
+            "flux1",
+            implementation="https://github.com/black-forest-labs/flux",
+            module="networks.lora_flux",
+            webui="Flux",
+            civitai="Flux.1 D" if is_dev else "Flux.1 S",
+        )
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into ``text`` and ``pooled``; each tokenizer cuts them at its own length."""

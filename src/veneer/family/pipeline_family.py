@@ -32,6 +32,7 @@ from veneer.family.protocol import Conditioning, LatentDistribution
 from veneer.family.unread import Unread, find_unread, join_unread
 from veneer.family.windows import window_tokens
 from veneer.weights.formats.protocol import BaseNetworks, KeyNames
+from veneer.weights.metadata import BaseLabels
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -158,13 +159,18 @@ class PipelineFamily:
         self._scale = check_positive(self._vae.config.scaling_factor, "the autoencoder's scaling_factor")
         self._offloader = Offloader({"autoencoder": self._vae, **self._text_encoders}, load)
         networks = {self.denoiser: self._denoiser, **self._text_encoders}
-        self.networks: Mapping[str, nn.Module] = BaseNetworks(networks, lambda: self.key_names)
+        self.networks: Mapping[str, nn.Module] = BaseNetworks(networks, lambda: self.key_names, lambda: self.labels)
         self.token_windows = 1
 
     @property
     def key_names(self) -> KeyNames:
         """No other names than those in memory."""
         return {}
+
+    @property
+    def labels(self) -> BaseLabels:
+        """What programs and sites call bases of this kind."""
+        raise NotImplementedError
 
     @property
     def settings(self) -> dict[str, str]:

@@ -17,6 +17,7 @@ from veneer.config.schema import Density
 from veneer.data.transform import Geometry
 from veneer.family.unread import Unread
 from veneer.weights.formats.protocol import KeyNames
+from veneer.weights.metadata import BaseLabels
 
 __all__ = [
     "Conditioning",
@@ -162,6 +163,10 @@ class Family(Protocol):
     @property
     def key_names(self) -> KeyNames:
         """What adapter files call its layers, by format, where it is not what they are called in memory."""
+
+    @property
+    def labels(self) -> BaseLabels:
+        """What programs and sites call bases of its kind, for the metadata of adapter files."""
 
     @property
     def noise(self) -> NoiseProcess:

@@ -13,12 +13,22 @@ from veneer.data.transform import Geometry
 from veneer.family.latent_unet import LatentUNet
 from veneer.family.protocol import Conditioning
 from veneer.family.windows import join_windows
+from veneer.weights.metadata import BaseLabels
 
 __all__ = ["StableDiffusion"]
 
-_WIDTH_OF_2 = 1024  # of the text encoder's states, by which 2.x is known
+_WIDTH_OF_1, _WIDTH_OF_2 = 768, 1024  # of the text encoder's states, by which 1.x and 2.x are known
 _TELLING, _SPREAD_OF_V = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias", 0.09
 """The weight that tells bases of 2.x apart, and its deviation from where on one predicts v; as ComfyUI has it."""
+_LABELS = {
+    (_WIDTH_OF_1, "epsilon"): BaseLabels("stable-diffusion-v1", "sd_v1", clip_skip=1, webui="SD1", civitai="SD 1.5"),
+    (_WIDTH_OF_1, "v_prediction"): BaseLabels("stable-diffusion-v1", "sd_v1_v", webui="SD1", civitai="SD 1.5"),
+    (_WIDTH_OF_2, "epsilon"): BaseLabels("stable-diffusion-v2-512", "sd_v2", is_v2=True, webui="SD2", civitai="SD 2.1"),
+    (_WIDTH_OF_2, "v_prediction"): BaseLabels(
+        "stable-diffusion-v2-768-v", "sd_v2_v", is_v2=True, webui="SD2", civitai="SD 2.1 768"
+    ),
+}
+"""By the width of texts and what is predicted; of other sizes are bases that no other program loads."""
 
 
 class StableDiffusion(LatentUNet):
@@ -28,6 +38,12 @@ class StableDiffusion(LatentUNet):
     tokenizers = MappingProxyType({"text_encoder": "tokenizer"})
     pipeline_options = MappingProxyType({"requires_safety_checker": False})
     left_out = ("safety_checker", "feature_extractor")
+
+    @property
+    def labels(self) -> BaseLabels:
+        """Those of 1.x or 2.x by the width of its texts; a base of another size is neither."""
+        width = self._denoiser.config.cross_attention_dim
+        return _LABELS.get((width, self.noise.prediction), BaseLabels("stable-diffusion", None))
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into the text encoder's last hidden states; cut where its windows end."""

@@ -15,10 +15,18 @@ from veneer.family.latent_unet import LatentUNet
 from veneer.family.protocol import Conditioning
 from veneer.family.windows import join_windows
 from veneer.weights.formats.protocol import KeyNames
+from veneer.weights.metadata import BaseLabels
 
 __all__ = ["StableDiffusionXL"]
 
 _FORCE_ZEROS = "force_zeros_for_empty_prompt"
+_LABELS = BaseLabels(
+    "stable-diffusion-xl-v1-base",
+    "sdxl_base_v1-0",
+    implementation="https://github.com/Stability-AI/generative-models",
+    webui="SDXL",
+    civitai="SDXL 1.0",
+)
 
 
 class StableDiffusionXL(LatentUNet):
@@ -47,6 +55,11 @@ class StableDiffusionXL(LatentUNet):
     def key_names(self) -> KeyNames:
         """kohya's names of the UNet's layers, which are those of the model's own code, not of diffusers'."""
         return {"kohya": self._native_names()}
+
+    @property
+    def labels(self) -> BaseLabels:
+        """Those of SDXL 1.0, whatever it predicts: no program has others."""
+        return _LABELS
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into ``text`` and ``pooled``, which is of the first window; cut where the windows end."""

@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 from torch import Tensor, nn
 
 from veneer.adapter.protocol import AdapterWeights
+from veneer.weights.metadata import BaseLabels
 
 __all__ = ["STEM", "BaseNames", "BaseNetworks", "Format", "FormatFile", "KeyNames"]
 
@@ -24,21 +25,32 @@ no format writes them.
 
 
 class BaseNetworks(dict[str, nn.Module]):
-    """A base's networks by prefix, with what files call their layers.
+    """A base's networks by prefix, with what files call their layers and the base itself.
 
     Args:
         networks: by prefix.
         key_names: gives what files call layers; asked when a file is read or written.
+        labels: gives what programs call the base's kind.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module], key_names: Callable[[], KeyNames]) -> None:
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        key_names: Callable[[], KeyNames],
+        labels: Callable[[], BaseLabels | None] = lambda: None,
+    ) -> None:
         super().__init__(networks)
-        self._key_names = key_names
+        self._key_names, self._labels = key_names, labels
 
     @property
     def key_names(self) -> KeyNames:
         """What files call layers, as their family gives it."""
         return self._key_names()
+
+    @property
+    def labels(self) -> BaseLabels | None:
+        """What programs call the base's kind, as its family gives it."""
+        return self._labels()
 
 
 @dataclass(frozen=True)
@@ -48,16 +60,19 @@ class BaseNames:
     Attributes:
         networks: the base's, by prefix.
         key_names: as its family gives them.
+        labels: what programs call the base's kind; None: it is not known.
     """
 
     networks: Mapping[str, nn.Module]
     key_names: KeyNames = field(default_factory=dict)
+    labels: BaseLabels | None = None
 
     @classmethod
     def of(cls, networks: Mapping[str, nn.Module], key_names: KeyNames | None = None) -> BaseNames:
         """Return the names of these networks' layers; families' networks tell what files call them."""
-        own = networks.key_names if isinstance(networks, BaseNetworks) else {}
-        return cls(networks, own if key_names is None else key_names)
+        if not isinstance(networks, BaseNetworks):
+            return cls(networks, key_names or {})
+        return cls(networks, networks.key_names if key_names is None else key_names, networks.labels)
 
 
 @dataclass(frozen=True)

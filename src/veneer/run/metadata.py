@@ -1,0 +1,78 @@
+"""What an adapter file of a run says in its metadata, in each format."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from veneer import __version__
+from veneer.adapter.protocol import AdapterWeights
+from veneer.data.preflight import read_prior
+from veneer.family.registry import BUNDLED
+from veneer.files import user_path
+from veneer.run.identity import BASE, Identity
+from veneer.run.preparation import TrainingInputs
+from veneer.weights.kohya_hashes import legacy_hash
+from veneer.weights.metadata import TrainingFacts, public_name, training_metadata
+
+__all__ = ["file_metadata"]
+
+_LEGACY_START = 0x100000
+
+
+def file_metadata(
+    inputs: TrainingInputs,
+    weights: AdapterWeights,
+    steps: int,
+    format_name: str,
+    *,
+    name: str | None = None,
+    thumbnail: str | None = None,
+) -> dict[str, str]:
+    """Return the metadata of a run's adapter file: no path and no time, so that equal runs give equal bytes.
+
+    Args:
+        inputs: of the training.
+        weights: what was trained.
+        steps: that it took.
+        format_name: of the file.
+        name: of the file, without its ending; default: that of the output folder.
+        thumbnail: a small picture by the adapter, as a data URL.
+    """
+    own = inputs.run.metadata | {"veneer.steps": str(steps)}
+    return {**own, **training_metadata(_facts(inputs, weights, steps, name, thumbnail), format_name)}
+
+
+def _facts(
+    inputs: TrainingInputs, weights: AdapterWeights, steps: int, name: str | None, thumbnail: str | None
+) -> TrainingFacts:
+    run, config = inputs.run, inputs.run.config
+    file = user_path(config.base)
+    single = config.base != BUNDLED and file.is_file()
+    return TrainingFacts(
+        config=config,
+        name=name or public_name(config.output.dir.resolve().name, "adapter"),
+        weights=weights,
+        steps=steps,
+        train=inputs.dataset.train,
+        held_out=len(inputs.dataset.held_out.samples),
+        base_name=_base_name(run),
+        labels=inputs.family.labels,
+        prediction=inputs.family.noise.prediction,
+        class_pictures=len(read_prior(config).samples),
+        base_sha256=run.hashes[BASE] if single else None,
+        base_legacy_hash=_legacy_hash(file) if single else None,
+        thumbnail=thumbnail,
+        version=__version__,
+    )
+
+
+def _base_name(run: Identity) -> str:
+    """Return a base's hub id, or the name of its folder or file."""
+    base = run.config.base
+    return public_name(Path(base).resolve().name, "base") if user_path(base).exists() else base
+
+
+def _legacy_hash(file: Path) -> str:
+    with file.open("rb") as content:
+        content.seek(_LEGACY_START)
+        return legacy_hash(content.read(_LEGACY_START))

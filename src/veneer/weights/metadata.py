@@ -1,0 +1,460 @@
+"""Metadata of adapter files, in one table: which key is written, from which fact, and which programs show it.
+
+``ss_*`` are the keys of kohya's sd-scripts, which A1111, Forge and Civitai read. ``modelspec.*`` are Stability AI's
+specification of 2023 (https://github.com/Stability-AI/ModelSpec) in version 1.0.1, as sd-scripts writes it. All values
+are texts. None is a path or a time, so that equal runs give equal bytes and a file tells nothing of the machine that
+made it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:  # a file's metadata is understood without torch
+    from veneer.adapter.protocol import AdapterWeights
+    from veneer.config.schema import RunConfig
+    from veneer.data.manifest import Manifest, Sample
+
+__all__ = [
+    "HASH_KEYS",
+    "HISTORY",
+    "TABLE",
+    "BaseLabels",
+    "Row",
+    "Source",
+    "TrainingFacts",
+    "common",
+    "completed",
+    "derived",
+    "public_name",
+    "training_metadata",
+]
+
+HISTORY = "veneer.history"
+"""Key of what was done to an adapter since it was trained: a JSON list, oldest first."""
+HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
+"""Keys of hashes of a file's own tensors, which are computed whenever a file is written."""
+FORMATS = ("kohya", "comfy")
+"""Formats whose files have the keys of the table; readers of the others look for none of them."""
+_MOST_TAGS = 1000  # of a folder; where each caption is a sentence, there are as many as pictures
+_MAKER = "veneer"
+
+
+@dataclass(frozen=True)
+class BaseLabels:
+    """What programs and sites call a kind of base; its family says so.
+
+    Attributes:
+        architecture: modelspec's, without the adapter's ending.
+        version: kohya's ``ss_base_model_version``; None: kohya's scripts know no such base.
+        implementation: modelspec's: whose names a kohya file of it has.
+        module: kohya's module that trains LoRA on it.
+        is_v2: kohya's ``ss_v2``.
+        clip_skip: layers of the text encoder from its end, where programs have a setting for it.
+        webui: what A1111 and Forge call it in their lists.
+        civitai: what Civitai calls it.
+    """
+
+    architecture: str
+    version: str | None
+    implementation: str = "diffusers"
+    module: str = "networks.lora"
+    is_v2: bool = False
+    clip_skip: int | None = None
+    webui: str = "Unknown"
+    civitai: str = "Other"
+
+
+@dataclass(frozen=True)
+class TrainingFacts:
+    """All that is known of a finished training, from which metadata is made.
+
+    Attributes:
+        config: resolved.
+        name: of the adapter, as a prompt would call it.
+        weights: what was trained; its numbers are not looked at.
+        steps: that were trained.
+        train: the pictures.
+        held_out: how many pictures were measured on.
+        class_pictures: how many pictures of the class kept it.
+        base_name: last part of the base's path, or its hub id.
+        labels: what programs call its kind.
+        prediction: what it predicts: epsilon, v_prediction, sample, flow.
+        base_sha256: of the base's file, where it is a single one.
+        base_legacy_hash: A1111's first hash of that file, 8 hex digits.
+        license: of the adapter.
+        thumbnail: a small picture as a data URL.
+        version: of Veneer.
+    """
+
+    config: RunConfig
+    name: str
+    weights: AdapterWeights
+    steps: int
+    train: Manifest
+    held_out: int
+    base_name: str
+    labels: BaseLabels
+    prediction: str
+    class_pictures: int = 0
+    base_sha256: str | None = None
+    base_legacy_hash: str | None = None
+    license: str | None = None
+    thumbnail: str | None = None
+    version: str = ""
+
+    @property
+    def images(self) -> int:
+        """Pictures of an epoch, repeats counted."""
+        return sum(sample.repeats for sample in self.train.samples)
+
+    @property
+    def batch(self) -> int:
+        """Pictures of one optimiser step."""
+        return self.config.train.batch_size * self.config.train.gradient_accumulation_steps
+
+    @property
+    def batches(self) -> int:
+        """Forward passes of an epoch."""
+        return math.ceil(self.images / self.config.train.batch_size)
+
+    def epochs(self, steps: int) -> int:
+        """Return how many epochs so many steps take, the last one perhaps in part."""
+        return math.ceil(steps * self.batch / self.images)
+
+
+_Value = str | int | float | bool | None
+
+
+class Row(NamedTuple):
+    """One key of the table.
+
+    Attributes:
+        key: in the file.
+        value: made of the facts; None: the key is left out.
+        fact: what it is, in words.
+        shown: which programs show or use it.
+    """
+
+    key: str
+    value: Callable[[TrainingFacts], _Value]
+    fact: str
+    shown: str = ""
+
+
+def training_metadata(facts: TrainingFacts, format_name: str) -> dict[str, str]:
+    """Return what a trained adapter's file says to other programs, beside Veneer's own keys.
+
+    Args:
+        facts: of the training.
+        format_name: of the file; diffusers' and peft's readers look for nothing but the format's own metadata.
+    """
+    if format_name not in FORMATS:
+        return {}
+    values = {row.key: row.value(facts) for row in TABLE}
+    return {key: str(value) for key, value in values.items() if value is not None}
+
+
+_PRECISIONS = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
+_PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+"""modelspec's words; bases of other kinds of prediction have one alone, which the architecture says."""
+
+
+def _optimizer(facts: TrainingFacts) -> str:
+    settings = facts.config.train.optimizer
+    return (
+        f"torch.optim.adamw.AdamW(weight_decay={settings.weight_decay},betas={settings.betas},eps={settings.epsilon})"
+    )
+
+
+def _text_encoder_rate(facts: TrainingFacts) -> str | None:
+    rates = [section.learning_rate for section in facts.config.adapter.text_encoders.values()]
+    return None if not rates else str(rates[0] if len(rates) == 1 else rates)
+
+
+def _dirs(facts: TrainingFacts) -> str:
+    folders = _by_folder(facts.train.samples)
+    return json.dumps(
+        {name: {"n_repeats": samples[0].repeats, "img_count": len(samples)} for name, samples in folders.items()}
+    )
+
+
+def _tags(facts: TrainingFacts) -> str:
+    return json.dumps({name: _frequencies(samples) for name, samples in _by_folder(facts.train.samples).items()})
+
+
+def _frequencies(samples: Sequence[Sample]) -> dict[str, int]:
+    """Return how many pictures have each tag in a caption, the most frequent first; tags are split as kohya does."""
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        words = (tag.strip().lower() for caption in sample.captions for tag in caption.split(","))
+        counts.update(dict.fromkeys((word for word in words if word), 1))  # once a picture, in the caption's order
+    return dict(sorted(counts.items(), key=lambda item: -item[1])[:_MOST_TAGS])
+
+
+def _by_folder(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
+    """Return pictures by the name of their folder and their repeats; a name that is there twice gets a number."""
+    groups: dict[tuple[Path, int], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault((sample.path.parent, sample.repeats), []).append(sample)
+    named: dict[str, list[Sample]] = {}
+    for (folder, _), group in groups.items():
+        name, number = public_name(folder.name, "pictures"), 2
+        while (unique := name if number == 2 and name not in named else f"{name} ({number})") in named:
+            number += 1
+        named[unique] = group
+    return named
+
+
+def public_name(name: str, instead: str) -> str:
+    """Return a folder's or file's name as a file may tell it: not if it is empty, or the user's own."""
+    return instead if not name.strip(".") or name.lower() == Path.home().name.lower() else name
+
+
+def _buckets(facts: TrainingFacts) -> str:
+    side = facts.config.data.resolution
+    return json.dumps({"buckets": {"0": {"resolution": [side, side], "count": facts.images}}, "mean_img_ar_error": 0.0})
+
+
+def _architecture(facts: TrainingFacts) -> str:
+    return f"{facts.labels.architecture}/lora"
+
+
+def _description(facts: TrainingFacts) -> str:
+    trigger = f" Its trigger is: {facts.config.data.trigger}" if facts.config.data.trigger else ""
+    pictures = len(facts.train.samples)
+    return f"Trained with Veneer on {pictures} picture{'s' * (pictures != 1)} in {facts.steps} steps.{trigger}"
+
+
+_LISTS = "A1111, Forge: which base's list it is in"
+_EDITOR = "A1111, Forge: card of the adapter"
+_SWARM = "SwarmUI, ComfyUI: model's info"
+
+TABLE: tuple[Row, ...] = (
+    Row("ss_v2", lambda f: f.labels.is_v2, "whether the base is Stable Diffusion 2", _LISTS),
+    Row("ss_base_model_version", lambda f: f.labels.version, "kind of base, by its family", _LISTS),
+    Row("ss_network_module", lambda f: _module(f.weights, f.labels), "method and kind of base", _EDITOR),
+    Row("ss_network_dim", lambda f: _size(f.weights, "rank"), "rank of the layers; `Dynamic` where they differ"),
+    Row("ss_network_alpha", lambda f: _size(f.weights, "alpha"), "alpha of the layers; `Dynamic` where they differ"),
+    Row("ss_network_args", lambda f: _arguments(f.weights), "method, and rank of convolutions, as JSON"),
+    Row("ss_network_dropout", lambda f: f.config.adapter.dropout or None, "`adapter.dropout`"),
+    Row("ss_output_name", lambda f: f.name, "name of the file", "A1111, Forge: the name in `<lora:NAME:1>`"),
+    Row("ss_sd_model_name", lambda f: f.base_name, "name of the base's folder or file, or its hub id", _EDITOR),
+    Row("ss_sd_model_hash", lambda f: f.base_legacy_hash, "A1111's old hash of the base, if it is a single file"),
+    Row("ss_new_sd_model_hash", lambda f: f.base_sha256, "SHA-256 of the base, if it is a single file"),
+    Row("ss_clip_skip", lambda f: f.labels.clip_skip, "layer of the text encoder, where there is a choice", _EDITOR),
+    Row("ss_steps", lambda f: f.steps, "steps that were trained"),
+    Row("ss_max_train_steps", lambda f: f.config.train.max_steps, "`train.max_steps`"),
+    Row("ss_epoch", lambda f: f.epochs(f.steps), "epochs, the last one perhaps in part", "Civitai: epochs"),
+    Row("ss_num_epochs", lambda f: f.epochs(f.config.train.max_steps), "epochs of `train.max_steps`"),
+    Row("ss_num_batches_per_epoch", lambda f: f.batches, "batches of an epoch"),
+    Row("ss_num_train_images", lambda f: f.images, "pictures of an epoch, repeats counted", _EDITOR),
+    Row("ss_num_validation_images", lambda f: f.held_out, "pictures held out"),
+    Row("ss_num_reg_images", lambda f: f.class_pictures, "pictures of the class"),
+    Row("ss_seed", lambda f: f.config.seed, "`seed`"),
+    Row("ss_learning_rate", lambda f: f.config.train.learning_rate, "`train.learning_rate`"),
+    Row("ss_unet_lr", lambda f: f.config.train.learning_rate, "`train.learning_rate`"),
+    Row("ss_text_encoder_lr", _text_encoder_rate, "learning rates of text encoders that were trained"),
+    Row("ss_optimizer", _optimizer, "`train.optimizer`"),
+    Row("ss_lr_scheduler", lambda f: f.config.train.lr_scheduler, "`train.lr_scheduler`"),
+    Row("ss_lr_warmup_steps", lambda f: f.config.train.warmup_steps, "`train.warmup_steps`"),
+    Row("ss_max_grad_norm", lambda f: f.config.train.max_grad_norm, "`train.max_grad_norm`"),
+    Row("ss_resolution", lambda f: f"({f.config.data.resolution}, {f.config.data.resolution})", "`data.resolution`"),
+    Row("ss_bucket_info", _buckets, "the one size of the pictures, and how many", _EDITOR),
+    Row("ss_batch_size_per_device", lambda f: f.config.train.batch_size, "`train.batch_size`"),
+    Row("ss_total_batch_size", lambda f: f.batch, "pictures of one step"),
+    Row(
+        "ss_gradient_accumulation_steps",
+        lambda f: f.config.train.gradient_accumulation_steps,
+        "`train.gradient_accumulation_steps`",
+    ),
+    Row("ss_mixed_precision", lambda f: _PRECISIONS[f.config.train.precision], "`train.precision`"),
+    Row("ss_flip_aug", lambda f: f.config.data.flip, "`data.flip`"),
+    Row("ss_random_crop", lambda f: f.config.data.crop == "random", "`data.crop`"),
+    Row("ss_caption_dropout_rate", lambda f: f.config.data.caption_dropout, "`data.caption_dropout`"),
+    Row(
+        "ss_min_snr_gamma",
+        lambda f: f.config.objective.snr_gamma if f.config.objective.weighting == "min_snr" else None,
+        "`objective.snr_gamma`, where it weighs",
+    ),
+    Row(
+        "ss_prior_loss_weight",
+        lambda f: None if f.config.data.prior is None else f.config.data.prior.weight,
+        "`data.prior.weight`",
+    ),
+    Row("ss_dataset_dirs", _dirs, "names of the folders, pictures and repeats of each, as JSON", _EDITOR),
+    Row("ss_tag_frequency", _tags, "how many pictures have each tag, by folder, as JSON", f"{_EDITOR}; Civitai: tags"),
+    Row("ss_training_comment", lambda f: f"{_MAKER} {f.version}".strip(), "Veneer and its version"),
+    Row("modelspec.sai_model_spec", lambda f: "1.0.1", "version of the specification", _SWARM),
+    Row("modelspec.architecture", _architecture, "kind of base, by its family", "SwarmUI: which base it is for"),
+    Row("modelspec.implementation", lambda f: f.labels.implementation, "whose names the tensors have"),
+    Row("modelspec.title", lambda f: f.name, "name of the file", _SWARM),
+    Row(
+        "modelspec.resolution", lambda f: f"{f.config.data.resolution}x{f.config.data.resolution}", "`data.resolution`"
+    ),
+    Row("modelspec.description", _description, "pictures, steps and trigger, in a sentence", _SWARM),
+    Row("modelspec.trigger_phrase", lambda f: f.config.data.trigger, "`data.trigger`", "SwarmUI: put into the prompt"),
+    Row("modelspec.prediction_type", lambda f: _PREDICTIONS.get(f.prediction), "what the base predicts"),
+    Row("modelspec.encoder_layer", lambda f: f.labels.clip_skip, "layer of the text encoder, where there is a choice"),
+    Row("modelspec.license", lambda f: f.license, "licence of the base, where it is known by its hub id", _SWARM),
+    Row("modelspec.thumbnail", lambda f: f.thumbnail, "a small picture by the adapter, as a data URL", _SWARM),
+)
+"""Every key that is written beside Veneer's own, in the order of the docs; hashes of the file itself are added."""
+
+
+# What the tensors alone tell: also of adapters that were not trained here, and of those that a tool has made.
+
+_KOHYA_MODULES: Mapping[str, tuple[str | None, Mapping[str, str]]] = {
+    "lora": (None, {}),
+    "dora": ("lycoris.kohya", {"algo": "lora", "dora_wd": "True"}),
+    "oft": ("lycoris.kohya", {"algo": "diag-oft"}),
+}
+"""The module that reads a method's files in kohya's trainer, with its arguments; None: that of the base's kind.
+
+A method that is not here is LyCORIS' of the same name.
+"""
+
+
+def _module_of(weights: AdapterWeights) -> tuple[str | None, Mapping[str, str]]:
+    methods = sorted({adapter.method.name for adapter in weights.values()})
+    # one module reads a whole file; LyCORIS' reads layers of several methods, whichever it is said to have trained
+    found = [_KOHYA_MODULES.get(name, ("lycoris.kohya", {"algo": name})) for name in methods]
+    return next((one for one in found if one[0] is not None), found[0] if found else (None, {}))
+
+
+def _module(weights: AdapterWeights, labels: BaseLabels | None) -> str:
+    return _module_of(weights)[0] or (labels.module if labels else "networks.lora")
+
+
+def _arguments(weights: AdapterWeights) -> str | None:
+    arguments = dict(_module_of(weights)[1])
+    convolutions = {path: adapter for path, adapter in weights.items() if math.prod(adapter.shape[2:]) > 1}
+    if convolutions and (rank := _size(convolutions, "rank")) is not None:
+        arguments |= {"conv_dim": rank, "conv_alpha": _size(convolutions, "alpha") or rank}
+    return json.dumps(arguments) if arguments else None
+
+
+def _size(weights: AdapterWeights, name: str) -> str | None:
+    """Return the value that a size has on all layers, ``Dynamic`` where they differ, None where no layer has one."""
+    values = {adapter.hyperparameters[name] for adapter in weights.values() if name in adapter.hyperparameters}
+    return None if not values else f"{values.pop():g}" if len(values) == 1 else "Dynamic"
+
+
+# What is made of other adapters.
+
+_OF_TENSORS = ("ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args")
+"""Keys that tell what the tensors are."""
+_STALE = (*HASH_KEYS, "veneer.tensors.sha256", "modelspec.thumbnail", *_OF_TENSORS)
+"""Keys that are no longer true of other tensors; those that the new ones tell are written anew."""
+_SAME_TENSORS = ("edit",)
+"""Operations that leave all tensors as they are."""
+_SAME_PICTURES = (*_SAME_TENSORS, "convert")
+"""Operations after which an adapter paints what it painted."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An adapter or a base that another adapter was made of.
+
+    Attributes:
+        name: of its file or folder, or hub id; of a path the last part is taken.
+        sha256: of it.
+    """
+
+    name: str
+    sha256: str | None = None
+
+    def as_dict(self) -> dict[str, str]:
+        """Return it as JSON has it."""
+        name = public_name(Path(self.name).name, "adapter")
+        return {"name": name} if self.sha256 is None else {"name": name, "sha256": self.sha256}
+
+
+def derived(
+    metadata: Mapping[str, str], operation: str, sources: Sequence[Source], **details: _Value
+) -> dict[str, str]:
+    """Return the metadata of an adapter that a tool has made of others.
+
+    What is no longer true is left out: hashes of the old tensors, sizes (:func:`completed` writes the new ones), and
+    the picture. What was done is added to ``veneer.history``, and where several adapters were joined, their names to
+    ``modelspec.merged_from``.
+
+    Args:
+        metadata: of the adapter that it was made of; of several what they have in common (:func:`common`).
+        operation: the verb: convert, edit, resize, blend, merge, extract, prune.
+        sources: what it was made of.
+        **details: how, a few short values by name, such as ``rank=4``.
+    """
+    stale = set() if operation in _SAME_TENSORS else set(_STALE)
+    if operation in _SAME_PICTURES:
+        stale.discard("modelspec.thumbnail")
+    kept = {key: value for key, value in metadata.items() if key not in stale}
+    entry: dict[str, Any] = {"operation": operation, "sources": [source.as_dict() for source in sources]}
+    entry |= {key: value for key, value in details.items() if value is not None}
+    kept[HISTORY] = json.dumps([*_history(metadata), entry])
+    if len(sources) > 1:
+        kept["modelspec.merged_from"] = ", ".join(Path(source.as_dict()["name"]).stem for source in sources)
+    return kept
+
+
+def _history(metadata: Mapping[str, str]) -> list[Any]:
+    """Return what was done to an adapter so far; what is no list is somebody else's, and stands as it is."""
+    if HISTORY not in metadata:
+        return []
+    try:
+        history = json.loads(metadata[HISTORY])
+    except (ValueError, RecursionError):
+        return [metadata[HISTORY]]
+    return history if isinstance(history, list) else [history]
+
+
+def common(metadata: Sequence[Mapping[str, str]]) -> dict[str, str]:
+    """Return what several files say alike."""
+    first, *others = metadata
+    return {key: value for key, value in first.items() if all(other.get(key) == value for other in others)}
+
+
+_FROM_OWN: Mapping[str, tuple[str, ...]] = {
+    "veneer.base": ("ss_sd_model_name",),
+    "veneer.steps": ("ss_steps",),
+    "veneer.seed": ("ss_seed",),
+    "veneer.trigger": ("modelspec.trigger_phrase",),
+}
+"""What Veneer's own keys say, as other programs call it."""
+
+
+def completed(
+    metadata: Mapping[str, str], weights: AdapterWeights, format_name: str, *, name: str, labels: BaseLabels | None
+) -> dict[str, str]:
+    """Return a file's metadata with what the adapter and its base's kind tell: what readers need to put it in its list.
+
+    A1111 takes a file with metadata but without ``ss_base_model_version`` and ``ss_v2`` for one of Stable Diffusion 1,
+    and hides it while another base is loaded.
+
+    Args:
+        metadata: what is said already; it stays, but what the tensors tell is told of these.
+        weights: the adapter.
+        format_name: of the file; others than kohya's and comfy's get nothing.
+        name: of the file, without its ending.
+        labels: what programs call the base's kind; None: it is not known.
+    """
+    if format_name not in FORMATS:
+        return dict(metadata)
+    told = {other: metadata[own] for own, others in _FROM_OWN.items() if own in metadata for other in others}
+    told |= {} if labels is None else _of_base(labels, name)
+    sizes = {"ss_network_module": _module(weights, labels), "ss_network_args": _arguments(weights)}
+    sizes |= {"ss_network_dim": _size(weights, "rank"), "ss_network_alpha": _size(weights, "alpha")}
+    own = {key: value for key, value in metadata.items() if key not in (*_OF_TENSORS, *HASH_KEYS)}
+    return {"ss_output_name": name, **told, **own, **{key: value for key, value in sizes.items() if value is not None}}
+
+
+def _of_base(labels: BaseLabels, name: str) -> dict[str, str]:
+    own = {"modelspec.sai_model_spec": "1.0.1", "modelspec.title": name, "ss_v2": str(labels.is_v2)}
+    own |= {"modelspec.architecture": f"{labels.architecture}/lora", "modelspec.implementation": labels.implementation}
+    return own if labels.version is None else {**own, "ss_base_model_version": labels.version}
