@@ -12,7 +12,7 @@ from typing import Any
 from tests.conftest import write_tiny_tokenizer
 from veneer.config.schema import Density
 
-__all__ = ["Defaults", "write_single_file", "write_tiny_sdxl"]
+__all__ = ["Defaults", "write_flux_file", "write_single_file", "write_tiny_flux", "write_tiny_sdxl"]
 
 
 @dataclass
@@ -108,13 +108,14 @@ def _tiny_sdxl_networks(vocabulary: int) -> dict[str, Any]:
     }
 
 
-def write_single_file(folder: Path, path: Path, marks: Sequence[str] = ()) -> Path:
-    """Write an SDXL folder's networks into one file, under the names that the original authors gave them.
+def write_single_file(folder: Path, path: Path, marks: Sequence[str] = (), *, is_second: bool = False) -> Path:
+    """Write the networks of a Stable Diffusion into one file, under the names that the original authors gave them.
 
     Args:
-        folder: from :func:`write_tiny_sdxl`.
+        folder: from :func:`write_tiny_sdxl` or ``write_tiny_base``.
         path: the file to write.
         marks: names of empty tensors beside them, which say what the base predicts.
+        is_second: whether it is to be a Stable Diffusion 2, whose text encoder is OpenCLIP's.
     """
     import torch
     from safetensors.torch import load_file, save_file
@@ -127,9 +128,14 @@ def write_single_file(folder: Path, path: Path, marks: Sequence[str] = ()) -> Pa
     }
     autoencoder = weights("vae", "diffusion_pytorch_model.safetensors")
     tensors |= {_autoencoder_name(name): _as_convolution(name, tensor) for name, tensor in autoencoder.items()}
-    for name, tensor in weights("text_encoder", "model.safetensors").items():
-        tensors[f"conditioner.embedders.0.transformer.text_model.{name.removeprefix('text_model.')}"] = tensor
-    tensors |= _open_clip(weights("text_encoder_2", "model.safetensors"))
+    first, is_xl = weights("text_encoder", "model.safetensors"), (folder / "text_encoder_2").exists()
+    stem = "conditioner.embedders.0.transformer" if is_xl else "cond_stage_model.transformer"
+    if is_second:
+        tensors |= _open_clip(first, "cond_stage_model.model")
+    else:
+        tensors |= {f"{stem}.text_model.{name.removeprefix('text_model.')}": tensor for name, tensor in first.items()}
+    if is_xl:
+        tensors |= _open_clip(weights("text_encoder_2", "model.safetensors"), "conditioner.embedders.1.model")
     tensors |= {mark: torch.zeros(0) for mark in marks}
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
     return path
@@ -201,8 +207,8 @@ _CLIP = {"self_attn.out_proj": "attn.out_proj", "layer_norm1": "ln_1", "layer_no
 _CLIP |= {"mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
 
 
-def _open_clip(weights: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the second text encoder's weights as OpenCLIP has them, its queries, keys and values in one matrix."""
+def _open_clip(weights: Mapping[str, Any], stem: str) -> dict[str, Any]:
+    """Rename a text encoder's weights as OpenCLIP has them, its queries, keys and values in one matrix."""
     import torch
 
     own = {name.removeprefix("text_model."): tensor for name, tensor in weights.items()}
@@ -211,15 +217,16 @@ def _open_clip(weights: Mapping[str, Any]) -> dict[str, Any]:
         "positional_embedding": own["embeddings.position_embedding.weight"],
         "ln_final.weight": own["final_layer_norm.weight"],
         "ln_final.bias": own["final_layer_norm.bias"],
-        "text_projection": own["text_projection.weight"].T,
     }
+    if "text_projection.weight" in own:
+        found["text_projection"] = own["text_projection.weight"].T
     layers = {name.split(".")[2] for name in own if name.startswith("encoder.layers.")}
     for layer, kind in product(layers, ("weight", "bias")):
         old, new = f"encoder.layers.{layer}", f"transformer.resblocks.{layer}"
         qkv = [own[f"{old}.self_attn.{letter}_proj.{kind}"] for letter in "qkv"]
         found[f"{new}.attn.in_proj_{kind}"] = torch.cat(qkv)
         found |= {f"{new}.{theirs}.{kind}": own[f"{old}.{ours}.{kind}"] for ours, theirs in _CLIP.items()}
-    return {f"conditioner.embedders.1.model.{name}": tensor for name, tensor in found.items()}
+    return {f"{stem}.{name}": tensor for name, tensor in found.items()}
 
 
 def write_tiny_flux(folder: Path, *, takes_guidance: bool = True) -> Path:
@@ -240,6 +247,69 @@ def write_tiny_flux(folder: Path, *, takes_guidance: bool = True) -> Path:
     pipeline = FluxPipeline(**networks, tokenizer=tokenizer, tokenizer_2=tokenizer_2, scheduler=scheduler)
     pipeline.save_pretrained(folder)
     return folder
+
+
+def write_flux_file(folder: Path, path: Path, stem: str = "", dtype: Any = None) -> Path:
+    """Write a FLUX.1 folder's transformer into one file, under the names that its authors gave it.
+
+    Args:
+        folder: from :func:`write_tiny_flux`.
+        path: the file to write.
+        stem: what the names begin with.
+        dtype: of the weights; None: as they are.
+    """
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    own = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    tensors: dict[str, Any] = {}
+    for native, names in _flux_names(own).items():
+        for kind in ("weight", "bias"):
+            if f"{names[0]}.{kind}" in own:
+                ending = "scale" if "_norm" in native else kind
+                tensors[f"{native}.{ending}"] = torch.cat([own.pop(f"{name}.{kind}") for name in names])
+    for kind in ("weight", "bias"):
+        scale, shift = own.pop(f"norm_out.linear.{kind}").chunk(2)
+        tensors[f"final_layer.adaLN_modulation.1.{kind}"] = torch.cat([shift, scale])
+    assert not own, "each weight has its place"
+    tensors = {f"{stem}{name}": tensor.to(dtype or tensor.dtype) for name, tensor in tensors.items()}
+    save_file(tensors, path)
+    return path
+
+
+_FLUX_OUTER = {"img_in": "x_embedder", "txt_in": "context_embedder", "final_layer.linear": "proj_out"}
+_FLUX_OUTER |= {
+    f"{native}_in.{place}_layer": f"time_text_embed.{own}_embedder.linear_{number}"
+    for native, own in (("time", "timestep"), ("vector", "text"), ("guidance", "guidance"))
+    for number, place in ((1, "in"), (2, "out"))
+}
+
+
+def _flux_names(weights: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return which of diffusers' layers each native layer consists of."""
+    found = {native: [own] for native, own in _FLUX_OUTER.items() if f"{own}.weight" in weights}
+    for number in range(sum(name.endswith("add_q_proj.weight") for name in weights)):
+        native, own = f"double_blocks.{number}", f"transformer_blocks.{number}"
+        for side, qkv, out, mlp, norm, added in (
+            ("img", "to_", "to_out.0", "ff", "norm1", ""),
+            ("txt", "add_", "to_add_out", "ff_context", "norm1_context", "added_"),
+        ):
+            end = "_proj" if side == "txt" else ""
+            found[f"{native}.{side}_attn.qkv"] = [f"{own}.attn.{qkv}{letter}{end}" for letter in "qkv"]
+            found[f"{native}.{side}_attn.proj"] = [f"{own}.attn.{out}"]
+            found[f"{native}.{side}_mod.lin"] = [f"{own}.{norm}.linear"]
+            found[f"{native}.{side}_mlp.0"] = [f"{own}.{mlp}.net.0.proj"]
+            found[f"{native}.{side}_mlp.2"] = [f"{own}.{mlp}.net.2"]
+            for name in ("query", "key"):
+                found[f"{native}.{side}_attn.norm.{name}_norm"] = [f"{own}.attn.norm_{added}{name[0]}"]
+    for number in range(sum(name.endswith("proj_mlp.weight") for name in weights)):
+        native, own = f"single_blocks.{number}", f"single_transformer_blocks.{number}"
+        found[f"{native}.linear1"] = [*(f"{own}.attn.to_{letter}" for letter in "qkv"), f"{own}.proj_mlp"]
+        found[f"{native}.linear2"] = [f"{own}.proj_out"]
+        found[f"{native}.modulation.lin"] = [f"{own}.norm.linear"]
+        for name in ("query", "key"):
+            found[f"{native}.norm.{name}_norm"] = [f"{own}.attn.norm_{name[0]}"]
+    return found
 
 
 def _tiny_flux_networks(clip_tokens: int, t5_tokens: int, takes_guidance: bool) -> dict[str, Any]:

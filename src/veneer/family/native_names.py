@@ -11,22 +11,27 @@ from typing import Any
 
 from veneer.adapter.layers import layers_under
 
-__all__ = ["native_names"]
+__all__ = ["RESNET", "TOP_LEVEL", "native_names"]
 
-_TOP_LEVEL: Mapping[str, str] = {
+TOP_LEVEL: Mapping[str, str] = {
     "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
 }
-_RESNET: Mapping[str, str] = {
+"""What lies outside the blocks, by diffusers' names for it."""
+RESNET: Mapping[str, str] = {
+    "norm1": "in_layers.0",
     "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
     "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
     "conv_shortcut": "skip_connection",
 }
+"""What lies in a resnet, by diffusers' names for it."""
 
 
 def native_names(unet: Any) -> dict[str, str]:
@@ -41,8 +46,8 @@ def _native_name(path: str, blocks: Mapping[str, str]) -> str:
     for block, name in blocks.items():
         if path.startswith(f"{block}."):
             inner = path[len(block) + 1 :]
-            return f"{name}.{_RESNET.get(inner, inner)}"
-    return _TOP_LEVEL.get(path, path)
+            return f"{name}.{RESNET.get(inner, inner)}"
+    return TOP_LEVEL.get(path, path)
 
 
 def _down(levels: Any) -> dict[str, str]:

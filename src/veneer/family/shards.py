@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ from safetensors import safe_open
 from torch import Tensor
 
 from veneer.errors import UserError
-from veneer.family.file_content import check_config, check_weights, fetch_again
+from veneer.family.file_content import check_config, check_weights, fetch_again, header
+from veneer.weights.header import Header
+from veneer.weights.safetensors import DTYPES
 
-__all__ = ["Shards", "WeightFiles", "find_weights", "weight_files"]
+__all__ = ["Shards", "WeightFiles", "WeightsFile", "find_weights", "weight_files"]
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of weight files without their endings: diffusers', then transformers' two."""
@@ -173,3 +178,69 @@ def _open(file: Path) -> Any:
 def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
     with _open(file) as opened:
         return {name: tuple(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """A safetensors file whose tensors are read one at a time, each into memory of its own.
+
+    A mapped file's pages count as the process's memory until it is closed; what is read here is gone with its tensor.
+
+    Attributes:
+        path: of the file.
+        header: what it holds, checked.
+        data_start: place of the first tensor's first byte.
+    """
+
+    path: Path
+    header: Header
+    data_start: int
+
+    @classmethod
+    def open(cls, path: Path) -> WeightsFile:
+        """Read a file's header.
+
+        Raises:
+            UserError: it is no safetensors file, or is not whole.
+        """
+        found = header(path)
+        return cls(path, found, path.stat().st_size - found.data_bytes)
+
+    def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
+        """Read a tensor.
+
+        Args:
+            name: of the tensor.
+            rows: the first row to read and the one behind the last; None: all.
+
+        Raises:
+            UserError: it cannot be read, or the file became shorter.
+        """
+        entry = self.header.tensors[name]
+        start, stop, shape = 0, entry.end - entry.start, entry.shape
+        if rows is not None:
+            row = stop // shape[0]
+            start, stop, shape = rows[0] * row, rows[1] * row, (rows[1] - rows[0], *shape[1:])
+        data = torch.empty(stop - start, dtype=torch.uint8)
+        buffer: Any = data.numpy()
+        with _readable(self.path), self.path.open("rb", buffering=0) as file:
+            file.seek(self.data_start + entry.start + start)
+            _fill(file, memoryview(buffer))
+        return data.view(DTYPES[entry.dtype]).reshape(shape)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = f"cannot be read: {error.strerror or error}"
+        raise UserError(what, code="base.unreadable", where=path) from error
+
+
+def _fill(file: io.FileIO, buffer: memoryview) -> None:
+    """Read until a buffer is full; one call reads 2 GB at most."""
+    while buffer:
+        if not (count := file.readinto(buffer)):
+            raise OSError(errno.EIO, "it became shorter while it was read")
+        buffer = buffer[count:]

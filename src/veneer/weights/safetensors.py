@@ -15,6 +15,7 @@ from veneer.errors import UserError
 from veneer.weights.tensors_file import TensorsFile, open_tensors
 
 __all__ = [
+    "DTYPES",
     "check_finite",
     "decode",
     "encode",
@@ -34,7 +35,7 @@ _WRITTEN = {
     torch.float16: "F16",
 }
 """The types that are written, by the format's names, in the order in which the library lays them."""
-_READ = {
+DTYPES = {
     **{name: dtype for dtype, name in _WRITTEN.items()},
     **{"I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool},
     "F8_E4M3": torch.float8_e4m3fn,
@@ -104,7 +105,7 @@ def read_tensor(file: TensorsFile, name: str) -> Tensor:
     entry = file.header.tensors[name]
     data = torch.empty(entry.end - entry.start, dtype=torch.uint8)
     file.read_into(name, data.numpy())
-    return data.view(_READ[entry.dtype]).reshape(entry.shape)
+    return data.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -1,0 +1,267 @@
+"""The weights of a base, one layer's at a time, read from its files without loading it.
+
+Whatever the files are, a layer has one name: diffusers' dotted path with the network first, such as
+``transformer.transformer_blocks.0.attn.to_q``. Of a folder in diffusers' layout those are the names in its files; what
+a single file calls them is told by :mod:`veneer.family.single_file_layout`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import veneer.base
+from veneer.errors import UserError
+from veneer.family.file_content import check_config
+from veneer.family.hub import fetch
+from veneer.family.registry import BUNDLED, FAMILIES, detect_on_hub, family_class
+from veneer.family.shards import WeightsFile, find_weights
+from veneer.family.single_file import check_is_safetensors
+from veneer.family.single_file_layout import Place, single_file_layout
+from veneer.files import is_pickle, user_path
+from veneer.weights.formats.contents import content_of
+from veneer.weights.formats.names import NETWORKS, memory_path
+from veneer.weights.safetensors import DTYPES
+
+__all__ = ["BaseWeights", "StoredWeight"]
+
+_SCALES = (".scale_weight", ".weight_scale")
+"""What the scale of an 8-bit weight is called in place of ``.weight``: ComfyUI's older name, then its newer."""
+_BESIDE = (".scale_input", ".input_scale", ".comfy_quant")
+"""Further tensors beside a scaled weight, which say how a layer's input is rounded."""
+_QUANTISED: tuple[tuple[str, str], ...] = (
+    ("nf4", r"quant_state\.bitsandbytes__nf4$"),
+    ("fp4", r"quant_state\.bitsandbytes__fp4$"),
+    ("nf4 or fp4", r"\.(?:absmax|quant_map)$"),
+    ("LLM.int8", r"\.SCB$"),
+    ("nvfp4", r"\.weight_scale_2$"),
+    ("GPTQ or AWQ", r"\.(?:qweight|qzeros)$"),
+    ("SVDQuant", r"\.(?:wscales|proj_down)$"),
+)
+"""Formats of packed numbers, each with a pattern of names that only its tensors have."""
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight or a bias of a layer, as a file has it.
+
+    Attributes:
+        file: which has it.
+        place: where in the file it lies.
+        shape: of the weight.
+        dtype: that it is stored in.
+        scale: name of the tensor that its numbers are to be multiplied by; None: they are as stored.
+    """
+
+    file: WeightsFile
+    place: Place
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    scale: str | None = None
+
+    def read(self) -> Tensor:
+        """Read it: in the dtype that it is stored in; 8-bit numbers with a scale are multiplied by it, in float32."""
+        stored = self.read_stored()
+        return stored if self.scale is None else stored.float() * self.read_scale()
+
+    def read_stored(self) -> Tensor:
+        """Read its numbers without their scale."""
+        if self.place.rows is None:
+            found = self.file.read(self.place.tensor)
+        else:  # torch has no cat for 8-bit floats, hence bytes
+            runs = [self.file.read(self.place.tensor, run) for run in self.place.rows]
+            found = runs[0] if len(runs) == 1 else torch.cat([run.view(torch.uint8) for run in runs]).view(self.dtype)
+        return found.T.contiguous() if self.place.is_transposed else found
+
+    def read_scale(self) -> Tensor:
+        """Read its scale, float32: a number, or one for each of its rows (out, 1)."""
+        assert self.scale is not None, "asked of a weight that has none"
+        scale = self.file.read(self.scale).float()
+        if scale.numel() == 1:
+            return scale.reshape(())
+        if self.place.rows is not None:
+            scale = torch.cat([scale[start:stop] for start, stop in self.place.rows])
+        return scale.reshape(-1, *(1 for _ in self.shape[1:]))
+
+
+class BaseWeights:
+    """The weights of a base's denoiser and text encoders, by name; none is read before it is asked for.
+
+    Args:
+        place: a folder in diffusers' layout or a single ``.safetensors`` file.
+
+    Attributes:
+        place: the base's folder or file.
+        stored: each parameter by its name, ``NETWORK.PATH.weight``, as newer networks have it in memory.
+
+    Raises:
+        UserError: it is no base, has pickles or packed numbers only, or a file is damaged.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.stored: Mapping[str, StoredWeight] = _in_folder(place) if place.is_dir() else _in_file(place)
+
+    @classmethod
+    def open(cls, base: str) -> BaseWeights:
+        """Find a base and read the headers of its files.
+
+        Args:
+            base: ``bundled``, a folder in diffusers' layout, a single ``.safetensors`` file, or a hub id.
+
+        Raises:
+            UserError: as of the class, or the hub does not give it.
+        """
+        return cls(_place_of(base))
+
+    @property
+    def files(self) -> tuple[WeightsFile, ...]:
+        """The files that have the weights, each once."""
+        return tuple({stored.file.path: stored.file for stored in self.stored.values()}.values())
+
+    def find(self, layer: str, part: str = "weight") -> StoredWeight | None:
+        """Return where a layer's weight or bias lies; None if the base has none.
+
+        Args:
+            layer: its dotted path, network first, with the level ``text_model.`` of text encoders or without.
+            part: ``weight`` or ``bias``.
+        """
+        return self.stored.get(f"{self.own_name(layer)}.{part}")
+
+    def own_name(self, layer: str) -> str:
+        """Return a layer's name here: text encoders may have a level more or less, by class and version."""
+        return next((name for name in _spellings(layer) if f"{name}.weight" in self.stored), layer)
+
+    def shape(self, layer: str, part: str = "weight") -> tuple[int, ...]:
+        """Return the shape of a layer's weight or bias.
+
+        Raises:
+            UserError: the base has none.
+        """
+        return self._require(layer, part).shape
+
+    def dtype(self, layer: str, part: str = "weight") -> torch.dtype:
+        """Return the dtype that a layer's weight or bias is stored in.
+
+        Raises:
+            UserError: the base has none.
+        """
+        return self._require(layer, part).dtype
+
+    def read(self, layer: str, part: str = "weight") -> Tensor:
+        """Read a layer's weight or bias, as :meth:`StoredWeight.read` does.
+
+        Raises:
+            UserError: the base has none, or its file cannot be read.
+        """
+        return self._require(layer, part).read()
+
+    def layers(self) -> Iterator[str]:
+        """Yield the names of all layers that have a weight of two or more axes: linear ones, convolutions, tables."""
+        for name, stored in self.stored.items():
+            layer, _, part = name.rpartition(".")
+            if part == "weight" and len(stored.shape) > 1:
+                yield layer
+
+    def _require(self, layer: str, part: str) -> StoredWeight:
+        if (found := self.find(layer, part)) is None:
+            what = f"has no {part} of {layer}"
+            raise UserError(what, code="base.no_such_layer", where=self.place, remedy="use the base that it belongs to")
+        return found
+
+
+def _spellings(layer: str) -> tuple[str, ...]:
+    network, _, path = layer.partition(".")
+    return (layer, memory_path(layer), f"{network}.text_model.{path}", f"{network}.{path.removeprefix('text_model.')}")
+
+
+def _place_of(base: str) -> Path:
+    path = veneer.base.path() if base == BUNDLED else user_path(base)
+    if path.exists() or path.is_symlink() or is_pickle(path):
+        return path
+    return fetch(base, family_class(detect_on_hub(base)).part_names())
+
+
+def _in_file(place: Path) -> dict[str, StoredWeight]:
+    """Return the weights of a single file."""
+    check_is_safetensors(place)
+    file = WeightsFile.open(place)
+    _refuse_quantised(place, file.header.tensors)
+    shapes = {name: entry.shape for name, entry in file.header.tensors.items() if not name.endswith(_SCALES + _BESIDE)}
+    found = {memory_path(name): _stored(file, own) for name, own in single_file_layout(shapes).items()}
+    if not found:
+        content = content_of(shapes)
+        what = f"is {content.title}" if content else "holds no base"
+        remedy = "give a base of Stable Diffusion 1, 2 or XL or of FLUX.1, or a folder in diffusers' layout"
+        raise UserError(f"{what}, of which no layer is known", code="base.not_a_model", where=place, remedy=remedy)
+    return _numbers_only(place, found)
+
+
+def _in_folder(place: Path) -> dict[str, StoredWeight]:
+    """Return the weights of the networks in a folder."""
+    found: dict[str, StoredWeight] = {}
+    networks = [name for name in NETWORKS if (place / name).is_dir()]
+    for network in networks:
+        for file in _weight_files(place / network):
+            own = {memory_path(f"{network}.{name}"): _stored(file, Place(name)) for name in _parameters(file)}
+            found |= own
+    if not found:
+        remedy = f"give a folder with {', '.join(NETWORKS[:3])} and such in it; families are {', '.join(FAMILIES)}"
+        what = "holds no networks in diffusers' layout"
+        raise UserError(what, code="base.not_a_model", where=place, remedy=remedy)
+    return _numbers_only(place, found)
+
+
+def _weight_files(folder: Path) -> Sequence[WeightsFile]:
+    """Open the files that a network is loaded from."""
+    if "quantization_config" in (check_config(folder / "config.json") if (folder / "config.json").exists() else {}):
+        what = "is quantised, as its config.json says: its numbers are packed"
+        raise UserError(what, code="base.quantised", where=folder, remedy=_UNPACKED)
+    sets = find_weights([path.name for path in folder.iterdir()])
+    if not sets:
+        raise UserError("has no weights", code="base.no_weights", where=folder, remedy="use a base that is whole")
+    if sets[0].is_pickled:
+        what = f"has its weights in {sets[0].name}, a pickle"
+        remedy = "save the base by diffusers' save_pretrained, which writes .safetensors"
+        raise UserError(what, code="base.pickle", where=folder, remedy=remedy)
+    files = [WeightsFile.open(file) for file in sets[0].files(folder)]
+    for file in files:
+        _refuse_quantised(file.path, file.header.tensors)
+    return files
+
+
+def _parameters(file: WeightsFile) -> list[str]:
+    return [name for name in file.header.tensors if not name.endswith(_SCALES + _BESIDE)]
+
+
+def _stored(file: WeightsFile, place: Place) -> StoredWeight:
+    entry = file.header.tensors[place.tensor]
+    stem = place.tensor.removesuffix(".weight")
+    scale = next((stem + ending for ending in _SCALES if stem + ending in file.header.tensors), None)
+    is_scaled = stem != place.tensor and scale is not None
+    return StoredWeight(file, place, place.shape(entry.shape), DTYPES[entry.dtype], scale if is_scaled else None)
+
+
+_UNPACKED = "give the base in float32, bfloat16, float16 or 8-bit floats"
+
+
+def _refuse_quantised(file: Path, names: Collection[str]) -> None:
+    """Refuse a file of packed numbers, and call their format by its name."""
+    for title, pattern in _QUANTISED:
+        if (mark := next((name for name in names if re.search(pattern, name)), None)) is not None:
+            what = f"is quantised ({title}), as {mark} tells: its numbers are packed"
+            raise UserError(what, code="base.quantised", where=file, remedy=_UNPACKED)
+
+
+def _numbers_only(place: Path, found: dict[str, StoredWeight]) -> dict[str, StoredWeight]:
+    """Leave out what is no floating point number, such as positions; refuse weights of integers, which are packed."""
+    for name, stored in found.items():
+        if name.endswith(".weight") and not stored.dtype.is_floating_point:
+            what = f"is quantised: {name} is stored as {str(stored.dtype).removeprefix('torch.')}"
+            raise UserError(what, code="base.quantised", where=place, remedy=_UNPACKED)
+    return {name: stored for name, stored in found.items() if stored.dtype.is_floating_point}
