@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from veneer.study.ranks import study_ranks as study_ranks
     from veneer.study.run import run_study as run_study
     from veneer.train.loop import train as train_adapter
+    from veneer.verbs.blend import BlendOptions as BlendOptions
+    from veneer.verbs.blend import BlockWeights as BlockWeights
+    from veneer.verbs.blend import Source as Source
+    from veneer.verbs.blend import blend_adapters as blend_adapters
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
     from veneer.verbs.evaluation_inputs import EvaluationOptions as EvaluationOptions
     from veneer.verbs.merge import merge_adapter as merge_adapter
@@ -73,6 +77,8 @@ __all__ = [
     "AdapterBank",
     "AdapterFile",
     "AdapterStack",
+    "BlendOptions",
+    "BlockWeights",
     "DoraFactors",
     "DoraSpec",
     "Evaluation",
@@ -86,10 +92,12 @@ __all__ = [
     "RunConfig",
     "SampleOptions",
     "Score",
+    "Source",
     "UserError",
     "__version__",
     "adapter_info",
     "base_path",
+    "blend_adapters",
     "build_config",
     "build_study",
     "combine",
@@ -154,6 +162,10 @@ _HOMES = {
     "Score": "veneer.evaluate.results:Score",
     "UserError": "veneer.errors:UserError",
     "adapter_info": "veneer.weights.file:info",
+    "BlendOptions": "veneer.verbs.blend:BlendOptions",
+    "BlockWeights": "veneer.verbs.blend:BlockWeights",
+    "Source": "veneer.verbs.blend:Source",
+    "blend_adapters": "veneer.verbs.blend:blend_adapters",
     "base_path": "veneer.base:path",
     "build_config": "veneer.config.load:build_config",
     "build_study": "veneer.study.config:build_study",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter, LowRank, low_rank_of, method_without_low_rank
+from veneer.adapter.svd import decompose
 from veneer.errors import UserError
 
 __all__ = ["Spectrum", "highest_rank", "resize", "spectrum"]
@@ -48,7 +49,7 @@ def spectrum(weights: AdapterWeights) -> Spectrum:
     Raises:
         UserError: it is of a method that has no rank to cut.
     """
-    return Spectrum({name: _decompose(product)[1] for name, product in _products(weights).items()})
+    return Spectrum({name: decompose(product).values for name, product in _products(weights).items()})
 
 
 def resize(weights: AdapterWeights, rank: int) -> dict[str, LayerAdapter]:
@@ -83,17 +84,4 @@ def _products(weights: AdapterWeights) -> dict[str, LowRank]:
 
 
 def _cut(product: LowRank, rank: int) -> LoraFactors:
-    left, values, right = _decompose(product)
-    rank = min(rank, len(values))
-    root = values[:rank].sqrt()
-    up = (left[:, :rank] * root).reshape(product.up.shape[0], rank, *product.up.shape[2:])
-    down = (root[:, None] * right[:rank]).reshape(rank, *product.down.shape[1:])
-    return LoraFactors(down.to(product.down.dtype).contiguous(), up.to(product.up.dtype).contiguous(), float(rank))
-
-
-def _decompose(product: LowRank) -> tuple[Tensor, Tensor, Tensor]:
-    """Return U (out, n), singular values (n,) and V^T (n, in) of delta W, n = min(r, out, in), in float64."""
-    up_basis, up_rest = torch.linalg.qr(product.up.flatten(1).double())
-    down_basis, down_rest = torch.linalg.qr(product.down.flatten(1).double().T)
-    left, values, right = torch.linalg.svd(product.scale * up_rest @ down_rest.T, full_matrices=False)
-    return up_basis @ left, values, right @ down_basis.T
+    return decompose(product).cut(rank, torch.promote_types(product.up.dtype, product.down.dtype))

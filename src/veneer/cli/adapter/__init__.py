@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from veneer.cli.adapter.blend import blend
 from veneer.cli.adapter.info import info
 from veneer.cli.adapter.merge import merge
 from veneer.cli.adapter.resize import resize
@@ -12,5 +13,5 @@ from veneer.cli.adapter.verify import verify
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-for _verb in (info, verify, resize, merge):
+for _verb in (info, verify, resize, blend, merge):
     app.command()(_verb)
