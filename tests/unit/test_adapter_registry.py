@@ -15,7 +15,7 @@ from veneer.adapter.apply import apply_adapter
 from veneer.adapter.lora import LORA, LoraFactors
 from veneer.adapter.merge import combine, merge
 from veneer.adapter.protocol import Layer, Method
-from veneer.adapter.registry import METHODS
+from veneer.adapter.registry import METHODS, TRAINED
 from veneer.adapter.resize import resize
 from veneer.adapter.stack import AdapterStack
 from veneer.config.schema import AdapterConfig
@@ -23,7 +23,7 @@ from veneer.engine.adapter_bank import AdapterBank
 
 
 def test_the_config_offers_the_methods_that_there_are() -> None:
-    assert get_args(AdapterConfig.model_fields["method"].annotation) == tuple(METHODS)
+    assert get_args(AdapterConfig.model_fields["method"].annotation) == tuple(TRAINED)
 
 
 def test_an_ending_means_the_same_part_in_every_method() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from veneer.adapter.layers import fit_to_layers, is_compiled, layers_of
+from veneer.adapter.layers import fit_to_layers, is_compiled, weighted_layers_of
 from veneer.adapter.merge import is_mergeable, merge
 from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
@@ -27,7 +27,7 @@ def apply_adapter(networks: Mapping[str, nn.Module], weights: AdapterWeights) ->
         UserError: the adapter is of another architecture, or a network without weights to merge into is compiled; no
             network has been changed then.
     """
-    layers = layers_of(networks)
+    layers = weighted_layers_of(networks)
     fitted = fit_to_layers(weights, layers)
     beside = {name: adapter for name, adapter in fitted.items() if not is_mergeable(adapter, layers[name])}
     _check_not_compiled(networks, beside)

@@ -22,7 +22,7 @@ from veneer.adapter.lora import InjectedLora, LoraFactors, LoraSpec, delta_weigh
 from veneer.adapter.lora_parts import check_magnitude, column_shape, magnitude_part, magnitude_shape
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in
-from veneer.adapter.protocol import InjectedLayer, Layer, LayerAdapter, Method
+from veneer.adapter.protocol import InjectedLayer, Layer, LayerAdapter, Method, WeightedLayer, refitted
 from veneer.errors import UserError
 
 __all__ = ["DORA", "DoraFactors", "DoraSpec", "merged_weight", "weight_norm"]
@@ -148,6 +148,10 @@ class DoraFactors:
         return self.lora.shape
 
     @property
+    def bias_size(self) -> None:
+        """None: it changes no bias."""
+
+    @property
     def parameter_count(self) -> int:
         """Number of parameters in A, B and m."""
         return self.lora.parameter_count + self.magnitude.numel()
@@ -161,6 +165,11 @@ class DoraFactors:
     def is_untrained(self) -> bool:
         """True where B is zero, as it is at the start."""
         return self.lora.is_untrained
+
+    def fitted(self, shape: tuple[int, ...]) -> DoraFactors | None:
+        """Return the same numbers for a weight of a shape; None: they do not fit."""
+        lora = self.lora.fitted(shape)
+        return None if lora is None else DoraFactors(lora, refitted(self.magnitude, len(shape)))
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> DoraFactors:
         """Return the same numbers on another device or in another dtype."""
@@ -208,13 +217,16 @@ class DoraFactors:
         """Return delta W = W' - W0."""
         return merged_weight(weight, self) - weight
 
+    def delta_bias(self, bias: Tensor) -> None:
+        """Return None: nothing is added to the bias."""
+
     def squared_norm(self, weight: Tensor | None = None) -> float:
         """Return |W' - W0|^2; it takes the base's weight."""
         assert weight is not None, "DoRA's delta W depends on the base's weight"
         wide = self.to(weight.device, torch.float64)
         return float(wide.delta_weight(weight.double()).square().sum())
 
-    def bypass(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+    def bypass(self, layer: WeightedLayer) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the function that makes a linear layer's output W' x + b of W0 x + b: m/n (W0 x + s B A x) + b.
 
         Raises:

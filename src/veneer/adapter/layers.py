@@ -3,16 +3,30 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeGuard, TypeVar, cast
 
 from peft.tuners.tuners_utils import BaseTunerLayer
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from veneer.adapter.protocol import AdapterWeights, Layer, LayerAdapter
+from veneer.adapter.protocol import AdapterWeights, Layer, LayerAdapter, WeightedLayer
 from veneer.errors import UserError
 
-__all__ = ["fit_to_layers", "is_compiled", "is_wrapped", "layers_of", "layers_under", "nearest", "places_under"]
+__all__ = [
+    "bias_of",
+    "fit_to_layer",
+    "fit_to_layers",
+    "is_compiled",
+    "is_wrapped",
+    "layers_of",
+    "layers_under",
+    "nearest",
+    "places_under",
+    "weighted_layers_of",
+]
+
+_Kind = TypeVar("_Kind", bound=nn.Module)
 
 _COMPILED = "_orig_mod"
 """The name under which what ``torch.compile`` returns holds what was compiled; its class takes seconds to import."""
@@ -32,27 +46,51 @@ def layers_under(network: nn.Module) -> Iterator[tuple[str, Layer]]:
     Raises:
         UserError: the network is split up among processes (FSDP), and has no layers of their own shapes.
     """
-    for path, _, layer in _walk(network, "", ""):
+    for path, _, layer in _walk(network, "", "", _is_target):
         yield path, layer
 
 
 def places_under(network: nn.Module) -> dict[str, str]:
     """Return where each layer hangs in a network, wrappers included, by its path without them."""
-    return {path: place for path, place, _ in _walk(network, "", "")}
+    return {path: place for path, place, _ in _walk(network, "", "", _is_target)}
 
 
-def _walk(module: nn.Module, path: str, place: str) -> Iterator[tuple[str, str, Layer]]:
-    """Yield path, place and layer of all below a module, itself included."""
+def weighted_layers_of(networks: Mapping[str, nn.Module]) -> dict[str, WeightedLayer]:
+    """Return the layers of several networks that an adapter's file may change, by path with the network's name first.
+
+    These are the linear layers and convolutions, on which adapters are trained, and the norms, on which they are not.
+    """
+    return {
+        f"{prefix}.{path}": cast(WeightedLayer, layer)
+        for prefix, network in networks.items()
+        for path, _, layer in _walk(network, "", "", _has_weight)
+    }
+
+
+def _is_target(module: nn.Module) -> TypeGuard[Layer]:
+    return isinstance(module, nn.Linear | nn.Conv2d)
+
+
+def _has_weight(module: nn.Module) -> TypeGuard[nn.Module]:
+    """Return whether a module has a weight that files change; a norm, of any class, is told by the one axis of its."""
+    weight = module._parameters.get("weight")
+    return _is_target(module) or (weight is not None and weight.ndim == 1 and not module._modules)
+
+
+def _walk(
+    module: nn.Module, path: str, place: str, is_wanted: Callable[[nn.Module], TypeGuard[_Kind]]
+) -> Iterator[tuple[str, str, _Kind]]:
+    """Yield path, place and layer of all wanted below a module, itself included."""
     _check_whole(module)
     wrapped = _wrapped_in(module)
     if wrapped:
         name, inner = wrapped
-        yield from _walk(inner, path, _joined(place, name))
+        yield from _walk(inner, path, _joined(place, name), is_wanted)
         return
-    if path and isinstance(module, nn.Linear | nn.Conv2d):
+    if path and is_wanted(module):
         yield path, place, module
     for name, child in module.named_children():
-        yield from _walk(child, _joined(path, name), _joined(place, name))
+        yield from _walk(child, _joined(path, name), _joined(place, name), is_wanted)
 
 
 def _wrapped_in(module: nn.Module) -> tuple[str, nn.Module] | None:
@@ -95,8 +133,8 @@ def layers_of(networks: Mapping[str, nn.Module]) -> dict[str, Layer]:
     return {f"{prefix}.{path}": layer for prefix, net in networks.items() for path, layer in layers_under(net)}
 
 
-def fit_to_layers(weights: AdapterWeights, layers: Mapping[str, Layer]) -> dict[str, LayerAdapter]:
-    """Return an adapter under the names that these networks use, once each part is known to fit its layer.
+def fit_to_layers(weights: AdapterWeights, layers: Mapping[str, WeightedLayer]) -> dict[str, LayerAdapter]:
+    """Return an adapter under the names that these networks use, each part as its layer needs it.
 
     Raises:
         UserError: the adapter is of another architecture; the first layer that differs is named.
@@ -106,12 +144,35 @@ def fit_to_layers(weights: AdapterWeights, layers: Mapping[str, Layer]) -> dict[
         name = _own_name(given, layers)
         if name in named:
             raise UserError(f"the adapter has {name} twice, under two names", code="adapter.layer_twice")
-        named[name] = adapter
         if name not in layers:
             raise _other_architecture(f"it changes {name} {adapter.shape}, which the base lacks")
-        if adapter.shape != (shape := tuple(layers[name].weight.shape)):
-            raise _other_architecture(f"{name} is {adapter.shape} in it and {shape} in the base")
+        named[name] = fit_to_layer(name, adapter, layers[name])
     return named
+
+
+def fit_to_layer(name: str, adapter: LayerAdapter, layer: WeightedLayer) -> LayerAdapter:
+    """Return an adapter as a layer needs it.
+
+    Args:
+        name: of the layer, for the message.
+        adapter: that is meant for it.
+        layer: whose weight and bias it shall change.
+
+    Raises:
+        UserError: the layer has another size, or no bias where the adapter changes it.
+    """
+    shape, bias = tuple(layer.weight.shape), bias_of(layer)
+    if (fitted := adapter.fitted(shape)) is None:
+        raise _other_architecture(f"{name} is {adapter.shape} in it and {shape} in the base")
+    if adapter.bias_size is not None and (bias is None or len(bias) != adapter.bias_size):
+        found = "no bias" if bias is None else f"one of {len(bias)}"
+        raise _other_architecture(f"{name} has a bias of {adapter.bias_size} in it and {found} in the base")
+    return fitted
+
+
+def bias_of(layer: WeightedLayer) -> Tensor | None:
+    """Return a layer's bias; norms of some classes have no attribute of that name."""
+    return getattr(layer, "bias", None)
 
 
 def _other_architecture(difference: str) -> UserError:
@@ -119,7 +180,7 @@ def _other_architecture(difference: str) -> UserError:
     return UserError(what, code="adapter.other_architecture", remedy="use the base that it was trained on")
 
 
-def _own_name(name: str, layers: Mapping[str, Layer]) -> str:
+def _own_name(name: str, layers: Mapping[str, WeightedLayer]) -> str:
     prefix, _, path = name.partition(".")
     short = path.removeprefix(_OPTIONAL_LEVEL)
     other = f"{prefix}.{short if path != short else _OPTIONAL_LEVEL + path}"

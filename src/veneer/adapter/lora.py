@@ -17,7 +17,15 @@ from torch.nn import functional
 from veneer.adapter.lora_parts import alpha_in, check_names, product_shape, with_core
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in, wrap_with_peft
-from veneer.adapter.protocol import InjectedLayer, Layer, LayerAdapter, LowRank, Method
+from veneer.adapter.protocol import (
+    InjectedLayer,
+    Layer,
+    LayerAdapter,
+    LowRank,
+    Method,
+    WeightedLayer,
+    refitted,
+)
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 from veneer.rng import torch_generator
@@ -220,6 +228,10 @@ class LoraFactors:
         return (self.up.shape[0], *self.down.shape[1:])
 
     @property
+    def bias_size(self) -> None:
+        """None: it changes no bias."""
+
+    @property
     def parameter_count(self) -> int:
         """Number of parameters in A and B."""
         return self.down.numel() + self.up.numel()
@@ -233,6 +245,14 @@ class LoraFactors:
     def is_untrained(self) -> bool:
         """True where B is zero, as it is at the start."""
         return not bool(self.up.any())
+
+    def fitted(self, shape: tuple[int, ...]) -> LoraFactors | None:
+        """Return the same factors for a weight of a shape; None: they do not fit."""
+        if self.shape == shape:
+            return self
+        if self.shape[:2] != shape[:2] or math.prod(self.shape[2:]) * math.prod(shape[2:]) != 1:
+            return None
+        return LoraFactors(refitted(self.down, len(shape)), refitted(self.up, len(shape)), self.alpha)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LoraFactors:
         """Return the same factors on another device or in another dtype."""
@@ -279,12 +299,15 @@ class LoraFactors:
         """Return delta W; the base's weight does not matter."""
         return delta_weight(self)
 
+    def delta_bias(self, bias: Tensor) -> None:
+        """Return None: nothing is added to the bias."""
+
     def squared_norm(self, weight: Tensor | None = None) -> float:
         """Return |delta W|^2 = s^2 |B A|^2, where |B A|^2 = sum of (B'B) * (A A'), without making B A."""
         down, up = self.down.double().flatten(1), self.up.double().flatten(1)
         return float(self.scale**2 * ((up.T @ up) * (down @ down.T)).sum())
 
-    def bypass(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+    def bypass(self, layer: WeightedLayer) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the function that adds s B A x to a linear layer's output (Hu et al. 2021, eq. 3)."""
 
         def add(x: Tensor, output: Tensor) -> Tensor:

@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from veneer.adapter.layers import fit_to_layers, layers_of
+from veneer.adapter.layers import bias_of, fit_to_layers, weighted_layers_of
 from veneer.adapter.lora import LoraFactors, concatenate
 from veneer.adapter.protocol import (
     AdapterWeights,
-    Layer,
     LayerAdapter,
     LowRank,
+    WeightedLayer,
     check_strength,
     low_rank_of,
     method_without_low_rank,
 )
 from veneer.errors import UserError
 
-__all__ = ["MergedAdapters", "combine", "is_mergeable", "merge"]
+__all__ = ["MergedAdapters", "combine", "is_mergeable", "merge", "sum_bias", "sum_weight"]
 
 
 def combine(adapters: Sequence[tuple[AdapterWeights, float]]) -> dict[str, LoraFactors]:
@@ -57,32 +58,42 @@ def _check_strengths(adapters: Sequence[tuple[AdapterWeights, float]]) -> None:
         check_strength(strength, f"adapter {place} of {len(adapters)}")
 
 
-class MergedAdapters:
-    """Adapters that are in the networks' weights; made by :func:`merge`."""
+class _Swap(NamedTuple):
+    """A parameter of a layer that another has taken the place of."""
 
-    def __init__(self, swaps: list[tuple[Layer, nn.Parameter, nn.Parameter]]) -> None:
+    layer: WeightedLayer
+    name: str
+    original: nn.Parameter
+    merged: nn.Parameter
+
+
+class MergedAdapters:
+    """Adapters that are in the networks' weights and biases; made by :func:`merge`."""
+
+    def __init__(self, swaps: list[_Swap]) -> None:
         self._swaps = swaps
 
     def undo(self) -> None:
-        """Put the original weights back, bit for bit; a second call does nothing.
+        """Put the original weights and biases back, bit for bit; a second call does nothing.
 
         Raises:
             UserError: other adapters were merged later and are still in.
         """
-        if any(layer.weight is not merged for layer, _, merged in self._swaps):
+        if any(getattr(swap.layer, swap.name) is not swap.merged for swap in self._swaps):
             what = "other adapters were merged after these"
             raise UserError(what, code="adapter.merged_over", remedy="undo those first")
-        for layer, original, merged in self._swaps:
+        for layer, name, original, merged in self._swaps:
             original.data = original.data.to(merged.device, merged.dtype)  # the network may have moved meanwhile
-            layer.weight = original
+            setattr(layer, name, original)
         self._swaps = []
 
 
 def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[AdapterWeights, float]]) -> MergedAdapters:
     """Make each weight W0 + sum of w_i delta W_i, at the base's own speed (Hu et al. 2021, section 4.1).
 
-    The delta W of a method that is not additive is taken of W0 for each adapter, so their order does not matter. The
-    originals are set aside, not written over. The sum is taken in float32 at least, and rounded once.
+    Biases that adapters change become b0 + sum of w_i delta b_i. The delta W of a method that is not additive is taken
+    of W0 for each adapter, so their order does not matter. The originals are set aside, not written over. The sum is
+    taken in float32 at least, and rounded once.
 
     Args:
         networks: the base's, by prefix.
@@ -93,32 +104,40 @@ def merge(networks: Mapping[str, nn.Module], adapters: Sequence[tuple[AdapterWei
             number, or the base is quantised; no network has been changed then.
     """
     _check_strengths(adapters)
-    layers = layers_of(networks)
+    layers = weighted_layers_of(networks)
     fitted = [(fit_to_layers(weights, layers), strength) for weights, strength in adapters]
     for weights, _ in fitted:
         _check_mergeable(weights, layers)
     swaps = []
-    for name in sorted({name for weights, _ in fitted for name in weights}):
-        original = layers[name].weight
-        assert isinstance(original, nn.Parameter)
-        total = _sum(original, [(weights[name], strength) for weights, strength in fitted if name in weights])
-        merged = nn.Parameter(total, requires_grad=original.requires_grad)
-        layers[name].weight = merged
-        swaps.append((layers[name], original, merged))
+    for path in sorted({path for weights, _ in fitted for path in weights}):
+        parts = [(weights[path], strength) for weights, strength in fitted if path in weights]
+        for name, original, total in _sums(layers[path], parts):
+            merged = nn.Parameter(total, requires_grad=original.requires_grad)
+            setattr(layers[path], name, merged)
+            swaps.append(_Swap(layers[path], name, original, merged))
     return MergedAdapters(swaps)
 
 
-def is_mergeable(adapter: LayerAdapter, layer: Layer) -> bool:
+def _sums(layer: WeightedLayer, parts: list[tuple[LayerAdapter, float]]) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+    """Yield the parameters of a layer that adapters change, each with its name before and its sum behind."""
+    weight, bias = layer.weight, bias_of(layer)
+    assert isinstance(weight, nn.Parameter)
+    yield "weight", weight, sum_weight(weight, parts)
+    if isinstance(bias, nn.Parameter) and (total := sum_bias(bias, parts)) is not None:
+        yield "bias", bias, total
+
+
+def is_mergeable(adapter: LayerAdapter, layer: WeightedLayer) -> bool:
     """Return whether an adapter has a delta W and the layer a weight that another can take the place of."""
     return adapter.method.is_mergeable and _has_weight(layer)
 
 
-def _has_weight(layer: Layer) -> bool:
+def _has_weight(layer: WeightedLayer) -> bool:
     """Return whether a layer has a weight of its own; what is quantised has none."""
     return isinstance(layer._parameters.get("weight"), nn.Parameter)
 
 
-def _check_mergeable(weights: AdapterWeights, layers: Mapping[str, Layer]) -> None:
+def _check_mergeable(weights: AdapterWeights, layers: Mapping[str, WeightedLayer]) -> None:
     for name, adapter in weights.items():
         if not adapter.method.is_mergeable:
             what = f"{name} has a {adapter.method.title} adapter, which cannot be merged into a weight"
@@ -133,11 +152,31 @@ def _check_mergeable(weights: AdapterWeights, layers: Mapping[str, Layer]) -> No
 
 
 @torch.no_grad()
-def _sum(weight: Tensor, parts: list[tuple[LayerAdapter, float]]) -> Tensor:
-    """Return W0 + sum of w_i delta W_i in the weight's dtype."""
+def sum_weight(weight: Tensor, parts: Sequence[tuple[LayerAdapter, float]]) -> Tensor:
+    """Return W0 + sum of w_i delta W_i in the weight's dtype.
+
+    Args:
+        weight: W0.
+        parts: adapters that fit the layer, with the strength w_i of each.
+    """
     wide = torch.promote_types(weight.dtype, torch.float32)
     total = weight.detach().to(wide, copy=True)
     base = total if all(part.method.is_additive for part, _ in parts) else total.clone()
     for part, strength in parts:
         total += strength * part.to(weight.device, wide).delta_weight(base)
     return total.to(weight.dtype)
+
+
+@torch.no_grad()
+def sum_bias(bias: Tensor, parts: Sequence[tuple[LayerAdapter, float]]) -> Tensor | None:
+    """Return b0 + sum of w_i delta b_i in the bias' dtype; None: no adapter changes it.
+
+    Args:
+        bias: b0.
+        parts: adapters that fit the layer, with the strength w_i of each.
+    """
+    wide = torch.promote_types(bias.dtype, torch.float32)
+    base = bias.detach().to(wide)
+    deltas = [(part.to(bias.device, wide).delta_bias(base), strength) for part, strength in parts]
+    changes = [strength * delta for delta, strength in deltas if delta is not None]
+    return torch.stack([base, *changes]).sum(0).to(bias.dtype) if changes else None

@@ -32,13 +32,17 @@ __all__ = [
     "LayerAdapter",
     "LowRank",
     "Method",
+    "WeightedLayer",
     "check_strength",
     "low_rank_of",
     "method_without_low_rank",
+    "refitted",
 ]
 
 Layer: TypeAlias = "nn.Linear | nn.Conv2d"
-"""A layer that an adapter may change."""
+"""A layer that an adapter may be trained on."""
+WeightedLayer: TypeAlias = "nn.Linear | nn.Conv2d | nn.LayerNorm | nn.GroupNorm"
+"""A layer that an adapter may change: also a norm of any class, whose weight has one axis."""
 
 
 class AdapterSpec(Protocol):
@@ -112,7 +116,15 @@ class LayerAdapter(Protocol):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the weight that it changes: (out, in) or (out, in, kh, kw)."""
+        """Shape of the weight that it changes: (out, in) or (out, in, kh, kw), or (size,) of a norm.
+
+        Some methods' numbers tell less than that: axes that they do not tell are -1 or left out at the end, and a
+        kernel's may be multiplied into the one before. :meth:`fitted` completes it.
+        """
+
+    @property
+    def bias_size(self) -> int | None:
+        """How many entries the bias has that it needs the layer to have; None: it needs none."""
 
     @property
     def parameter_count(self) -> int:
@@ -125,6 +137,13 @@ class LayerAdapter(Protocol):
     @property
     def is_untrained(self) -> bool:
         """True where training has left no trace in it, as far as can be told without the base."""
+
+    def fitted(self, shape: tuple[int, ...]) -> LayerAdapter | None:
+        """Return the same adapter for a weight of a shape; None: it does not fit.
+
+        A linear layer's fits a convolution of 1 x 1 and the other way round: one base has the one where another release
+        or tool has the other.
+        """
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> LayerAdapter:
         """Return the same adapter on another device or in another dtype."""
@@ -150,6 +169,13 @@ class LayerAdapter(Protocol):
                 do not look at it.
         """
 
+    def delta_bias(self, bias: Tensor) -> Tensor | None:
+        """Return what is added to a layer's bias, of its shape; None: nothing.
+
+        Args:
+            bias: the base's, in the dtype and on the device of these numbers.
+        """
+
     def squared_norm(self, weight: Tensor | None = None) -> float:
         """Return the squared Frobenius norm of delta W, float64.
 
@@ -157,7 +183,7 @@ class LayerAdapter(Protocol):
             weight: the base's; only methods that are additive can do without.
         """
 
-    def bypass(self, layer: Layer) -> Callable[[Tensor, Tensor], Tensor]:
+    def bypass(self, layer: WeightedLayer) -> Callable[[Tensor, Tensor], Tensor]:
         """Return a function of a layer's input and output that gives the output with this adapter.
 
         It is for layers that have no weight to merge into, because it is quantised.
@@ -208,7 +234,8 @@ class Method:
         names: what files call its parts, and what it is called itself.
         is_additive: whether delta W depends on the adapter alone, not on the base's weight.
         is_mergeable: whether it has a delta W at all; what has none is computed beside the layer.
-        spec: makes the plan of one network's adapter from its section of the config.
+        spec: makes the plan of one network's adapter from its section of the config; None: it is not trained here, only
+            read, merged and written.
         from_state: makes one layer's numbers from what ``LayerAdapter.state_dict`` gave.
         from_file: makes them from the parts that a file has and, where there is one, the config of the layer beside
             them (peft's); raises UserError if a part is missing, or the config contradicts the parts.
@@ -217,7 +244,7 @@ class Method:
     names: PartNames
     is_additive: bool
     is_mergeable: bool
-    spec: Callable[[AdapterConfig | TextEncoderAdapterConfig], AdapterSpec]
+    spec: Callable[[AdapterConfig | TextEncoderAdapterConfig], AdapterSpec] | None
     from_state: Callable[[Mapping[str, Tensor]], LayerAdapter]
     from_file: Callable[[Mapping[str, Tensor], Mapping[str, Any] | None], LayerAdapter]
 
@@ -245,6 +272,11 @@ class Method:
     def peft_markers(self) -> Mapping[str, Any]:
         """Settings of peft's config that are set for this method only."""
         return self.names.peft_markers
+
+
+def refitted(tensor: Tensor, axes: int) -> Tensor:
+    """Return a factor of a linear layer or of a convolution of 1 x 1 with 2 or 4 axes."""
+    return tensor.reshape(*tensor.shape[:2], *([1] * (axes - 2)))
 
 
 def low_rank_of(weights: AdapterWeights) -> dict[str, LowRank]:

@@ -13,10 +13,12 @@ from veneer.adapter.protocol import AdapterSpec, AdapterWeights, LayerAdapter, M
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 
-__all__ = ["METHODS", "Networks", "from_tensors", "specs_of", "to_tensors"]
+__all__ = ["METHODS", "TRAINED", "Networks", "from_tensors", "specs_of", "to_tensors"]
 
 METHODS: Mapping[str, Method] = {method.name: method for method in (LORA, DORA)}
-"""Each method by its value of ``adapter.method``."""
+"""Each method by its name."""
+TRAINED: Mapping[str, Method] = {name: method for name, method in METHODS.items() if method.spec is not None}
+"""Those that are trained here, by their value of ``adapter.method``."""
 
 
 class Networks(Protocol):
@@ -48,7 +50,9 @@ def specs_of(config: AdapterConfig, base: Networks) -> dict[str, AdapterSpec]:
 
 def _spec(method: str, section: AdapterConfig | TextEncoderAdapterConfig, targets: tuple[str, ...]) -> AdapterSpec:
     complete = section.model_copy(update={"target_modules": section.target_modules or targets})
-    return METHODS[method].spec(complete)
+    make = TRAINED[method].spec
+    assert make is not None
+    return make(complete)
 
 
 def to_tensors(weights: AdapterWeights) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from veneer.adapter.layers import fit_to_layers, layers_of
+from veneer.adapter.layers import fit_to_layers, weighted_layers_of
 from veneer.adapter.merge import merge
 from veneer.adapter.protocol import AdapterWeights, check_strength
 from veneer.errors import UserError
@@ -41,7 +41,7 @@ class AdapterStack:
             what, remedy = f"an adapter {name!r} is loaded already", "remove it first, or use another name"
             raise UserError(what, code="adapter.name_taken", remedy=remedy)
         check_strength(strength, f"adapter {name!r}")
-        fitted = fit_to_layers(weights, layers_of(self._networks))
+        fitted = fit_to_layers(weights, weighted_layers_of(self._networks))
         self._merge({**self._adapters, name: (fitted, strength)})
 
     def set_strengths(self, strengths: Mapping[str, float]) -> None:

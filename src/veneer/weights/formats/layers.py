@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 
-from torch import Tensor
-
-from veneer.adapter.layers import layers_of
-from veneer.adapter.protocol import Layer, LayerAdapter
+from veneer.adapter.layers import fit_to_layer, weighted_layers_of
+from veneer.adapter.protocol import LayerAdapter, WeightedLayer
 from veneer.errors import UserError
 from veneer.weights.formats.names import NETWORKS, Reading, readings
 from veneer.weights.formats.protocol import BaseNames
@@ -37,7 +35,7 @@ class LayerIndex:
     """
 
     def __init__(self, base: BaseNames) -> None:
-        self.layers: Mapping[str, Layer] = layers_of(base.networks)
+        self.layers: Mapping[str, WeightedLayer] = weighted_layers_of(base.networks)
         self._dotted: dict[str, set[str]] = {}
         self._underscored: dict[str, set[str]] = {}
         for full in self.layers:
@@ -65,15 +63,16 @@ class LayerIndex:
         return {layer: self._one(layer, shape, origin) for layer, shape in layers.items()}
 
     def fit(self, path: str, adapter: LayerAdapter) -> LayerAdapter:
-        """Return an adapter with as many axes as a layer's weight has: a linear layer is a convolution of 1 x 1.
+        """Return an adapter as a layer needs it: one base has a linear layer where another has a convolution of 1 x 1.
 
-        One base has the one where another release or tool has the other, so that files have either.
+        What has another size is returned as it is, for :meth:`check_shapes` to refuse.
+
+        Raises:
+            UserError: it changes a bias that the layer does not have.
         """
-        axes, shape = self.layers[path].weight.ndim, adapter.shape
-        if len(shape) == axes or any(size != 1 for size in shape[2:]) or self.layers[path].weight[0, 0].numel() != 1:
-            return adapter
-        state = {name: _with_axes(tensor, axes) for name, tensor in adapter.state_dict().items()}
-        return adapter.method.from_state(state)
+        layer = self.layers[path]
+        fits = adapter.fitted(tuple(layer.weight.shape)) is not None
+        return fit_to_layer(path, adapter, layer) if fits else adapter
 
     def check_shapes(self, shapes: Mapping[str, tuple[int, ...]], origin: str | None = None) -> None:
         """Refuse adapters that do not fit their layers.
@@ -105,11 +104,6 @@ class LayerIndex:
         if not found and "." not in reading.path:
             found = self._underscored.get(reading.path, set())
         return {full for full in found if _fits(reading.network, full.partition(".")[0])}
-
-
-def _with_axes(tensor: Tensor, axes: int) -> Tensor:
-    """Return a factor of a linear layer or of a convolution of 1 x 1 with 2 or 4 axes; a number stays one."""
-    return tensor if tensor.ndim == 0 else tensor.reshape(*tensor.shape[:2], *([1] * (axes - 2)))
 
 
 def _remedy(origin: str | None) -> str:
