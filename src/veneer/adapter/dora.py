@@ -296,4 +296,5 @@ DORA = Method(
     spec=DoraSpec.from_config,
     from_state=DoraFactors.from_state,
     from_file=DoraFactors.from_file,
+    row_parts={"up": "down", "magnitude": None},
 )

@@ -376,4 +376,5 @@ LORA = Method(
     spec=LoraSpec.from_config,
     from_state=LoraFactors.from_state,
     from_file=LoraFactors.from_file,
+    row_parts={"up": "down"},
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -239,6 +239,9 @@ class Method:
         from_state: makes one layer's numbers from what ``LayerAdapter.state_dict`` gave.
         from_file: makes them from the parts that a file has and, where there is one, the config of the layer beside
             them (peft's); raises UserError if a part is missing, or the config contradicts the parts.
+        row_parts: parts of the state that have a row for each output of the layer, all that depends on the output; each
+            with the part whose rows its columns are multiplied by, if any. None at all: the method's adapters cannot be
+            cut by outputs.
     """
 
     names: PartNames
@@ -247,6 +250,7 @@ class Method:
     spec: Callable[[AdapterConfig | TextEncoderAdapterConfig], AdapterSpec] | None
     from_state: Callable[[Mapping[str, Tensor]], LayerAdapter]
     from_file: Callable[[Mapping[str, Tensor], Mapping[str, Any] | None], LayerAdapter]
+    row_parts: Mapping[str, str | None] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

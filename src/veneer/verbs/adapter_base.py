@@ -106,10 +106,8 @@ def _fitting(file: Path) -> BaseNames | None:
 
 
 def _fits(layers: Mapping[str, LayerAdapter], base: BaseNames) -> bool:
-    index = LayerIndex(base)
     try:
-        paths = index.resolve({layer: adapter.shape for layer, adapter in layers.items()})
-        index.check_shapes({paths[layer]: index.fit(paths[layer], each).shape for layer, each in layers.items()})
+        LayerIndex(base).place(layers)
     except UserError:
         return False
     return True

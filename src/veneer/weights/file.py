@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from veneer.files import atomic_write, is_pickle, open_regular, opens_paths
 from veneer.weights.adapter_path import FILE_NAME, file_in
 from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.foreign import Shapes, family_of, refuse_foreign
-from veneer.weights.formats.layers import LayerIndex, require_base
+from veneer.weights.formats.layers import LayerIndex, check_once, require_base
 from veneer.weights.formats.names import NETWORKS, TensorName, memory_path, readings
 from veneer.weights.formats.parts import by_layer, parse_names, require_known
 from veneer.weights.formats.protocol import BaseNames, Format, FormatFile, KeyNames
@@ -256,12 +255,7 @@ def _in_base(content: _Content, base: BaseNames) -> dict[str, LayerAdapter]:
     Raises:
         UserError: a name means none of the base's layers, or several, or an adapter is of another size.
     """
-    index, origin = LayerIndex(base), family_of(content.shapes, content.metadata)
-    paths = index.resolve({layer: adapter.shape for layer, adapter in content.layers.items()}, origin)
-    _check_once(paths)
-    fitted = {paths[layer]: index.fit(paths[layer], adapter) for layer, adapter in content.layers.items()}
-    index.check_shapes({path: adapter.shape for path, adapter in fitted.items()}, origin)
-    return fitted
+    return LayerIndex(base).place(content.layers, family_of(content.shapes, content.metadata))
 
 
 def _without_base(content: _Content) -> dict[str, LayerAdapter]:
@@ -271,14 +265,8 @@ def _without_base(content: _Content) -> dict[str, LayerAdapter]:
         UserError: it takes a base to tell.
     """
     paths = {layer: _path_without_base(layer, content.formats[layer]) for layer in content.layers}
-    _check_once(paths)
+    check_once(paths.values())
     return {paths[layer]: adapter for layer, adapter in content.layers.items()}
-
-
-def _check_once(paths: Mapping[str, str]) -> None:
-    if twice := [path for path, count in Counter(paths.values()).items() if count > 1]:
-        what = f"has {twice[0]} twice, under two names"
-        raise UserError(what, code="weights.layer_twice", remedy="remove the one that is not meant")
 
 
 @opens_paths

@@ -11,6 +11,7 @@ from torch import Tensor
 from veneer.adapter.layers import fit_to_layers
 from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
+from veneer.weights.formats.fused import join_layers
 from veneer.weights.formats.layers import LayerIndex, require_base
 from veneer.weights.formats.names import file_path
 from veneer.weights.formats.protocol import STEM, BaseNames, FormatFile
@@ -48,18 +49,20 @@ class KohyaFormat:
         base = require_base(base, self.name, list(weights))
         index = LayerIndex(base)
         tensors: dict[str, Tensor] = {}
-        for path, adapter in fit_to_layers(weights, index.layers).items():
+        fitted = fit_to_layers(weights, index.layers)
+        names = {path: base.key_names.get(KOHYA.name, {}).get(path, file_path(path)) for path in fitted}
+        for path, adapter in join_layers(fitted, names).items():
             name = _name(path, base)
-            if len(meant := index.find(name)) > 1:
-                what = f"the name {name} would mean {' and '.join(sorted(meant))}"
+            if len(index.meanings(name)) > 1:
+                what = f"the name {name} would mean {' and '.join(sorted(index.find(name)))}"
                 raise UserError(what, code="weights.ambiguous_layer", remedy="save it in diffusers' format")
             tensors |= named_tensors(name, adapter, self.name)
         return (FormatFile(self.file_name(stem), tensors, {"format": "pt"}),)
 
 
 def _name(path: str, base: BaseNames) -> str:
-    """Return what a file calls a layer."""
-    network, _, inner = base.key_names.get(KOHYA.name, {}).get(path, file_path(path)).partition(".")
+    """Return what a file calls the layer of a dotted name."""
+    network, _, inner = path.partition(".")
     roots = _ROOTS[network]
     root = roots[-1] if "text_encoder_2" in base.networks else roots[0]
     return f"{root}_{inner.replace('.', '_')}"

@@ -6,15 +6,19 @@ never turned back into names with dots.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from veneer.adapter.layers import fit_to_layer, weighted_layers_of
 from veneer.adapter.protocol import LayerAdapter, WeightedLayer
 from veneer.errors import UserError
+from veneer.weights.formats.fused import Slice, cut
 from veneer.weights.formats.names import NETWORKS, Reading, readings
 from veneer.weights.formats.protocol import BaseNames
 
-__all__ = ["LayerIndex", "require_base", "spellings"]
+__all__ = ["LayerIndex", "Meaning", "check_once", "require_base", "spellings"]
 
 _LEVEL = "text_model."
 _ATTENTION = {".to_out.0": ".to_out"}
@@ -27,6 +31,28 @@ def spellings(path: str) -> set[str]:
     return {path, path.removeprefix(_LEVEL), f"{_LEVEL}{path}"}
 
 
+@dataclass(frozen=True)
+class Meaning:
+    """What a file's name for a layer means: one of the base's layers, or a larger one of which several are slices.
+
+    Attributes:
+        slices: what of the file's layer each of the base's is, by full path; None: all of it.
+        shape: of the weight of the file's layer.
+    """
+
+    slices: Mapping[str, Slice | None]
+    shape: tuple[int, ...]
+
+    def cut(self, adapter: LayerAdapter) -> dict[str, LayerAdapter]:
+        """Return the adapters of the base's layers, by full path, from that of the file's layer.
+
+        Raises:
+            UserError: it is of another size, or its method's adapters cannot be cut.
+        """
+        slices = {path: part for path, part in self.slices.items() if part is not None}
+        return cut(adapter.fitted(self.shape) or adapter, slices) if slices else dict.fromkeys(self.slices, adapter)
+
+
 class LayerIndex:
     """The layers of a base, to be found by a file's names.
 
@@ -36,31 +62,41 @@ class LayerIndex:
 
     def __init__(self, base: BaseNames) -> None:
         self.layers: Mapping[str, WeightedLayer] = weighted_layers_of(base.networks)
-        self._dotted: dict[str, set[str]] = {}
-        self._underscored: dict[str, set[str]] = {}
+        self._dotted: dict[str, dict[str, _Name]] = {}
+        self._underscored: dict[str, dict[str, _Name]] = {}
         for full in self.layers:
             for name in _names(full, base):
-                self._dotted.setdefault(name, set()).add(full)
-                self._underscored.setdefault(name.replace(".", "_"), set()).add(full)
+                self._dotted.setdefault(name.path, {})[full] = name
+                self._underscored.setdefault(name.path.replace(".", "_"), {})[full] = name
 
     def find(self, layer: str) -> set[str]:
-        """Return the full paths that a file's name for a layer may mean: the first reading that means any counts."""
+        """Return the full paths that a file's name for a layer may mean, or that are slices of what it means."""
+        return {path for meaning in self.meanings(layer) for path in meaning.slices}
+
+    def meanings(self, layer: str) -> list[Meaning]:
+        """Return what a file's name for a layer may mean: the first reading that means any counts."""
         for reading in readings(layer):
             if found := self._matching(reading):
                 return found
-        return set()
+        return []
 
-    def resolve(self, layers: Mapping[str, tuple[int, ...]], origin: str | None = None) -> dict[str, str]:
-        """Return the one path that each of a file's names for layers means.
+    def place(self, layers: Mapping[str, LayerAdapter], origin: str | None = None) -> dict[str, LayerAdapter]:
+        """Return the adapter of each of the base's layers, by its full path, once each is known to fit.
 
         Args:
-            layers: the names, each with the shape of the weight that its adapter changes.
+            layers: adapters by a file's names for layers.
             origin: the family of bases that the file is of, where that is known.
 
         Raises:
-            UserError: a name means none of the base's layers, or several of them that its adapter fits.
+            UserError: a name means none of the base's layers, or several of them that its adapter fits, two names mean
+                one layer, or an adapter is of another size.
         """
-        return {layer: self._one(layer, shape, origin) for layer, shape in layers.items()}
+        meanings = {layer: self._one(layer, adapter, origin) for layer, adapter in layers.items()}
+        check_once(path for meaning in meanings.values() for path in meaning.slices)
+        cuts = [meaning.cut(layers[layer]) for layer, meaning in meanings.items()]
+        fitted = {path: self.fit(path, adapter) for own in cuts for path, adapter in own.items()}
+        self.check_shapes({path: adapter.shape for path, adapter in fitted.items()}, origin)
+        return fitted
 
     def fit(self, path: str, adapter: LayerAdapter) -> LayerAdapter:
         """Return an adapter as a layer needs it: one base has a linear layer where another has a convolution of 1 x 1.
@@ -89,21 +125,43 @@ class LayerIndex:
                 what = f"the adapter is of another architecture: {path} is {shape} in it and {own} in the base"
                 raise UserError(what, code="adapter.other_architecture", remedy=_remedy(origin))
 
-    def _one(self, layer: str, shape: tuple[int, ...], origin: str | None) -> str:
-        found = self.find(layer)
+    def _one(self, layer: str, adapter: LayerAdapter, origin: str | None) -> Meaning:
+        found = self.meanings(layer)
         if len(found) > 1:
-            found = {path for path in found if tuple(self.layers[path].weight.shape) == shape} or found
+            found = [meaning for meaning in found if adapter.fitted(meaning.shape) is not None] or found
         if len(found) == 1:
-            return next(iter(found))
-        what = f"its name {layer} means {' and '.join(sorted(found)) or 'no layer'} of the base"
+            return found[0]
+        paths = sorted(path for meaning in found for path in meaning.slices)
+        what = f"its name {layer} means {' and '.join(paths) or 'no layer'} of the base"
         code = "weights.ambiguous_layer" if found else "weights.unknown_layer"
         raise UserError(what, code=code, remedy=_remedy(origin))
 
-    def _matching(self, reading: Reading) -> set[str]:
-        found = self._dotted.get(reading.path, set()) if reading.has_dots else set()
+    def _matching(self, reading: Reading) -> list[Meaning]:
+        found = self._dotted.get(reading.path, {}) if reading.has_dots else {}
         if not found and "." not in reading.path:
-            found = self._underscored.get(reading.path, set())
-        return {full for full in found if _fits(reading.network, full.partition(".")[0])}
+            found = self._underscored.get(reading.path, {})
+        layers: dict[str, dict[str, Slice | None]] = {}
+        for full, name in found.items():
+            if _fits(reading.network, name.network):
+                layers.setdefault(full if name.part is None else name.part.name, {})[full] = name.part
+        return [Meaning(slices, self._shape_of(slices)) for slices in layers.values()]
+
+    def _shape_of(self, slices: Mapping[str, Slice | None]) -> tuple[int, ...]:
+        """Return the shape of the weight of which these are slices."""
+        path, part = next(iter(slices.items()))
+        shape = tuple(self.layers[path].weight.shape)
+        return shape if part is None else (part.total, *shape[1:])
+
+
+def check_once(paths: Iterable[str]) -> None:
+    """Refuse two names for one layer.
+
+    Raises:
+        UserError: a path is there twice.
+    """
+    if twice := [path for path, count in Counter(paths).items() if count > 1]:
+        what = f"has {twice[0]} twice, under two names"
+        raise UserError(what, code="weights.layer_twice", remedy="remove the one that is not meant")
 
 
 def _remedy(origin: str | None) -> str:
@@ -120,15 +178,25 @@ def _fits(told: str | None, network: str) -> bool:
     return told in (None, network) or (told not in text_encoders and network not in text_encoders)
 
 
-def _names(full: str, base: BaseNames) -> Iterator[str]:
-    """Yield each name that files may have for a layer within its network, with dots."""
-    network = full.partition(".")[0]
+class _Name(NamedTuple):
+    """What a file may call a layer: the network, the path within it, and what of that the layer is."""
+
+    network: str
+    path: str
+    part: Slice | None
+
+
+def _names(full: str, base: BaseNames) -> Iterator[_Name]:
+    """Yield each name that files may have for a layer, with dots."""
     for own in {full, *(names.get(full, full) for names in base.key_names.values())}:
-        for path in spellings(own.partition(".")[2]):
-            yield path
-            for ending, old in (_TEXT_ATTENTION if network.startswith("text_encoder") else _ATTENTION).items():
+        name, part = (own.name, own) if isinstance(own, Slice) else (own, None)
+        network, _, inner = name.partition(".")
+        attention = _TEXT_ATTENTION if network.startswith("text_encoder") else _ATTENTION
+        for path in spellings(inner):
+            yield _Name(network, path, part)
+            for ending, old in attention.items():
                 if path.endswith(ending):
-                    yield path.removesuffix(ending) + old
+                    yield _Name(network, path.removesuffix(ending) + old, part)
 
 
 def require_base(base: BaseNames | None, format_name: str, layers: Collection[str]) -> BaseNames:

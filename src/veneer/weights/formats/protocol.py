@@ -9,6 +9,7 @@ from typing import Protocol, TypeAlias
 from torch import Tensor, nn
 
 from veneer.adapter.protocol import AdapterWeights
+from veneer.weights.formats.fused import Slice
 from veneer.weights.metadata import BaseLabels
 
 __all__ = ["STEM", "BaseNames", "BaseNetworks", "Format", "FormatFile", "KeyNames"]
@@ -16,11 +17,11 @@ __all__ = ["STEM", "BaseNames", "BaseNetworks", "Format", "FormatFile", "KeyName
 STEM = "adapter"
 """The name of an adapter whose format puts a name into the file's, where nobody named it."""
 
-KeyNames: TypeAlias = Mapping[str, Mapping[str, str]]
+KeyNames: TypeAlias = Mapping[str, Mapping[str, str | Slice]]
 """What a base's layers are called in files, where it is not what they are called in memory: by format, then by full
 dotted path, with the network's prefix in both: ``{"kohya": {"unet.mid_block.resnets.0.conv1": "unet.middle_block...``.
 A format's names are written to its files; all are read in any file. ``native`` has those of the model's own code where
-no format writes them.
+no format writes them. A layer that is rows of a larger one in files has their :class:`Slice`.
 """
 
 
