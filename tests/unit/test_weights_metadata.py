@@ -104,7 +104,6 @@ def test_tags_are_counted_by_picture_and_folder() -> None:
 @pytest.mark.parametrize("format_name", ["diffusers", "peft"])
 def test_files_whose_readers_look_for_nothing_get_nothing(format_name: str) -> None:
     assert training_metadata(facts(), format_name) == {}
-    assert completed({"a": "b"}, adapter(0), format_name, name="x", labels=SDXL) == {"a": "b"}
 
 
 def test_what_does_not_apply_is_left_out() -> None:
@@ -123,14 +122,14 @@ def test_no_key_is_twice_in_the_table() -> None:
 
 def test_ranks_that_differ_are_called_dynamic() -> None:
     mixed = {**adapter(0, rank=2), "other.0": LoraFactors(torch.ones(3, 4), torch.ones(4, 3), 1.0)}
-    said = completed({}, mixed, "kohya", name="x", labels=SDXL)
+    said = completed({}, mixed, name="x", labels=SDXL)
     assert (said["ss_network_dim"], said["ss_network_alpha"]) == ("Dynamic", "Dynamic")
 
 
 def test_a_file_of_the_bases_list_says_its_base() -> None:
     """A1111 takes a file that says other things and not this for one of Stable Diffusion 1."""
     own = {"veneer.trigger": "zxc", "veneer.steps": "5", "veneer.base": "base", "ss_network_dim": "64"}
-    said = completed(own, adapter(0), "kohya", name="x", labels=SDXL)
+    said = completed(own, adapter(0), name="x", labels=SDXL)
     assert said["ss_base_model_version"] == "sdxl_base_v1-0" and said["ss_v2"] == "False"
     assert (said["ss_output_name"], said["ss_steps"], said["modelspec.trigger_phrase"]) == ("x", "5", "zxc")
     assert said["ss_network_dim"] == "2", "what the tensors tell is told of these tensors"
@@ -139,7 +138,7 @@ def test_a_file_of_the_bases_list_says_its_base() -> None:
 
 def test_what_was_said_before_stays() -> None:
     own = {"ss_output_name": "theirs", "ss_base_model_version": "sd_v1", "modelspec.title": "Theirs"}
-    assert own.items() <= completed(own, adapter(0), "kohya", name="x", labels=SDXL).items()
+    assert own.items() <= completed(own, adapter(0), name="x", labels=SDXL).items()
 
 
 def test_a_derived_file_says_what_it_was_made_of_and_no_more_what_it_was() -> None:

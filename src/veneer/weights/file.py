@@ -26,6 +26,8 @@ from veneer.weights.formats.registry import FORMATS, METADATA_KEYS
 from veneer.weights.formats.strength import settings_beside
 from veneer.weights.formats.tensors import adapter_of
 from veneer.weights.header import TensorEntry
+from veneer.weights.kohya_hashes import with_file_hashes
+from veneer.weights.metadata import LABELLED, completed
 from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes, open_tensors, read_tensors
 
 __all__ = [
@@ -129,12 +131,21 @@ def save(
     digest = hashlib.sha256()
     for file in _written(adapter, path, format_named(format), base, dtype):
         check_finite(file.tensors, path)
-        content = _content(adapter, file)
+        content = _content(_with_said(adapter, file, path, format, base), file)
         digest.update(content)
         for name, text in file.texts.items():
             atomic_write(Path(file.name).with_name(name), text.encode())
         atomic_write(Path(file.name), content)
     return digest.hexdigest()
+
+
+def _with_said(adapter: AdapterFile, file: FormatFile, path: Path, format: str, base: BaseNames | None) -> AdapterFile:
+    """Return the adapter with what a format's readers look for in the metadata."""
+    if format not in LABELLED:
+        return adapter
+    labels = None if base is None else base.labels
+    said = completed(adapter.metadata, adapter.weights, name=path.stem, labels=labels)
+    return replace(adapter, metadata=with_file_hashes(file.tensors, said))
 
 
 def format_named(name: str) -> Format:

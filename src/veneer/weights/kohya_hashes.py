@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain
 
+import torch
 from torch import Tensor
 
-from veneer.weights.safetensors import encode
+from veneer.weights.safetensors import encoded_header, in_file_order
 
 __all__ = ["legacy_hash", "with_file_hashes"]
 
@@ -22,15 +24,25 @@ def with_file_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     ``ss_*`` keys alone (``precalculate_safetensors_hashes`` of sd-scripts), so that other keys may change later.
     """
     training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
-    content = memoryview(encode(tensors, training))
-    start = 8 + int.from_bytes(content[:8], "little")
-    digest = hashlib.sha256(content[start:]).hexdigest()
-    own = {"sshs_model_hash": digest, "sshs_legacy_hash": legacy_hash(content[_LEGACY_START:])}
-    spec = {"modelspec.hash_sha256": f"0x{digest}"} if "modelspec.sai_model_spec" in metadata else {}
+    whole, window, place = hashlib.sha256(), bytearray(), 0
+    for is_data, piece in chain([(False, memoryview(encoded_header(tensors, training)))], _data(tensors)):
+        if is_data:
+            whole.update(piece)
+        window += piece[max(_LEGACY_START - place, 0) : max(_LEGACY_START + _LEGACY_BYTES - place, 0)]
+        place += len(piece)
+    own = {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": legacy_hash(window)}
+    spec = {"modelspec.hash_sha256": f"0x{whole.hexdigest()}"} if "modelspec.sai_model_spec" in metadata else {}
     return {**metadata, **own, **spec}
 
 
-def legacy_hash(content: bytes | memoryview) -> str:
+def _data(tensors: Mapping[str, Tensor]) -> Iterator[tuple[bool, memoryview]]:
+    """Yield the bytes of each tensor as they lie in a file."""
+    for name in in_file_order(tensors):
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        yield True, memoryview(flat.view(torch.uint8).numpy())
+
+
+def legacy_hash(content: bytes | bytearray) -> str:
     """Return A1111's old hash, 8 hex digits of SHA-256.
 
     Args:

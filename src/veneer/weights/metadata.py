@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a file's metadata is understood without torch
 __all__ = [
     "HASH_KEYS",
     "HISTORY",
+    "LABELLED",
     "TABLE",
     "BaseLabels",
     "Row",
@@ -40,7 +41,7 @@ HISTORY = "veneer.history"
 """Key of what was done to an adapter since it was trained: a JSON list, oldest first."""
 HASH_KEYS = ("sshs_model_hash", "sshs_legacy_hash", "modelspec.hash_sha256")
 """Keys of hashes of a file's own tensors, which are computed whenever a file is written."""
-FORMATS = ("kohya", "comfy")
+LABELLED = ("kohya", "comfy")
 """Formats whose files have the keys of the table; readers of the others look for none of them."""
 _MOST_TAGS = 1000  # of a folder; where each caption is a sentence, there are as many as pictures
 _MAKER = "veneer"
@@ -155,7 +156,7 @@ def training_metadata(facts: TrainingFacts, format_name: str) -> dict[str, str]:
         facts: of the training.
         format_name: of the file; diffusers' and peft's readers look for nothing but the format's own metadata.
     """
-    if format_name not in FORMATS:
+    if format_name not in LABELLED:
         return {}
     values = {row.key: row.value(facts) for row in TABLE}
     return {key: str(value) for key, value in values.items() if value is not None}
@@ -430,9 +431,9 @@ _FROM_OWN: Mapping[str, tuple[str, ...]] = {
 
 
 def completed(
-    metadata: Mapping[str, str], weights: AdapterWeights, format_name: str, *, name: str, labels: BaseLabels | None
+    metadata: Mapping[str, str], weights: AdapterWeights, *, name: str, labels: BaseLabels | None
 ) -> dict[str, str]:
-    """Return a file's metadata with what the adapter and its base's kind tell: what readers need to put it in its list.
+    """Return the metadata of a ``LABELLED`` file with what the adapter and its base's kind tell.
 
     A1111 takes a file with metadata but without ``ss_base_model_version`` and ``ss_v2`` for one of Stable Diffusion 1,
     and hides it while another base is loaded.
@@ -440,12 +441,9 @@ def completed(
     Args:
         metadata: what is said already; it stays, but what the tensors tell is told of these.
         weights: the adapter.
-        format_name: of the file; others than kohya's and comfy's get nothing.
         name: of the file, without its ending.
         labels: what programs call the base's kind; None: it is not known.
     """
-    if format_name not in FORMATS:
-        return dict(metadata)
     told = {other: metadata[own] for own, others in _FROM_OWN.items() if own in metadata for other in others}
     told |= {} if labels is None else _of_base(labels, name)
     sizes = {"ss_network_module": _module(weights, labels), "ss_network_args": _arguments(weights)}

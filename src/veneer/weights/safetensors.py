@@ -20,7 +20,9 @@ __all__ = [
     "decode",
     "encode",
     "encoded_bytes",
+    "encoded_header",
     "first_not_finite",
+    "in_file_order",
     "open_tensors",
     "read_tensor",
     "read_tensors",
@@ -55,23 +57,29 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     # copies, for the library refuses tensors that share memory
     own = {name: tensors[name].detach().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
     whole = to_safetensors(own, dict(metadata))
-    header = _header_bytes(_header(whole))
-    header += b" " * (-len(header) % 8)
-    return len(header).to_bytes(8, "little") + header + whole[_data_start(whole) :]
+    return _padded(_header_bytes(_header(whole))) + whole[_data_start(whole) :]
 
 
 def encoded_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
     """Return how many bytes :func:`encode` makes; the tensors' numbers are not looked at, so they need have none."""
-    # the library lays the widest types first, and names of one type in their order
-    order = tuple(_WRITTEN)
-    ordered = sorted(sorted(tensors), key=lambda name: order.index(tensors[name].dtype))
+    return len(encoded_header(tensors, metadata)) + sum(each.numel() * each.element_size() for each in tensors.values())
+
+
+def encoded_header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """Return the bytes before the data of what :func:`encode` makes; the tensors need have no numbers."""
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     end = 0
-    for name in ordered:
+    for name in in_file_order(tensors):
         start, end = end, end + tensors[name].numel() * tensors[name].element_size()
         dtype = _WRITTEN[tensors[name].dtype]
         header[name] = {"data_offsets": [start, end], "dtype": dtype, "shape": list(tensors[name].shape)}
-    return 8 + -(-len(_header_bytes(header)) // 8) * 8 + end
+    return _padded(_header_bytes(header))
+
+
+def in_file_order(tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return tensors' names as the library lays their data: the widest types first, names of one type in order."""
+    order = tuple(_WRITTEN)
+    return sorted(sorted(tensors), key=lambda name: order.index(tensors[name].dtype))
 
 
 def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -115,6 +123,12 @@ def _wide(tensor: Tensor) -> Tensor:
 
 def _header_bytes(header: Mapping[str, Any]) -> bytes:
     return json.dumps(header, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def _padded(header: bytes) -> bytes:
+    """Return a header with its length before it, and spaces behind it up to the data, which begins at eight bytes."""
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header
 
 
 def _header(content: bytes) -> dict[str, Any]:
