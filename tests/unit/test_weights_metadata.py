@@ -174,3 +174,9 @@ def test_the_users_own_name_is_told_nowhere(monkeypatch: pytest.MonkeyPatch) -> 
         "cats"
     ]
     assert Source("/home/alice").as_dict() == {"name": "adapter"}
+
+
+def test_the_docs_have_the_table() -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text("utf-8").splitlines()
+    start = docs.index("| key | what it says | read or shown by |") + 2
+    assert docs[start : start + len(TABLE)] == [f"| `{row.key}` | {row.fact} | {row.shown} |" for row in TABLE]
