@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,7 +40,8 @@ def _data(tensors: Mapping[str, Tensor]) -> Iterator[tuple[bool, memoryview]]:
     """Yield the bytes of each tensor as they lie in a file."""
     for name in in_file_order(tensors):
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        yield True, memoryview(flat.view(torch.uint8).numpy())
+        content: Any = flat.view(torch.uint8).numpy()
+        yield True, memoryview(content)
 
 
 def legacy_hash(content: bytes | bytearray) -> str:
