@@ -10,13 +10,17 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from veneer.adapter.layers import weighted_layers_of
 from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.flow import FlowMatching
+from veneer.family.key_names.flux import flux_names, linear1_qkv_names, x_labs_names
+from veneer.family.key_names.network import names_in
 from veneer.family.offload import Loader
 from veneer.family.pipeline_family import PipelineFamily
 from veneer.family.protocol import Conditioning, LatentDistribution
 from veneer.family.windows import tokens
+from veneer.weights.formats.protocol import KeyNames
 from veneer.weights.metadata import BaseLabels
 
 __all__ = ["Flux", "pack", "unpack"]
@@ -69,6 +73,18 @@ class Flux(PipelineFamily):
             webui="Flux",
             civitai="Flux.1 D" if is_dev else "Flux.1 S",
         )
+
+    @property
+    def key_names(self) -> KeyNames:
+        """The names of the model's own code, which kohya's files have, and those of x-labs' and ComfyUI's.
+
+        kohya counts T5 as the third text encoder, as in Stable Diffusion 3.
+        """
+        kinds = {"kohya": flux_names, "x-labs": x_labs_names, "linear1_qkv": linear1_qkv_names}
+        names = {kind: names_in(self.denoiser, self._denoiser, own) for kind, own in kinds.items()}
+        t5 = weighted_layers_of({"text_encoder_2": self._text_encoders["text_encoder_2"]})
+        names["kohya"] |= {path: path.replace("text_encoder_2", "text_encoder_3", 1) for path in t5}
+        return names
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into ``text`` and ``pooled``; each tokenizer cuts them at its own length."""

@@ -62,12 +62,12 @@ class LayerIndex:
 
     def __init__(self, base: BaseNames) -> None:
         self.layers: Mapping[str, WeightedLayer] = weighted_layers_of(base.networks)
-        self._dotted: dict[str, dict[str, _Name]] = {}
-        self._underscored: dict[str, dict[str, _Name]] = {}
+        self._dotted: dict[str, set[_Name]] = {}
+        self._underscored: dict[str, set[_Name]] = {}
         for full in self.layers:
             for name in _names(full, base):
-                self._dotted.setdefault(name.path, {})[full] = name
-                self._underscored.setdefault(name.path.replace(".", "_"), {})[full] = name
+                self._dotted.setdefault(name.path, set()).add(name)
+                self._underscored.setdefault(name.path.replace(".", "_"), set()).add(name)
 
     def find(self, layer: str) -> set[str]:
         """Return the full paths that a file's name for a layer may mean, or that are slices of what it means."""
@@ -137,13 +137,13 @@ class LayerIndex:
         raise UserError(what, code=code, remedy=_remedy(origin))
 
     def _matching(self, reading: Reading) -> list[Meaning]:
-        found = self._dotted.get(reading.path, {}) if reading.has_dots else {}
+        found = self._dotted.get(reading.path, set()) if reading.has_dots else set()
         if not found and "." not in reading.path:
-            found = self._underscored.get(reading.path, {})
+            found = self._underscored.get(reading.path, set())
         layers: dict[str, dict[str, Slice | None]] = {}
-        for full, name in found.items():
+        for name in found:
             if _fits(reading.network, name.network):
-                layers.setdefault(full if name.part is None else name.part.name, {})[full] = name.part
+                layers.setdefault(name.layer if name.part is None else name.part.name, {})[name.layer] = name.part
         return [Meaning(slices, self._shape_of(slices)) for slices in layers.values()]
 
     def _shape_of(self, slices: Mapping[str, Slice | None]) -> tuple[int, ...]:
@@ -179,8 +179,9 @@ def _fits(told: str | None, network: str) -> bool:
 
 
 class _Name(NamedTuple):
-    """What a file may call a layer: the network, the path within it, and what of that the layer is."""
+    """What a file may call a layer: the layer's full path, the network, the path within it, and its part of that."""
 
+    layer: str
     network: str
     path: str
     part: Slice | None
@@ -193,10 +194,10 @@ def _names(full: str, base: BaseNames) -> Iterator[_Name]:
         network, _, inner = name.partition(".")
         attention = _TEXT_ATTENTION if network.startswith("text_encoder") else _ATTENTION
         for path in spellings(inner):
-            yield _Name(network, path, part)
+            yield _Name(full, network, path, part)
             for ending, old in attention.items():
                 if path.endswith(ending):
-                    yield _Name(network, path.removesuffix(ending) + old, part)
+                    yield _Name(full, network, path.removesuffix(ending) + old, part)
 
 
 def require_base(base: BaseNames | None, format_name: str, layers: Collection[str]) -> BaseNames:
