@@ -262,7 +262,7 @@ def test_a_signal_while_the_result_is_painted_keeps_the_run(make: Callable[..., 
         time.sleep(60)
 
     def prepare(rank: int) -> None:
-        veneer.run.result.comparison_sheet = slow
+        veneer.run.result.compare_pictures = slow
 
     members = begin(count, config.output.dir.parent / "said", commands(command(config), prepare))
     wait_for(reached, members)

@@ -31,6 +31,7 @@ from veneer.run.folder import (
     CARD,
     CHECKPOINTS,
     CONFIG,
+    GALLERY,
     LOG,
     PLAN,
     REPORT,
@@ -89,7 +90,9 @@ def test_train_leaves_a_whole_result(run: Run) -> None:
     sheets = {f"{SAMPLES}/step-{step:09d}.png" for step in (0, 2, 4)} | {f"{SAMPLES}/{TIMELAPSE}"}
     (curves,) = [name for name in names if name.startswith(f"{TENSORBOARD}/events.out.tfevents.")]
     last = {f"{CHECKPOINTS}/step-000000004/{name}" for name in (MANIFEST, STATE)}
-    assert names == {CARD, CONFIG, EVALUATION, FILE_NAME, LOG, PLAN, REPORT, REPORT_DATA, SHEET, curves} | sheets | last
+    shown = {name for name in names if name.startswith(f"{GALLERY}/")} | sheets
+    assert {f"{GALLERY}/01-a-blue-circle-sks.png"} == shown - sheets, "the only picture that is held out"
+    assert names == {CARD, CONFIG, EVALUATION, FILE_NAME, LOG, PLAN, REPORT, REPORT_DATA, SHEET, curves} | shown | last
 
 
 def test_train_says_what_it_did(run: Run) -> None:

@@ -72,6 +72,7 @@ class Flux(PipelineFamily):
             module="networks.lora_flux",
             webui="Flux",
             civitai="Flux.1 D" if is_dev else "Flux.1 S",
+            tags=("flux", "flux-diffusers"),
         )
 
     @property

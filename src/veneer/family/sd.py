@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -20,6 +21,7 @@ __all__ = ["StableDiffusion"]
 _WIDTH_OF_1, _WIDTH_OF_2 = 768, 1024  # of the text encoder's states, by which 1.x and 2.x are known
 _TELLING, _SPREAD_OF_V = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias", 0.09
 """The weight that tells bases of 2.x apart, and its deviation from where on one predicts v; as ComfyUI has it."""
+_TAGS = ("stable-diffusion", "stable-diffusion-diffusers")
 _LABELS = {
     (_WIDTH_OF_1, "epsilon"): BaseLabels("stable-diffusion-v1", "sd_v1", clip_skip=1, webui="SD1", civitai="SD 1.5"),
     (_WIDTH_OF_1, "v_prediction"): BaseLabels("stable-diffusion-v1", "sd_v1_v", webui="SD1", civitai="SD 1.5"),
@@ -43,7 +45,8 @@ class StableDiffusion(LatentUNet):
     def labels(self) -> BaseLabels:
         """Those of 1.x or 2.x by the width of its texts; a base of another size is neither."""
         width = self._denoiser.config.cross_attention_dim
-        return _LABELS.get((width, self.noise.prediction), BaseLabels("stable-diffusion", None))
+        labels = _LABELS.get((width, self.noise.prediction), BaseLabels("stable-diffusion", None))
+        return replace(labels, tags=_TAGS)
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into the text encoder's last hidden states; cut where its windows end."""

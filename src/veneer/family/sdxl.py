@@ -26,6 +26,7 @@ _LABELS = BaseLabels(
     implementation="https://github.com/Stability-AI/generative-models",
     webui="SDXL",
     civitai="SDXL 1.0",
+    tags=("stable-diffusion-xl", "stable-diffusion-xl-diffusers"),
 )
 
 

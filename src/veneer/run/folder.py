@@ -22,6 +22,7 @@ __all__ = [
     "CONFIG",
     "COPYING",
     "EVALUATED",
+    "GALLERY",
     "LOG",
     "PLAN",
     "REPORT",
@@ -47,6 +48,8 @@ SAMPLES = "samples"
 """Folder of the sheets painted while training."""
 TIMELAPSE = "timelapse.png"
 """In the folder of samples: the same pictures through the run."""
+GALLERY = "gallery"
+"""Folder of the adapter's pictures, as large as they were painted, each with how it was."""
 SHEET = "sheet.png"
 """Base and adapter side by side."""
 TENSORBOARD = "tensorboard"
@@ -140,7 +143,8 @@ def clear(folder: Path) -> None:
     for events in (folder / TENSORBOARD).glob("events.out.tfevents.*"):
         events.unlink()
     clear_samples(folder)
-    shutil.rmtree(folder / EVALUATED, ignore_errors=True)
+    for painted in (EVALUATED, GALLERY):
+        shutil.rmtree(folder / painted, ignore_errors=True)
     clear_checkpoints(folder / CHECKPOINTS)
     (folder / LOG).unlink(missing_ok=True)
 

@@ -9,25 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from veneer import __version__
 from veneer.adapter.protocol import AdapterWeights
-from veneer.adapter.registry import METHODS
-from veneer.config.schema import RunConfig
 from veneer.data.preflight import read_prior
 from veneer.errors import UserError
 from veneer.evaluate.comparison import DRIFT
 from veneer.evaluate.heldout import choose_pictures, compare_adapter, pictures_by_kind
 from veneer.evaluate.results import Evaluation, Score, write_evaluation
-from veneer.family.registry import BUNDLED
 from veneer.files import atomic_write
+from veneer.run.card import run_card
 from veneer.run.events import AdapterSaved, Callback
-from veneer.run.folder import CARD, SHEET
+from veneer.run.folder import CARD, GALLERY, SHEET
 from veneer.run.preparation import TrainingInputs
-from veneer.sample.comparison import comparison_sheet, note_of, sample_prompts
+from veneer.sample.comparison import compare_pictures, sample_prompts
 from veneer.sample.files import write_sheet
+from veneer.sample.gallery import write_gallery
 from veneer.train.events import Finished, Warned
-from veneer.weights.card import CardFacts, model_card
+from veneer.weights.card import CardFile
 from veneer.weights.file import FILE_NAME, AdapterFile, save
+from veneer.weights.formats.diffusers import DIFFUSERS
 
 __all__ = ["Result", "write_result"]
 
@@ -69,14 +68,20 @@ def write_result(inputs: TrainingInputs, finished: Finished, emit: Callback) -> 
     emit(AdapterSaved(path, sha256))
     subjects = sample_prompts(config, inputs.dataset)
 
-    def paint() -> Path:
-        page = comparison_sheet(family, finished.weights, subjects, config)
-        return write_sheet(page, config.output.dir / SHEET, note_of(subjects))
+    def paint() -> tuple[Path, Mapping[str, str]]:
+        painted = compare_pictures(family, finished.weights, subjects, config)
+        sheet = write_sheet(painted.sheet(), config.output.dir / SHEET, painted.note)
+        return sheet, write_gallery(config.output.dir / GALLERY, painted.adapter, painted.notes)
 
-    sheet = _warning_of_faults("sheet", paint, emit)
+    sheet, gallery = _warning_of_faults("sheet", paint, emit) or (None, {})
     score = _measure(inputs, finished, emit)
-    card = model_card(_card_facts(config, sha256, subjects.prompts[0]), score).encode()
-    _warning_of_faults("model card", lambda: atomic_write(config.output.dir / CARD, card), emit)
+
+    def write_card() -> None:
+        files, shown = [CardFile(FILE_NAME, DIFFUSERS.name, sha256)], SHEET if sheet else None
+        card = run_card(config, family, files, score, prompt=subjects.prompts[0], gallery=gallery, sheet=shown)
+        atomic_write(config.output.dir / CARD, card.encode())
+
+    _warning_of_faults("model card", write_card, emit)
     return Result(path, sha256, sheet, score)
 
 
@@ -148,34 +153,3 @@ def _check_trained(weights: AdapterWeights, path: Path) -> None:
             where=path,
             remedy="look for warnings in run.jsonl, or raise train.learning_rate",
         )
-
-
-def _card_facts(config: RunConfig, sha256: str, prompt: str) -> CardFacts:
-    settings = _dotted(config.model_dump(mode="json", include={"seed", "adapter", "objective", "train"}))
-    settings["data.resolution"] = config.data.resolution
-    if config.data.token_windows > 1:
-        settings["data.token_windows"] = config.data.token_windows
-    return CardFacts(
-        title=config.output.dir.resolve().name,
-        base=config.base,
-        license="other",  # the pictures' and the base's licences are their owner's to name
-        prompt=prompt,
-        weights=FILE_NAME,
-        sha256=sha256,
-        method=METHODS[config.adapter.method].title,
-        config=settings,
-        trigger=config.data.trigger,
-        base_id=None if config.base == BUNDLED or Path(config.base).exists() else config.base,
-        pictures={SHEET: prompt},
-        version=__version__,
-    )
-
-
-def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _dotted(value, f"{prefix}{name}.")
-        elif value is not None:
-            flat[prefix + name] = value
-    return flat

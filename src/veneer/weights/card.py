@@ -10,8 +10,10 @@ from typing import Any, Protocol
 import yaml
 
 from veneer.printable import printable
+from veneer.weights.licenses import License
+from veneer.weights.metadata import BaseLabels
 
-__all__ = ["CardFacts", "ScoreFacts", "model_card"]
+__all__ = ["CardFacts", "CardFile", "ScoreFacts", "model_card"]
 
 _TAGS = ("text-to-image", "diffusers", "lora", "template:sd-lora", "veneer")
 
@@ -45,36 +47,60 @@ class ScoreFacts(Protocol):
 
 
 @dataclass(frozen=True)
+class CardFile:
+    """One of the adapter's files.
+
+    Attributes:
+        name: beside the card.
+        format: whose names its tensors have: ``diffusers``, ``kohya``, ``comfy``, ``peft``.
+        sha256: of the file; None: it is not told.
+    """
+
+    name: str
+    format: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class CardFacts:
     """The content of a card.
 
     Attributes:
         title: the heading.
-        base: what ``from_pretrained`` takes to load the base, or ``bundled``.
-        license: the hub's name of the adapter's licence, e.g. ``cc-by-sa-4.0``; it must suit pictures and base.
+        base: what loads the base: ``bundled``, a hub id, or the name of a folder or file.
         prompt: a prompt that shows the adapter.
-        weights: name of the adapter's file beside the card.
-        sha256: of that file.
+        files: the adapter's, at least one.
         method: title of the adapter's method.
-        config: settings by dotted key.
+        config: settings by dotted key; none where they are not known.
+        license: of the base; None: it is not known.
         trigger: words that call the adapter.
         base_id: the base's hub id, where it has one; the hub links to it and accepts nothing else there.
-        pictures: pictures beside the card by name, with the prompt of each.
+        pipeline: diffusers' class that loads the base, if that is a single file.
+        labels: what programs call the base's kind; None: it is not known.
+        gallery: the adapter's pictures beside the card by name, with the prompt of each.
+        sheet: a picture of base and adapter side by side.
         version: of Veneer.
     """
 
     title: str
     base: str
-    license: str
     prompt: str
-    weights: str
-    sha256: str
+    files: tuple[CardFile, ...]
     method: str
     config: Mapping[str, object]
+    license: License | None = None
     trigger: str | None = None
     base_id: str | None = None
-    pictures: Mapping[str, str] = field(default_factory=dict)
+    pipeline: str | None = None
+    labels: BaseLabels | None = None
+    gallery: Mapping[str, str] = field(default_factory=dict)
+    sheet: str | None = None
     version: str | None = None
+
+    def file_for(self, *formats: str) -> CardFile | None:
+        """Return the file of the first of these formats that there is one of."""
+        found = {file.format: file for file in reversed(self.files)}
+        return next((found[name] for name in formats if name in found), None)
 
 
 def model_card(facts: CardFacts, score: ScoreFacts | None) -> str:
@@ -84,56 +110,113 @@ def model_card(facts: CardFacts, score: ScoreFacts | None) -> str:
         facts: of the adapter.
         score: None where no picture was held out, which the card then says.
     """
-    sections = [_front_matter(facts), f"# {_escaped(facts.title)}\n", _summary(facts), _pictures(facts.pictures)]
-    sections += [_usage(facts), _score(score), _training(facts)]
+    sections = [_front_matter(facts), f"# {_escaped(facts.title)}\n", _gallery(facts), _summary(facts), _sheet(facts)]
+    sections += [_files(facts), _usage(facts), _score(score), _license(facts), _training(facts)]
     return printable("\n".join(section for section in sections if section))
 
 
 def _front_matter(facts: CardFacts) -> str:
-    fields: dict[str, Any] = {"base_model": facts.base_id} if facts.base_id else {}
-    fields |= {"library_name": "diffusers", "pipeline_tag": "text-to-image", "license": facts.license}
-    fields |= {"tags": list(_TAGS), "instance_prompt": facts.trigger or facts.prompt}
-    fields["widget"] = [{"text": text, "output": {"url": name}} for name, text in facts.pictures.items()] or [
+    base = {"base_model": facts.base_id, "base_model_relation": "adapter"} if facts.base_id else {}
+    license = {"license": "other"} if facts.license is None else facts.license.card_fields
+    tags = dict.fromkeys((*_TAGS, *(facts.labels.tags if facts.labels else ()), facts.method.lower()))
+    fields: dict[str, Any] = {**base, "library_name": "diffusers", "pipeline_tag": "text-to-image", **license}
+    fields |= {"tags": list(tags), "instance_prompt": facts.trigger or facts.prompt}
+    fields["widget"] = [{"text": text, "output": {"url": name}} for name, text in facts.gallery.items()] or [
         {"text": facts.prompt}
     ]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
 
 
+def _gallery(facts: CardFacts) -> str:
+    """Return the hub's own gallery, which shows the pictures of ``widget``; elsewhere it is nothing."""
+    return "<Gallery />\n" if facts.gallery else ""
+
+
 def _summary(facts: CardFacts) -> str:
     maker = f"Veneer {facts.version}" if facts.version else "Veneer"
-    trigger = f" Its trigger is {_code(facts.trigger)}." if facts.trigger else ""
+    trigger = f" Its trigger is {_code(facts.trigger)}: put it into the prompt." if facts.trigger else ""
     return f"A {facts.method} adapter for {_code(facts.base)}, trained with {maker}.{trigger}\n"
 
 
-def _pictures(pictures: Mapping[str, str]) -> str:
-    shown = [f"![{_escaped(text.replace('[', '').replace(']', ''))}](<{name}>)" for name, text in pictures.items()]
-    return "\n".join(shown) + "\n" if shown else ""
+def _sheet(facts: CardFacts) -> str:
+    return f"![The same prompts and seeds by the base and by the adapter](<{facts.sheet}>)\n" if facts.sheet else ""
+
+
+_PROGRAMS = {
+    "diffusers": "diffusers",
+    "kohya": "A1111, Forge, ComfyUI, SwarmUI, kohya's scripts",
+    "comfy": "ComfyUI",
+    "peft": "peft",
+}
+"""The programs that each format is for."""
+
+
+def _files(facts: CardFacts) -> str:
+    rows = []
+    for file in facts.files:
+        digest = _code(file.sha256) if file.sha256 else ""
+        rows.append(f"| {_code(file.name)} | {_PROGRAMS.get(file.format, file.format)} | {digest} |")
+    return "\n".join(["## Files", "", "| file | for | SHA-256 |", "| --- | --- | --- |", *rows, ""])
 
 
 _WINDOWS = """
 It was trained with texts in {windows} windows of the text encoder. This call reads the first alone, `veneer sample`
 all of them.
 """
+_STRENGTH = """
+All files have the same strength: 1 is what it was trained at.
+"""
 
 
 def _usage(facts: CardFacts) -> str:
-    bundled = facts.base == "bundled"
-    imports, base = ("import veneer.base\n", "veneer.base.path()") if bundled else ("", repr(facts.base))
     windows = facts.config.get("data.token_windows", 1)
     texts = "" if windows == 1 else _WINDOWS.format(windows=windows)
-    return f"""## Use
+    return f"## Use\n\n{_with_diffusers(facts)}{texts}{_with_programs(facts)}{_STRENGTH}"
+
+
+def _with_diffusers(facts: CardFacts) -> str:
+    file = facts.file_for("diffusers", "kohya", "comfy") or facts.files[0]
+    bundled = facts.base == "bundled"
+    imports, base = ("import veneer.base\n", "veneer.base.path()") if bundled else ("", repr(facts.base))
+    kind, load = (facts.pipeline, "from_single_file") if facts.pipeline else ("DiffusionPipeline", "from_pretrained")
+    note = "" if bundled or facts.base_id else "  # where the base is"
+    return f"""With diffusers:
 
 ```python
-{imports}from diffusers import DiffusionPipeline
+{imports}from diffusers import {kind}
 
-pipeline = DiffusionPipeline.from_pretrained({base})
-pipeline.load_lora_weights(".", weight_name={facts.weights!r})  # the folder of this file
+pipeline = {kind}.{load}({base}){note}
+pipeline.load_lora_weights(".", weight_name={file.name!r})  # the folder of this file
 image = pipeline({facts.prompt!r}).images[0]
 ```
+"""
 
-The strength alpha/r is folded into the tensors, and the metadata says alpha = r: a reader finds the same strength with
-the metadata or without. SHA-256 of `{facts.weights}`: `{facts.sha256}`
-{texts}"""
+
+def _with_programs(facts: CardFacts) -> str:
+    """Return how programs with a folder of adapters use it, if they can load the base and there is a file for them."""
+    file = facts.file_for("kohya", "comfy")
+    if facts.labels is None or facts.labels.version is None or file is None:
+        return ""
+    words = f" {facts.trigger}" if facts.trigger else ""
+    comfy = f"""
+In ComfyUI: put {_code(file.name)} into `models/loras`, and a node *Load LoRA* behind the checkpoint, with strength 1.
+"""
+    if file.format != "kohya":
+        return comfy
+    call = _code(f"<lora:{file.name.removesuffix('.safetensors')}:1>{words}")
+    return f"""{comfy}
+In A1111 or Forge: put {_code(file.name)} into `models/Lora`, and {call} into the prompt.
+"""
+
+
+def _license(facts: CardFacts) -> str:
+    if facts.license is None:
+        told = f"The licence of {_code(facts.base)} is not known to Veneer; its terms may hold for adapters of it."
+    else:
+        told = (
+            f"The base is under [{facts.license.title}]({facts.license.link}), whose terms may hold for adapters of it."
+        )
+    return f"## Licence\n\n{told} The pictures that it learned from may have terms of their own.\n"
 
 
 def _score(score: ScoreFacts | None) -> str:
@@ -153,6 +236,8 @@ The interval is a bootstrap over pictures. On these pictures the adapter is {ver
 
 
 def _training(facts: CardFacts) -> str:
+    if not facts.config:
+        return ""
     rows = [f"| {_code(key)} | {_code(str(value))} |" for key, value in facts.config.items()]
     return "\n".join(["## Training", "", "| setting | value |", "| --- | --- |", *rows, ""])
 

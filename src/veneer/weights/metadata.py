@@ -60,6 +60,7 @@ class BaseLabels:
         clip_skip: layers of the text encoder from its end, where programs have a setting for it.
         webui: what A1111 and Forge call it in their lists.
         civitai: what Civitai calls it.
+        tags: what the hub's cards call it.
     """
 
     architecture: str
@@ -70,6 +71,7 @@ class BaseLabels:
     clip_skip: int | None = None
     webui: str = "Unknown"
     civitai: str = "Other"
+    tags: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

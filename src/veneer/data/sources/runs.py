@@ -9,7 +9,7 @@ from veneer.config.run_folder import CONFIG, LOG, is_run
 
 __all__ = ["find_runs", "is_painted"]
 
-_PAINTED_FOLDERS = frozenset({"checkpoints", "evaluation", "prior", "samples", "tensorboard"})
+_PAINTED_FOLDERS = frozenset({"checkpoints", "evaluation", "gallery", "prior", "samples", "tensorboard"})
 _PAINTED_FILES = frozenset({"copying.png", "sheet.png"})
 
 

@@ -1,0 +1,108 @@
+"""Pictures that show an adapter, each in a file of its own that tells how it was made."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from veneer.sample.files import write_picture
+
+__all__ = ["PictureNote", "gallery_names", "read_picture_note", "sampler_name", "thumbnail", "write_gallery"]
+
+_NOTE = "veneer.picture"
+"""Key of the text in a picture's file."""
+_THUMBNAIL_SIDE, _THUMBNAIL_BYTES = 256, 32_000
+_SAMPLERS = {
+    "DDIMScheduler": "DDIM",
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "EulerDiscreteScheduler": "Euler",
+    "FlowMatchEulerDiscreteScheduler": "Euler",
+    "HeunDiscreteScheduler": "Heun",
+    "LMSDiscreteScheduler": "LMS",
+    "PNDMScheduler": "PLMS",
+    "UniPCMultistepScheduler": "UniPC",
+}
+"""What A1111 calls the samplers that diffusers' schedulers are."""
+
+
+@dataclass(frozen=True)
+class PictureNote:
+    """How a picture was painted.
+
+    Attributes:
+        prompt: the text.
+        seed: of its noise.
+        steps: denoising steps.
+        guidance: scale of classifier-free guidance; 1 is none.
+        sampler: as A1111 calls it.
+        strength: of the adapter.
+    """
+
+    prompt: str
+    seed: int
+    steps: int
+    guidance: float
+    sampler: str
+    strength: float = 1.0
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Return it as text of a picture's file."""
+        return {_NOTE: json.dumps(asdict(self))}
+
+
+def sampler_name(pipeline: object) -> str:
+    """Return what A1111 calls the sampler of a diffusers pipeline; one without a name there keeps diffusers'."""
+    name = type(getattr(pipeline, "scheduler", None)).__name__
+    return _SAMPLERS.get(name, name.removesuffix("Scheduler"))
+
+
+def read_picture_note(path: Path) -> PictureNote | None:
+    """Return how a file's picture was painted; None where the file does not say, or is no picture."""
+    try:
+        with Image.open(path) as picture:
+            values: dict[str, Any] = json.loads(picture.info[_NOTE])
+        note = PictureNote(**values)
+    except (OSError, ValueError, KeyError, TypeError, SyntaxError, RecursionError, Image.DecompressionBombError):
+        return None
+    kinds = {"prompt": str, "seed": int, "steps": int, "sampler": str, "guidance": int | float, "strength": int | float}
+    return note if all(isinstance(getattr(note, name), kind) for name, kind in kinds.items()) else None
+
+
+def gallery_names(prompts: Sequence[str]) -> list[str]:
+    """Return a file name for the picture of each prompt: its place and its first words."""
+    words = [re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") for prompt in prompts]
+    return [f"{number:02d}-{each or 'picture'}.png" for number, each in enumerate(words, start=1)]
+
+
+def write_gallery(folder: Path, pictures: Sequence[Image.Image], notes: Sequence[PictureNote]) -> Mapping[str, str]:
+    """Write pictures into a folder; return the prompt of each by its file's name.
+
+    Raises:
+        UserError: there is no room, or the folder cannot be written to.
+    """
+    names = gallery_names([note.prompt for note in notes])
+    for name, picture, note in zip(names, pictures, notes, strict=True):
+        write_picture(picture, folder / name, note.texts)
+    return {name: note.prompt for name, note in zip(names, notes, strict=True)}
+
+
+def thumbnail(picture: Image.Image) -> str:
+    """Return a picture as a data URL of at most 32 kB: JPEG, its longer side at most 256 pixels."""
+    small = picture.convert("RGB")
+    small.thumbnail((_THUMBNAIL_SIDE, _THUMBNAIL_SIDE))
+    for quality in (85, 70, 50, 30, 10):
+        content = io.BytesIO()
+        small.save(content, format="JPEG", quality=quality)
+        if content.tell() <= _THUMBNAIL_BYTES:
+            break
+    return f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"

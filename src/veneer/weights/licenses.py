@@ -1,0 +1,83 @@
+"""Licences of bases, as far as they are known: those of published weights, by the hub's id."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+__all__ = ["LICENSES", "License", "license_of"]
+
+
+@dataclass(frozen=True)
+class License:
+    """A licence as the hub's cards have it.
+
+    Attributes:
+        id: the hub's own name; ``other`` where it has none.
+        title: what people call it.
+        name: what a card calls it beside ``other``.
+        link: where its text is.
+    """
+
+    id: str
+    title: str
+    link: str
+    name: str | None = None
+
+    @property
+    def card_fields(self) -> dict[str, str]:
+        """Return its keys in a card's front matter."""
+        return (
+            {"license": self.id}
+            if self.name is None
+            else {
+                "license": self.id,
+                "license_name": self.name,
+                "license_link": self.link,
+            }
+        )
+
+
+_RAIL_M = License(
+    "creativeml-openrail-m",
+    "CreativeML Open RAIL-M",
+    "https://huggingface.co/spaces/CompVis/stable-diffusion-license",
+)
+_RAIL_PP_2 = License(
+    "openrail++",
+    "CreativeML Open RAIL++-M",
+    "https://huggingface.co/stabilityai/stable-diffusion-2/blob/main/LICENSE-MODEL",
+)
+_RAIL_PP_XL = License(
+    "openrail++",
+    "CreativeML Open RAIL++-M",
+    "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
+)
+_FLUX_DEV = License(
+    "other",
+    "FLUX.1 [dev] Non-Commercial License",
+    "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
+    name="flux-1-dev-non-commercial-license",
+)
+_APACHE = License("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
+_BUNDLED = License("cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/")
+
+LICENSES: Mapping[str, License] = {
+    "bundled": _BUNDLED,
+    "CompVis/stable-diffusion-v1-4": _RAIL_M,
+    "runwayml/stable-diffusion-v1-5": _RAIL_M,
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": _RAIL_M,
+    "stabilityai/stable-diffusion-2": _RAIL_PP_2,
+    "stabilityai/stable-diffusion-2-base": _RAIL_PP_2,
+    "stabilityai/stable-diffusion-2-1": _RAIL_PP_2,
+    "stabilityai/stable-diffusion-2-1-base": _RAIL_PP_2,
+    "stabilityai/stable-diffusion-xl-base-1.0": _RAIL_PP_XL,
+    "black-forest-labs/FLUX.1-dev": _FLUX_DEV,
+    "black-forest-labs/FLUX.1-schnell": _APACHE,
+}
+"""Each licence by the base's hub id. A base that is not here, a fine-tune or a file from elsewhere, may have any."""
+
+
+def license_of(base: str) -> License | None:
+    """Return the licence of a base by its hub id, whose case does not matter; None where it is not known."""
+    return {name.lower(): value for name, value in LICENSES.items()}.get(base.lower())
