@@ -68,9 +68,9 @@ if TYPE_CHECKING:
     from veneer.verbs.verify import verify_adapter as verify_adapter
     from veneer.weights.file import FILE_NAME as FILE_NAME
     from veneer.weights.file import AdapterFile as AdapterFile
-    from veneer.weights.file import info as adapter_info
     from veneer.weights.file import load as load_adapter
     from veneer.weights.file import save as save_adapter
+    from veneer.weights.summary import info as adapter_info
 
 __all__ = [
     "FILE_NAME",
@@ -161,7 +161,7 @@ _HOMES = {
     "EvaluationOptions": "veneer.verbs.evaluation_inputs:EvaluationOptions",
     "Score": "veneer.evaluate.results:Score",
     "UserError": "veneer.errors:UserError",
-    "adapter_info": "veneer.weights.file:info",
+    "adapter_info": "veneer.weights.summary:info",
     "BlendOptions": "veneer.verbs.blend:BlendOptions",
     "BlockWeights": "veneer.verbs.blend:BlockWeights",
     "Source": "veneer.verbs.blend:Source",

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -14,13 +13,14 @@ from torch import Tensor, nn
 
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.errors import UserError
-from veneer.files import atomic_write, is_pickle, open_regular, opens_paths
+from veneer.files import atomic_write, is_pickle, opens_paths
 from veneer.weights.adapter_path import FILE_NAME, file_in
 from veneer.weights.formats.diffusers import DIFFUSERS
-from veneer.weights.formats.foreign import Shapes, family_of, refuse_foreign
+from veneer.weights.formats.foreign import Shapes, family_of
 from veneer.weights.formats.layers import LayerIndex, check_once, require_base
-from veneer.weights.formats.names import NETWORKS, TensorName, memory_path, readings
-from veneer.weights.formats.parts import by_layer, parse_names, require_known
+from veneer.weights.formats.names import TensorName, memory_path
+from veneer.weights.formats.parts import by_layer
+from veneer.weights.formats.places import place_of
 from veneer.weights.formats.protocol import BaseNames, Format, FormatFile, KeyNames
 from veneer.weights.formats.registry import FORMATS, METADATA_KEYS
 from veneer.weights.formats.strength import settings_beside
@@ -29,6 +29,7 @@ from veneer.weights.header import TensorEntry
 from veneer.weights.kohya_hashes import with_file_hashes
 from veneer.weights.metadata import LABELLED, completed
 from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes, open_tensors, read_tensors
+from veneer.weights.summary import TENSORS_HASH, AdapterInfo, free_metadata, info, located_at, read_names
 
 __all__ = [
     "DTYPES",
@@ -42,14 +43,12 @@ __all__ = [
     "info",
     "load",
     "outline",
+    "read_layers",
     "render",
     "rendered_bytes",
     "save",
     "tensor_hashes",
 ]
-
-_PIECE = 2**20  # bytes read at a time
-_TENSORS_HASH = "veneer.tensors.sha256"
 
 
 @dataclass(frozen=True)
@@ -63,36 +62,6 @@ class AdapterFile:
 
     weights: AdapterWeights
     metadata: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class AdapterInfo:
-    """The content of an adapter file, as far as it can be told without its base.
-
-    Attributes:
-        format: whose names the tensors have: diffusers, peft, kohya, attn_processor (diffusers' of 2023), or
-            several of them.
-        methods: titles of the methods that occur.
-        networks: prefixes of those it changes; none where only the base can tell.
-        targets: number of layers it changes.
-        hyperparameters: each value that occurs, rising, by the methods' names for them: ``rank``, ``alpha``.
-        parameters: how many numbers were trained.
-        needs_base: whether only the base can tell which layers the names mean.
-        size_bytes: of the file.
-        sha256: of the file.
-        metadata: without the format's own.
-    """
-
-    format: str
-    methods: tuple[str, ...]
-    networks: tuple[str, ...]
-    targets: int
-    hyperparameters: Mapping[str, tuple[float, ...]]
-    parameters: int
-    needs_base: bool
-    size_bytes: int
-    sha256: str
-    metadata: Mapping[str, str]
 
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -198,7 +167,7 @@ def _content(adapter: AdapterFile, file: FormatFile) -> bytes:
 
 
 def _metadata(adapter: AdapterFile, file: FormatFile, digest: str) -> dict[str, str]:
-    return {**adapter.metadata, **file.metadata, _TENSORS_HASH: digest}
+    return {**adapter.metadata, **file.metadata, TENSORS_HASH: digest}
 
 
 def rendered_bytes(adapter: AdapterFile) -> int:
@@ -215,7 +184,7 @@ def tensor_hashes(path: Path) -> tuple[str | None, str]:
     """
     tensors, metadata = decode(file_in(path))
     own = {key: metadata[key] for key in METADATA_KEYS if key in metadata}
-    return metadata.get(_TENSORS_HASH), _tensors_hash(tensors, own)
+    return metadata.get(TENSORS_HASH), _tensors_hash(tensors, own)
 
 
 def _tensors_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -238,15 +207,9 @@ def load(path: Path, networks: Mapping[str, nn.Module] | None = None, key_names:
     """
     path = file_in(path)
     content = _read(path)
-    with _located_at(path):
+    with located_at(path):
         weights = _without_base(content) if networks is None else _in_base(content, BaseNames.of(networks, key_names))
-    return AdapterFile(weights, _free(content.metadata))
-
-
-def _network_of(layer: str, format_name: str) -> str | None:
-    """Return the network that a file's name for a layer tells; None where only the base's layers can tell."""
-    told = [reading.network for reading in readings(layer)][-1] if format_name == "kohya" else layer.partition(".")[0]
-    return told if told in NETWORKS else None
+    return AdapterFile(weights, free_metadata(content.metadata))
 
 
 def _path_without_base(layer: str, format_name: str) -> str:
@@ -255,7 +218,7 @@ def _path_without_base(layer: str, format_name: str) -> str:
     Raises:
         UserError: it takes a base to tell.
     """
-    if format_name == "kohya" or _network_of(layer, format_name) is None:
+    if format_name == "kohya" or place_of(layer, format_name).network is None:
         require_base(None, format_name, [layer])
     return memory_path(layer)
 
@@ -280,30 +243,13 @@ def _without_base(content: _Content) -> dict[str, LayerAdapter]:
     return {paths[layer]: adapter for layer, adapter in content.layers.items()}
 
 
-@opens_paths
-def info(path: Path) -> AdapterInfo:
-    """Sum up an adapter file; it is read whole, with all of :func:`load`'s checks that need no base.
+def read_layers(path: Path) -> Mapping[str, LayerAdapter]:
+    """Return the adapter of each layer by the file's own names for layers.
 
     Raises:
         UserError: as of :func:`load`.
     """
-    path = file_in(path)
-    content = _read(path)
-    adapters = list(content.layers.values())
-    networks = {layer: _network_of(layer, content.formats[layer]) for layer in content.layers}
-    size, digest = _size_and_hash(path)
-    return AdapterInfo(
-        format=", ".join(sorted(set(content.formats.values()))),
-        methods=tuple(sorted({adapter.method.title for adapter in adapters})),
-        networks=tuple(sorted({network for network in networks.values() if network is not None})),
-        targets=len(adapters),
-        hyperparameters=_hyperparameters(adapters),
-        parameters=sum(adapter.parameter_count for adapter in adapters),
-        needs_base=any(name == "kohya" or networks[layer] is None for layer, name in content.formats.items()),
-        size_bytes=size,
-        sha256=digest,
-        metadata=_free(content.metadata),
-    )
+    return _read(path).layers
 
 
 @opens_paths
@@ -316,9 +262,9 @@ def outline(path: Path) -> dict[str, LayerAdapter]:
         UserError: the file is none, is broken, or holds a tensor nobody asked for, half an adapter or another method's.
     """
     path = file_in(path)
-    with open_tensors(path) as file, _located_at(path):
+    with open_tensors(path) as file, located_at(path):
         entries = file.header.tensors
-        names = _known_names({name: entry.shape for name, entry in entries.items()})
+        names = read_names(file)
         tensors = {name: _without_numbers(entry) for name, entry in entries.items()}
         parts = {layer: {part: tensors[name] for part, name in own.items()} for layer, own in by_layer(names).items()}
         return {layer: adapter_of(layer, own, lambda _: None) for layer, own in parts.items()}
@@ -338,23 +284,6 @@ def family_of_file(path: Path) -> str | None:
 def _without_numbers(entry: TensorEntry) -> Tensor:
     is_number = math.prod(entry.shape) == 1
     return torch.ones(entry.shape) if is_number else torch.empty(entry.shape, dtype=torch.float32, device="meta")
-
-
-def _size_and_hash(path: Path) -> tuple[int, str]:
-    """Return how many bytes a file has, and their SHA-256; it is not held in memory."""
-    digest = hashlib.sha256()
-    with open_regular(path) as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-        return file.tell(), digest.hexdigest()
-
-
-def _hyperparameters(adapters: list[LayerAdapter]) -> dict[str, tuple[float, ...]]:
-    values: dict[str, set[float]] = {}
-    for adapter in adapters:
-        for name, value in adapter.hyperparameters.items():
-            values.setdefault(name, set()).add(value)
-    return {name: tuple(sorted(each)) for name, each in values.items()}
 
 
 @dataclass(frozen=True)
@@ -379,19 +308,11 @@ def _read(path: Path) -> _Content:
     with open_tensors(path) as file:
         metadata = file.header.metadata
         shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
-        with _located_at(path):
-            names = _known_names(shapes)
+        names = read_names(file)
         tensors = read_tensors(file)
-    with _located_at(path):
+    with located_at(path):
         layers = _adapters(path, names, metadata, tensors)
     return _Content(layers, {name.layer: name.format for name in names.values()}, shapes, metadata)
-
-
-def _known_names(shapes: Shapes) -> dict[str, TensorName]:
-    """Return what each tensor's name says; what is no adapter of a method that is read is refused."""
-    parsed = parse_names(shapes)
-    refuse_foreign(shapes, [name for name in shapes if parsed[name] is None])
-    return require_known(parsed)
 
 
 def _adapters(
@@ -400,18 +321,3 @@ def _adapters(
     settings_of = settings_beside(path, names.values(), metadata)
     parts = {layer: {part: tensors[name] for part, name in own.items()} for layer, own in by_layer(names).items()}
     return {layer: adapter_of(layer, own, settings_of) for layer, own in parts.items()}
-
-
-def _free(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Return a file's metadata without the format's own and ours."""
-    return {key: value for key, value in metadata.items() if key not in METADATA_KEYS | {_TENSORS_HASH}}
-
-
-@contextmanager
-def _located_at(path: Path) -> Iterator[None]:
-    """Say of which file an error is that is raised inside."""
-    try:
-        yield
-    except UserError as error:
-        what = error.what if error.where is None else f"{error.where}: {error.what}"
-        raise UserError(what, code=error.code, where=path, remedy=error.remedy) from error

@@ -11,8 +11,7 @@ import torch
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
-from veneer.errors import UserError
-from veneer.weights.tensors_file import TensorsFile, open_tensors
+from veneer.weights.tensors_file import TensorsFile, check_floating, not_finite, open_tensors
 
 __all__ = [
     "DTYPES",
@@ -86,7 +85,7 @@ def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and the metadata of a safetensors file.
 
     Raises:
-        UserError: as of :func:`open_tensors`, or it holds what :func:`check_finite` refuses.
+        UserError: as of :func:`open_tensors` and :func:`read_tensors`.
     """
     with open_tensors(path) as file:
         return read_tensors(file), dict(file.header.metadata)
@@ -96,8 +95,9 @@ def read_tensors(file: TensorsFile) -> dict[str, Tensor]:
     """Read all tensors of an open file, each into memory of its own: it stays when the file is written over.
 
     Raises:
-        UserError: memory is too small, the file changed, or a tensor is none that :func:`check_finite` takes.
+        UserError: memory is too small, the file changed, or a tensor holds NaN, infinity or what is no float.
     """
+    check_floating(file.header, file.path)
     file.check_memory(file.header.data_bytes)
     tensors = {name: _wide(read_tensor(file, name)) for name in file.header.tensors}
     check_finite(tensors, file.path)
@@ -149,24 +149,8 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse tensors that are not numbers to compute with.
 
-    An alpha may be an integer: kohya's trainer keeps the number as the user gave it, whose default is 1.
-
     Raises:
-        UserError: the first that holds NaN or infinity, or is of integers.
+        UserError: the first that holds NaN or infinity.
     """
-    for name, tensor in tensors.items():
-        if _is_whole(tensor) and name.endswith((".alpha", ".lora_alpha")):
-            continue
-        if not tensor.is_floating_point():
-            what = f"tensor {name} is {tensor.dtype}, not a floating point one"
-            remedy = "ask its maker for float16, bfloat16 or float32"
-            raise UserError(what, code="weights.not_floating", where=path, remedy=remedy)
-        if not torch.isfinite(tensor).all():
-            what = f"tensor {name} holds NaN or infinity"
-            raise UserError(
-                what, code="weights.not_finite", where=path, remedy="use an earlier checkpoint, or ask its maker"
-            )
-
-
-def _is_whole(tensor: Tensor) -> bool:
-    return tensor.numel() == 1 and tensor.dtype in (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+    if (name := first_not_finite(tensors)) is not None:
+        raise not_finite(name, path)

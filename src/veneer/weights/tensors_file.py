@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import errno
 import io
+import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -21,10 +23,10 @@ from veneer.errors import UserError
 from veneer.file_kind import EMPTY, MOST_HEADER_BYTES, SAFETENSORS, kind_in
 from veneer.files import is_pickle, open_regular
 from veneer.weights.header import Header, bad_header, parse_header, shown
-from veneer.weights.numbers import Numbers, decode_numbers
+from veneer.weights.numbers import FLOATS, Numbers, decode_numbers
 from veneer.weights.other_files import other_kind, pickle_ending
 
-__all__ = ["TensorsFile", "open_tensors"]
+__all__ = ["TensorsFile", "check_floating", "not_finite", "open_tensors", "readable"]
 
 _START_BYTES = 200  # of a file, for messages
 _SMALLEST = 10  # bytes of a safetensors file: the length, and the header {}
@@ -46,9 +48,10 @@ class TensorsFile:
     header: Header
     data_start: int
     _file: io.BufferedReader
+    _lock: Lock = field(default_factory=Lock)
 
     def read_into(self, name: str, buffer: Any) -> None:
-        """Read the bytes of a tensor.
+        """Read the bytes of a tensor; several threads may.
 
         Args:
             name: of the tensor.
@@ -57,7 +60,7 @@ class TensorsFile:
         Raises:
             UserError: the file changed, or cannot be read any more.
         """
-        with _readable(self.path):
+        with readable(self.path), self._lock:
             self._file.seek(self.data_start + self.header.tensors[name].start)
             if self._file.readinto(buffer) != len(buffer):
                 raise OSError(errno.EIO, "it became shorter while it was read")
@@ -103,10 +106,10 @@ def open_tensors(path: Path) -> Iterator[TensorsFile]:
     """
     if is_pickle(path):
         raise pickle_ending(path)
-    with _readable(path):
+    with readable(path):
         file = open_regular(path)
     with file:
-        with _readable(path):
+        with readable(path):
             size = os.fstat(file.fileno()).st_size
             length = _header_length(file, size, path)
             file.seek(8)
@@ -114,6 +117,34 @@ def open_tensors(path: Path) -> Iterator[TensorsFile]:
         _refuse_empty(header, path)
         _check_size(size - 8 - length, header.data_bytes, path)
         yield TensorsFile(path, header, 8 + length, file)
+
+
+def check_floating(header: Header, path: Path) -> None:
+    """Refuse tensors that are not of floating point numbers.
+
+    An alpha may be an integer: kohya's trainer keeps the number as the user gave it, whose default is 1.
+
+    Raises:
+        UserError: the first that is not.
+    """
+    for name, entry in header.tensors.items():
+        if entry.dtype in FLOATS or (entry.dtype != "BOOL" and _is_alpha(name) and math.prod(entry.shape) == 1):
+            continue
+        what = f"tensor {shown(name)} is of {entry.dtype}, which is no floating point type"
+        remedy = "ask its maker for float16, bfloat16 or float32"
+        raise UserError(what, code="weights.not_floating", where=path, remedy=remedy)
+
+
+def not_finite(name: str, path: Path) -> UserError:
+    """Return the error for a tensor that holds NaN or infinity."""
+    what = f"tensor {shown(name)} holds NaN or infinity"
+    remedy = "use an earlier checkpoint, or ask its maker"
+    return UserError(what, code="weights.not_finite", where=path, remedy=remedy)
+
+
+def _is_alpha(name: str) -> bool:
+    """Return whether a tensor is the number that an adapter's strength is told by."""
+    return name.endswith((".alpha", ".lora_alpha"))
 
 
 def _refuse_empty(header: Header, path: Path) -> None:
@@ -128,7 +159,7 @@ def _refuse_empty(header: Header, path: Path) -> None:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Say in one line why a file cannot be read."""
     try:
         yield

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-from veneer.cli.options import AdapterFile
-from veneer.cli.terminal.console import print_text
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from veneer.cli.options import AdapterFile, parse_path
+from veneer.cli.terminal.console import bar_mark, print_text
 
 __all__ = ["info"]
 
 
-def info(file: AdapterFile) -> None:
-    """Print an adapter's format, ranks, strength and metadata."""
+def info(
+    file: AdapterFile,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="PNG", parser=parse_path, help="Also draw the norms of delta W by block here."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the same as data, layer by layer.")] = False,
+) -> None:
+    """Print what an adapter is: format, family, ranks, strength, norms, hashes, trigger words, metadata."""
     from veneer.cli.terminal.tables import info_text
-    from veneer.weights.file import info
+    from veneer.serialise import to_json
+    from veneer.verbs.info import info_data, write_norm_plot
+    from veneer.weights.summary import info
 
-    print_text(info_text(file, info(file)))
+    found = info(file)
+    print_text(to_json(info_data(found)) if as_json else info_text(file, found, bar_mark()) + "\n", end="")
+    if plot is not None:
+        write_norm_plot(found, plot, file.name)

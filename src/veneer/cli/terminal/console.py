@@ -16,12 +16,18 @@ if TYPE_CHECKING:
 
     from veneer.train.events import Warned
 
-__all__ = ["print_error", "print_text", "print_warning", "printing_libraries", "say", "say_warning"]
+__all__ = ["bar_mark", "print_error", "print_text", "print_warning", "printing_libraries", "say", "say_warning"]
 
 
 def print_text(text: str, *, end: str = "\n") -> None:
     """Print a text on standard output."""
     _write(sys.stdout, printable(text) + end)
+
+
+def bar_mark() -> str:
+    """Return the character that bars on standard output are made of: a full block where its encoding has one."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return "\u2588" if "\u2588".encode(encoding, "ignore") else "#"
 
 
 def print_error(text: str) -> None:

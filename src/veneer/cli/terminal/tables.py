@@ -8,29 +8,81 @@ from typing import TYPE_CHECKING
 from veneer.printable import in_one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from veneer.verbs.verify import Check
-    from veneer.weights.file import AdapterInfo
+    from veneer.weights.summary import AdapterInfo
 
 __all__ = ["checks_text", "info_text"]
 
 
-def info_text(path: Path, info: AdapterInfo) -> str:
-    """Return a table of an adapter file: layout, networks, ranks, alphas, sizes, hash and metadata."""
+def info_text(path: Path, info: AdapterInfo, bar: str = "#") -> str:
+    """Return a table of an adapter file.
+
+    Args:
+        path: of the file.
+        info: what is in it.
+        bar: the character that bars are made of.
+    """
     rows = [
         ("file", str(path)),
         ("format", info.format),
+        ("family", info.family or "unknown"),
         ("method", ", ".join(info.methods)),
         ("networks", ", ".join(info.networks) or "only its base can tell"),
         ("layers", f"{info.targets:,}"),
+        ("kinds", _listed(info.kinds, _MOST_KINDS)),
         *((name, ", ".join(f"{value:g}" for value in values)) for name, values in info.hyperparameters.items()),
+        ("strength", _strength(info)),
         ("parameters", f"{info.parameters:,}"),
+        ("numbers", ", ".join(f"{count:,} {dtype}" for dtype, count in info.dtypes.items())),
         ("bytes", f"{info.size_bytes:,}"),
-        ("sha256", info.sha256),
-        *sorted(info.metadata.items()),
+        *_norm_rows(info, bar),
+        *info.hashes.by_name.items(),
+        *_training_rows(info),
+        *(("note", note) for note in info.notes),
+        *((key, _shortened(value)) for key, value in sorted(info.metadata.items())),
     ]
     return _table(rows)
+
+
+_MOST_KINDS, _MOST_TAGS = 8, 15
+_BAR_WIDTH, _MOST_BARS = 40, 200
+_LONGEST_VALUE = 400  # characters of a value in the metadata
+
+
+def _strength(info: AdapterInfo) -> str:
+    """Return the strengths alpha/r that occur."""
+    return ", ".join(f"{scale:g}" for scale in info.scales) or "told by no alpha"
+
+
+def _listed(counts: Mapping[str, int], most: int) -> str:
+    """Return the most frequent of some things, each with how often it is there."""
+    shown = ", ".join(f"{name} {count:,}" for name, count in list(counts.items())[:most])
+    return shown + (f" and {len(counts) - most:,} more" if len(counts) > most else "")
+
+
+def _norm_rows(info: AdapterInfo, bar: str) -> list[tuple[str, str]]:
+    """Return a bar for the norm of each block; none where only the base can tell them."""
+    norms = info.norms
+    largest = max(norms.values(), default=0.0) or 1.0
+    bars = {place: bar * round(_BAR_WIDTH * norm / largest) for place, norm in norms.items()}
+    rows = [(".".join(filter(None, place)), f"{norm:<10.4g} {bars[place]}") for place, norm in norms.items()]
+    more = [("...", f"and {len(rows) - _MOST_BARS:,} more blocks, which --json has")] if len(rows) > _MOST_BARS else []
+    return [("norm of delta W", "by block (Frobenius)"), *rows[:_MOST_BARS], *more] if rows else []
+
+
+def _training_rows(info: AdapterInfo) -> list[tuple[str, str]]:
+    training = info.training
+    rows = [("trigger words", ", ".join(training.triggers)), ("frequent tags", _listed(training.tags, _MOST_TAGS))]
+    return [(name, _shortened(value)) for name, value in (*rows, *training.facts.items()) if value]
+
+
+def _shortened(value: str) -> str:
+    """Return a value of the metadata, of a long one the beginning."""
+    if len(value) <= _LONGEST_VALUE:
+        return value
+    return f"{value[:_LONGEST_VALUE]}... ({len(value):,} characters, which --json has)"
 
 
 def checks_text(checks: Sequence[Check]) -> str:

@@ -5,14 +5,15 @@ Each tensor is accounted for.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from veneer.adapter.part_names import PART_NAMES, PartNames
 from veneer.errors import UserError
 from veneer.weights.formats.names import TensorName, parse_name
 
-__all__ = ["Settings", "by_layer", "check_settings", "method_of", "parse_names", "require_known"]
+__all__ = ["Settings", "by_layer", "check_settings", "in_layer", "method_of", "parse_names", "require_known"]
 
 _LONGEST = 500  # characters of a tensor's name; a Flux block's has less than 100
 
@@ -95,6 +96,19 @@ def check_settings(method: PartNames, settings: Settings) -> None:
     """
     _check_markers(method, settings)
     _check_start(settings)
+
+
+@contextmanager
+def in_layer(layer: str) -> Iterator[None]:
+    """Say of which layer an error is that is raised inside; a config that makes no sense is one, too."""
+    try:
+        yield
+    except UserError as error:
+        where = layer if error.where is None else error.where
+        raise UserError(error.what, code=error.code, where=where, remedy=error.remedy) from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        what = f"its config does not tell the strength of {layer} ({error!r:.200})"
+        raise UserError(what, code="weights.bad_config") from error
 
 
 def _check_markers(method: PartNames, settings: Settings) -> None:

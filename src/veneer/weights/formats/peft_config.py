@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from veneer.errors import UserError
+from veneer.weights.small_json import parse_small_json
 
 if TYPE_CHECKING:
     from veneer.adapter.protocol import LayerAdapter
@@ -28,8 +28,8 @@ def parse_config(text: str) -> dict[str, Any]:
         UserError: it is no JSON object.
     """
     try:
-        config = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        config = parse_small_json(text)
+    except ValueError as error:
         raise UserError(f"its config is not JSON ({error})", code="weights.bad_config") from error
     if not isinstance(config, dict):
         raise UserError("its config is not a JSON object", code="weights.bad_config")

@@ -10,7 +10,7 @@ from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.protocol import LayerAdapter
 from veneer.adapter.registry import METHODS
 from veneer.errors import UserError
-from veneer.weights.formats.parts import Settings, check_settings, method_of
+from veneer.weights.formats.parts import Settings, check_settings, in_layer, method_of
 
 __all__ = ["adapter_of", "named_tensors"]
 
@@ -27,15 +27,10 @@ def adapter_of(layer: str, parts: Mapping[str, Tensor], settings_of: Callable[[s
         UserError: a part is missing or does not fit, or the config contradicts the tensors.
     """
     method = METHODS[method_of(layer, parts).method]
-    try:
+    with in_layer(layer):
         settings = settings_of(layer)
         check_settings(PART_NAMES[method.name], settings or {})
         return method.from_file(parts, settings)
-    except UserError as error:
-        raise UserError(error.what, code=error.code, where=layer, remedy=error.remedy) from error
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        what = f"its config does not tell the strength of {layer} ({error!r:.200})"
-        raise UserError(what, code="weights.bad_config") from error
 
 
 def named_tensors(layer: str, adapter: LayerAdapter, naming: str) -> dict[str, Tensor]:

@@ -1,0 +1,86 @@
+"""The hashes by which programs know an adapter file: of its bytes, and of its numbers alone."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Event
+
+from veneer.files import open_regular
+
+__all__ = ["FileHashes", "hashing"]
+
+_PIECE = 2**20  # bytes read at a time
+_LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
+_AUTOV1, _AUTOV2, _AUTOV3 = 8, 10, 12  # digits
+
+
+@dataclass(frozen=True)
+class FileHashes:
+    """The hashes of a safetensors file, in lower case.
+
+    Attributes:
+        sha256: SHA-256 of the whole file.
+        data_sha256: SHA-256 of what lies behind the header. kohya's trainer writes it as ``sshs_model_hash``; it stays
+            when metadata is edited.
+        legacy_sha256: SHA-256 of 64 KiB at 1 MiB into the file: of nothing, where the file is shorter.
+    """
+
+    sha256: str
+    data_sha256: str
+    legacy_sha256: str
+
+    @property
+    def by_name(self) -> Mapping[str, str]:
+        """Each as Civitai names and writes it: SHA256, AutoV1, AutoV2, AutoV3.
+
+        AutoV1 is what A1111 called a checkpoint by before 2023, AutoV2 what it calls one by since, AutoV3 what it and
+        Forge call an adapter by in the parameters of a picture.
+        """
+        return {
+            "SHA256": self.sha256.upper(),
+            "AutoV1": self.legacy_sha256[:_AUTOV1].upper(),
+            "AutoV2": self.sha256[:_AUTOV2].upper(),
+            "AutoV3": self.data_sha256[:_AUTOV3].upper(),
+        }
+
+
+@contextmanager
+def hashing(path: Path, data_start: int) -> Iterator[Callable[[], FileHashes]]:
+    """Take a file's hashes in threads, while the block does something else; an error in the block ends them.
+
+    Args:
+        path: of the file.
+        data_start: the byte behind its header.
+
+    Yields:
+        A function that waits for the hashes; it raises OSError where the file cannot be read.
+    """
+    stopped = Event()
+    with ThreadPoolExecutor(2) as threads:
+        try:
+            whole, data = (threads.submit(_sha256, path, start, stopped) for start in (0, data_start))
+            yield lambda: FileHashes(whole.result(), data.result(), _legacy_sha256(path))
+        except BaseException:
+            stopped.set()
+            raise
+
+
+def _sha256(path: Path, start: int, stopped: Event) -> str:
+    """Return the SHA-256 of a file from a byte on; it is not held in memory, and Python's lock is free meanwhile."""
+    digest, buffer = hashlib.sha256(), bytearray(_PIECE)
+    with open_regular(path) as file:
+        file.seek(start)
+        while not stopped.is_set() and (length := file.readinto(buffer)):
+            digest.update(memoryview(buffer)[:length])
+    return digest.hexdigest()
+
+
+def _legacy_sha256(path: Path) -> str:
+    with open_regular(path) as file:
+        file.seek(_LEGACY_START)
+        return hashlib.sha256(file.read(_LEGACY_BYTES)).hexdigest()

@@ -1,0 +1,303 @@
+"""Sum up an adapter file without its base; of LoRA and DoRA without torch, which would take longer than all the rest.
+
+Files of other methods are read by :mod:`veneer.weights.file`, which imports torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from veneer.errors import UserError
+from veneer.files import opens_paths
+from veneer.weights.adapter_path import file_in
+from veneer.weights.formats.foreign import family_of, refuse_foreign
+from veneer.weights.formats.names import TensorName
+from veneer.weights.formats.parts import (
+    Settings,
+    by_layer,
+    check_settings,
+    in_layer,
+    method_of,
+    parse_names,
+    require_known,
+)
+from veneer.weights.formats.peft_config import METADATA_KEY
+from veneer.weights.formats.places import LayerPlace, place_of
+from veneer.weights.formats.strength import settings_beside
+from veneer.weights.hashes import FileHashes, hashing
+from veneer.weights.lora_norms import summarise_lora
+from veneer.weights.tensors_file import TensorsFile, check_floating, open_tensors, readable
+from veneer.weights.training_summary import TrainingSummary, training_summary
+
+__all__ = ["TENSORS_HASH", "AdapterInfo", "LayerInfo", "free_metadata", "info", "located_at", "read_names"]
+
+TENSORS_HASH = "veneer.tensors.sha256"
+"""Key of a file's metadata with the hash of its tensors and their strength."""
+_FORMAT_KEYS = frozenset({METADATA_KEY, "format"})
+"""Keys of a file's metadata that belong to a format: those of ``registry.METADATA_KEYS``, which takes torch."""
+_RECORDED_HASH = "sshs_model_hash"
+_WITHOUT_TORCH = ("lora", "dora")
+_THREADS = 2  # that read layers: numpy leaves Python's lock while it computes
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """One layer of an adapter file.
+
+    Attributes:
+        name: the file's name for it.
+        place: where in its network it is, as far as the name tells.
+        method: title of its method.
+        hyperparameters: by the method's names for them: ``rank``, ``alpha``.
+        parameters: how many numbers were trained.
+        norm: Frobenius norm of delta W; of a DoRA that of its (alpha/r) B A, for its delta W depends on the base; None:
+            it takes the base to tell.
+    """
+
+    name: str
+    place: LayerPlace
+    method: str
+    hyperparameters: Mapping[str, float]
+    parameters: int
+    norm: float | None
+
+    @property
+    def scale(self) -> float | None:
+        """Its strength alpha/r; None: its method has no such."""
+        rank, alpha = self.hyperparameters.get("rank"), self.hyperparameters.get("alpha")
+        return alpha / rank if rank and alpha is not None else None
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """The content of an adapter file, as far as it can be told without its base.
+
+    Attributes:
+        format: whose names the tensors have: diffusers, peft, kohya, attn_processor (diffusers' of 2023), or
+            several of them.
+        family: of bases that it is for, as far as names, shapes or metadata tell.
+        layers: each that it changes, by the file's names.
+        needs_base: whether only the base can tell which layers the names mean.
+        dtypes: how many numbers there are of each type, by the file format's name for it: ``F16``, ``BF16``.
+        size_bytes: of the file.
+        hashes: of the file.
+        metadata: without the format's own.
+    """
+
+    format: str
+    family: str | None
+    layers: tuple[LayerInfo, ...]
+    needs_base: bool
+    dtypes: Mapping[str, int]
+    size_bytes: int
+    hashes: FileHashes
+    metadata: Mapping[str, str]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """Titles of the methods that occur."""
+        return tuple(sorted({layer.method for layer in self.layers}))
+
+    @property
+    def networks(self) -> tuple[str, ...]:
+        """Prefixes of the networks that it changes; none where only the base can tell."""
+        return tuple(sorted({layer.place.network for layer in self.layers if layer.place.network is not None}))
+
+    @property
+    def targets(self) -> int:
+        """Number of layers that it changes."""
+        return len(self.layers)
+
+    @property
+    def hyperparameters(self) -> Mapping[str, tuple[float, ...]]:
+        """Each value that occurs, rising, by the methods' names for them: ``rank``, ``alpha``."""
+        values: dict[str, set[float]] = {}
+        for layer in self.layers:
+            for name, value in layer.hyperparameters.items():
+                values.setdefault(name, set()).add(value)
+        return {name: tuple(sorted(each)) for name, each in values.items()}
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """Each strength alpha/r that occurs, rising."""
+        return tuple(sorted({layer.scale for layer in self.layers if layer.scale is not None}))
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers were trained."""
+        return sum(layer.parameters for layer in self.layers)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        return self.hashes.sha256
+
+    @property
+    def kinds(self) -> Mapping[str, int]:
+        """How many layers there are of each kind, such as ``attn1.to_q``; the most frequent first."""
+        return dict(Counter(layer.place.kind for layer in self.layers).most_common())
+
+    @property
+    def norms(self) -> Mapping[tuple[str, str], float]:
+        """Frobenius norm of delta W by network and block, all its layers' together, in the file's order of blocks."""
+        squares: dict[tuple[str, str], float] = {}
+        for layer in self.layers:
+            if layer.norm is not None:
+                place = (layer.place.network or "", layer.place.block)
+                squares[place] = squares.get(place, 0.0) + layer.norm**2
+        return {place: math.sqrt(square) for place, square in squares.items()}
+
+    @cached_property
+    def training(self) -> TrainingSummary:
+        """What its metadata says of its training."""
+        return training_summary(self.metadata)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know of it, in words."""
+        return tuple(_notes(self))
+
+
+def _notes(info: AdapterInfo) -> Iterator[str]:
+    recorded = info.metadata.get(_RECORDED_HASH, "").removeprefix("0x").lower()
+    if recorded and recorded != info.hashes.data_sha256:
+        yield (
+            f"{_RECORDED_HASH} in its metadata is {recorded[:12]!r}, and its numbers' is "
+            f"{info.hashes.data_sha256[:12]}: A1111 and Forge write the first into pictures, Civitai knows the second"
+        )
+    if any(layer.method == "DoRA" for layer in info.layers):
+        yield "the norms of a DoRA are those of (alpha/r) B A, for its delta W depends on the base"
+    if zero := sum(layer.norm == 0 for layer in info.layers):
+        yield f"{zero} of its {info.targets} layers change nothing: their B A is zero"
+
+
+@opens_paths
+def info(path: Path) -> AdapterInfo:
+    """Sum up an adapter file; it is read whole, with all of ``load``'s checks that need no base.
+
+    Raises:
+        UserError: as of ``load``.
+    """
+    path = file_in(path)
+    with open_tensors(path) as file, hashing(path, file.data_start) as hashes:
+        names = read_names(file)
+        layers = _layers(file, names)
+        with readable(path):
+            found = hashes()
+    formats = {name.layer: name.format for name in names.values()}
+    shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
+    return AdapterInfo(
+        format=", ".join(sorted(set(formats.values()))),
+        family=family_of(shapes, file.header.metadata),
+        layers=layers,
+        needs_base=any(formats[layer.name] == "kohya" or layer.place.network is None for layer in layers),
+        dtypes=_dtypes(file),
+        size_bytes=file.data_start + file.header.data_bytes,
+        hashes=found,
+        metadata=free_metadata(file.header.metadata),
+    )
+
+
+def read_names(file: TensorsFile) -> dict[str, TensorName]:
+    """Return what each tensor's name in an open file says.
+
+    Raises:
+        UserError: a tensor is no part of an adapter of a method that is read, or its numbers are no floats.
+    """
+    shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
+    with located_at(file.path):
+        parsed = parse_names(shapes)
+        refuse_foreign(shapes, [name for name in shapes if parsed[name] is None])
+        names = require_known(parsed)
+    check_floating(file.header, file.path)
+    return names
+
+
+def free_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return a file's metadata without the format's own and ours."""
+    return {key: value for key, value in metadata.items() if key not in _FORMAT_KEYS | {TENSORS_HASH}}
+
+
+@contextmanager
+def located_at(path: Path) -> Iterator[None]:
+    """Say of which file an error is that is raised inside."""
+    try:
+        yield
+    except UserError as error:
+        if error.where == str(path):
+            raise
+        what = error.what if error.where is None else f"{error.where}: {error.what}"
+        raise UserError(what, code=error.code, where=path, remedy=error.remedy) from error
+
+
+def _layers(file: TensorsFile, names: Mapping[str, TensorName]) -> tuple[LayerInfo, ...]:
+    """Return a file's layers, by torch only if there is one of another method than LoRA and DoRA."""
+    with located_at(file.path):
+        settings_of = settings_beside(file.path, names.values(), file.header.metadata)
+        parts = by_layer(names)
+        methods = {layer: method_of(layer, own).method for layer, own in parts.items()}
+    places = {name.layer: place_of(name.layer, name.format) for name in names.values()}
+    if set(methods.values()) <= set(_WITHOUT_TORCH):
+        found = _lora_layers(file, parts, settings_of, places)
+    else:
+        found = _torch_layers(file, places)
+    return tuple(sorted(found, key=lambda layer: _natural(layer.name)))
+
+
+def _lora_layers(
+    file: TensorsFile,
+    parts: Mapping[str, Mapping[str, str]],
+    settings_of: Callable[[str], Settings | None],
+    places: Mapping[str, LayerPlace],
+) -> list[LayerInfo]:
+    """Return the layers of a file that has LoRA and DoRA alone."""
+
+    def summarise(layer: str) -> LayerInfo:
+        own = parts[layer]
+        with located_at(file.path), in_layer(layer):
+            method, settings = method_of(layer, own), settings_of(layer)
+            check_settings(method, settings or {})
+            found = summarise_lora(file, own, settings, dora=method.method == "dora")
+        sizes = {"rank": found.rank, "alpha": found.alpha}
+        return LayerInfo(layer, places[layer], method.title, sizes, found.parameters, found.norm)
+
+    with ThreadPoolExecutor(_THREADS) as threads:
+        return list(threads.map(summarise, parts))
+
+
+def _torch_layers(file: TensorsFile, places: Mapping[str, LayerPlace]) -> list[LayerInfo]:
+    """Return the layers of a file of any method."""
+    from veneer.weights.file import read_layers
+
+    return [
+        LayerInfo(
+            name,
+            places[name],
+            adapter.method.title,
+            adapter.hyperparameters,
+            adapter.parameter_count,
+            math.sqrt(adapter.squared_norm()) if adapter.method.is_mergeable and adapter.method.is_additive else None,
+        )
+        for name, adapter in read_layers(file.path).items()
+    ]
+
+
+def _dtypes(file: TensorsFile) -> dict[str, int]:
+    """Return how many numbers there are of each type, the most frequent first."""
+    counts: Counter[str] = Counter()
+    for entry in file.header.tensors.values():
+        counts[entry.dtype] += math.prod(entry.shape)
+    return dict(counts.most_common())
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key to sort by in which numbers count as such: block 2 before block 10."""
+    return [(int(piece), "") if piece.isdecimal() else (-1, piece) for piece in re.split(r"(\d+)", name)]
