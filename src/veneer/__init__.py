@@ -56,8 +56,8 @@ if TYPE_CHECKING:
     from veneer.study.run import run_study as run_study
     from veneer.train.loop import train as train_adapter
     from veneer.verbs.blend import BlendOptions as BlendOptions
+    from veneer.verbs.blend import BlendSource as BlendSource
     from veneer.verbs.blend import BlockWeights as BlockWeights
-    from veneer.verbs.blend import Source as Source
     from veneer.verbs.blend import blend_adapters as blend_adapters
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
     from veneer.verbs.evaluation_inputs import EvaluationOptions as EvaluationOptions
@@ -78,6 +78,7 @@ __all__ = [
     "AdapterFile",
     "AdapterStack",
     "BlendOptions",
+    "BlendSource",
     "BlockWeights",
     "DoraFactors",
     "DoraSpec",
@@ -92,7 +93,6 @@ __all__ = [
     "RunConfig",
     "SampleOptions",
     "Score",
-    "Source",
     "UserError",
     "__version__",
     "adapter_info",
@@ -164,7 +164,7 @@ _HOMES = {
     "adapter_info": "veneer.weights.summary:info",
     "BlendOptions": "veneer.verbs.blend:BlendOptions",
     "BlockWeights": "veneer.verbs.blend:BlockWeights",
-    "Source": "veneer.verbs.blend:Source",
+    "BlendSource": "veneer.verbs.blend:BlendSource",
     "blend_adapters": "veneer.verbs.blend:blend_adapters",
     "base_path": "veneer.base:path",
     "build_config": "veneer.config.load:build_config",

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tests.errors import raises_code
 from veneer.adapter.lora import LoraFactors, delta_weight
-from veneer.adapter.resize import resize, spectrum
+from veneer.adapter.resize import Criterion, cut, resize
 
 
 def factors(out: int, into: int, rank: int, *, alpha: float = 3.0, kernel: int = 0, seed: int = 0) -> LoraFactors:
@@ -79,10 +79,10 @@ def test_float32_and_float16_are_cut_to_their_own_precision() -> None:
 def test_what_is_kept_is_the_norm_that_is_kept() -> None:
     adapter = {"a": factors(24, 16, 8), "b": factors(8, 40, 5, kernel=3, seed=1)}
     for rank in (1, 4, 7):
-        cut = resize(adapter, rank)
-        assert spectrum(adapter).retained(rank) == pytest.approx(norm(cut) / norm(adapter), rel=1e-12)
-    assert spectrum(adapter).retained(8) == 1
-    assert spectrum({"a": LoraFactors(torch.ones(2, 3), torch.zeros(4, 2), 1.0)}).retained(1) == 1
+        done = cut(adapter, rank)
+        assert done.retained == pytest.approx(norm(done.weights) / norm(adapter), rel=1e-12)
+    assert cut(adapter, 8).retained == 1
+    assert cut({"a": LoraFactors(torch.ones(2, 3), torch.zeros(4, 2), 1.0)}, 1).retained == 1
 
 
 def test_layers_of_a_low_rank_are_left_as_they_are() -> None:
@@ -98,3 +98,83 @@ def test_nothing_as_large_as_the_layer_is_made() -> None:
     big = LoraFactors(torch.ones(2, 100_000), torch.ones(200_000, 2), 2.0)
     (cut,) = resize({"layer": big}, 1).values()
     assert float((cut.up[0] * cut.down[0, 0]).sum()) == pytest.approx(2.0, rel=1e-5)
+
+
+def dense_values(adapter: LoraFactors) -> Tensor:
+    """The singular values of the full delta W."""
+    return torch.linalg.svdvals(delta_weight(adapter).flatten(1))
+
+
+CLOSED = {
+    "energy": lambda values, rank: float(values[:rank].square().sum() / values.square().sum()),
+    "frobenius": lambda values, rank: -float((values[rank:].square().sum() / values.square().sum()).sqrt()),
+    "sv_fro": lambda values, rank: float(values[:rank].norm() / values.norm()),
+    "sv_cumulative": lambda values, rank: float(values[:rank].sum() / values.sum()),
+}
+"""What a rank keeps, larger for more, on the singular values of the full matrix."""
+
+
+@pytest.mark.parametrize("name", CLOSED)
+@pytest.mark.parametrize("kernel", [0, 3])
+@given(share=st.floats(0.05, 0.999), seed=st.integers(0, 99))
+def test_the_rank_is_the_lowest_that_keeps_enough(name: str, kernel: int, share: float, seed: int) -> None:
+    given_ = factors(24, 16, 8, kernel=kernel, seed=seed)
+    (layer,) = cut({"layer": given_}, criterion=Criterion(name, share)).weights.values()
+    values, rank = dense_values(given_), int(layer.hyperparameters["rank"])
+    wanted = -share if name == "frobenius" else share
+    assert CLOSED[name](values, rank) >= wanted - 1e-9
+    assert rank == 1 or CLOSED[name](values, rank - 1) < wanted + 1e-9
+
+
+@given(error=st.floats(1e-6, 0.9), seed=st.integers(0, 99))
+def test_the_error_is_within_what_was_asked(error: float, seed: int) -> None:
+    given_ = factors(24, 16, 8, seed=seed)
+    (layer,) = cut({"layer": given_}, criterion=Criterion("frobenius", error)).weights.values()
+    assert isinstance(layer, LoraFactors)
+    full = delta_weight(given_)
+    assert float((delta_weight(layer) - full).norm() / full.norm()) <= error + 1e-9
+
+
+@given(ratio=st.floats(1, 1e4), seed=st.integers(0, 99))
+def test_the_ratio_is_kohyas_less_its_extra_one(ratio: float, seed: int) -> None:
+    """sd-scripts counts ``S > S[0] / ratio`` and adds one twice, where once would be the rank."""
+    given_ = factors(24, 16, 8, seed=seed)
+    (layer,) = cut({"layer": given_}, criterion=Criterion("sv_ratio", ratio)).weights.values()
+    values = dense_values(given_)
+    expected = max(1, int((values > values[0] / ratio).sum()))
+    assert layer.hyperparameters["rank"] == min(8, expected)
+
+
+def test_criteria_that_mean_the_same_cut_the_same() -> None:
+    adapter = {f"layer{seed}": factors(24, 16, 8, seed=seed) for seed in range(9)}
+
+    def ranks(name: str, number: float) -> list[int]:
+        return [layer.after for layer in cut(adapter, criterion=Criterion(name, number)).layers.values()]
+
+    assert ranks("energy", 0.9) == ranks("sv_fro", 0.9**0.5) == ranks("frobenius", 0.1**0.5)
+    assert len(set(ranks("energy", 0.9))) > 1
+
+
+def test_each_layer_has_a_rank_of_its_own_and_a_limit() -> None:
+    adapter = {"steep": factors(24, 16, 8), "flat": factors(24, 16, 8)}
+    adapter["flat"] = LoraFactors(torch.eye(8, 16), torch.eye(24, 8), 8.0)
+    done = cut(adapter, criterion=Criterion("energy", 0.9))
+    assert done.layers["steep"].after < done.layers["flat"].after == 8
+    assert done.weights["flat"] is adapter["flat"] and done.is_smaller
+    limited = cut(adapter, 3, Criterion("energy", 0.9)).layers
+    assert limited["flat"].after == 3 and limited["steep"].after == min(3, done.layers["steep"].after)
+    assert limited["flat"].squared_norm_left == pytest.approx(3 / 8 * limited["flat"].squared_norm)
+
+
+def test_a_layer_of_zeros_is_cut_to_rank_one() -> None:
+    zero = {"a": LoraFactors(torch.ones(4, 6), torch.zeros(5, 4), 4.0)}
+    for name, number in (("energy", 0.9), ("frobenius", 0.1), ("sv_ratio", 10.0), ("sv_cumulative", 0.5)):
+        assert cut(zero, criterion=Criterion(name, number)).layers["a"].after == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "number"), [("energy", 0.0), ("energy", 1.1), ("sv_ratio", 0.5), ("sv_fro", float("nan")), ("sv", 0.5)]
+)
+def test_numbers_without_a_meaning_are_refused(name: str, number: float) -> None:
+    with raises_code("adapter.bad_criterion"):
+        Criterion(name, number)

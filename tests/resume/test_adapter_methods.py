@@ -13,7 +13,7 @@ from tests.running import hashes, killed, quick_config, record_events, without_r
 from tests.training import tiny_config, tiny_run
 from veneer.adapter.merge import combine
 from veneer.adapter.registry import METHODS
-from veneer.adapter.resize import resize, spectrum
+from veneer.adapter.resize import cut, resize
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.engine.adapter_bank import AdapterBank
@@ -160,6 +160,6 @@ def test_what_a_method_cannot_do_is_refused_in_one_line(run: RunConfig, tiny_bas
             act()
         assert "\n" not in str(error.value) and error.value.remedy
     with raises_code("adapter.cannot_resize"):
-        spectrum(weights)
+        cut(weights, 1)
     with raises_code("adapter.cannot_resize"):
         resize_adapter(run.output.dir, 1, tmp_path / "cut.safetensors")

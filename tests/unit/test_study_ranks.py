@@ -39,7 +39,7 @@ def test_the_smallest_rank_that_loses_nothing_is_advised(run: Path) -> None:
     one, two, _ = study.table.rows
     assert one.versus_reference is not None and two.versus_reference is not None
     assert abs(two.versus_reference.mean) < 1e-4 < abs(one.versus_reference.mean)
-    assert study.retained[1] < 0.95 < study.retained[2] <= study.retained[4] == 1
+    assert study.retained["rank 1"] < 0.95 < study.retained["rank 2"] <= study.retained["rank 4"] == 1
     sizes = [row.trainable for row in study.table.rows]
     assert sizes == [sizes[0], 2 * sizes[0], 4 * sizes[0]]
 
@@ -51,6 +51,21 @@ def test_a_rank_is_scored_as_the_cut_file_is(run: Path) -> None:
     expected = heldout_losses(config, family, survey(config.data).held_out)
     found = study_ranks(run, [1], RankStudyOptions()).table.rows[0]
     assert found.loss == pytest.approx(float(expected.mean()), rel=1e-12)
+
+
+def test_shares_of_energy_are_measured_beside_ranks(run: Path) -> None:
+    study = study_ranks(run, [1], RankStudyOptions(margin=1.0), energies=[0.999, 0.5])
+    assert [row.point for row in study.table.rows] == ["rank 1", "energy 0.5", "energy 0.999", "rank 4"]
+    losses = {row.point: row.loss for row in study.table.rows}
+    assert losses["energy 0.5"] == losses["rank 1"]  # one direction has more than half of it
+    assert abs(losses["energy 0.999"] - losses["rank 4"]) < 1e-4
+    sizes = [row.trainable for row in study.table.rows]
+    assert sizes[0] == sizes[1] < sizes[2] < sizes[3]
+    assert study.retained["energy 0.999"] ** 2 >= 0.999
+    only = study_ranks(run, energies=[0.999])
+    assert [row.point for row in only.table.rows] == ["energy 0.999", "rank 4"]
+    with raises_code("study.no_lower_rank", "name lower shares with --energy"):
+        study_ranks(run, energies=[1.0])
 
 
 def test_pictures_of_its_own(run: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
@@ -148,13 +163,25 @@ def test_the_advised_command_is_one_that_a_shell_takes(
     assert printed == ["veneer", *words[:3], "--rank", "1", *words[3:]]
 
 
+def test_the_smallest_share_of_energy_is_advised(
+    run: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = shutil.copy(run / FILE_NAME, tmp_path / "style.safetensors")
+    words = ["adapter", "resize", str(file)]
+    more = ["--base", str(tiny_base), "--data", str(tiny_pictures), "--margin", "1"]
+    assert main([*words, "--study", "--energy", "0.999", "--energy", "0.5", *more]) == 0
+    printed = capsys.readouterr().out
+    assert "energy 0.5: held-out loss" in printed
+    assert shlex.split(printed.splitlines()[-1]) == ["veneer", *words, "--energy", "0.5", "--base", str(tiny_base)]
+
+
 def test_ranks_that_cannot_be_are_refused(run: Path, tmp_path: Path) -> None:
     with raises_code("adapter.rank_not_lower"):
         study_ranks(run, [9])
     with raises_code("study.no_lower_rank") as caught:
         study_ranks(run, [4])
     caught.match("the adapter's rank is 4 already; name lower ones with --rank")
-    one = resize_adapter(run, 1, tmp_path / "one.safetensors")
+    one = resize_adapter(run, 1, tmp_path / "one.safetensors").path
     shutil.copy(run / CONFIG, tmp_path / CONFIG)
     with raises_code("study.no_lower_rank") as caught:
         study_ranks(one)

@@ -16,7 +16,7 @@ from veneer.adapter.lora import LoraFactors, delta_weight
 from veneer.cli.main import main
 from veneer.family.protocol import Family
 from veneer.rng import torch_generator
-from veneer.verbs.blend import BlendOptions, BlockWeights, Source, blend_adapters
+from veneer.verbs.blend import BlendOptions, BlendSource, BlockWeights, blend_adapters
 from veneer.weights.file import AdapterFile, info, load, save
 
 
@@ -47,7 +47,7 @@ def files(family: Family, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
 
 
 def test_a_blend_is_the_weighted_sum(files: dict[str, Path], tmp_path: Path) -> None:
-    sources = [Source(files["style"], 0.8), Source(files["subject"], -0.5)]
+    sources = [BlendSource(files["style"], 0.8), BlendSource(files["subject"], -0.5)]
     result = blend_adapters(sources, tmp_path / "both.safetensors")
     style, subject, both = (load(path).weights for path in (*files.values(), result.path))
     assert set(both) == set(style) and result.layers == len(style) and result.ranks == (2, 5)
@@ -59,25 +59,25 @@ def test_a_blend_is_the_weighted_sum(files: dict[str, Path], tmp_path: Path) -> 
 
 
 def test_metadata_says_what_was_blended(files: dict[str, Path], tmp_path: Path) -> None:
-    sources = [Source(files["style"], 0.8), Source(files["subject"])]
+    sources = [BlendSource(files["style"], 0.8), BlendSource(files["subject"])]
     options = BlendOptions(2, Pruning("dare", 0.4, seed=3), (BlockWeights("to_q", (0.5,), 2),))
     result = blend_adapters(sources, tmp_path / "both.safetensors", options=options)
     metadata = info(result.path).metadata
     assert metadata["veneer.trigger"] == "sks style, sks subject"
     assert metadata["veneer.base"] == "tiny" and "veneer.base.sha256" not in metadata
-    assert json.loads(metadata["veneer.blended.from"]) == [
-        {"name": "style", "sha256": info(files["style"]).sha256, "strength": 0.8},
-        {"name": "subject", "sha256": info(files["subject"]).sha256, "strength": 1.0},
+    (told,) = json.loads(metadata["veneer.history"])
+    assert told["operation"] == "blend" and told["strengths"] == "0.8, 1"
+    assert told["sources"] == [
+        {"name": f"{name}.safetensors", "sha256": info(files[name]).sha256} for name in ("style", "subject")
     ]
-    how = json.loads(metadata["veneer.blended.how"])
-    assert (how["method"], how["density"], how["seed"], how["rank"]) == ("dare", 0.4, 3, 2)
-    assert how["block_weights"] == [{"pattern": "to_q", "weights": [0.5], "source": 2}]
+    assert (told["method"], told["density"], told["seed"], told["rank"]) == ("dare", 0.4, 3, 2)
+    assert told["block_weights"] == "2:to_q=0.5"
     assert str(tmp_path) not in json.dumps(dict(metadata))
     assert result.warnings and "different bases" in result.warnings[0]
 
 
 def test_equal_blends_give_equal_bytes(files: dict[str, Path], tmp_path: Path) -> None:
-    sources = [Source(file) for file in files.values()]
+    sources = [BlendSource(file) for file in files.values()]
     options = BlendOptions(pruning=Pruning("dare_ties", 0.4))
     first, second = (
         blend_adapters(sources, tmp_path / f"{n}.safetensors", options=options).path.read_bytes() for n in (1, 2)
@@ -88,7 +88,7 @@ def test_equal_blends_give_equal_bytes(files: dict[str, Path], tmp_path: Path) -
 def test_the_last_block_weight_that_matches_counts(files: dict[str, Path], tmp_path: Path) -> None:
     weights = (BlockWeights("*", (0.0,)), BlockWeights("mid_block", (1.0,)), BlockWeights("mid_block.*.to_v", (0.25,)))
     options = BlendOptions(block_weights=weights)
-    result = blend_adapters([Source(files["style"])], tmp_path / "mid.safetensors", options=options)
+    result = blend_adapters([BlendSource(files["style"])], tmp_path / "mid.safetensors", options=options)
     style, found = load(files["style"]).weights, load(result.path).weights
     assert set(found) == {path for path in style if ".mid_block." in path}
     for path, layer in found.items():
@@ -105,10 +105,13 @@ def test_kohyas_layout_is_blended_with_ours(files: dict[str, Path], tiny_base: P
         tensors |= {f"{key}.lora_down.weight": each.down.contiguous(), f"{key}.lora_up.weight": each.up.contiguous()}
         tensors[f"{key}.alpha"] = torch.tensor(each.alpha)
     save_file(tensors, tmp_path / "kohya.safetensors")
-    mixed, ours = (
-        load(blend_adapters([Source(one), Source(files["subject"])], out, base=str(tiny_base)).path).weights
-        for one, out in ((tmp_path / "kohya.safetensors", tmp_path / "1"), (files["style"], tmp_path / "2"))
-    )
+    out = {name: tmp_path / f"{name}.safetensors" for name in ("mixed", "same", "ours")}
+    sources = [BlendSource(tmp_path / "kohya.safetensors"), BlendSource(files["subject"])]
+    blend_adapters(sources, out["mixed"], base=str(tiny_base), to="diffusers")
+    blend_adapters(sources, out["same"], base=str(tiny_base))
+    blend_adapters([BlendSource(file) for file in files.values()], out["ours"])
+    assert info(out["same"]).format == "kohya"
+    mixed, ours = load(out["mixed"]).weights, load(out["ours"]).weights
     assert set(mixed) == set(ours)
     for path, layer in mixed.items():
         torch.testing.assert_close(delta_weight(layer.low_rank()), delta_weight(ours[path].low_rank()))
@@ -117,18 +120,18 @@ def test_kohyas_layout_is_blended_with_ours(files: dict[str, Path], tiny_base: P
 def test_nothing_is_written_over_and_mistakes_name_their_file(files: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
     with raises_code("output.exists"):
-        blend_adapters([Source(files["style"])], tmp_path / "there")
+        blend_adapters([BlendSource(files["style"])], tmp_path / "there")
     assert (tmp_path / "there").read_text() == "mine"
     other = tmp_path / "other.safetensors"
     save(AdapterFile({next(iter(load(files["style"]).weights)): _factors((3, 5), 1, "other")}), other)
     with raises_code("adapter.different_architectures", str(other)):
-        blend_adapters([Source(files["style"]), Source(other)], tmp_path / "out")
+        blend_adapters([BlendSource(files["style"]), BlendSource(other)], tmp_path / "out")
     with raises_code("adapter.bad_block_weights", "for adapter 3, and there are 1"):
         options = BlendOptions(block_weights=(BlockWeights("to_q", (1.0,), 3),))
-        blend_adapters([Source(files["style"])], tmp_path / "out", options=options)
+        blend_adapters([BlendSource(files["style"])], tmp_path / "out", options=options)
     with raises_code("adapter.no_layer_matches"):
         options = BlendOptions(block_weights=(BlockWeights("to_z", (1.0,)),))
-        blend_adapters([Source(files["style"])], tmp_path / "out", options=options)
+        blend_adapters([BlendSource(files["style"])], tmp_path / "out", options=options)
     assert not (tmp_path / "out").exists()
 
 
@@ -136,11 +139,10 @@ def test_the_command(files: dict[str, Path], tmp_path: Path, capsys: pytest.Capt
     out = tmp_path / "both.safetensors"
     words = ["adapter", "blend", f"{files['style']}:0.8", f"{files['subject']}:-.5", "-o", str(out), "--rank", "2"]
     assert main([*words, "--method", "ties", "--density", "0.4", "--block-weights", "2:mid_block=0.5"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == str(out) and "rank 2" in lines[-2]
-    how = json.loads(info(out).metadata["veneer.blended.how"])
-    assert how["block_weights"] == [{"pattern": "mid_block", "weights": [0.5], "source": 2}]
-    assert [each["strength"] for each in json.loads(info(out).metadata["veneer.blended.from"])] == [0.8, -0.5]
+    printed = capsys.readouterr()
+    assert printed.out.strip() == str(out) and "layers of rank 2" in printed.err
+    (told,) = json.loads(info(out).metadata["veneer.history"])
+    assert told["block_weights"] == "2:mid_block=0.5" and told["strengths"] == "0.8, -0.5"
     words[-3] = str(tmp_path / "other")
     for wrong, said in (
         (["--density", "0.4"], "only with --method"),

@@ -11,7 +11,7 @@ import typer
 from veneer.errors import UserError
 from veneer.files import open_home, user_path
 
-__all__ = ["AdapterFile", "Base", "Scale", "parse_model", "parse_path", "refuse_unused"]
+__all__ = ["AdapterFile", "Base", "Scale", "ToFormat", "parse_model", "parse_path", "refuse_unused"]
 
 
 def parse_path(text: str) -> Path:
@@ -47,6 +47,10 @@ Base = Annotated[
     ),
 ]
 Scale = Annotated[float, typer.Option(metavar="X", help="Strength of the adapter; 1 is what it was trained at.")]
+ToFormat = Annotated[
+    str | None,
+    typer.Option("--to", metavar="FORMAT", help="Format of the new file. Default: that of the adapter's own."),
+]
 
 
 def refuse_unused(options: Mapping[str, object], needed: str, remedy: str | None = None) -> None:

@@ -1,15 +1,15 @@
-"""The study of ranks: one adapter cut to lower ranks, each measured on held-out pictures."""
+"""The study of ranks: one adapter cut to lower ranks, or to shares of energy, each measured on held-out pictures."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
-from veneer.adapter.resize import highest_rank, resize, spectrum
+from veneer.adapter.resize import Criterion, check_lower, cut, highest_rank
 from veneer.config.load import build_config, load_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.captions import Uncaptioned
@@ -35,7 +35,7 @@ from veneer.train.events import Warned
 from veneer.verbs.provenance import base_warnings, without_training_pictures
 from veneer.weights.file import AdapterFile, info, load, render
 
-__all__ = ["RankMeasured", "RankStudy", "RankStudyOptions", "study_ranks"]
+__all__ = ["RankMeasured", "RankStudy", "RankStudyOptions", "StudiedCut", "study_ranks"]
 
 _NAME_PICTURES = "name a folder of pictures that the adapter never saw, --data FOLDER"
 
@@ -60,17 +60,34 @@ class RankStudyOptions:
 
 @dataclass(frozen=True)
 class RankMeasured:
-    """A rank was measured.
+    """A cut was measured.
 
     Attributes:
-        rank: cut to.
+        point: its name: ``rank 4``, ``energy 0.95``.
         loss: mean, on the held-out pictures.
         retained: share of the Frobenius norm of delta W that is left.
     """
 
-    rank: int
+    point: str
     loss: float
     retained: float
+
+
+@dataclass(frozen=True)
+class StudiedCut:
+    """One cut of the adapter.
+
+    Attributes:
+        name: ``rank 4``, ``energy 0.95``.
+        weights: what is left.
+        retained: share of the Frobenius norm of delta W that is left.
+        options: of ``veneer adapter resize`` for it; none for the adapter as it is.
+    """
+
+    name: str
+    weights: AdapterWeights
+    retained: float
+    options: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -78,25 +95,23 @@ class RankStudy:
     """The results of a study of ranks.
 
     Attributes:
-        table: a row a rank, rising; the adapter as it is comes last and is the reference.
-        ranks: of the rows, by the name of the point.
-        retained: share of the Frobenius norm of delta W that is left, by rank.
+        table: a row a cut, ranks before shares of energy; the adapter as it is comes last and is the reference.
+        cuts: of the rows, by the name of the point.
     """
 
     table: Table
-    ranks: Mapping[str, int]
-    retained: Mapping[int, float]
+    cuts: Mapping[str, StudiedCut]
 
     @property
-    def highest(self) -> int:
-        """The rank of the adapter as it is."""
-        return max(self.ranks.values())
+    def retained(self) -> dict[str, float]:
+        """Share of the Frobenius norm of delta W that is left, by the name of the point."""
+        return {name: each.retained for name, each in self.cuts.items()}
 
     @property
-    def advised(self) -> int | None:
-        """The smallest rank that loses nothing; None if nothing can be said."""
+    def advised(self) -> StudiedCut | None:
+        """The smallest that loses nothing; None if nothing can be said, or the adapter as it is is the smallest."""
         smallest = None if self.table.advice is None else self.table.advice.smallest
-        return None if smallest is None else self.ranks[smallest]
+        return None if smallest is None or not self.cuts[smallest].options else self.cuts[smallest]
 
 
 @opens_paths
@@ -105,17 +120,19 @@ def study_ranks(
     ranks: Sequence[int] = (),
     options: RankStudyOptions | None = None,
     *,
+    energies: Sequence[float] = (),
     out: Path | None = None,
     callback: Callback = lambda event: None,
 ) -> RankStudy:
-    """Cut one adapter to each rank, and measure each on held-out pictures with the same noise.
+    """Cut one adapter to each rank and share of energy, and measure each on held-out pictures with the same noise.
 
     Args:
         file: the adapter, or the folder of its run.
-        ranks: to cut to; default: the powers of two below the adapter's rank.
+        ranks: to cut to; default: the powers of two below the adapter's rank, unless energies are given.
         options: pictures, base, margin.
+        energies: shares of the squared singular values that each layer keeps.
         out: folder for the table and the plot; default: none are written.
-        callback: is called with a ``RankMeasured`` for each rank, and a ``Warned`` for each doubt about the results.
+        callback: is called with a ``RankMeasured`` for each cut, and a ``Warned`` for each doubt about the results.
 
     Raises:
         UserError: there is nothing to measure on, or the adapter has no rank to lose.
@@ -131,48 +148,63 @@ def study_ranks(
         callback(Warned(**vars(note)))
     config = resolve(config, family)
     weights = load(file, family.networks).weights
-    cuts = _cuts(file, weights, ranks)
+    cuts = _cuts(file, weights, ranks, energies)
     study = _measure(config, family, pictures, cuts, options.margin, callback)
     if out is not None:
         _write(study, out, callback)
     return study
 
 
-def _cuts(file: Path, weights: AdapterWeights, ranks: Sequence[int]) -> dict[int, AdapterWeights]:
-    """Return the adapter cut to each lower rank, rising, and last as it is."""
+def _cuts(file: Path, weights: AdapterWeights, ranks: Sequence[int], energies: Sequence[float]) -> list[StudiedCut]:
+    """Return the adapter cut to each lower rank, rising, then to each share of energy, and last as it is."""
     highest = highest_rank(weights)
-    lower = [rank for rank in sorted(set(ranks) or _powers(highest)) if rank != highest]
-    cuts: dict[int, AdapterWeights] = {rank: resize(weights, rank) for rank in lower}
+    asked = sorted(set(ranks) or ([] if energies else _powers(highest)))
+    lower = [rank for rank in asked if rank != highest]
+    cuts = [*(_to_rank(weights, rank) for rank in lower), *_to_energies(weights, energies)]
     if not cuts and highest == 1:
         raise UserError("the adapter's rank is 1, which nothing is below", code="study.no_lower_rank", where=file)
     if not cuts:
         what, remedy = f"the adapter's rank is {highest} already", "name lower ones with --rank"
+        if energies:
+            what, remedy = "no layer can be cut and keep so much", "name lower shares with --energy"
         raise UserError(what, code="study.no_lower_rank", where=file, remedy=remedy)
-    return {**cuts, highest: weights}
+    return [*cuts, StudiedCut(f"rank {highest}", weights, 1.0, ())]
+
+
+def _to_rank(weights: AdapterWeights, rank: int) -> StudiedCut:
+    check_lower(weights, rank)
+    done = cut(weights, rank)
+    return StudiedCut(f"rank {rank}", done.weights, done.retained, ("--rank", str(rank)))
+
+
+def _to_energies(weights: AdapterWeights, energies: Sequence[float]) -> Iterator[StudiedCut]:
+    """Yield the adapter cut to each share of energy at which some layer has a lower rank."""
+    for energy in sorted(set(energies)):
+        criterion = Criterion("energy", energy)
+        done = cut(weights, criterion=criterion)
+        if done.is_smaller:
+            yield StudiedCut(str(criterion), done.weights, done.retained, ("--energy", f"{energy:g}"))
 
 
 def _measure(
     config: RunConfig,
     family: Family,
     pictures: Manifest,
-    cuts: Mapping[int, AdapterWeights],
+    cuts: Sequence[StudiedCut],
     margin: float,
     callback: Callback,
 ) -> RankStudy:
     """Measure the base and each cut of the adapter, of which the last is the adapter as it is."""
     evaluator = HeldOutEvaluator(config, family, choose_pictures(pictures, config.validation.pictures))
-    base, highest = evaluator.losses(), max(cuts)
-    values = spectrum(cuts[highest])
-    results: dict[int, TrialResult] = {}
-    for rank, weights in cuts.items():
-        with apply_adapter(family.networks, weights):
+    base = evaluator.losses()
+    results: list[TrialResult] = []
+    for each in cuts:
+        with apply_adapter(family.networks, each.weights):
             losses = evaluator.losses()
-        results[rank] = _result(rank, weights, losses, config.seed)
-        callback(RankMeasured(rank, float(losses.mean()), values.retained(rank)))
-    reference = results[highest].point
-    table = tabulate(list(results.values()), base, seeds=[config.seed], reference=reference, margin=margin)
-    ranks = {result.point: rank for rank, result in results.items()}
-    return RankStudy(table, ranks, {rank: values.retained(rank) for rank in cuts})
+        results.append(_result(each, losses, config.seed))
+        callback(RankMeasured(each.name, float(losses.mean()), each.retained))
+    table = tabulate(results, base, seeds=[config.seed], reference=cuts[-1].name, margin=margin)
+    return RankStudy(table, {each.name: each for each in cuts})
 
 
 def _powers(highest: int) -> list[int]:
@@ -180,10 +212,10 @@ def _powers(highest: int) -> list[int]:
     return [2**power for power in range(highest.bit_length()) if 2**power < highest]
 
 
-def _result(rank: int, weights: AdapterWeights, losses: Losses, seed: int) -> TrialResult:
-    """Return the result of one rank, as if it were a trial."""
-    count = sum(adapter.parameter_count for adapter in weights.values())
-    return TrialResult(f"rank {rank}", seed, count, len(render(AdapterFile(weights))), losses)
+def _result(each: StudiedCut, losses: Losses, seed: int) -> TrialResult:
+    """Return the result of one cut, as if it were a trial."""
+    count = sum(adapter.parameter_count for adapter in each.weights.values())
+    return TrialResult(each.name, seed, count, len(render(AdapterFile(each.weights))), losses)
 
 
 def _reference(file: Path, options: RankStudyOptions) -> tuple[RunConfig, Manifest, list[str]]:
@@ -243,8 +275,7 @@ def _survey_folder(folder: Path, config: RunConfig) -> Manifest:
 
 def _write(study: RankStudy, out: Path, callback: Callback) -> None:
     """Write the table as Markdown, CSV and JSON, and the plot where matplotlib is installed."""
-    retained = {name: study.retained[rank] for name, rank in study.ranks.items()}
-    content = {**to_data(study.table), "retained": retained}
+    content = {**to_data(study.table), "retained": study.retained}
     atomic_write(out / "ranks.md", as_markdown(study.table).encode())
     atomic_write(out / "ranks.csv", as_csv(study.table).encode())
     atomic_write(out / "ranks.json", to_json(content).encode())

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from veneer.adapter.blend import BlendPart, Pruning, blend
 from veneer.adapter.patterns import matching
-from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
 from veneer.family.block_weights import strengths_by_block
-from veneer.family.loading import load_base
 from veneer.files import opens_paths
-from veneer.run.folder import base_beside
 from veneer.run.identity import BASE, HASHES, TRIGGER
-from veneer.weights.file import AdapterFile, AdapterInfo, info, load, save
+from veneer.verbs.derived_file import OpenedAdapter, check_free, open_adapters
+from veneer.weights.file import AdapterFile, family_of_file
+from veneer.weights.metadata import common, derived
 
-__all__ = ["BlendOptions", "BlendResult", "BlockWeights", "Source", "blend_adapters"]
-
-_FROM, _HOW = "veneer.blended.from", "veneer.blended.how"
+__all__ = ["BlendOptions", "BlendResult", "BlendSource", "BlockWeights", "blend_adapters"]
 
 
 @opens_paths
 @dataclass(frozen=True)
-class Source:
+class BlendSource:
     """One of the adapters to blend.
 
     Attributes:
@@ -51,6 +48,11 @@ class BlockWeights:
     pattern: str | None
     weights: tuple[float, ...]
     source: int | None = None
+
+    def __str__(self) -> str:
+        """Return it as the command line takes it: ``2:down_blocks.1=0.5``."""
+        values = ",".join(f"{weight:g}" for weight in self.weights)
+        return (f"{self.source}:" if self.source else "") + (f"{self.pattern}=" if self.pattern else "") + values
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,12 @@ class BlendResult:
 
 @opens_paths
 def blend_adapters(
-    sources: Sequence[Source], out: Path, *, options: BlendOptions | None = None, base: str | None = None
+    sources: Sequence[BlendSource],
+    out: Path,
+    *,
+    options: BlendOptions | None = None,
+    base: str | None = None,
+    to: str | None = None,
 ) -> BlendResult:
     """Blend adapter files into one LoRA file: their weighted sum, exact unless it is cut to a rank.
 
@@ -98,46 +105,45 @@ def blend_adapters(
         out: the new file.
         options: rank, pruning, block weights.
         base: the adapters'; asked only where the names in a file mean something beside a base alone, as kohya's do.
+        to: the format of the new file; default: that of the first adapter.
 
     Raises:
         UserError: the new file is there already; a file cannot be read; the adapters are of different architectures, or
             of a method whose sum is no adapter.
     """
     options = options or BlendOptions()
-    if out.exists():
-        raise UserError("is there already", code="output.exists", where=out, remedy="choose another --out")
+    check_free(out)
     if not sources:
         raise UserError("no adapter is named", code="adapter.empty_blend", remedy="name one or more: A:0.8 B:0.5")
-    contents = [info(source.file) for source in sources]
-    files = _load_all(sources, contents, base)
-    parts = [
-        BlendPart(file.weights, source.strength, str(source.file), _layer_strengths(number, file.weights, options))
-        for number, (source, file) in enumerate(zip(sources, files, strict=True), start=1)
-    ]
     _check_sources(options, len(sources))
+    opened = open_adapters([source.file for source in sources], base, to=to)
+    parts = [
+        BlendPart(each.adapter.weights, source.strength, str(source.file), _layer_strengths(number, each, options))
+        for number, (source, each) in enumerate(zip(sources, opened, strict=True), start=1)
+    ]
+    _check_families(opened)
     blended = blend(parts, rank=options.rank, pruning=options.pruning)
-    metadata = {**_common([file.metadata for file in files]), **_origin(sources, contents, options)}
-    save(AdapterFile(blended.weights, metadata), out)
+    opened[0].save(AdapterFile(blended.weights, _metadata(sources, opened, options)), out, to)
     ranks = [int(layer.hyperparameters["rank"]) for layer in blended.weights.values()]
     bounds = (min(ranks), max(ranks))
-    return BlendResult(out, len(ranks), bounds, blended.retained, tuple(_doubts([file.metadata for file in files])))
+    return BlendResult(out, len(ranks), bounds, blended.retained, tuple(_doubts(opened)))
 
 
-def _load_all(sources: Sequence[Source], contents: Sequence[AdapterInfo], base: str | None) -> list[AdapterFile]:
-    """Load all adapters under one base's names for layers, where one of them needs a base, else under their own."""
-    needing = next((source for source, each in zip(sources, contents, strict=True) if each.needs_base), None)
-    if needing is None:
-        return [load(source.file) for source in sources]
-    networks = load_base(base or base_beside(needing.file)).networks
-    return [load(source.file, networks) for source in sources]
+def _check_families(opened: Sequence[OpenedAdapter]) -> None:
+    """Refuse adapters of different families of bases, as far as their files tell."""
+    told = {family: each.path for each in opened if (family := family_of_file(each.path)) is not None}
+    for one, other in combinations(told, 2):
+        if one not in other and other not in one:  # some files tell "FLUX or Stable Diffusion 3"
+            what = f"{told[one].name} is of {one}, and {told[other].name} of {other}"
+            raise UserError(what, code="adapter.different_architectures", remedy="blend adapters of one base")
 
 
-def _layer_strengths(number: int, weights: AdapterWeights, options: BlendOptions) -> dict[str, float]:
+def _layer_strengths(number: int, opened: OpenedAdapter, options: BlendOptions) -> dict[str, float]:
     """Return what single layers of an adapter are multiplied by."""
     strengths: dict[str, float] = {}
     for each in options.block_weights:
         if each.source in (None, number):
-            strengths |= _strengths(each, weights)
+            strengths |= _strengths(each, opened.adapter.weights)
     return strengths
 
 
@@ -155,32 +161,31 @@ def _check_sources(options: BlendOptions, count: int) -> None:
         raise UserError(what, code="adapter.bad_block_weights")
 
 
-def _common(metadata: Sequence[Mapping[str, str]]) -> dict[str, str]:
-    """Return what all files say alike, and their trigger words joined."""
-    first, *others = metadata
-    common = {key: text for key, text in first.items() if all(other.get(key) == text for other in others)}
-    triggers = dict.fromkeys(each[TRIGGER] for each in metadata if each.get(TRIGGER))
-    return {**common, TRIGGER: ", ".join(triggers)} if triggers else common
+def _metadata(sources: Sequence[BlendSource], opened: Sequence[OpenedAdapter], options: BlendOptions) -> dict[str, str]:
+    """Return what all files say alike, their trigger words joined, and how they were blended."""
+    said = [each.adapter.metadata for each in opened]
+    kept = common(said)
+    for key in (TRIGGER, "modelspec.trigger_phrase"):
+        if words := dict.fromkeys(each[key] for each in said if each.get(key)):
+            kept[key] = ", ".join(words)
+    details = _details(options) | {"strengths": ", ".join(f"{source.strength:g}" for source in sources)}
+    return derived(kept, "blend", [each.source for each in opened], **details)
 
 
-def _origin(sources: Sequence[Source], contents: Sequence[AdapterInfo], options: BlendOptions) -> dict[str, str]:
-    """Return what was blended and how, as metadata."""
-    named = [
-        {"name": source.file.stem, "sha256": content.sha256, "strength": source.strength}
-        for source, content in zip(sources, contents, strict=True)
-    ]
-    how: dict[str, object] = {"method": options.pruning.method if options.pruning else "sum"}
-    if options.pruning is not None:
-        how |= vars(options.pruning)
-    if options.rank is not None:
-        how["rank"] = options.rank
+def _details(options: BlendOptions) -> dict[str, str | int | float | None]:
+    pruning = options.pruning
+    how: dict[str, str | int | float | None] = {"rank": options.rank}
+    if pruning is not None:
+        how |= {"method": pruning.method, "density": pruning.density, "seed": pruning.seed}
+        how |= {"majority_sign": pruning.majority_sign}
     if options.block_weights:
-        how["block_weights"] = [vars(each) for each in options.block_weights]
-    return {_FROM: json.dumps(named), _HOW: json.dumps(how, sort_keys=True)}
+        how["block_weights"] = "; ".join(map(str, options.block_weights))
+    return how
 
 
-def _doubts(metadata: Sequence[Mapping[str, str]]) -> list[str]:
-    bases = {each[HASHES[BASE]] for each in metadata if HASHES[BASE] in each}
+def _doubts(opened: Sequence[OpenedAdapter]) -> list[str]:
+    key = HASHES[BASE]
+    bases = {each.adapter.metadata[key] for each in opened if key in each.adapter.metadata}
     if len(bases) < 2:
         return []
     return ["the adapters were trained on different bases, so together they may do less than each on its own"]

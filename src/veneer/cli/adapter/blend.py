@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from veneer.cli.options import Base, parse_path, refuse_unused
-from veneer.cli.terminal.console import print_text
+from veneer.cli.options import Base, ToFormat, parse_path, refuse_unused
+from veneer.cli.terminal.console import print_error, print_text
 from veneer.errors import UserError
 
 if TYPE_CHECKING:
-    from veneer.verbs.blend import BlockWeights, Source
+    from veneer.verbs.blend import BlendSource, BlockWeights
 
 __all__ = ["blend"]
 
@@ -35,7 +35,11 @@ def blend(
     ] = None,
     method: Annotated[
         Literal["ties", "dare", "dare_ties", "magnitude"] | None,
-        typer.Option(help="Prune what each adapter changes before it is added. Default: not at all."),
+        typer.Option(
+            metavar="METHOD",
+            help="ties, dare, dare_ties or magnitude: prune what each adapter changes before it is added. "
+            "Default: not at all.",
+        ),
     ] = None,
     density: Annotated[
         float | None,
@@ -44,7 +48,8 @@ def blend(
     majority_sign: Annotated[
         Literal["total", "frequency"] | None,
         typer.Option(
-            help="With --method ties: what elects an entry's sign, the values or their count. Default: total."
+            metavar="HOW",
+            help="With --method ties: the sign of an entry prevails by total or by frequency. Default: total.",
         ),
     ] = None,
     seed: Annotated[
@@ -58,6 +63,7 @@ def blend(
             "such as 1,0,0,... ; of the second adapter alone with 2: before it. May be repeated.",
         ),
     ] = None,
+    to: ToFormat = None,
 ) -> None:
     """Blend adapters into one file: their weighted sum, exact unless it is cut to a rank."""
     if method is None:
@@ -71,15 +77,17 @@ def blend(
         share = 0.5 if density is None else density
         pruning = Pruning(method, share, majority_sign or "total", seed or 0)
     options = BlendOptions(rank, pruning, tuple(_block_weights(text) for text in block_weights or ()))
-    print_text(blend_text(blend_adapters([_source(text) for text in adapters], out, options=options, base=base)))
+    result = blend_adapters([_source(text) for text in adapters], out, options=options, base=base, to=to)
+    print_error(blend_text(result))
+    print_text(str(result.path))
 
 
-def _source(text: str) -> Source:
+def _source(text: str) -> BlendSource:
     """Return the adapter and the strength that an argument means: ``style:0.8``."""
-    from veneer.verbs.blend import Source
+    from veneer.verbs.blend import BlendSource
 
     found = re.fullmatch(rf"(.+):({_NUMBER})", text, re.DOTALL)
-    return Source(parse_path(found[1]), float(found[2])) if found else Source(parse_path(text))
+    return BlendSource(parse_path(found[1]), float(found[2])) if found else BlendSource(parse_path(text))
 
 
 def _block_weights(text: str) -> BlockWeights:

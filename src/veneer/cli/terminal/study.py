@@ -10,9 +10,10 @@ from types import TracebackType
 
 from rich.console import Console
 
-from veneer.cli.terminal.console import say, say_warning
+from veneer.adapter.resize import Criterion
+from veneer.cli.terminal.algebra import resize_text
+from veneer.cli.terminal.console import print_error, print_text, say, say_warning
 from veneer.cli.terminal.progress import Progress
-from veneer.errors import UserError
 from veneer.run.events import PriorSamplingStarted, Resumed, Surveyed
 from veneer.study.config import Study
 from veneer.study.ranks import RankMeasured, RankStudyOptions, study_ranks
@@ -22,7 +23,7 @@ from veneer.study.tables import as_markdown
 from veneer.train.events import Warned
 from veneer.verbs.resize import resize_adapter
 
-__all__ = ["resize_in_terminal", "run_study_in_terminal"]
+__all__ = ["measure_cuts_in_terminal", "resize_in_terminal", "run_study_in_terminal"]
 
 
 def run_study_in_terminal(study: Study, out: Path | None, on: str) -> bool:
@@ -42,21 +43,24 @@ def run_study_in_terminal(study: Study, out: Path | None, on: str) -> bool:
 
 
 def resize_in_terminal(
-    file: Path, ranks: Sequence[int], out: Path | None, options: RankStudyOptions, *, measured: bool
+    file: Path, rank: int | None, criterion: Criterion | None, out: Path | None, base: str | None, to: str | None
 ) -> None:
-    """Cut an adapter to a rank, or measure which rank loses nothing."""
+    """Cut an adapter, and print what was done to its layers on standard error."""
+    result = resize_adapter(file, rank, out, criterion=criterion, base=base, to=to)
+    print_error(resize_text(result))
+    print_text(str(result.path))
+
+
+def measure_cuts_in_terminal(
+    file: Path, ranks: Sequence[int], energies: Sequence[float], out: Path | None, options: RankStudyOptions
+) -> None:
+    """Measure which cut of an adapter loses nothing, and print the command for the smallest."""
     console = Console()
-    if not measured:
-        if len(ranks) != 1:
-            remedy = "or --study, to see which is enough"
-            raise UserError("one rank is needed", code="cli.one_rank_needed", where="--rank", remedy=remedy)
-        say(console, str(resize_adapter(file, ranks[0], out, base=options.base)))
-        return
     with _StudyCallback(console) as callback:
-        study = study_ranks(file, ranks, options, out=out, callback=callback)
+        study = study_ranks(file, ranks, options, energies=energies, out=out, callback=callback)
     say(console, "\n" + as_markdown(study.table))
-    if study.advised is not None and study.advised != study.highest:
-        words = ["adapter", "resize", str(file), "--rank", str(study.advised)]
+    if study.advised is not None:
+        words = ["adapter", "resize", str(file), *study.advised.options]
         say(console, shlex.join(["veneer", *words, *(["--base", options.base] if options.base else [])]))
 
 
@@ -122,5 +126,5 @@ def _event_text(event: object) -> str | None:
     if isinstance(event, Resumed):
         return f"  going on after step {event.step}"
     if isinstance(event, RankMeasured):
-        return f"rank {event.rank}: held-out loss {event.loss:.4f}, {event.retained:.1%} of delta W's norm kept"
+        return f"{event.point}: held-out loss {event.loss:.4f}, {event.retained:.1%} of delta W's norm kept"
     return None

@@ -1,0 +1,110 @@
+"""Adapter files that a verb makes another of: read under their base's names, written in their own format."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from veneer.errors import UserError
+from veneer.verbs.adapter_base import base_names
+from veneer.weights.file import AdapterFile, AdapterInfo, file_in, format_named, info, load, save
+from veneer.weights.formats.protocol import BaseNames
+from veneer.weights.formats.registry import FORMATS
+from veneer.weights.formats.strength import FILE_NAME as PEFT_NAME
+from veneer.weights.metadata import Source
+
+__all__ = ["OpenedAdapter", "check_free", "default_out", "open_adapters", "written_bytes"]
+
+
+@dataclass(frozen=True)
+class OpenedAdapter:
+    """An adapter file that was read.
+
+    Attributes:
+        path: of the file itself.
+        content: what it is, in short.
+        adapter: its weights, by the layers' paths, and its metadata.
+        names: its base's layers; None: nothing needed them.
+    """
+
+    path: Path
+    content: AdapterInfo
+    adapter: AdapterFile
+    names: BaseNames | None
+
+    @property
+    def stem(self) -> str:
+        """What the adapter is called: its file's name without the ending; of peft's, its folder's."""
+        return self.path.resolve().parent.name if self.path.name == PEFT_NAME else self.path.stem
+
+    @property
+    def format(self) -> str:
+        """The format that is written where no other is asked for: the file's own, if it is one that is written."""
+        return self.content.format if self.content.format in FORMATS else "diffusers"
+
+    @property
+    def source(self) -> Source:
+        """The adapter as the metadata of what is made of it names it."""
+        return Source(self.path.name, self.content.sha256)
+
+    def save(self, adapter: AdapterFile, out: Path, to: str | None) -> None:
+        """Write what was made of it.
+
+        Args:
+            adapter: the new adapter.
+            out: the new file, or folder.
+            to: its format; None: that of the file.
+
+        Raises:
+            UserError: as of :func:`veneer.weights.file.save`.
+        """
+        save(adapter, out, to or self.format, self.names)
+
+
+def open_adapters(files: Sequence[Path], base: str | None = None, *, to: str | None = None) -> list[OpenedAdapter]:
+    """Read adapter files, all under one base's names for layers where one of them, or the new file, needs a base.
+
+    Args:
+        files: the adapters, or the folders of their runs.
+        base: theirs; default: that of the config beside the first that needs one, else the published architecture that
+            it fits.
+        to: the format in which the new file is to be written; None: that of the first.
+
+    Raises:
+        UserError: there is no such format, a file cannot be read, or it takes a base to tell which layers it is of.
+    """
+    if to is not None:
+        format_named(to)
+    contents = [info(file) for file in files]
+    own = contents[0].format in FORMATS and contents[0].format != "diffusers"
+    needing = [file for file, content in zip(files, contents, strict=True) if content.needs_base]
+    names = base_names((needing or files)[0], base) if needing or own or to not in (None, "diffusers") else None
+    return [_open(file, content, names) for file, content in zip(files, contents, strict=True)]
+
+
+def _open(file: Path, content: AdapterInfo, names: BaseNames | None) -> OpenedAdapter:
+    adapter = load(file) if names is None else load(file, names.networks, names.key_names)
+    return OpenedAdapter(file_in(file), content, adapter, names)
+
+
+def check_free(out: Path) -> None:
+    """Refuse to write over something.
+
+    Raises:
+        UserError: there is something of this name.
+    """
+    if out.exists():
+        raise UserError("is there already", code="output.exists", where=out, remedy="choose another --out")
+
+
+def default_out(opened: OpenedAdapter, ending: str, to: str | None) -> Path:
+    """Return where a new adapter is written if nobody says: beside the old one, with an ending behind its name."""
+    folder = opened.path.parent.parent if opened.path.name == PEFT_NAME else opened.path.parent
+    is_folder = not Path(format_named(to or opened.format).file_name(opened.stem)).suffix
+    return folder / f"{opened.stem}-{ending}{'' if is_folder else '.safetensors'}"
+
+
+def written_bytes(out: Path) -> int:
+    """Return how many bytes a written adapter takes: its file, or all files of its folder."""
+    return sum(path.stat().st_size for path in out.rglob("*")) if out.is_dir() else out.stat().st_size
