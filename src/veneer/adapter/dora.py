@@ -22,7 +22,7 @@ from veneer.adapter.lora import InjectedLora, LoraFactors, LoraSpec, delta_weigh
 from veneer.adapter.lora_parts import check_magnitude, column_shape, magnitude_part, magnitude_shape
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in
-from veneer.adapter.protocol import InjectedLayer, Layer, LayerAdapter, Method, WeightedLayer, refitted
+from veneer.adapter.protocol import Folding, InjectedLayer, Layer, LayerAdapter, Method, WeightedLayer, refitted
 from veneer.errors import UserError
 
 __all__ = ["DORA", "DoraFactors", "DoraSpec", "merged_weight", "weight_norm"]
@@ -196,6 +196,14 @@ class DoraFactors:
         magnitude = parts[part].reshape(magnitude_shape(part, tuple(parts[part].shape), lora.shape))
         return DoraFactors(lora, magnitude)
 
+    def folded(self) -> DoraFactors:
+        """Return the same DoRA with its strength in B and alpha = r."""
+        return DoraFactors(self.lora.folded(), self.magnitude)
+
+    def unfolded(self, alpha: float) -> DoraFactors:
+        """Return a DoRA that was folded with a given alpha as it was before, up to rounding."""
+        return DoraFactors(self.lora.unfolded(alpha), self.magnitude)
+
     def file_parts(self, naming: str) -> dict[str, Tensor]:
         """Return A and B as LoRA has them, and m in the shape that the readers expect.
 
@@ -210,7 +218,7 @@ class DoraFactors:
         return {**parts, _PEFT_PART: self.magnitude.reshape(shape)}
 
     def peft_settings(self) -> dict[str, Any]:
-        """Return rank and alpha, which are equal, for the strength is in B."""
+        """Return rank and alpha."""
         return self.lora.peft_settings()
 
     def delta_weight(self, weight: Tensor) -> Tensor:
@@ -297,4 +305,5 @@ DORA = Method(
     from_state=DoraFactors.from_state,
     from_file=DoraFactors.from_file,
     row_parts={"up": "down", "magnitude": None},
+    folding=Folding(DoraFactors.folded, DoraFactors.unfolded),
 )

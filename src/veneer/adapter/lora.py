@@ -18,6 +18,7 @@ from veneer.adapter.lora_parts import alpha_in, check_names, product_shape, with
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in, wrap_with_peft
 from veneer.adapter.protocol import (
+    Folding,
     InjectedLayer,
     Layer,
     LayerAdapter,
@@ -285,15 +286,22 @@ class LoraFactors:
         alpha = parts.get("alpha")
         return LoraFactors(down, up, alpha_in(None if alpha is None else alpha.flatten(), settings, rank))
 
+    def folded(self) -> LoraFactors:
+        """Return the same LoRA with its strength in B and alpha = r."""
+        return LoraFactors(self.down, _times(self.up, self.scale), float(self.rank))
+
+    def unfolded(self, alpha: float) -> LoraFactors:
+        """Return a LoRA that was folded with a given alpha as it was before, up to rounding."""
+        return LoraFactors(self.down, _times(self.up, self.rank / alpha if alpha else 1.0), alpha)
+
     def file_parts(self, naming: str) -> dict[str, Tensor]:
-        """Return A and B: with alpha for kohya's readers, with the strength in B for peft's."""
-        if naming == "kohya":
-            return {"down": self.down, "up": self.up, "alpha": torch.tensor(self.alpha, dtype=torch.float32)}
-        return {"down": self.down, "up": (self.up.double() * self.scale).to(self.up.dtype)}
+        """Return A and B, for kohya's readers with alpha; peft's find it in the settings."""
+        alpha = {"alpha": _alpha_tensor(self.alpha)} if naming == "kohya" else {}
+        return {"down": self.down, "up": self.up, **alpha}
 
     def peft_settings(self) -> dict[str, Any]:
-        """Return rank and alpha, which are equal, for the strength is in B."""
-        return {"r": self.rank, "lora_alpha": self.rank}
+        """Return rank and alpha."""
+        return {"r": self.rank, "lora_alpha": int(self.alpha) if self.alpha.is_integer() else self.alpha}
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return delta W; the base's weight does not matter."""
@@ -350,6 +358,20 @@ def _wide(factor: Tensor) -> Tensor:
     return factor.to(torch.promote_types(factor.dtype, torch.float32))
 
 
+def _times(factor: Tensor, scale: float) -> Tensor:
+    """Return a tensor times a number, rounded once, in its dtype."""
+    if scale == 1:
+        return factor
+    is_power_of_two = abs(math.frexp(scale)[0]) == 0.5  # which no float is rounded by
+    return factor * scale if is_power_of_two else (factor.double() * scale).to(factor.dtype)
+
+
+def _alpha_tensor(alpha: float) -> Tensor:
+    """Return alpha in float32, as kohya writes it, or in float64 where float32 has no such number."""
+    narrow = torch.tensor(alpha, dtype=torch.float32)
+    return narrow if narrow.item() == alpha else narrow.new_tensor(alpha, dtype=torch.float64)
+
+
 def _copy(parameter: Tensor) -> Tensor:
     """Return a copy on the CPU in float32; of a model that is only counted, on its meta device."""
     device = parameter.device if parameter.is_meta else "cpu"
@@ -377,4 +399,5 @@ LORA = Method(
     from_state=LoraFactors.from_state,
     from_file=LoraFactors.from_file,
     row_parts={"up": "down"},
+    folding=Folding(LoraFactors.folded, LoraFactors.unfolded),
 )

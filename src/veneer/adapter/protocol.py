@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AdapterSpec",
     "AdapterWeights",
+    "Folding",
     "InjectedLayer",
     "Layer",
     "LayerAdapter",
@@ -152,7 +153,7 @@ class LayerAdapter(Protocol):
         """Return all of it as named tensors, from which ``Method.from_state`` makes it again bit for bit."""
 
     def file_parts(self, naming: str) -> dict[str, Tensor]:
-        """Return the tensors of a file by part, in the shapes and with the strength that its readers expect.
+        """Return the tensors of a file by part, in the shapes that its readers expect.
 
         Args:
             naming: a key of ``Method.endings``.
@@ -227,6 +228,19 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Folding:
+    """How a strength is taken into an adapter's tensors, for readers that are told none, and out of them again.
+
+    Attributes:
+        fold: returns the same adapter with its strength in the tensors, in their dtype, which may round them.
+        unfold: returns the adapter with the strength in a given alpha again; what rounding took is not brought back.
+    """
+
+    fold: Callable[[Any], LayerAdapter]
+    unfold: Callable[[Any, float], LayerAdapter]
+
+
+@dataclass(frozen=True)
 class Method:
     """An adapter method.
 
@@ -242,6 +256,7 @@ class Method:
         row_parts: parts of the state that have a row for each output of the layer, all that depends on the output; each
             with the part whose rows its columns are multiplied by, if any. None at all: the method's adapters cannot be
             cut by outputs.
+        folding: of the strength, where diffusers loads the method and has no place for a strength of its own.
     """
 
     names: PartNames
@@ -251,6 +266,7 @@ class Method:
     from_state: Callable[[Mapping[str, Tensor]], LayerAdapter]
     from_file: Callable[[Mapping[str, Tensor], Mapping[str, Any] | None], LayerAdapter]
     row_parts: Mapping[str, str | None] = field(default_factory=dict)
+    folding: Folding | None = None
 
     @property
     def name(self) -> str:

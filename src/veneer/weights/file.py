@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.errors import UserError
 from veneer.files import atomic_write, is_pickle, opens_paths
-from veneer.weights.adapter_path import FILE_NAME, file_in
+from veneer.weights.adapter_path import FILE_NAME, file_in, files_in
 from veneer.weights.formats.diffusers import DIFFUSERS
+from veneer.weights.formats.folding import read_record, unfold
 from veneer.weights.formats.foreign import Shapes, family_of
 from veneer.weights.formats.layers import LayerIndex, check_once, require_base
 from veneer.weights.formats.names import TensorName, memory_path
@@ -163,17 +164,15 @@ def render(adapter: AdapterFile) -> bytes:
 
 
 def _content(adapter: AdapterFile, file: FormatFile) -> bytes:
-    return encode(file.tensors, _metadata(adapter, file, _tensors_hash(file.tensors, file.metadata)))
-
-
-def _metadata(adapter: AdapterFile, file: FormatFile, digest: str) -> dict[str, str]:
-    return {**adapter.metadata, **file.metadata, TENSORS_HASH: digest}
+    metadata = {**adapter.metadata, **file.metadata}
+    return encode(file.tensors, {**metadata, TENSORS_HASH: _tensors_hash(file.tensors, metadata)})
 
 
 def rendered_bytes(adapter: AdapterFile) -> int:
     """Return how many bytes ``render`` makes; the weights need have no numbers."""
     (file,) = DIFFUSERS.write(adapter.weights)
-    return encoded_bytes(file.tensors, _metadata(adapter, file, hashlib.sha256().hexdigest()))
+    digest = hashlib.sha256().hexdigest()
+    return encoded_bytes(file.tensors, {**adapter.metadata, **file.metadata, TENSORS_HASH: digest})
 
 
 def tensor_hashes(path: Path) -> tuple[str | None, str]:
@@ -183,12 +182,13 @@ def tensor_hashes(path: Path) -> tuple[str | None, str]:
         UserError: the file cannot be read.
     """
     tensors, metadata = decode(file_in(path))
-    own = {key: metadata[key] for key in METADATA_KEYS if key in metadata}
-    return metadata.get(TENSORS_HASH), _tensors_hash(tensors, own)
+    return metadata.get(TENSORS_HASH), _tensors_hash(tensors, metadata)
 
 
 def _tensors_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
-    return hashlib.sha256(encode(tensors, metadata)).hexdigest()
+    """Return the hash of tensors and of what metadata say of them; what is said of the adapter does not count."""
+    own = {key: metadata[key] for key in METADATA_KEYS if key in metadata}
+    return hashlib.sha256(encode(tensors, own)).hexdigest()
 
 
 @opens_paths
@@ -196,7 +196,7 @@ def load(path: Path, networks: Mapping[str, nn.Module] | None = None, key_names:
     """Read an adapter, whichever tool named its tensors, each one accounted for.
 
     Args:
-        path: the file, or a folder with one of the usual name.
+        path: the file, a folder with one of the usual name, or one with a folder of peft's for each network.
         networks: the base's, by prefix. kohya's names, and peft's (which are of one network and do not say which), mean
             something only beside a base's.
         key_names: what files call the base's layers; by default what its family gives with the networks.
@@ -205,7 +205,6 @@ def load(path: Path, networks: Mapping[str, nn.Module] | None = None, key_names:
         UserError: the file is none, is broken, holds NaN or infinity, a tensor nobody asked for, half an adapter or
             another method's, or is of another base.
     """
-    path = file_in(path)
     content = _read(path)
     with located_at(path):
         weights = _without_base(content) if networks is None else _in_base(content, BaseNames.of(networks, key_names))
@@ -304,11 +303,28 @@ class _Content:
 
 
 def _read(path: Path) -> _Content:
-    """Read a file; its names are looked at before its numbers, so that what is no adapter is not read whole."""
+    """Read an adapter; one of several files in peft's format is read as one."""
+    parts = [_read_file(file, network) for file, network in files_in(path).items()]
+    if len(parts) == 1:
+        return parts[0]
+    layers = {layer: adapter for part in parts for layer, adapter in part.layers.items()}
+    formats = {layer: name for part in parts for layer, name in part.formats.items()}
+    shapes = {name: shape for part in parts for name, shape in part.shapes.items()}
+    metadata = {key: value for part in parts for key, value in part.metadata.items()}
+    return _Content(layers, formats, shapes, metadata)
+
+
+def _read_file(path: Path, network: str | None) -> _Content:
+    """Read a file; its names are looked at before its numbers, so that what is no adapter is not read whole.
+
+    Args:
+        path: of the file.
+        network: that the file is of, if its names do not say and its folder does.
+    """
     with open_tensors(path) as file:
         metadata = file.header.metadata
         shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
-        names = read_names(file)
+        names = read_names(file, network)
         tensors = read_tensors(file)
     with located_at(path):
         layers = _adapters(path, names, metadata, tensors)
@@ -320,4 +336,5 @@ def _adapters(
 ) -> dict[str, LayerAdapter]:
     settings_of = settings_beside(path, names.values(), metadata)
     parts = {layer: {part: tensors[name] for part, name in own.items()} for layer, own in by_layer(names).items()}
-    return {layer: adapter_of(layer, own, settings_of) for layer, own in parts.items()}
+    record = read_record(metadata)
+    return {layer: unfold(adapter_of(layer, own, settings_of), record.get(layer)) for layer, own in parts.items()}

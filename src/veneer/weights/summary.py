@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from veneer.errors import UserError
 from veneer.files import opens_paths
 from veneer.weights.adapter_path import file_in
 from veneer.weights.formats.foreign import family_of, refuse_foreign
-from veneer.weights.formats.names import TensorName
+from veneer.weights.formats.names import NETWORKS, TensorName
 from veneer.weights.formats.parts import (
     Settings,
     by_layer,
@@ -31,7 +31,7 @@ from veneer.weights.formats.parts import (
 )
 from veneer.weights.formats.peft_config import METADATA_KEY
 from veneer.weights.formats.places import LayerPlace, place_of
-from veneer.weights.formats.strength import settings_beside
+from veneer.weights.formats.strength import NETWORK_KEY, RECORD_KEY, settings_beside
 from veneer.weights.hashes import FileHashes, hashing
 from veneer.weights.lora_norms import summarise_lora
 from veneer.weights.tensors_file import TensorsFile, check_floating, open_tensors, readable
@@ -41,7 +41,7 @@ __all__ = ["TENSORS_HASH", "AdapterInfo", "LayerInfo", "free_metadata", "info", 
 
 TENSORS_HASH = "veneer.tensors.sha256"
 """Key of a file's metadata with the hash of its tensors and their strength."""
-_FORMAT_KEYS = frozenset({METADATA_KEY, "format"})
+_FORMAT_KEYS = frozenset({METADATA_KEY, NETWORK_KEY, RECORD_KEY, "format"})
 """Keys of a file's metadata that belong to a format: those of ``registry.METADATA_KEYS``, which takes torch."""
 _RECORDED_HASH = "sshs_model_hash"
 _WITHOUT_TORCH = ("lora", "dora")
@@ -206,8 +206,12 @@ def info(path: Path) -> AdapterInfo:
     )
 
 
-def read_names(file: TensorsFile) -> dict[str, TensorName]:
+def read_names(file: TensorsFile, network: str | None = None) -> dict[str, TensorName]:
     """Return what each tensor's name in an open file says.
+
+    Args:
+        file: the file.
+        network: that it is of, where its folder tells; its metadata may tell as well. peft's names do not.
 
     Raises:
         UserError: a tensor is no part of an adapter of a method that is read, or its numbers are no floats.
@@ -218,7 +222,15 @@ def read_names(file: TensorsFile) -> dict[str, TensorName]:
         refuse_foreign(shapes, [name for name in shapes if parsed[name] is None])
         names = require_known(parsed)
     check_floating(file.header, file.path)
-    return names
+    return _in_network(file.header.metadata.get(NETWORK_KEY, network), names)
+
+
+def _in_network(network: str | None, names: dict[str, TensorName]) -> dict[str, TensorName]:
+    """Return what names say, with the network that they are of where they lack it, as peft's do."""
+    if network not in NETWORKS:
+        return names
+    lacking = {n for n, own in names.items() if own.format == "peft" and place_of(own.layer, "peft").network is None}
+    return {n: replace(own, layer=f"{network}.{own.layer}") if n in lacking else own for n, own in names.items()}
 
 
 def free_metadata(metadata: Mapping[str, str]) -> dict[str, str]:

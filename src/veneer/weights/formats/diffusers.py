@@ -13,10 +13,12 @@ from torch import Tensor
 
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.weights.adapter_path import FILE_NAME
+from veneer.weights.formats.folding import fold
 from veneer.weights.formats.names import file_path, memory_path
 from veneer.weights.formats.peft_config import METADATA_KEY, config_for
 from veneer.weights.formats.protocol import STEM, BaseNames, FormatFile
-from veneer.weights.formats.tensors import named_tensors
+from veneer.weights.formats.strength import RECORD_KEY
+from veneer.weights.formats.tensors import named_tensors, peft_naming
 
 __all__ = ["DIFFUSERS", "METADATA_KEY", "DiffusersFormat"]
 
@@ -25,7 +27,7 @@ class DiffusersFormat:
     """What ``load_lora_weights`` reads, and what Veneer writes."""
 
     name = "diffusers"
-    metadata_keys = (METADATA_KEY, "format")
+    metadata_keys = (METADATA_KEY, RECORD_KEY, "format")
 
     def file_name(self, stem: str) -> str:
         """Return the one name that the format has for files."""
@@ -39,9 +41,9 @@ class DiffusersFormat:
         """
         tensors: dict[str, Tensor] = {}
         networks: dict[str, dict[str, LayerAdapter]] = {}
-        for path, adapter in weights.items():
+        for path, adapter in ((path, fold(adapter)) for path, adapter in weights.items()):
             network, _, rest = memory_path(path).partition(".")
-            named = named_tensors(file_path(path), adapter, _naming_in(network, adapter))
+            named = named_tensors(file_path(path), adapter, peft_naming(network, adapter))
             assert not tensors.keys() & named.keys(), "a layer is named twice, with text_model. and without"
             tensors |= named
             networks.setdefault(network, {})[rest] = adapter
@@ -51,12 +53,6 @@ class DiffusersFormat:
             configs |= {f"{network}.{key}": value for key, value in config.items()}
         metadata = {METADATA_KEY: json.dumps(configs, sort_keys=True), "format": "pt"}
         return (FormatFile(self.file_name(stem), tensors, metadata),)
-
-
-def _naming_in(network: str, adapter: LayerAdapter) -> str:
-    """Return how a layer's tensors are called; text encoders are loaded by transformers, which may want other names."""
-    is_text_encoder = network.startswith("text_encoder")
-    return "transformers" if is_text_encoder and "transformers" in adapter.method.endings else "peft"
 
 
 DIFFUSERS = DiffusersFormat()

@@ -6,18 +6,20 @@ other names for the layers than diffusers: their family says which.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from veneer.adapter.layers import fit_to_layers
 from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
-from veneer.weights.formats.fused import join_layers
+from veneer.weights.formats.fused import Slice, join_layers
 from veneer.weights.formats.layers import LayerIndex, require_base
 from veneer.weights.formats.names import file_path
 from veneer.weights.formats.protocol import STEM, BaseNames, FormatFile
 from veneer.weights.formats.tensors import named_tensors
 
-__all__ = ["KOHYA", "KohyaFormat"]
+__all__ = ["KOHYA", "KohyaFormat", "dotted_name", "underscored_name", "write_named"]
 
 _ROOTS = {
     "unet": ("lora_unet",),
@@ -43,26 +45,53 @@ class KohyaFormat:
         """Return one file, with each layer's alpha among its tensors.
 
         Raises:
-            UserError: there is no base, the adapter is not of it, a layer's name would mean another layer too, or its
-                method has no names in this format.
+            UserError: as of :func:`write_named`.
         """
-        base = require_base(base, self.name, list(weights))
-        index = LayerIndex(base)
-        tensors: dict[str, Tensor] = {}
-        fitted = fit_to_layers(weights, index.layers)
-        names = {path: base.key_names.get(KOHYA.name, {}).get(path, file_path(path)) for path in fitted}
-        for path, adapter in join_layers(fitted, names).items():
-            name = _name(path, base)
-            if len(index.meanings(name)) > 1:
-                what = f"the name {name} would mean {' and '.join(sorted(index.find(name)))}"
-                raise UserError(what, code="weights.ambiguous_layer", remedy="save it in diffusers' format")
-            tensors |= named_tensors(name, adapter, self.name)
+        tensors = write_named(weights, base, self.name, dotted_name, underscored_name)
         return (FormatFile(self.file_name(stem), tensors, {"format": "pt"}),)
 
 
-def _name(path: str, base: BaseNames) -> str:
-    """Return what a file calls the layer of a dotted name."""
-    network, _, inner = path.partition(".")
+def write_named(
+    weights: AdapterWeights,
+    base: BaseNames | None,
+    format_name: str,
+    dotted: Callable[[str, BaseNames], str | Slice],
+    spelled: Callable[[str, BaseNames], str],
+) -> dict[str, Tensor]:
+    """Return an adapter's tensors with kohya's endings, under names that are made of its base's.
+
+    Args:
+        weights: the adapter.
+        base: whose layers it is of.
+        format_name: of the format that is written.
+        dotted: gives what the format calls a layer of a full path, with dots, or which rows of a larger one it is.
+        spelled: gives how a file spells such a name.
+
+    Raises:
+        UserError: there is no base, the adapter is not of it, a layer's name would mean another layer too, or its
+            method has no names in this format or cannot be joined to a larger layer.
+    """
+    base = require_base(base, format_name, list(weights))
+    index = LayerIndex(base)
+    tensors: dict[str, Tensor] = {}
+    fitted = fit_to_layers(weights, index.layers)
+    for path, adapter in join_layers(fitted, {path: dotted(path, base) for path in fitted}).items():
+        name = spelled(path, base)
+        if len(index.meanings(name)) > 1:
+            what = f"the name {name} would mean {' and '.join(sorted(index.find(name)))}"
+            raise UserError(what, code="weights.ambiguous_layer", remedy="save it in diffusers' format")
+        tensors |= named_tensors(name, adapter, KOHYA.name)
+    return tensors
+
+
+def dotted_name(path: str, base: BaseNames) -> str | Slice:
+    """Return what kohya's files call a layer of a full path, before its dots are written as underscores."""
+    return base.key_names.get(KOHYA.name, {}).get(path, file_path(path))
+
+
+def underscored_name(name: str, base: BaseNames) -> str:
+    """Return how kohya's files spell the dotted name of a layer."""
+    network, _, inner = name.partition(".")
     roots = _ROOTS[network]
     root = roots[-1] if "text_encoder_2" in base.networks else roots[0]
     return f"{root}_{inner.replace('.', '_')}"

@@ -12,10 +12,16 @@ from veneer.weights.formats.names import NETWORKS, TensorName
 from veneer.weights.formats.parts import Settings
 from veneer.weights.formats.peft_config import METADATA_KEY, PeftConfig, parse_config
 
-__all__ = ["CONFIG_NAME", "FILE_NAME", "settings_beside"]
+__all__ = ["CONFIG_NAME", "FILE_NAME", "NETWORK_KEY", "PREFIX", "RECORD_KEY", "settings_beside"]
 
 FILE_NAME, CONFIG_NAME = "adapter_model.safetensors", "adapter_config.json"
 """The names under which ``PeftModel.save_pretrained`` writes tensors and config."""
+PREFIX = "base_model.model."
+"""What peft puts before a layer's path within its network."""
+NETWORK_KEY = "veneer.network"
+"""Key of the metadata by which a file in peft's format says which network it is of: peft's names do not."""
+RECORD_KEY = "veneer.unfolded"
+"""Key of the record in a file's metadata: JSON of each layer's alpha and of what rounding took from its tensors."""
 _LONGEST_CONFIG = 2**24  # bytes; one that names each layer of a large base has some hundred thousand
 _TYPE = "peft_type"
 
@@ -44,7 +50,7 @@ def settings_beside(
 
 def _config(path: Path, names: Collection[TensorName], metadata: Mapping[str, str]) -> dict[str, Any] | None:
     if (text := metadata.get(METADATA_KEY)) is not None:
-        return parse_config(text)
+        return {key.removeprefix(PREFIX): value for key, value in parse_config(text).items()}
     with_alpha = {name.layer for name in names if name.part == "alpha"}
     if not any(name.format == "peft" and name.layer not in with_alpha for name in names):
         return None

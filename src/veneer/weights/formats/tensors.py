@@ -12,7 +12,7 @@ from veneer.adapter.registry import METHODS
 from veneer.errors import UserError
 from veneer.weights.formats.parts import Settings, check_settings, in_layer, method_of
 
-__all__ = ["adapter_of", "named_tensors"]
+__all__ = ["adapter_of", "named_tensors", "peft_naming"]
 
 
 def adapter_of(layer: str, parts: Mapping[str, Tensor], settings_of: Callable[[str], Settings | None]) -> LayerAdapter:
@@ -51,3 +51,14 @@ def named_tensors(layer: str, adapter: LayerAdapter, naming: str) -> dict[str, T
     for ending, part in adapter.method.endings[naming].items():
         endings.setdefault(part, ending)
     return {f"{layer}.{endings[part]}": tensor for part, tensor in adapter.file_parts(naming).items()}
+
+
+def peft_naming(network: str, adapter: LayerAdapter) -> str:
+    """Return how files with peft's names call a layer's tensors: transformers, which loads text encoders, has its own.
+
+    Args:
+        network: that the layer is in.
+        adapter: of the layer.
+    """
+    is_text_encoder = network.startswith("text_encoder")
+    return "transformers" if is_text_encoder and "transformers" in adapter.method.endings else "peft"
