@@ -59,9 +59,12 @@ TEXTS += [
     "text_model.",
     "text_encoder.base_model.model.",
 ]
+DENOISERS += ["lora_unet.", "lycoris.", "pipe.dit.", "lora_transformer."]
 ROOTS = ["lora_unet_", "lycoris_", "lora_unet__orig_mod_", "lora_transformer_", "lora_unet_model_diffusion_model_"]
+ROOTS += ["lora_unet__", "lycoris_unet_", "lora_prior_unet_"]
 TEXT_ROOTS = ["lora_te_", "lora_te1_", "lora_te_text_model_", "lora_te1_text_model_", "lora_text_encoder_"]
-TEXT_ROOTS += ["lycoris_te_text_model_"]
+TEXT_ROOTS += ["lycoris_te_text_model_", "lora_prior_te_text_model_"]
+TEXTS += ["lora_te.", "lora_te1.text_model.", "clip_h.transformer.text_model.", "text_encoders.clip_h.transformer."]
 OLD = [path.replace("to_q", "processor.to_q") for path in (Q, NATIVE)]
 
 
@@ -71,6 +74,7 @@ def layer_names() -> dict[str, str]:
     text = {f"{a}{b}{TEXT}": f"text_encoder.{TEXT}" for a, b in itertools.product(BEFORE, TEXTS)}
     text |= {f"{b}{TEXT.replace('q_proj', 'to_q')}": f"text_encoder.{TEXT}" for b in TEXTS}
     underscored = {f"{a}{path.replace('.', '_')}": f"unet.{Q}" for a, path in itertools.product(ROOTS, [Q, NATIVE])}
+    underscored |= {f"{name}_": path for name, path in underscored.items()}
     underscored |= {f"{a}{TEXT.replace('.', '_')}": f"text_encoder.{TEXT}" for a in TEXT_ROOTS}
     return {**dotted, **text, **underscored}
 

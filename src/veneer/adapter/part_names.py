@@ -33,8 +33,8 @@ class PartNames:
     peft_markers: Mapping[str, Any] = field(default_factory=dict)
 
 
-_BEFORE = r"[._]lora(?:_linear_layer)?"
-"""What diffusers puts between a layer's name and a factor's."""
+_BEFORE = r"(?:[._]lora(?:_linear_layer)?|(?<=_lora[12]))"
+"""What diffusers puts between a layer's name and a factor's; x-labs numbers the two LoRAs of FLUX's double blocks."""
 
 _LORA = PartNames(
     method="lora",

@@ -14,7 +14,7 @@ from veneer.adapter.layers import weighted_layers_of
 from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.flow import FlowMatching
-from veneer.family.key_names.flux import flux_names, linear1_qkv_names, x_labs_names
+from veneer.family.key_names.flux import flux_names, linear1_qkv_names, onetrainer_names, x_labs_names
 from veneer.family.key_names.network import names_in
 from veneer.family.offload import Loader
 from veneer.family.pipeline_family import PipelineFamily
@@ -28,6 +28,13 @@ __all__ = ["Flux", "pack", "unpack"]
 _T5_LENGTH = 512  # tokens that the base was trained with
 _PATCH = 2  # latents that one token of a picture is wide
 _LATENTS = 128  # side of the squares that it was trained on
+_NAMES = {
+    "kohya": flux_names,
+    "x-labs": x_labs_names,
+    "onetrainer": onetrainer_names,
+    "linear1_qkv": linear1_qkv_names,
+}
+"""What files call the transformer's layers, by who does."""
 
 
 class Flux(PipelineFamily):
@@ -77,12 +84,11 @@ class Flux(PipelineFamily):
 
     @property
     def key_names(self) -> KeyNames:
-        """The names of the model's own code, which kohya's files have, and those of x-labs' and ComfyUI's.
+        """The names of the model's own code, which kohya's files have, and what others' files have in their place.
 
         kohya counts T5 as the third text encoder, as in Stable Diffusion 3.
         """
-        kinds = {"kohya": flux_names, "x-labs": x_labs_names, "linear1_qkv": linear1_qkv_names}
-        names = {kind: names_in(self.denoiser, self._denoiser, own) for kind, own in kinds.items()}
+        names = {kind: names_in(self.denoiser, self._denoiser, own) for kind, own in _NAMES.items()}
         t5 = weighted_layers_of({"text_encoder_2": self._text_encoders["text_encoder_2"]})
         names["kohya"] |= {path: path.replace("text_encoder_2", "text_encoder_3", 1) for path in t5}
         return names

@@ -6,9 +6,9 @@ Source: ``flux/model.py`` of Black Forest Labs; sd-scripts ``networks/convert_fl
 
 from __future__ import annotations
 
-from veneer.family.key_names.rules import Names, Outputs, native_names, qkv
+from veneer.family.key_names.rules import Names, Outputs, native_names, numbered_parts, qkv
 
-__all__ = ["DOUBLE_FUSED", "flux_names", "linear1_qkv_names", "x_labs_names"]
+__all__ = ["DOUBLE_FUSED", "flux_names", "linear1_qkv_names", "onetrainer_names", "x_labs_names"]
 
 _SINGLE = "single_transformer_blocks.N"
 _DOUBLE = "transformer_blocks.N"
@@ -86,3 +86,11 @@ def x_labs_names(outputs: Outputs) -> Names:
 def linear1_qkv_names(outputs: Outputs) -> Names:
     """Return what ComfyUI's files call the rows of q, k and v in the single blocks' first layer."""
     return native_names(outputs, {}, {"single_blocks.N.linear1_qkv": _SINGLE_QKV})
+
+
+def onetrainer_names(outputs: Outputs) -> Names:
+    """Return where OneTrainer's native names differ: parts of a fused layer are numbered.
+
+    Source: OneTrainer, ``modules/util/convert/lora/convert_flux_lora.py``.
+    """
+    return {**numbered_parts(flux_names(outputs)), "x_embedder": "img_in.proj"}

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from veneer.weights.formats.fused import Slice, swapped_halves
 
-__all__ = ["Names", "Outputs", "native_names", "qkv"]
+__all__ = ["Names", "Outputs", "native_names", "numbered_parts", "qkv"]
 
 Outputs: TypeAlias = Mapping[str, int]
 """The number of outputs of each layer, or the size of a norm, by path within the network as diffusers has it."""
@@ -61,3 +61,12 @@ def _slice(native: str, path: str, paths: Sequence[str], outputs: Outputs) -> Sl
 def qkv(attention: str) -> tuple[str, str, str]:
     """Return the paths of an attention's query, key and value."""
     return f"{attention}.to_q", f"{attention}.to_k", f"{attention}.to_v"
+
+
+def numbered_parts(names: Names) -> Names:
+    """Return what OneTrainer's files call slices of a native layer: its name and their number, from 0 on."""
+    parts = {path: name for path, name in names.items() if isinstance(name, Slice) and name.length < name.total}
+    offsets: dict[str, list[int]] = {}
+    for part in sorted(parts.values(), key=lambda part: part.offset):
+        offsets.setdefault(part.name, []).append(part.offset)
+    return {path: f"{part.name}.{offsets[part.name].index(part.offset)}" for path, part in parts.items()}

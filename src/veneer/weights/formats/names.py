@@ -8,7 +8,7 @@ own, with dots or underscores, or that of the model's original code; :mod:`venee
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from veneer.adapter.part_names import PART_NAMES
@@ -48,39 +48,36 @@ _SURE = ("base_model.model", "module", "_orig_mod", "_fsdp_wrapped_module", "pip
 """Wrappers that no network has as a level of its own at its top."""
 _UNSURE = ("model", "transformer")
 """Wrappers that a network may have as a level of its own."""
-_DOTTED = {
-    **{name: name for name in NETWORKS},
-    "model.diffusion_model": DENOISER,
-    "diffusion_model": DENOISER,
-    "diffusion": DENOISER,
-    "denoiser": DENOISER,
-    "dit": DENOISER,
-    "text_encoder_1": "text_encoder",
-    "te": "text_encoder",
-    "te1": "text_encoder",
-    "te2": "text_encoder_2",
-    "clip_l": "text_encoder",
-    "clip_g": "text_encoder_2",
-    "text_encoders.clip_l": "text_encoder",
-    "text_encoders.clip_g": "text_encoder_2",
-    "cond_stage_model": "text_encoder",
-    "conditioner.embedders.0": "text_encoder",
-    "conditioner.embedders.1": "text_encoder_2",
-}
-"""What tools call the networks in names with dots."""
-_ROOT = re.compile(
-    r"(lora_unet|lora_transformer|lora_te[123]?|lora_text_encoder(?:_[123])?|lycoris(?:_unet|_te[123]?)?)_"
+
+
+def _by_spelling(spellings: Mapping[str, str]) -> dict[str, str]:
+    """Return the networks by their spellings, from spellings in one text by network."""
+    return {spelling: network for network, text in spellings.items() for spelling in text.split()}
+
+
+_ROOTS = _by_spelling(
+    {
+        DENOISER: "lycoris",
+        "unet": "lora_unet lycoris_unet lora_prior_unet",
+        "transformer": "lora_transformer",
+        "text_encoder": "lora_te lora_te1 lora_prior_te lycoris_te lycoris_te1 lora_text_encoder lora_text_encoder_1",
+        "text_encoder_2": "lora_te2 lycoris_te2 lora_text_encoder_2",
+        "text_encoder_3": "lora_te3 lycoris_te3 lora_text_encoder_3",
+    }
 )
 """What tools call the networks in names with underscores."""
-_ROOTS = {
-    "lora_unet": "unet",
-    "lora_transformer": "transformer",
-    "lycoris": DENOISER,
-    "lycoris_unet": "unet",
-    **{f"{root}{end}": "text_encoder" for root in ("lora_te", "lycoris_te") for end in ("", "1")},
-    **{f"{root}{end}": f"text_encoder_{end}" for root in ("lora_te", "lycoris_te") for end in "23"},
-    **{f"lora_text_encoder{end}": f"text_encoder{end}".removesuffix("_1") for end in ("", "_1", "_2", "_3")},
-}
+_ROOT = re.compile(f"({'|'.join(sorted(_ROOTS, key=len, reverse=True))})_")
+_DOTTED = {name: name for name in NETWORKS} | _ROOTS
+_DOTTED |= _by_spelling(
+    {
+        DENOISER: "model.diffusion_model diffusion_model diffusion denoiser dit",
+        "text_encoder": "text_encoder_1 te te1 clip_l clip_h text_encoders.clip_l text_encoders.clip_h "
+        "cond_stage_model conditioner.embedders.0",
+        "text_encoder_2": "te2 clip_g text_encoders.clip_g conditioner.embedders.1",
+        "text_encoder_3": "te3 t5 t5xxl text_encoders.t5xxl",
+    }
+)
+"""What tools call the networks in names with dots. T5 is kohya's third text encoder, whatever its number in a base."""
 _UNDERSCORED = re.compile(r"_orig_mod_|module_|base_model_model_|model_diffusion_model_|diffusion_model_|model_")
 
 
@@ -168,10 +165,12 @@ _PREFIXES = sorted({*_SURE, *_UNSURE, *_DOTTED}, key=len, reverse=True)
 
 
 def _underscored(network: str, path: str) -> Iterator[Reading]:
-    yield Reading(network, path, has_dots=False)
-    while wrapper := _UNDERSCORED.match(path):
+    """Yield the readings of a name with underscores, of which some tools have one too many at its beginning or end."""
+    while True:
+        yield from (Reading(network, each, has_dots=False) for each in (path, path.strip("_")))
+        if (wrapper := _UNDERSCORED.match(path)) is None:
+            return
         path = path[wrapper.end() :]
-        yield Reading(network, path, has_dots=False)
 
 
 def file_path(path: str) -> str:
