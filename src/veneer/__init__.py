@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
     from veneer.verbs.evaluation_inputs import EvaluationOptions as EvaluationOptions
     from veneer.verbs.merge import merge_adapter as merge_adapter
+    from veneer.verbs.push import PushOptions as PushOptions
+    from veneer.verbs.push import push_adapter as push_adapter
     from veneer.verbs.resize import resize_adapter as resize_adapter
     from veneer.verbs.sample import SampleOptions as SampleOptions
     from veneer.verbs.sample import sample_adapter as sample_adapter
@@ -88,6 +90,7 @@ __all__ = [
     "LoraFactors",
     "LoraSpec",
     "Progress",
+    "PushOptions",
     "RankStudyOptions",
     "Resume",
     "RunConfig",
@@ -118,6 +121,7 @@ __all__ = [
     "merge",
     "merge_adapter",
     "prepare",
+    "push_adapter",
     "read_evaluation",
     "resize",
     "resize_adapter",
@@ -152,6 +156,8 @@ _HOMES = {
     "LoraFactors": "veneer.adapter.lora:LoraFactors",
     "RankStudyOptions": "veneer.study.ranks:RankStudyOptions",
     "SampleOptions": "veneer.verbs.sample:SampleOptions",
+    "PushOptions": "veneer.verbs.push:PushOptions",
+    "push_adapter": "veneer.verbs.push:push_adapter",
     "Progress": "veneer.cli.terminal.progress:Progress",
     "Resume": "veneer.run.resume:Resume",
     "RunConfig": "veneer.config.schema:RunConfig",

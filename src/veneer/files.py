@@ -25,6 +25,7 @@ __all__ = [
     "open_home",
     "open_regular",
     "opens_paths",
+    "public_name",
     "read_utf8",
     "remove_folder",
     "sync_folder",
@@ -159,6 +160,11 @@ def _check_regular(mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "something else")
         raise OSError(errno.EINVAL, f"it is {kind} and no regular file")
+
+
+def public_name(name: str, instead: str) -> str:
+    """Return a folder's or file's name as others may see it: not if it is empty, or the user's own."""
+    return instead if not name.strip(".") or name.lower() == Path.home().name.lower() else name
 
 
 def is_pickle(path: Path) -> bool:

@@ -13,7 +13,7 @@ from tests.errors import raises_code
 from veneer.config.document import read_yaml, write_yaml
 from veneer.config.load import CONFIG, LOG, load_config, write_config
 from veneer.config.override import set_key
-from veneer.config.paths import anchored, portable
+from veneer.config.paths import anchored, names_only, portable
 from veneer.config.schema import RunConfig
 
 TEXT = """base: ../models/sd
@@ -138,3 +138,24 @@ def test_what_is_no_path_stays(values: object) -> None:
 def test_a_text_with_a_name_for_a_home_is_left_to_the_schema(there: Path) -> None:
     values = read_yaml("data: {cache: ~/c, sources: [{path: ''}]}", "test").values
     assert anchored(values, there) == values
+
+
+def test_others_see_names_and_no_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/alice")
+    values = {
+        "base": "/models/sd.safetensors",
+        "data": {"sources": [{"path": "/home/alice"}, {"path": "sets/cats"}], "held_out": "/x/held", "cache": "~/c"},
+        "output": {"dir": "/home/alice/runs/cats"},
+        "train": {"max_steps": 3},
+    }
+    assert names_only(values) == {
+        "base": "sd.safetensors",
+        "data": {"sources": [{"path": "folder"}, {"path": "cats"}], "held_out": "held", "cache": "c"},
+        "output": {"dir": "cats"},
+        "train": {"max_steps": 3},
+    }
+    assert [names_only({"base": base})["base"] for base in ("bundled", "owner/name", "../x")] == [
+        "bundled",
+        "owner/name",
+        "x",
+    ]

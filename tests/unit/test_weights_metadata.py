@@ -14,6 +14,7 @@ from tests.adapters import adapter
 from veneer.adapter.lora import LoraFactors
 from veneer.config.load import build_config
 from veneer.data.manifest import Manifest, Sample
+from veneer.files import public_name
 from veneer.weights.metadata import (
     HISTORY,
     TABLE,
@@ -23,7 +24,6 @@ from veneer.weights.metadata import (
     common,
     completed,
     derived,
-    public_name,
     training_metadata,
 )
 

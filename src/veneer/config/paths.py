@@ -8,6 +8,7 @@ leaves beside its result has whole paths, but for what lies in the run's own fol
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
@@ -17,13 +18,15 @@ from veneer.config.document import Key
 from veneer.config.keys import dotted, schema_name, section_at
 from veneer.config.schema import OutputConfig
 from veneer.errors import UserError
+from veneer.files import public_name, user_path
 
-__all__ = ["BUNDLED", "anchored", "check_elsewhere", "portable", "set_default_output"]
+__all__ = ["BUNDLED", "anchored", "check_elsewhere", "names_only", "portable", "set_default_output"]
 
 BUNDLED = "bundled"
 """Name of the base that comes with Veneer, whatever lies under it."""
 _BASE = "base"
 """Key of a name that may be a path."""
+_HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
 def anchored(values: Any, folder: Path, key: Key = ()) -> Any:
@@ -47,15 +50,36 @@ def portable(values: Any, folder: Path) -> Any:
     return _with_paths(values, (), Path(), lambda path: _portable(Path(path), _whole(folder)))
 
 
-def _with_paths(values: Any, key: Key, folder: Path, change: Callable[[str], str]) -> Any:
+def names_only(values: Any) -> Any:
+    """Return values of a config as others may see them: of each path the last part, and a base's hub id."""
+    named = _with_paths(values, (), Path(), _public, lambda text, _, key: schema_name(key) in _path_keys())
+    base = str(named[_BASE])
+    if base != BUNDLED and (not _HUB_ID.fullmatch(base) or user_path(base).exists()):
+        named[_BASE] = _public(base)
+    return named
+
+
+def _public(path: str) -> str:
+    return public_name(Path(path).name, "folder")
+
+
+def _with_paths(
+    values: Any,
+    key: Key,
+    folder: Path,
+    change: Callable[[str], str],
+    is_path: Callable[[str, Path, Key], bool] | None = None,
+) -> Any:
     """Return values with each path changed; ``folder`` is where a base is looked for."""
+    is_path = is_path or _is_path
     if isinstance(values, dict):
         return {
-            name: _with_paths(value, (*key, *str(name).split(".")), folder, change) for name, value in values.items()
+            name: _with_paths(value, (*key, *str(name).split(".")), folder, change, is_path)
+            for name, value in values.items()
         }
     if isinstance(values, (list, tuple)):
-        return [_with_paths(value, (*key, place), folder, change) for place, value in enumerate(values)]
-    return change(values) if isinstance(values, str) and _is_path(values, folder, key) else values
+        return [_with_paths(value, (*key, place), folder, change, is_path) for place, value in enumerate(values)]
+    return change(values) if isinstance(values, str) and is_path(values, folder, key) else values
 
 
 def _is_path(text: str, folder: Path, key: Key) -> bool:

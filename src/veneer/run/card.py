@@ -11,11 +11,10 @@ from veneer.config.schema import RunConfig
 from veneer.evaluate.results import Score
 from veneer.family.protocol import Family
 from veneer.family.registry import BUNDLED
-from veneer.files import user_path
+from veneer.files import public_name, user_path
 from veneer.run.folder import GALLERY
 from veneer.weights.card import CardFacts, CardFile, model_card
 from veneer.weights.licenses import license_of
-from veneer.weights.metadata import public_name
 
 __all__ = ["run_card"]
 

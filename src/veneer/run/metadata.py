@@ -8,11 +8,11 @@ from veneer import __version__
 from veneer.adapter.protocol import AdapterWeights
 from veneer.data.preflight import read_prior
 from veneer.family.registry import BUNDLED
-from veneer.files import user_path
+from veneer.files import public_name, user_path
 from veneer.run.identity import BASE, Identity
 from veneer.run.preparation import TrainingInputs
 from veneer.weights.kohya_hashes import legacy_hash
-from veneer.weights.metadata import TrainingFacts, public_name, training_metadata
+from veneer.weights.metadata import TrainingFacts, training_metadata
 
 __all__ = ["file_metadata"]
 

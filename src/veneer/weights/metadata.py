@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from veneer.files import public_name
+
 if TYPE_CHECKING:  # a file's metadata is understood without torch
     from veneer.adapter.protocol import AdapterWeights
     from veneer.config.schema import RunConfig
@@ -33,7 +35,6 @@ __all__ = [
     "common",
     "completed",
     "derived",
-    "public_name",
     "training_metadata",
 ]
 
@@ -213,11 +214,6 @@ def _by_folder(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
             number += 1
         named[unique] = group
     return named
-
-
-def public_name(name: str, instead: str) -> str:
-    """Return a folder's or file's name as a file may tell it: not if it is empty, or the user's own."""
-    return instead if not name.strip(".") or name.lower() == Path.home().name.lower() else name
 
 
 def _buckets(facts: TrainingFacts) -> str:

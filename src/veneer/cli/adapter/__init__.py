@@ -7,11 +7,12 @@ import typer
 from veneer.cli.adapter.blend import blend
 from veneer.cli.adapter.info import info
 from veneer.cli.adapter.merge import merge
+from veneer.cli.adapter.push import push
 from veneer.cli.adapter.resize import resize
 from veneer.cli.adapter.verify import verify
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-for _verb in (info, verify, resize, blend, merge):
+for _verb in (info, verify, resize, blend, merge, push):
     app.command()(_verb)
