@@ -1,4 +1,4 @@
-"""Files of LyCORIS and peft: LoRA and DoRA of any kind are read to their own delta W, the rest called by name."""
+"""Files of LyCORIS and peft: what is read is read to its own delta W, the rest called by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import peft
 import pytest
 import torch
-from lycoris.modules import boft, diag_oft, dylora, full, glora, ia3, locon, loha, lokr, norms
+from lycoris.modules import dylora, locon
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -64,32 +64,6 @@ def test_dylora_is_written_as_a_lora(tmp_path: Path) -> None:
     torch.testing.assert_close(read.delta_weight(LINEAR.weight), expected)
 
 
-OTHERS: list[tuple[type[Any], nn.Module, dict[str, bool], str]] = [
-    (loha.LohaModule, LINEAR, {}, "LoHa"),
-    (loha.LohaModule, CONV, {"use_tucker": True}, "LoHa"),
-    (lokr.LokrModule, LINEAR, {}, "LoKr"),
-    (lokr.LokrModule, CONV, {"use_tucker": True}, "LoKr"),
-    (diag_oft.DiagOFTModule, LINEAR, {"rescaled": True}, "OFT"),
-    (boft.ButterflyOFTModule, LINEAR, {}, "BOFT"),
-    (glora.GLoRAModule, LINEAR, {}, "GLoRA"),
-    (ia3.IA3Module, LINEAR, {}, r"\(IA\)\^3"),
-    (full.FullModule, LINEAR, {}, "full difference"),
-]
-
-
-@pytest.mark.parametrize("case", range(len(OTHERS)))
-def test_lycoris_other_methods_are_called_by_name(case: int, tmp_path: Path) -> None:
-    kind, layer, options, title = OTHERS[case]
-    path = saved(kind("lora_unet_x", layer, 1.0, 4, 2.0, **options), tmp_path)
-    with raises_code("weights.unsupported_method", match=f"is of the method {title}, which is not read"):
-        load(path)
-
-
-def test_lycoris_norms_are_called_by_name(tmp_path: Path) -> None:
-    with raises_code("weights.unsupported_method", "trained norm"):
-        load(saved(norms.NormModule("lora_unet_x", NORM, 1.0), tmp_path))
-
-
 class Model(nn.Module):
     """Two layers of 64."""
 
@@ -103,11 +77,8 @@ class Model(nn.Module):
 
 
 PEFT: dict[str, tuple[str, dict[str, Any]]] = {
-    "LoHaConfig": ("LoHa", {}),
-    "LoKrConfig": ("LoKr", {}),
     "OFTConfig": ("OFT", {}),
     "BOFTConfig": ("BOFT", {}),
-    "IA3Config": (r"\(IA\)\^3", {"feedforward_modules": []}),
     "AdaLoraConfig": ("AdaLoRA", {"total_step": 10}),
     "VeraConfig": ("VeRA", {}),
     "HRAConfig": ("HRA", {}),

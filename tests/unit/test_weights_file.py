@@ -152,10 +152,19 @@ def test_refuses_a_tensor_it_does_not_know(tmp_path: Path, extra: str) -> None:
     assert message.startswith(f"tensor {extra} belongs to no adapter method that Veneer reads; it reads LoRA")
 
 
-@pytest.mark.parametrize("extra", ["unet.x.lora_B.bias", "unet.x.hada_w1_a"])
-def test_refuses_a_tensor_of_another_method(tmp_path: Path, extra: str) -> None:
+@pytest.mark.parametrize(
+    ("extra", "code"),
+    [
+        ("unet.x.lora_E", "weights.unsupported_method"),
+        ("unet.x.lora_embedding_A", "weights.unsupported_method"),
+        ("unet.x.hada_w1_a", "weights.mixed_parts"),
+        ("unet.x.oft_blocks", "weights.mixed_parts"),
+        ("unet.x.diff", "weights.mixed_parts"),
+    ],
+)
+def test_refuses_a_tensor_of_another_method(tmp_path: Path, extra: str, code: str) -> None:
     path = write(tmp_path / "x.safetensors", {**pair("unet.x"), extra: torch.ones(1)})
-    refused(path, "weights.unsupported_method")
+    refused(path, code)
 
 
 @pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora", "corda", "loftq"])

@@ -25,6 +25,7 @@ from veneer.weights.file import info, load
 from veneer.weights.formats.foreign import family_of, refuse_foreign
 from veneer.weights.formats.layers import LayerIndex
 from veneer.weights.formats.names import parse_name
+from veneer.weights.formats.parts import method_of
 from veneer.weights.formats.protocol import BaseNames
 
 DATA = Path(__file__).parents[1] / "data"
@@ -214,19 +215,52 @@ def test_of_two_layers_of_one_name_the_one_that_fits_is_meant(tmp_path: Path) ->
     assert list(load(tmp_path / "x.safetensors", networks).weights) == ["text_encoder_2.fc1"]
 
 
+READ: dict[str, list[str]] = {
+    "lora": ["lora_unet_x.lora_down.weight", "lora_unet_x.lora_up.weight", "lora_unet_x.scalar", "lora_unet_x.alpha"],
+    "dora": ["unet.x.lora_A.weight", "unet.x.lora_B.weight", "unet.x.lora_magnitude_vector"],
+    "loha": ["lora_unet_x.hada_w1_a", "lora_unet_x.hada_w1_b", "lora_unet_x.hada_t1", "lora_unet_x.alpha"],
+    "lokr": ["lora_unet_x.lokr_w1", "lora_unet_x.lokr_w2_a", "lora_unet_x.lokr_t2", "lora_unet_x.alpha"],
+    "doha": ["lora_unet_x.hada_w1_a", "lora_unet_x.dora_scale"],
+    "dokr": ["lora_unet_x.lokr_w1", "lora_unet_x.dora_scale"],
+    "oft": ["lora_unet_x.oft_blocks", "lora_unet_x.rescale", "lora_unet_x.alpha"],
+    "ia3": ["lora_unet_x.weight", "lora_unet_x.on_input"],
+    "ia3_of_peft": ["base_model.model.x.ia3_l"],
+    "glora": ["lora_unet_x.a1.weight", "x.a2.weight", "x.b1.weight", "x.b2.weight", "x.bm.weight", "lora_unet_x.alpha"],
+    "dylora": ["lora_unet_x.up_list.0", "lora_unet_x.down_list.0", "lora_unet_x.down_list.11", "lora_unet_x.alpha"],
+    "full": ["lora_unet_x.diff", "lora_unet_x.diff_b"],
+    "norm": ["lora_unet_x.w_norm", "lora_unet_x.b_norm"],
+}
+
+
+@pytest.mark.parametrize("method", READ)
+def test_the_method_is_told_by_its_parts(method: str) -> None:
+    parts = [parsed.part for name in READ[method] if (parsed := parse_name(name)) is not None]
+    assert len(parts) == len(READ[method]) == len(set(parts))
+    assert method_of("x", parts).method == method
+
+
+@pytest.mark.parametrize("bias", ["lora_unet_x.diff_b", "x.lora_B.bias", "x.lora_B.default.bias", "x_lora.up.bias"])
+@pytest.mark.parametrize("method", ["lora", "loha"])
+def test_a_bias_may_be_beside_a_method(method: str, bias: str) -> None:
+    parts = [parsed.part for name in (*READ[method], bias) if (parsed := parse_name(name)) is not None]
+    assert len(parts) == len(READ[method]) + 1
+    assert method_of("x", parts).method == method
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.weight", "x.weight", "unet.x.weight", "conv.scalar"])
+def test_plain_endings_count_behind_a_network_in_underscores_only(name: str) -> None:
+    assert parse_name(name) is None
+
+
 METHODS: dict[str, dict[str, tuple[int, ...]]] = {
-    "LoHa": {"lora_unet_x.hada_w1_a": (4, 2), "lora_unet_x.hada_w1_b": (2, 4), "lora_unet_x.alpha": ()},
-    "LoKr": {"lora_unet_x.lokr_w1": (4, 4), "lora_unet_x.lokr_w2_a": (4, 2), "lora_unet_x.alpha": ()},
-    "OFT": {"lora_unet_x.oft_blocks": (4, 8, 8), "lora_unet_x.alpha": ()},
-    "BOFT": {"lora_unet_x.oft_blocks": (3, 4, 8, 8), "lora_unet_x.alpha": ()},
-    "(IA)^3": {"lora_unet_x.weight": (4, 1), "lora_unet_x.on_input": ()},
-    "GLoRA": {"lora_unet_x.a1.weight": (4, 2), "lora_unet_x.b2.weight": (2, 4), "lora_unet_x.alpha": ()},
-    "DyLoRA": {"lora_unet_x.up_list.0": (4, 1), "lora_unet_x.down_list.0": (1, 4), "lora_unet_x.alpha": ()},
-    "full difference": {"lora_unet_x.diff": (4, 4), "lora_unet_x.diff_b": (4,)},
-    "trained norm": {"lora_unet_x.w_norm": (4,), "lora_unet_x.b_norm": (4,)},
     "AdaLoRA": {"base_model.model.x.lora_A": (2, 4), "base_model.model.x.lora_E": (2, 1)},
     "VeRA": {"base_model.model.x.vera_lambda_b": (4,), "base_model.model.x.vera_lambda_d": (2,)},
-    "LoRA with trained biases": {"unet.x.lora_A.weight": (2, 4), "unet.x.lora_B.bias": (4,)},
+    "BOFT of peft": {"base_model.model.x.boft_R": (1, 4, 8, 8), "base_model.model.x.boft_s": (32, 1)},
+    "OFT of peft or OneTrainer": {"base_model.model.x.oft_R.weight": (4, 28)},
+    "OFT of FLUX in kohya's trainer": {"oft_unet_x.oft_blocks.0": (4, 8, 8), "oft_unet_x.oft_blocks.1": (4, 8, 8)},
+    "T-LoRA": {"lora_unet_x.q_layer.weight": (4, 8), "lora_unet_x.lambda_layer": (1, 4)},
+    "LoRA of embeddings": {"base_model.model.x.lora_embedding_A": (4, 8)},
+    "full difference": {"diffusion_model.x.diff_m": (4,)},
     "FourierFT": {"base_model.model.x.fourierft_spectrum": (100,)},
     "RandLoRA": {"base_model.model.x.randlora_lambda": (4, 2)},
     "prompt tuning": {"prompt_embeddings": (8, 700)},

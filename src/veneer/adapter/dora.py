@@ -25,7 +25,7 @@ from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in
 from veneer.adapter.protocol import Folding, InjectedLayer, Layer, LayerAdapter, Method, WeightedLayer, refitted
 from veneer.errors import UserError
 
-__all__ = ["DORA", "DoraFactors", "DoraSpec", "merged_weight", "weight_norm"]
+__all__ = ["DORA", "DoraFactors", "DoraSpec", "merged_weight", "normalised", "weight_norm"]
 
 
 @dataclass(frozen=True)
@@ -281,8 +281,12 @@ def merged_weight(weight: Tensor, factors: DoraFactors) -> Tensor:
         weight: W0.
         factors: in the dtype and on the device of the weight.
     """
-    direction = weight + delta_weight(factors.lora)
-    return factors.magnitude / _safe(weight_norm(direction, factors.axis)) * direction
+    return normalised(weight + delta_weight(factors.lora), factors.magnitude, factors.axis)
+
+
+def normalised(direction: Tensor, magnitude: Tensor, axis: int) -> Tensor:
+    """Return a weight whose slices along an axis have the directions of one weight's and given magnitudes."""
+    return magnitude / _safe(weight_norm(direction, axis)) * direction
 
 
 def _safe(norm: Tensor) -> Tensor:

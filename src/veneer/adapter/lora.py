@@ -27,6 +27,7 @@ from veneer.adapter.protocol import (
     WeightedLayer,
     refitted,
 )
+from veneer.adapter.stored import number_in
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 from veneer.rng import torch_generator
@@ -273,7 +274,8 @@ class LoraFactors:
         """Return the factors that a file has.
 
         Args:
-            parts: A, B, perhaps alpha, and perhaps the core of a Tucker decomposition between A and B.
+            parts: A, B, perhaps alpha, perhaps the core of a Tucker decomposition between A and B, and perhaps the
+                scalar that LyCORIS multiplies by where it is told to.
             settings: peft's config of the layer, which tells the strength; None: alpha does, and without it is r.
 
         Raises:
@@ -283,8 +285,9 @@ class LoraFactors:
         check_names(parts)
         down, up = _without_core(parts) if "mid" in parts else (parts["down"], parts["up"])
         rank = down.shape[0] if down.ndim else 0
-        alpha = parts.get("alpha")
-        return LoraFactors(down, up, alpha_in(None if alpha is None else alpha.flatten(), settings, rank))
+        told = parts.get("alpha")
+        alpha = alpha_in(None if told is None else told.flatten(), settings, rank)
+        return LoraFactors(down, up, alpha * number_in("scalar", parts["scalar"]) if "scalar" in parts else alpha)
 
     def folded(self) -> LoraFactors:
         """Return the same LoRA with its strength in B and alpha = r."""

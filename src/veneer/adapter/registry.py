@@ -7,15 +7,27 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from veneer.adapter.biased import biased_method
+from veneer.adapter.boft import BOFT
+from veneer.adapter.decomposed import DOHA, DOKR
 from veneer.adapter.dora import DORA
+from veneer.adapter.dylora import DYLORA
+from veneer.adapter.full import FULL, NORM
+from veneer.adapter.glora import GLORA
+from veneer.adapter.ia3 import IA3, IA3_OF_PEFT
+from veneer.adapter.loha import LOHA
+from veneer.adapter.lokr import LOKR
 from veneer.adapter.lora import LORA
+from veneer.adapter.oft import OFT
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, LayerAdapter, Method
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 
 __all__ = ["METHODS", "TRAINED", "Networks", "from_tensors", "specs_of", "to_tensors"]
 
-METHODS: Mapping[str, Method] = {method.name: method for method in (LORA, DORA)}
+_METHODS = (LORA, DORA, LOHA, LOKR, DOHA, DOKR, OFT, BOFT, GLORA, IA3, IA3_OF_PEFT, FULL, NORM, DYLORA)
+_BY_NAME = {method.name: method for method in _METHODS}
+METHODS: Mapping[str, Method] = {method.name: method for method in (*_METHODS, biased_method(_BY_NAME))}
 """Each method by its name."""
 TRAINED: Mapping[str, Method] = {name: method for name, method in METHODS.items() if method.spec is not None}
 """Those that are trained here, by their value of ``adapter.method``."""

@@ -149,8 +149,15 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Refuse tensors that are not numbers to compute with.
 
+    An alpha may be infinite: a LoKr of two whole matrices has none that counts, and LyCORIS writes the rank for it,
+    which people set to a million, which float16 does not hold. Whoever asks for alpha refuses one that is infinite.
+
     Raises:
         UserError: the first that holds NaN or infinity.
     """
-    if (name := first_not_finite(tensors)) is not None:
+    if (name := first_not_finite({n: t for n, t in tensors.items() if not _is_unasked(n, t)})) is not None:
         raise not_finite(name, path)
+
+
+def _is_unasked(name: str, tensor: Tensor) -> bool:
+    return name.endswith(".alpha") and tensor.numel() == 1 and bool(tensor.isinf().all())

@@ -45,6 +45,7 @@ _FORMAT_KEYS = frozenset({METADATA_KEY, NETWORK_KEY, RECORD_KEY, "format"})
 """Keys of a file's metadata that belong to a format: those of ``registry.METADATA_KEYS``, which takes torch."""
 _RECORDED_HASH = "sshs_model_hash"
 _WITHOUT_TORCH = ("lora", "dora")
+_PARTS_WITHOUT_TORCH = {"down", "up", "mid", "alpha", "magnitude", "dora_scale"}
 _THREADS = 2  # that read layers: numpy leaves Python's lock while it computes
 
 
@@ -257,7 +258,7 @@ def _layers(file: TensorsFile, names: Mapping[str, TensorName]) -> tuple[LayerIn
         parts = by_layer(names)
         methods = {layer: method_of(layer, own).method for layer, own in parts.items()}
     places = {name.layer: place_of(name.layer, name.format) for name in names.values()}
-    if set(methods.values()) <= set(_WITHOUT_TORCH):
+    if set(methods.values()) <= set(_WITHOUT_TORCH) and all(set(own) <= _PARTS_WITHOUT_TORCH for own in parts.values()):
         found = _lora_layers(file, parts, settings_of, places)
     else:
         found = _torch_layers(file, places)

@@ -122,7 +122,8 @@ def open_tensors(path: Path) -> Iterator[TensorsFile]:
 def check_floating(header: Header, path: Path) -> None:
     """Refuse tensors that are not of floating point numbers.
 
-    An alpha may be an integer: kohya's trainer keeps the number as the user gave it, whose default is 1.
+    An alpha may be an integer: kohya's trainer keeps the number as the user gave it, whose default is 1. So is what
+    LyCORIS tells by 0 or 1.
 
     Raises:
         UserError: the first that is not.
@@ -143,8 +144,8 @@ def not_finite(name: str, path: Path) -> UserError:
 
 
 def _is_alpha(name: str) -> bool:
-    """Return whether a tensor is the number that an adapter's strength is told by."""
-    return name.endswith((".alpha", ".lora_alpha"))
+    """Return whether a tensor is one number that an adapter is told by, such as its strength."""
+    return name.endswith((".alpha", ".lora_alpha", ".on_input"))
 
 
 def _refuse_empty(header: Header, path: Path) -> None:

@@ -43,7 +43,7 @@ class DiffusersFormat:
         networks: dict[str, dict[str, LayerAdapter]] = {}
         for path, adapter in ((path, fold(adapter)) for path, adapter in weights.items()):
             network, _, rest = memory_path(path).partition(".")
-            named = named_tensors(file_path(path), adapter, peft_naming(network, adapter))
+            named = named_tensors(file_path(path), adapter, peft_naming(network, adapter, self.name))
             assert not tensors.keys() & named.keys(), "a layer is named twice, with text_model. and without"
             tensors |= named
             networks.setdefault(network, {})[rest] = adapter

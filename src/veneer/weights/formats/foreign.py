@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from veneer.adapter.part_names import PART_NAMES
+from veneer.adapter.part_names import titles
 from veneer.errors import UserError
 from veneer.weights.formats.contents import TOKEN_NAMES, content_of
 from veneer.weights.formats.names import has_root, parse_name
@@ -20,30 +20,28 @@ __all__ = ["Shapes", "family_of", "is_adapter", "refuse_foreign"]
 Shapes = Mapping[str, tuple[int, ...]]
 """The shape of each tensor by its name."""
 
-_READ = " and ".join(names.title for names in PART_NAMES.values())
 _TOKENS = "textual inversion"
 _TOKEN_WIDTHS = (768, 1024, 1280, 2048, 4096)
 """How many numbers a token has in the text encoders that people train tokens of."""
-_BUTTERFLY_AXES = 4  # LyCORIS calls the blocks of OFT (3 axes) and of BOFT by one name
 _NO_MERGE = {
     _TOKENS: "it is loaded beside a base, and trains no layer",
     "hypernetwork": "it is computed beside the layers, and cannot be merged",
     "prompt tuning": "it is loaded beside a base, and trains no layer",
 }
 _METHODS: tuple[tuple[str, str], ...] = (
-    ("LoHa", r"[._]hada_(?:w[12](?:_[ab])?|t[12])\b"),
-    ("LoKr", r"[._]lokr_(?:w[12](?:_[ab])?|t[12])\b"),
-    ("BOFT", r"[._]boft_\w+"),
-    ("OFT", r"[._]oft_\w+|\.(?:vec|rescale)$"),
-    ("(IA)^3", r"\.on_input$|[._]ia3_\w+"),
-    ("GLoRA", r"\.(?:a[12]|b[12]|bm[12])\.weight$|[._]glora_\w+"),
-    ("DyLoRA", r"\.(?:up|down)_list\.\d+"),
+    ("LoKr", r"[._]lokr_t1\b"),
+    ("BOFT of peft", r"[._]boft_\w+"),
+    ("OFT of peft or OneTrainer", r"[._]oft_R\b|\.scaled_oft$"),
+    ("OFT of FLUX in kohya's trainer", r"\.oft_blocks\.\d+$"),
+    ("OFT", r"[._]oft_\w+|\.vec$"),
+    ("(IA)^3", r"[._]ia3_\w+"),
+    ("GLoRA", r"[._]glora_\w+"),
+    ("T-LoRA", r"\.lambda_layer$|\.[pq]_layer\.weight$"),
     ("AdaLoRA", r"\.lora_E\b|\.ranknum\b"),
     ("VeRA", r"[._]p?vera_\w+"),
-    ("LoRA with trained biases", r"\.lora_(?:B|up)(?:\.[^.]+)?\.bias$|[._]lora(?:_linear_layer)?\.up\.bias$"),
     ("LoRA of embeddings", r"\.lora_embedding_[AB]\b"),
-    ("trained norm", r"\.[wb]_norm$|[._]ln_tuning_\w+"),
-    ("full difference", r"\.diff(?:_[bm])?$|\.set_weight$"),
+    ("trained norms of peft", r"[._]ln_tuning_\w+"),
+    ("full difference", r"\.diff_m$|\.set_weight$"),
     ("reshaped LoRA", r"\.reshape_weight$"),
     ("hypernetwork", r"^\d{3,4}\.[01]\.linear|^hypernet"),
     (_TOKENS, TOKEN_NAMES),
@@ -121,10 +119,10 @@ def refuse_foreign(shapes: Shapes, unread: Sequence[str]) -> None:
         what = (
             f"is of the method {title}, which is not read: {count} of its {len(shapes)} tensors, such as {shown(first)}"
         )
-        raise UserError(what, code="weights.unsupported_method", remedy=f"Veneer reads {_READ}; {_remedy(title)}")
+        raise UserError(what, code="weights.unsupported_method", remedy=f"Veneer reads {titles()}; {_remedy(title)}")
     if unread and len(unread) == len(shapes) and (content := content_of(unread)) is not None:
         what = f"is {content.title} and no adapter: it has tensors such as {shown(unread[0])}"
-        raise UserError(what, code="weights.not_an_adapter", remedy=f"name the file of a {_READ.replace('and', 'or')}")
+        raise UserError(what, code="weights.not_an_adapter", remedy=f"name the file of an adapter: {titles('or')}")
 
 
 def is_adapter(name: str) -> bool:
@@ -158,8 +156,7 @@ def _method_of(name: str, shape: tuple[int, ...], are_tokens: bool) -> str | Non
     """
     if are_tokens and _is_token(name, shape):
         return _TOKENS
-    title = _method_by_name(name)
-    return "BOFT" if title == "OFT" and len(shape) == _BUTTERFLY_AXES else title
+    return _method_by_name(name)
 
 
 def _method_by_name(name: str) -> str | None:

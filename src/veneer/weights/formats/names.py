@@ -39,6 +39,8 @@ _ADAPTER_NAME = r"(?:\.(?!(?:weight|bias|alpha)$)[^.]+)?"
 _PARTS = {part: pattern for names in PART_NAMES.values() for part, pattern in names.spellings.items()}
 _ENDING = "|".join(f"(?P<{part}>{pattern.replace('NAME', _ADAPTER_NAME)})" for part, pattern in _PARTS.items())
 _NAME_END = re.compile(f"(?:{_ENDING})$")
+_ROOTED = {part for names in PART_NAMES.values() for part in names.rooted}
+_LISTS = {part for names in PART_NAMES.values() for part in names.lists}
 _LONGEST_ENDING = 120  # characters: the end of a name in which its ending is looked for
 _INNER = re.compile(
     r"\.(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_layer|processor|lora)(?=\.|$)"
@@ -87,7 +89,7 @@ class TensorName:
 
     Attributes:
         layer: the file's name for the layer, without the wrappers that it surely has.
-        part: which part of an adapter it is, as ``Method.endings`` calls it.
+        part: which part of an adapter it is, as ``Method.endings`` calls it; of a list with its place: ``part.0``.
         format: the format whose names are like it.
     """
 
@@ -118,8 +120,12 @@ def parse_name(name: str) -> TensorName | None:
     found = _NAME_END.search(name, max(1, len(name) - _LONGEST_ENDING))
     if found is None or found.lastgroup is None:
         return None
-    head = name[: found.start()]
-    return TensorName(_plain(head), found.lastgroup, _format_of(head))
+    head, part = name[: found.start()], found.lastgroup
+    if part in _ROOTED and not has_root(name):
+        return None
+    if part in _LISTS:
+        part += name[name.rindex(".") :]
+    return TensorName(_plain(head), part, _format_of(head))
 
 
 def has_root(name: str) -> bool:

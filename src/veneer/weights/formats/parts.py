@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from veneer.adapter.part_names import PART_NAMES, PartNames
+from veneer.adapter.part_names import BIASED, PART_NAMES, PartNames, titles
 from veneer.errors import UserError
 from veneer.weights.formats.names import TensorName, parse_name
 
@@ -47,7 +47,7 @@ def require_known(names: Mapping[str, TensorName | None]) -> dict[str, TensorNam
     """
     if (unread := next((name for name, parsed in names.items() if parsed is None), None)) is not None:
         what = f"tensor {unread} belongs to no adapter method that Veneer reads"
-        remedy = f"it reads {' and '.join(method.title for method in PART_NAMES.values())}"
+        remedy = f"it reads {titles()}"
         raise UserError(what, code="weights.unknown_tensor", remedy=remedy)
     return {name: parsed for name, parsed in names.items() if parsed is not None}
 
@@ -72,16 +72,22 @@ def method_of(layer: str, parts: Collection[str]) -> PartNames:
 
     Args:
         layer: the file's name for the layer.
-        parts: that the file has of it.
+        parts: that the file has of it; among them may be a bias beside those of the method.
 
     Raises:
         UserError: no method has all of them.
     """
-    fitting = [names for names in PART_NAMES.values() if names.spellings.keys() >= set(parts)]
+    told = {part.partition(".")[0] for part in parts}
+    fitting = _having(told) or _having(told - BIASED.spellings.keys())
     if not fitting:
         what = f"{layer} has {', '.join(sorted(parts))}, which belong to different methods"
         raise UserError(what, code="weights.mixed_parts", remedy="save one method a layer")
     return min(fitting, key=lambda names: len(names.spellings))
+
+
+def _having(parts: set[str]) -> list[PartNames]:
+    """Return the methods that have all of these parts."""
+    return [names for names in PART_NAMES.values() if names.spellings.keys() >= parts]
 
 
 def check_settings(method: PartNames, settings: Settings) -> None:
@@ -120,6 +126,10 @@ def _check_markers(method: PartNames, settings: Settings) -> None:
                 f"its tensors are of a {method.title}, but its config says {marker}={settings.get(marker, False)!s:.20}"
             )
             raise UserError(what, code="weights.config_contradicts")
+    kind = settings.get("peft_type", method.peft_type)
+    if kind != method.peft_type:
+        what = f"its tensors are of a {method.title}, but its config says peft_type={kind!s:.20}"
+        raise UserError(what, code="weights.config_contradicts")
 
 
 def _check_start(settings: Settings) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from veneer.adapter.part_names import PART_NAMES, titles
 from veneer.errors import UserError
 from veneer.files import open_regular
 from veneer.weights.formats.names import NETWORKS, TensorName
@@ -55,9 +56,9 @@ def _config(path: Path, names: Collection[TensorName], metadata: Mapping[str, st
     if not any(name.format == "peft" and name.layer not in with_alpha for name in names):
         return None
     config = parse_config(_config_beside(path))
-    if (kind := config.get(_TYPE, "LORA")) != "LORA":
+    if (kind := config.get(_TYPE, "LORA")) not in {each.peft_type for each in PART_NAMES.values() if each.peft_type}:
         what = f"{CONFIG_NAME} beside it says that it is of the method {kind!s:.40}"
-        raise UserError(what, code="weights.unsupported_method", remedy="Veneer reads LoRA and DoRA")
+        raise UserError(what, code="weights.unsupported_method", remedy=f"Veneer reads {titles()}")
     return config
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
-from veneer.adapter.part_names import PART_NAMES
+from veneer.adapter.biased import BIAS_PARTS, with_bias
+from veneer.adapter.part_names import BIASED
 from veneer.adapter.protocol import LayerAdapter
 from veneer.adapter.registry import METHODS
 from veneer.errors import UserError
@@ -26,11 +28,15 @@ def adapter_of(layer: str, parts: Mapping[str, Tensor], settings_of: Callable[[s
     Raises:
         UserError: a part is missing or does not fit, or the config contradicts the tensors.
     """
-    method = METHODS[method_of(layer, parts).method]
+    names = method_of(layer, parts)
+    bias = {part: parts[part] for part in parts if part in BIAS_PARTS and part not in names.spellings}
+    markers = {**names.peft_markers, **(BIASED.peft_markers if "up_bias" in bias else {})}
     with in_layer(layer):
         settings = settings_of(layer)
-        check_settings(PART_NAMES[method.name], settings or {})
-        return method.from_file(parts, settings)
+        check_settings(replace(names, peft_markers=markers), settings or {})
+        rest = {part: tensor for part, tensor in parts.items() if part not in bias}
+        adapter = METHODS[names.method].from_file(rest, settings)
+        return with_bias(adapter, bias) if bias else adapter
 
 
 def named_tensors(layer: str, adapter: LayerAdapter, naming: str) -> dict[str, Tensor]:
@@ -53,12 +59,13 @@ def named_tensors(layer: str, adapter: LayerAdapter, naming: str) -> dict[str, T
     return {f"{layer}.{endings[part]}": tensor for part, tensor in adapter.file_parts(naming).items()}
 
 
-def peft_naming(network: str, adapter: LayerAdapter) -> str:
+def peft_naming(network: str, adapter: LayerAdapter, of: str = "peft") -> str:
     """Return how files with peft's names call a layer's tensors: transformers, which loads text encoders, has its own.
 
     Args:
         network: that the layer is in.
         adapter: of the layer.
+        of: the format; diffusers' has fewer methods than peft's.
     """
     is_text_encoder = network.startswith("text_encoder")
-    return "transformers" if is_text_encoder and "transformers" in adapter.method.endings else "peft"
+    return "transformers" if is_text_encoder and "transformers" in adapter.method.endings else of

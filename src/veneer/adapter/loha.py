@@ -1,0 +1,136 @@
+"""LoHa (Hyeon-Woo et al. 2021, FedPara; LyCORIS): ``delta W = (alpha/r) (A1 B1) * (A2 B2)``, entry by entry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from veneer.adapter.part_names import PART_NAMES
+from veneer.adapter.protocol import Method
+from veneer.adapter.stored import StoredAdapter, alpha_in, bad_factors, check_parts, same_but_kernel
+
+__all__ = ["LOHA", "LohaFactors"]
+
+_FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
+_CORES = ("hada_t1", "hada_t2")
+_AT_ONCE = 2**22  # numbers of delta W that are made at a time where only its size is wanted
+
+
+@dataclass(frozen=True, eq=False)
+class LohaFactors(StoredAdapter):
+    """One layer's LoHa.
+
+    ``hada_w1_a`` (out, r) and ``hada_w1_b`` (r, in) or (r, in kh kw), and ``hada_w2_a``, ``hada_w2_b`` alike. With the
+    cores ``hada_t1`` and ``hada_t2`` (r, r, kh, kw) of a Tucker decomposition, (r, out) and (r, in).
+    """
+
+    NUMBERS: ClassVar[tuple[str, ...]] = ("alpha",)
+
+    def check(self) -> None:
+        """Refuse factors that do not fit together."""
+        first, second = (self._half_shape(half) for half in "12")
+        ranks = {self.tensors[f"hada_w{half}_b"].shape[0] for half in "12"}
+        if None in (first, second) or first != second or len(ranks) > 1:
+            shapes = ", ".join(f"{part} {tuple(self.tensors[part].shape)}" for part in self.tensors)
+            raise bad_factors(f"{shapes} are not the factors of a LoHa")
+
+    def _half_shape(self, half: str) -> tuple[int, ...] | None:
+        """Return the shape of a half of the product; None: its factors do not fit together."""
+        a, b, core = (self.tensors.get(name) for name in (f"hada_w{half}_a", f"hada_w{half}_b", f"hada_t{half}"))
+        assert a is not None and b is not None
+        if core is not None:
+            fits = a.ndim == b.ndim == 2 and core.ndim == 4 and tuple(core.shape[:2]) == (a.shape[0], b.shape[0])
+            return (a.shape[1], b.shape[1], *core.shape[2:]) if fits else None
+        return (a.shape[0], *b.shape[1:]) if a.ndim == 2 and b.ndim >= 2 and a.shape[1] == b.shape[0] else None
+
+    @property
+    def method(self) -> Method:
+        """The method: LoHa."""
+        return LOHA
+
+    @property
+    def told_shape(self) -> tuple[int, ...]:
+        """(out, in), (out, in kh kw) or (out, in, kh, kw)."""
+        shape = self._half_shape("1")
+        assert shape is not None
+        return shape
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether it can change a weight of a shape."""
+        return len(shape) > 1 and same_but_kernel(self.told_shape, shape)
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.tensors["hada_w1_b"].shape[0]
+
+    @property
+    def scale(self) -> float:
+        """The factor alpha/r."""
+        return self.numbers["alpha"] / self.rank
+
+    @property
+    def hyperparameters(self) -> Mapping[str, float]:
+        """Rank and alpha."""
+        return {"rank": self.rank, "alpha": self.numbers["alpha"]}
+
+    @staticmethod
+    def from_file(parts: Mapping[str, Tensor], settings: Mapping[str, Any] | None) -> LohaFactors:
+        """Return the factors that a file has, of LyCORIS or of peft.
+
+        Raises:
+            UserError: a part is missing or does not fit, or the config contradicts the parts.
+        """
+        check_parts(parts, _FACTORS if not any(core in parts for core in _CORES) else (*_FACTORS, *_CORES))
+        tensors = {part: parts[part] for part in (*_FACTORS, *_CORES) if part in parts}
+        rank = parts["hada_w1_b"].shape[0] if parts["hada_w1_b"].ndim else 1
+        return LohaFactors(tensors, {"alpha": alpha_in(parts, settings, rank)})
+
+    def peft_settings(self) -> dict[str, Any]:
+        """Return rank and alpha."""
+        return {"r": self.rank, "alpha": self.numbers["alpha"]}
+
+    def delta_weight(self, weight: Tensor) -> Tensor:
+        """Return delta W; the base's weight does not matter."""
+        return self._delta().reshape(self.shape)
+
+    def squared_norm(self, weight: Tensor | None = None) -> float:
+        """Return |delta W|^2; no more of delta W is made at a time than some megabytes."""
+        wide = self.to(self.tensors["hada_w1_a"].device, torch.float64)
+        return sum(float(piece._delta().square().sum()) for piece in wide._pieces())
+
+    def _delta(self) -> Tensor:
+        return self._half("1") * self._half("2") * self.scale
+
+    def _half(self, half: str) -> Tensor:
+        """Return A B, or A (core B) of a Tucker decomposition (LyCORIS, ``HadaWeight`` and ``HadaWeightTucker``)."""
+        a, b, core = (self.tensors.get(name) for name in (f"hada_w{half}_a", f"hada_w{half}_b", f"hada_t{half}"))
+        assert a is not None and b is not None
+        if core is not None:
+            return torch.einsum("ijkl,jr,ip->prkl", core, b, a)
+        return (a @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:])
+
+    def _pieces(self) -> Iterator[LohaFactors]:
+        """Yield the adapters of some outputs each, all outputs together."""
+        out, *rest = self.told_shape
+        step, axis = max(1, _AT_ONCE // math.prod(rest)), 1 if "hada_t1" in self.tensors else 0
+        for start in range(0, out, step):
+            own = {f"hada_w{half}_a": self.tensors[f"hada_w{half}_a"] for half in "12"}
+            cut = {part: tensor.narrow(axis, start, min(step, out - start)) for part, tensor in own.items()}
+            yield LohaFactors({**self.tensors, **cut}, self.numbers)
+
+
+LOHA = Method(
+    names=PART_NAMES["loha"],
+    is_additive=True,
+    is_mergeable=True,
+    spec=None,
+    from_state=LohaFactors.from_state,
+    from_file=LohaFactors.from_file,
+    row_parts={"hada_w1_a": None, "hada_w2_a": None},
+)
