@@ -61,7 +61,7 @@ if TYPE_CHECKING:
     from veneer.verbs.blend import blend_adapters as blend_adapters
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
     from veneer.verbs.evaluation_inputs import EvaluationOptions as EvaluationOptions
-    from veneer.verbs.merge import merge_adapter as merge_adapter
+    from veneer.verbs.merge import merge_adapters as merge_adapters
     from veneer.verbs.push import PushOptions as PushOptions
     from veneer.verbs.push import push_adapter as push_adapter
     from veneer.verbs.resize import resize_adapter as resize_adapter
@@ -119,7 +119,7 @@ __all__ = [
     "load_study",
     "make_plan",
     "merge",
-    "merge_adapter",
+    "merge_adapters",
     "prepare",
     "push_adapter",
     "read_evaluation",
@@ -190,7 +190,7 @@ _HOMES = {
     "load_base": "veneer.family.loading:load_base",
     "make_plan": "veneer.plan.assessment:make_plan",
     "merge": "veneer.adapter.merge:merge",
-    "merge_adapter": "veneer.verbs.merge:merge_adapter",
+    "merge_adapters": "veneer.verbs.merge:merge_adapters",
     "resize": "veneer.adapter.resize:resize",
     "resize_adapter": "veneer.verbs.resize:resize_adapter",
     "prepare": "veneer.engine.memory_levels:prepare",

@@ -29,7 +29,7 @@ from veneer.run.folder import BEST
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
 from veneer.train.events import Finished, StepDone
-from veneer.verbs.merge import merge_adapter
+from veneer.verbs.merge import merge_adapters
 from veneer.verbs.resize import resize_adapter
 from veneer.verbs.sample import SampleOptions, sample_adapter
 from veneer.verbs.verify import verify_adapter
@@ -135,7 +135,7 @@ def test_it_paints_and_is_merged_for_good(run: RunConfig, tiny_base: Path, tmp_p
         sample_adapter(run.output.dir, ["a red cross"], tmp_path / name, options=SampleOptions(steps=2, scale=scale))
         for name, scale in (("one", 1.0), ("zero", 0.0))
     )
-    merged = merge_adapter(run.output.dir, tmp_path / "merged")
+    merged = merge_adapters([(run.output.dir, 1.0)], tmp_path / "merged").path
     before, after = (load_family(str(base)).networks for base in (tiny_base, merged))
     changed = set()
     for prefix, network in before.items():

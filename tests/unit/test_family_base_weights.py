@@ -13,9 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.bases import write_flux_file, write_tiny_flux
 from tests.errors import raises_code
+from veneer.adapter.layers import bias_of, weighted_layers_of
 from veneer.family.base_weights import BaseWeights
+from veneer.family.registry import load_family
 from veneer.family.shards import WeightsFile
 from veneer.family.single_file_layout import Place
+from veneer.weights.formats.fused import Slice
+from veneer.weights.formats.protocol import BaseNames
 
 LAYER = "transformer.single_transformer_blocks.1.attn.to_k"
 FUSED = "single_blocks.1.linear1"
@@ -165,6 +169,30 @@ def test_a_file_that_becomes_shorter_is_told(tmp_path: Path) -> None:
         file.read("b")
 
 
-def test_the_shape_of_a_place() -> None:
-    assert Place("x", ((4, 6), (0, 1))).shape((8, 3)) == (3, 3)
-    assert Place("x", is_transposed=True).shape((8, 3)) == (3, 8)
+@pytest.mark.parametrize("rows", [None, Slice("x", 2, 3, 8), Slice("x", 6, 4, 8)])
+@pytest.mark.parametrize("is_transposed", [False, True])
+def test_what_is_put_into_a_place_is_taken_from_it(rows: Slice | None, is_transposed: bool) -> None:
+    place, stored = Place("x", rows, is_transposed), torch.randn(8, 3)
+    weight = torch.randn(place.shape((8, 3)))
+    before = stored.clone()
+    place.put(weight, stored)
+    assert torch.equal(place.take(stored), weight)
+    assert int((stored != before).sum()) == weight.numel()
+
+
+def test_networks_without_weights_have_the_base_s_layers(tiny_base: Path) -> None:
+    base, family = BaseWeights.open(str(tiny_base)), load_family(str(tiny_base))
+    found, own = weighted_layers_of(base.networks()), weighted_layers_of(family.networks)
+    assert found.keys() == own.keys()
+    for path, layer in own.items():
+        assert found[path].weight.is_meta and found[path].weight.shape == layer.weight.shape
+        assert (bias_of(found[path]) is None) == (bias_of(layer) is None)
+    assert base.networks().key_names == BaseNames.of(family.networks).key_names
+
+
+def test_a_single_file_says_what_its_layers_are_called(tiny_flux: Path, tmp_path: Path) -> None:
+    base = BaseWeights.open(str(write_flux_file(tiny_flux, tmp_path / "flux.safetensors", "model.diffusion_model.")))
+    names = base.networks().key_names["native"]
+    assert names[LAYER] == Slice("transformer.single_blocks.1.linear1", 32, 32, 224)
+    assert names["transformer.norm_out.linear"] == Slice("transformer.final_layer.adaLN_modulation.1", 32, 64, 64)
+    assert names["transformer.x_embedder"] == "transformer.img_in"

@@ -28,7 +28,7 @@ from veneer.run.session import run_training
 from veneer.train.events import StepDone
 from veneer.verbs.evaluate import evaluate_adapter
 from veneer.verbs.evaluation_inputs import EvaluationOptions
-from veneer.verbs.merge import merge_adapter
+from veneer.verbs.merge import merge_adapters
 from veneer.verbs.sample import SampleOptions, sample_adapter
 from veneer.weights.file import FILE_NAME, load
 
@@ -165,7 +165,7 @@ def test_it_is_scored(run: RunConfig, base: Path) -> None:
 def test_it_is_painted_with_and_merged_to_the_same_picture(run: RunConfig, tmp_path: Path) -> None:
     options = SampleOptions(steps=2)
     (own,) = sample_adapter(run.output.dir, ["a red cross"], tmp_path / "own", options=options)
-    merged = merge_adapter(run.output.dir, tmp_path / "merged")
+    merged = merge_adapters([(run.output.dir, 1.0)], tmp_path / "merged").path
     family = load_family(str(merged))
     assert family.name == "sdxl"
     from veneer.sample.generate import generate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -11,7 +12,20 @@ import typer
 from veneer.errors import UserError
 from veneer.files import open_home, user_path
 
-__all__ = ["AdapterFile", "Base", "Scale", "ToFormat", "parse_model", "parse_path", "refuse_unused"]
+__all__ = [
+    "NUMBER",
+    "AdapterFile",
+    "Base",
+    "Scale",
+    "ToFormat",
+    "parse_model",
+    "parse_path",
+    "parse_weighted",
+    "refuse_unused",
+]
+
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+"""Pattern of a number in an argument."""
 
 
 def parse_path(text: str) -> Path:
@@ -32,6 +46,12 @@ def parse_model(text: str) -> str:
         return open_home(text)
     except UserError as fault:
         raise typer.BadParameter(str(fault)) from None
+
+
+def parse_weighted(text: str) -> tuple[Path, float]:
+    """Return the adapter and the strength that an argument means: ``style:0.8``; the strength is 1 where none is."""
+    found = re.fullmatch(rf"(.+):({NUMBER})", text, re.DOTALL)
+    return (parse_path(found[1]), float(found[2])) if found else (parse_path(text), 1.0)
 
 
 AdapterFile = Annotated[

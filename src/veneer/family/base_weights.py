@@ -13,27 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import veneer.base
 from veneer.errors import UserError
+from veneer.family.abstract import read_configs
 from veneer.family.file_content import check_config
 from veneer.family.hub import fetch
+from veneer.family.libraries import silence_libraries
+from veneer.family.pipeline_folder import INDEX
 from veneer.family.registry import BUNDLED, FAMILIES, detect_on_hub, family_class
-from veneer.family.shards import WeightsFile, find_weights
+from veneer.family.shards import WeightsFile, find_weights, is_scale
 from veneer.family.single_file import check_is_safetensors
 from veneer.family.single_file_layout import Place, single_file_layout
 from veneer.files import is_pickle, user_path
 from veneer.weights.formats.contents import content_of
 from veneer.weights.formats.names import NETWORKS, memory_path
+from veneer.weights.formats.protocol import BaseNames, BaseNetworks, KeyNames
 from veneer.weights.safetensors import DTYPES
 
 __all__ = ["BaseWeights", "StoredWeight"]
 
-_SCALES = (".scale_weight", ".weight_scale")
-"""What the scale of an 8-bit weight is called in place of ``.weight``: ComfyUI's older name, then its newer."""
-_BESIDE = (".scale_input", ".input_scale", ".comfy_quant")
-"""Further tensors beside a scaled weight, which say how a layer's input is rounded."""
+_TABLES = re.compile(r"\.(?:token_embedding|position_embedding|shared|embed_tokens|relative_attention_bias|pos_embed)$")
+"""Layers whose weight is a table that rows are looked up in."""
 _QUANTISED: tuple[tuple[str, str], ...] = (
     ("nf4", r"quant_state\.bitsandbytes__nf4$"),
     ("fp4", r"quant_state\.bitsandbytes__fp4$"),
@@ -55,38 +57,24 @@ class StoredWeight:
         place: where in the file it lies.
         shape: of the weight.
         dtype: that it is stored in.
-        scale: name of the tensor that its numbers are to be multiplied by; None: they are as stored.
     """
 
     file: WeightsFile
     place: Place
     shape: tuple[int, ...]
     dtype: torch.dtype
-    scale: str | None = None
 
     def read(self) -> Tensor:
         """Read it: in the dtype that it is stored in; 8-bit numbers with a scale are multiplied by it, in float32."""
-        stored = self.read_stored()
-        return stored if self.scale is None else stored.float() * self.read_scale()
-
-    def read_stored(self) -> Tensor:
-        """Read its numbers without their scale."""
-        if self.place.rows is None:
+        rows = self.place.rows
+        if rows is None:
             found = self.file.read(self.place.tensor)
         else:  # torch has no cat for 8-bit floats, hence bytes
-            runs = [self.file.read(self.place.tensor, run) for run in self.place.rows]
+            runs = [self.file.read(self.place.tensor, (start, start + length)) for start, length in rows.spans]
             found = runs[0] if len(runs) == 1 else torch.cat([run.view(torch.uint8) for run in runs]).view(self.dtype)
+        if (scale := self.file.read_scale(self.place.tensor)) is not None:
+            found = found.float() * (scale if rows is None or scale.ndim == 0 else rows.take(scale))
         return found.T.contiguous() if self.place.is_transposed else found
-
-    def read_scale(self) -> Tensor:
-        """Read its scale, float32: a number, or one for each of its rows (out, 1)."""
-        assert self.scale is not None, "asked of a weight that has none"
-        scale = self.file.read(self.scale).float()
-        if scale.numel() == 1:
-            return scale.reshape(())
-        if self.place.rows is not None:
-            scale = torch.cat([scale[start:stop] for start, stop in self.place.rows])
-        return scale.reshape(-1, *(1 for _ in self.shape[1:]))
 
 
 class BaseWeights:
@@ -162,17 +150,74 @@ class BaseWeights:
         return self._require(layer, part).read()
 
     def layers(self) -> Iterator[str]:
-        """Yield the names of all layers that have a weight of two or more axes: linear ones, convolutions, tables."""
+        """Yield the names of all linear layers and convolutions."""
         for name, stored in self.stored.items():
             layer, _, part = name.rpartition(".")
-            if part == "weight" and len(stored.shape) > 1:
+            if part == "weight" and len(stored.shape) > 1 and not _TABLES.search(layer):
                 yield layer
+
+    def networks(self) -> BaseNetworks:
+        """Return networks on the meta device that have the base's layers, for an adapter file's names to be resolved.
+
+        They compute nothing: each is the base's linear layers, convolutions and norms in empty modules.
+        """
+        networks: dict[str, nn.Module] = {}
+        for name, stored in self.stored.items():
+            layer, _, part = name.rpartition(".")
+            if part == "weight" and not _TABLES.search(layer):
+                network, _, path = layer.partition(".")
+                if (module := _empty_layer(stored.shape, f"{layer}.bias" in self.stored)) is not None:
+                    _hang(networks.setdefault(network, nn.Module()), path, module)
+        return BaseNetworks(networks, self._key_names)
+
+    def _key_names(self) -> KeyNames:
+        """Return what adapter files call the layers: what the base's own file calls them, or what its family says."""
+        if self.place.is_dir():
+            return _names_by_family(self.place)
+        weights = {name: stored.place for name, stored in self.stored.items() if name.endswith(".weight")}
+        return {"native": {name.removesuffix(".weight"): place.rows or place.layer for name, place in weights.items()}}
 
     def _require(self, layer: str, part: str) -> StoredWeight:
         if (found := self.find(layer, part)) is None:
             what = f"has no {part} of {layer}"
             raise UserError(what, code="base.no_such_layer", where=self.place, remedy="use the base that it belongs to")
         return found
+
+
+def _names_by_family(folder: Path) -> KeyNames:
+    """Return what the family of a folder in diffusers' layout says; of a family that is not known, nothing."""
+    pipeline = check_config(folder / INDEX).get("_class_name") if (folder / INDEX).is_file() else None
+    if pipeline not in FAMILIES:
+        return {}
+    family = family_class(str(pipeline))
+    with silence_libraries():
+        networks = family.abstract(read_configs(str(folder), family.config_names()), torch.float32).networks
+    return BaseNames.of(networks).key_names
+
+
+class _Modules(nn.Module):
+    """Modules by name, which compute nothing."""
+
+
+def _hang(root: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module into a network at its path."""
+    *levels, last = path.split(".")
+    for level in levels:
+        if level not in root._modules:
+            root.add_module(level, _Modules())
+        root = root.get_submodule(level)
+    root.add_module(last, module)
+
+
+def _empty_layer(shape: tuple[int, ...], has_bias: bool) -> nn.Module | None:
+    """Return a layer on the meta device that has a weight of a shape; None: adapters change no such layer."""
+    if len(shape) == 1:
+        return nn.LayerNorm(shape[0], bias=has_bias, device="meta")
+    if len(shape) == 2:
+        return nn.Linear(shape[1], shape[0], bias=has_bias, device="meta")
+    if len(shape) == 4:
+        return nn.Conv2d(shape[1], shape[0], shape[2:], bias=has_bias, device="meta")
+    return None
 
 
 def _spellings(layer: str) -> tuple[str, ...]:
@@ -192,7 +237,7 @@ def _in_file(place: Path) -> dict[str, StoredWeight]:
     check_is_safetensors(place)
     file = WeightsFile.open(place)
     _refuse_quantised(place, file.header.tensors)
-    shapes = {name: entry.shape for name, entry in file.header.tensors.items() if not name.endswith(_SCALES + _BESIDE)}
+    shapes = {name: entry.shape for name, entry in file.header.tensors.items() if not is_scale(name)}
     found = {memory_path(name): _stored(file, own) for name, own in single_file_layout(shapes).items()}
     if not found:
         content = content_of(shapes)
@@ -236,15 +281,12 @@ def _weight_files(folder: Path) -> Sequence[WeightsFile]:
 
 
 def _parameters(file: WeightsFile) -> list[str]:
-    return [name for name in file.header.tensors if not name.endswith(_SCALES + _BESIDE)]
+    return [name for name in file.header.tensors if not is_scale(name)]
 
 
 def _stored(file: WeightsFile, place: Place) -> StoredWeight:
     entry = file.header.tensors[place.tensor]
-    stem = place.tensor.removesuffix(".weight")
-    scale = next((stem + ending for ending in _SCALES if stem + ending in file.header.tensors), None)
-    is_scaled = stem != place.tensor and scale is not None
-    return StoredWeight(file, place, place.shape(entry.shape), DTYPES[entry.dtype], scale if is_scaled else None)
+    return StoredWeight(file, place, place.shape(entry.shape), DTYPES[entry.dtype])
 
 
 _UNPACKED = "give the base in float32, bfloat16, float16 or 8-bit floats"

@@ -20,7 +20,7 @@ from veneer.family.file_content import check_config, check_weights, fetch_again,
 from veneer.weights.header import Header
 from veneer.weights.safetensors import DTYPES
 
-__all__ = ["Shards", "WeightFiles", "WeightsFile", "find_weights", "weight_files"]
+__all__ = ["Shards", "WeightFiles", "WeightsFile", "find_weights", "is_scale", "weight_files"]
 
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of weight files without their endings: diffusers', then transformers' two."""
@@ -171,6 +171,17 @@ class Shards:
             yield file, [name for name in shapes if name in wanted]
 
 
+_SCALES = (".scale_weight", ".weight_scale")
+"""What the scale of an 8-bit weight is called in place of ``.weight``: ComfyUI's older name, then its newer."""
+_BESIDE = (".scale_input", ".input_scale", ".comfy_quant")
+"""Further tensors beside a scaled weight, which say how a layer's input is rounded."""
+
+
+def is_scale(name: str) -> bool:
+    """Return whether a tensor tells how the 8-bit numbers of another one are scaled."""
+    return name.endswith(_SCALES + _BESIDE) or name == "scaled_fp8" or name.endswith(".scaled_fp8")
+
+
 def _open(file: Path) -> Any:
     return safe_open(str(file), framework="pt")
 
@@ -205,6 +216,27 @@ class WeightsFile:
         """
         found = header(path)
         return cls(path, found, path.stat().st_size - found.data_bytes)
+
+    def scale_name(self, name: str) -> str | None:
+        """Return the name of the tensor that a weight's 8-bit numbers are to be multiplied by; None: there is none."""
+        stem = name.removesuffix(".weight")
+        names = [stem + ending for ending in _SCALES] if stem != name else []
+        return next((each for each in names if each in self.header.tensors), None)
+
+    def read_scale(self, name: str) -> Tensor | None:
+        """Read the scale of a weight: a number, or one for each row, of a shape that broadcasts; float32.
+
+        Returns:
+            None: it has none.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        if (scale := self.scale_name(name)) is None:
+            return None
+        found = self.read(scale).float()
+        axes = len(self.header.tensors[name].shape)
+        return found.reshape(()) if found.numel() == 1 else found.reshape(-1, *(1 for _ in range(axes - 1)))
 
     def read(self, name: str, rows: tuple[int, int] | None = None) -> Tensor:
         """Read a tensor.

@@ -9,8 +9,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from veneer.family.native_names import RESNET, TOP_LEVEL
+from veneer.weights.formats.fused import Slice, swapped_halves
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["Place", "Shapes", "single_file_layout"]
 
@@ -24,20 +29,34 @@ class Place:
 
     Attributes:
         tensor: the name of the stored tensor.
-        rows: first and last row (the latter not included) of each run of rows that the weight consists of, in its own
-            order; None: it is the whole tensor.
+        rows: those that the weight consists of; None: it is the whole tensor.
         is_transposed: whether the weight is the transpose of what is stored.
+        layer: what the file calls the layer, with the network's name in diffusers in place of what comes before.
     """
 
     tensor: str
-    rows: tuple[tuple[int, int], ...] | None = None
+    rows: Slice | None = None
     is_transposed: bool = False
+    layer: str = ""
 
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """Return the weight's shape, for a stored tensor of a shape."""
         if self.rows is not None:
-            stored = (sum(stop - start for start, stop in self.rows), *stored[1:])
+            stored = (self.rows.length, *stored[1:])
         return stored[::-1] if self.is_transposed else stored
+
+    def take(self, stored: Tensor) -> Tensor:
+        """Return a copy of the weight from the stored tensor."""
+        found = stored.clone() if self.rows is None else self.rows.take(stored)
+        return found.T.contiguous() if self.is_transposed else found
+
+    def put(self, weight: Tensor, stored: Tensor) -> None:
+        """Write the weight to where it lies in the stored tensor."""
+        found = weight.T if self.is_transposed else weight
+        if self.rows is None:
+            stored.copy_(found)
+        else:
+            self.rows.put(found, stored)
 
 
 _Layout = dict[str, Place]
@@ -57,7 +76,9 @@ def single_file_layout(shapes: Shapes) -> dict[str, Place]:
     for prefix, network, layout in (*_text_encoders(shapes), *_denoiser(shapes)):
         inner = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
         for name, place in layout(inner).items():
-            found[f"{network}.{name}"] = replace(place, tensor=prefix + place.tensor)
+            layer = f"{network}.{place.tensor.rpartition('.')[0]}"
+            rows = place.rows and replace(place.rows, name=layer)
+            found[f"{network}.{name}"] = replace(place, tensor=prefix + place.tensor, rows=rows, layer=layer)
     return found
 
 
@@ -145,9 +166,10 @@ def _open_clip_but_last(shapes: Shapes) -> _Layout:
 
 def _split(stored: str, total: int, size: int, names: list[str]) -> _Layout:
     """Return the places of weights that lie one behind another, each of a size but the last, which has the rest."""
-    starts = [size * place for place in range(len(names))]
+    layer, starts = stored.rpartition(".")[0], [size * place for place in range(len(names))]
     stops = [*starts[1:], total]
-    return {name: Place(stored, (run,)) for name, run in zip(names, zip(starts, stops, strict=True), strict=True)}
+    slices = [Slice(layer, start, stop - start, total) for start, stop in zip(starts, stops, strict=True)]
+    return {name: Place(stored, part) for name, part in zip(names, slices, strict=True)}
 
 
 _NATIVE_TOP = {native: own for own, native in TOP_LEVEL.items()}
@@ -278,8 +300,7 @@ def _flux(shapes: Shapes) -> _Layout:
         elif names:
             found[names[0]] = Place(stored)
         elif module == _FLUX_SWAPPED[0]:
-            half = shape[0] // 2
-            found[f"{_FLUX_SWAPPED[1]}.{kind}"] = Place(stored, ((half, 2 * half), (0, half)))
+            found[f"{_FLUX_SWAPPED[1]}.{kind}"] = Place(stored, swapped_halves(module, shape[0]))
     return found
 
 

@@ -8,16 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from veneer.cli.options import Base, ToFormat, parse_path, refuse_unused
+from veneer.cli.options import NUMBER, Base, ToFormat, parse_path, parse_weighted, refuse_unused
 from veneer.cli.terminal.console import print_error, print_text
 from veneer.errors import UserError
 
 if TYPE_CHECKING:
-    from veneer.verbs.blend import BlendSource, BlockWeights
+    from veneer.verbs.blend import BlockWeights
 
 __all__ = ["blend"]
-
-_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 
 
 def blend(
@@ -70,31 +68,24 @@ def blend(
         refuse_unused({"--density": density, "--majority-sign": majority_sign, "--seed": seed}, "--method")
     from veneer.adapter.blend import Pruning
     from veneer.cli.terminal.algebra import blend_text
-    from veneer.verbs.blend import BlendOptions, blend_adapters
+    from veneer.verbs.blend import BlendOptions, BlendSource, blend_adapters
 
     pruning = None
     if method is not None:
         share = 0.5 if density is None else density
         pruning = Pruning(method, share, majority_sign or "total", seed or 0)
     options = BlendOptions(rank, pruning, tuple(_block_weights(text) for text in block_weights or ()))
-    result = blend_adapters([_source(text) for text in adapters], out, options=options, base=base, to=to)
+    sources = [BlendSource(*parse_weighted(text)) for text in adapters]
+    result = blend_adapters(sources, out, options=options, base=base, to=to)
     print_error(blend_text(result))
     print_text(str(result.path))
-
-
-def _source(text: str) -> BlendSource:
-    """Return the adapter and the strength that an argument means: ``style:0.8``."""
-    from veneer.verbs.blend import BlendSource
-
-    found = re.fullmatch(rf"(.+):({_NUMBER})", text, re.DOTALL)
-    return BlendSource(parse_path(found[1]), float(found[2])) if found else BlendSource(parse_path(text))
 
 
 def _block_weights(text: str) -> BlockWeights:
     """Return the block weights that an argument means: ``down_blocks.1=0.5``, ``2:1,0,0,...``."""
     from veneer.verbs.blend import BlockWeights
 
-    found = re.fullmatch(rf"(?:(\d+):)?(?:(.+)=)?({_NUMBER}(?:\s*,\s*{_NUMBER})*)", text.strip(), re.DOTALL)
+    found = re.fullmatch(rf"(?:(\d+):)?(?:(.+)=)?({NUMBER}(?:\s*,\s*{NUMBER})*)", text.strip(), re.DOTALL)
     values = tuple(float(value) for value in found[3].split(",")) if found else ()
     if found is None or (found[2] is None) == (len(values) == 1):
         what, remedy = f"{text!r} are no block weights", "use PATTERN=NUMBER, or a list of numbers"

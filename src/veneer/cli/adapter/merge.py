@@ -3,25 +3,48 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from veneer.cli.options import AdapterFile, Base, Scale, parse_path
-from veneer.cli.terminal.console import print_text
+from veneer.cli.options import Base, parse_path, parse_weighted
+from veneer.cli.terminal.console import print_error, print_text
 
 __all__ = ["merge"]
 
 
 def merge(
-    file: AdapterFile,
+    adapters: Annotated[
+        list[str],
+        typer.Argument(metavar="ADAPTER[:STRENGTH]...", help="Adapter files or runs' folders, such as style:0.8."),
+    ],
     out: Annotated[
-        Path, typer.Option(metavar="FOLDER", parser=parse_path, help="Where the merged model goes; must not exist.")
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="PATH",
+            parser=parse_path,
+            help="Where the merged base goes, a folder or a .safetensors file as the base is one; must not exist.",
+        ),
     ],
     base: Base = None,
-    scale: Scale = 1.0,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16", "float8_e4m3fn"] | None,
+        typer.Option(
+            metavar="DTYPE",
+            help="Of the denoiser's and the text encoders' weights: float32, bfloat16, float16, float8_e4m3fn. "
+            "Default: the base's own.",
+        ),
+    ] = None,
 ) -> None:
-    """Write the base with the adapter merged into it."""
-    from veneer.verbs.merge import merge_adapter
+    """Write the base with adapters merged into it, and say what rounding takes of them."""
+    from veneer.cli.terminal.byte_bar import byte_bar
+    from veneer.cli.terminal.merging import merge_text
+    from veneer.verbs.merge import merge_adapters
 
-    print_text(str(merge_adapter(file, out, base=base, scale=scale)))
+    with byte_bar("merging") as progress:
+        weighted = [parse_weighted(text) for text in adapters]
+        result = merge_adapters(weighted, out, base=base, dtype=dtype, progress=progress)
+    print_error(merge_text(result))
+    print_text(str(result.path))
