@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from veneer.verbs.blend import BlendSource as BlendSource
     from veneer.verbs.blend import BlockWeights as BlockWeights
     from veneer.verbs.blend import blend_adapters as blend_adapters
+    from veneer.verbs.check import AdapterCheck as AdapterCheck
+    from veneer.verbs.check import check_adapter as check_adapter
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
     from veneer.verbs.evaluation_inputs import EvaluationOptions as EvaluationOptions
     from veneer.verbs.merge import merge_adapters as merge_adapters
@@ -72,12 +74,15 @@ if TYPE_CHECKING:
     from veneer.weights.file import AdapterFile as AdapterFile
     from veneer.weights.file import load as load_adapter
     from veneer.weights.file import save as save_adapter
+    from veneer.weights.summary import AdapterInfo as AdapterInfo
     from veneer.weights.summary import info as adapter_info
 
 __all__ = [
     "FILE_NAME",
     "AdapterBank",
+    "AdapterCheck",
     "AdapterFile",
+    "AdapterInfo",
     "AdapterStack",
     "BlendOptions",
     "BlendSource",
@@ -103,6 +108,7 @@ __all__ = [
     "blend_adapters",
     "build_config",
     "build_study",
+    "check_adapter",
     "combine",
     "comparison_sheet",
     "config_from_folder",
@@ -167,6 +173,9 @@ _HOMES = {
     "EvaluationOptions": "veneer.verbs.evaluation_inputs:EvaluationOptions",
     "Score": "veneer.evaluate.results:Score",
     "UserError": "veneer.errors:UserError",
+    "AdapterCheck": "veneer.verbs.check:AdapterCheck",
+    "AdapterInfo": "veneer.weights.summary:AdapterInfo",
+    "check_adapter": "veneer.verbs.check:check_adapter",
     "adapter_info": "veneer.weights.summary:info",
     "BlendOptions": "veneer.verbs.blend:BlendOptions",
     "BlockWeights": "veneer.verbs.blend:BlockWeights",

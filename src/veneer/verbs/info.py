@@ -46,6 +46,7 @@ def _layer_data(layer: LayerInfo) -> dict[str, Any]:
         "method": layer.method,
         **layer.hyperparameters,
         "strength": layer.scale,
+        "strength_in": layer.strength_in,
         "parameters": layer.parameters,
         "norm": layer.norm,
     }

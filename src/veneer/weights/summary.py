@@ -31,20 +31,20 @@ from veneer.weights.formats.parts import (
 )
 from veneer.weights.formats.peft_config import METADATA_KEY
 from veneer.weights.formats.places import LayerPlace, place_of
-from veneer.weights.formats.strength import NETWORK_KEY, RECORD_KEY, settings_beside
+from veneer.weights.formats.strength import CONFIG_NAME, NETWORK_KEY, RECORD_KEY, settings_beside
 from veneer.weights.hashes import FileHashes, hashing
 from veneer.weights.lora_norms import summarise_lora
 from veneer.weights.tensors_file import TensorsFile, check_floating, open_tensors, readable
 from veneer.weights.training_summary import TrainingSummary, training_summary
 
-__all__ = ["TENSORS_HASH", "AdapterInfo", "LayerInfo", "free_metadata", "info", "located_at", "read_names"]
+__all__ = ["TENSORS_HASH", "AdapterInfo", "LayerInfo", "free_metadata", "hash_note", "info", "located_at", "read_names"]
 
 TENSORS_HASH = "veneer.tensors.sha256"
 """Key of a file's metadata with the hash of its tensors and their strength."""
 _FORMAT_KEYS = frozenset({METADATA_KEY, NETWORK_KEY, RECORD_KEY, "format"})
 """Keys of a file's metadata that belong to a format: those of ``registry.METADATA_KEYS``, which takes torch."""
 _RECORDED_HASH = "sshs_model_hash"
-_WITHOUT_TORCH = ("lora", "dora")
+_WITHOUT_TORCH = {"lora", "dora"}
 _PARTS_WITHOUT_TORCH = {"down", "up", "mid", "alpha", "magnitude", "dora_scale"}
 _THREADS = 2  # that read layers: numpy leaves Python's lock while it computes
 
@@ -59,6 +59,8 @@ class LayerInfo:
         method: title of its method.
         hyperparameters: by the method's names for them: ``rank``, ``alpha``.
         parameters: how many numbers were trained.
+        strength_in: where its strength is told: in an ``alpha`` tensor, the header's metadata or a config beside it;
+            nowhere means 1.
         norm: Frobenius norm of delta W; of a DoRA that of its (alpha/r) B A, for its delta W depends on the base; None:
             it takes the base to tell.
     """
@@ -68,6 +70,7 @@ class LayerInfo:
     method: str
     hyperparameters: Mapping[str, float]
     parameters: int
+    strength_in: tuple[str, ...]
     norm: float | None
 
     @property
@@ -85,6 +88,7 @@ class AdapterInfo:
         format: whose names the tensors have: diffusers, peft, kohya, attn_processor (diffusers' of 2023), or
             several of them.
         family: of bases that it is for, as far as names, shapes or metadata tell.
+        tensors: how many it has.
         layers: each that it changes, by the file's names.
         needs_base: whether only the base can tell which layers the names mean.
         dtypes: how many numbers there are of each type, by the file format's name for it: ``F16``, ``BF16``.
@@ -95,6 +99,7 @@ class AdapterInfo:
 
     format: str
     family: str | None
+    tensors: int
     layers: tuple[LayerInfo, ...]
     needs_base: bool
     dtypes: Mapping[str, int]
@@ -167,13 +172,20 @@ class AdapterInfo:
         return tuple(_notes(self))
 
 
-def _notes(info: AdapterInfo) -> Iterator[str]:
+def hash_note(info: AdapterInfo) -> str | None:
+    """Return what a user should know of the hash in a file's metadata; None: it is the file's, or there is none."""
     recorded = info.metadata.get(_RECORDED_HASH, "").removeprefix("0x").lower()
-    if recorded and recorded != info.hashes.data_sha256:
-        yield (
-            f"{_RECORDED_HASH} in its metadata is {recorded[:12]!r}, and its numbers' is "
-            f"{info.hashes.data_sha256[:12]}: A1111 and Forge write the first into pictures, Civitai knows the second"
-        )
+    if recorded in ("", info.hashes.data_sha256):
+        return None
+    return (
+        f"{_RECORDED_HASH} in its metadata is {recorded[:12]!r}, and its numbers' is {info.hashes.data_sha256[:12]}: "
+        "A1111 and Forge write the first into pictures, Civitai knows the second"
+    )
+
+
+def _notes(info: AdapterInfo) -> Iterator[str]:
+    if (note := hash_note(info)) is not None:
+        yield note
     if any(layer.method == "DoRA" for layer in info.layers):
         yield "the norms of a DoRA are those of (alpha/r) B A, for its delta W depends on the base"
     if zero := sum(layer.norm == 0 for layer in info.layers):
@@ -198,6 +210,7 @@ def info(path: Path) -> AdapterInfo:
     return AdapterInfo(
         format=", ".join(sorted(set(formats.values()))),
         family=family_of(shapes, file.header.metadata),
+        tensors=len(shapes),
         layers=layers,
         needs_base=any(formats[layer.name] == "kohya" or layer.place.network is None for layer in layers),
         dtypes=_dtypes(file),
@@ -257,46 +270,69 @@ def _layers(file: TensorsFile, names: Mapping[str, TensorName]) -> tuple[LayerIn
         settings_of = settings_beside(file.path, names.values(), file.header.metadata)
         parts = by_layer(names)
         methods = {layer: method_of(layer, own).method for layer, own in parts.items()}
-    places = {name.layer: place_of(name.layer, name.format) for name in names.values()}
-    if set(methods.values()) <= set(_WITHOUT_TORCH) and all(set(own) <= _PARTS_WITHOUT_TORCH for own in parts.values()):
-        found = _lora_layers(file, parts, settings_of, places)
-    else:
-        found = _torch_layers(file, places)
+    known = _Known(
+        {name.layer: place_of(name.layer, name.format) for name in names.values()},
+        parts,
+        settings_of,
+        METADATA_KEY if METADATA_KEY in file.header.metadata else CONFIG_NAME,
+    )
+    has_other_parts = any(set(own) - _PARTS_WITHOUT_TORCH for own in parts.values())
+    needs_torch = has_other_parts or set(methods.values()) - _WITHOUT_TORCH
+    found = (_torch_layers if needs_torch else _lora_layers)(file, known)
     return tuple(sorted(found, key=lambda layer: _natural(layer.name)))
 
 
-def _lora_layers(
-    file: TensorsFile,
-    parts: Mapping[str, Mapping[str, str]],
-    settings_of: Callable[[str], Settings | None],
-    places: Mapping[str, LayerPlace],
-) -> list[LayerInfo]:
+@dataclass(frozen=True)
+class _Known:
+    """What names and configs tell of a file's layers.
+
+    Attributes:
+        places: where each is.
+        parts: names of each one's tensors by part.
+        settings_of: what the config says of one.
+        config: where the config is.
+    """
+
+    places: Mapping[str, LayerPlace]
+    parts: Mapping[str, Mapping[str, str]]
+    settings_of: Callable[[str], Settings | None]
+    config: str
+
+    def strength_in(self, layer: str) -> tuple[str, ...]:
+        """Return where a layer's strength is told."""
+        told = {"alpha": "alpha" in self.parts[layer], self.config: self.settings_of(layer) is not None}
+        return tuple(place for place, tells in told.items() if tells)
+
+
+def _lora_layers(file: TensorsFile, known: _Known) -> list[LayerInfo]:
     """Return the layers of a file that has LoRA and DoRA alone."""
 
     def summarise(layer: str) -> LayerInfo:
-        own = parts[layer]
+        own = known.parts[layer]
         with located_at(file.path), in_layer(layer):
-            method, settings = method_of(layer, own), settings_of(layer)
+            method, settings = method_of(layer, own), known.settings_of(layer)
             check_settings(method, settings or {})
             found = summarise_lora(file, own, settings, dora=method.method == "dora")
+            told = known.strength_in(layer)
         sizes = {"rank": found.rank, "alpha": found.alpha}
-        return LayerInfo(layer, places[layer], method.title, sizes, found.parameters, found.norm)
+        return LayerInfo(layer, known.places[layer], method.title, sizes, found.parameters, told, found.norm)
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        return list(threads.map(summarise, parts))
+        return list(threads.map(summarise, known.parts))
 
 
-def _torch_layers(file: TensorsFile, places: Mapping[str, LayerPlace]) -> list[LayerInfo]:
+def _torch_layers(file: TensorsFile, known: _Known) -> list[LayerInfo]:
     """Return the layers of a file of any method."""
     from veneer.weights.file import read_layers
 
     return [
         LayerInfo(
             name,
-            places[name],
+            known.places[name],
             adapter.method.title,
             adapter.hyperparameters,
             adapter.parameter_count,
+            known.strength_in(name),
             math.sqrt(adapter.squared_norm()) if adapter.method.is_mergeable and adapter.method.is_additive else None,
         )
         for name, adapter in read_layers(file.path).items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from veneer.cli.adapter.blend import blend
+from veneer.cli.adapter.check import check
 from veneer.cli.adapter.info import info
 from veneer.cli.adapter.merge import merge
 from veneer.cli.adapter.push import push
@@ -14,5 +15,5 @@ from veneer.cli.adapter.verify import verify
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-for _verb in (info, verify, resize, blend, merge, push):
+for _verb in (info, check, verify, resize, blend, merge, push):
     app.command()(_verb)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from veneer.printable import in_one_line
@@ -10,10 +11,12 @@ from veneer.printable import in_one_line
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from veneer.verbs.check import AdapterCheck
+    from veneer.verbs.check_layers import Loss
     from veneer.verbs.verify import Check
     from veneer.weights.summary import AdapterInfo
 
-__all__ = ["checks_text", "info_text"]
+__all__ = ["check_text", "checks_text", "info_text"]
 
 
 def info_text(path: Path, info: AdapterInfo, bar: str = "#") -> str:
@@ -83,6 +86,56 @@ def _shortened(value: str) -> str:
     if len(value) <= _LONGEST_VALUE:
         return value
     return f"{value[:_LONGEST_VALUE]}... ({len(value):,} characters, which --json has)"
+
+
+def check_text(path: Path, check: AdapterCheck) -> str:
+    """Return a table of an adapter checked against its base, with the verdict at its end."""
+    ratios = check.ratios
+    rows = [
+        ("file", str(path)),
+        ("base", f"{check.base}, in {check.precision}"),
+        ("tensors", f"{check.tensors:,}, each of one of {len(check.layers):,} layers of the base"),
+        ("layers", _covered(check)),
+        ("strength", ", ".join(f"{scale:g} of {count:,} layers" for scale, count in check.strengths.items()) or "none"),
+        ("strength told in", ", ".join(f"{place} of {count:,}" for place, count in check.strength_in.items())),
+        *((f"|dW| / |W| {name}", text) for name, text in _sizes(ratios)),
+        ("ranks", _dead_ranks(check)),
+        *((f"merged in {name}", _lost(loss)) for name, loss in check.losses.items()),
+        *(("note", note) for note in check.notes),
+        *(("problem", problem) for problem in check.problems),
+        ("verdict", f"{len(check.problems)} problems" if check.problems else "fine"),
+    ]
+    return _table(rows)
+
+
+_MOST_LARGEST = 3
+
+
+def _covered(check: AdapterCheck) -> str:
+    """Return how many layers of each kind are changed, and which kinds are not."""
+    changed = [f"{kind} {own}/{total}" for kind, (own, total) in check.coverage.items() if own]
+    rest = [(kind, total) for kind, (own, total) in check.coverage.items() if not own]
+    left = f"; none of {sum(total for _, total in rest):,} others ({', '.join(kind for kind, _ in rest)})"
+    return ", ".join(changed) + (_shortened(left) if rest else "")
+
+
+def _sizes(ratios: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return the median and the largest ratios of norms."""
+    if not ratios:
+        return []
+    largest = ", ".join(f"{name} {ratio:.3g}" for name, ratio in list(ratios.items())[:_MOST_LARGEST])
+    return [("median", f"{median(ratios.values()):.3g}"), ("largest", largest)]
+
+
+def _dead_ranks(check: AdapterCheck) -> str:
+    ranks = [(layer.rank, layer.dead_ranks or 0) for layer in check.layers if layer.rank is not None]
+    if not ranks:
+        return "its method has none"
+    return f"{sum(rank for rank, _ in ranks):,}, of which {sum(dead for _, dead in ranks):,} carry nothing"
+
+
+def _lost(loss: Loss) -> str:
+    return f"off by {loss.error:.1%} of dW; {loss.unchanged:.1%} of |dW| at weights that stay as they are"
 
 
 def checks_text(checks: Sequence[Check]) -> str:
