@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from veneer.verbs.blend import blend_adapters as blend_adapters
     from veneer.verbs.check import AdapterCheck as AdapterCheck
     from veneer.verbs.check import check_adapter as check_adapter
+    from veneer.verbs.compare import compare_adapters as compare_adapters
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
     from veneer.verbs.evaluation_inputs import EvaluationOptions as EvaluationOptions
     from veneer.verbs.merge import merge_adapters as merge_adapters
@@ -110,6 +111,7 @@ __all__ = [
     "build_study",
     "check_adapter",
     "combine",
+    "compare_adapters",
     "comparison_sheet",
     "config_from_folder",
     "demo_path",
@@ -184,6 +186,7 @@ _HOMES = {
     "base_path": "veneer.base:path",
     "build_config": "veneer.config.load:build_config",
     "build_study": "veneer.study.config:build_study",
+    "compare_adapters": "veneer.verbs.compare:compare_adapters",
     "combine": "veneer.adapter.merge:combine",
     "config_from_folder": "veneer.config.load:config_from_folder",
     "demo_path": "veneer.base:demo_path",

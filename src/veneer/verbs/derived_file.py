@@ -8,7 +8,7 @@ from pathlib import Path
 
 from veneer.errors import UserError
 from veneer.verbs.adapter_base import base_names
-from veneer.weights.file import AdapterFile, AdapterInfo, file_in, format_named, info, load, save
+from veneer.weights.file import FILE_NAME, AdapterFile, AdapterInfo, file_in, format_named, info, load, save
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.formats.registry import FORMATS
 from veneer.weights.formats.strength import FILE_NAME as PEFT_NAME
@@ -37,6 +37,12 @@ class OpenedAdapter:
     def stem(self) -> str:
         """What the adapter is called: its file's name without the ending; of peft's, its folder's."""
         return self.path.resolve().parent.name if self.path.name == PEFT_NAME else self.path.stem
+
+    @property
+    def title(self) -> str:
+        """What the adapter is called where it is shown: of a file with the name that readers look for, its folder's."""
+        is_usual = self.path.name in (FILE_NAME, PEFT_NAME)
+        return self.path.resolve().parent.name if is_usual else self.path.stem
 
     @property
     def format(self) -> str:

@@ -6,6 +6,7 @@ import typer
 
 from veneer.cli.adapter.blend import blend
 from veneer.cli.adapter.check import check
+from veneer.cli.adapter.compare import compare
 from veneer.cli.adapter.info import info
 from veneer.cli.adapter.merge import merge
 from veneer.cli.adapter.push import push
@@ -15,5 +16,15 @@ from veneer.cli.adapter.verify import verify
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-for _verb in (info, check, verify, resize, blend, merge, push):
+_VERBS = (
+    info,
+    check,
+    verify,
+    resize,
+    blend,
+    compare,
+    merge,
+    push,
+)
+for _verb in _VERBS:
     app.command()(_verb)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from veneer.verbs.blend import BlendResult
+    from veneer.verbs.compare import AdapterComparison, GroupComparison
     from veneer.verbs.resize import ResizeResult
 
-__all__ = ["blend_text", "resize_text", "table_text"]
+__all__ = ["blend_text", "comparison_text", "resize_text", "table_text"]
 
 
 def blend_text(result: BlendResult) -> str:
@@ -31,6 +33,78 @@ def resize_text(result: ResizeResult) -> str:
         for each in result.kinds
     ]
     return f"{table_text([head, *rows])}\n{result.bytes_before:,} bytes before, {result.bytes_after:,} now"
+
+
+def comparison_text(comparison: AdapterComparison) -> str:
+    """Return a comparison as a table of the kinds of layers, and what it means in sentences."""
+    first, second = comparison.names
+    head = ["layers", "count", "cosine", "drift", "phi of A", "phi of inputs", "phi of outputs", "by chance"]
+    if comparison.base is not None:
+        head += ["amplified by 1", "by 2"]
+    groups = [*comparison.kinds, comparison.overall]
+    rows = [_comparison_row(group, with_base=comparison.base is not None) for group in groups]
+    names = f"1: {first}\n2: {second}"
+    return "\n".join([names, table_text([head, *rows]), "", *_meaning(comparison, comparison.overall)])
+
+
+def _comparison_row(group: GroupComparison, *, with_base: bool) -> list[str]:
+    chance = max(group.by_chance.values(), default=math.nan)
+    phis = [_number(group.similarity.get(side, math.nan)) for side in ("A", "input", "output")]
+    row = [group.name, f"{group.layers:,}", _number(group.cosine), _number(group.drift), *phis, _number(chance)]
+    return row + ([_number(factor) for factor in group.amplification] if with_base else [])
+
+
+def _meaning(comparison: AdapterComparison, overall: GroupComparison) -> list[str]:
+    """Return what the numbers of all layers say, in sentences."""
+    lines = [_of_cosine(comparison.names, overall), *_of_directions(overall)]
+    for place, count in enumerate(overall.lacking):
+        if count:
+            lines.append(
+                f"{comparison.names[place]} lacks {count:,} of the {overall.layers:,} layers; they count as 0."
+            )
+    for name, factor, alignment in zip(comparison.names, overall.amplification, overall.alignment, strict=True):
+        if factor is not None and alignment is not None:
+            lines.append(
+                f"{name} adds {factor:.2g} times what the base has in its directions, in which the base has "
+                f"{alignment:.2g} times as much as in random ones (medians over layers)."
+            )
+    return lines
+
+
+_ALIKE = (
+    (0.99, "does the same as"),
+    (0.7, "does mostly the same as"),
+    (0.3, "does in part the same as"),
+    (0.05, "has little in common with"),
+    (-0.05, "has nothing in common with"),
+    (-1.1, "works against"),
+)
+"""What a cosine of at least so much means."""
+
+
+def _of_cosine(names: tuple[str, str], overall: GroupComparison) -> str:
+    if not math.isfinite(overall.cosine):
+        return "One of them changes nothing, so there is nothing to compare."
+    words = next(words for least, words in _ALIKE if overall.cosine >= least)
+    size = overall.norms[1] / overall.norms[0]
+    return (
+        f"{names[1]} {words} {names[0]}: the cosine of their changes is {overall.cosine:.2f}. It is {size:.2f} times "
+        f"as large, and {overall.drift:.0%} of {names[0]}'s size away from it."
+    )
+
+
+def _of_directions(overall: GroupComparison) -> list[str]:
+    """Return how much the leading directions share; nothing where no layer has any in both."""
+    if "output" not in overall.similarity:
+        return []
+    told = {"read": overall.similarity.get("A", overall.similarity["input"]), "changed": overall.similarity["output"]}
+    parts = " and ".join(f"{phi:.0%} of those that are {words}" for words, phi in told.items())
+    chance = max(overall.by_chance.values())
+    return [f"Of the leading directions they share {parts}, where random ones would share {chance:.0%}."]
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def table_text(rows: Sequence[Sequence[str]]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from veneer.adapter.layer_kinds import by_kind, kind_of
+from veneer.verbs.layer_groups import by_kind
 
 
 @pytest.mark.parametrize(
@@ -19,13 +19,13 @@ from veneer.adapter.layer_kinds import by_kind, kind_of
         ("transformer.single_transformer_blocks.37.proj_mlp", "proj_mlp"),
         ("transformer.x_embedder", "x_embedder"),
         ("text_encoder.text_model.encoder.layers.11.self_attn.q_proj", "self_attn.q_proj"),
-        ("net.0", "0"),
     ],
 )
 def test_a_kind_is_what_lies_behind_the_blocks(path: str, kind: str) -> None:
-    assert kind_of(path) == kind
+    assert by_kind([(path, 1)]) == {kind: [1]}
 
 
-def test_values_are_sorted_by_kind() -> None:
+def test_layers_are_sorted_by_kind() -> None:
     values = [(f"unet.down_blocks.{n}.{name}", n) for n in (0, 1) for name in ("to_v", "to_q")]
-    assert by_kind(values) == {"to_q": [0, 1], "to_v": [0, 1]} and list(by_kind(values)) == ["to_q", "to_v"]
+    found = by_kind(values)
+    assert found == {"to_q": [0, 1], "to_v": [0, 1]} and list(found) == ["to_q", "to_v"]
