@@ -1,19 +1,22 @@
-"""Make the bundled base from nothing: ``python -m tools.build_base --work build/base``; goes on where it stopped."""
+"""Make a base from nothing: ``python -m tools.build_base --work build/base``; goes on where it stopped.
+
+By default it is the bundled one, on the CPU, for as many steps as it had. ``--design large --device cuda --graphs
+--minutes 5`` makes a better one on a GPU; ``--plan`` says beforehand what there would be time for.
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
-from transformers import CLIPTextModel, CLIPTokenizer
 
-from . import autoencoder, card, concepts, demo, denoiser, drawings, quality, text
-from .concepts import Concept
-from .drawings import DrawingSet
+from . import build, concepts, demo, drawings
+from .design import DESIGNS
+from .engine import Engine, Precision
+from .plan import plan_table
 
 HERE = Path(__file__).parent
 BASE = HERE.parents[1] / "src" / "veneer" / "base"
@@ -21,62 +24,38 @@ BASE = HERE.parents[1] / "src" / "veneer" / "base"
 
 def main() -> None:
     """Build every part, or go on building; measure; write."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--work", type=Path, required=True, help="folder for packages, caches and training states")
-    parser.add_argument("--out", type=Path, default=BASE, help="folder that gets model/ and demo/")
-    options = parser.parse_args()
-    sets = {name: DrawingSet(p, options.work / "packages") for name, p in drawings.PACKAGES.items()}
-    known = concepts.concepts(sets)
-    demo.write(options.out / "demo", known, sets["openmoji"])
-    vae = autoencoder.train(sets, options.work)
-    tokenizer = tokenizer_for(known, options.work)
-    torch.manual_seed(2)
-    encoder = text.make_encoder(tokenizer)
-    unet, encoder = denoiser.train(denoiser.lessons(known, sets, vae, tokenizer), encoder, options.work)
-    save(options.out / "model", vae, tokenizer, encoder, unet)
-    publish(options.out / "model", options.work, known, sets)
-
-
-def tokenizer_for(known: list[Concept], work: Path) -> CLIPTokenizer:
-    """The tokenizer whose merges are those of the captions."""
-    texts = [t for c in known for style in concepts.STYLES for _, t in concepts.captions(c, style)]
-    return text.train_tokenizer(texts, work / "tokenizer")
-
-
-def save(
-    folder: Path, vae: AutoencoderKL, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, unet: UNet2DConditionModel
-) -> None:
-    """Write the base in diffusers' layout, float16 safetensors."""
-    pipeline = StableDiffusionPipeline(
-        vae=vae.half(),
-        text_encoder=encoder.half(),
-        tokenizer=tokenizer,
-        unet=unet.half(),
-        scheduler=denoiser.make_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+    given = _parser().parse_args()
+    design = DESIGNS[given.design]
+    if given.plan:
+        print(plan_table(design, 60 * (given.minutes or 5.0)))
+        return
+    job = build.Job(
+        design=design,
+        work=given.work,
+        out=given.out,
+        engine=Engine(torch.device(given.device), given.precision, given.graphs, given.compile),
+        budget=build.Budget() if given.minutes is None else build.Budget.of(60 * given.minutes),
     )
-    pipeline.save_pretrained(folder, safe_serialization=True)
-    # what transformers loads it in where nobody says; diffusers loads the other parts so
-    config = folder / "text_encoder" / "config.json"
-    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
-    for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"):
-        source = Path(tokenizer.name_or_path) / name  # older readers want CLIP's own files
-        if not (folder / "tokenizer" / name).exists():
-            shutil.copy(source, folder / "tokenizer" / name)
+    sets = drawings.read_sets(build.needed_sets(design), given.work / "packages")
+    demo.write(given.out / "demo", concepts.concepts(sets), sets["openmoji"], design.pixels)
+    build.build(job)
+    if given.out == BASE:
+        for phase in build.PHASES:
+            shutil.copy(given.work / phase / "log.jsonl", HERE / f"{phase}.log.jsonl")
 
 
-def publish(model: Path, work: Path, known: list[Concept], sets: dict[str, DrawingSet]) -> None:
-    """Measure what was written and put figures, card, sheet and logs beside it."""
-    figures, sheet = quality.measure(model, known, sets)
-    (model / "quality.json").write_text(json.dumps(figures.as_dict(), indent=2) + "\n")
-    (model / "concepts.txt").write_text("".join(f"{c.words}\n" for c in known))
-    (model / "README.md").write_text(card.text_of(figures))
-    sheet.save(model / "sheet.png", optimize=True)
-    for part in ("autoencoder", "denoiser", "finish"):
-        shutil.copy(work / part / "log.jsonl", HERE / f"{part}.log.jsonl")
-    print(json.dumps(figures.as_dict(), indent=2), flush=True)
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, default=Path("build/base"), help="folder for packages, caches, states")
+    parser.add_argument("--out", type=Path, default=BASE, help="folder that gets model/ and demo/")
+    parser.add_argument("--design", choices=tuple(DESIGNS), default="small", help="which base")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--precision", choices=get_args(Precision), default="auto", help="of multiplications")
+    parser.add_argument("--graphs", action="store_true", help="a step's passes as one CUDA graph")
+    parser.add_argument("--compile", action="store_true", help="compute losses through torch.compile")
+    parser.add_argument("--minutes", type=float, help="how long it may take; with fewer steps, but with a base")
+    parser.add_argument("--plan", action="store_true", help="say what there would be time for on an H100, and end")
+    return parser
 
 
 if __name__ == "__main__":

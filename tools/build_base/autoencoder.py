@@ -1,4 +1,4 @@
-"""The autoencoder: 64 x 64 pixels to 8 x 8 latents of 16 channels, trained on drawings of four sets.
+"""The autoencoder: pixels to latents of 16 channels and an eighth of their side, trained on drawings of several sets.
 
 So that a style that it never saw (line art) survives it, half of the training drawings are drawn once more with
 a black outline around every shape.
@@ -6,6 +6,7 @@ a black outline around every shape.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -14,27 +15,29 @@ import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from . import drawings
+from . import drawings, varied
+from .design import Design
 from .drawings import DrawingSet, Pictures
-from .fit import Fit, fit, generator
+from .engine import Batch, Engine
+from .fit import Pace, Task, fit
 
 SETS = ("noto", "twemoji", "fxemoji", "fluent-emoji-flat")
-RECIPE = Fit(steps=5750, schedule=7500, batch=8, rate=1.0e-3, weight_decay=1e-4)
-KL_WEIGHT = 2e-3  # of the mean KL a latent number, beside the mean squared error a colour value in [-1, 1]
+MORE_SETS = (*SETS, "emojione", "noto-v1", "fluent-emoji-high-contrast")
 LOG_VARIANCE = -12.0  # of the finished posterior
 HELD_OUT = 0.06  # share of the names that no training picture shows, in any set
+FACTOR, CHANNELS = 8, 16  # of latents
 
 
-def make() -> AutoencoderKL:
+def make(design: Design) -> AutoencoderKL:
     """The untrained network."""
     return AutoencoderKL(
-        block_out_channels=(32, 48, 96, 128),
+        block_out_channels=design.autoencoder_channels,
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
-        latent_channels=16,
+        latent_channels=CHANNELS,
         norm_num_groups=8,
-        sample_size=drawings.SIZE,
+        sample_size=design.pixels,
         scaling_factor=1.0,
     )
 
@@ -44,61 +47,110 @@ def held_out(name: str) -> bool:
     return drawings.share(name, "autoencoder") < HELD_OUT
 
 
-def training_pictures(sets: dict[str, DrawingSet], cache: Path) -> Pictures:
-    """All training pictures, uint8 (N, 64, 64, 3); drawn once, then read from the cache."""
-    path = cache / "autoencoder-pictures.npy"
+def sets_of(design: Design) -> tuple[str, ...]:
+    """The sets that the autoencoder sees."""
+    return MORE_SETS if design.is_varied else SETS
+
+
+def training_svgs(design: Design, sets: dict[str, DrawingSet]) -> Iterator[str]:
+    """Every training drawing, and once more with an outline around its shapes."""
+    known = set(sets["noto"].names())
+    for set_name in sets_of(design):
+        chosen = sets[set_name]
+        for name in chosen.names():
+            if held_out(name) or (set_name.startswith("fluent") and name not in known):
+                continue
+            yield chosen.svg(name)
+            outline = 0.015 + 0.02 * drawings.share(name, f"outline {set_name}")
+            margin = 0.2 * drawings.share(name, f"margin {set_name}")
+            yield chosen.svg(name, outline=outline, margin=margin)
+
+
+def training_pictures(
+    design: Design, sets: dict[str, DrawingSet], cache: Path, most: int = 0, processes: int | None = None
+) -> Pictures:
+    """All training drawings, drawn once, then read from the cache.
+
+    Args:
+        design: of the base.
+        sets: the drawings.
+        cache: folder that keeps them.
+        most: how many; 0: all.
+        processes: that draw those that are varied.
+
+    Returns:
+        uint8 (N, H, W, 3) on white, or layers where they are varied.
+    """
+    path = cache / ("autoencoder-layers.npy" if design.is_varied else "autoencoder-pictures.npy")
+    svgs = drawings.thinned(list(training_svgs(design, sets)), most)
+    if design.is_varied:
+        return drawings.draw_layers(svgs, design.pixels, path, processes)
     if not path.exists():
-        known = set(sets["noto"].names())
-        pictures = []
-        for set_name in SETS:
-            chosen = sets[set_name]
-            for name in chosen.names():
-                if held_out(name) or (set_name == "fluent-emoji-flat" and name not in known):
-                    continue
-                pictures.append(drawings.draw(chosen.svg(name)))
-                outline = 0.015 + 0.02 * drawings.share(name, f"outline {set_name}")
-                margin = 0.2 * drawings.share(name, f"margin {set_name}")
-                pictures.append(drawings.draw(chosen.svg(name, outline=outline, margin=margin)))
-        np.save(path, drawings.stack(pictures))
+        np.save(path, drawings.stack(drawings.draw(svg, design.pixels) for svg in svgs))
     return cast(Pictures, np.load(path))
 
 
-def augmented(pictures: Pictures, step: int) -> Tensor:
-    """A batch (B, 3, 64, 64) in [-1, 1]: mirrored, shifted by up to 4 pixels, some with their colours exchanged."""
-    random = generator(step, stream=1)
-    chosen = torch.randint(len(pictures), (RECIPE.batch,), generator=random)
+def augmented(pictures: Pictures, size: int, random: torch.Generator) -> Tensor:
+    """A batch (B, 3, H, W) in [-1, 1]: mirrored, shifted by up to 4 pixels, some with their colours exchanged."""
+    side = pictures.shape[1]
+    chosen = torch.randint(len(pictures), (size,), generator=random)
     batch = torch.from_numpy(pictures[chosen.numpy()]).permute(0, 3, 1, 2).float() / 127.5 - 1
     batch = torch.nn.functional.pad(batch, (4, 4, 4, 4), value=1.0)
     out = []
     for picture in batch:
         top, left, mirror, recolour = torch.rand(4, generator=random).tolist()
         y, x = int(9 * top), int(9 * left)
-        picture = picture[:, y : y + drawings.SIZE, x : x + drawings.SIZE]
+        picture = picture[:, y : y + side, x : x + side]
         picture = picture.flip(-1) if mirror < 0.5 else picture
         out.append(picture[torch.randperm(3, generator=random)] if recolour < 0.3 else picture)
     return torch.stack(out).contiguous(memory_format=torch.channels_last)
 
 
-def train(sets: dict[str, DrawingSet], work: Path) -> AutoencoderKL:
+def train(
+    design: Design, pictures: Pictures, work: Path, engine: Engine | None = None, pace: Pace | None = None
+) -> AutoencoderKL:
     """Train the autoencoder, or go on training it; returns it with latents of zero mean and unit deviation."""
+    engine = engine or Engine()
     torch.manual_seed(0)
-    pictures = training_pictures(sets, work)
-    model = make().to(memory_format=torch.channels_last)
-
-    def loss_of(step: int) -> Tensor:
-        batch = augmented(pictures, step)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=native_bfloat16()):
-            posterior = model.encode(batch).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator(step, stream=2))
-            decoded = model.decode(posterior.mean + posterior.std * noise).sample
-        mean, logvar = posterior.mean.float(), posterior.logvar.float()
-        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        return cast(Tensor, (decoded.float() - batch).square().mean() + KL_WEIGHT * kl)
-
-    average = fit(model, loss_of, RECIPE, work / "autoencoder")
+    model = make(design).to(
+        engine.device, memory_format=torch.preserve_format if engine.is_gpu else torch.channels_last
+    )
+    average = fit(_task(design, model, pictures, engine), design.autoencoder, work / "autoencoder", engine, pace)
     model.load_state_dict(average, strict=True)
     model = model.to(memory_format=torch.contiguous_format)
-    return standardised(model.eval(), pictures)
+    return standardised(model.eval(), _some(design, pictures))
+
+
+def _task(design: Design, model: AutoencoderKL, pictures: Pictures, engine: Engine) -> Task:
+    recipe, side = design.autoencoder, design.pixels // FACTOR
+    autocast = engine.autocast(native_bfloat16())
+    layers = torch.from_numpy(np.asarray(pictures)).to(engine.device) if design.is_varied else None
+
+    def batch_of(step: int) -> Batch:
+        if layers is None:
+            batch = augmented(pictures, recipe.batch, engine.generator(step, stream=1))
+        else:
+            batch = varied.of_autoencoder(layers, recipe.batch, engine.generator(step, stream=1))
+        random = engine.generator(step, stream=2)
+        noise = torch.randn((recipe.batch, CHANNELS, side, side), generator=random, device=engine.device)
+        return {"pictures": batch, "noise": noise}
+
+    def loss_of(batch: Batch) -> Tensor:
+        with autocast:
+            posterior = model.encode(batch["pictures"]).latent_dist
+            decoded = model.decode(posterior.mean + posterior.std * batch["noise"]).sample
+        mean, logvar = posterior.mean.float(), posterior.logvar.float()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        return cast(Tensor, (decoded.float() - batch["pictures"]).square().mean() + design.kl_weight * kl)
+
+    return Task(model, batch_of, loss_of)
+
+
+def _some(design: Design, pictures: Pictures) -> Pictures:
+    """Every fourth training picture, at most 4,000 of those that are varied; on white."""
+    if not design.is_varied:
+        return pictures[::4]
+    return drawings.on_white(pictures[:: max(4, len(pictures) // 4000)])
 
 
 @torch.no_grad()
@@ -108,7 +160,7 @@ def standardised(model: AutoencoderKL, pictures: Pictures) -> AutoencoderKL:
     The posterior's own deviation is dropped (it becomes 0.002): it kept the latents smooth while they were learned,
     but to whoever trains on them it would only be noise that no picture holds.
     """
-    latents = torch.cat([encode(model, part) for part in np.array_split(pictures[::4], 16)])
+    latents = torch.cat([encode(model, part) for part in np.array_split(pictures, min(16, len(pictures)))])
     mean, std = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
     channels = len(mean)
     quant, post = model.quant_conv, model.post_quant_conv
@@ -134,13 +186,13 @@ def as_tensor(pictures: Pictures) -> Tensor:
 
 @torch.no_grad()
 def encode(model: AutoencoderKL, pictures: Pictures) -> Tensor:
-    """Mean latents (N, 16, 8, 8) of uint8 pictures."""
-    return cast(Tensor, model.encode(as_tensor(pictures)).latent_dist.mean)
+    """Mean latents (N, 16, H / 8, W / 8) of uint8 pictures, on the model's device."""
+    return cast(Tensor, model.encode(as_tensor(pictures).to(model.device)).latent_dist.mean)
 
 
 @torch.no_grad()
 def psnr(model: AutoencoderKL, pictures: Pictures) -> Tensor:
     """Peak signal-to-noise ratio in dB of each picture's reconstruction, (N,)."""
-    wanted = as_tensor(pictures)
+    wanted = as_tensor(pictures).to(model.device)
     got = model.decode(encode(model, pictures)).sample.clamp(-1, 1)
     return cast(Tensor, -10 * ((got - wanted) / 2).square().mean((1, 2, 3)).log10())

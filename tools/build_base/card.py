@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from . import autoencoder, concepts, denoiser, drawings
+from collections.abc import Mapping
+
+from . import autoencoder, concepts, drawings
+from .design import Design
 from .quality import STEPS, Quality
 
 _TEMPLATE = """\
@@ -14,9 +17,9 @@ tags: [text-to-image, stable-diffusion, emoji]
 ---
 # The bundled base
 
-A small text-to-image model of Stable Diffusion's architecture: {millions:.1f} million parameters, 64 x 64 pixels,
-{concepts} things known by name (`concepts.txt`). It exists so that a LoRA can be trained, measured and looked at on
-any machine, without a download. It paints emoji, and nothing else.
+A small text-to-image model of Stable Diffusion's architecture: {millions:.1f} million parameters, {pixels} x {pixels}
+pixels, {concepts} things known by name (`concepts.txt`). It exists so that a LoRA can be trained, measured and looked
+at on any machine, without a download. It paints emoji, and nothing else.
 
     import veneer.base
     from diffusers import StableDiffusionPipeline
@@ -45,35 +48,58 @@ Distance is taken in the autoencoder's latents, either way round.
   one name in {one_in} was kept from it in every set. Half of its drawings got a black outline around every shape, so
   that line art survives it. Its posterior is narrowed to its mean.
 - Text encoder (`CLIPTextModel`, two layers) and denoiser (`UNet2DConditionModel`, attention at all three levels),
-  together, v-prediction with zero terminal SNR: {steps_unet} steps of {batch_unet} drawings, half of them Noto's, which
-  is what a prompt gets that names no style; the others come with their style in the caption ({styles}), so that a thing
-  is known apart from how one set draws it. Then {steps_finish} steps with four fifths of Noto's.
-- Nothing of OpenMoji, the demo style, was seen by any part.
+  together, v-prediction with zero terminal SNR: {steps_unet} steps of {batch_unet} drawings, {noto:.0%} of them Noto's
+  as they are, which is what a prompt gets that names no style; the others come with their style in the caption
+  ({styles}), so that a thing is known apart from how one set draws it. Then {steps_finish}
+  steps with {noto_finish:.0%} of Noto's.
+{varied}- Nothing of OpenMoji, the demo style, was seen by any part.
 
 ## Licence
 
 The drawings are the work of others: {licences}.
-Noto Emoji is Copyright Google LLC; Twemoji is Copyright Twitter, Inc. and other contributors; FxEmoji is Copyright
-Mozilla Foundation; Fluent Emoji is Copyright Microsoft Corporation; EmojiOne 2 is by Emoji One.
+{owners}.
 The weights are given under CC BY 4.0.
 """
 
+_VARIED = """\
+- {share:.0%} of what is shown are {count:,} pictures made of drawings: moved, turned and tinted, on a coloured ground
+  that the caption names, or two things side by side.
+"""
 _LICENCE = "`@iconify-json/{name}` {version} ({licence})"
-_LICENCES = {
-    "noto": "Apache-2.0",
-    "noto-v1": "Apache-2.0",
-    "twemoji": "CC BY 4.0",
-    "emojione": "CC BY 4.0",
-    "fxemoji": "Apache-2.0",
-    "fluent-emoji-flat": "MIT",
-    "fluent-emoji-high-contrast": "MIT",
+_OWNERS = {
+    "noto": "Noto Emoji is Copyright Google LLC",
+    "twemoji": "Twemoji is Copyright Twitter, Inc. and other contributors",
+    "fxemoji": "FxEmoji is Copyright Mozilla Foundation",
+    "fluent-emoji-flat": "Fluent Emoji is Copyright Microsoft Corporation",
+    "emojione": "EmojiOne 2 is by Emoji One",
+    "icon-park": "IconPark is Copyright ByteDance",
+    "mdi": "Material Design Icons are by Pictogrammers",
+    "ph": "Phosphor Icons are Copyright Phosphor Icons",
+}
+_TITLES = {
+    "noto": "Noto",
+    "twemoji": "Twemoji",
+    "fxemoji": "FxEmoji",
+    "fluent-emoji-flat": "Fluent Emoji Flat",
+    "fluent-emoji-high-contrast": "Fluent Emoji High Contrast",
+    "emojione": "EmojiOne",
+    "noto-v1": "Noto's first edition",
 }
 
 
-def text_of(figures: Quality) -> str:
-    """The card, filled with what was measured."""
+def text_of(design: Design, figures: Quality, steps: Mapping[str, int]) -> str:
+    """The card, filled with what was measured.
+
+    Args:
+        design: of the base.
+        figures: measured of it.
+        steps: that were made, by ``autoencoder``, ``denoiser``, ``finish``.
+    """
+    sets = sets_of(design)
+    titles = [_TITLES[name] for name in autoencoder.sets_of(design)]
     return _TEMPLATE.format(
         millions=figures.parameters / 1e6,
+        pixels=design.pixels,
         concepts=figures.concepts,
         steps=STEPS,
         guidance=figures.guidance,
@@ -81,15 +107,25 @@ def text_of(figures: Quality) -> str:
         psnr_openmoji=figures.psnr_openmoji,
         top1=100 * figures.retrieval_top1,
         top5=100 * figures.retrieval_top5,
-        vae_steps=autoencoder.RECIPE.steps,
-        vae_batch=autoencoder.RECIPE.batch,
-        vae_sets="Noto, Twemoji, FxEmoji and Fluent Emoji Flat",
+        vae_steps=steps["autoencoder"],
+        vae_batch=design.autoencoder.batch,
+        vae_sets=", ".join(titles[:-1]) + f" and {titles[-1]}",
         one_in=round(1 / autoencoder.HELD_OUT),
-        steps_unet=denoiser.RECIPE.steps,
-        steps_finish=denoiser.FINISH.steps,
-        batch_unet=denoiser.RECIPE.batch,
-        styles=", ".join(f"`{suffix[2:]}`" for suffix in concepts.STYLES.values() if suffix),
+        steps_unet=steps["denoiser"],
+        steps_finish=steps["finish"],
+        batch_unet=design.denoiser.batch,
+        noto=design.shares["noto"],
+        noto_finish=design.finish_shares["noto"],
+        styles=", ".join(f"`{suffix[2:]}`" for suffix in design.styles.values() if suffix),
+        varied=_VARIED.format(share=design.shares[concepts.VARIED], count=design.varied) if design.is_varied else "",
         licences=", ".join(
-            _LICENCE.format(name=n, version=drawings.PACKAGES[n].version, licence=text) for n, text in _LICENCES.items()
+            _LICENCE.format(name=name, version=drawings.PACKAGES[name].version, licence=drawings.PACKAGES[name].licence)
+            for name in sets
         ),
+        owners="; ".join(owner for name, owner in _OWNERS.items() if name in sets),
     )
+
+
+def sets_of(design: Design) -> list[str]:
+    """The sets that any part of a base is trained on."""
+    return list(dict.fromkeys([*map(concepts.set_of, design.styles), *autoencoder.sets_of(design)]))

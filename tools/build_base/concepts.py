@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from . import drawings
@@ -33,6 +34,55 @@ STYLE_SHARES = {
     "fxemoji": 0.02,
 }
 FINISH_SHARES = {style: 0.8 if style == "noto" else 0.4 * share for style, share in STYLE_SHARES.items()}
+# With more styles, among them line art and glyphs, and two sets' drawings with every shape outlined in black. What is
+# VARIED is moved, turned, tinted, on a coloured ground or beside another thing, whatever its style.
+OUTLINED = " outlined"
+VARIED = "varied"
+MORE_STYLES = {
+    **STYLES,
+    "noto outlined": ", outlined style",
+    "twemoji outlined": ", outlined twemoji style",
+    "emojione-monotone": ", ink style",
+    "icon-park": ", blue line style",
+    "mdi": ", glyph style",
+    "ph": ", thin line style",
+}
+MORE_SHARES = {
+    "noto": 0.26,
+    "twemoji": 0.08,
+    "fluent-emoji-flat": 0.08,
+    "fluent-emoji-high-contrast": 0.05,
+    "emojione": 0.05,
+    "noto-v1": 0.05,
+    "fxemoji": 0.02,
+    "noto outlined": 0.06,
+    "twemoji outlined": 0.05,
+    "emojione-monotone": 0.04,
+    "icon-park": 0.02,
+    "mdi": 0.02,
+    "ph": 0.02,
+    VARIED: 0.2,
+}
+MORE_FINISH_SHARES = {style: 0.7 if style == "noto" else 0.4 * share for style, share in MORE_SHARES.items()}
+# what an icon set means by the name of another thing
+_OTHERWISE = {
+    "icon-park": {"anchor", "bowling", "chicken", "cooking", "mouse", "pie", "rock", "seal", "turkey"},
+    "mdi": {"cricket", "mouse", "satellite", "seal"},
+    "ph": {"cricket", "mouse", "seal"},
+}
+GROUNDS = {
+    "red": (216, 60, 60),
+    "orange": (242, 150, 50),
+    "yellow": (250, 214, 80),
+    "green": (90, 170, 90),
+    "blue": (70, 120, 210),
+    "purple": (140, 90, 190),
+    "pink": (245, 170, 195),
+    "brown": (140, 100, 70),
+    "grey": (150, 150, 150),
+    "black": (20, 20, 20),
+}
+"""Colours of grounds, as captions name them."""
 DEMO_TRAIN, DEMO_HELD_OUT = 160, 64
 
 # drawings that a name cannot tell apart: clocks, moons, hearts, volumes of a speaker, colours of a book
@@ -82,16 +132,31 @@ def concepts(sets: dict[str, DrawingSet]) -> list[Concept]:
     return sorted(chosen[:COUNT], key=lambda c: c.name)
 
 
-def captions(concept: Concept, style: str) -> list[tuple[float, str]]:
-    """Weighted captions of a drawing; a tenth of the showings has none, for guidance."""
-    words, suffix = concept.words, STYLES[style]
-    a = article(words)
+def shown(known: list[Concept], sets: dict[str, DrawingSet], styles: Iterable[str]) -> list[tuple[Concept, str]]:
+    """Every concept in every style that has it."""
+    return [(concept, style) for style in styles for concept in known if _is_drawn(concept.name, style, sets)]
+
+
+def _is_drawn(name: str, style: str, sets: dict[str, DrawingSet]) -> bool:
+    return name in sets[set_of(style)] and name not in _OTHERWISE.get(style, ())
+
+
+def set_of(style: str) -> str:
+    """The set whose drawings a style shows."""
+    return style.removesuffix(OUTLINED)
+
+
+def captions(things: list[Concept], suffix: str) -> list[tuple[float, str]]:
+    """Weighted captions of things side by side, with what is said of style and ground."""
+    bare = " and ".join(thing.words for thing in things)
+    named = " and ".join(f"{article(thing.words)} {thing.words}" for thing in things)
+    emoji = " and ".join(f"{article(thing.words)} {thing.words} emoji" for thing in things)
     return [
-        (0.5, f"{a} {words} emoji{suffix}"),
-        (0.1, f"{words} emoji{suffix}"),
-        (0.1, f"{a} {words}{suffix}"),
-        (0.1, f"{words}{suffix}"),
-        (0.1, f"an emoji of {a} {words}{suffix}"),
+        (0.5, f"{emoji}{suffix}"),
+        (0.1, f"{bare} emoji{suffix}"),
+        (0.1, f"{named}{suffix}"),
+        (0.1, f"{bare}{suffix}"),
+        (0.1, f"an emoji of {named}{suffix}"),
         (0.1, ""),
     ]
 
