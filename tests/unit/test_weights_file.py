@@ -376,9 +376,9 @@ def test_kohya_name_that_means_two_layers(tmp_path: Path) -> None:
     assert "means unet.a.b and unet.a_b of the base" in message
 
 
-def test_kohya_alpha_is_one_number(tmp_path: Path) -> None:
-    path = write(tmp_path / "x.safetensors", kohya("lora_unet_mid_to_q", torch.ones(2)))
-    assert refused(path, "adapter.bad_alpha", network()) == "lora_unet_mid_to_q: its alpha is not one number but 2"
+def test_kohya_alpha_is_one_number_or_one_for_each_row(tmp_path: Path) -> None:
+    path = write(tmp_path / "x.safetensors", kohya("lora_unet_mid_to_q", torch.ones(3)))
+    assert refused(path, "adapter.bad_alpha", network()) == "lora_unet_mid_to_q: its alpha is not one number but 3"
 
 
 def test_info_tells_what_is_in_it(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from veneer.weights.header import ITEM_BYTES
 from veneer.weights.numbers import FLOATS, decode_numbers
-from veneer.weights.safetensors import _READ
+from veneer.weights.safetensors import DTYPES
 from veneer.weights.tensors_file import open_tensors
 
 
@@ -28,7 +28,7 @@ def codes(size: int) -> np.ndarray:
 @pytest.mark.parametrize("dtype", sorted(ITEM_BYTES))
 def test_every_number_is_the_one_that_torch_reads(dtype: str) -> None:
     data = np.array([0, 1], np.uint8) if dtype == "BOOL" else codes(ITEM_BYTES[dtype])
-    theirs = torch.from_numpy(data.copy()).view(_READ[dtype])
+    theirs = torch.from_numpy(data.copy()).view(DTYPES[dtype])
     ours = torch.from_numpy(decode_numbers(data, dtype).copy())
     assert theirs.element_size() == ITEM_BYTES[dtype] and theirs.is_floating_point() == (dtype in FLOATS)
     expected = theirs.float() if dtype in FLOATS - {"F64"} else theirs

@@ -274,8 +274,8 @@ class LoraFactors:
         """Return the factors that a file has.
 
         Args:
-            parts: A, B, perhaps alpha, perhaps the core of a Tucker decomposition between A and B, and perhaps the
-                scalar that LyCORIS multiplies by where it is told to.
+            parts: A, B, perhaps alpha, which is a number or one for each row of A, perhaps the core of a Tucker
+                decomposition between A and B, and perhaps the scalar that LyCORIS multiplies by where it is told to.
             settings: peft's config of the layer, which tells the strength; None: alpha does, and without it is r.
 
         Raises:
@@ -285,9 +285,10 @@ class LoraFactors:
         check_names(parts)
         down, up = _without_core(parts) if "mid" in parts else (parts["down"], parts["up"])
         rank = down.shape[0] if down.ndim else 0
-        told = parts.get("alpha")
-        alpha = alpha_in(None if told is None else told.flatten(), settings, rank)
-        return LoraFactors(down, up, alpha * number_in("scalar", parts["scalar"]) if "scalar" in parts else alpha)
+        told, scalar = parts.get("alpha"), number_in("scalar", parts["scalar"]) if "scalar" in parts else 1.0
+        if told is not None and told.numel() == rank > 1 and settings is None:
+            return LoraFactors(_wide(down), _times_each(up, told.flatten().double() / rank), rank * scalar)
+        return LoraFactors(down, up, scalar * alpha_in(None if told is None else told.flatten(), settings, rank))
 
     def folded(self) -> LoraFactors:
         """Return the same LoRA with its strength in B and alpha = r."""
@@ -367,6 +368,12 @@ def _times(factor: Tensor, scale: float) -> Tensor:
         return factor
     is_power_of_two = abs(math.frexp(scale)[0]) == 0.5  # which no float is rounded by
     return factor * scale if is_power_of_two else (factor.double() * scale).to(factor.dtype)
+
+
+def _times_each(up: Tensor, scales: Tensor) -> Tensor:
+    """Return B (out, r) or (out, r, 1, 1) with each column times a number of its own, in float32 at least."""
+    product = up.double() * scales.reshape(1, -1, *(1 for _ in up.shape[2:]))
+    return product.to(torch.promote_types(up.dtype, torch.float32))
 
 
 def _alpha_tensor(alpha: float) -> Tensor:

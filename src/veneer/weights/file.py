@@ -19,11 +19,13 @@ from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.folding import read_record, unfold
 from veneer.weights.formats.foreign import Shapes, family_of
 from veneer.weights.formats.layers import LayerIndex, check_once, require_base
+from veneer.weights.formats.left_out import LeftOut
 from veneer.weights.formats.names import TensorName, memory_path
 from veneer.weights.formats.parts import by_layer
 from veneer.weights.formats.places import place_of
 from veneer.weights.formats.protocol import BaseNames, Format, FormatFile, KeyNames
 from veneer.weights.formats.registry import FORMATS, METADATA_KEYS
+from veneer.weights.formats.scales import scaled, scales_of
 from veneer.weights.formats.strength import settings_beside
 from veneer.weights.formats.tensors import adapter_of
 from veneer.weights.header import TensorEntry
@@ -192,7 +194,13 @@ def _tensors_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) ->
 
 
 @opens_paths
-def load(path: Path, networks: Mapping[str, nn.Module] | None = None, key_names: KeyNames | None = None) -> AdapterFile:
+def load(
+    path: Path,
+    networks: Mapping[str, nn.Module] | None = None,
+    key_names: KeyNames | None = None,
+    *,
+    left_out: list[LeftOut] | None = None,
+) -> AdapterFile:
     """Read an adapter, whichever tool named its tensors, each one accounted for.
 
     Args:
@@ -200,14 +208,19 @@ def load(path: Path, networks: Mapping[str, nn.Module] | None = None, key_names:
         networks: the base's, by prefix. kohya's names, and peft's (which are of one network and do not say which), mean
             something only beside a base's.
         key_names: what files call the base's layers; by default what its family gives with the networks.
+        left_out: is given what of the file is known, but no part of the adapter that is read, such as embeddings of new
+            words beside it, or layers of a text encoder that the base does not have; None: such a file is refused.
 
     Raises:
         UserError: the file is none, is broken, holds NaN or infinity, a tensor nobody asked for, half an adapter or
             another method's, or is of another base.
     """
-    content = _read(path)
+    content = _read(path, left_out)
     with located_at(path):
-        weights = _without_base(content) if networks is None else _in_base(content, BaseNames.of(networks, key_names))
+        if networks is None:
+            weights = _without_base(content)
+        else:
+            weights = _in_base(content, BaseNames.of(networks, key_names), left_out)
     return AdapterFile(weights, free_metadata(content.metadata))
 
 
@@ -222,13 +235,13 @@ def _path_without_base(layer: str, format_name: str) -> str:
     return memory_path(layer)
 
 
-def _in_base(content: _Content, base: BaseNames) -> dict[str, LayerAdapter]:
+def _in_base(content: _Content, base: BaseNames, left_out: list[LeftOut] | None) -> dict[str, LayerAdapter]:
     """Return the adapter of each of the base's layers, by its full path, once each is known to fit.
 
     Raises:
         UserError: a name means none of the base's layers, or several, or an adapter is of another size.
     """
-    return LayerIndex(base).place(content.layers, family_of(content.shapes, content.metadata))
+    return LayerIndex(base).place(content.layers, family_of(content.shapes, content.metadata), left_out)
 
 
 def _without_base(content: _Content) -> dict[str, LayerAdapter]:
@@ -248,7 +261,7 @@ def read_layers(path: Path) -> Mapping[str, LayerAdapter]:
     Raises:
         UserError: as of :func:`load`.
     """
-    return _read(path).layers
+    return _read(path, []).layers
 
 
 @opens_paths
@@ -263,8 +276,8 @@ def outline(path: Path) -> dict[str, LayerAdapter]:
     path = file_in(path)
     with open_tensors(path) as file, located_at(path):
         entries = file.header.tensors
-        names = read_names(file)
-        tensors = {name: _without_numbers(entry) for name, entry in entries.items()}
+        names = read_names(file, left_out=[])
+        tensors = {name: _without_numbers(entries[name]) for name in names}
         parts = {layer: {part: tensors[name] for part, name in own.items()} for layer, own in by_layer(names).items()}
         return {layer: adapter_of(layer, own, lambda _: None) for layer, own in parts.items()}
 
@@ -302,9 +315,9 @@ class _Content:
     metadata: Mapping[str, str]
 
 
-def _read(path: Path) -> _Content:
+def _read(path: Path, left_out: list[LeftOut] | None) -> _Content:
     """Read an adapter; one of several files in peft's format is read as one."""
-    parts = [_read_file(file, network) for file, network in files_in(path).items()]
+    parts = [_read_file(file, network, left_out) for file, network in files_in(path).items()]
     if len(parts) == 1:
         return parts[0]
     layers = {layer: adapter for part in parts for layer, adapter in part.layers.items()}
@@ -314,19 +327,22 @@ def _read(path: Path) -> _Content:
     return _Content(layers, formats, shapes, metadata)
 
 
-def _read_file(path: Path, network: str | None) -> _Content:
+def _read_file(path: Path, network: str | None, left_out: list[LeftOut] | None) -> _Content:
     """Read a file; its names are looked at before its numbers, so that what is no adapter is not read whole.
 
     Args:
         path: of the file.
         network: that the file is of, if its names do not say and its folder does.
+        left_out: as of :func:`load`.
     """
     with open_tensors(path) as file:
         metadata = file.header.metadata
         shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
-        names = read_names(file, network)
-        tensors = read_tensors(file)
+        names = read_names(file, network, left_out)
+        scales = scales_of(shapes)
+        tensors = read_tensors(file, [*names, *scales.values()])
     with located_at(path):
+        tensors |= {name: scaled(tensors[name], tensors[scale], name) for name, scale in scales.items()}
         layers = _adapters(path, names, metadata, tensors)
     return _Content(layers, {name.layer: name.format for name in names.values()}, shapes, metadata)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,15 +91,20 @@ def decode(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return read_tensors(file), dict(file.header.metadata)
 
 
-def read_tensors(file: TensorsFile) -> dict[str, Tensor]:
-    """Read all tensors of an open file, each into memory of its own: it stays when the file is written over.
+def read_tensors(file: TensorsFile, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    """Read tensors of an open file, each into memory of its own: it stays when the file is written over.
+
+    Args:
+        file: the file.
+        names: of the tensors; None: all.
 
     Raises:
         UserError: memory is too small, the file changed, or a tensor holds NaN, infinity or what is no float.
     """
-    check_floating(file.header, file.path)
+    names = file.header.tensors if names is None else names
+    check_floating(file.header, names, file.path)
     file.check_memory(file.header.data_bytes)
-    tensors = {name: _wide(read_tensor(file, name)) for name in file.header.tensors}
+    tensors = {name: _wide(read_tensor(file, name)) for name in names}
     check_finite(tensors, file.path)
     return tensors
 

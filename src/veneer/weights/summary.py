@@ -19,6 +19,7 @@ from veneer.errors import UserError
 from veneer.files import opens_paths
 from veneer.weights.adapter_path import file_in
 from veneer.weights.formats.foreign import family_of, refuse_foreign
+from veneer.weights.formats.left_out import LeftOut, leave_out, left_out_by_name
 from veneer.weights.formats.names import NETWORKS, TensorName
 from veneer.weights.formats.parts import (
     Settings,
@@ -31,6 +32,7 @@ from veneer.weights.formats.parts import (
 )
 from veneer.weights.formats.peft_config import METADATA_KEY
 from veneer.weights.formats.places import LayerPlace, place_of
+from veneer.weights.formats.scales import scales_of
 from veneer.weights.formats.strength import CONFIG_NAME, NETWORK_KEY, RECORD_KEY, settings_beside
 from veneer.weights.hashes import FileHashes, hashing
 from veneer.weights.lora_norms import summarise_lora
@@ -95,6 +97,7 @@ class AdapterInfo:
         size_bytes: of the file.
         hashes: of the file.
         metadata: without the format's own.
+        left_out: what of it is known, but no part of the adapter.
     """
 
     format: str
@@ -106,6 +109,7 @@ class AdapterInfo:
     size_bytes: int
     hashes: FileHashes
     metadata: Mapping[str, str]
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -188,6 +192,7 @@ def _notes(info: AdapterInfo) -> Iterator[str]:
         yield note
     if any(layer.method == "DoRA" for layer in info.layers):
         yield "the norms of a DoRA are those of (alpha/r) B A, for its delta W depends on the base"
+    yield from map(str, info.left_out)
     if zero := sum(layer.norm == 0 for layer in info.layers):
         yield f"{zero} of its {info.targets} layers change nothing: their B A is zero"
 
@@ -201,7 +206,8 @@ def info(path: Path) -> AdapterInfo:
     """
     path = file_in(path)
     with open_tensors(path) as file, hashing(path, file.data_start) as hashes:
-        names = read_names(file)
+        left_out: list[LeftOut] = []
+        names = read_names(file, left_out=left_out)
         layers = _layers(file, names)
         with readable(path):
             found = hashes()
@@ -217,25 +223,34 @@ def info(path: Path) -> AdapterInfo:
         size_bytes=file.data_start + file.header.data_bytes,
         hashes=found,
         metadata=free_metadata(file.header.metadata),
+        left_out=tuple(left_out),
     )
 
 
-def read_names(file: TensorsFile, network: str | None = None) -> dict[str, TensorName]:
+def read_names(
+    file: TensorsFile, network: str | None = None, left_out: list[LeftOut] | None = None
+) -> dict[str, TensorName]:
     """Return what each tensor's name in an open file says.
 
     Args:
         file: the file.
         network: that it is of, where its folder tells; its metadata may tell as well. peft's names do not.
+        left_out: is given what is no part of the adapter; None: a file with such tensors is refused.
 
     Raises:
         UserError: a tensor is no part of an adapter of a method that is read, or its numbers are no floats.
     """
     shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
     with located_at(file.path):
-        parsed = parse_names(shapes)
-        refuse_foreign(shapes, [name for name in shapes if parsed[name] is None])
+        beside = left_out_by_name(shapes)
+        others = {name for each in beside for name in each.names} | set(scales_of(shapes).values())
+        if len(others) == len(shapes):
+            beside, others = [], set()
+        parsed = {name: found for name, found in parse_names(shapes).items() if name not in others}
+        refuse_foreign(shapes, [name for name in parsed if parsed[name] is None])
         names = require_known(parsed)
-    check_floating(file.header, file.path)
+        leave_out(beside, left_out)
+    check_floating(file.header, names, file.path)
     return _in_network(file.header.metadata.get(NETWORK_KEY, network), names)
 
 
@@ -276,10 +291,17 @@ def _layers(file: TensorsFile, names: Mapping[str, TensorName]) -> tuple[LayerIn
         settings_of,
         METADATA_KEY if METADATA_KEY in file.header.metadata else CONFIG_NAME,
     )
-    has_other_parts = any(set(own) - _PARTS_WITHOUT_TORCH for own in parts.values())
-    needs_torch = has_other_parts or set(methods.values()) - _WITHOUT_TORCH
+    needs_torch = bool(set(methods.values()) - _WITHOUT_TORCH) or _needs_torch(file, parts)
     found = (_torch_layers if needs_torch else _lora_layers)(file, known)
     return tuple(sorted(found, key=lambda layer: _natural(layer.name)))
+
+
+def _needs_torch(file: TensorsFile, parts: Mapping[str, Mapping[str, str]]) -> bool:
+    """Return whether a file has what is folded into A and B by torch: further parts, scales, an alpha for each row."""
+    entries = file.header.tensors
+    has_others = any(set(own) - _PARTS_WITHOUT_TORCH for own in parts.values())
+    alphas = [own["alpha"] for own in parts.values() if "alpha" in own]
+    return has_others or bool(scales_of(entries)) or any(math.prod(entries[name].shape) != 1 for name in alphas)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import errno
 import io
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,16 +119,22 @@ def open_tensors(path: Path) -> Iterator[TensorsFile]:
         yield TensorsFile(path, header, 8 + length, file)
 
 
-def check_floating(header: Header, path: Path) -> None:
+def check_floating(header: Header, names: Iterable[str], path: Path) -> None:
     """Refuse tensors that are not of floating point numbers.
 
     An alpha may be an integer: kohya's trainer keeps the number as the user gave it, whose default is 1. So is what
     LyCORIS tells by 0 or 1.
 
+    Args:
+        header: of the file.
+        names: of the tensors.
+        path: of the file, for the message.
+
     Raises:
         UserError: the first that is not.
     """
-    for name, entry in header.tensors.items():
+    for name in names:
+        entry = header.tensors[name]
         if entry.dtype in FLOATS or (entry.dtype != "BOOL" and _is_alpha(name) and math.prod(entry.shape) == 1):
             continue
         what = f"tensor {shown(name)} is of {entry.dtype}, which is no floating point type"

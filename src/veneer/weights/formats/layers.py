@@ -15,7 +15,8 @@ from veneer.adapter.layers import fit_to_layer, weighted_layers_of
 from veneer.adapter.protocol import LayerAdapter, WeightedLayer
 from veneer.errors import UserError
 from veneer.weights.formats.fused import Slice, cut
-from veneer.weights.formats.names import NETWORKS, Reading, readings
+from veneer.weights.formats.left_out import LeftOut
+from veneer.weights.formats.names import TEXT_ENCODERS, Reading, readings
 from veneer.weights.formats.protocol import BaseNames
 
 __all__ = ["LayerIndex", "Meaning", "check_once", "require_base", "spellings"]
@@ -68,6 +69,7 @@ class LayerIndex:
             for name in _names(full, base):
                 self._dotted.setdefault(name.path, set()).add(name)
                 self._underscored.setdefault(name.path.replace(".", "_"), set()).add(name)
+        self._networks = {name.network for names in self._dotted.values() for name in names}
 
     def find(self, layer: str) -> set[str]:
         """Return the full paths that a file's name for a layer may mean, or that are slices of what it means."""
@@ -80,23 +82,52 @@ class LayerIndex:
                 return found
         return []
 
-    def place(self, layers: Mapping[str, LayerAdapter], origin: str | None = None) -> dict[str, LayerAdapter]:
+    def place(
+        self,
+        layers: Mapping[str, LayerAdapter],
+        origin: str | None = None,
+        left_out: list[LeftOut] | None = None,
+    ) -> dict[str, LayerAdapter]:
         """Return the adapter of each of the base's layers, by its full path, once each is known to fit.
 
         Args:
             layers: adapters by a file's names for layers.
             origin: the family of bases that the file is of, where that is known.
+            left_out: is given the layers that the base lacks and can do without; None: they are refused as all others.
 
         Raises:
             UserError: a name means none of the base's layers, or several of them that its adapter fits, two names mean
                 one layer, or an adapter is of another size.
         """
+        if left_out is not None:
+            layers = self._without_lacking(layers, left_out)
         meanings = {layer: self._one(layer, adapter, origin) for layer, adapter in layers.items()}
         check_once(path for meaning in meanings.values() for path in meaning.slices)
         cuts = [meaning.cut(layers[layer]) for layer, meaning in meanings.items()]
         fitted = {path: self.fit(path, adapter) for own in cuts for path, adapter in own.items()}
         self.check_shapes({path: adapter.shape for path, adapter in fitted.items()}, origin)
         return fitted
+
+    def _without_lacking(
+        self, layers: Mapping[str, LayerAdapter], left_out: list[LeftOut]
+    ) -> Mapping[str, LayerAdapter]:
+        """Return the layers without those that the base lacks and can do without, unless that is all of them."""
+        lacking: dict[str, list[str]] = {}
+        for layer, adapter in layers.items():
+            if not self.meanings(layer) and (why := self._why_lacking(layer, adapter)) is not None:
+                lacking.setdefault(why, []).append(layer)
+        gone = {layer for own in lacking.values() for layer in own}
+        if len(gone) == len(layers):
+            return layers
+        left_out += [LeftOut(tuple(own), why) for why, own in lacking.items()]
+        return {layer: adapter for layer, adapter in layers.items() if layer not in gone}
+
+    def _why_lacking(self, layer: str, adapter: LayerAdapter) -> str | None:
+        """Return why a layer that is not the base's can be left out; None: it cannot."""
+        network = [reading.network for reading in readings(layer)][-1]
+        if network in TEXT_ENCODERS and network not in self._networks:
+            return f"the base has no {network}"
+        return "the base has no such layer, and its numbers change nothing" if adapter.is_untrained else None
 
     def fit(self, path: str, adapter: LayerAdapter) -> LayerAdapter:
         """Return an adapter as a layer needs it: one base has a linear layer where another has a convolution of 1 x 1.
@@ -174,8 +205,7 @@ def _remedy(origin: str | None) -> str:
 
 def _fits(told: str | None, network: str) -> bool:
     """Return whether a network may be the one that a name tells; a base has one denoiser, whatever it is called."""
-    text_encoders = NETWORKS[2:]
-    return told in (None, network) or (told not in text_encoders and network not in text_encoders)
+    return told in (None, network) or (told not in TEXT_ENCODERS and network not in TEXT_ENCODERS)
 
 
 class _Name(NamedTuple):

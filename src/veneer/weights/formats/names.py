@@ -16,6 +16,7 @@ from veneer.adapter.part_names import PART_NAMES
 __all__ = [
     "DENOISER",
     "NETWORKS",
+    "TEXT_ENCODERS",
     "Reading",
     "TensorName",
     "file_path",
@@ -25,7 +26,8 @@ __all__ = [
     "readings",
 ]
 
-NETWORKS = ("unet", "transformer", "text_encoder", "text_encoder_2", "text_encoder_3")
+TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+NETWORKS = ("unet", "transformer", *TEXT_ENCODERS)
 """What diffusers' files, and the rest after them, call the networks of a base."""
 DENOISER = "denoiser"
 """The network of names that say it is the denoiser, and not what it is called."""
