@@ -61,6 +61,7 @@ if TYPE_CHECKING:
     from veneer.verbs.blend import blend_adapters as blend_adapters
     from veneer.verbs.check import AdapterCheck as AdapterCheck
     from veneer.verbs.check import check_adapter as check_adapter
+    from veneer.verbs.civitai import make_civitai_folder as make_civitai_folder
     from veneer.verbs.compare import compare_adapters as compare_adapters
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
     from veneer.verbs.evaluation_inputs import EvaluationOptions as EvaluationOptions
@@ -125,6 +126,7 @@ __all__ = [
     "load_base",
     "load_config",
     "load_study",
+    "make_civitai_folder",
     "make_plan",
     "merge",
     "merge_adapters",
@@ -200,6 +202,7 @@ _HOMES = {
     "load_config": "veneer.config.load:load_config",
     "load_study": "veneer.study.config:load_study",
     "load_base": "veneer.family.loading:load_base",
+    "make_civitai_folder": "veneer.verbs.civitai:make_civitai_folder",
     "make_plan": "veneer.plan.assessment:make_plan",
     "merge": "veneer.adapter.merge:merge",
     "merge_adapters": "veneer.verbs.merge:merge_adapters",

@@ -12,6 +12,7 @@ from tests.running import quick_config, use_base
 from veneer.cli.main import main
 from veneer.family.protocol import Family
 from veneer.run.session import run_training
+from veneer.sample.gallery import PictureNote, read_picture_note
 from veneer.verbs import sample
 from veneer.verbs.sample import PictureWritten, SampleOptions, sample_adapter
 
@@ -76,17 +77,19 @@ def test_a_prompt_that_is_seen_whole_is_told_nothing_of(prompt: str, trained: Pa
     told: list[Any] = []
     sample_adapter(trained, [prompt], tmp_path / "s", options=FAST, callback=told.append)
     assert [type(event) for event in told] == [PictureWritten]
+    assert read_picture_note(told[0].path) == PictureNote(prompt, 0, 1, 4.0, "DDIM")
 
 
 def test_no_picture_of_another_adapter_is_written_over(tmp_path: Path) -> None:
     """The default folder is the same for all adapters, and so is the name for the same prompt and seed."""
     path = tmp_path / "00-a-cat-0.png"
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
-    names = [sample._write(picture, path).name for picture in (red, red, blue, Image.new("RGB", (8, 8), "blue"), blue)]
+    note, larger = PictureNote("a cat", 0, 1, 4.0, "DDIM"), Image.new("RGB", (8, 8), "blue")
+    names = [sample._write(picture, path, note).name for picture in (red, red, blue, larger, blue)]
     assert names == ["00-a-cat-0.png", "00-a-cat-0.png", "00-a-cat-0-2.png", "00-a-cat-0-3.png", "00-a-cat-0-2.png"]
     assert Image.open(path).getpixel((0, 0)) == (255, 0, 0)
     path.write_bytes(b"no picture")
-    assert sample._write(red, path).name == "00-a-cat-0-4.png"
+    assert sample._write(red, path, note).name == "00-a-cat-0-4.png"
     assert path.read_bytes() == b"no picture"
 
 

@@ -17,6 +17,7 @@ from veneer.files import opens_paths
 from veneer.run.folder import make_writable
 from veneer.run.identity import TRIGGER
 from veneer.sample.files import write_picture
+from veneer.sample.gallery import PictureNote, sampler_name
 from veneer.sample.generate import generate_quietly, prompt_notes
 from veneer.train.events import Warned
 from veneer.verbs.merge import load_merged
@@ -100,9 +101,11 @@ def sample_adapter(
         callback(Warned(**vars(note)))
     offsets = range(options.count)
     jobs = [(row, prompt, options.seed + offset) for row, prompt in enumerate(prompts) for offset in offsets]
-    written = []
+    written, sampler = [], sampler_name(family.pipeline())
     for job, picture in _paint(family, jobs, options):
-        written.append(_write(picture, out / _name(*job)))
+        _, prompt, seed = job
+        made = PictureNote(prompt, seed, options.steps, options.guidance, sampler, options.scale)
+        written.append(_write(picture, out / _name(*job), made))
         callback(PictureWritten(written[-1]))
     return written
 
@@ -118,10 +121,10 @@ def _paint(family: Family, jobs: Sequence[_Job], options: SampleOptions) -> Iter
         yield from zip(part, pictures, strict=True)
 
 
-def _write(picture: Image.Image, path: Path) -> Path:
+def _write(picture: Image.Image, path: Path, note: PictureNote) -> Path:
     """Write a picture under its name, or where another has it, of another adapter say, under the next free one."""
     names = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
-    return write_picture(picture, next(place for place in names if not _holds_another(place, picture)))
+    return write_picture(picture, next(place for place in names if not _holds_another(place, picture)), note.texts)
 
 
 def _holds_another(path: Path, picture: Image.Image) -> bool:

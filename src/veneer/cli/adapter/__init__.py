@@ -6,6 +6,7 @@ import typer
 
 from veneer.cli.adapter.blend import blend
 from veneer.cli.adapter.check import check
+from veneer.cli.adapter.civitai import civitai
 from veneer.cli.adapter.compare import compare
 from veneer.cli.adapter.info import info
 from veneer.cli.adapter.merge import merge
@@ -25,6 +26,7 @@ _VERBS = (
     compare,
     merge,
     push,
+    civitai,
 )
 for _verb in _VERBS:
     app.command()(_verb)
