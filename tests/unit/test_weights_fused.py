@@ -15,7 +15,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.errors import raises_code
+from veneer.adapter.biased import BiasedAdapter
 from veneer.adapter.dora import DORA, DoraFactors
+from veneer.adapter.full import FullDifference, NormDifference
+from veneer.adapter.loha import LohaFactors
+from veneer.adapter.lokr import LokrFactors
 from veneer.adapter.lora import LORA, LoraFactors
 from veneer.adapter.protocol import LayerAdapter
 from veneer.weights.file import load
@@ -167,6 +171,85 @@ def test_a_method_that_names_no_rows_is_refused(monkeypatch: pytest.MonkeyPatch)
 def test_a_layer_of_another_size_is_of_another_architecture() -> None:
     with raises_code("adapter.other_architecture"):
         cut(lora(17, 4), SLICES)
+
+
+def loha(outputs: int, rank: int, alpha: float) -> LohaFactors:
+    parts = {"hada_w1_a": (outputs, rank), "hada_w1_b": (rank, 5), "hada_w2_a": (outputs, rank), "hada_w2_b": (rank, 5)}
+    return LohaFactors({part: torch.randn(shape) for part, shape in parts.items()}, {"alpha": alpha})
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(1, 4), min_size=4, max_size=4), st.booleans())
+def test_loha_is_joined_and_cut_as_lora_is(ranks: list[int], differ: bool) -> None:
+    """Both of its products have rows of their own; of different strengths, the first has the rest of them."""
+    adapters = {name: loha(part.length, rank, rank / (rank + 1 if differ else 2))
+                for (name, part), rank in zip(SLICES.items(), ranks, strict=True)}  # fmt: skip
+    joined = join({SLICES[name]: adapter for name, adapter in adapters.items()})
+    expected = torch.cat([delta(adapter) for adapter in adapters.values()])
+    torch.testing.assert_close(delta(joined), expected, rtol=1e-5, atol=1e-6)
+    for name, adapter in cut(joined, SLICES).items():
+        torch.testing.assert_close(delta(adapter), delta(adapters[name]), rtol=1e-5, atol=1e-6)
+        if not differ:
+            assert_equal(adapter, adapters[name])
+
+
+def lokr(rows: int, block: int) -> LokrFactors:
+    return LokrFactors({"lokr_w1": torch.randn(rows, 5), "lokr_w2": torch.randn(block, 1)}, {"alpha": 1.0})
+
+
+def test_lokr_is_cut_where_no_slice_ends_within_a_block_of_its_product() -> None:
+    """Rows of W1 stand for as many outputs as W2 has, so that 18 = 9 x 2 is cut at 6, 8 and 10, and 6 x 3 is not."""
+    whole = lokr(9, 2)
+    cuts = cut(whole, SLICES)
+    assert torch.equal(torch.cat([delta(each) for each in cuts.values()]), delta(whole))
+    assert_equal(join({SLICES[name]: adapter for name, adapter in cuts.items()}), whole)
+    with raises_code("adapter.cannot_cut", "LoKr"):
+        cut(lokr(6, 3), SLICES)
+    with raises_code("adapter.cannot_join", "LoKr"):
+        join({part: lokr(part.length // 2, 2) for part in SLICES.values()})
+
+
+def test_differences_are_cut_and_joined_and_are_zero_where_there_are_none() -> None:
+    parts = {"diff": torch.randn(18, 5), "diff_b": torch.randn(18)}
+    whole = FullDifference(parts, {})
+    cuts = cut(whole, SLICES)
+    for name, part in SLICES.items():
+        rows = slice(part.offset, part.offset + part.length)
+        assert torch.equal(cuts[name].state_dict()["diff"], parts["diff"][rows])
+        assert torch.equal(cuts[name].state_dict()["diff_b"], parts["diff_b"][rows])
+    assert_equal(join({SLICES[name]: adapter for name, adapter in cuts.items()}), whole)
+    lone = join({SLICES["layer3"]: cuts["layer3"]})
+    assert not lone.state_dict()["diff"][:10].any() and torch.equal(
+        lone.state_dict()["diff_b"][10:], parts["diff_b"][10:]
+    )
+
+
+def test_norms_are_swapped() -> None:
+    own = NormDifference({"w_norm": torch.arange(8.0)}, {})
+    assert cut(own, {"norm": swapped_halves("norm", 8)})["norm"].state_dict()["w_norm"].tolist() == [
+        4,
+        5,
+        6,
+        7,
+        0,
+        1,
+        2,
+        3,
+    ]
+
+
+def test_biases_are_cut_with_their_rows() -> None:
+    bias = torch.randn(18)
+    whole = BiasedAdapter(block_diagonal(), bias)
+    cuts = cut(whole, SLICES)
+    assert torch.equal(torch.cat([delta(each) for each in cuts.values()]), delta(whole))
+    assert torch.equal(torch.cat([each.state_dict()["diff_b"] for each in cuts.values()]), bias)
+    assert {each.hyperparameters["rank"] for each in cuts.values()} == {3}
+    assert_equal(join({SLICES[name]: adapter for name, adapter in cuts.items()}), whole)
+
+
+def block_diagonal() -> LoraFactors:
+    return LoraFactors(torch.randn(12, 5), torch.block_diag(*[torch.randn(height, 3) for height in HEIGHTS]), 6.0)
 
 
 class Attention(nn.Module):

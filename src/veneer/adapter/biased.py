@@ -42,7 +42,13 @@ class BiasedAdapter:
     @property
     def method(self) -> Method:
         """The method of the weight, called one with a bias."""
-        return replace(self.inner.method, names=_names(self.inner.method.names), row_parts={})
+        inner = self.inner.method
+        parts = {_inside(inner, part): other and _inside(inner, other) for part, other in inner.row_parts.items()}
+        rows = {**parts, _DIFFERENCE: None} if parts else {}
+        return replace(inner, names=_names(inner.names), from_state=self._from_state, row_parts=rows)
+
+    def _from_state(self, state: Mapping[str, Tensor]) -> BiasedAdapter:
+        return _from_state(self.inner.method, state)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,7 +86,8 @@ class BiasedAdapter:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all of it as named tensors; those of the weight have the name of its method in front."""
-        inner = {f"{self.inner.method.name}:{part}": tensor for part, tensor in self.inner.state_dict().items()}
+        method, own = self.inner.method, self.inner.state_dict()
+        inner = {_inside(method, part): tensor for part, tensor in own.items()}
         return {**inner, _DIFFERENCE: self.bias}
 
     def file_parts(self, naming: str) -> dict[str, Tensor]:
@@ -144,6 +151,16 @@ def with_bias(inner: LayerAdapter, parts: Mapping[str, Tensor]) -> LayerAdapter:
     return BiasedAdapter(inner, bias if inner.scale == 1 else inner.scale * bias.to(torch.float32))
 
 
+def _inside(method: Method, part: str) -> str:
+    """Return what a state calls a part of the method of the weight."""
+    return f"{method.name}:{part}"
+
+
+def _from_state(method: Method, state: Mapping[str, Tensor]) -> BiasedAdapter:
+    inner = {part.removeprefix(_inside(method, "")): tensor for part, tensor in state.items() if part != _DIFFERENCE}
+    return BiasedAdapter(method.from_state(inner), state[_DIFFERENCE])
+
+
 def biased_method(methods: Mapping[str, Method]) -> Method:
     """Return the method of adapters with a bias, which is told by its file's parts and never by itself.
 
@@ -152,9 +169,7 @@ def biased_method(methods: Mapping[str, Method]) -> Method:
     """
 
     def from_state(state: Mapping[str, Tensor]) -> BiasedAdapter:
-        name = next(part for part in state if ":" in part).partition(":")[0]
-        inner = {part.removeprefix(f"{name}:"): tensor for part, tensor in state.items() if part != _DIFFERENCE}
-        return BiasedAdapter(methods[name].from_state(inner), state[_DIFFERENCE])
+        return _from_state(methods[next(part for part in state if ":" in part).partition(":")[0]], state)
 
     def from_file(parts: Mapping[str, Tensor], settings: Mapping[str, Any] | None) -> LayerAdapter:
         raise bad_factors("has a bias and nothing that changes the weight")

@@ -57,4 +57,5 @@ DYLORA = Method(
     spec=None,
     from_state=LORA.from_state,
     from_file=_from_file,
+    row_parts=LORA.row_parts,
 )

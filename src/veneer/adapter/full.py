@@ -124,4 +124,5 @@ NORM = Method(
     spec=None,
     from_state=NormDifference.from_state,
     from_file=NormDifference.from_file,
+    row_parts={"w_norm": None, "b_norm": None},
 )

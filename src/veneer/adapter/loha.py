@@ -132,5 +132,5 @@ LOHA = Method(
     spec=None,
     from_state=LohaFactors.from_state,
     from_file=LohaFactors.from_file,
-    row_parts={"hada_w1_a": None, "hada_w2_a": None},
+    row_parts={"hada_w1_a": "hada_w1_b", "hada_w2_a": "hada_w2_b"},
 )

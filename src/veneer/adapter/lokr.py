@@ -160,4 +160,6 @@ LOKR = Method(
     spec=None,
     from_state=LokrFactors.from_state,
     from_file=LokrFactors.from_file,
+    row_parts={"lokr_w1": None, "lokr_w1_a": None},
+    has_row_blocks=True,
 )

@@ -256,6 +256,7 @@ class Method:
         row_parts: parts of the state that have a row for each output of the layer, all that depends on the output; each
             with the part whose rows its columns are multiplied by, if any. None at all: the method's adapters cannot be
             cut by outputs.
+        has_row_blocks: whether a row may stand for several outputs that follow one another, as in a Kronecker product.
         folding: of the strength, where diffusers loads the method and has no place for a strength of its own.
     """
 
@@ -266,6 +267,7 @@ class Method:
     from_state: Callable[[Mapping[str, Tensor]], LayerAdapter]
     from_file: Callable[[Mapping[str, Tensor], Mapping[str, Any] | None], LayerAdapter]
     row_parts: Mapping[str, str | None] = field(default_factory=dict)
+    has_row_blocks: bool = False
     folding: Folding | None = None
 
     @property

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Slice", "cut", "join", "join_layers", "swapped_halves"]
 
-_ALPHA = "alpha"
+_SHAPE = "weight_shape"  # of methods whose numbers do not tell it
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,20 @@ class Slice:
         import torch
 
         return torch.cat([tensor.narrow(0, start, length) for start, length in self.spans])
+
+    def in_rows(self, count: int) -> Slice | None:
+        """Return the same slice of fewer rows, each of which stands for as many that follow one another.
+
+        Args:
+            count: number of these rows, of all of the larger layer.
+
+        Returns:
+            None: the slice begins or ends within one.
+        """
+        size, rest = divmod(self.total, count)
+        if rest or self.offset % size or self.length % size:
+            return None
+        return Slice(self.name, self.offset // size, self.length // size, count)
 
     def put(self, rows: Tensor, whole: Tensor) -> None:
         """Write rows of the layer to where they are in a tensor of the larger layer."""
@@ -103,7 +117,7 @@ def _check_can_cut(adapter: LayerAdapter, slices: Mapping[str, Slice]) -> None:
         what = f"the adapter is of another architecture: {one.name} has {adapter.shape[0]} outputs in it"
         remedy = "use the base that it was trained on"
         raise UserError(f"{what} and {one.total} in the base", code="adapter.other_architecture", remedy=remedy)
-    if not _is_by_rows(adapter, one.total):
+    if not _is_by_rows(adapter, slices.values()):
         what = f"its {adapter.method.title} of {one.name} cannot be cut into {', '.join(sorted(slices))}"
         remedy = "merge it into the base with the tool that made it, and extract a LoRA from that"
         raise UserError(what, code="adapter.cannot_cut", remedy=remedy)
@@ -160,14 +174,24 @@ def _state_of(
     for name, other in inner.items():
         if name not in state:
             continue
-        own[name] = part.take(state[name])
+        own[name] = _required(part.in_rows(len(state[name]))).take(state[name])
         if columns is None or other is None:
             continue
         own[name] = own[name].narrow(1, columns.start, len(columns)).contiguous()
         own[other] = state[other].narrow(0, columns.start, len(columns)).contiguous()
-        if _ALPHA in state:
-            own[_ALPHA] = state[_ALPHA] * len(columns) / state[name].shape[1]
+        if (alpha := _alpha_of(state)) is not None:
+            own[alpha] = state[alpha] * len(columns) / state[name].shape[1]
     return own
+
+
+def _required(part: Slice | None) -> Slice:
+    assert part is not None, "a slice within a row, which is checked before"
+    return part
+
+
+def _alpha_of(state: Mapping[str, Tensor]) -> str | None:
+    """Return which part of a state is alpha; of an adapter within another, names have the method's in front."""
+    return next((name for name in state if name.rpartition(":")[2] == "alpha"), None)
 
 
 def join(parts: Mapping[Slice, LayerAdapter]) -> LayerAdapter:
@@ -188,7 +212,7 @@ def join(parts: Mapping[Slice, LayerAdapter]) -> LayerAdapter:
     if _is_whole(slices) and all(_same(state[name], states[0][name]) for state in states[1:] for name in shared):
         rows = {name: _joined_rows(slices, [state[name] for state in states]) for name in inner}
         return method.from_state({**states[0], **rows})
-    if set(shared) - {_ALPHA, *inner.values()}:
+    if set(shared) - {_alpha_of(states[0]), *inner.values()}:
         raise _cannot_join(slices[0].name, f"its {method.title} adapters have little in common")
     return method.from_state(_block_diagonal(slices, _of_one_strength(states, inner), inner))
 
@@ -201,21 +225,29 @@ def _method_of(parts: Mapping[Slice, LayerAdapter]) -> Method:
     """
     name, adapters = next(iter(parts)).name, list(parts.values())
     method, names = adapters[0].method, adapters[0].state_dict().keys()
-    if any(one.method is not method or one.state_dict().keys() != names for one in adapters):
+    if any(one.method.title != method.title or one.state_dict().keys() != names for one in adapters):
         titles = " and ".join(sorted({one.method.title for one in adapters}))
         raise _cannot_join(name, f"parts of it have {titles} adapters of different kinds")
-    if not all(_is_by_rows(adapter, part.length) for part, adapter in parts.items()):
+    if not all(_is_by_rows(adapter, [Slice(name, 0, one.length, one.length)]) for one, adapter in parts.items()):
         raise _cannot_join(name, f"its {method.title} adapters are not told output by output")
     if not (_is_whole(list(parts)) or method.is_additive):
         raise _cannot_join(name, f"parts of it have no adapter, and {method.title} leaves no output as it is")
     return method
 
 
-def _is_by_rows(adapter: LayerAdapter, outputs: int) -> bool:
-    """Return whether each of a layer's outputs has a row of its own in an adapter, and nothing else tells it."""
-    parts, state = adapter.method.row_parts, adapter.state_dict()
-    own = [state[part] for part in parts if part in state]
-    return bool(own) and all(tensor.shape[0] == outputs for tensor in own)
+def _is_by_rows(adapter: LayerAdapter, slices: Iterable[Slice]) -> bool:
+    """Return whether the outputs in each slice of a layer have rows of their own in an adapter."""
+    method, state = adapter.method, adapter.state_dict()
+    own = [len(state[part]) for part in method.row_parts if part in state]
+    return (
+        bool(own)
+        and _SHAPE not in state
+        and all(
+            part.in_rows(count) is not None and (method.has_row_blocks or count == part.total)
+            for count in own
+            for part in slices
+        )
+    )
 
 
 def _is_whole(slices: Sequence[Slice]) -> bool:
@@ -235,9 +267,10 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 def _joined_rows(slices: Sequence[Slice], tensors: Sequence[Tensor]) -> Tensor:
     """Return the rows of all slices where they belong, zero where no slice is."""
-    whole = tensors[0].new_zeros(slices[0].total, *tensors[0].shape[1:], dtype=_common_dtype(tensors))
+    count = slices[0].total * len(tensors[0]) // slices[0].length
+    whole = tensors[0].new_zeros(count, *tensors[0].shape[1:], dtype=_common_dtype(tensors))
     for part, rows in zip(slices, tensors, strict=True):
-        part.put(rows, whole)
+        _required(part.in_rows(count)).put(rows, whole)
     return whole
 
 
@@ -274,34 +307,31 @@ def _block_diagonal(
         if other is not None:
             below = [state[other] for state in states]
             joined[other] = torch.cat([tensor.to(_common_dtype(below)) for tensor in below])
-    if _ALPHA in states[0]:
-        joined[_ALPHA] = torch.stack([state[_ALPHA] for state in states]).sum()
+    if (alpha := _alpha_of(states[0])) is not None:
+        joined[alpha] = torch.stack([state[alpha] for state in states]).sum()
     return joined
 
 
 def _of_one_strength(
     states: Sequence[Mapping[str, Tensor]], inner: Mapping[str, str | None]
-) -> list[Mapping[str, Tensor]]:
+) -> Sequence[Mapping[str, Tensor]]:
     """Return the same adapters with one alpha/r, the largest; the others' B have the rest."""
     factor = next((name for name, other in inner.items() if other is not None), None)
-    if factor is None or _ALPHA not in states[0]:
-        return list(states)
-    scales = [float(state[_ALPHA]) / state[factor].shape[1] for state in states]
+    alpha = _alpha_of(states[0])
+    if factor is None or alpha is None:
+        return states
+    scales = [float(state[alpha]) / state[factor].shape[1] for state in states]
     largest = max(scales, key=abs)
     if all(scale == largest for scale in scales):
-        return list(states)
+        return states
     ratios = [scale / largest for scale in scales]
     is_exact = all(abs(math.frexp(ratio)[0]) in (0, 0.5) for ratio in ratios)
-    return [
-        _scaled(state if is_exact else _widened(state), factor, ratio, largest * state[factor].shape[1])
-        for state, ratio in zip(states, ratios, strict=True)
-    ]
-
-
-def _scaled(state: Mapping[str, Tensor], factor: str, ratio: float, alpha: float) -> dict[str, Tensor]:
-    """Return the state with one factor multiplied by a ratio, and alpha set to what then tells the same strength."""
-    product = (state[factor].double() * ratio).to(state[factor].dtype)
-    return {**state, factor: product, _ALPHA: state[_ALPHA].new_tensor(alpha)}
+    scaled = []
+    for state, ratio in zip(states, ratios, strict=True):
+        wide = state if is_exact else _widened(state)
+        product = (wide[factor].double() * ratio).to(wide[factor].dtype)
+        scaled.append({**wide, factor: product, alpha: wide[alpha].new_tensor(largest * product.shape[1])})
+    return scaled
 
 
 def _widened(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
