@@ -36,6 +36,14 @@ def test_a_picture_tells_how_it_was_made(tmp_path: Path) -> None:
         assert read.tobytes() == picture.tobytes()
 
 
+def test_an_earlier_gallery_goes_and_other_pictures_stay(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8))
+    write_gallery(tmp_path, [picture, picture], [NOTE, NOTE])
+    picture.save(tmp_path / "mine.png")
+    write_gallery(tmp_path, [picture], [PictureNote("a dog", 0, 1, 1.0, "DDIM")])
+    assert {path.name for path in tmp_path.iterdir()} == {"01-a-dog.png", "mine.png"}
+
+
 @pytest.mark.parametrize("text", ["", "7", "[]", "{}", '{"prompt": 3}', '{"seed": "x"}', "[" * 100_000])
 def test_a_note_that_is_none_is_none(text: str, tmp_path: Path) -> None:
     write_picture(Image.new("RGB", (8, 8)), tmp_path / "a.png", {"veneer.picture": text})

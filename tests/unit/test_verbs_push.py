@@ -162,6 +162,15 @@ def test_without_a_token_nothing_is_asked(run: Path, monkeypatch: pytest.MonkeyP
         assert "hf auth login" in str(caught.value) and hub.asked == []
 
 
+def test_a_refusal_is_one_line_of_the_command(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(monkeypatch, token=None):
+        assert main(["adapter", "push", str(run), REPO]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"veneer: error: {REPO}: there is no token of the hub here; log in with")
+
+
 def test_a_wrong_token_is_said_to_be_unknown(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with serving(monkeypatch, token="hf_wrongwrongwrong") as _, raises_code("push.bad_token") as caught:
         push_adapter(run, REPO)

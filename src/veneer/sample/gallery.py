@@ -85,12 +85,15 @@ def gallery_names(prompts: Sequence[str]) -> list[str]:
 
 
 def write_gallery(folder: Path, pictures: Sequence[Image.Image], notes: Sequence[PictureNote]) -> Mapping[str, str]:
-    """Write pictures into a folder; return the prompt of each by its file's name.
+    """Write pictures into a folder, in place of those of an earlier gallery; return each one's prompt by its name.
 
     Raises:
         UserError: there is no room, or the folder cannot be written to.
     """
     names = gallery_names([note.prompt for note in notes])
+    for path in folder.glob("*.png"):
+        if path.name not in names and read_picture_note(path) is not None:
+            path.unlink()
     for name, picture, note in zip(names, pictures, notes, strict=True):
         write_picture(picture, folder / name, note.texts)
     return {name: note.prompt for name, note in zip(names, notes, strict=True)}

@@ -10,9 +10,25 @@ from veneer import __version__
 from veneer.config.document import read_yaml, write_yaml
 from veneer.config.paths import names_only
 from veneer.errors import UserError
+from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import BUNDLED
 from veneer.files import read_utf8
-from veneer.run.folder import BEST, CARD, CONFIG, GALLERY, SHEET
+from veneer.run.folder import (
+    BEST,
+    CARD,
+    CHECKPOINTS,
+    CONFIG,
+    COPYING,
+    EVALUATED,
+    GALLERY,
+    LOG,
+    PLAN,
+    REPORT,
+    REPORT_DATA,
+    SAMPLES,
+    SHEET,
+    TENSORBOARD,
+)
 from veneer.weights.adapter_path import FILE_NAME
 from veneer.weights.card import CardFacts, CardFile, model_card
 from veneer.weights.licenses import license_of
@@ -137,13 +153,19 @@ def _shown(folder: Path) -> list[PublicFile]:
 
 _REASONS = {
     BEST: "the adapter of an earlier step",
-    "checkpoints": "state of the training",
-    "copying.png": "shows pictures that were trained on",
-    "evaluation": "pictures of the measurement",
+    CHECKPOINTS: "state of the training",
+    COPYING: "shows pictures that were trained on",
+    EVALUATED: "pictures of the measurement",
+    EVALUATION: "scores, which the card tells",
+    LOG: "log, with paths",
+    PLAN: "plan",
     "prior": "pictures of the class",
-    "samples": "pictures of earlier steps",
+    REPORT: "report, with pictures that were trained on",
+    REPORT_DATA: "report",
+    SAMPLES: "pictures of earlier steps",
+    TENSORBOARD: "curves",
 }
-"""Why files of a run stay here; all others are told to be none of the adapter's."""
+"""Why files of a run stay here; all others are none that is known to be the adapter's."""
 
 
 def _left_out(folder: Path | None, files: list[PublicFile]) -> tuple[tuple[str, str], ...]:
@@ -151,7 +173,9 @@ def _left_out(folder: Path | None, files: list[PublicFile]) -> tuple[tuple[str, 
         return ()
     taken = {file.name.partition("/")[0] for file in files}
     names = sorted(path.name for path in folder.iterdir() if path.name not in taken)
-    return tuple((name, _REASONS.get(name, "no file of the adapter's")) for name in names if not name.startswith("."))
+    return tuple(
+        (name, _REASONS.get(name, "not known to be the adapter's")) for name in names if not name.startswith(".")
+    )
 
 
 _REST = r"[^\s\"'`|<>]"

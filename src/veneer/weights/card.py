@@ -164,7 +164,7 @@ It was trained with texts in {windows} windows of the text encoder. This call re
 all of them.
 """
 _STRENGTH = """
-All files have the same strength: 1 is what it was trained at.
+Strength 1, which is what programs take if nobody names another, is what it was trained at.
 """
 
 

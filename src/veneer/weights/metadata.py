@@ -298,7 +298,7 @@ TABLE: tuple[Row, ...] = (
         "modelspec.resolution", lambda f: f"{f.config.data.resolution}x{f.config.data.resolution}", "`data.resolution`"
     ),
     Row("modelspec.description", _description, "pictures, steps and trigger, in a sentence", _SWARM),
-    Row("modelspec.trigger_phrase", lambda f: f.config.data.trigger, "`data.trigger`", "SwarmUI: put into the prompt"),
+    Row("modelspec.trigger_phrase", lambda f: f.config.data.trigger, "`data.trigger`", _SWARM),
     Row("modelspec.prediction_type", lambda f: _PREDICTIONS.get(f.prediction), "what the base predicts"),
     Row("modelspec.encoder_layer", lambda f: f.labels.clip_skip, "layer of the text encoder, where there is a choice"),
     Row("modelspec.license", lambda f: f.license, "licence of the base, where it is known by its hub id", _SWARM),
