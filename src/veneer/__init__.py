@@ -63,9 +63,13 @@ if TYPE_CHECKING:
     from veneer.verbs.check import check_adapter as check_adapter
     from veneer.verbs.civitai import make_civitai_folder as make_civitai_folder
     from veneer.verbs.compare import compare_adapters as compare_adapters
+    from veneer.verbs.edit import EditOptions as EditOptions
+    from veneer.verbs.edit import edit_adapter as edit_adapter
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
     from veneer.verbs.evaluation_inputs import EvaluationOptions as EvaluationOptions
     from veneer.verbs.merge import merge_adapters as merge_adapters
+    from veneer.verbs.prune import PruneOptions as PruneOptions
+    from veneer.verbs.prune import prune_adapter as prune_adapter
     from veneer.verbs.push import PushOptions as PushOptions
     from veneer.verbs.push import push_adapter as push_adapter
     from veneer.verbs.resize import resize_adapter as resize_adapter
@@ -91,12 +95,14 @@ __all__ = [
     "BlockWeights",
     "DoraFactors",
     "DoraSpec",
+    "EditOptions",
     "Evaluation",
     "EvaluationOptions",
     "Interrupted",
     "LoraFactors",
     "LoraSpec",
     "Progress",
+    "PruneOptions",
     "PushOptions",
     "RankStudyOptions",
     "Resume",
@@ -117,6 +123,7 @@ __all__ = [
     "config_from_folder",
     "demo_path",
     "dump_config",
+    "edit_adapter",
     "evaluate_adapter",
     "generate",
     "generate_each",
@@ -131,6 +138,7 @@ __all__ = [
     "merge",
     "merge_adapters",
     "prepare",
+    "prune_adapter",
     "push_adapter",
     "read_evaluation",
     "resize",
@@ -189,6 +197,10 @@ _HOMES = {
     "build_config": "veneer.config.load:build_config",
     "build_study": "veneer.study.config:build_study",
     "compare_adapters": "veneer.verbs.compare:compare_adapters",
+    "EditOptions": "veneer.verbs.edit:EditOptions",
+    "edit_adapter": "veneer.verbs.edit:edit_adapter",
+    "PruneOptions": "veneer.verbs.prune:PruneOptions",
+    "prune_adapter": "veneer.verbs.prune:prune_adapter",
     "combine": "veneer.adapter.merge:combine",
     "config_from_folder": "veneer.config.load:config_from_folder",
     "demo_path": "veneer.base:demo_path",

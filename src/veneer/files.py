@@ -12,13 +12,14 @@ import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from veneer.errors import UserError
 
 __all__ = [
+    "atomic_stream",
     "atomic_write",
     "is_pickle",
     "name_beside",
@@ -186,11 +187,25 @@ def atomic_write(path: Path, content: bytes) -> None:
     Raises:
         UserError: the folder cannot be made or written to.
     """
+    _write_aside(path, lambda beside: write_synced(beside, content))
+
+
+def atomic_stream(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file as :func:`atomic_write` does, of pieces that are made one after the other.
+
+    Raises:
+        UserError: the folder cannot be made or written to.
+    """
+    _write_aside(path, lambda beside: _write_pieces(beside, pieces))
+
+
+def _write_aside(path: Path, write: Callable[[Path], None]) -> None:
+    """Let a file be written beside its place, and give it its place once it is whole."""
     beside = name_beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            write_synced(beside, content)
+            write(beside)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
@@ -238,12 +253,17 @@ def _fill(folder: Path, files: Mapping[str, bytes]) -> None:
 
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file in place and wait until the disk has it."""
+    _write_pieces(path, [content])
+
+
+def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, 0o666)
     try:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[os.write(descriptor, rest[:_PIECE]) :]
+        for piece in pieces:
+            rest = memoryview(piece)
+            while rest:
+                rest = rest[os.write(descriptor, rest[:_PIECE]) :]
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -22,7 +22,7 @@ from veneer.rng import MAX_SEED
 VERBS = (
     *(("train",), ("plan",), ("sample",), ("evaluate",), ("study",), ("doctor",), ("report",)),
     *(("adapter",), ("adapter", "info"), ("adapter", "verify"), ("adapter", "resize"), ("adapter", "merge")),
-    *(("adapter", "blend"), ("adapter", "compare")),
+    *(("adapter", "blend"), ("adapter", "compare"), ("adapter", "edit"), ("adapter", "prune")),
 )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from json.decoder import scanstring  # type: ignore[attr-defined]  # not in typeshed
 from pathlib import Path
@@ -18,7 +18,16 @@ from typing import Any, NoReturn, TypeGuard
 
 from veneer.errors import UserError
 
-__all__ = ["ITEM_BYTES", "Header", "TensorEntry", "bad_header", "parse_header", "shown"]
+__all__ = [
+    "ITEM_BYTES",
+    "Header",
+    "RawHeader",
+    "TensorEntry",
+    "bad_header",
+    "parse_header",
+    "parse_raw_header",
+    "shown",
+]
 
 _MOST_MEMBERS = 50_000  # tensors, or keys of the metadata; an adapter of SDXL has a few thousand tensors
 _ENTRY_LENGTH = 2_000  # characters that say what a tensor is; usually 70
@@ -75,7 +84,7 @@ def parse_header(text: bytes, path: Path) -> Header:
         UserError: it is no JSON object, or what it says of a tensor cannot be; or it holds a type that is not read.
     """
     try:
-        tensors, metadata = _split(text.decode("utf-8"))
+        tensors, metadata = _split(text.decode("utf-8"), lambda name, value, _: _entry(name, value))
     except UnicodeDecodeError as error:
         raise bad_header(f"its header is not UTF-8 at byte {error.start}", path) from None
     except _Broken as broken:
@@ -84,6 +93,66 @@ def parse_header(text: bytes, path: Path) -> Header:
         remedy = "ask its maker for float16, bfloat16 or float32"
         raise UserError(str(unknown), code="weights.unsupported_dtype", where=path, remedy=remedy) from None
     return Header(tensors, metadata, max((entry.end for entry in tensors.values()), default=0))
+
+
+@dataclass(frozen=True)
+class RawHeader:
+    """What a header says, with its tensors as they stand there, of types that are read or not.
+
+    Attributes:
+        entries: what is said of each tensor, as JSON, by its name, in the header's order.
+        metadata: texts by key; a value that is no text is its JSON.
+        data_bytes: how many bytes the tensors take.
+    """
+
+    entries: Mapping[str, str]
+    metadata: Mapping[str, str]
+    data_bytes: int
+
+    def encode(self, metadata: Mapping[str, str]) -> bytes:
+        """Return the same header with other metadata, with its length before it, as a file begins."""
+        said = {_METADATA: _compact(dict(sorted(metadata.items())))} if metadata else {}
+        members = (f"{_compact(name)}:{entry}" for name, entry in {**said, **self.entries}.items())
+        # half of a surrogate pair, which a text from JSON may have, is no UTF-8, and its escape is
+        text = f"{{{','.join(members)}}}".encode("utf-8", "backslashreplace")
+        text += b" " * (-len(text) % 8)
+        return len(text).to_bytes(8, "little") + text
+
+
+def _compact(value: object) -> str:
+    """Return a value as JSON as the library writes it, without spaces."""
+    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+
+
+def parse_raw_header(text: bytes, path: Path) -> RawHeader:
+    """Return what a header says, once its tensors are known to fill the data without holes; no type is looked at.
+
+    Args:
+        text: the JSON.
+        path: of the file, for messages.
+
+    Raises:
+        UserError: it is no JSON object, or its tensors overlap or leave holes.
+    """
+    try:
+        entries, places, metadata = _split_raw(text.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise bad_header(f"its header is not UTF-8 at byte {error.start}", path) from None
+    except _Broken as broken:
+        raise bad_header(str(broken), path) from None
+    return RawHeader(entries, metadata, max((entry.end for entry in places.values()), default=0))
+
+
+def _split_raw(text: str) -> tuple[dict[str, str], dict[str, TensorEntry], dict[str, str]]:
+    entries: dict[str, str] = {}
+
+    def entry(name: str, value: Any, source: str) -> TensorEntry:
+        dtype, shape, offsets = _fields(value) or _refuse(name)
+        entries[name] = source
+        return TensorEntry(dtype, tuple(shape), offsets[0], offsets[1])
+
+    places, metadata = _split(text, entry)
+    return entries, places, metadata
 
 
 def bad_header(what: str, path: Path) -> UserError:
@@ -100,7 +169,13 @@ class _UnknownType(Exception):
     """A type of numbers that is not read; the text says which."""
 
 
-def _split(text: str) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+def _split(text: str, entry: Callable[[str, Any, str], TensorEntry]) -> tuple[dict[str, TensorEntry], dict[str, str]]:
+    """Return a header's tensors and metadata.
+
+    Args:
+        text: the JSON.
+        entry: makes a tensor's entry of its name, its value and the JSON of that.
+    """
     tensors: dict[str, TensorEntry] = {}
     metadata: dict[str, str] | None = None
     whole = _Members(text, 0, "its header")
@@ -112,7 +187,7 @@ def _split(text: str) -> tuple[dict[str, TensorEntry], dict[str, str]]:
         elif name in tensors:
             raise _Broken(f"its header has tensor {shown(name)} twice")
         else:
-            tensors[name] = _entry(name, whole.value(_ENTRY_LENGTH)[0])
+            tensors[name] = entry(name, *whole.value(_ENTRY_LENGTH))
     if text[whole.end :].strip(" \t\r\n"):
         raise _Broken("its header has something behind the JSON object")
     return _in_order(tensors), metadata or {}

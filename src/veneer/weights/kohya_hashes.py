@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from veneer.weights.safetensors import encoded_header, in_file_order
 
-__all__ = ["legacy_hash", "with_file_hashes"]
+__all__ = ["file_hashes", "legacy_hash", "with_file_hashes"]
 
 _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
 
@@ -25,23 +25,33 @@ def with_file_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str])
     ``ss_*`` keys alone (``precalculate_safetensors_hashes`` of sd-scripts), so that other keys may change later.
     """
     training = {key: value for key, value in metadata.items() if key.startswith("ss_")}
+    own = file_hashes(encoded_header(tensors, training), _data(tensors))
+    spec = {"modelspec.hash_sha256": f"0x{own['sshs_model_hash']}"} if "modelspec.sai_model_spec" in metadata else {}
+    return {**metadata, **own, **spec}
+
+
+def file_hashes(header: bytes, data: Iterable[bytes | memoryview]) -> dict[str, str]:
+    """Return kohya's two hashes of a file.
+
+    Args:
+        header: of the file with the ``ss_*`` keys alone, with its length before it.
+        data: what lies behind it, in pieces.
+    """
     whole, window, place = hashlib.sha256(), bytearray(), 0
-    for is_data, piece in chain([(False, memoryview(encoded_header(tensors, training)))], _data(tensors)):
+    for is_data, piece in chain([(False, header)], ((True, piece) for piece in data)):
         if is_data:
             whole.update(piece)
         window += piece[max(_LEGACY_START - place, 0) : max(_LEGACY_START + _LEGACY_BYTES - place, 0)]
         place += len(piece)
-    own = {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": legacy_hash(window)}
-    spec = {"modelspec.hash_sha256": f"0x{whole.hexdigest()}"} if "modelspec.sai_model_spec" in metadata else {}
-    return {**metadata, **own, **spec}
+    return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": legacy_hash(window)}
 
 
-def _data(tensors: Mapping[str, Tensor]) -> Iterator[tuple[bool, memoryview]]:
+def _data(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
     """Yield the bytes of each tensor as they lie in a file."""
     for name in in_file_order(tensors):
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         content: Any = flat.view(torch.uint8).numpy()
-        yield True, memoryview(content)
+        yield memoryview(content)
 
 
 def legacy_hash(content: bytes | bytearray) -> str:

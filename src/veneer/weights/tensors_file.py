@@ -22,11 +22,11 @@ import psutil
 from veneer.errors import UserError
 from veneer.file_kind import EMPTY, MOST_HEADER_BYTES, SAFETENSORS, kind_in
 from veneer.files import is_pickle, open_regular
-from veneer.weights.header import Header, bad_header, parse_header, shown
+from veneer.weights.header import Header, RawHeader, bad_header, parse_header, parse_raw_header, shown
 from veneer.weights.numbers import FLOATS, Numbers, decode_numbers
 from veneer.weights.other_files import other_kind, pickle_ending
 
-__all__ = ["TensorsFile", "check_floating", "not_finite", "open_tensors", "readable"]
+__all__ = ["RawFile", "TensorsFile", "check_floating", "not_finite", "open_raw", "open_tensors", "readable"]
 
 _START_BYTES = 200  # of a file, for messages
 _SMALLEST = 10  # bytes of a safetensors file: the length, and the header {}
@@ -96,6 +96,51 @@ class TensorsFile:
             raise UserError(what, code="weights.too_large", where=self.path, remedy=remedy)
 
 
+@dataclass(frozen=True)
+class RawFile:
+    """An open safetensors file as bytes: whatever its tensors are, they are not looked at.
+
+    Attributes:
+        path: of the file.
+        header: what it says.
+        data_start: the byte at which the numbers begin.
+    """
+
+    path: Path
+    header: RawHeader
+    data_start: int
+    _file: io.BufferedReader
+
+    def data(self) -> Iterator[bytes]:
+        """Yield the bytes behind the header, piece by piece.
+
+        Raises:
+            UserError: the file changed, or cannot be read any more.
+        """
+        with readable(self.path):
+            self._file.seek(self.data_start)
+            left = self.header.data_bytes
+            while left:
+                piece = self._file.read(min(_LARGE, left))
+                if not piece:
+                    raise OSError(errno.EIO, "it became shorter while it was read")
+                left -= len(piece)
+                yield piece
+
+
+@contextmanager
+def open_raw(path: Path) -> Iterator[RawFile]:
+    """Open a safetensors file whose tensors may be of types that are not read.
+
+    Raises:
+        UserError: as of :func:`open_tensors`, but for the tensors' types and sizes.
+    """
+    with _opened(path) as (file, text, size):
+        header = parse_raw_header(text, path)
+        _check_size(size - 8 - len(text), header.data_bytes, path)
+        yield RawFile(path, header, 8 + len(text), file)
+
+
 @contextmanager
 def open_tensors(path: Path) -> Iterator[TensorsFile]:
     """Open a safetensors file and check its header against its size.
@@ -104,6 +149,16 @@ def open_tensors(path: Path) -> Iterator[TensorsFile]:
         UserError: it is a pickle (which is not opened, for opening one can run code), is no regular file, is another
             kind of file, is cut short or too long, or its header does not make sense.
     """
+    with _opened(path) as (file, text, size):
+        header = parse_header(text, path)
+        _refuse_empty(header, path)
+        _check_size(size - 8 - len(text), header.data_bytes, path)
+        yield TensorsFile(path, header, 8 + len(text), file)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[io.BufferedReader, bytes, int]]:
+    """Yield a file, the JSON of its header and how many bytes it has, once it is known to be a safetensors file."""
     if is_pickle(path):
         raise pickle_ending(path)
     with readable(path):
@@ -113,10 +168,8 @@ def open_tensors(path: Path) -> Iterator[TensorsFile]:
             size = os.fstat(file.fileno()).st_size
             length = _header_length(file, size, path)
             file.seek(8)
-            header = parse_header(file.read(length), path)
-        _refuse_empty(header, path)
-        _check_size(size - 8 - length, header.data_bytes, path)
-        yield TensorsFile(path, header, 8 + length, file)
+            text = file.read(length)
+        yield file, text, size
 
 
 def check_floating(header: Header, names: Iterable[str], path: Path) -> None:

@@ -8,8 +8,10 @@ from veneer.cli.adapter.blend import blend
 from veneer.cli.adapter.check import check
 from veneer.cli.adapter.civitai import civitai
 from veneer.cli.adapter.compare import compare
+from veneer.cli.adapter.edit import edit
 from veneer.cli.adapter.info import info
 from veneer.cli.adapter.merge import merge
+from veneer.cli.adapter.prune import prune
 from veneer.cli.adapter.push import push
 from veneer.cli.adapter.resize import resize
 from veneer.cli.adapter.verify import verify
@@ -24,6 +26,8 @@ _VERBS = (
     resize,
     blend,
     compare,
+    prune,
+    edit,
     merge,
     push,
     civitai,

@@ -5,14 +5,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from veneer.printable import in_one_line
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from veneer.verbs.blend import BlendResult
     from veneer.verbs.compare import AdapterComparison, GroupComparison
+    from veneer.verbs.edit import EditResult
+    from veneer.verbs.prune import PruneResult
     from veneer.verbs.resize import ResizeResult
 
-__all__ = ["blend_text", "comparison_text", "resize_text", "table_text"]
+__all__ = ["blend_text", "comparison_text", "edit_text", "prune_text", "resize_text", "table_text"]
 
 
 def blend_text(result: BlendResult) -> str:
@@ -105,6 +109,26 @@ def _of_directions(overall: GroupComparison) -> list[str]:
 
 def _number(value: float | None, digits: int = 2) -> str:
     return "" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def edit_text(result: EditResult) -> str:
+    """Return what was changed in a file's metadata, a line a key."""
+    changed = [f"{key}: {_was(old)}" for key, old in result.changed.items()]
+    removed = [f"{key}: removed, {_was(old)}" for key, old in result.removed.items()]
+    return "\n".join([*changed, *removed] or ["every key had that text already"])
+
+
+def _was(text: str | None) -> str:
+    return "new" if text is None else f"was {in_one_line(text if len(text) <= 80 else f'{text[:77]}...')!r}"
+
+
+def prune_text(result: PruneResult) -> str:
+    """Return what was dropped of an adapter, by block, and what is left."""
+    rows = [(block, f"{count:,}") for block, count in result.dropped.items()]
+    left = "" if result.retained is None else f", with {result.retained:.2%} of the norm of delta W"
+    lost = "" if result.retained is None else f" (the rest is {1 - result.retained**2:.2%} of its square)"
+    sizes = f"{result.bytes_before:,} bytes before, {result.bytes_after:,} now"
+    return f"{table_text([('dropped', 'layers'), *rows])}\n{result.kept:,} layers left{left}{lost}\n{sizes}"
 
 
 def table_text(rows: Sequence[Sequence[str]]) -> str:
