@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lycoris.wrapper import network_module_dict
 
 from tests.adapters import adapter
 from veneer.adapter.lora import LoraFactors
+from veneer.adapter.protocol import Method
+from veneer.adapter.registry import METHODS
 from veneer.config.load import build_config
 from veneer.data.manifest import Manifest, Sample
 from veneer.files import public_name
@@ -118,6 +122,35 @@ def test_no_key_is_twice_in_the_table() -> None:
     keys = [row.key for row in TABLE]
     assert len(set(keys)) == len(keys)
     assert all(row.fact for row in TABLE)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What metadata asks of a layer."""
+
+    method: Method
+    hyperparameters: Mapping[str, float] = field(default_factory=lambda: {"rank": 4.0, "alpha": 2.0})
+    shape: tuple[int, ...] = (8, 8)
+
+
+def said_of(*methods: str) -> tuple[str, dict[str, str]]:
+    weights: Any = {f"unet.{name}": Layer(METHODS[name]) for name in methods}
+    said = completed({}, weights, name="x", labels=SDXL)
+    return said["ss_network_module"], json.loads(said.get("ss_network_args", "{}"))
+
+
+@pytest.mark.parametrize("method", sorted(set(METHODS) - {"lora"}))
+def test_lycoris_knows_every_method_by_the_name_that_is_written(method: str) -> None:
+    module, arguments = said_of(method)
+    assert module == "lycoris.kohya"
+    assert arguments.get("algo", "lora") in network_module_dict
+
+
+def test_the_module_reads_all_layers_of_a_file() -> None:
+    assert said_of("lora") == ("networks.lora", {})
+    assert said_of("lora", "norm") == ("lycoris.kohya", {"train_norm": "True"})
+    assert said_of("dora") == ("lycoris.kohya", {"algo": "lora", "dora_wd": "True"})
+    assert said_of("doha")[1] == {"algo": "loha", "dora_wd": "True"}
 
 
 def test_ranks_that_differ_are_called_dynamic() -> None:

@@ -309,30 +309,39 @@ TABLE: tuple[Row, ...] = (
 
 # What the tensors alone tell: also of adapters that were not trained here, and of those that a tool has made.
 
-_KOHYA_MODULES: Mapping[str, tuple[str | None, Mapping[str, str]]] = {
-    "lora": (None, {}),
-    "dora": ("lycoris.kohya", {"algo": "lora", "dora_wd": "True"}),
-    "oft": ("lycoris.kohya", {"algo": "diag-oft"}),
+_LYCORIS = "lycoris.kohya"
+_LYCORIS_ARGUMENTS: Mapping[str, Mapping[str, str]] = {
+    "dora": {"algo": "lora", "dora_wd": "True"},
+    "doha": {"algo": "loha", "dora_wd": "True"},
+    "dokr": {"algo": "lokr", "dora_wd": "True"},
+    "oft": {"algo": "diag-oft"},
+    "ia3_of_peft": {"algo": "ia3"},
+    "norm": {"train_norm": "True"},
+    "biased": {},
 }
-"""The module that reads a method's files in kohya's trainer, with its arguments; None: that of the base's kind.
-
-A method that is not here is LyCORIS' of the same name.
-"""
+"""How LyCORIS' module for kohya's trainer is told to make a method; it has all others under their own names."""
 
 
-def _module_of(weights: AdapterWeights) -> tuple[str | None, Mapping[str, str]]:
+def _lycoris_arguments(weights: AdapterWeights) -> dict[str, str] | None:
+    """Return LyCORIS' arguments for an adapter's methods; None: it is LoRA alone, which kohya's own module reads."""
     methods = sorted({adapter.method.name for adapter in weights.values()})
-    # one module reads a whole file; LyCORIS' reads layers of several methods, whichever it is said to have trained
-    found = [_KOHYA_MODULES.get(name, ("lycoris.kohya", {"algo": name})) for name in methods]
-    return next((one for one in found if one[0] is not None), found[0] if found else (None, {}))
+    if methods == ["lora"]:
+        return None
+    arguments: dict[str, str] = {}
+    for name in methods:
+        arguments |= {} if name == "lora" else _LYCORIS_ARGUMENTS.get(name, {"algo": name})
+    return arguments
 
 
 def _module(weights: AdapterWeights, labels: BaseLabels | None) -> str:
-    return _module_of(weights)[0] or (labels.module if labels else "networks.lora")
+    """Return the module of kohya's trainer that reads an adapter's file."""
+    if _lycoris_arguments(weights) is not None:
+        return _LYCORIS
+    return labels.module if labels else "networks.lora"
 
 
 def _arguments(weights: AdapterWeights) -> str | None:
-    arguments = dict(_module_of(weights)[1])
+    arguments = _lycoris_arguments(weights) or {}
     convolutions = {path: adapter for path, adapter in weights.items() if math.prod(adapter.shape[2:]) > 1}
     if convolutions and (rank := _size(convolutions, "rank")) is not None:
         arguments |= {"conv_dim": rank, "conv_alpha": _size(convolutions, "alpha") or rank}
