@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import io
 import json
-import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,18 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 import veneer.base
+from tests.packages import NAMES, few_steps, make_packages
 from tools.build_base import build, concepts, drawings, fit, varied
 from tools.build_base.design import DESIGNS, LARGE, SMALL, TINY
-from tools.build_base.drawings import Package
 from tools.build_base.engine import Engine
 from tools.build_base.fit import Fit, Pace, Task
 
 RECIPE = Fit(steps=6, schedule=8, batch=2, rate=1e-2, warmup=2, log_every=2, save_every=3)
-NAMES = ("ant", "bear", "crab", "duck", "eagle", "fish", "goat", "hedgehog")
 
 
 def task_of(module: nn.Module, seen: list[int] | None = None) -> Task:
@@ -217,49 +211,17 @@ def test_styles_to_test_with_are_never_trained_on() -> None:
 
 
 @pytest.fixture
-def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Packages of a few made-up drawings, where real ones are looked for; drawn as discs."""
-    monkeypatch.setattr(drawings, "draw_transparent", _disc)
-    folder = tmp_path / "work" / "packages"
-    folder.mkdir(parents=True)
-    made = {name: _package(folder, name) for name in drawings.PACKAGES}
-    monkeypatch.setattr(drawings, "PACKAGES", made)
-    return folder
-
-
-def _disc(svg: str, size: int) -> Image.Image:
-    picture = Image.new("RGBA", (size, size))
-    colour = tuple(hashlib.sha256(svg.encode()).digest()[:3])
-    ImageDraw.Draw(picture).ellipse((2, 2, size - 3, size - 3), fill=(*colour, 255))
-    return picture
-
-
-def _package(folder: Path, name: str) -> Package:
-    icons = {each: {"body": f"<path id='{name} {each}'/>"} for each in NAMES}
-    categories = {category: [] for category in (*concepts.WHOLE, *concepts.PART)} | {"Animals Nature": list(NAMES)}
-    contents = {"icons": {"icons": icons}, "metadata": {"categories": categories}}
-    file = folder / f"{name}-1.tgz"
-    with tarfile.open(file, "w:gz") as tar:
-        for part, content in contents.items():
-            data = json.dumps(content).encode()
-            entry = tarfile.TarInfo(f"package/{part}.json")
-            entry.size = len(data)
-            tar.addfile(entry, io.BytesIO(data))
-    digest = base64.b64encode(hashlib.sha512(file.read_bytes()).digest()).decode()
-    return Package(name, "1", digest, drawings.PACKAGES[name].licence)
+def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_packages(tmp_path / "work" / "packages", monkeypatch)
 
 
 @pytest.mark.usefixtures("packages")
-def test_a_whole_base_is_made_measured_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_base_is_made_measured_and_gone_on_with(tmp_path: Path) -> None:
     from diffusers import StableDiffusionPipeline
 
-    monkeypatch.setattr(build.quality, "GUIDANCES", (1.5,))
-    monkeypatch.setattr(build.quality, "STEPS", 2)
     written: list[set[str]] = []
-    few = replace(TINY, autoencoder=TINY.autoencoder.of_steps(3), denoiser=TINY.denoiser.of_steps(2))
-    few = replace(few, finish=few.finish.of_steps(2))
     job = build.Job(
-        few,
+        few_steps(TINY),
         tmp_path / "work",
         tmp_path / "out",
         budget=build.Budget.of(300),
@@ -267,7 +229,7 @@ def test_a_whole_base_is_made_measured_and_gone_on_with(tmp_path: Path, monkeypa
         processes=1,
     )
     build.build(job)
-    assert build.steps_made(job.work) == {"autoencoder": 3, "denoiser": 2, "finish": 2}
+    assert build.steps_made(job.work) == {"autoencoder": 2, "denoiser": 2, "finish": 2}
     assert "quality.json" not in written[0] and {"unet", "quality.json", "sheet.png", "README.md"} <= written[-1]
     pipeline = StableDiffusionPipeline.from_pretrained(job.model)
     assert pipeline("an ant emoji", num_inference_steps=1).images[0].size == (32, 32)

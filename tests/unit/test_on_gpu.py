@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 from benchmarks.page import PAGE
-from tools.on_gpu import archive, bench, run, table
+from tests.packages import few_steps, make_packages
+from tools.build_base import build as build_base
+from tools.build_base import design
+from tools.on_gpu import archive, base, bench, run, table
 from tools.on_gpu.check import DEVICE
 from tools.on_gpu.groups import PEFT
 from tools.on_gpu.places import MACHINE, ROOT
@@ -191,6 +194,62 @@ def test_a_group_that_ends_its_process_or_takes_too_long_ends_no_other(
         ("sd15-512-1", "exit status -9"),
         ("sd15-512-4", "its time was over"),
         ("sdxl-1024-1", "measured"),
+    ]
+
+
+def test_a_base_comes_back_in_parts_with_figures_and_a_sheet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_packages(tmp_path / "drawings", monkeypatch)
+    monkeypatch.setattr(base, "DRAWINGS", tmp_path / "drawings")
+    monkeypatch.setattr(design, "TINY", few_steps(design.TINY))
+    out = tmp_path / "out"
+    out.mkdir()
+    assert base.base(out, "cpu", 300.0, tmp_path / "work") == 0
+    names = {file.name for file in out.iterdir()}
+    assert names == {"base.json", "base.jsonl", "sheet.png", "base.tar.0"}
+    figures = json.loads((out / "base.json").read_text())
+    assert set(figures["phases"]) == {"autoencoder", "denoiser", "finish"} and figures["quality"]["concepts"] == 8
+    assert "| autoencoder |" in capsys.readouterr().out
+    archive.unpack_parts(out / "base.tar", tmp_path / "back")
+    assert (tmp_path / "back" / "unet" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_a_base_that_is_cut_short_has_been_brought_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_packages(tmp_path / "drawings", monkeypatch)
+    monkeypatch.setattr(base, "DRAWINGS", tmp_path / "drawings")
+    monkeypatch.setattr(design, "TINY", few_steps(design.TINY))
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("the card fell out")
+
+    monkeypatch.setattr(build_base, "publish", fail)
+    assert base.base(tmp_path, "cpu", 300.0, tmp_path / "work") == 1
+    assert "Ended early: RuntimeError: the card fell out" in capsys.readouterr().out
+    archive.unpack_parts(tmp_path / "base.tar", tmp_path / "back")
+    assert (tmp_path / "back" / "vae" / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_parts_of_a_base_are_put_together_in_their_order(tmp_path: Path) -> None:
+    (tmp_path / "model" / "a").mkdir(parents=True)
+    content = bytes(range(256)) * 400
+    (tmp_path / "model" / "a" / "weights").write_bytes(content)
+    parts = archive.pack_parts(tmp_path / "model", tmp_path / "base.tar", most=8000)
+    assert len(parts) > 10 and all(part.stat().st_size <= 8000 for part in parts)
+    archive.unpack_parts(tmp_path / "base.tar", tmp_path / "back")
+    assert (tmp_path / "back" / "a" / "weights").read_bytes() == content
+    with pytest.raises(ValueError, match="there is no such file"):
+        archive.unpack_parts(tmp_path / "other.tar", tmp_path / "back")
+
+
+def test_what_a_base_should_reach_is_said_beside_what_it_has() -> None:
+    rows = table.target_rows({"psnr_noto_held_out": 28.4, "retrieval_top1": 0.9})[2:]
+    assert [row.split("|")[3:5] for row in rows[:3]] == [
+        [" 28.4 ", " yes "],
+        [" not measured ", "  "],
+        [" 0.9 ", " NO "],
     ]
 
 

@@ -70,6 +70,8 @@ _OTHERWISE = {
     "mdi": {"cricket", "mouse", "satellite", "seal"},
     "ph": {"cricket", "mouse", "seal"},
 }
+BLACK = ("fluent-emoji-high-contrast", "emojione-monotone", "mdi", "ph")
+"""Styles of ink alone."""
 GROUNDS = {
     "red": (216, 60, 60),
     "orange": (242, 150, 50),

@@ -217,7 +217,7 @@ def draw_layer(svg: str, size: int) -> Pictures:
 def draw_layers(svgs: Sequence[str], size: int, file: Path, processes: int | None = None) -> Pictures:
     """Draw SVGs as layers (N, 2 size, 2 size, 4) into a file, a part in each process; read what is there already."""
     shape = (len(svgs), 2 * size, 2 * size, 4)
-    if file.exists() and (layers := np.load(file, mmap_mode="r")).shape == shape:
+    if file.exists() and (layers := np.load(file, mmap_mode="c")).shape == shape:
         return cast(Pictures, layers)
     beside = file.with_suffix(".part")
     np.lib.format.open_memmap(beside, "w+", np.uint8, shape).flush()
@@ -230,7 +230,7 @@ def draw_layers(svgs: Sequence[str], size: int, file: Path, processes: int | Non
         with ProcessPoolExecutor(count, multiprocessing.get_context("spawn")) as pool:
             list(pool.map(_draw_part, jobs))
     beside.replace(file)
-    return cast(Pictures, np.load(file, mmap_mode="r"))
+    return cast(Pictures, np.load(file, mmap_mode="c"))
 
 
 def _draw_part(job: tuple[Path, int, list[str], int]) -> None:

@@ -123,7 +123,7 @@ def fit(
             if pace.saved is not None:
                 pace.saved(state.average)
     _save(folder, state)
-    log.close(backward)
+    log.close(state.step, rate_at(max(0, state.step - 1), recipe), backward)
     return state.average
 
 
@@ -221,8 +221,10 @@ class _Log:
         self._line({"step": step, **means, "rate": rate, "seconds": seconds})
         self._losses, self._norms = [], []
 
-    def close(self, backward: Callable[[Batch], Tensor]) -> None:
-        """Write why no CUDA graph could be recorded, if so."""
+    def close(self, step: int, rate: float, backward: Callable[[Batch], Tensor]) -> None:
+        """Write what is left, and why no CUDA graph could be recorded, if so."""
+        if self._losses:
+            self.write(step, rate)
         if fault := getattr(backward, "fault", None):
             self._line({"no CUDA graph": fault})
 

@@ -142,11 +142,17 @@ def varied_rows(
         tint_BL33=tints(0.85 + 0.3 * u[:, 10:12], 0.9 + 0.15 * u[:, 12:14]),
         ground_B3=torch.where(is_on_colour[:, None], _ground_colours()[colour], torch.ones(3)),
     )
+    is_on_colour &= ~_is_black(shown)[first]
     names = list(concepts.GROUNDS)
     grounds = [names[int(c)] if on else None for c, on in zip(colour, is_on_colour, strict=True)]
     rows = zip(first.tolist(), second.tolist(), is_pair.tolist(), grounds, strict=True)
     captions = [_captions(shown, suffixes, [a, b] if pair else [a], ground) for a, b, pair, ground in rows]
     return VariedRows(scenes, captions)
+
+
+def _is_black(shown: Sequence[tuple[Concept, str]]) -> Tensor:
+    """Whether a drawing is of ink alone, which a dark ground would swallow; (N,)."""
+    return torch.tensor([style in concepts.BLACK for _, style in shown])
 
 
 def _another_of_the_style(shown: Sequence[tuple[Concept, str]], first: Tensor, u: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 import veneer
+import veneer.base
 from tools.build_base import autoencoder, concepts, drawings
-from tools.build_base.drawings import PACKAGES, DrawingSet, Pictures
+from tools.build_base.drawings import Pictures
 from tools.publish import publish
 from veneer.adapter.protocol import AdapterWeights
 from veneer.family.protocol import Family
@@ -77,21 +78,49 @@ Noto's real drawings of these things find OpenMoji's {likeness_["real"]:.0%} of 
 """
 
 
-def fit_classifier(work: Path) -> dict[str, float]:
+@dataclass(frozen=True)
+class Place:
+    """A base, the demo's pictures at its size, and its judges, fitted to what its autoencoder makes of drawings.
+
+    Attributes:
+        base: its folder, in diffusers' layout.
+        demo: folder with ``train`` and ``held_out``.
+        judges: folder of ``classifier.safetensors`` and ``likeness.safetensors``.
+    """
+
+    base: Path
+    demo: Path
+    judges: Path
+
+    def family(self) -> Family:
+        """Load the base."""
+        return veneer.load_base(str(self.base))
+
+    @property
+    def pixels(self) -> int:
+        """Side of its pictures."""
+        side: int = json.loads((self.base / "vae" / "config.json").read_text("utf-8"))["sample_size"]
+        return side
+
+
+BUNDLED = Place(veneer.base.path(), veneer.demo_path(), Path(__file__).parent)
+
+
+def fit_classifier(work: Path, place: Place = BUNDLED) -> dict[str, float]:
     """Fit on the concepts that the demo does not hold out; return its accuracy on those it does, real drawings all."""
-    sets = {name: DrawingSet(PACKAGES[name], work / "packages") for name in ("noto", "twemoji", "openmoji")}
+    sets = drawings.read_sets(("noto", "twemoji", "openmoji"), work / "packages")
     known = concepts.concepts(sets)
     held_out = {c.name for c in concepts.demo_split(known)[1]}
-    family = veneer.load_base("bundled")
+    family = place.family()
 
     def pixels(style: str, held: bool) -> Tensor:
         names = [c.name for c in known if (c.name in held_out) == held]
-        drawn = autoencoder.as_tensor(drawings.stack(drawings.draw(sets[style].svg(n)) for n in names))
+        drawn = autoencoder.as_tensor(drawings.stack(drawings.draw(sets[style].svg(n), place.pixels) for n in names))
         through = [family.decode(family.encode_image(part).mean) for part in torch.tensor_split(drawn, 16)]
         return torch.cat([drawn, *through])
 
     model = classifier.fit(pixels("noto", held=False), pixels("openmoji", held=False))
-    classifier.save(model)
+    classifier.save(model, place.judges / classifier.WEIGHTS.name)
     right = [
         ~classifier.is_openmoji(model, pixels("noto", held=True)),
         classifier.is_openmoji(model, pixels("openmoji", held=True)),
@@ -99,16 +128,16 @@ def fit_classifier(work: Path) -> dict[str, float]:
     return {"accuracy": _share(torch.cat(right)), "drawings": sum(len(r) for r in right)}
 
 
-def fit_likeness(work: Path) -> dict[str, float]:
+def fit_likeness(work: Path, place: Place = BUNDLED) -> dict[str, float]:
     """Fit on the concepts that the demo does not hold out; return how often real drawings of the others are found."""
-    sets = {name: DrawingSet(package, work / "packages") for name, package in PACKAGES.items()}
+    sets = drawings.read_sets((*concepts.STYLES, "openmoji"), work / "packages")
     known = concepts.concepts(sets)
     held_out = [c.name for c in concepts.demo_split(known)[1]]
-    family = veneer.load_base("bundled")
+    family = place.family()
 
     def latents(style: str) -> dict[str, Tensor]:
         names = [c.name for c in known if c.name in sets[style]]
-        drawn = drawings.stack(drawings.draw(sets[style].svg(name)) for name in names)
+        drawn = drawings.stack(drawings.draw(sets[style].svg(name), place.pixels) for name in names)
         sides = [_latents(family, side) for side in (drawn, _mirrored(drawn))]
         return dict(zip(names, torch.stack(sides, dim=1), strict=True))
 
@@ -116,7 +145,7 @@ def fit_likeness(work: Path) -> dict[str, float]:
     names = [c.name for c in known if c.name not in set(held_out)]
     ridge, directions, share = likeness.chosen(drawn, names)
     fitted = likeness.fit(drawn, names, ridge, directions)
-    likeness.save(fitted)
+    likeness.save(fitted, place.judges / likeness.WEIGHTS.name)
     noto = torch.stack([drawn["noto"][name][0] for name in held_out])
     openmoji = torch.stack([drawn["openmoji"][name] for name in held_out], dim=1)
     return {
@@ -128,47 +157,47 @@ def fit_likeness(work: Path) -> dict[str, float]:
     }
 
 
-def measure(adapter: Path) -> dict[str, dict[str, float]]:
+def measure(adapter: Path, place: Place = BUNDLED) -> dict[str, dict[str, float]]:
     """Measure style and retrieval of the base, alone and with the adapter, on the demo's held-out concepts."""
-    family = veneer.load_base("bundled")
+    family = place.family()
     factors = veneer.load_adapter(adapter, family.networks).weights
     return {
-        "score": _score(family, factors),
-        "base": _shares(family, {}),
-        "adapter": _shares(family, factors),
-        "chance": {"found": TOP / _held_out()[1]},
+        "score": _score(family, factors, place),
+        "base": _shares(family, {}, place),
+        "adapter": _shares(family, factors, place),
+        "chance": {"found": TOP / len(held_out_rows(place))},
     }
 
 
-def _score(family: Family, factors: AdapterWeights) -> dict[str, float]:
+def _score(family: Family, factors: AdapterWeights, place: Place) -> dict[str, float]:
     """Score the adapter as the example does."""
-    demo = veneer.demo_path()
-    data = {"sources": [{"path": str(demo / "train")}], "held_out": str(demo / "held_out")}
-    config = veneer.build_config({"base": "bundled", "data": data}, origin="the demo's config")
+    data = {"sources": [{"path": str(place.demo / "train")}], "held_out": str(place.demo / "held_out")}
+    config = veneer.build_config({"base": str(place.base), "data": data}, origin="the demo's config")
     return asdict(veneer.score_adapter(config, family, veneer.survey(config.data), factors))
 
 
-def _held_out() -> tuple[list[dict[str, str]], int]:
-    folder = veneer.demo_path() / "held_out"
-    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
-    return rows, len(rows)
+def held_out_rows(place: Place) -> list[dict[str, str]]:
+    """Return file names and captions of what the demo holds out."""
+    file = place.demo / "held_out" / "metadata.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def _shares(family: Family, factors: AdapterWeights) -> dict[str, float]:
+def _shares(family: Family, factors: AdapterWeights, place: Place) -> dict[str, float]:
     """Return the shares of the pictures painted with an adapter that pass each judge.
 
     ``openmoji``: nearer to its drawings than to Noto's. ``found``: own real drawing among the first five of all, by
     likeness as things; ``angle``: the same by the angle between latents alone.
     """
-    rows, count = _held_out()
-    judge, style = likeness.load(), classifier.load()
-    real = np.stack([_read(row["file_name"]) for row in rows])
+    rows = held_out_rows(place)
+    judge = likeness.load(place.judges / likeness.WEIGHTS.name)
+    style = classifier.load(place.judges / classifier.WEIGHTS.name)
+    real = np.stack([_read(place.demo / "held_out" / row["file_name"]) for row in rows])
     real_2NF = torch.stack([_latents(family, side) for side in (real, _mirrored(real))])
     merged = veneer.merge(family.networks, [(factors, 1.0)])
     of_seed = []
     for seed in range(SEEDS):
-        seeds = [1000 * seed + place for place in range(count)]
-        made = veneer.generate(family, [row["text"] for row in rows], seeds=seeds, guidance=GUIDANCE, batch=count)
+        seeds = [1000 * seed + number for number in range(len(rows))]
+        made = veneer.generate(family, [row["text"] for row in rows], seeds=seeds, guidance=GUIDANCE, batch=len(rows))
         pictures = drawings.stack(made)
         latents = _latents(family, pictures)
         near = classifier.is_openmoji(style, autoencoder.as_tensor(pictures))
@@ -188,8 +217,8 @@ def _mirrored(pictures: Pictures) -> Pictures:
     return np.ascontiguousarray(pictures[:, :, ::-1])
 
 
-def _read(name: str) -> Pictures:
-    return np.asarray(Image.open(veneer.demo_path() / "held_out" / name).convert("RGB"))
+def _read(file: Path) -> Pictures:
+    return np.asarray(Image.open(file).convert("RGB"))
 
 
 def _share(flags: Tensor) -> float:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["pack_folder", "pack_weights", "unpack_folder", "unpack_weights"]
+__all__ = ["pack_folder", "pack_parts", "pack_weights", "unpack_folder", "unpack_parts", "unpack_weights"]
 
 _PRESET: Literal[9] = 9
 _LEFT_OUT = re.compile(r"__pycache__|/tests?/|libbitsandbytes_(?!cpu\.|cuda130\.)")
@@ -35,6 +35,37 @@ def pack_folder(folder: Path, archive: Path) -> None:
 def unpack_folder(archive: Path, folder: Path) -> None:
     """Write an archive's files into a folder."""
     with tarfile.open(archive, "r:xz") as tar:
+        tar.extractall(folder, filter="data")
+
+
+def pack_parts(folder: Path, archive: Path, most: int = 15 << 20) -> list[Path]:
+    """Write a folder's files into an archive in parts of at most so many bytes: ``archive.0`` and on.
+
+    What comes back from the machine may have 16 MiB a file. Nothing is compressed: weights hardly could be, and time is
+    short there.
+    """
+    whole = io.BytesIO()
+    with tarfile.open(fileobj=whole, mode="w") as tar:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                tar.add(path, path.relative_to(folder).as_posix())
+    content = whole.getvalue()
+    parts = [archive.with_name(f"{archive.name}.{place}") for place in range(-(-len(content) // most))]
+    for part, begin in zip(parts, range(0, len(content), most), strict=True):
+        part.write_bytes(content[begin : begin + most])
+    return parts
+
+
+def unpack_parts(archive: Path, folder: Path) -> None:
+    """Write the files of an archive in parts into a folder.
+
+    Raises:
+        ValueError: there are no parts.
+    """
+    parts = sorted(archive.parent.glob(f"{archive.name}.*"), key=lambda part: int(part.suffix[1:]))
+    if not parts:
+        raise ValueError(f"{archive}.0: there is no such file")
+    with tarfile.open(fileobj=io.BytesIO(b"".join(part.read_bytes() for part in parts))) as tar:
         tar.extractall(folder, filter="data")
 
 

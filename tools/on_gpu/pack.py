@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,7 +18,7 @@ else:
     import tomli as tomllib
 
 from tools.on_gpu import archive
-from tools.on_gpu.places import MACHINE, PACK, ROOT, SITE, WEIGHTS, WEIGHTS_FOLDER
+from tools.on_gpu.places import DRAWINGS, MACHINE, PACK, ROOT, SITE, WEIGHTS, WEIGHTS_FOLDER
 from tools.on_gpu.requirements import PYTHON, Wheel, choose, direct_requirements, read_machine, read_pins, unmet
 
 __all__ = ["pack", "sizes", "travelling"]
@@ -39,10 +40,11 @@ veneer.load_base("bundled")
 import sys"""
 
 
-def pack(python: str | None) -> None:
-    """Write the two archives into the folder of the pack, and say what travels.
+def pack(python: str | None, parts: Sequence[str]) -> None:
+    """Write packages, and weights or drawings, into the folder of the pack, and say what travels.
 
     Args:
+        parts: that will be run there: all but ``base`` need the bundled base's weights, that one packages of drawings.
         python: an interpreter of the machine's Python, with torch, numpy and so on, that tries the packages; None: what
             they require is held against what the machine has, and no more.
 
@@ -59,19 +61,35 @@ def pack(python: str | None) -> None:
         site = Path(temporary) / "site"
         _pip("install", wheels, "--no-index", "--no-compile", "--target", str(site), *_pinned(chosen.values()))
         archive.pack_folder(site, SITE)
-    archive.pack_weights(ROOT, weight_files(), WEIGHTS)
+    WEIGHTS.unlink(missing_ok=True)
+    shutil.rmtree(DRAWINGS, ignore_errors=True)
+    if set(parts) - {"base"}:
+        archive.pack_weights(ROOT, weight_files(), WEIGHTS)
+    if "base" in parts:
+        _pack_drawings()
     if python is not None:
         _try_import(python)
     print("packed:", ", ".join(_pinned(chosen.values())))
     for line in sizes():
         print(line)
-    if SITE.stat().st_size > MOST_PACKED:
-        raise SystemExit(f"the packages take {SITE.stat().st_size:,} bytes of {MOST_PACKED:,} allowed")
+    packages = sum(file.stat().st_size for file in (SITE, *DRAWINGS.glob("*")))
+    if packages > MOST_PACKED:
+        raise SystemExit(f"the packages take {packages:,} bytes of {MOST_PACKED:,} allowed")
+
+
+def _pack_drawings() -> None:
+    """Bring the packages that a base is made of, fetched where the last build of a base has not left them."""
+    from tools.build_base import build, design, drawings
+
+    for name in build.needed_sets(design.LARGE):
+        DRAWINGS.mkdir(exist_ok=True)
+        shutil.copy(drawings.fetch(drawings.PACKAGES[name], ROOT / "build" / "base" / "packages"), DRAWINGS)
 
 
 def sizes() -> list[str]:
     """Say what travels and whether it may."""
-    packed, (tree, aside) = sum(file.stat().st_size for file in (SITE, WEIGHTS)), travelling()
+    packed = sum(file.stat().st_size for file in PACK.rglob("*") if file.is_file())
+    tree, aside = travelling()
     total = packed + tree
     files = [str(file.relative_to(ROOT)) for file in (*weight_files(), *WEIGHTS_FOLDER.glob("*.png"))]
     lines = [f"pack {packed:,} bytes, the other files {tree:,}, together {total:,} of {MOST_TRAVELLING:,}"]

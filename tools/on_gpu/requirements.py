@@ -31,7 +31,7 @@ _ENVIRONMENT = {
     "platform_python_implementation": "CPython",
     "extra": "",
 }
-_TESTS, _EXTRAS = ("pytest",), ("bitsandbytes", "torchao")
+_TESTS, _EXTRAS = ("pytest",), ("bitsandbytes", "torchao", "build-base")
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,24 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tools.on_gpu.groups import GROUPS, PEFT
 from tools.on_gpu.places import ROOT
 
-__all__ = ["bench_table", "check_table", "publish_results", "section", "stored_results"]
+__all__ = ["TARGETS", "base_table", "bench_table", "check_table", "publish_results", "section", "stored_results"]
 
+TARGETS: Mapping[str, tuple[str, float]] = MappingProxyType(
+    {
+        "psnr_noto_held_out": ("dB through the autoencoder, Noto's drawings that it never saw", 28.0),
+        "psnr_openmoji": ("dB, OpenMoji's, a style that it never saw", 26.0),
+        "retrieval_top1": ("pictures that find their own drawing first", 0.98),
+        "style": ("with the demo's adapter: nearer to OpenMoji's drawings than to Noto's", 0.90),
+        "found_over_base": ("things found with the adapter, over those found without", 1.0),
+    }
+)
+"""What a base to be bundled has to reach, by the name of its figure."""
 RESULTS = ROOT / "benchmarks" / "results"
 
 
@@ -26,6 +37,28 @@ def check_table(results: Mapping[str, Mapping[str, Any]]) -> str:
         if said := "; ".join(part for part in (figures, result["why"]) if part):
             lines.append(f"{result['outcome']:8}{result['seconds']:7.1f} s  {name}: {said}")
     return "\n".join([*lines, ", ".join(f"{number} {outcome}" for outcome, number in counts.items())])
+
+
+def base_table(figures: Mapping[str, Any]) -> str:
+    """Return what was trained, and what was reached of what should be."""
+    lines = [f"On {figures['card']}, {figures['date']}.", "", "| phase | steps | seconds | loss |", "| --- " * 4 + "|"]
+    for phase, of in figures["phases"].items():
+        lines.append(f"| {phase} | {of['steps']:,} | {of['seconds']:.0f} | {of['loss']:.4f} |")
+    total = sum(figures["bytes"].values())
+    lines += ["", *target_rows(figures["quality"]), "", f"Written in {len(figures['bytes'])} parts, {total:,} bytes."]
+    if figures["fault"]:
+        lines.append(f"Ended early: {figures['fault'][:300]}")
+    return "\n".join(lines)
+
+
+def target_rows(reached: Mapping[str, float]) -> list[str]:
+    """Return a table of the figures that should be reached."""
+    lines = ["| figure | at least | reached | |", "| --- " * 4 + "|"]
+    for name, (title, least) in TARGETS.items():
+        value = reached.get(name)
+        cells = ("not measured", "") if value is None else (f"{value:.4g}", "yes" if value >= least else "NO")
+        lines.append(f"| {title} | {least:g} | {' | '.join(cells)} |")
+    return lines
 
 
 def bench_table(figures: Mapping[str, Any]) -> str:
