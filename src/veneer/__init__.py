@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from veneer.verbs.edit import edit_adapter as edit_adapter
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
     from veneer.verbs.evaluation_inputs import EvaluationOptions as EvaluationOptions
+    from veneer.verbs.extract import ExtractOptions as ExtractOptions
+    from veneer.verbs.extract import extract_adapter as extract_adapter
     from veneer.verbs.merge import merge_adapters as merge_adapters
     from veneer.verbs.prune import PruneOptions as PruneOptions
     from veneer.verbs.prune import prune_adapter as prune_adapter
@@ -98,6 +100,7 @@ __all__ = [
     "EditOptions",
     "Evaluation",
     "EvaluationOptions",
+    "ExtractOptions",
     "Interrupted",
     "LoraFactors",
     "LoraSpec",
@@ -125,6 +128,7 @@ __all__ = [
     "dump_config",
     "edit_adapter",
     "evaluate_adapter",
+    "extract_adapter",
     "generate",
     "generate_each",
     "inject",
@@ -217,6 +221,8 @@ _HOMES = {
     "make_civitai_folder": "veneer.verbs.civitai:make_civitai_folder",
     "make_plan": "veneer.plan.assessment:make_plan",
     "merge": "veneer.adapter.merge:merge",
+    "ExtractOptions": "veneer.verbs.extract:ExtractOptions",
+    "extract_adapter": "veneer.verbs.extract:extract_adapter",
     "merge_adapters": "veneer.verbs.merge:merge_adapters",
     "resize": "veneer.adapter.resize:resize",
     "resize_adapter": "veneer.verbs.resize:resize_adapter",

@@ -23,6 +23,7 @@ VERBS = (
     *(("train",), ("plan",), ("sample",), ("evaluate",), ("study",), ("doctor",), ("report",)),
     *(("adapter",), ("adapter", "info"), ("adapter", "verify"), ("adapter", "resize"), ("adapter", "merge")),
     *(("adapter", "blend"), ("adapter", "compare"), ("adapter", "edit"), ("adapter", "prune")),
+    ("adapter", "extract"),
 )
 
 

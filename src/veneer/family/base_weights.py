@@ -7,6 +7,7 @@ a single file calls them is told by :mod:`veneer.family.single_file_layout`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -63,6 +64,11 @@ class StoredWeight:
     place: Place
     shape: tuple[int, ...]
     dtype: torch.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that its numbers take in the file."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read(self) -> Tensor:
         """Read it: in the dtype that it is stored in; 8-bit numbers with a scale are multiplied by it, in float32."""

@@ -9,6 +9,7 @@ from veneer.cli.adapter.check import check
 from veneer.cli.adapter.civitai import civitai
 from veneer.cli.adapter.compare import compare
 from veneer.cli.adapter.edit import edit
+from veneer.cli.adapter.extract import extract
 from veneer.cli.adapter.info import info
 from veneer.cli.adapter.merge import merge
 from veneer.cli.adapter.prune import prune
@@ -29,6 +30,7 @@ _VERBS = (
     prune,
     edit,
     merge,
+    extract,
     push,
     civitai,
 )
