@@ -8,14 +8,18 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 from diffusers.loaders import lora_conversion_utils as convert
 from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.errors import raises_code
 from tests.key_tables import KeyRow, read_key_table
+from veneer.adapter.biased import BiasedAdapter
 from veneer.adapter.lora import LoraFactors
-from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.protocol import AdapterWeights, LayerAdapter
+from veneer.family.key_names.flux import flux_names, onetrainer_names
+from veneer.family.key_names.network import names_in
 from veneer.verbs.adapter_base import published_names
 from veneer.weights.file import load
 from veneer.weights.formats.protocol import BaseNames
@@ -214,3 +218,55 @@ def test_a_layer_that_takes_other_inputs_is_refused_by_name(base: BaseNames, tmp
     }
     with raises_code("adapter.other_architecture", "x_embedder"):
         read(tensors, base, tmp_path)
+
+
+def test_control_loras_of_black_forest_labs(tmp_path: Path) -> None:
+    """LoRA with biases on every layer, the norms as a whole, and a first layer of twice as many inputs.
+
+    Of the last modulation diffusers swaps the halves of A too, which are no outputs; so it is compared with the file.
+    """
+    base = control_base()
+    tensors: dict[str, Tensor] = {}
+    for name, (outputs, inputs) in native_shapes().items():
+        own = pair(outputs, 128 if name == "img_in" else inputs, 2)
+        tensors |= {f"{name}.lora_A.weight": own["down"], f"{name}.lora_B.weight": own["up"]}
+        tensors[f"{name}.lora_B.bias"] = draw(outputs)
+    blocks = sorted({name.rpartition(".img_attn.proj")[0] for name in tensors if ".img_attn.proj." in name})
+    norms = [
+        f"{block}.{side}_attn.norm.{kind}_norm"
+        for block in blocks
+        for side in ("img", "txt")
+        for kind in ("query", "key")
+    ]
+    norms += [f"single_blocks.{block}.norm.{kind}_norm" for block in range(38) for kind in ("query", "key")]
+    tensors |= {f"{name}.scale": torch.rand(128) for name in norms}
+    weights = read(tensors, base, tmp_path)
+    converted = convert._convert_bfl_flux_control_lora_to_diffusers(dict(tensors))
+    whole = {name.removesuffix(".weight"): tensor for name, tensor in converted.items() if "lora" not in name}
+    assert len(whole) == 19 * 4 + 38 * 2
+    for path, tensor in whole.items():
+        assert torch.equal(weights[path].delta_weight(torch.zeros(128)), tensor)
+    pairs = {name: tensor for name, tensor in converted.items() if ".lora_" in name and name.endswith(".weight")}
+    last = bare(weights["transformer.norm_out.linear"]).state_dict()
+    native = "final_layer.adaLN_modulation.1.lora"
+    assert torch.equal(last["up"].roll(3072, 0), tensors[f"{native}_B.weight"])
+    assert torch.equal(last["down"], tensors[f"{native}_A.weight"])
+    judged = {path: bare(own) for path, own in weights.items() if path not in whole and "norm_out" not in path}
+    assert_same_updates(judged, {name: tensor for name, tensor in pairs.items() if "norm_out" not in name})
+    for name, tensor in converted.items():
+        if name.endswith(".lora_B.bias"):
+            bias = weights[name.removesuffix(".lora_B.bias")].delta_bias(torch.zeros(len(tensor)))
+            assert bias is not None and torch.equal(bias, tensor)
+
+
+def bare(adapter: LayerAdapter) -> LayerAdapter:
+    assert isinstance(adapter, BiasedAdapter)
+    return adapter.inner
+
+
+def control_base() -> BaseNames:
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(in_channels=128, out_channels=64, guidance_embeds=True)
+    kinds = {"kohya": flux_names, "onetrainer": onetrainer_names}
+    names = {kind: names_in("transformer", transformer, own) for kind, own in kinds.items()}
+    return BaseNames({"transformer": transformer}, names)

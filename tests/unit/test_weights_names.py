@@ -75,7 +75,7 @@ def layer_names() -> dict[str, str]:
     text = {f"{a}{b}{TEXT}": f"text_encoder.{TEXT}" for a, b in itertools.product(BEFORE, TEXTS)}
     text |= {f"{b}{TEXT.replace('q_proj', 'to_q')}": f"text_encoder.{TEXT}" for b in TEXTS}
     underscored = {f"{a}{path.replace('.', '_')}": f"unet.{Q}" for a, path in itertools.product(ROOTS, [Q, NATIVE])}
-    underscored |= {f"{name}_": path for name, path in underscored.items()}
+    underscored |= {f"{ROOTS[0]}{Q.replace('.', '_')}_": f"unet.{Q}"}
     underscored |= {f"{a}{TEXT.replace('.', '_')}": f"text_encoder.{TEXT}" for a in TEXT_ROOTS}
     return {**dotted, **text, **underscored}
 

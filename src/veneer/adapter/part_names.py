@@ -167,6 +167,13 @@ _NORM = PartNames(
     endings={"kohya": _same("w_norm", "b_norm")},
     spellings={"w_norm": r"\.w_norm", "b_norm": r"\.b_norm"},
 )
+_REPLACED = PartNames(
+    method="replaced",
+    title="replaced weight",
+    endings={"kohya": _same("set_weight")},
+    # Black Forest Labs' files have the norms' own names, ComfyUI's the name of what is set
+    spellings={"set_weight": r"(?:\.scale)?\.set_weight|(?<=_norm)\.scale"},
+)
 _DYLORA = PartNames(
     method="dylora",
     title="DyLoRA",
@@ -200,6 +207,7 @@ _ALL = (
     _IA3_OF_PEFT,
     _FULL,
     _NORM,
+    _REPLACED,
     _DYLORA,
     _BIASED,
 )

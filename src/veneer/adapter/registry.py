@@ -20,12 +20,13 @@ from veneer.adapter.lokr import LOKR
 from veneer.adapter.lora import LORA
 from veneer.adapter.oft import OFT
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, LayerAdapter, Method
+from veneer.adapter.replaced import REPLACED
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 
 __all__ = ["METHODS", "TRAINED", "Networks", "from_tensors", "specs_of", "to_tensors"]
 
-_METHODS = (LORA, DORA, LOHA, LOKR, DOHA, DOKR, OFT, BOFT, GLORA, IA3, IA3_OF_PEFT, FULL, NORM, DYLORA)
+_METHODS = (LORA, DORA, LOHA, LOKR, DOHA, DOKR, OFT, BOFT, GLORA, IA3, IA3_OF_PEFT, FULL, NORM, REPLACED, DYLORA)
 _BY_NAME = {method.name: method for method in _METHODS}
 METHODS: Mapping[str, Method] = {method.name: method for method in (*_METHODS, biased_method(_BY_NAME))}
 """Each method by its name."""

@@ -41,7 +41,7 @@ _METHODS: tuple[tuple[str, str], ...] = (
     ("VeRA", r"[._]p?vera_\w+"),
     ("LoRA of embeddings", r"\.lora_embedding_[AB]\b"),
     ("trained norms of peft", r"[._]ln_tuning_\w+"),
-    ("full difference", r"\.diff_m$|\.set_weight$"),
+    ("full difference", r"\.diff_m$"),
     ("reshaped LoRA", r"\.reshape_weight$"),
     ("hypernetwork", r"^\d{3,4}\.[01]\.linear|^hypernet"),
     (_TOKENS, TOKEN_NAMES),
