@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tests.errors import raises_code
-from veneer.weights.file import info, load
+from veneer.adapter.merge import merge
+from veneer.weights.file import AdapterFile, info, load, save
+from veneer.weights.formats.protocol import BaseNames
 
-LINEAR, CONV, NORM = nn.Linear(32, 32), nn.Conv2d(32, 32, 3), nn.LayerNorm(32)
+LINEAR, CONV = nn.Linear(32, 32), nn.Conv2d(32, 32, 3)
 
 
 def saved(module: nn.Module, folder: Path) -> Path:
@@ -94,6 +96,81 @@ def test_peft_s_other_methods_are_called_by_name(name: str) -> None:
         peft.get_peft_model(Model(), getattr(peft, name)(target_modules=["a"], **options)).save_pretrained(folder)
         with raises_code("weights.unsupported_method", match=f"of the method {title}"):
             info(Path(folder))
+
+
+class Mixed(nn.Module):
+    """A linear layer, a convolution, and one of 1 x 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.c, self.t = nn.Linear(32, 48), nn.Conv2d(32, 48, 3, padding=1), nn.Conv2d(32, 48, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.a(x)
+        return out
+
+
+READ_OF_PEFT: list[tuple[str, dict[str, Any]]] = [
+    ("LoHaConfig", {"r": 4, "alpha": 6}),
+    ("LoHaConfig", {"r": 4, "alpha": 6, "use_effective_conv2d": True}),
+    ("LoHaConfig", {"r": 4, "alpha": 6, "alpha_pattern": {"a": 9}, "rank_pattern": {"c": 2}}),
+    ("LoKrConfig", {"r": 4, "alpha": 6}),
+    ("LoKrConfig", {"r": 2, "alpha": 6, "decompose_both": True, "decompose_factor": 8, "use_effective_conv2d": True}),
+    ("LoKrConfig", {"r": 64, "alpha": 6}),
+    ("IA3Config", {"feedforward_modules": []}),
+    ("IA3Config", {"feedforward_modules": ["a"], "target_modules": ["a"]}),
+    ("LoraConfig", {"r": 4, "lora_alpha": 6, "lora_bias": True}),
+    ("LoraConfig", {"r": 4, "lora_alpha": 6, "lora_bias": True, "use_rslora": True}),
+]
+WRITTEN_FOR_PEFT = [0, 1, 2, 8, 9]
+
+
+def of_peft(case: int, folder: Path) -> tuple[Any, Mixed]:
+    """Write an adapter of peft with numbers that are not zero; return it, and its base."""
+    name, options = READ_OF_PEFT[case]
+    config = getattr(peft, name)(**{"target_modules": ["a", "c", "t"], **options})
+    model = peft.get_peft_model(Mixed(), config)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(str(folder))
+    return model, Mixed()
+
+
+@pytest.mark.parametrize("case", range(len(READ_OF_PEFT)))
+@torch.no_grad()
+def test_what_peft_writes_is_read_to_what_peft_merges(case: int, tmp_path: Path) -> None:
+    model, base = of_peft(case, tmp_path)
+    weights = load(tmp_path, {"unet": base}).weights
+    merged = model.merge_and_unload()
+    ours = Mixed()
+    merge({"unet": ours}, [(weights, 1.0)])
+    for own, theirs in zip(ours.parameters(), merged.parameters(), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("case", WRITTEN_FOR_PEFT)
+@torch.no_grad()
+def test_what_is_written_for_peft_is_what_peft_reads(case: int, tmp_path: Path) -> None:
+    model, base = of_peft(case, tmp_path / "one")
+    adapter = load(tmp_path / "one", {"unet": base})
+    save(AdapterFile(adapter.weights), tmp_path / "peft", "peft", BaseNames.of({"unet": base}))
+    given = load_file(tmp_path / "one" / "adapter_model.safetensors")
+    written = load_file(tmp_path / "peft" / "adapter_model.safetensors")
+    assert given.keys() == written.keys() and all(torch.equal(given[name], written[name]) for name in given)
+    again = peft.PeftModel.from_pretrained(Mixed(), str(tmp_path / "peft")).merge_and_unload()
+    for own, theirs in zip(again.parameters(), model.merge_and_unload().parameters(), strict=True):
+        assert torch.equal(own, theirs)
+
+
+def test_numbers_of_a_convolution_that_only_peft_s_patterns_tell_are_refused(tmp_path: Path) -> None:
+    model = peft.get_peft_model(Mixed(), peft.IA3Config(target_modules=["a", "c"], feedforward_modules=["c"]))
+    model.save_pretrained(str(tmp_path))
+    with raises_code("weights.unsupported_method", "of the convolution's inputs or of its outputs"):
+        load(tmp_path, {"unet": Mixed()})
 
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"use_rslora": True}, {"alpha_pattern": {"a": 3}}])

@@ -18,12 +18,20 @@ from veneer.adapter.protocol import Layer, Method
 from veneer.adapter.registry import METHODS, TRAINED
 from veneer.adapter.resize import resize
 from veneer.adapter.stack import AdapterStack
-from veneer.config.schema import AdapterConfig
+from veneer.config.load import build_config
+from veneer.config.schema import READ_METHODS, AdapterConfig
 from veneer.engine.adapter_bank import AdapterBank
 
 
 def test_the_config_offers_the_methods_that_there_are() -> None:
     assert get_args(AdapterConfig.model_fields["method"].annotation) == tuple(TRAINED)
+
+
+def test_a_method_that_is_only_read_is_not_trained() -> None:
+    internal = {"ia3_of_peft", "oft_of_peft", "boft_of_peft", "biased"}
+    assert set(READ_METHODS) == METHODS.keys() - TRAINED.keys() - internal
+    with raises_code("config.invalid_value", "which is not trained here"):
+        build_config({"base": "x", "data": {"sources": [{"path": "x"}]}, "adapter": {"method": "loha"}}, "x")
 
 
 def test_an_ending_means_the_same_part_in_every_method() -> None:

@@ -10,7 +10,7 @@ from tools.demo_style import __main__ as style
 from tools.demo_subject import __main__ as subject
 from tools.publish import published
 from tools.reference import __main__ as reference
-from tools.reference import errors
+from tools.reference import errors, methods
 from veneer.config.keys import known_keys
 
 
@@ -20,6 +20,10 @@ def test_the_configuration_page_is_current() -> None:
 
 def test_the_page_of_errors_is_current() -> None:
     assert errors.PAGE.read_text("utf-8") == errors.page(), "run: python -m tools.reference"
+
+
+def test_the_table_of_methods_is_current() -> None:
+    assert published(methods.PAGE, methods.SECTION) == methods.table(), "run: python -m tools.reference"
 
 
 def test_every_code_names_a_room_and_a_problem() -> None:

@@ -12,7 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from tools.reference import errors, events
+from tools.publish import publish
+from tools.reference import errors, events, methods
 from veneer.config.load import list_presets
 from veneer.config.schema import RunConfig
 from veneer.config.spellings import ELSEWHERE, RENAMED
@@ -131,3 +132,4 @@ if __name__ == "__main__":
     PAGE.write_text(page(), "utf-8")
     events.PAGE.write_text(events.page(), "utf-8")
     errors.PAGE.write_text(errors.page(), "utf-8")
+    publish(methods.PAGE, methods.table(), methods.SECTION)

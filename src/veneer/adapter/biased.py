@@ -11,7 +11,7 @@ from torch import Tensor
 
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.part_names import PART_NAMES, PartNames
-from veneer.adapter.protocol import LayerAdapter, Method, WeightedLayer
+from veneer.adapter.protocol import Folding, LayerAdapter, Method, WeightedLayer
 from veneer.adapter.stored import as_channels, bad_factors
 
 __all__ = ["BIAS_PARTS", "BiasedAdapter", "biased_method", "with_bias"]
@@ -29,10 +29,12 @@ class BiasedAdapter:
     Attributes:
         inner: what changes the weight.
         bias: (out,), what is added to the layer's bias.
+        is_of_up: whether it is the bias of LoRA's B, and has LoRA's strength as B has.
     """
 
     inner: LayerAdapter
     bias: Tensor
+    is_of_up: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a bias that is not one of the layer's outputs."""
@@ -44,8 +46,14 @@ class BiasedAdapter:
         """The method of the weight, called one with a bias."""
         inner = self.inner.method
         parts = {_inside(inner, part): other and _inside(inner, other) for part, other in inner.row_parts.items()}
-        rows = {**parts, _DIFFERENCE: None} if parts else {}
-        return replace(inner, names=_names(inner.names), from_state=self._from_state, row_parts=rows)
+        rows = {**parts, self._part: None} if parts else {}
+        folding = None if inner.folding is None else Folding(BiasedAdapter.folded, BiasedAdapter.unfolded)
+        own = {"from_state": self._from_state, "row_parts": rows, "folding": folding, "is_low_rank": False}
+        return replace(inner, names=_names(inner.names), **own)  # type: ignore[arg-type]
+
+    @property
+    def _part(self) -> str:
+        return _OF_UP if self.is_of_up else _DIFFERENCE
 
     def _from_state(self, state: Mapping[str, Tensor]) -> BiasedAdapter:
         return _from_state(self.inner.method, state)
@@ -78,21 +86,46 @@ class BiasedAdapter:
     def fitted(self, shape: tuple[int, ...]) -> BiasedAdapter | None:
         """Return the same numbers for a weight of a shape; None: they do not fit."""
         inner = self.inner.fitted(shape)
-        return None if inner is None else BiasedAdapter(inner, self.bias)
+        return None if inner is None else replace(self, inner=inner)
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> BiasedAdapter:
         """Return the same numbers on another device or in another dtype."""
-        return BiasedAdapter(self.inner.to(device, dtype), self.bias.to(device, dtype))
+        return replace(self, inner=self.inner.to(device, dtype), bias=self.bias.to(device, dtype))
+
+    def folded(self) -> BiasedAdapter:
+        """Return the same adapter with its strength in the tensors, rounded to their dtype."""
+        assert self.inner.method.folding is not None
+        bias = _times(self.bias, _scale(self.inner)) if self.is_of_up else self.bias
+        return replace(self, inner=self.inner.method.folding.fold(self.inner), bias=bias)
+
+    def unfolded(self, alpha: float) -> BiasedAdapter:
+        """Return the adapter with its strength in alpha again."""
+        assert self.inner.method.folding is not None
+        inner = self.inner.method.folding.unfold(self.inner, alpha)
+        return replace(self, inner=inner, bias=_times(self.bias, 1 / _scale(inner)) if self.is_of_up else self.bias)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return all of it as named tensors; those of the weight have the name of its method in front."""
         method, own = self.inner.method, self.inner.state_dict()
         inner = {_inside(method, part): tensor for part, tensor in own.items()}
-        return {**inner, _DIFFERENCE: self.bias}
+        return {**inner, self._part: self.bias}
 
     def file_parts(self, naming: str) -> dict[str, Tensor]:
-        """Return the tensors of a file by part; peft's strength is 1, so that its bias is the difference."""
-        return {**self.inner.file_parts(naming), _DIFFERENCE if naming == "kohya" else _OF_UP: self.bias}
+        """Return the tensors of a file by part: for kohya's readers the difference, for peft's the bias of B."""
+        parts, of_up = self.inner.file_parts(naming), naming != "kohya"
+        if of_up == self.is_of_up:
+            return {**parts, _OF_UP if of_up else _DIFFERENCE: self.bias}
+        scale = _scale(self.inner)
+        return {**parts, **({_OF_UP: _times(self.bias, 1 / scale)} if of_up else {_DIFFERENCE: self.difference})}
+
+    @property
+    def difference(self) -> Tensor:
+        """(out,), what is added to the layer's bias."""
+        return _times(self.bias, _scale(self.inner)) if self.is_of_up else self.bias
+
+    def with_difference(self) -> BiasedAdapter:
+        """Return the same adapter with a bias that is independent of the strength."""
+        return BiasedAdapter(self.inner, self.difference)
 
     def peft_settings(self) -> dict[str, Any]:
         """Return what peft's config says of the weight's part."""
@@ -105,7 +138,7 @@ class BiasedAdapter:
     def delta_bias(self, bias: Tensor) -> Tensor:
         """Return what is added to the bias."""
         own = self.inner.delta_bias(bias)
-        return self.bias if own is None else own + self.bias
+        return self.difference if own is None else own + self.difference
 
     def squared_norm(self, weight: Tensor | None = None) -> float:
         """Return |delta W|^2."""
@@ -114,7 +147,7 @@ class BiasedAdapter:
     def bypass(self, layer: WeightedLayer) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the function that changes a layer's output as the weight's part does, and adds the bias."""
         change = self.inner.bypass(layer)
-        bias = as_channels(layer, self.bias)
+        bias = as_channels(layer, self.difference)
         return lambda x, output: change(x, output) + bias.to(output.device, output.dtype)
 
     def low_rank(self) -> None:
@@ -144,11 +177,19 @@ def with_bias(inner: LayerAdapter, parts: Mapping[str, Tensor]) -> LayerAdapter:
     if len(parts) > 1:
         raise bad_factors("has two biases")
     (part, bias) = next(iter(parts.items()))
-    if part == _DIFFERENCE:
-        return BiasedAdapter(inner, bias)
-    if not isinstance(inner, LoraFactors):
+    if part == _OF_UP and not isinstance(inner, LoraFactors):
         raise bad_factors(f"has a bias of B beside a {inner.method.title}")
-    return BiasedAdapter(inner, bias if inner.scale == 1 else inner.scale * bias.to(torch.float32))
+    return BiasedAdapter(inner, bias, part == _OF_UP)
+
+
+def _scale(inner: LayerAdapter) -> float:
+    """Return LoRA's strength; other methods' biases have none."""
+    return inner.scale if isinstance(inner, LoraFactors) else 1.0
+
+
+def _times(tensor: Tensor, factor: float) -> Tensor:
+    """Return a product that is rounded once."""
+    return tensor if factor == 1 else (tensor.double() * factor).to(tensor.dtype)
 
 
 def _inside(method: Method, part: str) -> str:
@@ -157,8 +198,9 @@ def _inside(method: Method, part: str) -> str:
 
 
 def _from_state(method: Method, state: Mapping[str, Tensor]) -> BiasedAdapter:
-    inner = {part.removeprefix(_inside(method, "")): tensor for part, tensor in state.items() if part != _DIFFERENCE}
-    return BiasedAdapter(method.from_state(inner), state[_DIFFERENCE])
+    inner = {part.removeprefix(_inside(method, "")): tensor for part, tensor in state.items() if ":" in part}
+    (part, bias) = next((part, tensor) for part, tensor in state.items() if ":" not in part)
+    return BiasedAdapter(method.from_state(inner), bias, part == _OF_UP)
 
 
 def biased_method(methods: Mapping[str, Method]) -> Method:

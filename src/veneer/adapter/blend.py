@@ -193,6 +193,12 @@ def _check_additive(part: BlendPart) -> None:
         remedy = "merge the adapters into the base instead, each with its strength: veneer adapter merge"
         raise UserError(what, code="adapter.cannot_combine", remedy=remedy)
 
+    more = (each for each in part.weights.values() if each.bias_size is not None or len(each.shape) == 1)
+    if (has_more := next(more, None)) is not None:
+        what = f"{part.name} is a {has_more.method.title} adapter, which changes biases or norms"
+        remedy = "merge the adapters into the base instead, each with its strength: veneer adapter merge"
+        raise UserError(what, code="adapter.cannot_combine", remedy=remedy)
+
 
 def _check_low_rank(part: BlendPart) -> None:
     method = next((each.method for each in part.weights.values() if each.low_rank() is None), None)

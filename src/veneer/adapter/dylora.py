@@ -58,4 +58,5 @@ DYLORA = Method(
     from_state=LORA.from_state,
     from_file=_from_file,
     row_parts=LORA.row_parts,
+    is_low_rank=True,
 )

@@ -15,6 +15,7 @@ from torch import Tensor
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.protocol import Method
 from veneer.adapter.stored import StoredAdapter, bad_factors, check_parts, number_in
+from veneer.errors import UserError
 
 __all__ = ["IA3", "IA3_OF_PEFT", "Ia3OfPeft", "Ia3Vector"]
 
@@ -24,10 +25,11 @@ class Ia3Vector(StoredAdapter):
     """One layer's (IA)^3 of LyCORIS: ``ia3_weight``, w of (size,) or (1, size, 1, 1), and whether it is of inputs."""
 
     NUMBERS: ClassVar[tuple[str, ...]] = ("on_input",)
+    PART: ClassVar[str] = "ia3_weight"
 
     def check(self) -> None:
         """Refuse what is no vector."""
-        vector = self.tensors["ia3_weight"]
+        vector = self.tensors[self.PART]
         if vector.numel() != max(vector.shape, default=0):
             raise bad_factors(f"numbers of shape {tuple(vector.shape)} are not those of an (IA)^3")
 
@@ -44,7 +46,7 @@ class Ia3Vector(StoredAdapter):
     @property
     def told_shape(self) -> tuple[int, ...]:
         """(out,) or (-1, in)."""
-        count = self.tensors["ia3_weight"].numel()
+        count = self.tensors[self.PART].numel()
         return (-1, count) if self.axis else (count,)
 
     def fits(self, shape: tuple[int, ...]) -> bool:
@@ -63,42 +65,25 @@ class Ia3Vector(StoredAdapter):
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return delta W = w W0, by outputs or by inputs (LyCORIS, ``_ia3_weight``)."""
-        axes = [1] * weight.ndim
-        axes[self.axis] = -1
-        return weight * self.tensors["ia3_weight"].reshape(axes)
+        return weight * self.along(weight.ndim)
+
+    def along(self, axes: int) -> Tensor:
+        """Return the numbers in a shape that broadcasts to a weight of so many axes."""
+        shape = [1] * axes
+        shape[self.axis] = -1
+        return self.tensors[self.PART].reshape(shape)
 
 
 @dataclass(frozen=True, eq=False)
-class Ia3OfPeft(StoredAdapter):
-    """One layer's (IA)^3 of peft: ``ia3_l``, l of (out, 1), or (1, in) of what peft calls a feed-forward layer."""
+class Ia3OfPeft(Ia3Vector):
+    """One layer's (IA)^3 of peft: ``ia3_l``, l of (out, 1), or of inputs (1, in); of convolutions (1, size, 1, 1)."""
 
-    NUMBERS: ClassVar[tuple[str, ...]] = ()
-
-    def check(self) -> None:
-        """Refuse what is no vector."""
-        vector = self.tensors["ia3_l"]
-        if vector.ndim < 2 or vector.numel() != max(vector.shape):
-            raise bad_factors(f"numbers of shape {tuple(vector.shape)} are not those of an (IA)^3")
+    PART: ClassVar[str] = "ia3_l"
 
     @property
     def method(self) -> Method:
         """The method: (IA)^3, as peft has it."""
         return IA3_OF_PEFT
-
-    @property
-    def axis(self) -> int:
-        """Axis of the weight that the numbers are of: 0, its outputs, or 1, its inputs."""
-        return int(self.tensors["ia3_l"].shape[0] == 1)
-
-    @property
-    def told_shape(self) -> tuple[int, ...]:
-        """(out,) or (-1, in)."""
-        count = self.tensors["ia3_l"].numel()
-        return (-1, count) if self.axis else (count,)
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Return whether it can change a weight of a shape."""
-        return len(shape) > 1 and shape[self.axis] == self.told_shape[self.axis]
 
     @property
     def is_untrained(self) -> bool:
@@ -107,9 +92,7 @@ class Ia3OfPeft(StoredAdapter):
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return delta W = (l - 1) W0, by outputs or by inputs."""
-        axes = [1] * weight.ndim
-        axes[self.axis] = -1
-        return weight * (self.tensors["ia3_l"].reshape(axes) - 1)
+        return weight * (self.along(weight.ndim) - 1)
 
     def delta_bias(self, bias: Tensor) -> Tensor | None:
         """Return (l - 1) b of outputs; inputs' numbers leave the bias as it is."""
@@ -122,7 +105,16 @@ def _from_file(parts: Mapping[str, Tensor], settings: Mapping[str, Any] | None) 
 
 
 def _from_file_of_peft(parts: Mapping[str, Tensor], settings: Mapping[str, Any] | None) -> Ia3OfPeft:
-    return Ia3OfPeft({"ia3_l": parts["ia3_l"]}, {})
+    """Return the numbers that a file has; of a convolution only the config can say whether they are of inputs.
+
+    Raises:
+        UserError: it says that some layers' are of inputs, and which they are only peft's patterns tell.
+    """
+    vector = parts["ia3_l"]
+    if vector.ndim == 4 and settings and settings.get("feedforward_modules"):
+        what = "its numbers may be of the convolution's inputs or of its outputs: peft tells them by patterns of names"
+        raise UserError(what, code="weights.unsupported_method", remedy="merge it into the base with peft")
+    return Ia3OfPeft({"ia3_l": vector}, {"on_input": float(vector.ndim == 2 and vector.shape[0] == 1)})
 
 
 IA3 = Method(

@@ -34,8 +34,8 @@ class LohaFactors(StoredAdapter):
     def check(self) -> None:
         """Refuse factors that do not fit together."""
         first, second = (self._half_shape(half) for half in "12")
-        ranks = {self.tensors[f"hada_w{half}_b"].shape[0] for half in "12"}
-        if None in (first, second) or first != second or len(ranks) > 1:
+        ranks = {tuple(self.tensors[f"hada_w{half}_b"].shape[:1]) for half in "12"}
+        if first is None or first != second or len(ranks) > 1:
             shapes = ", ".join(f"{part} {tuple(self.tensors[part].shape)}" for part in self.tensors)
             raise bad_factors(f"{shapes} are not the factors of a LoHa")
 
@@ -91,9 +91,16 @@ class LohaFactors(StoredAdapter):
         rank = parts["hada_w1_b"].shape[0] if parts["hada_w1_b"].ndim else 1
         return LohaFactors(tensors, {"alpha": alpha_in(parts, settings, rank)})
 
+    def file_parts(self, naming: str) -> dict[str, Tensor]:
+        """Return the tensors of a file by part; peft has alpha in its config."""
+        parts = super().file_parts(naming)
+        return {part: tensor for part, tensor in parts.items() if naming == "kohya" or part != "alpha"}
+
     def peft_settings(self) -> dict[str, Any]:
-        """Return rank and alpha."""
-        return {"r": self.rank, "alpha": self.numbers["alpha"]}
+        """Return rank and alpha, and of a convolution with a kernel whether it has cores."""
+        has_kernel = math.prod(self.shape[2:]) > 1
+        kind = {"use_effective_conv2d": "hada_t1" in self.tensors} if has_kernel else {}
+        return {"r": self.rank, "alpha": self.numbers["alpha"], **kind}
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return delta W; the base's weight does not matter."""

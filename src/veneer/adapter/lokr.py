@@ -35,7 +35,7 @@ class LokrFactors(StoredAdapter):
     def check(self) -> None:
         """Refuse factors that do not fit together."""
         halves = (self._first_shape(), self._second_shape())
-        ranks = {self.tensors[part].shape[0] for part in ("lokr_w1_b", "lokr_w2_b") if part in self.tensors}
+        ranks = {tuple(self.tensors[part].shape[:1]) for part in ("lokr_w1_b", "lokr_w2_b") if part in self.tensors}
         if None in halves or len(ranks) > 1:
             shapes = ", ".join(f"{part} {tuple(tensor.shape)}" for part, tensor in self.tensors.items())
             raise bad_factors(f"{shapes} are not the factors of a LoKr")

@@ -27,7 +27,7 @@ from veneer.adapter.protocol import (
     WeightedLayer,
     refitted,
 )
-from veneer.adapter.stored import number_in
+from veneer.adapter.stored import alpha_tensor, number_in
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 from veneer.rng import torch_generator
@@ -300,7 +300,7 @@ class LoraFactors:
 
     def file_parts(self, naming: str) -> dict[str, Tensor]:
         """Return A and B, for kohya's readers with alpha; peft's find it in the settings."""
-        alpha = {"alpha": _alpha_tensor(self.alpha)} if naming == "kohya" else {}
+        alpha = {"alpha": alpha_tensor(self.alpha)} if naming == "kohya" else {}
         return {"down": self.down, "up": self.up, **alpha}
 
     def peft_settings(self) -> dict[str, Any]:
@@ -376,12 +376,6 @@ def _times_each(up: Tensor, scales: Tensor) -> Tensor:
     return product.to(torch.promote_types(up.dtype, torch.float32))
 
 
-def _alpha_tensor(alpha: float) -> Tensor:
-    """Return alpha in float32, as kohya writes it, or in float64 where float32 has no such number."""
-    narrow = torch.tensor(alpha, dtype=torch.float32)
-    return narrow if narrow.item() == alpha else narrow.new_tensor(alpha, dtype=torch.float64)
-
-
 def _copy(parameter: Tensor) -> Tensor:
     """Return a copy on the CPU in float32; of a model that is only counted, on its meta device."""
     device = parameter.device if parameter.is_meta else "cpu"
@@ -410,4 +404,5 @@ LORA = Method(
     from_file=LoraFactors.from_file,
     row_parts={"up": "down"},
     folding=Folding(LoraFactors.folded, LoraFactors.unfolded),
+    is_low_rank=True,
 )

@@ -27,6 +27,7 @@ class PartNames:
         peft_type: what peft's config calls the method; None: peft has no such method.
         rooted: parts whose spelling counts only in names that begin with a network in underscores, such as
             ``lora_unet_``: it is so plain that other tensors end with it too.
+        unread_by: formats whose endings it has and whose programs do not read it.
         lists: parts of which there are several tensors, each with its place behind the name, as ``part.0``.
     """
 
@@ -37,6 +38,7 @@ class PartNames:
     peft_markers: Mapping[str, Any] = field(default_factory=dict)
     peft_type: str | None = None
     rooted: tuple[str, ...] = ()
+    unread_by: tuple[str, ...] = ()
     lists: tuple[str, ...] = ()
 
 
@@ -98,7 +100,7 @@ _HADA = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2
 _LOHA = PartNames(
     method="loha",
     title="LoHa",
-    endings={"kohya": _same(*_HADA, "alpha")},
+    endings={"peft": _same(*_HADA), "kohya": _same(*_HADA, "alpha")},
     spellings={**_plain(*_HADA), "alpha": _ALPHA, "scalar": _SCALAR},
     peft_type="LOHA",
 )
@@ -147,6 +149,7 @@ _IA3 = PartNames(
     endings={"kohya": {"weight": "ia3_weight", "on_input": "on_input"}},
     spellings={"ia3_weight": r"\.weight", "on_input": r"\.on_input"},
     rooted=("ia3_weight",),
+    unread_by=("comfy",),
 )
 _IA3_OF_PEFT = PartNames(
     method="ia3_of_peft",

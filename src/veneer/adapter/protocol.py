@@ -248,6 +248,7 @@ class Method:
         names: what files call its parts, and what it is called itself.
         is_additive: whether delta W depends on the adapter alone, not on the base's weight.
         is_mergeable: whether it has a delta W at all; what has none is computed beside the layer.
+        is_low_rank: whether delta W is a product of two thin matrices, as ``LayerAdapter.low_rank`` gives it.
         spec: makes the plan of one network's adapter from its section of the config; None: it is not trained here, only
             read, merged and written.
         from_state: makes one layer's numbers from what ``LayerAdapter.state_dict`` gave.
@@ -269,6 +270,7 @@ class Method:
     row_parts: Mapping[str, str | None] = field(default_factory=dict)
     has_row_blocks: bool = False
     folding: Folding | None = None
+    is_low_rank: bool = False
 
     @property
     def name(self) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "StoredAdapter",
     "alpha_in",
+    "alpha_tensor",
     "as_channels",
     "bad_factors",
     "check_parts",
@@ -135,8 +136,8 @@ class StoredAdapter(ABC):
         return cls(tensors, numbers, tuple(state[_SHAPE].tolist()) if _SHAPE in state else ())
 
     def file_parts(self, naming: str) -> dict[str, Tensor]:
-        """Return the tensors of a file by part: the numbers in float32, the others as they are."""
-        numbers = {part: torch.tensor(number, dtype=torch.float32) for part, number in self.numbers.items()}
+        """Return the tensors of a file by part, as they are."""
+        numbers = {part: alpha_tensor(number) for part, number in self.numbers.items()}
         return {**self.tensors, **numbers}
 
     def peft_settings(self) -> dict[str, Any]:
@@ -223,6 +224,12 @@ def number_in(part: str, tensor: Tensor) -> float:
     if not math.isfinite(number := float(tensor)):
         raise UserError(f"its {part} is {number}", code="adapter.bad_alpha")
     return number
+
+
+def alpha_tensor(alpha: float) -> Tensor:
+    """Return alpha in float32, as kohya writes it, or in float64 where float32 has no such number."""
+    narrow = torch.tensor(alpha, dtype=torch.float32)
+    return narrow if narrow.item() == alpha else narrow.new_tensor(alpha, dtype=torch.float64)
 
 
 def alpha_in(parts: Mapping[str, Tensor], settings: Mapping[str, Any] | None, rank: int) -> float:

@@ -18,6 +18,7 @@ from veneer.rng import MAX_SEED
 
 __all__ = [
     "MAX_TOKEN_WINDOWS",
+    "READ_METHODS",
     "AdapterConfig",
     "DataConfig",
     "Density",
@@ -60,6 +61,15 @@ def _share_or_folder(value: object) -> str:
     return "folder" if isinstance(value, (str, Path)) else "share"
 
 
+def _trained(value: object) -> object:
+    """Say of a method that only its files are read that it is not trained."""
+    if value in READ_METHODS:
+        raise ValueError(f"is {value}, whose files are read, merged and written, and which is not trained here")
+    return value
+
+
+READ_METHODS = ("loha", "lokr", "doha", "dokr", "oft", "boft", "glora", "ia3", "full", "norm", "dylora")
+"""Adapter methods whose files are read, and which are not trained."""
 MAX_TOKEN_WINDOWS = 10
 """Most windows of a text encoder that a text may take."""
 
@@ -161,7 +171,7 @@ class TextEncoderAdapterConfig(_Section):
 class AdapterConfig(_Section):
     """The adapter that is trained: ``h = W0 x + (alpha/rank) B A x`` (Hu et al. 2021, section 4.1)."""
 
-    method: Literal["lora", "dora"] = "lora"
+    method: Annotated[Literal["lora", "dora"], BeforeValidator(_trained)] = "lora"
     """LoRA, or DoRA (Liu et al. 2024), which trains a magnitude of each output as well."""
     rank: Count = 4
     """Rank of delta W."""

@@ -62,12 +62,12 @@ class AdapterBank:
         if name in self._adapters:
             what, remedy = f"an adapter {name!r} is in the bank already", "remove it, or use another name"
             raise UserError(what, code="adapter.name_taken", remedy=remedy)
+        if (method := method_without_low_rank(weights)) is not None:
+            what = f"a {method.title} adapter cannot be one of several in a batch"
+            raise UserError(what, code="adapter.cannot_batch", remedy="merge it, and sample with it alone")
         fitted = fit_to_layers(weights, self._layers)
         for path in fitted:
             _check_layer(path, self._layers[path])
-        if (method := method_without_low_rank(fitted)) is not None:
-            what = f"a {method.title} adapter cannot be one of several in a batch"
-            raise UserError(what, code="adapter.cannot_batch", remedy="merge it, and sample with it alone")
         self._adapters[name] = low_rank_of(fitted)
 
     def remove(self, name: str) -> None:

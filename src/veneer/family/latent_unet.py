@@ -49,7 +49,7 @@ class LatentUNet(PipelineFamily):
 
     def _native_names(self) -> dict[str, str]:
         """Return the names of the UNet's own code by the layers' paths, both with the network's prefix."""
-        return {f"unet.{path}": f"unet.{name}" for path, name in native_names(self._denoiser).items()}
+        return {f"unet.{path}": f"unet.{name}" for path, name in native_names(self._denoiser, norms=True).items()}
 
     @classmethod
     def _scheduler_of(cls, pipeline: Any, place: Path) -> Any:

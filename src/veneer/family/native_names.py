@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from veneer.adapter.layers import layers_under
+from veneer.adapter.layers import layers_under, weighted_layers_of
 
 __all__ = ["RESNET", "TOP_LEVEL", "native_names"]
 
@@ -34,10 +34,17 @@ RESNET: Mapping[str, str] = {
 """What lies in a resnet, by diffusers' names for it."""
 
 
-def native_names(unet: Any) -> dict[str, str]:
-    """Return the dotted names that the native code has for the layers of diffusers' UNet, by their paths there."""
+def native_names(unet: Any, *, norms: bool = False) -> dict[str, str]:
+    """Return the dotted names that the native code has for the layers of diffusers' UNet, by their paths there.
+
+    Args:
+        unet: diffusers' UNet.
+        norms: whether its norms are among them, which adapters' files may change and which no adapter is trained on.
+    """
     blocks = {**_down(unet.down_blocks), **_middle(unet.mid_block), **_up(unet.up_blocks)}
-    return {path: _native_name(path, blocks) for path, _ in layers_under(unet)}
+    weighted = (path.partition(".")[2] for path in weighted_layers_of({"unet": unet}))
+    paths = weighted if norms else (path for path, _ in layers_under(unet))
+    return {path: _native_name(path, blocks) for path in paths}
 
 
 def _native_name(path: str, blocks: Mapping[str, str]) -> str:

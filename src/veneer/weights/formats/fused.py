@@ -205,6 +205,11 @@ def join(parts: Mapping[Slice, LayerAdapter]) -> LayerAdapter:
     Raises:
         UserError: the slices have different methods, or one whose adapters cannot be joined.
     """
+    from veneer.adapter.biased import BiasedAdapter
+
+    biased = {part: adapter for part, adapter in parts.items() if isinstance(adapter, BiasedAdapter)}
+    # a bias of B has B's strength, which joining may change
+    parts = {**parts, **{part: adapter.with_difference() for part, adapter in biased.items()}}
     method, slices = _method_of(parts), sorted(parts, key=_first_row)
     states = [parts[part].state_dict() for part in slices]
     inner = {part: other for part, other in method.row_parts.items() if part in states[0]}

@@ -80,6 +80,11 @@ def write_named(
         if len(index.meanings(name)) > 1:
             what = f"the name {name} would mean {' and '.join(sorted(index.find(name)))}"
             raise UserError(what, code="weights.ambiguous_layer", remedy="save it in diffusers' format")
+        if format_name in (method := adapter.method).names.unread_by:
+            what = (
+                f"{path} has a {method.title} adapter, which the programs do not read that {format_name} files are for"
+            )
+            raise UserError(what, code="weights.method_not_in_format", remedy="save it in another format")
         tensors |= named_tensors(name, adapter, KOHYA.name)
     return tensors
 

@@ -62,7 +62,7 @@ def _by_spelling(spellings: Mapping[str, str]) -> dict[str, str]:
 _ROOTS = _by_spelling(
     {
         DENOISER: "lycoris",
-        "unet": "lora_unet lycoris_unet lora_prior_unet",
+        "unet": "lora_unet lycoris_unet lora_prior_unet oft_unet",
         "transformer": "lora_transformer",
         "text_encoder": "lora_te lora_te1 lora_prior_te lycoris_te lycoris_te1 lora_text_encoder lora_text_encoder_1",
         "text_encoder_2": "lora_te2 lycoris_te2 lora_text_encoder_2",

@@ -27,18 +27,17 @@ __all__ = ["PEFT", "PeftFormat"]
 
 _SETTINGS: Mapping[str, Any] = MappingProxyType(
     {
-        "peft_type": "LORA",
         "task_type": None,
         "base_model_name_or_path": None,
-        "bias": "none",
-        "fan_in_fan_out": False,
         "inference_mode": True,
-        "init_lora_weights": True,
-        "lora_dropout": 0.0,
         "modules_to_save": None,
     }
 )
 """What peft's config says beside rank and alpha."""
+_LORA: Mapping[str, Any] = MappingProxyType(
+    {"bias": "none", "fan_in_fan_out": False, "init_lora_weights": True, "lora_dropout": 0.0}
+)
+"""What it says of LoRA alone."""
 
 
 class PeftFormat:
@@ -83,7 +82,9 @@ def _file(folder: str, network: str, layers: Mapping[str, LayerAdapter], base: B
     config = config_for(layers)
     told = json.dumps({PREFIX + key: value for key, value in config.items()}, sort_keys=True)
     metadata = {METADATA_KEY: told, NETWORK_KEY: network, "format": "pt"}
-    text = json.dumps({**_SETTINGS, **config}, indent=2, sort_keys=True)
+    kind = next(iter(layers.values())).method.names.peft_type
+    own = {"peft_type": kind, **_SETTINGS, **(_LORA if kind == "LORA" else {})}
+    text = json.dumps({**own, **config}, indent=2, sort_keys=True)
     return FormatFile(f"{folder}/{FILE_NAME}", tensors, metadata, {CONFIG_NAME: f"{text}\n"})
 
 

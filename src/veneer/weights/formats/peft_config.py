@@ -92,7 +92,7 @@ def config_for(layers: Mapping[str, LayerAdapter], *, anchored: bool = True) -> 
         anchored: whether a path is whole; else a reader may have something before it.
 
     Raises:
-        UserError: they are of several methods, of which a config can say one.
+        UserError: they are of several methods, or of several kinds of one, of which a config can say one.
     """
     methods = {adapter.method.title: adapter.method for adapter in layers.values()}
     if len(methods) > 1:
@@ -101,12 +101,16 @@ def config_for(layers: Mapping[str, LayerAdapter], *, anchored: bool = True) -> 
     settings = {path: adapter.peft_settings() for path, adapter in sorted(layers.items())}
     config: dict[str, Any] = {"target_modules": sorted(layers)}
     for key in sorted({key for each in settings.values() for key in each}):
-        values = [each[key] for each in settings.values()]
+        own = {path: each[key] for path, each in settings.items() if key in each}
+        values = list(own.values())
         config[key] = usual = max(sorted(set(values)), key=values.count)
-        config[_PATTERNS[key]] = {
-            f"{'^' if anchored else ''}{re.escape(path)}": each[key]
-            for path, each in settings.items()
-            if each[key] != usual
-        }
+        others = {path: value for path, value in own.items() if value != usual}
+        if key in _PATTERNS:
+            config[_PATTERNS[key]] = {
+                f"{'^' if anchored else ''}{re.escape(path)}": each for path, each in others.items()
+            }
+        elif others:
+            what = f"{next(iter(others))} has {key}={others[next(iter(others))]} and other layers {key}={usual}"
+            raise UserError(f"{what}, and peft's config can say one", code="weights.mixed_methods")
     (method,) = methods.values()
     return {**config, **method.peft_markers}

@@ -1,0 +1,50 @@
+"""Write the table of methods in ``docs/adapters.md`` from the registry of methods and the table of their names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from veneer.adapter.part_names import BIASED, PART_NAMES
+from veneer.adapter.protocol import Method
+from veneer.adapter.registry import METHODS
+
+__all__ = ["PAGE", "SECTION", "table"]
+
+PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
+SECTION = "methods"
+_COLUMNS = ("method", "read", "train", "merge, stack", "blend", "batch", "resize", "quantised base", "written as")
+_FORMATS = {"diffusers": ("diffusers",), "kohya": ("kohya", "comfy"), "peft": ("peft",)}
+"""The formats by the names that they write."""
+_HIDDEN = (BIASED.method, "ia3_of_peft", "oft_of_peft", "boft_of_peft")
+"""Methods that are another one's, written by another tool."""
+_BLEND, _BATCH, _RESIZE = "`adapter.cannot_combine`", "`adapter.cannot_batch`", "`adapter.cannot_resize`"
+
+
+def table() -> str:
+    """Return the table: a row a method; a code says as what is refused what a method cannot do."""
+    lines = ["| " + " | ".join(_COLUMNS) + " |", "| " + " | ".join("---" for _ in _COLUMNS) + " |"]
+    lines += [f"| {' | '.join(_row(method))} |" for name, method in METHODS.items() if name not in _HIDDEN]
+    return "\n".join(lines) + "\n"
+
+
+def _row(method: Method) -> list[str]:
+    is_trained, is_layer = method.spec is not None, method.name not in ("full", "norm")
+    with_rank = "with `--rank`" if method.is_additive and is_layer else _BLEND
+    blend = "yes" if method.is_low_rank else with_rank
+    return [
+        f"{method.title} (`{method.name}`)",
+        "yes",
+        "yes" if is_trained else "no",
+        "yes" if method.is_mergeable else "`adapter.cannot_merge`",
+        "of weights, with `--rank`" if method.name == "full" else blend,
+        "yes" if method.is_low_rank else _BATCH,
+        "yes" if method.is_low_rank else _RESIZE,
+        "norms are not quantised" if method.name == "norm" else "yes",
+        ", ".join(_formats(method)) or "LoRA's, as which it is read",
+    ]
+
+
+def _formats(method: Method) -> list[str]:
+    names = PART_NAMES[method.name]
+    formats = (format for naming, formats in _FORMATS.items() if naming in names.endings for format in formats)
+    return [format for format in formats if format not in names.unread_by]
