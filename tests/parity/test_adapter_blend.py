@@ -10,8 +10,11 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from tests.errors import raises_code
+from veneer.adapter.biased import BiasedAdapter
 from veneer.adapter.blend import BlendPart, Pruning, PruningMethod, blend
 from veneer.adapter.dora import DoraFactors
+from veneer.adapter.full import FullDifference, NormDifference
+from veneer.adapter.loha import LohaFactors
 from veneer.adapter.lora import LoraFactors, delta_weight
 from veneer.adapter.protocol import AdapterWeights
 from veneer.rng import key
@@ -163,6 +166,81 @@ def test_a_layer_of_one_adapter_keeps_its_own_strength(model: Any) -> None:
         assert blended[path].hyperparameters["rank"] == 3
         delta = delta_weight(first.weights[path].low_rank())
         torch.testing.assert_close(delta_weight(blended[path].low_rank()), 0.8 * delta)
+
+
+def dense_sum(parts: list[BlendPart], path: str) -> Tensor:
+    """The weighted sum of a layer's delta W, each formed in full."""
+    return sum(
+        (
+            part.strength_of(path) * part.weights[path].delta_weight(torch.empty(0))
+            for part in parts
+            if path in part.weights
+        ),
+        torch.zeros(()),
+    )
+
+
+def loha(seed: int, out: int = 8, into: int = 10, rank: int = 2) -> LohaFactors:
+    random = torch.Generator().manual_seed(seed)
+    shapes = {"hada_w1_a": (out, rank), "hada_w1_b": (rank, into), "hada_w2_a": (out, rank), "hada_w2_b": (rank, into)}
+    tensors = {part: torch.randn(*shape, generator=random) for part, shape in shapes.items()}
+    fitted = LohaFactors(tensors, {"alpha": 1.0}).fitted((out, into))
+    assert fitted is not None
+    return fitted
+
+
+def test_full_differences_add_up_exactly_with_what_is_beside_them(model: Any) -> None:
+    lora = {path: layer for path, layer in adapter(model, "a", 6.0).items() if path != "net.two"}
+    full = {"net.one": FullDifference({"diff": torch.randn(8, 10), "diff_b": torch.randn(8)}, {})}
+    full |= {"net.four": NormDifference({"w_norm": torch.randn(5), "b_norm": torch.randn(5)}, {})}
+    parts = [BlendPart(lora, 0.8, "a"), BlendPart(full, -0.5, "b"), BlendPart(full, 0.25, "c")]
+    blended = blend(parts).weights
+    assert {path: type(layer) for path, layer in blended.items()} == {
+        "net.one": FullDifference,
+        "net.three": LoraFactors,
+        "net.four": NormDifference,
+    }
+    for path in ("net.one", "net.four"):
+        found, bias = blended[path], full[path].delta_bias(torch.empty(0))
+        torch.testing.assert_close(found.delta_weight(torch.empty(0)), dense_sum(parts, path), rtol=1e-5, atol=1e-6)
+        assert bias is not None and found.bias_size == len(bias)
+        torch.testing.assert_close(found.delta_bias(torch.empty(0)), -0.25 * bias)
+
+
+def test_biases_are_added_and_never_cut(model: Any) -> None:
+    biased = {
+        path: BiasedAdapter(layer, torch.randn(layer.shape[0])) for path, layer in adapter(model, "a", 6.0).items()
+    }
+    only = {
+        "net.one": FullDifference({"diff_b": torch.randn(8)}, {}),
+        "net.five": FullDifference({"diff_b": torch.ones(3)}, {}),
+    }
+    parts = [BlendPart(biased, 0.8, "a"), BlendPart(adapter(model, "b", 1.0), -0.5, "b"), BlendPart(only, 2.0, "c")]
+    for blended in (blend(parts).weights, blend(parts, rank=1, pruning=Pruning("ties", 0.5)).weights):
+        bias = blended["net.one"].delta_bias(torch.empty(0))
+        assert bias is not None
+        torch.testing.assert_close(bias, 0.8 * biased["net.one"].bias + 2 * only["net.one"].tensors["diff_b"])
+        torch.testing.assert_close(blended["net.two"].delta_bias(torch.empty(0)), 0.8 * biased["net.two"].bias)
+        assert blended["net.five"].state_dict()["diff_b"].tolist() == [2, 2, 2]
+    whole = blend(parts).weights["net.two"]
+    assert isinstance(whole, BiasedAdapter) and isinstance(whole.inner, LoraFactors) and whole.inner.rank == 5
+
+
+def test_other_methods_become_a_lora_of_a_rank(model: Any) -> None:
+    """A LoHa of rank 2 has a delta W of rank 4 at most: at that rank nothing is lost, beside a LoRA's 3."""
+    lora = {"net.one": adapter(model, "a", 6.0)["net.one"]}
+    parts = [BlendPart({"net.one": loha(1)}, 0.7, "loha"), BlendPart(lora, 0.8, "lora")]
+    with raises_code("adapter.cannot_combine", "net.one has a LoHa adapter", match="name a --rank"):
+        blend(parts)
+    blended = blend(parts, rank=7)
+    (layer,) = blended.weights.values()
+    assert isinstance(layer, LoraFactors) and blended.retained == pytest.approx(1, abs=1e-6)
+    torch.testing.assert_close(delta_weight(layer), dense_sum(parts, "net.one"), rtol=1e-4, atol=1e-5)
+    assert 0.1 < blend(parts, rank=2).retained < 1
+    full = BlendPart({"net.one": FullDifference({"diff": torch.randn(8, 10)}, {})}, 1.0, "full")
+    (layer,) = blend([*parts, full]).weights.values()
+    assert isinstance(layer, FullDifference)
+    torch.testing.assert_close(layer.tensors["diff"], dense_sum([*parts, full], "net.one"), rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_blended_is_refused(model: Any) -> None:

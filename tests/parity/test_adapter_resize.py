@@ -12,6 +12,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.errors import raises_code
+from veneer.adapter.biased import BiasedAdapter
+from veneer.adapter.dora import DoraFactors
+from veneer.adapter.full import FullDifference, NormDifference
+from veneer.adapter.loha import LohaFactors
 from veneer.adapter.lora import LoraFactors, delta_weight
 from veneer.adapter.resize import Criterion, cut, resize
 
@@ -178,3 +182,31 @@ def test_a_layer_of_zeros_is_cut_to_rank_one() -> None:
 def test_numbers_without_a_meaning_are_refused(name: str, number: float) -> None:
     with raises_code("adapter.bad_criterion"):
         Criterion(name, number)
+
+
+def test_biases_norms_and_full_differences_stay_as_they_are() -> None:
+    given_ = factors(24, 16, 8).to("cpu", torch.float32)
+    bias = torch.randn(24)
+    kept = {
+        "norm": NormDifference({"w_norm": torch.ones(4)}, {}),
+        "full": FullDifference({"diff": torch.ones(4, 3)}, {}),
+        "bias": FullDifference({"diff_b": torch.ones(4)}, {}),
+    }
+    done = cut({"layer": BiasedAdapter(given_, bias), **kept}, 2)
+    assert set(done.layers) == {"layer"} and done.layers["layer"].after == 2
+    assert all(done.weights[name] is layer for name, layer in kept.items()) and list(done.weights) == ["layer", *kept]
+    layer = done.weights["layer"]
+    assert isinstance(layer, BiasedAdapter) and layer.bias is bias
+    torch.testing.assert_close(layer.delta_weight(bias), truncated(delta_weight(given_), 2), rtol=1e-4, atol=1e-5)
+    with raises_code("adapter.cannot_resize"):
+        cut(kept, 2)
+
+
+def test_methods_without_a_rank_are_told_the_way_out() -> None:
+    loha = {
+        f"hada_w{half}_{side}": torch.ones(*shape) for half in "12" for side, shape in (("a", (4, 2)), ("b", (2, 3)))
+    }
+    with raises_code("adapter.cannot_resize", "a LoHa adapter", match="veneer adapter blend FILE --rank N"):
+        cut({"x": LohaFactors(loha, {"alpha": 1.0})}, 1)
+    with raises_code("adapter.cannot_resize", match="train it anew"):
+        cut({"x": DoraFactors(factors(4, 3, 2), torch.ones(4, 1))}, 1)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.errors import raises_code
+from veneer.adapter.biased import BiasedAdapter
 from veneer.adapter.compare import (
     SIDES,
     Update,
@@ -23,6 +24,7 @@ from veneer.adapter.compare import (
     update_of,
 )
 from veneer.adapter.dora import DoraFactors
+from veneer.adapter.full import FullDifference, NormDifference
 from veneer.adapter.lora import LoraFactors, delta_weight
 
 
@@ -36,7 +38,9 @@ def factors(seed: int, rank: int, out: int = 20, into: int = 12, kernel: int = 0
 
 
 def update(seed: int, rank: int, kernel: int = 0, alpha: float = 3.0) -> Update:
-    return update_of("layer", factors(seed, rank, kernel=kernel, alpha=alpha))
+    found = update_of("layer", factors(seed, rank, kernel=kernel, alpha=alpha))
+    assert found is not None
+    return found
 
 
 def dense(seed: int, rank: int, kernel: int = 0, alpha: float = 3.0) -> Tensor:
@@ -191,3 +195,19 @@ def test_the_mean_grid_is_over_the_layers_that_have_a_place() -> None:
     assert mean.shape == (4, 3)
     torch.testing.assert_close(mean[:2, :2], (small.grid + large.grid[:2, :2]) / 2)
     torch.testing.assert_close(mean[2:], large.grid[2:])
+
+
+def test_a_trained_bias_is_no_part_of_delta_w() -> None:
+    plain, biased = factors(1, 4), BiasedAdapter(factors(1, 4), torch.ones(20))
+    layer = compare_layer(update_of("x", plain), update_of("x", biased))
+    assert cosine([layer]) == pytest.approx(1) and "A" in layer.subspaces
+    assert update_of("x", FullDifference({"diff_b": torch.ones(20)}, {})) is None
+
+
+def test_full_differences_and_norms_are_compared() -> None:
+    full = FullDifference({"diff": delta_weight(factors(1, 4)).float()}, {})
+    layer = compare_layer(update_of("x", factors(1, 4)), update_of("x", full))
+    assert cosine([layer]) == pytest.approx(1, abs=1e-6) and set(layer.subspaces) == {"input", "output"}
+    norms = [NormDifference({"w_norm": torch.tensor(values)}, {}) for values in ([1.0, 0.0], [1.0, 1.0])]
+    layer = compare_layer(*(update_of("x", norm) for norm in norms), torch.ones(2))
+    assert cosine([layer]) == pytest.approx(math.sqrt(0.5)) and layer.ranks == (1, 1)

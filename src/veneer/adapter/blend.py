@@ -11,14 +11,17 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
 from peft.utils import merge_utils
 from torch import Tensor
 
+from veneer.adapter.biased import BiasedAdapter
+from veneer.adapter.full import FullDifference
 from veneer.adapter.merge import combine
+from veneer.adapter.parts import without_bias
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter, check_strength
 from veneer.adapter.svd import Decomposition, decompose, decompose_dense
 from veneer.errors import UserError
@@ -105,10 +108,10 @@ _Terms: TypeAlias = "list[tuple[LayerAdapter, float]]"
 
 
 def blend(parts: Sequence[BlendPart], *, rank: int | None = None, pruning: Pruning | None = None) -> Blended:
-    """Return one LoRA that does what several adapters do together.
+    """Return one adapter that does what several do together: a LoRA, or on layers with full differences one of these.
 
-    Without a rank and a pruning it is their weighted sum, exact: the ranks side by side. A layer that all of them have
-    at strength 0 is left out.
+    Without a rank and a pruning it is their weighted sum, exact: the ranks side by side, and full differences added. A
+    layer that all of them have at strength 0 is left out. Biases and norms are added and never cut.
 
     Args:
         parts: the adapters.
@@ -124,9 +127,9 @@ def blend(parts: Sequence[BlendPart], *, rank: int | None = None, pruning: Pruni
     for part in parts:
         check_strength(part.strength, part.name)
         _check_additive(part)
-        if rank is None and pruning is None:
-            _check_low_rank(part)
     layers = {path: _terms(path, parts) for path in sorted({path for part in parts for path in part.weights})}
+    if rank is None and pruning is None:
+        _check_exact(layers)
     cuts = [_blend_layer(path, terms, rank, pruning) for path, terms in layers.items() if terms]
     if not cuts:
         raise UserError("every layer has the strength 0, so nothing is left", code="adapter.empty_blend")
@@ -145,12 +148,44 @@ class _Cut:
 
 
 def _blend_layer(path: str, terms: _Terms, rank: int | None, pruning: Pruning | None) -> _Cut:
+    """Return the sum of a layer's adapters; trained biases are added beside it, and never cut or pruned."""
+    weights = [(own, strength) for adapter, strength in terms if (own := without_bias(adapter)) is not None]
+    bias = _sum_of_biases(terms)
+    if not weights:
+        assert bias is not None, "an adapter changes a weight or a bias"
+        return _Cut(FullDifference({FullDifference.BIAS: bias}, {}))
+    cut = _blend_weights(path, weights, rank, pruning)
+    return cut if bias is None else replace(cut, layer=_with_bias(cut.layer, bias))
+
+
+def _blend_weights(path: str, terms: _Terms, rank: int | None, pruning: Pruning | None) -> _Cut:
     thin = [product for adapter, _ in terms if (product := adapter.low_rank()) is not None]
     if pruning is None and len(thin) == len(terms):
         layer = combine([({path: adapter}, strength) for adapter, strength in terms])[path]
         return _Cut(layer) if rank is None or layer.rank <= rank else _cut(decompose(layer.low_rank()), rank)
+    full = next((adapter for adapter, _ in terms if isinstance(adapter, FullDifference)), None)
+    if full is not None and (len(full.shape) == 1 or (rank is None and pruning is None)):
+        return _Cut(type(full)({full.WEIGHT: _dense(path, terms, None)}, {}))
     rank = max((product.rank for product in thin), default=1) if rank is None else rank
     return _cut(decompose_dense(_dense(path, terms, pruning)), rank)
+
+
+def _sum_of_biases(terms: _Terms) -> Tensor | None:
+    """Return the weighted sum of what is added to a layer's bias, float32; None: nothing is."""
+    sizes = {adapter.bias_size for adapter, _ in terms} - {None}
+    if not sizes:
+        return None
+    total = torch.zeros(next(size for size in sizes if size is not None))
+    for adapter, strength in terms:
+        if (own := adapter.to("cpu", torch.float32).delta_bias(torch.zeros_like(total))) is not None:
+            total += strength * own
+    return total
+
+
+def _with_bias(layer: LayerAdapter, bias: Tensor) -> LayerAdapter:
+    if isinstance(layer, FullDifference):
+        return replace(layer, tensors={**layer.tensors, layer.BIAS: bias})
+    return BiasedAdapter(layer, bias)
 
 
 def _cut(whole: Decomposition, rank: int) -> _Cut:
@@ -177,9 +212,10 @@ def _dense(path: str, terms: _Terms, pruning: Pruning | None) -> Tensor:
 def _terms(path: str, parts: Sequence[BlendPart]) -> _Terms:
     """Return the adapters of one layer with their strengths, once they are known to fit each other."""
     having = [part for part in parts if path in part.weights]
-    shapes = {part.weights[path].shape: part.name for part in having}
-    if len(shapes) > 1:
-        told = " and ".join(f"{shape} in {name}" for shape, name in shapes.items())
+    shapes = {part.weights[path].shape: part.name for part in having if without_bias(part.weights[path]) is not None}
+    sizes = {part.weights[path].shape[0] for part in having}  # of outputs, which is all that a bias alone tells
+    if len(shapes) > 1 or len(sizes) > 1:
+        told = " and ".join(f"{part.weights[path].shape} in {part.name}" for part in having)
         what = f"the adapters are of different architectures: {path} is {told}"
         raise UserError(what, code="adapter.different_architectures")
     strengths = [(part.weights[path], part.strength_of(path)) for part in having]
@@ -200,9 +236,15 @@ def _check_additive(part: BlendPart) -> None:
         raise UserError(what, code="adapter.cannot_combine", remedy=remedy)
 
 
-def _check_low_rank(part: BlendPart) -> None:
-    method = next((each.method for each in part.weights.values() if each.low_rank() is None), None)
-    if method is not None:
-        what = f"{part.name} is a {method.title} adapter, whose ranks cannot be put beside those of others"
-        remedy = "name a --rank, to which the sum is cut, or merge the adapters into the base: veneer adapter merge"
-        raise UserError(what, code="adapter.cannot_combine", remedy=remedy)
+def _check_exact(layers: Mapping[str, _Terms]) -> None:
+    """Refuse adapters whose sum would have to be cut to a rank, if none is told.
+
+    A sum is exact where all have low rank, and where one is a full difference, for then it is one as well.
+    """
+    for path, terms in layers.items():
+        adapters = [own for adapter, _ in terms if (own := without_bias(adapter)) is not None]
+        dense = next((adapter for adapter in adapters if adapter.low_rank() is None), None)
+        if dense is not None and not any(isinstance(adapter, FullDifference) for adapter in adapters):
+            what = f"{path} has a {dense.method.title} adapter, whose ranks cannot be put beside those of others"
+            remedy = "name a --rank, to which the sum is cut, or merge the adapters into the base: veneer adapter merge"
+            raise UserError(what, code="adapter.cannot_combine", remedy=remedy)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from veneer.adapter.parts import without_bias
 from veneer.adapter.protocol import LayerAdapter
 from veneer.adapter.svd import Decomposition, decompose, decompose_dense
 from veneer.errors import UserError
@@ -70,8 +71,8 @@ class Update:
         return _rank(self.whole.values)
 
 
-def update_of(path: str, adapter: LayerAdapter, weight: Tensor | None = None) -> Update:
-    """Take a layer's delta W apart.
+def update_of(path: str, adapter: LayerAdapter, weight: Tensor | None = None) -> Update | None:
+    """Take a layer's delta W apart; None where only the bias is changed.
 
     Args:
         path: of the layer, for the message.
@@ -81,6 +82,12 @@ def update_of(path: str, adapter: LayerAdapter, weight: Tensor | None = None) ->
     Raises:
         UserError: the method needs the base's weight and there is none, or the adapter does not fit it.
     """
+    if (part := without_bias(adapter)) is None:
+        return None
+    return _update(path, part, weight)
+
+
+def _update(path: str, adapter: LayerAdapter, weight: Tensor | None) -> Update:
     if (product := adapter.low_rank()) is not None:
         whole = decompose(product)
         values, vectors = torch.linalg.svd(product.down.flatten(1).double(), full_matrices=False)[1:]

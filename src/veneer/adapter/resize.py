@@ -8,11 +8,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import NoReturn
 
 import torch
 from torch import Tensor
 
-from veneer.adapter.protocol import AdapterWeights, LayerAdapter, LowRank, low_rank_of, method_without_low_rank
+from veneer.adapter.biased import BiasedAdapter
+from veneer.adapter.full import FULL, FullDifference
+from veneer.adapter.parts import without_bias
+from veneer.adapter.protocol import AdapterWeights, LayerAdapter, LowRank, Method
 from veneer.adapter.svd import decompose
 from veneer.errors import UserError
 
@@ -185,7 +189,7 @@ def cut(weights: AdapterWeights, rank: int | None = None, criterion: Criterion |
 
     delta W = s B A is cut after its largest singular values (Eckart and Young 1936), which are computed without forming
     it. They are shared evenly by both new factors, and alpha is their rank, which makes the strength 1. A layer whose
-    rank is as low already is left as it is.
+    rank is as low already is left as it is, and so are biases, norms and full differences.
 
     Args:
         weights: the adapter, whose updates are products of two thin matrices, as LoRA's are.
@@ -198,7 +202,9 @@ def cut(weights: AdapterWeights, rank: int | None = None, criterion: Criterion |
     if rank is not None and rank < 1:
         raise UserError(f"the rank is {rank}", code="adapter.bad_rank", remedy="use 1 or more")
     done = {path: _cut(weights[path], product, rank, criterion) for path, product in _products(weights).items()}
-    return Resized({path: layer for path, (layer, _) in done.items()}, {path: told for path, (_, told) in done.items()})
+    new = {path: layer for path, (layer, _) in done.items()}
+    layers = {path: told for path, (_, told) in done.items()}
+    return Resized({path: new.get(path, layer) for path, layer in weights.items()}, layers)
 
 
 def resize(weights: AdapterWeights, rank: int) -> AdapterWeights:
@@ -226,13 +232,22 @@ def check_lower(weights: AdapterWeights, rank: int) -> None:
 
 
 def _products(weights: AdapterWeights) -> dict[str, LowRank]:
-    if (method := method_without_low_rank(weights)) is not None:
-        what = f"a {method.title} adapter cannot be cut to a lower rank"
-        train = "train it anew with a lower adapter.rank"
-        blend = "veneer adapter blend FILE --rank N makes a LoRA of it"
-        remedy = blend if method.is_additive else train
-        raise UserError(what, code="adapter.cannot_resize", remedy=remedy)
-    return low_rank_of(weights)
+    """Return the products of the layers that have a rank; full differences, biases and norms have none to cut."""
+    parts = {path: own for path, layer in weights.items() if (own := without_bias(layer)) is not None}
+    ranked = {path: own for path, own in parts.items() if not isinstance(own, FullDifference)}
+    if not ranked:
+        _refuse(FULL)
+    products = {path: own.low_rank() for path, own in ranked.items()}
+    if (path := next((path for path, product in products.items() if product is None), None)) is not None:
+        _refuse(ranked[path].method)
+    return {path: product for path, product in products.items() if product is not None}
+
+
+def _refuse(method: Method) -> NoReturn:
+    what = f"a {method.title} adapter cannot be cut to a lower rank"
+    blend = "veneer adapter blend FILE --rank N -o OUT makes a LoRA of it"
+    remedy = blend if method.is_additive else "train it anew with a lower adapter.rank"
+    raise UserError(what, code="adapter.cannot_resize", remedy=remedy)
 
 
 def _cut(
@@ -242,9 +257,11 @@ def _cut(
     wanted = len(whole.values) if criterion is None else criterion.rank(whole.values)
     target = wanted if rank is None else min(rank, wanted)
     squares = whole.values.square()
+    new: LayerAdapter = layer
     if product.rank <= target:
-        target, new = product.rank, layer
+        target = product.rank
     else:
         new = whole.cut(target, torch.promote_types(product.up.dtype, product.down.dtype))
+        new = BiasedAdapter(new, layer.bias) if isinstance(layer, BiasedAdapter) else new
     counts = layer.parameter_count, new.parameter_count
     return new, LayerCut(product.rank, target, *counts, float(squares.sum()), float(squares[:target].sum()))

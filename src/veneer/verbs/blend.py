@@ -77,14 +77,14 @@ class BlendResult:
     Attributes:
         path: the new file.
         layers: how many it changes.
-        ranks: the lowest and the highest.
+        ranks: the lowest and the highest; None: all layers are full differences.
         retained: share of the Frobenius norm of all delta W that the cut to a rank has left; 1 without one.
         warnings: doubts about whether the adapters belong together.
     """
 
     path: Path
     layers: int
-    ranks: tuple[int, int]
+    ranks: tuple[int, int] | None
     retained: float
     warnings: tuple[str, ...]
 
@@ -116,7 +116,7 @@ def blend_adapters(
     if not sources:
         raise UserError("no adapter is named", code="adapter.empty_blend", remedy="name one or more: A:0.8 B:0.5")
     _check_sources(options, len(sources))
-    opened = open_adapters([source.file for source in sources], base, to=to)
+    opened = open_adapters([source.file for source in sources], base, to=to, whole=True)
     parts = [
         BlendPart(each.adapter.weights, source.strength, str(source.file), _layer_strengths(number, each, options))
         for number, (source, each) in enumerate(zip(sources, opened, strict=True), start=1)
@@ -124,9 +124,11 @@ def blend_adapters(
     _check_families(opened)
     blended = blend(parts, rank=options.rank, pruning=options.pruning)
     opened[0].save(AdapterFile(blended.weights, _metadata(sources, opened, options)), out, to)
-    ranks = [int(layer.hyperparameters["rank"]) for layer in blended.weights.values()]
-    bounds = (min(ranks), max(ranks))
-    return BlendResult(out, len(ranks), bounds, blended.retained, tuple(_doubts(opened)))
+    ranks = {
+        int(layer.hyperparameters["rank"]) for layer in blended.weights.values() if "rank" in layer.hyperparameters
+    }
+    bounds = (min(ranks), max(ranks)) if ranks else None
+    return BlendResult(out, len(blended.weights), bounds, blended.retained, tuple(_doubts(opened)))
 
 
 def _check_families(opened: Sequence[OpenedAdapter]) -> None:

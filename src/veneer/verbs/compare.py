@@ -145,10 +145,15 @@ def compare_adapters(first: Path, second: Path, *, base: str | None = None) -> A
 def _compare(path: str, pair: tuple[AdapterWeights, AdapterWeights], base: BaseWeights | None) -> LayerComparison:
     weight = None if base is None else base.read(path)
     one, other = (update_of(path, own[path], weight) if path in own else None for own in pair)
-    if one is not None and other is not None and one.shape != other.shape:
+    if one is not None and other is not None and _sides(one.shape) != _sides(other.shape):
         what = f"the adapters are of different architectures: {path} is {one.shape} and {other.shape}"
         raise UserError(what, code="adapter.different_architectures", remedy="compare adapters of one base")
     return compare_layer(one, other, weight)
+
+
+def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the sides of delta W as a matrix; a kernel may be in the shape, or multiplied into its second size."""
+    return shape[0], math.prod(shape[1:])
 
 
 def _check_common(one: Path, other: Path, pair: tuple[AdapterWeights, AdapterWeights]) -> None:

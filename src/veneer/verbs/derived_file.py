@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from veneer.adapter.full import FullDifference
+from veneer.adapter.parts import without_bias
+from veneer.adapter.protocol import LayerAdapter
 from veneer.errors import UserError
 from veneer.verbs.adapter_base import base_names
-from veneer.weights.file import FILE_NAME, AdapterFile, AdapterInfo, file_in, format_named, info, load, save
+from veneer.weights.file import FILE_NAME, AdapterFile, AdapterInfo, file_in, format_named, info, load, outline, save
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.formats.registry import FORMATS
 from veneer.weights.formats.strength import FILE_NAME as PEFT_NAME
@@ -68,7 +71,9 @@ class OpenedAdapter:
         save(adapter, out, to or self.format, self.names)
 
 
-def open_adapters(files: Sequence[Path], base: str | None = None, *, to: str | None = None) -> list[OpenedAdapter]:
+def open_adapters(
+    files: Sequence[Path], base: str | None = None, *, to: str | None = None, whole: bool = False
+) -> list[OpenedAdapter]:
     """Read adapter files, all under one base's names for layers where one of them, or the new file, needs a base.
 
     Args:
@@ -76,6 +81,7 @@ def open_adapters(files: Sequence[Path], base: str | None = None, *, to: str | N
         base: theirs; default: that of the config beside the first that needs one, else the published architecture that
             it fits.
         to: the format in which the new file is to be written; None: that of the first.
+        whole: whether the shapes of all layers' weights have to be known, which some methods' numbers do not tell.
 
     Raises:
         UserError: there is no such format, a file cannot be read, or it takes a base to tell which layers it is of.
@@ -85,8 +91,20 @@ def open_adapters(files: Sequence[Path], base: str | None = None, *, to: str | N
     contents = [info(file) for file in files]
     own = contents[0].format in FORMATS and contents[0].format != "diffusers"
     needing = [file for file, content in zip(files, contents, strict=True) if content.needs_base]
+    if whole:
+        needing += [file for file in files if any(map(_tells_no_kernel, outline(file).values()))]
     names = base_names((needing or files)[0], base) if needing or own or to not in (None, "diffusers") else None
+    if needing and names is None:
+        what = "it takes the adapter's base to tell which layers it changes, and of which sizes"
+        raise UserError(what, code="weights.needs_base", where=needing[0], remedy="name it: --base")
     return [_open(file, content, names) for file, content in zip(files, contents, strict=True)]
+
+
+def _tells_no_kernel(layer: LayerAdapter) -> bool:
+    """Return whether a layer's numbers leave open how the inputs of its weight are split into channels and kernel."""
+    own = without_bias(layer)
+    is_told = own is None or own.low_rank() is not None or isinstance(own, FullDifference)
+    return not is_told and layer.method.is_additive
 
 
 def _open(file: Path, content: AdapterInfo, names: BaseNames | None) -> OpenedAdapter:

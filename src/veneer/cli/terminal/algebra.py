@@ -22,7 +22,9 @@ __all__ = ["blend_text", "comparison_text", "edit_text", "prune_text", "resize_t
 def blend_text(result: BlendResult) -> str:
     """Return what a blend has come to: its ranks, what the cut lost, and doubts."""
     lines = [f"warning: {warning}" for warning in result.warnings]
-    layers = f"{result.layers:,} layers of rank {_range(result.ranks)}"
+    layers = f"{result.layers:,} layers"
+    if result.ranks is not None:
+        layers += f" of rank {_range(result.ranks)}"
     return "\n".join([*lines, f"{layers}, {result.retained:.1%} of the norm of the sum kept"])
 
 
