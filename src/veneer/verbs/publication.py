@@ -6,7 +6,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from veneer import __version__
 from veneer.config.document import read_yaml, write_yaml
 from veneer.config.paths import names_only
 from veneer.errors import UserError
@@ -218,6 +217,6 @@ def _card(place: Path, adapters: dict[str, AdapterInfo]) -> str:
         license=known,
         trigger=trigger,
         base_id=base if known is not None and base != BUNDLED else None,
-        version=__version__ if "veneer.version" in about.metadata else None,
+        version=about.metadata.get("veneer.version"),
     )
     return model_card(facts, None)

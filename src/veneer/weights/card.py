@@ -15,6 +15,7 @@ from veneer.weights.metadata import BaseLabels
 
 __all__ = ["CardFacts", "CardFile", "ScoreFacts", "model_card"]
 
+_BUNDLED = "bundled"
 _TAGS = ("text-to-image", "diffusers", "lora", "template:sd-lora", "veneer")
 
 
@@ -79,7 +80,7 @@ class CardFacts:
         labels: what programs call the base's kind; None: it is not known.
         gallery: the adapter's pictures beside the card by name, with the prompt of each.
         sheet: a picture of base and adapter side by side.
-        version: of Veneer.
+        version: of Veneer, which trained it; None: another program did.
     """
 
     title: str
@@ -133,9 +134,10 @@ def _gallery(facts: CardFacts) -> str:
 
 
 def _summary(facts: CardFacts) -> str:
-    maker = f"Veneer {facts.version}" if facts.version else "Veneer"
+    maker = f", trained with Veneer {facts.version}" if facts.version else ""
     trigger = f" Its trigger is {_code(facts.trigger)}: put it into the prompt." if facts.trigger else ""
-    return f"A {facts.method} adapter for {_code(facts.base)}, trained with {maker}.{trigger}\n"
+    base = "the base that comes with Veneer" if facts.base == _BUNDLED else _code(facts.base)
+    return f"A {facts.method} adapter for {base}{maker}.{trigger}\n"
 
 
 def _sheet(facts: CardFacts) -> str:
@@ -176,7 +178,7 @@ def _usage(facts: CardFacts) -> str:
 
 def _with_diffusers(facts: CardFacts) -> str:
     file = facts.file_for("diffusers", "kohya", "comfy") or facts.files[0]
-    bundled = facts.base == "bundled"
+    bundled = facts.base == _BUNDLED
     imports, base = ("import veneer.base\n", "veneer.base.path()") if bundled else ("", repr(facts.base))
     kind, load = (facts.pipeline, "from_single_file") if facts.pipeline else ("DiffusionPipeline", "from_pretrained")
     note = "" if bundled or facts.base_id else "  # where the base is"
