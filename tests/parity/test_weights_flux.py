@@ -20,7 +20,7 @@ from veneer.adapter.lora import LoraFactors
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.family.key_names.flux import flux_names, onetrainer_names
 from veneer.family.key_names.network import names_in
-from veneer.verbs.adapter_base import published_names
+from veneer.family.layer_names import published_names
 from veneer.weights.file import load
 from veneer.weights.formats.protocol import BaseNames
 

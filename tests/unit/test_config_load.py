@@ -38,6 +38,7 @@ from veneer.config.schema import (
     ValidationConfig,
 )
 from veneer.rng import MAX_SEED
+from veneer.weights.adapter_path import FILE_NAMES
 
 MINIMAL = "base: bundled\ndata:\n  sources: [{path: pictures}]\n"
 
@@ -308,7 +309,11 @@ configs = of(
     base=words,
     data=data_configs,
     seed=st.integers(0, MAX_SEED),
-    output=of(OutputConfig, dir=folders),
+    output=of(
+        OutputConfig,
+        dir=folders,
+        formats=st.lists(st.sampled_from(list(FILE_NAMES)), min_size=1, unique=True).map(tuple),
+    ),
     adapter=of(AdapterConfig, **ranked, text_encoders=st.dictionaries(words, text_encoders, max_size=2)),
     objective=of(ObjectiveConfig, timestep_density=st.none() | st.sampled_from(get_args(Density)), snr_gamma=positives),
     train=of(

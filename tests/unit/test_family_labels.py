@@ -8,8 +8,8 @@ import pytest
 
 from tests.bases import write_tiny_flux, write_tiny_sdxl
 from veneer.family.abstract import read_configs
+from veneer.family.layer_names import published_names
 from veneer.family.registry import family_class, load_family
-from veneer.verbs.adapter_base import published_names
 from veneer.weights.metadata import BaseLabels
 
 

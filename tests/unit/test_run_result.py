@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.errors import raises_code
 from tests.running import quick_config, use_base
+from veneer.config.schema import OutputConfig
+from veneer.doctor.gather import run_doctor
 from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.run import result
 from veneer.run.events import AdapterSaved
-from veneer.run.folder import CARD, SHEET
+from veneer.run.folder import CARD, SHEET, claim, clear
 from veneer.run.session import run_training
 from veneer.train.events import Warned
+from veneer.weights.adapter_path import adapters_in
 from veneer.weights.file import FILE_NAME, load
 
 FULL = os.strerror(errno.ENOSPC)
@@ -76,6 +81,66 @@ def test_what_only_shows_an_adapter_does_not_end_its_run(
     held_out = quick_config(tiny_base, tiny_pictures, tmp_path, data={"held_out": 0.25})
     outcome = run_training(held_out, callback=callback)
     assert outcome.adapter.is_file() and outcome.sheet is None and outcome.score is not None
-    assert [warning.code for warning in warnings] == ["result.not_written"] * 3
-    assert [warning.text.partition(":")[0] for warning in warnings] == ["no sheet", "no evaluation", "no model card"]
+    assert [warning.code for warning in warnings] == ["result.format_not_written", *["result.not_written"] * 3]
+    assert [warning.text.partition(":")[0] for warning in warnings] == [
+        "the adapter is not in kohya's format",
+        "no sheet",
+        "no evaluation",
+        "no model card",
+    ]
     assert not any((tmp_path / name).exists() for name in (SHEET, CARD))
+
+
+ALL: tuple[Any, ...] = ("diffusers", "kohya", "comfy", "peft")
+
+
+@pytest.fixture(scope="module")
+def saved(
+    family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[AdapterSaved]]:
+    """A run's folder with the adapter in all formats, and what was told of them."""
+    events: list[AdapterSaved] = []
+    folder = tmp_path_factory.mktemp("runs") / "shapes"
+    config = quick_config(tiny_base, tiny_pictures, folder)
+    config = config.model_copy(update={"output": OutputConfig(dir=folder, formats=ALL)})
+    with pytest.MonkeyPatch.context() as patch:
+        use_base(patch, family)
+        run_training(config, callback=lambda event: events.append(event) if isinstance(event, AdapterSaved) else None)
+    return folder, events
+
+
+def test_each_format_lies_beside_the_others_and_says_the_same(
+    family: Family, saved: tuple[Path, list[AdapterSaved]]
+) -> None:
+    folder, events = saved
+    assert {event.format: event.path.name for event in events} == {
+        "diffusers": FILE_NAME,
+        "kohya": "shapes.safetensors",
+        "comfy": "shapes_comfyui.safetensors",
+        "peft": "peft",
+    }
+    assert adapters_in(folder) == {event.format: event.path for event in events}
+    deltas = [deltas_of(event.path, family) for event in events]
+    for path, delta in deltas[0].items():
+        assert delta.any() and all(torch.equal(other[path], delta) for other in deltas), path
+
+
+def deltas_of(path: Path, family: Family) -> dict[str, torch.Tensor]:
+    weights = load(path, family.networks, family.key_names).weights
+    return {layer: adapter.delta_weight(torch.zeros(adapter.shape)) for layer, adapter in weights.items()}
+
+
+@pytest.mark.parametrize("kept", ALL)
+def test_a_folder_s_adapter_is_found_in_any_format(
+    family: Family, saved: tuple[Path, list[AdapterSaved]], tmp_path: Path, kept: str
+) -> None:
+    run = shutil.copytree(saved[0], tmp_path / "shapes")
+    for name, place in adapters_in(run).items():
+        if name != kept:
+            shutil.rmtree(place) if place.is_dir() else place.unlink()
+    assert load(run, family.networks, family.key_names).weights
+    with raises_code("output.has_result"):
+        claim(run)
+    assert run_doctor(run)[1].weight_changes
+    clear(run)
+    assert not adapters_in(run) and not (run / "peft").exists()

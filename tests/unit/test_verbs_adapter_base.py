@@ -12,9 +12,10 @@ from safetensors.torch import save_file
 from tests.bases import write_single_file, write_tiny_sdxl
 from tests.errors import raises_code
 from veneer.adapter.layers import layers_of
+from veneer.family.layer_names import published_names
 from veneer.family.published import PUBLISHED
 from veneer.family.registry import load_family
-from veneer.verbs.adapter_base import base_names, published_names
+from veneer.verbs.adapter_base import base_names
 from veneer.weights.formats.protocol import BaseNames
 
 SDXL_LAYER = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"

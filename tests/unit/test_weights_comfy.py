@@ -10,7 +10,7 @@ from tests.keys import FAMILIES, comfy_keys, golden_layers
 from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.protocol import Layer
-from veneer.verbs.adapter_base import published_names
+from veneer.family.layer_names import published_names
 from veneer.weights.formats.comfy import COMFY
 from veneer.weights.formats.kohya import KOHYA
 from veneer.weights.formats.names import file_path

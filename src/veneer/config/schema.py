@@ -52,6 +52,12 @@ def _not_blank(value: str) -> str:
     return value
 
 
+def _without_repeats(values: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(values)) < len(values):
+        raise ValueError("names one twice")
+    return values
+
+
 def _colour(value: str) -> str:
     rgb(value)
     return value
@@ -83,6 +89,12 @@ FolderOrId = Annotated[NonBlank, AfterValidator(open_home)]
 Targets = Annotated[tuple[NonBlank, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
 Density = Literal["uniform", "high_noise"]
 Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)]
+Formats = Annotated[
+    tuple[Literal["diffusers", "kohya", "comfy", "peft"], ...],
+    Field(min_length=1),
+    BeforeValidator(_as_tuple),
+    AfterValidator(_without_repeats),
+]
 ShareOrFolder = Annotated[
     Annotated[Share, Tag("share")] | Annotated[Folder, Tag("folder")], Discriminator(_share_or_folder)
 ]
@@ -308,6 +320,9 @@ class OutputConfig(_Section):
 
     dir: Folder = Path("runs/adapter")
     """Folder of the run's results."""
+    formats: Formats = ("diffusers", "kohya")
+    """Formats that the adapter is written in, each beside the others: ``diffusers`` for diffusers, ``kohya`` for A1111,
+    Forge, ComfyUI and kohya's scripts, ``comfy`` for ComfyUI alone, ``peft``. The first is saved before all else."""
 
 
 class RunConfig(_Section):

@@ -21,14 +21,16 @@ from veneer.doctor.readers.pictures import caption_statistics, count_pictures, s
 from veneer.doctor.rules.captions import STYLE_WORDS
 from veneer.errors import UserError
 from veneer.evaluate.results import Evaluation, Score, read_evaluation
+from veneer.family.layer_names import names_of_base
 from veneer.family.loading import load_base, text_options
 from veneer.family.protocol import Family
 from veneer.family.unread import caption_places, unread_notes
 from veneer.files import opens_paths
 from veneer.run.folder import CHECKPOINTS, CONFIG, LOG
 from veneer.run.status import is_running
+from veneer.weights.adapter_path import adapters_in
 from veneer.weights.checkpoint import checkpoints_in
-from veneer.weights.file import FILE_NAME, AdapterFile, load
+from veneer.weights.file import AdapterFile, load
 
 __all__ = ["gather_evidence", "run_doctor"]
 
@@ -56,7 +58,7 @@ def gather_evidence(folder: Path, *, measured: bool = False) -> Evidence:
     """Read a run's folder as evidence; arguments and errors are those of :func:`run_doctor`."""
     config, log = _load_config(folder), read_log(folder / LOG)
     dataset = survey_pictures(config, log.pictures, required=measured)
-    adapter = load(folder) if (folder / FILE_NAME).is_file() else AdapterFile({})
+    adapter = _read_adapter(folder, config)
     evidence = Evidence(
         config=config,
         ending=_ending(folder, config, log, adapter),
@@ -86,6 +88,19 @@ def _load_config(folder: Path) -> RunConfig:
     what = f"is no run's folder: it holds no {CONFIG}" if folder.is_dir() else "is no folder"
     expected = f"one of the runs in it, such as {runs[0]}" if runs else "the folder that 'veneer train' wrote to"
     raise UserError(what, code="doctor.not_a_run", where=folder, remedy=f"give {expected}")
+
+
+def _read_adapter(folder: Path, config: RunConfig) -> AdapterFile:
+    """Return a run's adapter; empty before it is saved. Some formats' names take the base to understand."""
+    if not adapters_in(folder):
+        return AdapterFile({})
+    try:
+        return load(folder)
+    except UserError as fault:
+        if fault.code != "weights.needs_base":
+            raise
+        base = names_of_base(config.base)
+        return load(folder, base.networks, base.key_names)
 
 
 def _ending(folder: Path, config: RunConfig, log: RunLog, adapter: AdapterFile) -> Ending:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from veneer.adapter.inject import Injection, inject
+from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.adapter.registry import specs_of
 from veneer.config.schema import RunConfig
 from veneer.engine.quantized import parameter_count
 from veneer.family.protocol import Family
 from veneer.plan.plan import NetworkPlan, Plan
 from veneer.weights.file import AdapterFile, rendered_bytes
+from veneer.weights.formats.diffusers import DIFFUSERS
+from veneer.weights.formats.protocol import BaseNames
 
-__all__ = ["count_parameters", "plan_parameters"]
+__all__ = ["count_parameters", "file_size", "plan_parameters"]
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -33,13 +38,16 @@ def plan_parameters(config: RunConfig, family: Family, metadata: Mapping[str, st
     """
     injection = inject(family.networks, specs_of(config.adapter, family), config.seed)
     try:
-        return count_parameters(family.networks, injection, metadata)
+        return count_parameters(family.networks, injection, metadata, config.output.formats[0])
     finally:
         injection.eject()
 
 
 def count_parameters(
-    networks: Mapping[str, nn.Module], injection: Injection, metadata: Mapping[str, str] = _NOTHING
+    networks: Mapping[str, nn.Module],
+    injection: Injection,
+    metadata: Mapping[str, str] = _NOTHING,
+    format_name: str = DIFFUSERS.name,
 ) -> Plan:
     """Return a plan of parameters and file size of an adapter that is in its networks already.
 
@@ -47,9 +55,38 @@ def count_parameters(
         networks: the base's, by name.
         injection: the adapter.
         metadata: what its file will hold beside the weights.
+        format_name: of the file.
     """
-    file_bytes = rendered_bytes(AdapterFile(injection.weights(), metadata))
+    file_bytes = file_size(networks, injection.weights(), metadata, format_name)
     return Plan({name: _count_network(name, network, injection) for name, network in networks.items()}, file_bytes)
+
+
+def file_size(
+    networks: Mapping[str, nn.Module],
+    weights: AdapterWeights,
+    metadata: Mapping[str, str] = _NOTHING,
+    format_name: str = DIFFUSERS.name,
+) -> int:
+    """Return the bytes of an adapter's file in a format, or of its files; the numbers need not be there.
+
+    Args:
+        networks: the base's, by name.
+        weights: the adapter.
+        metadata: what its file will hold beside the weights.
+        format_name: of the file.
+    """
+    with _disable_current_modes():  # where tensors are without data, it must not matter which numbers they have
+        empty = {path: adapter.method.from_state(_shapes_of(adapter)) for path, adapter in weights.items()}
+        return rendered_bytes(AdapterFile(empty, metadata), format_name, BaseNames.of(networks))
+
+
+def _shapes_of(adapter: LayerAdapter) -> dict[str, Tensor]:
+    """Return an adapter's state with tensors of the meta device in place of all but single numbers."""
+    state = adapter.state_dict()
+    return {
+        name: tensor if tensor.ndim == 0 else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        for name, tensor in state.items()
+    }
 
 
 def _count_network(name: str, network: nn.Module, injection: Injection) -> NetworkPlan:

@@ -78,7 +78,7 @@ class Disk:
     Attributes:
         checkpoint: bytes of one checkpoint.
         keep: number of checkpoints at the end.
-        result: bytes of the adapter's file, and of the best adapter's beside it where there is one.
+        result: bytes of the adapter's files in all formats, and of the best adapter's where there is one.
     """
 
     checkpoint: int
@@ -103,7 +103,7 @@ class Plan:
 
     Attributes:
         networks: by prefix; those that are only read are in it too, with nothing to train.
-        file_bytes: exact size of the adapter file.
+        file_bytes: size of the adapter's file in the first of its formats; exact of diffusers' and peft's.
         memory: the memory of the run; None if only parameters were counted.
         schedule: its length; None likewise.
         disk: the files that it leaves; None likewise.

@@ -22,7 +22,7 @@ from veneer.family.protocol import Conditioning, Family, device_of
 from veneer.objective.loss import Objective
 from veneer.plan.cpu.process import ModuleCounts, process_growth
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
-from veneer.plan.parameters import count_parameters
+from veneer.plan.parameters import count_parameters, file_size
 from veneer.plan.pictures import PictureCounts
 from veneer.plan.plan import Disk, Plan, Schedule
 from veneer.plan.tracer import MemoryTracer
@@ -77,8 +77,13 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
         rehearsal.encode(inputs.pictures)
         rehearsal.step(trainer)
         adapted = module_count(family)
-        counts = count_parameters(family.networks, trainer.injection, inputs.metadata)
-        disk = _disk(config, encoded_bytes(trainer.state_dict(), {}), counts.file_bytes)
+        first, *others = config.output.formats
+        counts = count_parameters(family.networks, trainer.injection, inputs.metadata, first)
+        with tracer.unrecorded():
+            adapter = family.networks, trainer.injection.weights(), inputs.metadata
+            files = counts.file_bytes + sum(file_size(*adapter, name) for name in others)
+            best_file = file_size(*adapter)
+        disk = _disk(config, encoded_bytes(trainer.state_dict(), {}), files, best_file)
         rehearsal.finish(trainer)
     phases = _phases(tracer, config.base, ModuleCounts(base_modules, adapted))
     memory = Memory(inputs.device.type, phases, rehearsal.caches)
@@ -108,10 +113,17 @@ def _schedule(config: RunConfig, pictures: PictureCounts | None) -> Schedule:
     return Schedule(train.max_steps, train.batch_size, train.gradient_accumulation_steps, shown)
 
 
-def _disk(config: RunConfig, state: int, file: int) -> Disk:
-    """Count the files; a run that is validated on the way keeps its best adapter too, in a file and each checkpoint."""
-    best = file if config.validation.every else 0
-    return Disk(state + best, config.train.keep_checkpoints, file + best)
+def _disk(config: RunConfig, state: int, files: int, best_file: int) -> Disk:
+    """Count the files; a run that is validated on the way keeps its best adapter too, in a file and each checkpoint.
+
+    Args:
+        config: the run.
+        state: bytes of what a checkpoint holds.
+        files: bytes of the adapter in all its formats.
+        best_file: bytes of a best adapter's file.
+    """
+    best = best_file if config.validation.every else 0
+    return Disk(state + best, config.train.keep_checkpoints, files + best)
 
 
 def _phases(tracer: MemoryTracer, base: str, modules: ModuleCounts) -> tuple[Phase, ...]:

@@ -227,15 +227,17 @@ class BestAdapterSaved:
 
 @dataclass(frozen=True)
 class AdapterSaved:
-    """The trained adapter is on disk.
+    """The trained adapter is on disk, in one of its formats.
 
     Attributes:
-        path: of its file.
-        sha256: of its bytes.
+        path: of its file, or of the folder that peft's format has for several files.
+        sha256: of its bytes; of several files, of all in the order of their names.
+        format: that it is written in.
     """
 
     path: Path
     sha256: str
+    format: str = "diffusers"
 
 
 @dataclass(frozen=True)

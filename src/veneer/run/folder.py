@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from veneer.config.load import CONFIG, LOG, load_config
@@ -12,8 +13,10 @@ from veneer.config.run_folder import has_log
 from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import BUNDLED
+from veneer.weights.adapter_path import BEST, adapters_in
 from veneer.weights.checkpoint import checkpoints_in, clear_checkpoints
-from veneer.weights.file import FILE_NAME
+from veneer.weights.formats.strength import CONFIG_NAME as PEFT_CONFIG
+from veneer.weights.formats.strength import FILE_NAME as PEFT_NAME
 
 __all__ = [
     "BEST",
@@ -54,8 +57,6 @@ SHEET = "sheet.png"
 """Base and adapter side by side."""
 TENSORBOARD = "tensorboard"
 """Folder of TensorBoard's event files."""
-BEST = "best.safetensors"
-"""The adapter with the lowest held-out loss of those that ``validation.every`` asked for."""
 COPYING = "copying.png"
 """Painted pictures and the training pictures nearest to them."""
 EVALUATED = "evaluation"
@@ -103,9 +104,9 @@ def claim(folder: Path, *, overwrite: bool = False) -> None:
     """
     if overwrite:
         return
-    if (folder / FILE_NAME).exists():
+    if results := [file.name for file in adapters_in(folder).values()]:
         raise UserError(
-            f"already holds a result, {FILE_NAME}",
+            f"already holds a result, {results[0]}",
             code="output.has_result",
             where=folder,
             remedy="choose another output.dir=FOLDER, or --overwrite",
@@ -138,7 +139,9 @@ def clear(folder: Path) -> None:
 
     The log goes last: by it the folder is known as a run's, should the process die here.
     """
-    for name in (FILE_NAME, BEST, CARD, CONFIG, PLAN, SHEET, EVALUATION, COPYING, REPORT, REPORT_DATA):
+    for adapter in adapters_in(folder).values():
+        _remove_adapter(adapter)
+    for name in (BEST, CARD, CONFIG, PLAN, SHEET, EVALUATION, COPYING, REPORT, REPORT_DATA):
         (folder / name).unlink(missing_ok=True)
     for events in (folder / TENSORBOARD).glob("events.out.tfevents.*"):
         events.unlink()
@@ -147,6 +150,18 @@ def clear(folder: Path) -> None:
         shutil.rmtree(folder / painted, ignore_errors=True)
     clear_checkpoints(folder / CHECKPOINTS)
     (folder / LOG).unlink(missing_ok=True)
+
+
+def _remove_adapter(place: Path) -> None:
+    """Remove an adapter's file, or those that peft has in a folder and in one for each network; no other file goes."""
+    if place.is_file():
+        place.unlink()
+        return
+    for folder in (*(each for each in place.iterdir() if each.is_dir()), place):
+        for name in (PEFT_NAME, PEFT_CONFIG):
+            (folder / name).unlink(missing_ok=True)
+        with suppress(OSError):  # something else is in it
+            folder.rmdir()
 
 
 def clear_samples(folder: Path, after: int = -1) -> None:

@@ -19,14 +19,16 @@ from veneer.files import atomic_write
 from veneer.run.card import run_card
 from veneer.run.events import AdapterSaved, Callback
 from veneer.run.folder import CARD, GALLERY, SHEET
+from veneer.run.metadata import file_metadata
 from veneer.run.preparation import TrainingInputs
 from veneer.sample.comparison import compare_pictures, sample_prompts
 from veneer.sample.files import write_sheet
 from veneer.sample.gallery import write_gallery
 from veneer.train.events import Finished, Warned
+from veneer.weights.adapter_path import FILE_NAME, adapter_name, named_file
 from veneer.weights.card import CardFile
-from veneer.weights.file import FILE_NAME, AdapterFile, save
-from veneer.weights.formats.diffusers import DIFFUSERS
+from veneer.weights.file import AdapterFile, save
+from veneer.weights.formats.protocol import BaseNames
 
 __all__ = ["Result", "write_result"]
 
@@ -38,14 +40,16 @@ class Result:
     """Files and score that a run leaves behind.
 
     Attributes:
-        adapter: the file.
+        adapter: the file in the first format.
         sha256: of it.
+        files: the files, or folders, in all formats.
         sheet: base and adapter side by side; None where it could not be written.
         score: on held-out pictures; None where there are none.
     """
 
     adapter: Path
     sha256: str
+    files: tuple[Path, ...]
     sheet: Path | None
     score: Score | None
 
@@ -62,10 +66,7 @@ def write_result(inputs: TrainingInputs, finished: Finished, emit: Callback) -> 
         UserError: the adapter learned nothing, or its file cannot be written; it says then where it is instead.
     """
     config, family = inputs.run.config, inputs.family
-    path = config.output.dir / FILE_NAME
-    _check_trained(finished.weights, path)
-    sha256 = _save(AdapterFile(finished.weights, inputs.run.metadata | {"veneer.steps": str(finished.step)}), path)
-    emit(AdapterSaved(path, sha256))
+    saved = _save_all(inputs, finished, emit)
     subjects = sample_prompts(config, inputs.dataset)
 
     def paint() -> tuple[Path, Mapping[str, str]]:
@@ -74,28 +75,63 @@ def write_result(inputs: TrainingInputs, finished: Finished, emit: Callback) -> 
         return sheet, write_gallery(config.output.dir / GALLERY, painted.adapter, painted.notes)
 
     sheet, gallery = _warning_of_faults("sheet", paint, emit) or (None, {})
-    score = _measure(inputs, finished, emit)
+    score = _measure(inputs, finished, saved[0].path, emit)
 
     def write_card() -> None:
-        files, shown = [CardFile(FILE_NAME, DIFFUSERS.name, sha256)], SHEET if sheet else None
+        files = [CardFile(file.path.name, file.format, file.sha256) for file in saved]
+        shown = SHEET if sheet else None
         card = run_card(config, family, files, score, prompt=subjects.prompts[0], gallery=gallery, sheet=shown)
         atomic_write(config.output.dir / CARD, card.encode())
 
     _warning_of_faults("model card", write_card, emit)
-    return Result(path, sha256, sheet, score)
+    return Result(saved[0].path, saved[0].sha256, tuple(file.path for file in saved), sheet, score)
 
 
-def _save(file: AdapterFile, path: Path) -> str:
+def _save_all(inputs: TrainingInputs, finished: Finished, emit: Callback) -> list[AdapterSaved]:
+    """Save what was trained in each format that is asked for; what fails after the first is a warning.
+
+    Raises:
+        UserError: the adapter learned nothing, or is not in its place in the first format.
+    """
+    first, *others = inputs.run.config.output.formats
+    _check_trained(finished.weights, _place(inputs, first))
+    saved = [_save_first(inputs, finished, first)]
+    emit(saved[0])
+    for name in others:
+        try:
+            saved.append(_save(inputs, finished, name))
+        except UserError as fault:
+            text = f"the adapter is not in {name}'s format: {fault}; it is in {saved[0].path.name}"
+            emit(Warned("result.format_not_written", text))
+        else:
+            emit(saved[-1])
+    return saved
+
+
+def _place(inputs: TrainingInputs, format_name: str) -> Path:
+    folder = inputs.run.config.output.dir
+    return folder / named_file(format_name, adapter_name(folder))
+
+
+def _save(inputs: TrainingInputs, finished: Finished, format_name: str) -> AdapterSaved:
+    """Save what was trained in one format."""
+    place, base = _place(inputs, format_name), BaseNames.of(inputs.family.networks)
+    metadata = file_metadata(inputs, finished.weights, finished.step, format_name)
+    return AdapterSaved(place, save(AdapterFile(finished.weights, metadata), place, format_name, base), format_name)
+
+
+def _save_first(inputs: TrainingInputs, finished: Finished, format_name: str) -> AdapterSaved:
     """Save what was trained; where its place is full, in the system's folder for temporary files.
 
     Raises:
         UserError: it is not in its place; the remedy says where it is.
     """
     try:
-        return save(file, path)
+        return _save(inputs, finished, format_name)
     except UserError as fault:
         if fault.code != "files.unwritable":
             raise
+        file = AdapterFile(finished.weights, inputs.run.metadata | {"veneer.steps": str(finished.step)})
         raise UserError(fault.what, code=fault.code, where=fault.where, remedy=_rescue(file)) from fault
 
 
@@ -125,7 +161,7 @@ def _warning_of_faults(what: str, work: Callable[[], _Value], emit: Callback) ->
         return None
 
 
-def _measure(inputs: TrainingInputs, finished: Finished, emit: Callback) -> Score | None:
+def _measure(inputs: TrainingInputs, finished: Finished, adapter: Path, emit: Callback) -> Score | None:
     """Return the score on held-out pictures; ``evaluation.json`` holds what can be measured without painting."""
     config = inputs.run.config
     drift = choose_pictures(read_prior(config), config.validation.pictures)
@@ -136,7 +172,12 @@ def _measure(inputs: TrainingInputs, finished: Finished, emit: Callback) -> Scor
         emit(Warned("evaluation.failed", f"the adapter could not be measured: {fault}"))
         return None
     source = None if comparison.drift is None else "pictures of the class"
-    about: dict[str, Any] = {"adapter": FILE_NAME, "base": config.base, "step": finished.step, "drift_source": source}
+    about: dict[str, Any] = {
+        "adapter": adapter.name,
+        "base": config.base,
+        "step": finished.step,
+        "drift_source": source,
+    }
     evaluation = Evaluation(**vars(comparison), **about)
     _warning_of_faults("evaluation", lambda: write_evaluation(evaluation, config.output.dir), emit)
     if comparison.held_out is not None:

@@ -170,11 +170,18 @@ def _content(adapter: AdapterFile, file: FormatFile) -> bytes:
     return encode(file.tensors, {**metadata, TENSORS_HASH: _tensors_hash(file.tensors, metadata)})
 
 
-def rendered_bytes(adapter: AdapterFile) -> int:
-    """Return how many bytes ``render`` makes; the weights need have no numbers."""
-    (file,) = DIFFUSERS.write(adapter.weights)
+def rendered_bytes(adapter: AdapterFile, format: str = DIFFUSERS.name, base: BaseNames | None = None) -> int:
+    """Return how many bytes ``save`` writes; the weights need have no numbers.
+
+    Of formats whose readers look for facts of the training, these facts are not counted.
+    """
     digest = hashlib.sha256().hexdigest()
-    return encoded_bytes(file.tensors, {**adapter.metadata, **file.metadata, TENSORS_HASH: digest})
+    sizes = [
+        encoded_bytes(file.tensors, {**adapter.metadata, **file.metadata, TENSORS_HASH: digest})
+        + sum(len(text.encode()) for text in file.texts.values())
+        for file in format_named(format).write(adapter.weights, base)
+    ]
+    return sum(sizes)
 
 
 def tensor_hashes(path: Path) -> tuple[str | None, str]:

@@ -8,6 +8,7 @@ A family whose names it takes in another form has these under ``comfy`` in its `
 from __future__ import annotations
 
 from veneer.adapter.protocol import AdapterWeights
+from veneer.weights.adapter_path import named_file
 from veneer.weights.formats.fused import Slice
 from veneer.weights.formats.kohya import dotted_name, underscored_name, write_named
 from veneer.weights.formats.names import NETWORKS
@@ -29,7 +30,7 @@ class ComfyFormat:
 
     def file_name(self, stem: str) -> str:
         """Return the adapter's own name, told apart from the file in kohya's format beside it."""
-        return f"{stem}_comfyui.safetensors"
+        return named_file(self.name, stem)
 
     def write(self, weights: AdapterWeights, base: BaseNames | None = None, stem: str = STEM) -> tuple[FormatFile, ...]:
         """Return one file, with each layer's alpha among its tensors.

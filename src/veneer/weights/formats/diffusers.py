@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
-from veneer.weights.adapter_path import FILE_NAME
+from veneer.weights.adapter_path import named_file
 from veneer.weights.formats.folding import fold
 from veneer.weights.formats.names import file_path, memory_path
 from veneer.weights.formats.peft_config import METADATA_KEY, config_for
@@ -31,7 +31,7 @@ class DiffusersFormat:
 
     def file_name(self, stem: str) -> str:
         """Return the one name that the format has for files."""
-        return FILE_NAME
+        return named_file(self.name, stem)
 
     def write(self, weights: AdapterWeights, base: BaseNames | None = None, stem: str = STEM) -> tuple[FormatFile, ...]:
         """Return one file, whose tensors have the strength in them, and whose metadata says that it is 1.

@@ -13,6 +13,7 @@ from torch import Tensor
 from veneer.adapter.layers import fit_to_layers
 from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
+from veneer.weights.adapter_path import named_file
 from veneer.weights.formats.fused import Slice, join_layers
 from veneer.weights.formats.layers import LayerIndex, require_base
 from veneer.weights.formats.names import file_path
@@ -39,7 +40,7 @@ class KohyaFormat:
 
     def file_name(self, stem: str) -> str:
         """Return the adapter's own name: the programs that read such files list them by it."""
-        return f"{stem}.safetensors"
+        return named_file(self.name, stem)
 
     def write(self, weights: AdapterWeights, base: BaseNames | None = None, stem: str = STEM) -> tuple[FormatFile, ...]:
         """Return one file, with each layer's alpha among its tensors.

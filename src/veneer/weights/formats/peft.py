@@ -16,6 +16,7 @@ from torch import Tensor
 
 from veneer.adapter.layers import fit_to_layers
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
+from veneer.weights.adapter_path import named_file
 from veneer.weights.formats.layers import LayerIndex
 from veneer.weights.formats.names import memory_path
 from veneer.weights.formats.peft_config import METADATA_KEY, config_for
@@ -48,7 +49,7 @@ class PeftFormat:
 
     def file_name(self, stem: str) -> str:
         """Return the folder's name."""
-        return self.name
+        return named_file(self.name, stem)
 
     def write(self, weights: AdapterWeights, base: BaseNames | None = None, stem: str = STEM) -> tuple[FormatFile, ...]:
         """Return a file with a config for each network: of one network in the folder itself, of several in one each.
@@ -70,7 +71,8 @@ class PeftFormat:
         for path, adapter in named.items():
             network, _, inner = path.partition(".")
             networks.setdefault(network, {})[inner] = adapter
-        folders = {network: f"{self.name}/{network}" if len(networks) > 1 else self.name for network in networks}
+        folder = self.file_name(stem)
+        folders = {network: f"{folder}/{network}" if len(networks) > 1 else folder for network in networks}
         return tuple(_file(folders[network], network, layers, base) for network, layers in networks.items())
 
 
