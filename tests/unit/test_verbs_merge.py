@@ -204,6 +204,58 @@ def test_dora_is_merged_by_its_own_formula(tiny_flux: Path, tmp_path: Path) -> N
     check_each_weight(result, base, (weights, 1.0))
 
 
+METHODS = {
+    "loha.LohaModule": ("down_blocks.0.resnets.0.conv1", {"lora_dim": 4, "alpha": 2.0}),
+    "lokr.LokrModule": ("mid_block.attentions.0.proj_in", {"lora_dim": 4, "alpha": 2.0, "factor": 4}),
+    "diag_oft.DiagOFTModule": ("mid_block.resnets.0.conv2", {"lora_dim": 4, "alpha": 2.0}),
+    "glora.GLoRAModule": ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", {"lora_dim": 4, "alpha": 2.0}),
+    "ia3.IA3Module": ("mid_block.attentions.0.transformer_blocks.0.attn2.to_k", {"lora_dim": 4, "alpha": 1.0}),
+    "full.FullModule": ("mid_block.resnets.0.time_emb_proj", {"lora_dim": 4, "alpha": 1.0}),
+    "norms.NormModule": ("mid_block.attentions.0.norm", {}),
+}
+
+
+def test_every_method_is_merged_as_it_is_in_memory(tiny_base: Path, tmp_path: Path) -> None:
+    """LyCORIS' own modules on layers of the base, of which some change biases and norms, all in one file."""
+    from lycoris import modules
+
+    family = load_family(str(tiny_base))
+    tensors: dict[str, Tensor] = {}
+    torch.manual_seed(0)
+    for name, (path, options) in METHODS.items():
+        kind = getattr(getattr(modules, name.partition(".")[0]), name.partition(".")[2])
+        module = kind("x", family.networks["unet"].get_submodule(path), 1.0, **options)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        is_full = name == "full.FullModule"  # which holds the difference until it is put in place of the layer
+        state = {"diff": module.weight, "diff_b": module.bias} if is_full else module.custom_state_dict()
+        state = state or module.state_dict()
+        key = f"lora_unet_{path.replace('.', '_')}"
+        tensors |= {f"{key}.{part}": tensor.detach().clone().contiguous() for part, tensor in state.items()}
+    save_file(tensors, tmp_path / "a.safetensors")
+    family = load_family(str(tiny_base))
+    before = {
+        f"{name}.{path}": tensor.clone()
+        for name, network in family.networks.items()
+        for path, tensor in network.state_dict().items()
+    }
+    weights = load(tmp_path / "a.safetensors", family.networks).weights
+    assert len({each.method.name for each in weights.values()}) == len(METHODS)
+    merge(family.networks, [(weights, 0.7)])
+    result = merge_adapters([(tmp_path / "a.safetensors", 0.7)], tmp_path / "out", base=str(tiny_base))
+    after = load_family(str(result.path))
+    changed = set()
+    for prefix, network in family.networks.items():
+        for path, tensor in network.state_dict().items():
+            found = after.networks[prefix].state_dict()[path]
+            torch.testing.assert_close(found, tensor, rtol=1e-5, atol=1e-6)
+            changed |= set() if torch.equal(found, before[f"{prefix}.{path}"]) else {f"{prefix}.{path}"}
+    assert {f"{path}.weight" for path in weights} <= changed
+    assert {"unet.mid_block.attentions.0.norm.bias", "unet.mid_block.resnets.0.time_emb_proj.bias"} <= changed
+    assert result.difference.maximum < 1e-4
+
+
 DTYPES = {"float32": 24, "float16": 11, "bfloat16": 8, "float8_e4m3fn": 4}
 
 
