@@ -12,11 +12,13 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.loaders.single_file_utils import (
+    convert_flux2_transformer_checkpoint_to_diffusers,
     convert_flux_transformer_checkpoint_to_diffusers,
     convert_ldm_unet_checkpoint,
+    convert_sd3_transformer_checkpoint_to_diffusers,
 )
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from tests.bases import write_flux_file, write_single_file, write_tiny_flux, write_tiny_sdxl
 from veneer.family.base_weights import BaseWeights
@@ -82,24 +84,59 @@ def test_a_single_file_of_flux(stem: str, tmp_path: Path) -> None:
     assert_each_weight(BaseWeights.open(str(file)), {"transformer": transformer})
 
 
-def test_flux_s_fused_layers_are_cut_as_diffusers_cuts_them(tmp_path: Path) -> None:
-    """Layers of the full size, but thin: diffusers' own converter splits rows, whatever the columns are."""
-    tiny = load_file(
-        write_flux_file(write_tiny_flux(tmp_path / "flux"), tmp_path / "flux.safetensors", "model.diffusion_model.")
-    )
+def flux_names(tmp_path: Path) -> dict[str, int]:
+    """The names in a file of FLUX.1, with rows of its full width."""
+    tiny = load_file(write_flux_file(write_tiny_flux(tmp_path / "flux"), tmp_path / "flux.safetensors"))
+    return {name: len(tensor) * 96 if len(tensor) % 32 == 0 else len(tensor) for name, tensor in tiny.items()}
+
+
+def flux2_names(tmp_path: Path) -> dict[str, int]:
+    """The names in a file of FLUX.2, of two blocks of each kind."""
+    inner = ("qkv", "proj", "norm.query_norm", "norm.key_norm")
+    blocks = [f"double_blocks.{n}.{side}_attn.{each}" for n in range(2) for side in ("img", "txt") for each in inner]
+    blocks += [f"double_blocks.{n}.{side}_mlp.{each}" for n in range(2) for side in ("img", "txt") for each in (0, 2)]
+    inner = ("linear1", "linear2", "norm.query_norm", "norm.key_norm")
+    blocks += [f"single_blocks.{n}.{each}" for n in range(2) for each in inner]
+    top = ["img_in", "txt_in", "time_in.in_layer", "time_in.out_layer", "guidance_in.in_layer", "guidance_in.out_layer"]
+    top += ["double_stream_modulation_img.lin", "double_stream_modulation_txt.lin", "single_stream_modulation.lin"]
+    top += ["final_layer.linear", "final_layer.adaLN_modulation.1"]
+    return {f"{name}.{'scale' if '_norm' in name else 'weight'}": 48 for name in [*top, *blocks]}
+
+
+def sd3_names(tmp_path: Path) -> dict[str, int]:
+    """The names in a file of Stable Diffusion 3.5, of two blocks, the last of which makes nothing more of the text."""
+    x = ("adaLN_modulation.1", "attn.qkv", "attn.proj", "attn.ln_q", "attn.ln_k", "mlp.fc1", "mlp.fc2")
+    dual = ("attn2.qkv", "attn2.proj", "attn2.ln_q", "attn2.ln_k")
+    names = [f"joint_blocks.{n}.x_block.{each}" for n in range(2) for each in (*x, *dual)]
+    names += [f"joint_blocks.0.context_block.{each}" for each in x]
+    names += [f"joint_blocks.1.context_block.{each}" for each in x[:2]]
+    names += [f"joint_blocks.1.context_block.attn.{each}" for each in ("ln_q", "ln_k")]
+    names += ["x_embedder.proj", "context_embedder", "final_layer.linear", "final_layer.adaLN_modulation.1"]
+    names += [f"{each}_embedder.mlp.{place}" for each in "ty" for place in (0, 2)]
+    kinds = {name: ("weight",) if ".ln_" in name else ("weight", "bias") for name in names}
+    return {f"{name}.{kind}": 48 for name in names for kind in kinds[name]} | {"pos_embed": 48}
+
+
+THIN = {
+    "flux": (flux_names, convert_flux_transformer_checkpoint_to_diffusers),
+    "flux2": (flux2_names, convert_flux2_transformer_checkpoint_to_diffusers),
+    "sd3": (sd3_names, convert_sd3_transformer_checkpoint_to_diffusers),
+}
+
+
+@pytest.mark.parametrize("family", THIN)
+def test_fused_layers_are_cut_as_diffusers_cuts_them(family: str, tmp_path: Path) -> None:
+    """Layers as high as they are, but thin: diffusers' own converters split rows, whatever the columns are."""
+    names, convert = THIN[family]
     numbers = torch.Generator().manual_seed(0)
-    thin = {name: torch.randn(_rows(name, tensor), 2, generator=numbers) for name, tensor in tiny.items()}
+    thin = {name: torch.randn(rows, 2, generator=numbers) for name, rows in names(tmp_path).items()}
     save_file(thin, tmp_path / "thin.safetensors")
-    expected = convert_flux_transformer_checkpoint_to_diffusers(dict(thin))
+    expected = convert(dict(thin))
     found = BaseWeights.open(str(tmp_path / "thin.safetensors"))
     assert {name.removeprefix("transformer.") for name in found.stored} == expected.keys()
     for name, tensor in expected.items():
         layer, _, part = name.rpartition(".")
         assert torch.equal(found.read(f"transformer.{layer}", part), tensor), name
-
-
-def _rows(name: str, tensor: Tensor) -> int:
-    return tensor.shape[0] * 3072 // 32 if tensor.shape[0] % 32 == 0 else tensor.shape[0]
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])

@@ -248,7 +248,7 @@ def _in_file(place: Path) -> dict[str, StoredWeight]:
     if not found:
         content = content_of(shapes)
         what = f"is {content.title}" if content else "holds no base"
-        remedy = "give a base of Stable Diffusion 1, 2 or XL or of FLUX.1, or a folder in diffusers' layout"
+        remedy = "give a base of Stable Diffusion 1, 2, XL or 3 or of FLUX, or a folder in diffusers' layout"
         raise UserError(f"{what}, of which no layer is known", code="base.not_a_model", where=place, remedy=remedy)
     return _numbers_only(place, found)
 

@@ -11,6 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from veneer.family.key_names.flux import FLUX
+from veneer.family.key_names.flux2 import FLUX2
+from veneer.family.key_names.rules import NameTable
+from veneer.family.key_names.sd3 import SD3, also_swapped
 from veneer.family.native_names import RESNET, TOP_LEVEL
 from veneer.weights.formats.fused import Slice, swapped_halves
 
@@ -66,8 +70,8 @@ _Layout = dict[str, Place]
 def single_file_layout(shapes: Shapes) -> dict[str, Place]:
     """Return where each weight of a single file lies, by its name in diffusers with the network's name first.
 
-    Read are Stable Diffusion 1, 2 and XL and FLUX.1, with text encoders or without, and denoisers under diffusers' own
-    names. Weights of autoencoders are left out.
+    Read are Stable Diffusion 1, 2, XL and 3, FLUX.1 and FLUX.2, with text encoders or without, and denoisers under
+    diffusers' own names. Weights of autoencoders are left out.
 
     Args:
         shapes: of the file's tensors.
@@ -99,6 +103,8 @@ def _denoiser(shapes: Shapes) -> Iterator[_Part]:
     kinds = (
         ("input_blocks.0.0.weight", "unet", _unet),
         ("vector_in.in_layer.weight", "transformer", _flux),
+        ("double_stream_modulation_img.lin.weight", "transformer", _flux2),
+        ("joint_blocks.0.x_block.attn.qkv.weight", "transformer", _sd3),
         ("down_blocks.0.resnets.0.conv1.weight", "unet", _as_stored),
         ("time_text_embed.timestep_embedder.linear_1.weight", "transformer", _as_stored),
     )
@@ -241,74 +247,45 @@ def _numbers(shapes: Shapes, stem: str) -> list[int]:
     return sorted({int(match[1]) for name in shapes if (match := pattern.match(name))})
 
 
-_FLUX_TOP: Mapping[str, str] = {
-    "img_in": "x_embedder",
-    "txt_in": "context_embedder",
-    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
-    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
-    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
-    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
-    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
-    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
-    "final_layer.linear": "proj_out",
-}
-_FLUX_SWAPPED = ("final_layer.adaLN_modulation.1", "norm_out.linear")
-"""The layer that has shift before scale in the model's own code, and scale before shift in diffusers."""
-_FLUX_BLOCKS: Mapping[str, tuple[str, Mapping[str, tuple[str, ...]]]] = {
-    "double_blocks": (
-        "transformer_blocks",
-        {
-            "img_mod.lin": ("norm1.linear",),
-            "txt_mod.lin": ("norm1_context.linear",),
-            "img_attn.qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-            "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-            "img_attn.norm.query_norm": ("attn.norm_q",),
-            "img_attn.norm.key_norm": ("attn.norm_k",),
-            "txt_attn.norm.query_norm": ("attn.norm_added_q",),
-            "txt_attn.norm.key_norm": ("attn.norm_added_k",),
-            "img_attn.proj": ("attn.to_out.0",),
-            "txt_attn.proj": ("attn.to_add_out",),
-            "img_mlp.0": ("ff.net.0.proj",),
-            "img_mlp.2": ("ff.net.2",),
-            "txt_mlp.0": ("ff_context.net.0.proj",),
-            "txt_mlp.2": ("ff_context.net.2",),
-        },
-    ),
-    "single_blocks": (
-        "single_transformer_blocks",
-        {
-            "modulation.lin": ("norm.linear",),
-            "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
-            "linear2": ("proj_out",),
-            "norm.query_norm": ("attn.norm_q",),
-            "norm.key_norm": ("attn.norm_k",),
-        },
-    ),
-}
-"""By the native name of a kind of block: diffusers' name, and of each layer those that diffusers has it apart in."""
-
-
 def _flux(shapes: Shapes) -> _Layout:
-    """Lay out FLUX.1's transformer, whose attention has queries, keys and values in one matrix."""
-    width = shapes["img_in.weight"][0] if "img_in.weight" in shapes else 0
+    """Lay out FLUX.1's transformer."""
+    return _by_table(FLUX, shapes)
+
+
+def _flux2(shapes: Shapes) -> _Layout:
+    """Lay out FLUX.2's transformer."""
+    return _by_table(FLUX2, shapes)
+
+
+def _sd3(shapes: Shapes) -> _Layout:
+    """Lay out Stable Diffusion 3's transformer, whose positions have no layer."""
+    positions = {"pos_embed.pos_embed": Place("pos_embed")} if "pos_embed" in shapes else {}
+    layers = {name: shape for name, shape in shapes.items() if name != "pos_embed"}
+    last = max(_numbers(shapes, "joint_blocks"), default=0)
+    return {**_by_table(SD3, layers, also_swapped(last)), **positions}
+
+
+def _by_table(table: NameTable, shapes: Shapes, *swapped: str) -> _Layout:
+    """Lay out a transformer whose attention has queries, keys and values in one matrix, by the table of its names.
+
+    Args:
+        table: of the family.
+        shapes: of the stored tensors.
+        swapped: further paths of layers whose halves are the other way round.
+    """
     found: _Layout = {}
     for stored, shape in shapes.items():
         module, _, kind = stored.rpartition(".")
-        names = [f"{own}.{'weight' if kind == 'scale' else kind}" for own in _flux_layers(module)]
-        if len(names) > 1 and width:
-            found |= _split(stored, shape[0], width, names)
-        elif names:
-            found[names[0]] = Place(stored)
-        elif module == _FLUX_SWAPPED[0]:
-            found[f"{_FLUX_SWAPPED[1]}.{kind}"] = Place(stored, swapped_halves(module, shape[0]))
+        paths = table.paths_of(module)
+        names = [f"{path}.{'weight' if kind == 'scale' else kind}" for path in paths]
+        if len(names) > 1:
+            found |= _split(stored, shape[0], _width(shapes, shape[0], len(names)), names)
+        else:
+            rows = swapped_halves(module, shape[0]) if paths[0] in (*table.swapped, *swapped) else None
+            found[names[0]] = Place(stored, rows)
     return found
 
 
-def _flux_layers(module: str) -> list[str]:
-    """Return diffusers' names of the layers that a native layer holds."""
-    if module in _FLUX_TOP:
-        return [_FLUX_TOP[module]]
-    stem, _, rest = module.partition(".")
-    number, _, inner = rest.partition(".")
-    block, layers = _FLUX_BLOCKS.get(stem, ("", {}))
-    return [f"{block}.{number}.{own}" for own in layers.get(inner, ())]
+def _width(shapes: Shapes, total: int, count: int) -> int:
+    """Return the rows of each layer but the last of a fused one: queries, keys and values are as wide as the tokens."""
+    return total // 3 if count == 3 else shapes["img_in.weight"][0]

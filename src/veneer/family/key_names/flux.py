@@ -6,9 +6,9 @@ Source: ``flux/model.py`` of Black Forest Labs; sd-scripts ``networks/convert_fl
 
 from __future__ import annotations
 
-from veneer.family.key_names.rules import Names, Outputs, native_names, numbered_parts, qkv
+from veneer.family.key_names.rules import Names, NameTable, Outputs, native_names, numbered_parts, qkv
 
-__all__ = ["DOUBLE_FUSED", "flux_names", "linear1_qkv_names", "onetrainer_names", "x_labs_names"]
+__all__ = ["DOUBLE_FUSED", "FLUX", "flux_names", "linear1_qkv_names", "onetrainer_names", "x_labs_names"]
 
 _SINGLE = "single_transformer_blocks.N"
 _DOUBLE = "transformer_blocks.N"
@@ -54,15 +54,21 @@ DOUBLE_FUSED = {
 _SINGLE_QKV = qkv(f"{_SINGLE}.attn")
 
 
-def flux_names(outputs: Outputs) -> Names:
-    """Return the native names of the transformer's layers by path."""
-    names = {
+FLUX = NameTable(
+    names={
         **_TOP,
         **{f"{_DOUBLE}.{path}": f"double_blocks.N.{native}" for path, native in _DOUBLE_BLOCK.items()},
         **{f"{_SINGLE}.{path}": f"single_blocks.N.{native}" for path, native in _SINGLE_BLOCK.items()},
-    }
-    fused = {**DOUBLE_FUSED, "single_blocks.N.linear1": (*_SINGLE_QKV, f"{_SINGLE}.proj_mlp")}
-    return native_names(outputs, names, fused, swapped=["norm_out.linear"])
+    },
+    fused={**DOUBLE_FUSED, "single_blocks.N.linear1": (*_SINGLE_QKV, f"{_SINGLE}.proj_mlp")},
+    swapped=("norm_out.linear",),
+)
+"""The names of the transformer's layers."""
+
+
+def flux_names(outputs: Outputs) -> Names:
+    """Return the native names of the transformer's layers by path."""
+    return FLUX.native_names(outputs)
 
 
 def x_labs_names(outputs: Outputs) -> Names:

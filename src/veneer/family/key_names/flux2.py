@@ -7,9 +7,9 @@ LoRAs leaves the halves of ``norm_out.linear`` as they are, its reader of checkp
 from __future__ import annotations
 
 from veneer.family.key_names.flux import DOUBLE_FUSED
-from veneer.family.key_names.rules import Names, Outputs, native_names
+from veneer.family.key_names.rules import Names, NameTable, Outputs
 
-__all__ = ["flux2_names"]
+__all__ = ["FLUX2", "flux2_names"]
 
 _NAMES = {
     "time_guidance_embed.timestep_embedder.linear_1": "time_in.in_layer",
@@ -40,6 +40,10 @@ _NAMES = {
 }
 
 
+FLUX2 = NameTable(_NAMES, DOUBLE_FUSED, swapped=("norm_out.linear",))
+"""The names of the transformer's layers."""
+
+
 def flux2_names(outputs: Outputs) -> Names:
     """Return the native names of the transformer's layers by path."""
-    return native_names(outputs, _NAMES, DOUBLE_FUSED, swapped=["norm_out.linear"])
+    return FLUX2.native_names(outputs)

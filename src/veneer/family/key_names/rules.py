@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from veneer.weights.formats.fused import Slice, swapped_halves
 
-__all__ = ["Names", "Outputs", "native_names", "numbered_parts", "qkv"]
+__all__ = ["NameTable", "Names", "Outputs", "native_names", "numbered_parts", "qkv"]
 
 Outputs: TypeAlias = Mapping[str, int]
 """The number of outputs of each layer, or the size of a norm, by path within the network as diffusers has it."""
@@ -16,6 +17,38 @@ Names: TypeAlias = dict[str, str | Slice]
 """What files call layers, by path within the network; a layer that is called as in diffusers is not in it."""
 
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
+
+
+@dataclass(frozen=True)
+class NameTable:
+    """What a model's own code calls the layers of a network; N in a path or name stands for the number of a block.
+
+    Attributes:
+        names: the native name by path, where it is another.
+        fused: the layers that are one in the native code, in the order of their rows, by its name there.
+        swapped: paths of layers whose two halves are the other way round there.
+    """
+
+    names: Mapping[str, str]
+    fused: Mapping[str, tuple[str, ...]]
+    swapped: tuple[str, ...] = ()
+
+    def native_names(self, outputs: Outputs, swapped: Collection[str] = ()) -> Names:
+        """Return the native names of a network's layers, as :func:`native_names` does."""
+        return native_names(outputs, self.names, self.fused, (*self.swapped, *swapped))
+
+    def paths_of(self, native: str) -> list[str]:
+        """Return the paths of the layers that a native layer is, in the order of their rows; its own name if no other.
+
+        Args:
+            native: its name, with the block's number.
+        """
+        number = _NUMBER.search(native)
+        general = native if number is None else f"{native[: number.start()]}N{native[number.end() :]}"
+        paths = {name: (path,) for path, name in self.names.items()} | dict(self.fused)
+        if general in paths and number is not None:
+            return [_numbered(path, number.group()) for path in paths[general]]
+        return list(paths.get(native, (native,)))
 
 
 def native_names(

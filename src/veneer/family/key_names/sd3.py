@@ -6,9 +6,9 @@ Source: ComfyUI ``comfy/utils.py``, ``mmdit_to_diffusers``; diffusers ``loaders/
 
 from __future__ import annotations
 
-from veneer.family.key_names.rules import Names, Outputs, native_names, qkv
+from veneer.family.key_names.rules import Names, NameTable, Outputs, qkv
 
-__all__ = ["sd3_names"]
+__all__ = ["SD3", "also_swapped", "sd3_names"]
 
 _X, _CONTEXT, _BLOCK = "joint_blocks.N.x_block", "joint_blocks.N.context_block", "transformer_blocks.N"
 _NAMES = {
@@ -42,11 +42,22 @@ _FUSED = {
 }
 
 
-def sd3_names(outputs: Outputs) -> Names:
-    """Return the native names of the transformer's layers by path.
+SD3 = NameTable(_NAMES, _FUSED, swapped=("norm_out.linear",))
+"""The names of the transformer's layers, but for :func:`also_swapped`."""
+
+
+def also_swapped(last: int) -> str:
+    """Return the path of a layer whose halves are the other way round in the native code.
 
     The last block makes no more of the text, so that its modulation is a shift and a scale, as the last layer's is.
+
+    Args:
+        last: the number of the last block.
     """
+    return f"transformer_blocks.{last}.norm1_context.linear"
+
+
+def sd3_names(outputs: Outputs) -> Names:
+    """Return the native names of the transformer's layers by path."""
     blocks = [int(path.split(".")[1]) for path in outputs if path.startswith("transformer_blocks.")]
-    last = f"transformer_blocks.{max(blocks, default=0)}.norm1_context.linear"
-    return native_names(outputs, _NAMES, _FUSED, swapped=["norm_out.linear", last])
+    return SD3.native_names(outputs, [also_swapped(max(blocks, default=0))])
