@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import peft
 import pytest
 import torch
 from lycoris.modules import dylora, locon
+from peft.tuners.oft import layer as oft
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -79,8 +81,6 @@ class Model(nn.Module):
 
 
 PEFT: dict[str, tuple[str, dict[str, Any]]] = {
-    "OFTConfig": ("OFT", {}),
-    "BOFTConfig": ("BOFT", {}),
     "AdaLoraConfig": ("AdaLoRA", {"total_step": 10}),
     "VeraConfig": ("VeRA", {}),
     "HRAConfig": ("HRA", {}),
@@ -120,10 +120,18 @@ READ_OF_PEFT: list[tuple[str, dict[str, Any]]] = [
     ("LoKrConfig", {"r": 64, "alpha": 6}),
     ("IA3Config", {"feedforward_modules": []}),
     ("IA3Config", {"feedforward_modules": ["a"], "target_modules": ["a"]}),
+    ("OFTConfig", {"oft_block_size": 4, "target_modules": ["a"]}),
+    ("OFTConfig", {"oft_block_size": 8, "target_modules": ["a"], "block_share": True}),
+    ("OFTConfig", {"oft_block_size": 4, "target_modules": ["a"], "use_cayley_neumann": False}),
+    ("OFTConfig", {"oft_block_size": 4, "target_modules": ["a"], "num_cayley_neumann_terms": 3}),
+    ("OFTConfig", {"oft_block_size": 4, "target_modules": ["a"], "num_cayley_neumann_terms": 7}),
+    ("OFTConfig", {"oft_block_size": 4, "target_modules": ["a"], "num_cayley_neumann_terms": 2}),
+    ("OFTConfig", {"oft_block_size": 4, "target_modules": ["a"], "coft": True, "eps": 0.1}),
+    ("BOFTConfig", {"boft_block_size": 4}),
     ("LoraConfig", {"r": 4, "lora_alpha": 6, "lora_bias": True}),
     ("LoraConfig", {"r": 4, "lora_alpha": 6, "lora_bias": True, "use_rslora": True}),
 ]
-WRITTEN_FOR_PEFT = [0, 1, 2, 8, 9]
+WRITTEN_FOR_PEFT = [case for case, (name, _) in enumerate(READ_OF_PEFT) if name in ("LoHaConfig", "LoraConfig")]
 
 
 def of_peft(case: int, folder: Path) -> tuple[Any, Mixed]:
@@ -164,6 +172,35 @@ def test_what_is_written_for_peft_is_what_peft_reads(case: int, tmp_path: Path) 
     again = peft.PeftModel.from_pretrained(Mixed(), str(tmp_path / "peft")).merge_and_unload()
     for own, theirs in zip(again.parameters(), model.merge_and_unload().parameters(), strict=True):
         assert torch.equal(own, theirs)
+
+
+@torch.no_grad()
+def test_oft_of_onetrainer_turns_as_its_own_formula_does(tmp_path: Path) -> None:
+    """OneTrainer, ``OFTModule``: its rotations are peft's of five terms, of linear layers (x R) and kernels (W R)."""
+    rotation = oft.OFTRotationModule(8, 6, 4, 32, use_cayley_neumann=True, num_cayley_neumann_terms=5)
+    shared = oft.OFTRotationModule(1, 6, 4, 288, block_share=True)
+    torch.manual_seed(1)
+    for module in (rotation, shared):
+        module.weight.copy_(torch.randn_like(module.weight) * 0.1)
+    base, factor = Mixed(), 1 / (2 * 3**0.5)
+    tensors = {"lora_unet_a.oft_R.weight": rotation.weight / factor, "lora_unet_c.oft_R.weight": shared.weight}
+    save_file({**tensors, "lora_unet_a.oft_R.scaled_oft": torch.tensor(True)}, tmp_path / "x.safetensors")
+    weights = load(tmp_path / "x.safetensors", {"unet": base}).weights
+    x = torch.randn(3, 32)
+    turned = base.a.weight + weights["unet.a"].delta_weight(base.a.weight)
+    torch.testing.assert_close(x @ turned.T, rotation(x) @ base.a.weight.T)
+    block = shared.get_weight()[:4, :4]
+    expected = torch.einsum("ork,kc->orc", base.c.weight.reshape(48, -1, 4), block).reshape(base.c.weight.shape)
+    torch.testing.assert_close(base.c.weight + weights["unet.c"].delta_weight(base.c.weight), expected)
+
+
+def test_a_series_of_older_releases_of_peft_is_refused(tmp_path: Path) -> None:
+    of_peft(next(case for case, (name, _) in enumerate(READ_OF_PEFT) if name == "OFTConfig"), tmp_path)
+    path = tmp_path / "adapter_config.json"
+    config = {key: value for key, value in json.loads(path.read_text()).items() if key != "peft_version"}
+    path.write_text(json.dumps(config))
+    with raises_code("weights.unsupported_method", "a release of peft whose OFT was another one"):
+        load(tmp_path, {"unet": Mixed()})
 
 
 def test_numbers_of_a_convolution_that_only_peft_s_patterns_tell_are_refused(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_a_layer_of_another_size_is_refused(name: str) -> None:
         merge(networks, [({"net.layer": adapters()[name]}, 1.0)])
 
 
-@pytest.mark.parametrize("name", [name for name in OF_LAYERS if name not in ("dylora",)])
+@pytest.mark.parametrize("name", [name for name in OF_LAYERS if name not in ("dylora", "replaced", "oft_of_peft")])
 def test_a_convolution_of_1_x_1_is_a_linear_layer(name: str) -> None:
     adapter = adapters()[name]
     flat, deep = adapter.fitted((OUT, IN)), adapter.fitted((OUT, IN, 1, 1))

@@ -223,6 +223,8 @@ READ: dict[str, list[str]] = {
     "doha": ["lora_unet_x.hada_w1_a", "lora_unet_x.dora_scale"],
     "dokr": ["lora_unet_x.lokr_w1", "lora_unet_x.dora_scale"],
     "oft": ["lora_unet_x.oft_blocks", "lora_unet_x.rescale", "lora_unet_x.alpha"],
+    "oft_of_peft": ["lora_unet_x.oft_R.weight", "lora_unet_x.oft_R.scaled_oft"],
+    "boft_of_peft": ["base_model.model.x.boft_R", "base_model.model.x.boft_s"],
     "ia3": ["lora_unet_x.weight", "lora_unet_x.on_input"],
     "ia3_of_peft": ["base_model.model.x.ia3_l"],
     "glora": ["lora_unet_x.a1.weight", "x.a2.weight", "x.b1.weight", "x.b2.weight", "x.bm.weight", "lora_unet_x.alpha"],
@@ -255,8 +257,6 @@ def test_plain_endings_count_behind_a_network_in_underscores_only(name: str) -> 
 METHODS: dict[str, dict[str, tuple[int, ...]]] = {
     "AdaLoRA": {"base_model.model.x.lora_A": (2, 4), "base_model.model.x.lora_E": (2, 1)},
     "VeRA": {"base_model.model.x.vera_lambda_b": (4,), "base_model.model.x.vera_lambda_d": (2,)},
-    "BOFT of peft": {"base_model.model.x.boft_R": (1, 4, 8, 8), "base_model.model.x.boft_s": (32, 1)},
-    "OFT of peft or OneTrainer": {"base_model.model.x.oft_R.weight": (4, 28)},
     "OFT of FLUX in kohya's trainer": {"oft_unet_x.oft_blocks.0": (4, 8, 8), "oft_unet_x.oft_blocks.1": (4, 8, 8)},
     "T-LoRA": {"lora_unet_x.q_layer.weight": (4, 8), "lora_unet_x.lambda_layer": (1, 4)},
     "LoRA of embeddings": {"base_model.model.x.lora_embedding_A": (4, 8)},

@@ -15,8 +15,9 @@ SECTION = "methods"
 _COLUMNS = ("method", "read", "train", "merge, stack", "blend", "batch", "resize", "quantised base", "written as")
 _FORMATS = {"diffusers": ("diffusers",), "kohya": ("kohya", "comfy"), "peft": ("peft",)}
 """The formats by the names that they write."""
-_HIDDEN = (BIASED.method, "ia3_of_peft", "oft_of_peft", "boft_of_peft")
+_HIDDEN = (BIASED.method, "ia3_of_peft")
 """Methods that are another one's, written by another tool."""
+_FORMAT = "`weights.method_not_in_format`"
 _BLEND, _BATCH, _RESIZE = "`adapter.cannot_combine`", "`adapter.cannot_batch`", "`adapter.cannot_resize`"
 
 
@@ -40,7 +41,7 @@ def _row(method: Method) -> list[str]:
         "yes" if method.is_low_rank else _BATCH,
         "yes" if method.is_low_rank else _RESIZE,
         "norms are not quantised" if method.name == "norm" else "yes",
-        ", ".join(_formats(method)) or "LoRA's, as which it is read",
+        ", ".join(_formats(method)) or ("LoRA's, as which it is read" if method.is_low_rank else _FORMAT),
     ]
 
 

@@ -123,7 +123,7 @@ class LokrFactors(StoredAdapter):
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return delta W; the base's weight does not matter."""
         first, second = self._first(), self._second()
-        product = torch.kron(first.reshape(*first.shape, *(1 for _ in second.shape[2:])), second.contiguous())
+        product = torch.einsum("ac,bd...->abcd...", first, second)  # torch.kron fails on some strides
         return (product * self.scale).reshape(self.shape)
 
     def squared_norm(self, weight: Tensor | None = None) -> float:

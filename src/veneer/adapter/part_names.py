@@ -132,6 +132,19 @@ _OFT = PartNames(
     spellings={"oft_blocks": r"\.oft_blocks", "rescale": r"\.rescale", "alpha": _ALPHA},
 )
 _BOFT = PartNames(method="boft", title="BOFT", endings=_ROTATION, spellings=_OFT.spellings)
+_OFT_OF_PEFT = PartNames(
+    method="oft_of_peft",
+    title="OFT of inputs",
+    endings={},
+    spellings={
+        "oft_R": r"\.oft_R(?!\.scaled_oft)NAME(?:\.weight)?",
+        "scaled_oft": r"(?:\.oft_R)?\.scaled_oft",
+    },
+    peft_type="OFT",
+)
+_BOFT_OF_PEFT = PartNames(
+    method="boft_of_peft", title="BOFT of inputs", endings={}, spellings=_plain("boft_R", "boft_s"), peft_type="BOFT"
+)
 _GLORA_PARTS = ("a1", "a2", "b1", "b2", "bm")
 _GLORA = PartNames(
     method="glora",
@@ -196,31 +209,19 @@ _BIASED = PartNames(
     peft_type="LORA",
 )
 
-_ALL = (
-    _LORA,
-    _DORA,
-    _LOHA,
-    _LOKR,
-    _DOHA,
-    _DOKR,
-    _OFT,
-    _BOFT,
-    _GLORA,
-    _IA3,
-    _IA3_OF_PEFT,
-    _FULL,
-    _NORM,
-    _REPLACED,
-    _DYLORA,
-    _BIASED,
-)
+_OTHERS = (_LOHA, _LOKR, _DOHA, _DOKR, _OFT, _BOFT, _OFT_OF_PEFT, _BOFT_OF_PEFT, _GLORA, _IA3, _IA3_OF_PEFT)
+_ALL = (_LORA, _DORA, *_OTHERS, _FULL, _NORM, _REPLACED, _DYLORA, _BIASED)
 PART_NAMES: Mapping[str, PartNames] = {names.method: names for names in _ALL}
 """The names of each method's parts, by the method's name."""
 BIASED = _BIASED
 """Parts that any method may have beside its own."""
 
 
+_UNNAMED = ("doha", "dokr", "oft_of_peft", "boft_of_peft", "ia3_of_peft", "biased")
+"""Methods that sentences do not name beside those that they are variants of."""
+
+
 def titles(last: str = "and") -> str:
     """Return the methods that are read, for a sentence."""
-    names = [each.title for each in _ALL if each.method not in ("doha", "dokr", "ia3_of_peft", "biased")]
+    names = [each.title for each in _ALL if each.method not in _UNNAMED]
     return f"{', '.join(names[:-1])} {last} {names[-1]}"

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from veneer.adapter.biased import biased_method
 from veneer.adapter.boft import BOFT
+from veneer.adapter.boft_of_peft import BOFT_OF_PEFT
 from veneer.adapter.decomposed import DOHA, DOKR
 from veneer.adapter.dora import DORA
 from veneer.adapter.dylora import DYLORA
@@ -19,6 +20,7 @@ from veneer.adapter.loha import LOHA
 from veneer.adapter.lokr import LOKR
 from veneer.adapter.lora import LORA
 from veneer.adapter.oft import OFT
+from veneer.adapter.oft_of_peft import OFT_OF_PEFT
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, LayerAdapter, Method
 from veneer.adapter.replaced import REPLACED
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
@@ -26,7 +28,8 @@ from veneer.errors import UserError
 
 __all__ = ["METHODS", "TRAINED", "Networks", "from_tensors", "specs_of", "to_tensors"]
 
-_METHODS = (LORA, DORA, LOHA, LOKR, DOHA, DOKR, OFT, BOFT, GLORA, IA3, IA3_OF_PEFT, FULL, NORM, REPLACED, DYLORA)
+_OTHERS = (LOHA, LOKR, DOHA, DOKR, OFT, BOFT, OFT_OF_PEFT, BOFT_OF_PEFT, GLORA, IA3, IA3_OF_PEFT)
+_METHODS = (LORA, DORA, *_OTHERS, FULL, NORM, REPLACED, DYLORA)
 _BY_NAME = {method.name: method for method in _METHODS}
 METHODS: Mapping[str, Method] = {method.name: method for method in (*_METHODS, biased_method(_BY_NAME))}
 """Each method by its name."""

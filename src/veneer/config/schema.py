@@ -74,7 +74,7 @@ def _trained(value: object) -> object:
     return value
 
 
-READ_METHODS = ("loha", "lokr", "doha", "dokr", "oft", "boft", "glora", "ia3", "full", "norm", "dylora")
+READ_METHODS = ("loha", "lokr", "doha", "dokr", "oft", "boft", "glora", "ia3", "full", "norm", "replaced", "dylora")
 """Adapter methods whose files are read, and which are not trained."""
 MAX_TOKEN_WINDOWS = 10
 """Most windows of a text encoder that a text may take."""

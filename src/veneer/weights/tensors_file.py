@@ -188,7 +188,7 @@ def check_floating(header: Header, names: Iterable[str], path: Path) -> None:
     """
     for name in names:
         entry = header.tensors[name]
-        if entry.dtype in FLOATS or (entry.dtype != "BOOL" and _is_alpha(name) and math.prod(entry.shape) == 1):
+        if entry.dtype in FLOATS or (math.prod(entry.shape) == 1 and _may_be(entry.dtype, name)):
             continue
         what = f"tensor {shown(name)} is of {entry.dtype}, which is no floating point type"
         remedy = "ask its maker for float16, bfloat16 or float32"
@@ -202,9 +202,9 @@ def not_finite(name: str, path: Path) -> UserError:
     return UserError(what, code="weights.not_finite", where=path, remedy=remedy)
 
 
-def _is_alpha(name: str) -> bool:
-    """Return whether a tensor is one number that an adapter is told by, such as its strength."""
-    return name.endswith((".alpha", ".lora_alpha", ".on_input"))
+def _may_be(dtype: str, name: str) -> bool:
+    """Return whether a tensor is one number that an adapter is told by, such as its strength, or a truth."""
+    return name.endswith(".scaled_oft") if dtype == "BOOL" else name.endswith((".alpha", ".lora_alpha", ".on_input"))
 
 
 def _refuse_empty(header: Header, path: Path) -> None:

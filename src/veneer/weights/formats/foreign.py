@@ -28,8 +28,7 @@ _NO_MERGE = {
 }
 _METHODS: tuple[tuple[str, str], ...] = (
     ("LoKr", r"[._]lokr_t1\b"),
-    ("BOFT of peft", r"[._]boft_\w+"),
-    ("OFT of peft or OneTrainer", r"[._]oft_R\b|\.scaled_oft$"),
+    ("BOFT", r"[._]boft_\w+"),
     ("OFT of FLUX in kohya's trainer", r"\.oft_blocks\.\d+$"),
     ("OFT", r"[._]oft_\w+|\.vec$"),
     ("(IA)^3", r"[._]ia3_\w+"),
