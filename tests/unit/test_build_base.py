@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from torch import Tensor, nn
 
 import veneer.base
 from tests.packages import NAMES, few_steps, make_packages
-from tools.build_base import build, concepts, drawings, fit, varied
+from tests.recording import Recorder
+from tools.build_base import build, concepts, drawings, engine, fit, varied
 from tools.build_base.design import DESIGNS, LARGE, SMALL, TINY
 from tools.build_base.engine import Engine
 from tools.build_base.fit import Fit, Pace, Task
+from veneer.engine.cuda_graph import GraphedBackward
 
 RECIPE = Fit(steps=6, schedule=8, batch=2, rate=1e-2, warmup=2, log_every=2, save_every=3)
 
@@ -109,7 +112,7 @@ def test_states_are_written_every_so_many_seconds(tmp_path: Path, clock: Callabl
 
 
 @pytest.mark.parametrize(
-    ("engine", "is_own_choice", "is_on"),
+    ("on", "is_own_choice", "is_on"),
     [
         (Engine(), False, False),
         (Engine(), True, True),
@@ -118,8 +121,42 @@ def test_states_are_written_every_so_many_seconds(tmp_path: Path, clock: Callabl
         (Engine(torch.device("cuda"), precision="float32"), True, False),
     ],
 )
-def test_precision_is_each_networks_own_unless_told(engine: Engine, is_own_choice: bool, is_on: bool) -> None:
-    assert engine.autocast(is_own_choice)._enabled == is_on
+def test_precision_is_each_networks_own_unless_told(on: Engine, is_own_choice: bool, is_on: bool) -> None:
+    assert on.autocast(is_own_choice)._enabled == is_on
+
+
+def test_recorded_passes_train_to_the_same_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, recorded = linear(), linear()
+    wanted = fit.fit(task_of(plain), RECIPE, tmp_path / "plain")
+    recorders: list[Recorder] = []
+
+    def graphed(backward: Any, parameters: Any) -> GraphedBackward:
+        recorders.append(Recorder(parameters))
+        return GraphedBackward(backward, parameters, recorders[-1])
+
+    monkeypatch.setattr(engine, "GraphedBackward", graphed)
+    got = fit.fit(task_of(recorded), RECIPE, tmp_path / "recorded", Engine(is_graphed=True))
+    assert all(torch.equal(wanted[name], got[name]) for name in wanted)
+    assert recorders[0].counts["record"] == 1 and recorders[0].counts["replay"] == RECIPE.steps
+    assert (tmp_path / "plain" / "log.jsonl").read_text().count("loss") == 3
+
+
+def test_what_cannot_be_recorded_is_done_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(backward: Any, parameters: Any) -> GraphedBackward:
+        return GraphedBackward(backward, parameters, Recorder(parameters, RuntimeError("it waits for the device")))
+
+    monkeypatch.setattr(engine, "GraphedBackward", refused)
+    fit.fit(task_of(linear()), RECIPE, tmp_path, Engine(is_graphed=True))
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[-2]["step"] == RECIPE.steps and rows[-1] == {"no CUDA graph": "it waits for the device"}
+
+
+def test_losses_may_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    plain, compiled = linear(), linear()
+    wanted = fit.fit(task_of(plain), RECIPE, tmp_path / "plain")
+    got = fit.fit(task_of(compiled), RECIPE, tmp_path / "compiled", Engine(is_compiled=True))
+    assert all(torch.allclose(wanted[name], got[name]) for name in wanted)
 
 
 def layers_of(size: int) -> Tensor:
@@ -216,7 +253,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("packages")
-def test_a_whole_base_is_made_measured_and_gone_on_with(tmp_path: Path) -> None:
+def test_a_whole_base_is_made_measured_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import StableDiffusionPipeline
 
     written: list[set[str]] = []
@@ -234,5 +271,6 @@ def test_a_whole_base_is_made_measured_and_gone_on_with(tmp_path: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(job.model)
     assert pipeline("an ant emoji", num_inference_steps=1).images[0].size == (32, 32)
     weights = (job.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    monkeypatch.setattr(build, "publish", lambda *_: None)
     build.build(job)  # nothing is left to be trained
     assert (job.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights

@@ -110,7 +110,9 @@ def lessons(
 def _tokens(tokenizer: CLIPTokenizer, weighted: list[list[tuple[float, str]]]) -> Tensor:
     """Ids (N, 6, L)."""
     flat = [caption for row in weighted for _, caption in row]
-    return tokenise(tokenizer, flat).view(len(weighted), -1, text.LENGTH)
+    number = {caption: place for place, caption in enumerate(dict.fromkeys(flat))}
+    ids = tokenise(tokenizer, list(number))
+    return ids[torch.tensor([number[caption] for caption in flat])].view(len(weighted), -1, text.LENGTH)
 
 
 def lesson_svgs(design: Design, known: list[Concept], sets: dict[str, DrawingSet]) -> list[str]:

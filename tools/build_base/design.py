@@ -106,7 +106,7 @@ LARGE = replace(
     styles=MappingProxyType(concepts.MORE_STYLES),
     shares=MappingProxyType(concepts.MORE_SHARES),
     finish_shares=MappingProxyType(concepts.MORE_FINISH_SHARES),
-    varied=40_000,
+    varied=24_000,
 )
 """A better one, in five minutes of a GPU."""
 

@@ -238,7 +238,6 @@ def _draw_part(job: tuple[Path, int, list[str], int]) -> None:
     layers = np.load(file, mmap_mode="r+")
     for place, svg in enumerate(svgs):
         layers[first + place] = draw_layer(svg, size)
-    layers.flush()
 
 
 def on_white(layers: Pictures) -> Pictures:
