@@ -20,6 +20,7 @@ from veneer.family.protocol import Family
 from veneer.rng import torch_generator
 from veneer.verbs.compare import compare_adapters, comparison_data
 from veneer.verbs.compare_plot import write_comparison_plot
+from veneer.weights.checkpoint import Provenance, write_checkpoint
 from veneer.weights.file import AdapterFile, load, save
 
 
@@ -107,6 +108,35 @@ def test_adapters_of_other_bases_are_refused(files: dict[str, Path], tmp_path: P
     save(AdapterFile({"unet.elsewhere": _factors((3, 5), 1, "x")}), tmp_path / "layer.safetensors")
     with raises_code("adapter.nothing_in_common", "no layer in common"):
         compare_adapters(files["one"], tmp_path / "layer.safetensors")
+
+
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_checkpoints_are_compared(method: str, files: dict[str, Path], tiny_base: Path, tmp_path: Path) -> None:
+    """Their state has the adapter by its parameters' names, and their manifest what alpha is."""
+    plan = {"method": method, "rank": 2, "alpha": 4.0, "text_encoders": {}}
+    provenance = Provenance({"adapter": plan, "data": {"trigger": "sks"}}, {}, "0", 1, {})
+    one = load(files["one" if method == "lora" else "dora"]).weights
+    for step, strength in ((10, 1.0), (20, 1.5)):
+        state = {"step": torch.tensor(step)}
+        for path, layer in one.items():
+            lora = layer.lora if isinstance(layer, DoraFactors) else layer
+            assert isinstance(lora, LoraFactors)
+            state[f"adapter.{path}.lora_A.weight"] = lora.down
+            state[f"adapter.{path}.lora_B.weight"] = strength * lora.up
+            state[f"optimizer.exp_avg.{path}.lora_A.weight"] = lora.down
+            if isinstance(layer, DoraFactors):
+                state[f"adapter.{path}.lora_magnitude_vector"] = strength * layer.magnitude.flatten()
+        write_checkpoint(tmp_path / "run" / "checkpoints", step, state, provenance)
+    folders = [tmp_path / "run" / "checkpoints" / f"step-{step:09d}" for step in (10, 20)]
+    comparison = compare_adapters(*folders, base=str(tiny_base))
+    assert comparison.names == ("run step-000000010", "run step-000000020")
+    assert set(comparison.layers) == set(one)
+    if method == "lora":
+        assert comparison.overall.drift == pytest.approx(0.5) and comparison.overall.cosine == pytest.approx(1)
+        double = compare_adapters(files["one"], folders[0]).overall
+        assert double.norms[1] == pytest.approx(2 * double.norms[0])  # alpha is 4 here, and 2 in the file
+    else:
+        assert 0 < comparison.overall.drift < 1
 
 
 def test_the_picture(files: dict[str, Path], tiny_base: Path, tmp_path: Path) -> None:

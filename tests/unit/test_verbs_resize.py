@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
 from safetensors.torch import save_file
 
 from tests.errors import raises_code
 from tests.resizing import save_run_of_rank_4
 from veneer.adapter.lora import LoraFactors, delta_weight
+from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.resize import Criterion, resize
 from veneer.cli.main import main
 from veneer.family.registry import load_family
@@ -86,23 +88,41 @@ def test_each_layer_may_get_a_rank_of_its_own(run: Path, tmp_path: Path) -> None
     assert told["keeping"] == "energy 0.8"
 
 
-def test_ranks_of_layers_are_read_by_peft(run: Path, tiny_base: Path, tmp_path: Path) -> None:
-    """Half the layers get another rank: diffusers must find each by ``rank_pattern``, and the same delta W."""
+@pytest.fixture
+def uneven(run: Path, tmp_path: Path) -> Path:
+    """An adapter of which half the layers have another rank, so that a cut leaves layers of several ranks."""
     weights = dict(load(run).weights)
     for path in list(weights)[::2]:
         weights[path] = resize({path: weights[path]}, 1)[path]
     save(AdapterFile(weights), tmp_path / "uneven.safetensors")
-    cut_file = resize_adapter(tmp_path / "uneven.safetensors", criterion=Criterion("energy", 0.9)).path
+    return tmp_path / "uneven.safetensors"
+
+
+def test_ranks_of_layers_are_read_by_diffusers(uneven: Path, tiny_base: Path) -> None:
+    """It must find each by ``rank_pattern``, and the same delta W."""
+    cut_file = resize_adapter(uneven, criterion=Criterion("energy", 0.9)).path
     cut_weights = load(cut_file).weights
     assert len({each.hyperparameters["rank"] for each in cut_weights.values()}) > 1
     family = load_family(str(tiny_base))
     pipeline: Any = family.pipeline()
-    pipeline.load_lora_weights(str(tmp_path), weight_name=cut_file.name)
-    modules = dict(family.networks["unet"].named_modules())
-    for path, layer in cut_weights.items():
+    pipeline.load_lora_weights(str(cut_file.parent), weight_name=cut_file.name)
+    _check_modules(family.networks["unet"], "default_0", cut_weights)
+
+
+def test_ranks_of_layers_are_read_by_peft(uneven: Path, tiny_base: Path, tmp_path: Path) -> None:
+    folder = resize_adapter(uneven, criterion=Criterion("energy", 0.9), base=str(tiny_base), to="peft").path
+    assert folder == tmp_path / "uneven-energy0.9"
+    cut_weights = load(resize_adapter(uneven, criterion=Criterion("energy", 0.9)).path).weights
+    model: Any = PeftModel.from_pretrained(load_family(str(tiny_base)).networks["unet"], str(folder))
+    _check_modules(model.base_model.model, "default", cut_weights)
+
+
+def _check_modules(network: Any, name: str, weights: AdapterWeights) -> None:
+    modules = dict(network.named_modules())
+    for path, layer in weights.items():
         module: Any = modules[path.removeprefix("unet.")]
-        assert module.r["default_0"] == layer.hyperparameters["rank"]
-        torch.testing.assert_close(module.get_delta_weight("default_0"), delta_weight(layer), rtol=1e-5, atol=1e-7)
+        assert module.r[name] == layer.hyperparameters["rank"]
+        torch.testing.assert_close(module.get_delta_weight(name), delta_weight(layer), rtol=1e-5, atol=1e-7)
 
 
 def test_what_cannot_be_cut_is_refused(run: Path, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from veneer.family.block_weights import strengths_by_block
 from veneer.files import opens_paths
 from veneer.run.identity import BASE, HASHES, TRIGGER
 from veneer.verbs.derived_file import OpenedAdapter, check_free, open_adapters
+from veneer.weights.checkpoint import STATE
 from veneer.weights.file import AdapterFile, family_of_file
 from veneer.weights.metadata import common, derived
 
@@ -133,11 +134,15 @@ def blend_adapters(
 
 def _check_families(opened: Sequence[OpenedAdapter]) -> None:
     """Refuse adapters of different families of bases, as far as their files tell."""
-    told = {family: each.path for each in opened if (family := family_of_file(each.path)) is not None}
+    told = {family: each.path for each in opened if (family := _family(each)) is not None}
     for one, other in combinations(told, 2):
         if one not in other and other not in one:  # some files tell "FLUX or Stable Diffusion 3"
             what = f"{told[one].name} is of {one}, and {told[other].name} of {other}"
             raise UserError(what, code="adapter.different_architectures", remedy="blend adapters of one base")
+
+
+def _family(opened: OpenedAdapter) -> str | None:
+    return None if opened.path.name == STATE else family_of_file(opened.path)
 
 
 def _layer_strengths(number: int, opened: OpenedAdapter, options: BlendOptions) -> dict[str, float]:

@@ -1,7 +1,11 @@
-"""Adapter files that a verb makes another of: read under their base's names, written in their own format."""
+"""Adapters that a verb makes another of: read under their base's names, written in their own format.
+
+An adapter is a file, or the checkpoint of a run.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +15,8 @@ from veneer.adapter.parts import without_bias
 from veneer.adapter.protocol import LayerAdapter
 from veneer.errors import UserError
 from veneer.verbs.adapter_base import base_names
+from veneer.verbs.checkpoint_adapter import is_checkpoint, read_checkpoint_adapter
+from veneer.weights.checkpoint import STATE
 from veneer.weights.file import FILE_NAME, AdapterFile, AdapterInfo, file_in, format_named, info, load, outline, save
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.formats.registry import FORMATS
@@ -22,40 +28,46 @@ __all__ = ["OpenedAdapter", "check_free", "default_out", "open_adapters", "writt
 
 @dataclass(frozen=True)
 class OpenedAdapter:
-    """An adapter file that was read.
+    """An adapter that was read.
 
     Attributes:
         path: of the file itself.
-        content: what it is, in short.
+        format: that is written where no other is asked for: the file's own, if it is one that is written.
+        sha256: of the file.
+        size_bytes: of the file.
         adapter: its weights, by the layers' paths, and its metadata.
         names: its base's layers; None: nothing needed them.
     """
 
     path: Path
-    content: AdapterInfo
+    format: str
+    sha256: str
+    size_bytes: int
     adapter: AdapterFile
     names: BaseNames | None
 
     @property
+    def folder(self) -> Path:
+        """Where what is made of it is written: beside its file, or beside its folder where this is the adapter."""
+        return self.path.parent.parent if self.path.name in (PEFT_NAME, STATE) else self.path.parent
+
+    @property
     def stem(self) -> str:
-        """What the adapter is called: its file's name without the ending; of peft's, its folder's."""
-        return self.path.resolve().parent.name if self.path.name == PEFT_NAME else self.path.stem
+        """What the adapter is called: its file's name without the ending, or the folder's of peft's and checkpoints."""
+        return self.path.resolve().parent.name if self.path.name in (PEFT_NAME, STATE) else self.path.stem
 
     @property
     def title(self) -> str:
         """What the adapter is called where it is shown: of a file with the name that readers look for, its folder's."""
-        is_usual = self.path.name in (FILE_NAME, PEFT_NAME)
-        return self.path.resolve().parent.name if is_usual else self.path.stem
-
-    @property
-    def format(self) -> str:
-        """The format that is written where no other is asked for: the file's own, if it is one that is written."""
-        return self.content.format if self.content.format in FORMATS else "diffusers"
+        place = self.path.resolve().parent
+        if self.path.name == STATE:
+            return f"{place.parent.parent.name} {place.name}"
+        return place.name if self.path.name in (FILE_NAME, PEFT_NAME) else self.path.stem
 
     @property
     def source(self) -> Source:
         """The adapter as the metadata of what is made of it names it."""
-        return Source(self.path.name, self.content.sha256)
+        return Source(self.stem if self.path.name == STATE else self.path.name, self.sha256)
 
     def save(self, adapter: AdapterFile, out: Path, to: str | None) -> None:
         """Write what was made of it.
@@ -74,10 +86,10 @@ class OpenedAdapter:
 def open_adapters(
     files: Sequence[Path], base: str | None = None, *, to: str | None = None, whole: bool = False
 ) -> list[OpenedAdapter]:
-    """Read adapter files, all under one base's names for layers where one of them, or the new file, needs a base.
+    """Read adapters, all under one base's names for layers where one of them, or the new file, needs a base.
 
     Args:
-        files: the adapters, or the folders of their runs.
+        files: the adapters, the folders of their runs, or checkpoints.
         base: theirs; default: that of the config beside the first that needs one, else the published architecture that
             it fits.
         to: the format in which the new file is to be written; None: that of the first.
@@ -88,16 +100,16 @@ def open_adapters(
     """
     if to is not None:
         format_named(to)
-    contents = [info(file) for file in files]
-    own = contents[0].format in FORMATS and contents[0].format != "diffusers"
-    needing = [file for file, content in zip(files, contents, strict=True) if content.needs_base]
+    contents = {file: info(file) for file in files if not is_checkpoint(file)}
+    own = files[0] in contents and contents[files[0]].format in (*FORMATS.keys() - {"diffusers"},)
+    needing = [file for file, content in contents.items() if content.needs_base]
     if whole:
-        needing += [file for file in files if any(map(_tells_no_kernel, outline(file).values()))]
+        needing += [file for file in contents if any(map(_tells_no_kernel, outline(file).values()))]
     names = base_names((needing or files)[0], base) if needing or own or to not in (None, "diffusers") else None
     if needing and names is None:
         what = "it takes the adapter's base to tell which layers it changes, and of which sizes"
         raise UserError(what, code="weights.needs_base", where=needing[0], remedy="name it: --base")
-    return [_open(file, content, names) for file, content in zip(files, contents, strict=True)]
+    return [_open(file, contents.get(file), names) for file in files]
 
 
 def _tells_no_kernel(layer: LayerAdapter) -> bool:
@@ -107,9 +119,14 @@ def _tells_no_kernel(layer: LayerAdapter) -> bool:
     return not is_told and layer.method.is_additive
 
 
-def _open(file: Path, content: AdapterInfo, names: BaseNames | None) -> OpenedAdapter:
+def _open(file: Path, content: AdapterInfo | None, names: BaseNames | None) -> OpenedAdapter:
+    if content is None:
+        state = (file / STATE).read_bytes()
+        adapter, digest = read_checkpoint_adapter(file, names), hashlib.sha256(state).hexdigest()
+        return OpenedAdapter(file / STATE, "diffusers", digest, len(state), adapter, names)
     adapter = load(file) if names is None else load(file, names.networks, names.key_names)
-    return OpenedAdapter(file_in(file), content, adapter, names)
+    own = content.format if content.format in FORMATS else "diffusers"
+    return OpenedAdapter(file_in(file), own, content.sha256, content.size_bytes, adapter, names)
 
 
 def check_free(out: Path) -> None:
@@ -124,9 +141,8 @@ def check_free(out: Path) -> None:
 
 def default_out(opened: OpenedAdapter, ending: str, to: str | None) -> Path:
     """Return where a new adapter is written if nobody says: beside the old one, with an ending behind its name."""
-    folder = opened.path.parent.parent if opened.path.name == PEFT_NAME else opened.path.parent
     is_folder = not Path(format_named(to or opened.format).file_name(opened.stem)).suffix
-    return folder / f"{opened.stem}-{ending}{'' if is_folder else '.safetensors'}"
+    return opened.folder / f"{opened.stem}-{ending}{'' if is_folder else '.safetensors'}"
 
 
 def written_bytes(out: Path) -> int:

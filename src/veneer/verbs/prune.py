@@ -86,7 +86,7 @@ def prune_adapter(
     metadata = derived(opened.adapter.metadata, "prune", [opened.source], **details)
     opened.save(AdapterFile({path: weights[path] for path in kept}, metadata), out, to)
     share = _retained(weights, kept, base)
-    return PruneResult(out, len(kept), _by_block(dropped), share, opened.content.size_bytes, written_bytes(out))
+    return PruneResult(out, len(kept), _by_block(dropped), share, opened.size_bytes, written_bytes(out))
 
 
 def _kept(weights: AdapterWeights, options: PruneOptions, file: Path) -> list[str]:

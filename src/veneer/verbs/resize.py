@@ -101,7 +101,7 @@ def resize_adapter(
     keeping = None if criterion is None else str(criterion)
     metadata = derived(opened.adapter.metadata, "resize", [opened.source], rank=rank, keeping=keeping)
     opened.save(AdapterFile(resized.weights, metadata), out, to)
-    return ResizeResult(out, opened.content.size_bytes, written_bytes(out), _kinds(resized))
+    return ResizeResult(out, opened.size_bytes, written_bytes(out), _kinds(resized))
 
 
 def cut_or_refuse(adapter: AdapterFile, rank: int | None, criterion: Criterion | None) -> Resized:

@@ -7,14 +7,19 @@ from typing import Annotated
 
 import typer
 
-from veneer.cli.options import AdapterFile, parse_model, parse_path
+from veneer.cli.options import parse_model, parse_path
 from veneer.cli.terminal.console import print_text
 
 __all__ = ["compare"]
 
 
 def compare(
-    first: AdapterFile,
+    first: Annotated[
+        Path,
+        typer.Argument(
+            metavar="ADAPTER", parser=parse_path, help="Adapter file, the folder of its run, or one of its checkpoints."
+        ),
+    ],
     second: Annotated[Path, typer.Argument(metavar="OTHER", parser=parse_path, help="The adapter to compare it with.")],
     base: Annotated[
         str | None,
