@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from veneer.run.session import run_training
 from veneer.train.events import Warned
 from veneer.weights.adapter_path import adapters_in
 from veneer.weights.file import FILE_NAME, load
+from veneer.weights.summary import info
 
 FULL = os.strerror(errno.ENOSPC)
 
@@ -81,10 +83,11 @@ def test_what_only_shows_an_adapter_does_not_end_its_run(
     held_out = quick_config(tiny_base, tiny_pictures, tmp_path, data={"held_out": 0.25})
     outcome = run_training(held_out, callback=callback)
     assert outcome.adapter.is_file() and outcome.sheet is None and outcome.score is not None
-    assert [warning.code for warning in warnings] == ["result.format_not_written", *["result.not_written"] * 3]
+    codes = ["result.not_written", "result.format_not_written", *["result.not_written"] * 2]
+    assert [warning.code for warning in warnings] == codes
     assert [warning.text.partition(":")[0] for warning in warnings] == [
-        "the adapter is not in kohya's format",
         "no sheet",
+        "the adapter is not in kohya's format",
         "no evaluation",
         "no model card",
     ]
@@ -144,3 +147,23 @@ def test_a_folder_s_adapter_is_found_in_any_format(
     assert run_doctor(run)[1].weight_changes
     clear(run)
     assert not adapters_in(run) and not (run / "peft").exists()
+
+
+def test_kohyas_file_has_all_that_lists_show(
+    family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_base(monkeypatch, family)
+    folder = tmp_path / "shapes"
+    run_training(quick_config(tiny_base, tiny_pictures, folder, data={"held_out": 0.25, "trigger": "zxc"}))
+    found = info(folder / "shapes.safetensors")
+    said = found.metadata
+    assert said["ss_output_name"] == said["modelspec.title"] == "shapes"
+    assert said["sshs_model_hash"] == found.hashes.data_sha256
+    assert said["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    assert json.loads(said["ss_tag_frequency"])["shapes"]["zxc"] == 9 and said["ss_steps"] == said["veneer.steps"]
+    places = (str(tmp_path), str(tiny_base), str(tiny_pictures), str(Path.home()))
+    assert [key for key, value in said.items() for place in places if place in value] == []
+    shown = {key for key in info(folder).metadata if key.startswith(("ss_", "modelspec."))}
+    assert shown == set(), "diffusers' file is as it was"
+    card = (folder / CARD).read_text("utf-8")
+    assert f"| `shapes.safetensors` | A1111, Forge, ComfyUI, SwarmUI, kohya's scripts | `{found.sha256}` |" in card

@@ -11,6 +11,7 @@ from veneer.family.registry import BUNDLED
 from veneer.files import public_name, user_path
 from veneer.run.identity import BASE, Identity
 from veneer.run.preparation import TrainingInputs
+from veneer.weights.adapter_path import adapter_name
 from veneer.weights.kohya_hashes import legacy_hash
 from veneer.weights.metadata import TrainingFacts, training_metadata
 
@@ -25,7 +26,6 @@ def file_metadata(
     steps: int,
     format_name: str,
     *,
-    name: str | None = None,
     thumbnail: str | None = None,
 ) -> dict[str, str]:
     """Return the metadata of a run's adapter file: no path and no time, so that equal runs give equal bytes.
@@ -35,22 +35,19 @@ def file_metadata(
         weights: what was trained.
         steps: that it took.
         format_name: of the file.
-        name: of the file, without its ending; default: that of the output folder.
         thumbnail: a small picture by the adapter, as a data URL.
     """
     own = inputs.run.metadata | {"veneer.steps": str(steps)}
-    return {**own, **training_metadata(_facts(inputs, weights, steps, name, thumbnail), format_name)}
+    return {**own, **training_metadata(_facts(inputs, weights, steps, thumbnail), format_name)}
 
 
-def _facts(
-    inputs: TrainingInputs, weights: AdapterWeights, steps: int, name: str | None, thumbnail: str | None
-) -> TrainingFacts:
+def _facts(inputs: TrainingInputs, weights: AdapterWeights, steps: int, thumbnail: str | None) -> TrainingFacts:
     run, config = inputs.run, inputs.run.config
     file = user_path(config.base)
     single = config.base != BUNDLED and file.is_file()
     return TrainingFacts(
         config=config,
-        name=name or public_name(config.output.dir.resolve().name, "adapter"),
+        name=adapter_name(config.output.dir),
         weights=weights,
         steps=steps,
         train=inputs.dataset.train,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ from veneer.run.metadata import file_metadata
 from veneer.run.preparation import TrainingInputs
 from veneer.sample.comparison import compare_pictures, sample_prompts
 from veneer.sample.files import write_sheet
-from veneer.sample.gallery import write_gallery
+from veneer.sample.gallery import thumbnail, write_gallery
 from veneer.train.events import Finished, Warned
 from veneer.weights.adapter_path import FILE_NAME, adapter_name, named_file
 from veneer.weights.card import CardFile
@@ -66,15 +66,20 @@ def write_result(inputs: TrainingInputs, finished: Finished, emit: Callback) -> 
         UserError: the adapter learned nothing, or its file cannot be written; it says then where it is instead.
     """
     config, family = inputs.run.config, inputs.family
-    saved = _save_all(inputs, finished, emit)
+    first, *others = config.output.formats
+    _check_trained(finished.weights, _place(inputs, first))
+    saved = [_save_first(inputs, finished, first)]
+    emit(saved[0])
     subjects = sample_prompts(config, inputs.dataset)
 
-    def paint() -> tuple[Path, Mapping[str, str]]:
+    def paint() -> tuple[Path, Mapping[str, str], str]:
         painted = compare_pictures(family, finished.weights, subjects, config)
         sheet = write_sheet(painted.sheet(), config.output.dir / SHEET, painted.note)
-        return sheet, write_gallery(config.output.dir / GALLERY, painted.adapter, painted.notes)
+        gallery = write_gallery(config.output.dir / GALLERY, painted.adapter, painted.notes)
+        return sheet, gallery, thumbnail(painted.adapter[0])
 
-    sheet, gallery = _warning_of_faults("sheet", paint, emit) or (None, {})
+    sheet, gallery, small = _warning_of_faults("sheet", paint, emit) or (None, {}, None)
+    saved += _save_others(inputs, finished, others, small, emit)
     score = _measure(inputs, finished, saved[0].path, emit)
 
     def write_card() -> None:
@@ -87,21 +92,20 @@ def write_result(inputs: TrainingInputs, finished: Finished, emit: Callback) -> 
     return Result(saved[0].path, saved[0].sha256, tuple(file.path for file in saved), sheet, score)
 
 
-def _save_all(inputs: TrainingInputs, finished: Finished, emit: Callback) -> list[AdapterSaved]:
-    """Save what was trained in each format that is asked for; what fails after the first is a warning.
+def _save_others(
+    inputs: TrainingInputs, finished: Finished, formats: Sequence[str], thumbnail: str | None, emit: Callback
+) -> list[AdapterSaved]:
+    """Save what was trained in the formats after the first; what fails is a warning.
 
-    Raises:
-        UserError: the adapter learned nothing, or is not in its place in the first format.
+    It is done when there are pictures, for the file of the lists that programs show has a small one in it.
     """
-    first, *others = inputs.run.config.output.formats
-    _check_trained(finished.weights, _place(inputs, first))
-    saved = [_save_first(inputs, finished, first)]
-    emit(saved[0])
-    for name in others:
+    saved = []
+    for name in formats:
         try:
-            saved.append(_save(inputs, finished, name))
+            saved.append(_save(inputs, finished, name, thumbnail))
         except UserError as fault:
-            text = f"the adapter is not in {name}'s format: {fault}; it is in {saved[0].path.name}"
+            place = _place(inputs, inputs.run.config.output.formats[0])
+            text = f"the adapter is not in {name}'s format: {fault}; it is in {place.name}"
             emit(Warned("result.format_not_written", text))
         else:
             emit(saved[-1])
@@ -113,10 +117,10 @@ def _place(inputs: TrainingInputs, format_name: str) -> Path:
     return folder / named_file(format_name, adapter_name(folder))
 
 
-def _save(inputs: TrainingInputs, finished: Finished, format_name: str) -> AdapterSaved:
+def _save(inputs: TrainingInputs, finished: Finished, format_name: str, thumbnail: str | None = None) -> AdapterSaved:
     """Save what was trained in one format."""
     place, base = _place(inputs, format_name), BaseNames.of(inputs.family.networks)
-    metadata = file_metadata(inputs, finished.weights, finished.step, format_name)
+    metadata = file_metadata(inputs, finished.weights, finished.step, format_name, thumbnail=thumbnail)
     return AdapterSaved(place, save(AdapterFile(finished.weights, metadata), place, format_name, base), format_name)
 
 

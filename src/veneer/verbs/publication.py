@@ -13,7 +13,6 @@ from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import BUNDLED
 from veneer.files import read_utf8
 from veneer.run.folder import (
-    BEST,
     CARD,
     CHECKPOINTS,
     CONFIG,
@@ -28,7 +27,7 @@ from veneer.run.folder import (
     SHEET,
     TENSORBOARD,
 )
-from veneer.weights.adapter_path import FILE_NAME
+from veneer.weights.adapter_path import BEST, FILE_NAME
 from veneer.weights.card import CardFacts, CardFile, model_card
 from veneer.weights.licenses import license_of
 from veneer.weights.summary import AdapterInfo, info
@@ -111,7 +110,8 @@ def adapter_files(place: Path) -> dict[Path, AdapterInfo]:
     """
     if not place.is_dir():
         return {place: info(place)}
-    usual = [place / FILE_NAME, *sorted(place.glob("*.safetensors")), *sorted(place.glob(f"*/{_PEFT_WEIGHTS}"))]
+    peft = [path for depth in ("*", "*/*") for path in sorted(place.glob(f"{depth}/{_PEFT_WEIGHTS}"))]
+    usual = [place / FILE_NAME, *sorted(place.glob("*.safetensors")), *peft]
     paths = dict.fromkeys(path for path in usual if path.is_file() and path.name != BEST)
     if not paths:
         what = "holds no adapter's file"
