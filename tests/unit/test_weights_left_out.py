@@ -11,7 +11,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.errors import raises_code
+from veneer.adapter.layers import weighted_layers_of
 from veneer.adapter.lora import LoraFactors
+from veneer.verbs.adapter_base import base_names
+from veneer.verbs.blend import BlendSource, blend_adapters
+from veneer.verbs.check import check_adapter
+from veneer.verbs.merge import load_merged, merge_adapters
+from veneer.verbs.resize import resize_adapter
 from veneer.weights.file import AdapterFile, info, load
 from veneer.weights.formats.left_out import LeftOut, left_out_by_name
 from veneer.weights.formats.scales import scales_of
@@ -155,3 +161,35 @@ def test_what_is_left_out_by_name() -> None:
         1,
         1,
     ]
+
+
+@pytest.fixture
+def with_more(tiny_base: Path, tmp_path: Path) -> Path:
+    """An adapter of the bundled kind of base, with embeddings beside it."""
+    layers = published_layers(tiny_base)
+    name, (outputs, inputs) = next(iter(layers.items()))
+    own = {f"{name}.lora_A.weight": torch.randn(4, inputs), f"{name}.lora_B.weight": torch.randn(outputs, 4) / 100}
+    return write(tmp_path, own, BUNDLED)
+
+
+def published_layers(base: Path) -> dict[str, tuple[int, int]]:
+    names = base_names(Path("none"), str(base))
+    assert names is not None
+    linear = {path: tuple(layer.weight.shape) for path, layer in weighted_layers_of(names.networks).items()}
+    return {path: (shape[0], shape[1]) for path, shape in linear.items() if path.startswith("unet") and len(shape) == 2}
+
+
+def test_every_verb_that_reads_such_a_file_says_what_it_leaves_out(
+    with_more: Path, tiny_base: Path, tmp_path: Path
+) -> None:
+    said: list[str] = list(check_adapter(with_more, base=str(tiny_base)).notes)
+    assert any("bundle_emb" in each for each in said)
+    merged = merge_adapters([(with_more, 1.0)], tmp_path / "merged", base=str(tiny_base))
+    assert any("bundle_emb" in each for each in merged.warnings)
+    blended = blend_adapters([BlendSource(with_more)], tmp_path / "blend.safetensors", base=str(tiny_base))
+    assert any("bundle_emb" in each for each in blended.warnings)
+    left_out: list[LeftOut] = []
+    load_merged(with_more, str(tiny_base), 1.0, left_out)
+    assert len(left_out) == 1
+    with raises_code("weights.left_out"):
+        resize_adapter(with_more, 2, tmp_path / "small.safetensors")

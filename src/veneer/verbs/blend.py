@@ -117,7 +117,7 @@ def blend_adapters(
     if not sources:
         raise UserError("no adapter is named", code="adapter.empty_blend", remedy="name one or more: A:0.8 B:0.5")
     _check_sources(options, len(sources))
-    opened = open_adapters([source.file for source in sources], base, to=to, whole=True)
+    opened = open_adapters([source.file for source in sources], base, to=to, whole=True, without=True)
     parts = [
         BlendPart(each.adapter.weights, source.strength, str(source.file), _layer_strengths(number, each, options))
         for number, (source, each) in enumerate(zip(sources, opened, strict=True), start=1)
@@ -191,8 +191,9 @@ def _details(options: BlendOptions) -> dict[str, str | int | float | None]:
 
 
 def _doubts(opened: Sequence[OpenedAdapter]) -> list[str]:
+    doubts = [f"of {each.path.name} {left_out}" for each in opened for left_out in each.left_out]
     key = HASHES[BASE]
     bases = {each.adapter.metadata[key] for each in opened if key in each.adapter.metadata}
     if len(bases) < 2:
-        return []
-    return ["the adapters were trained on different bases, so together they may do less than each on its own"]
+        return doubts
+    return [*doubts, "the adapters were trained on different bases, so together they may do less than each on its own"]

@@ -17,6 +17,7 @@ from veneer.verbs.adapter_base import base_names
 from veneer.verbs.check_layers import LayerCheck, Loss, measure, total_losses
 from veneer.verbs.provenance import base_warnings
 from veneer.weights.file import load
+from veneer.weights.formats.left_out import LeftOut
 from veneer.weights.formats.places import place_of
 from veneer.weights.summary import AdapterInfo, hash_note, info
 
@@ -80,7 +81,8 @@ def check_adapter(file: Path, *, base: str | None = None) -> AdapterCheck:
     weights = BaseWeights.open(name)
     names = base_names(file, name)
     assert names is not None, "it is named"
-    adapters = load(file, names.networks, names.key_names).weights
+    left_out: list[LeftOut] = []
+    adapters = load(file, names.networks, names.key_names, left_out=left_out).weights
     layers = tuple(measure(path, adapter, weights.read(path).float()) for path, adapter in adapters.items())
     stored = Counter(str(weights.dtype(path)).removeprefix("torch.") for path in adapters).most_common(1)[0][0]
     losses = total_losses(layers)
@@ -94,7 +96,7 @@ def check_adapter(file: Path, *, base: str | None = None) -> AdapterCheck:
         strength_in=Counter(" and ".join(layer.strength_in) or "nowhere" for layer in found.layers),
         losses=losses,
         problems=(*_strength_problems(found), *_size_problems(layers), *_base_problems(stored, losses)),
-        notes=(*_notes(found, layers, losses), *base_warnings(found.metadata, name)),
+        notes=(*map(str, left_out), *_notes(found, layers, losses), *base_warnings(found.metadata, name)),
     )
 
 

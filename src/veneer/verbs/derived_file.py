@@ -18,6 +18,7 @@ from veneer.verbs.adapter_base import base_names
 from veneer.verbs.checkpoint_adapter import is_checkpoint, read_checkpoint_adapter
 from veneer.weights.checkpoint import STATE
 from veneer.weights.file import FILE_NAME, AdapterFile, AdapterInfo, file_in, format_named, info, load, outline, save
+from veneer.weights.formats.left_out import LeftOut
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.formats.registry import FORMATS
 from veneer.weights.formats.strength import FILE_NAME as PEFT_NAME
@@ -37,6 +38,7 @@ class OpenedAdapter:
         size_bytes: of the file.
         adapter: its weights, by the layers' paths, and its metadata.
         names: its base's layers; None: nothing needed them.
+        left_out: what of the file is no part of the adapter.
     """
 
     path: Path
@@ -45,6 +47,7 @@ class OpenedAdapter:
     size_bytes: int
     adapter: AdapterFile
     names: BaseNames | None
+    left_out: tuple[LeftOut, ...] = ()
 
     @property
     def folder(self) -> Path:
@@ -84,7 +87,12 @@ class OpenedAdapter:
 
 
 def open_adapters(
-    files: Sequence[Path], base: str | None = None, *, to: str | None = None, whole: bool = False
+    files: Sequence[Path],
+    base: str | None = None,
+    *,
+    to: str | None = None,
+    whole: bool = False,
+    without: bool = False,
 ) -> list[OpenedAdapter]:
     """Read adapters, all under one base's names for layers where one of them, or the new file, needs a base.
 
@@ -94,6 +102,8 @@ def open_adapters(
             it fits.
         to: the format in which the new file is to be written; None: that of the first.
         whole: whether the shapes of all layers' weights have to be known, which some methods' numbers do not tell.
+        without: whether files are read without what of them is no part of an adapter, of which the user is then told;
+            else such files are refused.
 
     Raises:
         UserError: there is no such format, a file cannot be read, or it takes a base to tell which layers it is of.
@@ -109,7 +119,7 @@ def open_adapters(
     if needing and names is None:
         what = "it takes the adapter's base to tell which layers it changes, and of which sizes"
         raise UserError(what, code="weights.needs_base", where=needing[0], remedy="name it: --base")
-    return [_open(file, contents.get(file), names) for file in files]
+    return [_open(file, contents.get(file), names, without) for file in files]
 
 
 def _tells_no_kernel(layer: LayerAdapter) -> bool:
@@ -119,14 +129,16 @@ def _tells_no_kernel(layer: LayerAdapter) -> bool:
     return not is_told and layer.method.is_additive
 
 
-def _open(file: Path, content: AdapterInfo | None, names: BaseNames | None) -> OpenedAdapter:
+def _open(file: Path, content: AdapterInfo | None, names: BaseNames | None, without: bool) -> OpenedAdapter:
     if content is None:
         state = (file / STATE).read_bytes()
         adapter, digest = read_checkpoint_adapter(file, names), hashlib.sha256(state).hexdigest()
         return OpenedAdapter(file / STATE, "diffusers", digest, len(state), adapter, names)
-    adapter = load(file) if names is None else load(file, names.networks, names.key_names)
+    left_out: list[LeftOut] | None = [] if without else None
+    networks, key_names = (None, None) if names is None else (names.networks, names.key_names)
+    adapter = load(file, networks, key_names, left_out=left_out)
     own = content.format if content.format in FORMATS else "diffusers"
-    return OpenedAdapter(file_in(file), own, content.sha256, content.size_bytes, adapter, names)
+    return OpenedAdapter(file_in(file), own, content.sha256, content.size_bytes, adapter, names, tuple(left_out or ()))
 
 
 def check_free(out: Path) -> None:

@@ -35,6 +35,7 @@ from veneer.sample.generate import generate_quietly
 from veneer.verbs.evaluation_inputs import EvaluationOptions, read_inputs, survey_folders, survey_prior
 from veneer.verbs.provenance import base_warnings
 from veneer.weights.file import AdapterFile, file_in, info, load
+from veneer.weights.formats.left_out import LeftOut
 
 __all__ = ["StageStarted", "evaluate_adapter", "evaluation_folder"]
 
@@ -89,9 +90,15 @@ def evaluate_adapter(
     out = evaluation_folder(file, options)
     make_writable(out, "choose another --out")
     family = load_base(inputs.config.base, **text_options(inputs.config.data.token_windows))
-    adapter = load(file, family.networks)
+    left_out: list[LeftOut] = []
+    adapter = load(file, family.networks, left_out=left_out)
     subject = _Subject(resolve(inputs.config, family), family, adapter.weights, inputs.pictures, out, callback)
-    notes = [*inputs.notes, *base_warnings(metadata, inputs.config.base), *_picture_warnings(adapter, inputs.pictures)]
+    notes = [
+        *inputs.notes,
+        *map(str, left_out),
+        *base_warnings(metadata, inputs.config.base),
+        *_picture_warnings(adapter, inputs.pictures),
+    ]
     evaluation = _evaluate(file_in(file).name, subject, options, models, _step_of(adapter), notes)
     write_evaluation(evaluation, out)
     return evaluation

@@ -28,6 +28,7 @@ from veneer.verbs.merged_files import Progress, plan_file, plan_folder
 from veneer.verbs.merged_tensor import Change, Rounding
 from veneer.weights import metadata as made
 from veneer.weights.file import AdapterInfo, info, load
+from veneer.weights.formats.left_out import LeftOut
 from veneer.weights.tensors_writer import check_space
 
 __all__ = ["DTYPES", "MergeResult", "load_merged", "merge_adapters"]
@@ -53,6 +54,7 @@ class MergeResult:
         rounding: by layer, what rounding to these did to what the adapters change.
         difference: between the written layers and the base with the adapters beside it, on random inputs.
         left_out: files of the base that are not in the new folder, for their weights are without the adapters.
+        unmerged: what of the adapters' files is no part of an adapter, in words.
     """
 
     path: Path
@@ -60,6 +62,7 @@ class MergeResult:
     rounding: Mapping[str, Rounding]
     difference: Difference
     left_out: tuple[Path, ...]
+    unmerged: tuple[str, ...] = ()
 
     @property
     def lost(self) -> float:
@@ -76,9 +79,12 @@ class MergeResult:
     def warnings(self) -> tuple[str, ...]:
         """Doubts about the result."""
         if self.lost <= _SWALLOWED:
-            return ()
+            return self.unmerged
         advice = "a wider --dtype keeps it, and so does the adapter beside the base"
-        return (f"rounding to {' and '.join(self.dtypes)} swallows {self.lost:.0%} of what is merged; {advice}",)
+        return (
+            *self.unmerged,
+            f"rounding to {' and '.join(self.dtypes)} swallows {self.lost:.0%} of what is merged; {advice}",
+        )
 
 
 @opens_paths
@@ -113,7 +119,8 @@ def merge_adapters(
     weights = BaseWeights.open(named)
     _check_out(weights, out)
     contents = [info(file) for file, _ in adapters]
-    layers = _layers(weights, adapters)
+    unmerged: list[str] = []
+    layers = _layers(weights, adapters, unmerged)
     changes = _changes(weights, layers)
     target = None if dtype is None else DTYPES[dtype]
     merging = _Merging(weights, changes, target, _Metadata.making(named, adapters, contents), progress)
@@ -121,7 +128,7 @@ def merge_adapters(
     after = BaseWeights(out)
     dtypes = sorted({str(after.dtype(layer)).removeprefix("torch.") for layer in layers})
     difference = random_input_difference(weights, after, _some(layers))
-    return MergeResult(out, tuple(dtypes), rounding, difference, tuple(left_out))
+    return MergeResult(out, tuple(dtypes), rounding, difference, tuple(left_out), tuple(unmerged))
 
 
 def _check_out(base: BaseWeights, out: Path) -> None:
@@ -138,8 +145,15 @@ _Layers = Mapping[str, Sequence[tuple[LayerAdapter, float]]]
 """The adapters of each layer, with their strengths."""
 
 
-def _layers(base: BaseWeights, adapters: Sequence[tuple[Path, float]]) -> dict[str, list[tuple[LayerAdapter, float]]]:
+def _layers(
+    base: BaseWeights, adapters: Sequence[tuple[Path, float]], unmerged: list[str]
+) -> dict[str, list[tuple[LayerAdapter, float]]]:
     """Load the adapters; return those of each of the base's layers, once all are known to fit.
+
+    Args:
+        base: whose layers.
+        adapters: files, with their strengths.
+        unmerged: is told what of the files is no part of an adapter.
 
     Raises:
         UserError: one does not fit, or has no delta W.
@@ -149,7 +163,10 @@ def _layers(base: BaseWeights, adapters: Sequence[tuple[Path, float]]) -> dict[s
     found: dict[str, list[tuple[LayerAdapter, float]]] = {}
     for file, strength in adapters:
         check_strength(strength, f"adapter {file}")
-        for layer, each in fit_to_layers(load(file, networks).weights, own).items():
+        left_out: list[LeftOut] = []
+        weights = load(file, networks, left_out=left_out).weights
+        unmerged += [f"of {file.name} {each}" for each in left_out]
+        for layer, each in fit_to_layers(weights, own).items():
             if not each.method.is_mergeable:
                 what = f"{layer} has a {each.method.title} adapter, which cannot be merged into a weight"
                 remedy = "sample with it beside the base"
@@ -238,11 +255,18 @@ def _some(layers: _Layers) -> _Layers:
     return {name: layers[name] for name in names[::step]}
 
 
-def load_merged(file: Path, base: str | None, scale: float) -> Family:
-    """Load a base with an adapter merged into it; a fault of the adapter's file is raised before the base is loaded."""
+def load_merged(file: Path, base: str | None, scale: float, left_out: list[LeftOut] | None = None) -> Family:
+    """Load a base with an adapter merged into it; a fault of the adapter's file is raised before the base is loaded.
+
+    Args:
+        file: the adapter.
+        base: its base; None: that of the config beside it.
+        scale: its strength.
+        left_out: as of :func:`veneer.weights.file.load`.
+    """
     windows = token_windows_of(info(file).metadata)
     family = load_base(base or base_beside(file), **text_options(windows))
-    weights = load(file, family.networks).weights
+    weights = load(file, family.networks, left_out=left_out).weights
     merge(family.networks, [(weights, scale)])
     return family
 

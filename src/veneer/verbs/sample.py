@@ -22,6 +22,7 @@ from veneer.sample.generate import generate_quietly, prompt_notes
 from veneer.train.events import Warned
 from veneer.verbs.merge import load_merged
 from veneer.weights.file import info
+from veneer.weights.formats.left_out import LeftOut
 
 __all__ = ["PictureWritten", "SampleOptions", "sample_adapter"]
 
@@ -88,7 +89,8 @@ def sample_adapter(
         out: folder for the pictures.
         base: the adapter's base; default: that of the run's config beside the adapter, else the bundled one.
         options: seeds, strength, steps.
-        callback: is called with what of the prompts the base does not see, and with each picture that is written;
+        callback: is called with what of the file is no part of the adapter, with what of the prompts the base does not
+            see, and with each picture that is written;
             default: ``warnings.warn`` for the former.
 
     Raises:
@@ -96,7 +98,10 @@ def sample_adapter(
     """
     options = options or SampleOptions()
     make_writable(out, "choose another --out")
-    family = load_merged(file, base, options.scale)
+    left_out: list[LeftOut] = []
+    family = load_merged(file, base, options.scale, left_out)
+    for each in left_out:
+        callback(Warned("weights.left_out", str(each), each.names))
     for note in prompt_notes(family, prompts, info(file).metadata.get(TRIGGER)):
         callback(Warned(**vars(note)))
     offsets = range(options.count)
