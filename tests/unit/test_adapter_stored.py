@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from tests.adapter_methods import IN, OUT, PARTS, adapters, filled
 from tests.errors import raises_code
+from tools.reference import methods
 from veneer.adapter.apply import apply_adapter
 from veneer.adapter.blend import BlendPart, blend
 from veneer.adapter.loha import LohaFactors
@@ -57,30 +58,56 @@ def test_there_is_an_example_of_every_method() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_the_table_of_methods_says_is_so(name: str) -> None:
-    adapter = adapters()[name]
+    adapter = adapters()[name].fitted((OUT,) if name == "norm" else (OUT, IN))
+    assert adapter is not None and adapter.method.is_mergeable
     assert (adapter.low_rank() is not None) == adapter.method.is_low_rank
-    assert adapter.method.is_mergeable
-    weights, norm = {place(name): adapter}, {"net.norm": adapter}
-    networks = base()
-    refusals: dict[str, Callable[[], object]] = {
-        "adapter.cannot_combine": lambda: combine([(weights, 1.0)]),
-        "adapter.cannot_batch": lambda: AdapterBank(networks).add("one", weights),
-        "adapter.cannot_resize": lambda: resize(weights, 1),
+    columns = dict(zip(table_columns(), table_rows()[name], strict=True)) if name in table_rows() else {}
+    weights, networks = {place(name): adapter}, base()
+    acts: dict[str, Callable[[], object]] = {
+        "batch": lambda: AdapterBank(networks).add("one", weights),
+        "resize": lambda: resize(weights, 1),
+        "blend": lambda: blend([BlendPart(weights, 1.0)], rank=8 if columns["blend"] == "with `--rank`" else None),
     }
-    for code, act in refusals.items():
-        if adapter.method.is_low_rank:
+    for column, act in acts.items() if columns else ():
+        if columns[column].startswith("`"):
+            with raises_code(columns[column].strip("`")):
+                act()
+        else:
             act()
-            continue
-        with raises_code(code):
-            act()
-    can_blend = adapter.method.is_additive and adapter.bias_size is None and name != "norm"
-    if can_blend:
-        fitted = {place(name): adapter.fitted((OUT, IN)) or adapter}
-        one = blend([BlendPart(fitted, 1.0)], rank=8).weights[place(name)]
-        torch.testing.assert_close(one.delta_weight(torch.empty(0)), adapter.delta_weight(torch.empty(0)))
-    else:
+    if columns and columns["blend"] == "with `--rank`":
         with raises_code("adapter.cannot_combine"):
-            blend([BlendPart(norm if name == "norm" else weights, 1.0)], rank=8)
+            blend([BlendPart(weights, 1.0)])
+
+
+def table_columns() -> list[str]:
+    return [cell.strip() for cell in methods.table().splitlines()[0].strip("| ").split("|")]
+
+
+def table_rows() -> dict[str, list[str]]:
+    rows = [[cell.strip() for cell in line.strip("| ").split("|")] for line in methods.table().splitlines()[2:]]
+    return {row[0].partition("(`")[2].rstrip("`)"): row for row in rows}
+
+
+@pytest.mark.parametrize("name", OF_LAYERS)
+def test_a_blend_does_what_its_one_part_does(name: str) -> None:
+    adapter = adapters()[name].fitted((OUT, IN))
+    assert adapter is not None
+    if not adapter.method.is_additive:
+        with raises_code("adapter.cannot_combine"):
+            combine([({"net.layer": adapter}, 1.0)])
+        return
+    one = blend([BlendPart({"net.layer": adapter}, 0.5)], rank=8).weights["net.layer"]
+    torch.testing.assert_close(one.delta_weight(torch.empty(0)), 0.5 * adapter.delta_weight(torch.empty(0)))
+    bias = adapter.delta_bias(torch.zeros(OUT))
+    assert bias is None or torch.equal(one.delta_bias(torch.zeros(OUT)), 0.5 * bias)  # type: ignore[arg-type]
+
+
+def test_a_bias_of_b_keeps_its_size_where_the_rank_is_cut() -> None:
+    adapter = adapters()["biased"]
+    cut = resize({"net.layer": adapter}, 1)["net.layer"]
+    bias, own = adapter.delta_bias(torch.zeros(OUT)), cut.delta_bias(torch.zeros(OUT))
+    assert bias is not None and own is not None
+    torch.testing.assert_close(own, bias)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -29,15 +29,14 @@ def table() -> str:
 
 
 def _row(method: Method) -> list[str]:
-    is_trained, is_layer = method.spec is not None, method.name not in ("full", "norm")
-    with_rank = "with `--rank`" if method.is_additive and is_layer else _BLEND
-    blend = "yes" if method.is_low_rank else with_rank
+    is_exact = method.is_low_rank or method.name in ("full", "norm")
+    blend = "yes" if is_exact else "with `--rank`" if method.is_additive else _BLEND
     return [
         f"{method.title} (`{method.name}`)",
         "yes",
-        "yes" if is_trained else "no",
+        "no" if method.spec is None else "yes",
         "yes" if method.is_mergeable else "`adapter.cannot_merge`",
-        "of weights, with `--rank`" if method.name == "full" else blend,
+        blend,
         "yes" if method.is_low_rank else _BATCH,
         "yes" if method.is_low_rank else _RESIZE,
         "norms are not quantised" if method.name == "norm" else "yes",

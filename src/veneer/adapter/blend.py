@@ -229,12 +229,6 @@ def _check_additive(part: BlendPart) -> None:
         remedy = "merge the adapters into the base instead, each with its strength: veneer adapter merge"
         raise UserError(what, code="adapter.cannot_combine", remedy=remedy)
 
-    more = (each for each in part.weights.values() if each.bias_size is not None or len(each.shape) == 1)
-    if (has_more := next(more, None)) is not None:
-        what = f"{part.name} is a {has_more.method.title} adapter, which changes biases or norms"
-        remedy = "merge the adapters into the base instead, each with its strength: veneer adapter merge"
-        raise UserError(what, code="adapter.cannot_combine", remedy=remedy)
-
 
 def _check_exact(layers: Mapping[str, _Terms]) -> None:
     """Refuse adapters whose sum would have to be cut to a rank, if none is told.

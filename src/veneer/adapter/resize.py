@@ -262,6 +262,6 @@ def _cut(
         target = product.rank
     else:
         new = whole.cut(target, torch.promote_types(product.up.dtype, product.down.dtype))
-        new = BiasedAdapter(new, layer.bias) if isinstance(layer, BiasedAdapter) else new
+        new = BiasedAdapter(new, layer.difference) if isinstance(layer, BiasedAdapter) else new
     counts = layer.parameter_count, new.parameter_count
     return new, LayerCut(product.rank, target, *counts, float(squares.sum()), float(squares[:target].sum()))
