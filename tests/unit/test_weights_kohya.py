@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import save_file
@@ -117,3 +118,30 @@ def test_all_of_sdxl_s_names_mean_one_layer_each() -> None:
 def empty(layer: Layer) -> LoraFactors:
     out, *inside = layer.weight.shape
     return LoraFactors(torch.empty(1, *inside), torch.empty(out, 1, *(1 for _ in inside[1:])), 1.0)
+
+
+@pytest.mark.parametrize("root", ["lora_te_", "lora_te1_", "text_encoder."])
+def test_the_only_text_encoder_of_a_base_is_the_first_whatever_its_number(root: str) -> None:
+    """SDXL's refiner has the second one alone."""
+    base = BaseNames({"text_encoder_2": nn.ModuleDict({"encoder": nn.ModuleDict({"fc1": nn.Linear(6, 5)})})})
+    own, name = factors(), "encoder.fc1" if root.endswith(".") else "text_model_encoder_fc1"
+    tensors = {f"{root}{name}.lora_down.weight": own.down, f"{root}{name}.lora_up.weight": own.up}
+    assert list(read(tensors, base)) == ["text_encoder_2.encoder.fc1"]
+
+
+def test_a_file_that_mixes_the_names_of_sdxl_s_own_code_and_diffusers_is_read_whole() -> None:
+    """diffusers drops the former, or raises, where both are in one file (``_maybe_map_sgm_blocks_to_diffusers``)."""
+    config = json.loads((DATA / "sdxl_unet_config.json").read_text())
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(config)
+    names = native_names(unet)
+    base = BaseNames({"unet": unet}, {"kohya": {f"unet.{path}": f"unet.{name}" for path, name in names.items()}})
+    tensors, layers = {}, layers_of(base.networks)
+    for number, (full, layer) in enumerate(layers.items()):
+        path = full.removeprefix("unet.")
+        name = f"lora_unet_{(path if number % 2 else names[path]).replace('.', '_')}"
+        places = (1,) * (layer.weight.ndim - 2)
+        tensors[f"{name}.lora_down.weight"] = torch.ones(1, *layer.weight.shape[1:])
+        tensors[f"{name}.lora_up.weight"] = torch.ones(layer.weight.shape[0], 1, *places)
+    assert any("Conv2d" in type(layer).__name__ for layer in layers.values())
+    assert read(tensors, base).keys() == layers.keys()

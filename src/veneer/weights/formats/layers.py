@@ -70,6 +70,8 @@ class LayerIndex:
                 self._dotted.setdefault(name.path, set()).add(name)
                 self._underscored.setdefault(name.path.replace(".", "_"), set()).add(name)
         self._networks = {name.network for names in self._dotted.values() for name in names}
+        text_encoders = sorted(self._networks.intersection(TEXT_ENCODERS))
+        self._first_text_encoder = text_encoders[0] if text_encoders else TEXT_ENCODERS[0]
 
     def find(self, layer: str) -> set[str]:
         """Return the full paths that a file's name for a layer may mean, or that are slices of what it means."""
@@ -171,9 +173,11 @@ class LayerIndex:
         found = self._dotted.get(reading.path, set()) if reading.has_dots else set()
         if not found and "." not in reading.path:
             found = self._underscored.get(reading.path, set())
+        # the first is called so whatever its number is, as the only one of SDXL's refiner is
+        told = self._first_text_encoder if reading.network == TEXT_ENCODERS[0] else reading.network
         layers: dict[str, dict[str, Slice | None]] = {}
         for name in found:
-            if _fits(reading.network, name.network):
+            if _fits(told, name.network):
                 layers.setdefault(name.layer if name.part is None else name.part.name, {})[name.layer] = name.part
         return [Meaning(slices, self._shape_of(slices)) for slices in layers.values()]
 
