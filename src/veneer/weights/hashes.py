@@ -14,7 +14,7 @@ from veneer.files import open_regular
 
 __all__ = ["FileHashes", "hashing"]
 
-_PIECE = 2**20  # bytes read at a time
+_PIECE = 2**18  # bytes read at a time
 _LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
 _AUTOV1, _AUTOV2, _AUTOV3 = 8, 10, 12  # digits
 

@@ -273,6 +273,8 @@ def shown(name: str) -> str:
     return short if short and short.isprintable() else ascii(short)
 
 
+_HALVES = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which JSON can escape and no file can be written with."""
 _SPACE = re.compile(r"[ \t\r\n]*")
 _DECODER = json.JSONDecoder(object_pairs_hook=_once)
 _SHORT = 1_000  # characters that are tried first: most values are short
@@ -297,8 +299,6 @@ class _Members:
             if not self.is_at('"'):
                 raise self._broken("a name should be here")
             name = self.string()
-            if any("\ud800" <= letter <= "\udfff" for letter in name):
-                raise self._broken("a name is not Unicode")
             self._expect(":")
             yield name
             if self._take("}"):
@@ -319,6 +319,8 @@ class _Members:
             value, self.end = scanstring(self.text, self.end + 1)
         except ValueError as error:
             raise self._broken(str(error)) from None
+        if _HALVES.search(value):
+            raise self._broken("a text is not Unicode")
         return str(value)
 
     def value(self, longest: int) -> tuple[Any, str]:

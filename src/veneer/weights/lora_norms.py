@@ -52,6 +52,7 @@ def summarise_lora(
     shapes = {part: file.header.tensors[name].shape for part, name in parts.items()}
     down = with_core(shapes["down"], shapes["up"], shapes["mid"]) if "mid" in parts else shapes["down"]
     rank = down[0] if down else 0
+    alpha = alpha_in(_alpha(file, parts["alpha"]) if "alpha" in parts else None, settings, rank)
     weight = product_shape(down, shapes["up"])
     count = math.prod(down) + math.prod(shapes["up"])
     if dora:
@@ -59,8 +60,13 @@ def summarise_lora(
         magnitude_shape(part, shapes[part], weight)
         count += math.prod(shapes[part])
         _finite(file, parts[part])
-    alpha = alpha_in(_finite(file, parts["alpha"]).reshape(-1) if "alpha" in parts else None, settings, rank)
     return LoraSummary(rank, alpha, count, abs(alpha / rank) * _product_norm(file, parts))
+
+
+def _alpha(file: TensorsFile, name: str) -> Any:
+    """Return an alpha's numbers in a row; one that is infinite is for who asks for it to refuse."""
+    numbers = file.numbers(name).reshape(-1)
+    return numbers if len(numbers) == 1 and np.isinf(numbers[0]) else _finite(file, name).reshape(-1)
 
 
 def _product_norm(file: TensorsFile, parts: Mapping[str, str]) -> float:

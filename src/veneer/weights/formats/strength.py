@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import os
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,9 @@ RECORD_KEY = "veneer.unfolded"
 """Key of the record in a file's metadata: JSON of each layer's alpha and of what rounding took from its tensors."""
 _LONGEST_CONFIG = 2**24  # bytes; one that names each layer of a large base has some hundred thousand
 _TYPE = "peft_type"
+_NEEDED = ("r", "lora_alpha")
+_TELLING = {*_NEEDED, "alpha", "use_rslora", "use_dora"}
+"""What a config tells a layer's strength and method by."""
 
 
 def settings_beside(
@@ -42,24 +46,48 @@ def settings_beside(
     Raises:
         UserError: peft wrote the file, its tensors do not tell the strength, and its config is not beside it.
     """
-    config = _config(path, names, metadata)
-    if config is None:
+    configs = [_Configs(config) for config in _configs(path, names, metadata)]
+    if not configs:
         return lambda layer: None
-    formats, configs = {name.layer: name.format for name in names}, _Configs(config)
-    return lambda layer: None if formats[layer] == "kohya" else configs.of(layer)
+    formats = {name.layer: name.format for name in names}
+    return lambda layer: None if formats[layer] == "kohya" else _agreed([config.of(layer) for config in configs])
 
 
-def _config(path: Path, names: Collection[TensorName], metadata: Mapping[str, str]) -> dict[str, Any] | None:
+def _configs(path: Path, names: Collection[TensorName], metadata: Mapping[str, str]) -> list[dict[str, Any]]:
+    """Return the config in the header, and the one beside a file of peft's names, which peft alone reads."""
+    found = []
     if (text := metadata.get(METADATA_KEY)) is not None:
-        return {key.removeprefix(PREFIX): value for key, value in parse_config(text).items()}
+        found.append({key.removeprefix(PREFIX): value for key, value in parse_config(text).items()})
     with_alpha = {name.layer for name in names if name.part == "alpha"}
-    if not any(name.format == "peft" and name.layer not in with_alpha for name in names):
-        return None
-    config = parse_config(_config_beside(path))
+    is_peft = any(name.format == "peft" and name.layer not in with_alpha for name in names)
+    if is_peft and (not found or os.path.lexists(path.parent / CONFIG_NAME)):
+        found.append(_checked(parse_config(_config_beside(path))))
+    return found
+
+
+def _checked(config: dict[str, Any]) -> dict[str, Any]:
+    """Return peft's config, once it is known to be of a method that is read."""
     if (kind := config.get(_TYPE, "LORA")) not in {each.peft_type for each in PART_NAMES.values() if each.peft_type}:
         what = f"{CONFIG_NAME} beside it says that it is of the method {kind!s:.40}"
         raise UserError(what, code="weights.unsupported_method", remedy=f"Veneer reads {titles()}")
     return config
+
+
+def _agreed(settings: Sequence[Settings]) -> Settings:
+    """Return what all configs of a layer say.
+
+    Raises:
+        UserError: they tell different strengths or methods.
+    """
+    first, *others = settings
+    for other in others:
+        if lacking := [key for key in _NEEDED if key in first and key not in other]:
+            raise UserError(f"{CONFIG_NAME} beside it tells no {lacking[0]}", code="weights.bad_config")
+        for key in first.keys() & other.keys() & _TELLING:
+            if first[key] != other[key]:
+                what = f"its header says {key}={first[key]!s:.20}, and {CONFIG_NAME} beside it {other[key]!s:.20}"
+                raise UserError(what, code="weights.config_contradicts", remedy="remove the one that is not true")
+    return {key: value for each in reversed(settings) for key, value in each.items()}
 
 
 def _config_beside(path: Path) -> str:
@@ -71,7 +99,8 @@ def _config_beside(path: Path) -> str:
     place, remedy = path.parent / CONFIG_NAME, "it tells alpha, and so the adapter's strength"
     try:
         with open_regular(place) as file:
-            text = file.read(_LONGEST_CONFIG + 1)
+            # a read of so many bytes takes as many before it knows how many there are
+            text = file.read(min(_LONGEST_CONFIG, os.fstat(file.fileno()).st_size) + 1)
     except FileNotFoundError:
         raise UserError(f"has no {CONFIG_NAME} beside it", code="weights.no_peft_config", remedy=remedy) from None
     except OSError as error:
