@@ -19,13 +19,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.errors import raises_code
+from veneer.adapter.protocol import LayerAdapter
 from veneer.cli.main import main
 from veneer.verbs.info import write_norm_plot
 from veneer.weights.file import AdapterFile, read_layers, save
 from veneer.weights.formats.places import place_of
 from veneer.weights.formats.registry import METADATA_KEYS
 from veneer.weights.hashes import hashing
-from veneer.weights.summary import _FORMAT_KEYS, info
+from veneer.weights.summary import _FORMAT_KEYS, info, read_names
+from veneer.weights.tensors_file import open_tensors
 from veneer.weights.training_summary import training_summary
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2]
@@ -52,10 +54,16 @@ def many(dtype: torch.dtype) -> dict[str, Tensor]:
     return {name: tensor.to(dtype) for name, tensor in tensors.items()}
 
 
+def layers_in(path: Path) -> dict[str, LayerAdapter]:
+    """A file's layers, loaded by torch."""
+    with open_tensors(path) as file:
+        return read_layers(file, read_names(file))
+
+
 def products(path: Path) -> dict[str, float]:
     """The norm of (alpha/r) B A of each layer, taken of the product itself in float64."""
     found = {}
-    for name, adapter in read_layers(path).items():
+    for name, adapter in layers_in(path).items():
         factors: Any = getattr(adapter, "lora", adapter)
         product = factors.up.double().flatten(1) @ factors.down.double().flatten(1)
         found[name] = float(factors.alpha / factors.rank * product.norm())
@@ -66,7 +74,7 @@ def products(path: Path) -> dict[str, float]:
 def test_all_is_what_loading_the_file_says(dtype: torch.dtype, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     save_file(many(dtype), path, {"format": "pt", "note": "x"})
-    told, layers = info(path), read_layers(path)
+    told, layers = info(path), layers_in(path)
     assert {layer.name: layer.norm for layer in told.layers} == pytest.approx(products(path), rel=1e-5)
     assert {layer.name: dict(layer.hyperparameters) for layer in told.layers} == {
         name: dict(adapter.hyperparameters) for name, adapter in layers.items()
@@ -279,4 +287,4 @@ def test_what_veneer_saves_tells_its_family_and_trigger(tmp_path: Path) -> None:
 def read_layers_of(folder: Path) -> Any:
     pair = {"unet.x.lora_A.weight": torch.ones(2, 12), "unet.x.lora_B.weight": torch.ones(9, 2)}
     save_file(pair, folder / "x.safetensors")
-    return read_layers(folder / "x.safetensors")
+    return layers_in(folder / "x.safetensors")

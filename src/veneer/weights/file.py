@@ -33,6 +33,7 @@ from veneer.weights.kohya_hashes import with_file_hashes
 from veneer.weights.metadata import LABELLED, completed
 from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes, open_tensors, read_tensors
 from veneer.weights.summary import TENSORS_HASH, AdapterInfo, free_metadata, info, located_at, read_names
+from veneer.weights.tensors_file import TensorsFile
 
 __all__ = [
     "DTYPES",
@@ -262,15 +263,6 @@ def _without_base(content: _Content) -> dict[str, LayerAdapter]:
     return {paths[layer]: adapter for layer, adapter in content.layers.items()}
 
 
-def read_layers(path: Path) -> Mapping[str, LayerAdapter]:
-    """Return the adapter of each layer by the file's own names for layers.
-
-    Raises:
-        UserError: as of :func:`load`.
-    """
-    return _read(path, []).layers
-
-
 @opens_paths
 def outline(path: Path) -> dict[str, LayerAdapter]:
     """Return an adapter's layers, by the file's names for them, without its numbers, which are on the meta device.
@@ -346,12 +338,25 @@ def _read_file(path: Path, network: str | None, left_out: list[LeftOut] | None) 
         metadata = file.header.metadata
         shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
         names = read_names(file, network, left_out)
-        scales = scales_of(shapes)
-        tensors = read_tensors(file, [*names, *scales.values()])
-    with located_at(path):
-        tensors |= {name: scaled(tensors[name], tensors[scale], name) for name, scale in scales.items()}
-        layers = _adapters(path, names, metadata, tensors)
+        layers = read_layers(file, names)
     return _Content(layers, {name.layer: name.format for name in names.values()}, shapes, metadata)
+
+
+def read_layers(file: TensorsFile, names: Mapping[str, TensorName]) -> dict[str, LayerAdapter]:
+    """Return the adapter of each layer of an open file, by the file's own names for layers.
+
+    Args:
+        file: the file.
+        names: what :func:`read_names` said of it.
+
+    Raises:
+        UserError: as of :func:`load`.
+    """
+    scales = scales_of(file.header.tensors)
+    tensors = read_tensors(file, [*names, *scales.values()])
+    with located_at(file.path):
+        tensors |= {name: scaled(tensors[name], tensors[scale], name) for name, scale in scales.items()}
+        return _adapters(file.path, names, file.header.metadata, tensors)
 
 
 def _adapters(

@@ -286,6 +286,7 @@ def _layers(file: TensorsFile, names: Mapping[str, TensorName]) -> tuple[LayerIn
         parts = by_layer(names)
         methods = {layer: method_of(layer, own).method for layer, own in parts.items()}
     known = _Known(
+        names,
         {name.layer: place_of(name.layer, name.format) for name in names.values()},
         parts,
         settings_of,
@@ -309,12 +310,14 @@ class _Known:
     """What names and configs tell of a file's layers.
 
     Attributes:
+        names: what each tensor's name says.
         places: where each is.
         parts: names of each one's tensors by part.
         settings_of: what the config says of one.
         config: where the config is.
     """
 
+    names: Mapping[str, TensorName]
     places: Mapping[str, LayerPlace]
     parts: Mapping[str, Mapping[str, str]]
     settings_of: Callable[[str], Settings | None]
@@ -357,7 +360,7 @@ def _torch_layers(file: TensorsFile, known: _Known) -> list[LayerInfo]:
             known.strength_in(name),
             math.sqrt(adapter.squared_norm()) if adapter.method.is_mergeable and adapter.method.is_additive else None,
         )
-        for name, adapter in read_layers(file.path).items()
+        for name, adapter in read_layers(file, known.names).items()
     ]
 
 
