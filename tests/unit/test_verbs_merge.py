@@ -305,6 +305,26 @@ def test_a_folder_in_another_dtype_says_so(tiny_sdxl: Path, tmp_path: Path) -> N
     assert {tensor.dtype for tensors in autoencoder for tensor in tensors.values()} == {torch.float32}
 
 
+def test_a_folder_in_eight_bits_is_loaded(tiny_base: Path, tmp_path: Path) -> None:
+    base = BaseWeights(tiny_base)
+    weights = adapter(base)
+    source = saved(weights, tmp_path / "a.safetensors")
+    result = merge_adapters([source], tmp_path / "out", base=str(tiny_base), dtype="float8_e4m3fn")
+    family, found = load_family(str(result.path)), BaseWeights(result.path)
+    for layer in weights:
+        network, _, path = layer.partition(".")
+        assert found.dtype(layer) == torch.float8_e4m3fn
+        assert torch.equal(family.networks[network].get_submodule(path).weight, found.read(layer).float())
+
+
+def test_averages_of_a_training_are_warned_of(tiny_sdxl: Path, tmp_path: Path) -> None:
+    file = tmp_path / "xl.safetensors"
+    save_file({**load_file(tiny_sdxl.parent / "xl.safetensors"), "model_ema.diffusion_modelx": torch.ones(2)}, file)
+    source = saved(adapter(BaseWeights(file)), tmp_path / "a.safetensors")
+    (warning,) = merge_adapters([source], tmp_path / "out.safetensors", base=str(file)).warnings
+    assert "model_ema.* weights are as in the base" in warning
+
+
 def scaled(path: Path, flux: Path, scale: float) -> Path:
     """FLUX in 8 bits, each matrix with a scale, as ComfyUI writes it."""
     tensors: dict[str, Tensor] = {"scaled_fp8": torch.empty(2, dtype=torch.float8_e4m3fn)}

@@ -62,8 +62,8 @@ Base = Annotated[
     typer.Option(
         metavar="BASE",
         parser=parse_model,
-        help="'bundled', a diffusers folder or a hub id. Default: what config.yaml beside the adapter says, "
-        "else 'bundled'.",
+        help="'bundled', a diffusers folder, a single file or a hub id. Default: what config.yaml beside the adapter "
+        "says, else 'bundled'.",
     ),
 ]
 Scale = Annotated[float, typer.Option(metavar="X", help="Strength of the adapter; 1 is what it was trained at.")]

@@ -23,6 +23,7 @@ from veneer.family.shards import WeightsFile
 from veneer.family.windows import token_windows_of
 from veneer.files import name_beside, opens_paths, user_path
 from veneer.run.folder import base_beside
+from veneer.verbs.derived_file import check_free
 from veneer.verbs.merge_check import Difference, random_input_difference
 from veneer.verbs.merged_files import Progress, plan_file, plan_folder
 from veneer.verbs.merged_tensor import Change, Rounding
@@ -41,6 +42,8 @@ DTYPES = {
 }
 """The dtypes that a merged base can be written in, by name."""
 _MOST_MEASURED = 32  # layers that are run on random inputs
+_AVERAGES = "model_ema."
+"""What begins the names of a checkpoint's second set of weights, which few programs read."""
 _SWALLOWED = 0.1  # share of a change that rounding may take before it is warned of
 
 
@@ -54,7 +57,8 @@ class MergeResult:
         rounding: by layer, what rounding to these did to what the adapters change.
         difference: between the written layers and the base with the adapters beside it, on random inputs.
         left_out: files of the base that are not in the new folder, for their weights are without the adapters.
-        unmerged: what of the adapters' files is no part of an adapter, in words.
+        unmerged: what of the adapters' files is no part of an adapter, and what weights of the base are as they were
+            though programs may prefer them, in words.
     """
 
     path: Path
@@ -128,12 +132,18 @@ def merge_adapters(
     after = BaseWeights(out)
     dtypes = sorted({str(after.dtype(layer)).removeprefix("torch.") for layer in layers})
     difference = random_input_difference(weights, after, _some(layers))
+    unmerged += _averages(after)
     return MergeResult(out, tuple(dtypes), rounding, difference, tuple(left_out), tuple(unmerged))
 
 
+def _averages(base: BaseWeights) -> list[str]:
+    """Say that a file has a second set of weights, averages of a training, in which nothing is merged."""
+    has_some = any(name.startswith(_AVERAGES) for file in base.files for name in file.header.tensors)
+    return [f"its {_AVERAGES}* weights are as in the base: what prefers them has no adapter"] if has_some else []
+
+
 def _check_out(base: BaseWeights, out: Path) -> None:
-    if out.exists():
-        raise UserError("is there already", code="output.exists", where=out, remedy="choose another --out")
+    check_free(out)
     is_folder = base.place.is_dir()
     if is_folder == (out.suffix.lower() == ".safetensors"):
         kind, remedy = ("a folder", "name a folder") if is_folder else ("one file", f"name {out.name}.safetensors")

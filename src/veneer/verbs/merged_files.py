@@ -159,14 +159,15 @@ class FolderPlan:
 
     def _copy(self, path: Path, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if self.dtype is not None and path.parent in {file.parent for file in self.files}:
-            if path.name.endswith(".index.json"):
-                _write_json(target, self._index(path))
-                return
-            if path.name == "config.json":
-                _write_json(target, self._config(path))
-                return
-        shutil.copyfile(self.source / path, target)
+        dtype = self.dtype if path.parent in {file.parent for file in self.files} else None
+        if dtype is not None and path.name.endswith(".index.json"):
+            _write_json(target, self._index(path))
+        elif dtype is not None and dtype.itemsize > 1 and path.name == "config.json":
+            _write_json(
+                target, self._config(path)
+            )  # 8-bit floats are loaded in another dtype, the one it names already
+        else:
+            shutil.copyfile(self.source / path, target)
 
     def _index(self, path: Path) -> dict[str, Any]:
         """Return an index of shards with the size that they have now."""
