@@ -11,11 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks.page import PAGE
 from tests.packages import few_steps, make_packages
 from tools.build_base import build as build_base
-from tools.build_base import design
+from tools.build_base import demo, design
+from tools.build_base.plan import parameters
 from tools.on_gpu import archive, base, bench, run, table
 from tools.on_gpu.check import DEVICE
 from tools.on_gpu.groups import PEFT
@@ -230,6 +232,37 @@ def test_a_base_that_is_cut_short_has_been_brought_back(
     assert "Ended early: RuntimeError: the card fell out" in capsys.readouterr().out
     archive.unpack_parts(tmp_path / "base.tar", tmp_path / "back")
     assert (tmp_path / "back" / "vae" / "diffusion_pytorch_model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_a_base_that_came_back_is_judged_with_an_adapter_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tools.build_base import concepts
+    from tools.demo_style import classifier, likeness
+    from tools.on_gpu.judge import judge
+
+    make_packages(tmp_path / "work" / "packages", monkeypatch)
+    monkeypatch.setattr(design, "TINY", few_steps(design.TINY))
+    monkeypatch.setattr(concepts, "DEMO_HELD_OUT", 3)
+    monkeypatch.setattr(concepts, "DEMO_TRAIN", 5)
+    monkeypatch.setattr(demo, "SUBJECT", ("ant",))
+    monkeypatch.setattr(classifier, "STEPS", 3)
+    monkeypatch.setattr(likeness, "FOLDS", 2)
+    monkeypatch.setattr(likeness, "DIRECTIONS", (2,))
+    base.base(tmp_path, "cpu", 300.0, tmp_path / "work")
+    capsys.readouterr()
+    assert judge(tmp_path, tmp_path / "work", steps=2) == 1  # it has learned nothing
+    said = capsys.readouterr().out
+    assert "| pictures that find their own drawing first | 0.98 |" in said and "not measured" not in said
+    assert Image.open(tmp_path / "sheet-of-adapter.png").width > 0
+    assert (tmp_path / "demo" / "LICENSE.txt").read_text().count("32 pixels") == 1
+
+
+def test_all_that_comes_back_is_few_files() -> None:
+    """At most 8, of 16 MiB: the log, figures, losses, the sheet, and the base."""
+    whole = 2 * parameters(design.LARGE) + 2_000_000  # tokenizer, sheet, card
+    assert -(-whole // (15 << 20)) + 4 <= 8
 
 
 def test_parts_of_a_base_are_put_together_in_their_order(tmp_path: Path) -> None:

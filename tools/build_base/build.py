@@ -63,7 +63,7 @@ class Budget:
 
 JUDGING, JUDGING_SHARE = 40.0, 0.15
 """Seconds that are kept for writing and measuring, but no more than this share of all."""
-AUTOENCODER_SHARE, FINISH_SHARE = 0.33, 0.25
+AUTOENCODER_SHARE, FINISH_SHARE = 0.3, 0.25
 """Of the time for training: the autoencoder's; of the rest: the finish's."""
 JUDGED_AT_ONCE = 224
 """Pictures that a GPU paints at once."""

@@ -223,7 +223,7 @@ def draw_layers(svgs: Sequence[str], size: int, file: Path, processes: int | Non
     np.lib.format.open_memmap(beside, "w+", np.uint8, shape).flush()
     places = np.array_split(np.arange(len(svgs)), max(1, len(svgs) // 64))
     jobs = [(beside, int(part[0]), [svgs[place] for place in part], size) for part in places]
-    count = min(processes or os.cpu_count() or 1, len(jobs))
+    count = min(processes or _cores(), len(jobs))
     if count == 1:
         list(map(_draw_part, jobs))
     else:
@@ -231,6 +231,11 @@ def draw_layers(svgs: Sequence[str], size: int, file: Path, processes: int | Non
             list(pool.map(_draw_part, jobs))
     beside.replace(file)
     return cast(Pictures, np.load(file, mmap_mode="c"))
+
+
+def _cores() -> int:
+    """Count the cores that this process may use, where the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _draw_part(job: tuple[Path, int, list[str], int]) -> None:

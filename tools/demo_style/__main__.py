@@ -116,7 +116,9 @@ def fit_classifier(work: Path, place: Place = BUNDLED) -> dict[str, float]:
     def pixels(style: str, held: bool) -> Tensor:
         names = [c.name for c in known if (c.name in held_out) == held]
         drawn = autoencoder.as_tensor(drawings.stack(drawings.draw(sets[style].svg(n), place.pixels) for n in names))
-        through = [family.decode(family.encode_image(part).mean) for part in torch.tensor_split(drawn, 16)]
+        through = [
+            family.decode(family.encode_image(part).mean) for part in torch.tensor_split(drawn, min(16, len(drawn)))
+        ]
         return torch.cat([drawn, *through])
 
     model = classifier.fit(pixels("noto", held=False), pixels("openmoji", held=False))
