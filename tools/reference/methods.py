@@ -8,7 +8,7 @@ from veneer.adapter.part_names import BIASED, PART_NAMES
 from veneer.adapter.protocol import Method
 from veneer.adapter.registry import METHODS
 
-__all__ = ["PAGE", "SECTION", "table"]
+__all__ = ["PAGE", "SECTION", "formats_of", "table"]
 
 PAGE = Path(__file__).parents[2] / "docs" / "adapters.md"
 SECTION = "methods"
@@ -40,11 +40,12 @@ def _row(method: Method) -> list[str]:
         "yes" if method.is_low_rank else _BATCH,
         "yes" if method.is_low_rank else _RESIZE,
         "norms are not quantised" if method.name == "norm" else "yes",
-        ", ".join(_formats(method)) or ("LoRA's, as which it is read" if method.is_low_rank else _FORMAT),
+        ", ".join(formats_of(method)) or ("LoRA's, as which it is read" if method.is_low_rank else _FORMAT),
     ]
 
 
-def _formats(method: Method) -> list[str]:
+def formats_of(method: Method) -> list[str]:
+    """Return the formats that a method's adapters are written in."""
     names = PART_NAMES[method.name]
     formats = (format for naming, formats in _FORMATS.items() if naming in names.endings for format in formats)
     return [format for format in formats if format not in names.unread_by]
