@@ -22,6 +22,7 @@ from veneer.family.key_names.flux import flux_names, onetrainer_names
 from veneer.family.key_names.network import names_in
 from veneer.family.layer_names import published_names
 from veneer.weights.file import load
+from veneer.weights.formats.kohya import KOHYA
 from veneer.weights.formats.protocol import BaseNames
 
 ROWS = read_key_table("flux1")
@@ -270,3 +271,15 @@ def control_base() -> BaseNames:
     kinds = {"kohya": flux_names, "onetrainer": onetrainer_names}
     names = {kind: names_in("transformer", transformer, own) for kind, own in kinds.items()}
     return BaseNames({"transformer": transformer}, names)
+
+
+@pytest.mark.parametrize("ranks", [(4, 4, 4, 4), (2, 4, 6, 3)], ids=["equal", "unequal"])
+def test_what_is_written_for_kohya_s_readers_is_what_diffusers_reads(ranks: tuple[int, ...], base: BaseNames) -> None:
+    """Each layer with a strength of its own; what is one layer there tells all of them by one alpha."""
+    weights = {}
+    for number, row in enumerate(row for row in ROWS if in_some_blocks(row) and is_block(row)):
+        own = pair(*row.shape, ranks[number % 4])
+        weights[f"transformer.{row.path}"] = LoraFactors(own["down"], own["up"], alpha=1.0 + number % 3)
+    (file,) = KOHYA.write(weights, base)
+    assert len([name for name in file.tensors if name.endswith(".alpha")]) == 2 * 10 + 3 * 3
+    assert_same_updates(weights, convert._convert_kohya_flux_lora_to_diffusers(dict(file.tensors)))
