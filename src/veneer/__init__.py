@@ -63,6 +63,8 @@ if TYPE_CHECKING:
     from veneer.verbs.check import check_adapter as check_adapter
     from veneer.verbs.civitai import make_civitai_folder as make_civitai_folder
     from veneer.verbs.compare import compare_adapters as compare_adapters
+    from veneer.verbs.convert import Conversion as Conversion
+    from veneer.verbs.convert import convert_adapter as convert_adapter
     from veneer.verbs.edit import EditOptions as EditOptions
     from veneer.verbs.edit import edit_adapter as edit_adapter
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
@@ -95,6 +97,7 @@ __all__ = [
     "BlendOptions",
     "BlendSource",
     "BlockWeights",
+    "Conversion",
     "DoraFactors",
     "DoraSpec",
     "EditOptions",
@@ -124,6 +127,7 @@ __all__ = [
     "compare_adapters",
     "comparison_sheet",
     "config_from_folder",
+    "convert_adapter",
     "demo_path",
     "dump_config",
     "edit_adapter",
@@ -197,6 +201,8 @@ _HOMES = {
     "BlockWeights": "veneer.verbs.blend:BlockWeights",
     "BlendSource": "veneer.verbs.blend:BlendSource",
     "blend_adapters": "veneer.verbs.blend:blend_adapters",
+    "Conversion": "veneer.verbs.convert:Conversion",
+    "convert_adapter": "veneer.verbs.convert:convert_adapter",
     "base_path": "veneer.base:path",
     "build_config": "veneer.config.load:build_config",
     "build_study": "veneer.study.config:build_study",

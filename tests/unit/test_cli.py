@@ -24,6 +24,7 @@ VERBS = (
     *(("adapter",), ("adapter", "info"), ("adapter", "verify"), ("adapter", "resize"), ("adapter", "merge")),
     *(("adapter", "blend"), ("adapter", "compare"), ("adapter", "edit"), ("adapter", "prune")),
     ("adapter", "extract"),
+    ("adapter", "convert"),
 )
 
 

@@ -8,6 +8,7 @@ from veneer.cli.adapter.blend import blend
 from veneer.cli.adapter.check import check
 from veneer.cli.adapter.civitai import civitai
 from veneer.cli.adapter.compare import compare
+from veneer.cli.adapter.convert import convert
 from veneer.cli.adapter.edit import edit
 from veneer.cli.adapter.extract import extract
 from veneer.cli.adapter.info import info
@@ -24,6 +25,7 @@ _VERBS = (
     info,
     check,
     verify,
+    convert,
     resize,
     blend,
     compare,

@@ -1,0 +1,181 @@
+"""What readers that are not Veneer's find in an adapter file, compared with what Veneer wrote."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from veneer.adapter.layers import weighted_layers_of
+from veneer.adapter.protocol import AdapterWeights
+from veneer.errors import UserError
+from veneer.family.lora_loaders import diffusers_loader, merged_by_diffusers, merged_by_peft
+from veneer.rng import torch_generator
+from veneer.weights.adapter_path import files_in
+from veneer.weights.formats.layers import LayerIndex
+from veneer.weights.formats.names import parse_name
+from veneer.weights.formats.protocol import BaseNames
+from veneer.weights.formats.strength import NETWORK_KEY
+
+__all__ = ["READERS", "ReadBack", "read_back"]
+
+_TOLERANCE = 1e-5
+"""Relative difference that float32 sums in another order make at most."""
+_NARROW_TOLERANCE = 1e-2
+"""That of tensors of 16 bits, which readers multiply in their own precision."""
+
+
+@dataclass(frozen=True)
+class ReadBack:
+    """A reader's finding.
+
+    Attributes:
+        reader: its name.
+        layers: how many layers it compared.
+        difference: the largest of W + delta W between the reader and Veneer, as a share of the layer's largest number.
+        missing: layers that the reader does not find, or cannot compute.
+        tolerance: that rounding takes.
+        fault: why the reader refuses the file; None: it does not.
+    """
+
+    reader: str
+    layers: int
+    difference: float
+    missing: tuple[str, ...] = ()
+    tolerance: float = _TOLERANCE
+    fault: str | None = None
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the reader finds each layer, with the same numbers up to rounding."""
+        return self.fault is None and not self.missing and self.difference <= self.tolerance
+
+    @property
+    def finding(self) -> str:
+        """What it finds, in words."""
+        if self.fault is not None:
+            return self.fault
+        if self.missing:
+            return f"it passes over {len(self.missing)} layers, such as {self.missing[0]}"
+        return f"{self.layers} layers, in which W + delta W differs by at most {self.difference:.0e}"
+
+
+def read_back(out: Path, format_name: str, weights: AdapterWeights, base: BaseNames) -> list[ReadBack]:
+    """Read a written file with each reader of its format that is installed, and compare what each would merge.
+
+    Args:
+        out: the file, or folder.
+        format_name: of it.
+        weights: what was written.
+        base: whose layers it is of.
+
+    Raises:
+        UserError: no reader of the format is installed.
+    """
+    found = [_compared(name, read, out, weights, base) for name, read in _readers(format_name, weights, base)]
+    if not found:
+        what = f"no reader of {format_name} files that is not Veneer's own is installed"
+        raise UserError(what, code="convert.no_reader", remedy="pip install lycoris-lora, or leave out --verify")
+    return found
+
+
+Read = Callable[[Path, BaseNames, Callable[[str], Tensor]], Mapping[str, Tensor]]
+"""Returns W + delta W of the layers that a reader finds, for a given W."""
+
+
+def _with_diffusers(out: Path, base: BaseNames, weight_of: Callable[[str], Tensor]) -> Mapping[str, Tensor]:
+    return merged_by_diffusers(out, base.networks, weight_of)
+
+
+def _with_peft(out: Path, base: BaseNames, weight_of: Callable[[str], Tensor]) -> Mapping[str, Tensor]:
+    files = files_in(out)
+    networks = {network or _only_network(file): file for file, network in files.items()}
+    return merged_by_peft(networks, base.networks, weight_of)
+
+
+def _only_network(file: Path) -> str:
+    with safe_open(file, framework="pt") as opened:
+        return str(opened.metadata()[NETWORK_KEY])
+
+
+def _with_lycoris(out: Path, base: BaseNames, weight_of: Callable[[str], Tensor]) -> Mapping[str, Tensor]:
+    """Let LyCORIS' modules make W + delta W of each layer's tensors; the names are looked up by Veneer."""
+    from lycoris.modules import get_module, make_module  # type: ignore[import-untyped]
+
+    tensors, index, layers = load_file(out), LayerIndex(base), weighted_layers_of(base.networks)
+    found: dict[str, Tensor] = {}
+    for name in dict.fromkeys(_layer_in(tensor) for tensor in tensors):
+        paths = index.find(name)
+        if len(paths) != 1:
+            continue
+        (path,) = paths
+        kind, parts = get_module(tensors, name)
+        layer: Any = copy.deepcopy(layers[path]).to_empty(device="cpu")
+        layer.weight = nn.Parameter(weight_of(path), requires_grad=False)
+        module: Any = None if kind is None else make_module(kind, parts, name, layer)
+        if module is not None:
+            with torch.no_grad():
+                found[path] = module.get_merged_weight(shape=layer.weight.shape)[0].reshape(layer.weight.shape)
+    return found
+
+
+def _layer_in(tensor: str) -> str:
+    parsed = parse_name(tensor)
+    assert parsed is not None, tensor
+    return tensor[: tensor.index(parsed.layer) + len(parsed.layer)] if parsed.layer in tensor else tensor
+
+
+READERS: Mapping[str, tuple[tuple[str, Read], ...]] = {
+    "diffusers": (("diffusers", _with_diffusers),),
+    "kohya": (("LyCORIS", _with_lycoris), ("diffusers", _with_diffusers)),
+    "comfy": (("LyCORIS", _with_lycoris),),
+    "peft": (("peft", _with_peft),),
+}
+"""The readers of each format; the first is the one that the format is for, or made as its readers are."""
+
+
+def _readers(format_name: str, weights: AdapterWeights, base: BaseNames) -> list[tuple[str, Read]]:
+    """Return the readers of a format that are installed, and read these methods and this base."""
+    methods = {adapter.method.name for adapter in weights.values()}
+    by_diffusers = diffusers_loader(base.networks) is not None
+    has = {
+        "LyCORIS": importlib.util.find_spec("lycoris") is not None,
+        # of kohya's files it passes over all but LoRA, magnitudes too, with a warning
+        "diffusers": by_diffusers and (format_name == "diffusers" or methods == {"lora"}),
+        "peft": True,
+    }
+    return [(name, read) for name, read in READERS[format_name] if has[name]]
+
+
+def _compared(name: str, read: Read, out: Path, weights: AdapterWeights, base: BaseNames) -> ReadBack:
+    """Return what a reader finds, compared with what was written."""
+    is_narrow = any(tensor.element_size() < 4 for each in weights.values() for tensor in each.state_dict().values())
+    tolerance = _NARROW_TOLERANCE if is_narrow else _TOLERANCE
+    layers = weighted_layers_of(base.networks)
+
+    def weight_of(path: str) -> Tensor:
+        """Zero where delta W depends on the adapter alone, so that nothing but delta W is compared."""
+        shape, method = layers[path].weight.shape, weights[path].method
+        return torch.zeros(shape) if method.is_additive else torch.randn(shape, generator=torch_generator(0, path))
+
+    try:
+        theirs = read(out, base, weight_of)
+    except Exception as error:  # whatever it is, the reader does not take the file
+        return ReadBack(name, 0, math.inf, tuple(sorted(weights)), tolerance, f"{type(error).__name__}: {error!s:.200}")
+    difference = 0.0
+    for path in theirs.keys() & weights.keys():
+        own = weights[path].to("cpu", torch.float32)
+        expected = weight_of(path) + own.delta_weight(weight_of(path))
+        scale = float(expected.abs().max()) or 1.0
+        difference = max(difference, float((theirs[path].float() - expected).abs().max()) / scale)
+    missing = tuple(sorted(weights.keys() - theirs.keys()))
+    return ReadBack(name, len(theirs), difference if math.isfinite(difference) else math.inf, missing, tolerance)
