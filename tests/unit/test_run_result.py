@@ -166,4 +166,4 @@ def test_kohyas_file_has_all_that_lists_show(
     shown = {key for key in info(folder).metadata if key.startswith(("ss_", "modelspec."))}
     assert shown == set(), "diffusers' file is as it was"
     card = (folder / CARD).read_text("utf-8")
-    assert f"| `shapes.safetensors` | A1111, Forge, ComfyUI, SwarmUI, kohya's scripts | `{found.sha256}` |" in card
+    assert f"| `shapes.safetensors` | none: no program that reads it loads this base | `{found.sha256}` |" in card

@@ -146,6 +146,7 @@ def test_programs_that_cannot_load_the_base_are_not_named() -> None:
     for labels in (None, BaseLabels("stable-diffusion", None)):
         text = model_card(replace(FACTS, labels=labels), None)
         assert "In ComfyUI" not in text and "In A1111" not in text
+    assert "| `outlines.safetensors` | none: no program that reads it loads this base |" in text
 
 
 def test_the_pictures_are_shown_by_the_hub_and_the_comparison_by_everyone() -> None:

@@ -180,7 +180,7 @@ def test_a_training_is_told_from_the_keys_of_kohya_and_modelspec() -> None:
     assert told.facts == {
         "title": "A hat",
         "base": "sd_v1",
-        "trainer": "networks.lora",
+        "kohya's module": "networks.lora",
         "steps": "1000",
         "learning rate": "0.0001",
     }

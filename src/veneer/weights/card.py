@@ -11,7 +11,7 @@ import yaml
 
 from veneer.printable import printable
 from veneer.weights.licenses import License
-from veneer.weights.metadata import BaseLabels
+from veneer.weights.metadata import LABELLED, BaseLabels
 
 __all__ = ["CardFacts", "CardFile", "ScoreFacts", "model_card"]
 
@@ -157,8 +157,15 @@ def _files(facts: CardFacts) -> str:
     rows = []
     for file in facts.files:
         digest = _code(file.sha256) if file.sha256 else ""
-        rows.append(f"| {_code(file.name)} | {_PROGRAMS.get(file.format, file.format)} | {digest} |")
+        rows.append(f"| {_code(file.name)} | {_programs(facts, file)} | {digest} |")
     return "\n".join(["## Files", "", "| file | for | SHA-256 |", "| --- | --- | --- |", *rows, ""])
+
+
+def _programs(facts: CardFacts, file: CardFile) -> str:
+    """Return the programs that a file is for, as far as they load the base."""
+    if file.format in LABELLED and facts.labels is not None and facts.labels.version is None:
+        return "none: no program that reads it loads this base"
+    return _PROGRAMS.get(file.format, file.format)
 
 
 _WINDOWS = """

@@ -25,7 +25,7 @@ _FACTS: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("licence", ("modelspec.license",)),
     ("architecture", ("modelspec.architecture",)),
     ("base", ("veneer.base", "ss_base_model_version", "ss_sd_model_name")),
-    ("trainer", ("modelspec.implementation", "ss_network_module")),
+    ("kohya's module", ("ss_network_module",)),
     ("steps", ("veneer.steps", "ss_steps")),
     ("epochs", ("ss_epoch", "ss_num_epochs")),
     ("pictures", ("ss_num_train_images",)),
