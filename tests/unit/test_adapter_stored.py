@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.adapter_methods import IN, OUT, PARTS, adapters, filled
 from tests.errors import raises_code
@@ -261,6 +262,31 @@ def test_what_would_make_a_huge_weight_is_refused_by_its_shapes(name: str) -> No
     parts = {part: torch.ones(shape) for part, shape in HUGE[name].items()}
     with raises_code("adapter.bad_factors", "more than a layer has"):
         read(parts)
+
+
+def test_the_size_of_delta_takes_no_delta() -> None:
+    """Factors of a few megabytes that would make gigabytes: what is allocated stays below the factors' own size."""
+    thin = {"hada_w1_a": (2**14, 1), "hada_w1_b": (1, 2**14), "hada_w2_a": (2**14, 1), "hada_w2_b": (1, 2**14)}
+    wide = {"lokr_w1": (1, 1), "lokr_w2_a": (2**14, 2), "lokr_w2_b": (2, 2**14)}
+    for shapes, expected in ((thin, 2.0**28), (wide, 4 * 2.0**28)):
+        adapter = read({part: torch.ones(shape) for part, shape in shapes.items()})
+        with Largest() as largest:
+            assert adapter.squared_norm() == pytest.approx(expected)
+        assert largest.numbers <= 2**19
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that is made inside."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        sizes = [
+            one.numel() for one in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(one, Tensor)
+        ]
+        self.numbers = max([self.numbers, *sizes])
+        return made
 
 
 BAD: dict[str, dict[str, tuple[int, ...]]] = {

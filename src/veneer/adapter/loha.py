@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.protocol import Method
-from veneer.adapter.stored import StoredAdapter, alpha_in, bad_factors, check_parts, same_but_kernel
+from veneer.adapter.stored import StoredAdapter, alpha_in, bad_factors, check_parts, same_but_kernel, without_core
 
 __all__ = ["LOHA", "LohaFactors"]
 
 _FACTORS = ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")
 _CORES = ("hada_t1", "hada_t2")
-_AT_ONCE = 2**22  # numbers of delta W that are made at a time where only its size is wanted
+_AT_ONCE = 2**18  # numbers of delta W that are made at a time where only its size is wanted
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,9 +107,27 @@ class LohaFactors(StoredAdapter):
         return self._delta().reshape(self.shape)
 
     def squared_norm(self, weight: Tensor | None = None) -> float:
-        """Return |delta W|^2; no more of delta W is made at a time than some megabytes."""
+        """Return |delta W|^2; no more of delta W is made at a time than some megabytes.
+
+        With ranks as low as those of most files it is that of a product of rank r^2: row o of it is the products of
+        all numbers of row o of A1 with all of row o of A2.
+        """
         wide = self.to(self.tensors["hada_w1_a"].device, torch.float64)
-        return sum(float(piece._delta().square().sum()) for piece in wide._pieces())
+        halves = [wide._plain_half(half) for half in "12"]
+        (a1, b1), (a2, b2) = halves
+        if self.rank**3 * (len(a1) + b1.shape[1]) < len(a1) * b1.shape[1]:
+            square = float((_products(a1.T, a2.T) * _products(b1, b2)).sum())
+        else:
+            step = max(1, _AT_ONCE // b1.shape[1])
+            pieces = zip(a1.split(step), a2.split(step), strict=True)
+            square = sum(float(((one @ b1) * (two @ b2)).square().sum()) for one, two in pieces)
+        return self.scale**2 * max(square, 0.0)
+
+    def _plain_half(self, half: str) -> tuple[Tensor, Tensor]:
+        """Return A (out, r) and B (r, all else) of a half, with the core in B where there is one."""
+        a, b, core = (self.tensors.get(name) for name in (f"hada_w{half}_a", f"hada_w{half}_b", f"hada_t{half}"))
+        assert a is not None and b is not None
+        return (a, b.flatten(1)) if core is None else without_core(core, a, b)
 
     def _delta(self) -> Tensor:
         return self._half("1") * self._half("2") * self.scale
@@ -122,14 +140,16 @@ class LohaFactors(StoredAdapter):
             return torch.einsum("ijkl,jr,ip->prkl", core, b, a)
         return (a @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:])
 
-    def _pieces(self) -> Iterator[LohaFactors]:
-        """Yield the adapters of some outputs each, all outputs together."""
-        out, *rest = self.told_shape
-        step, axis = max(1, _AT_ONCE // math.prod(rest)), 1 if "hada_t1" in self.tensors else 0
-        for start in range(0, out, step):
-            own = {f"hada_w{half}_a": self.tensors[f"hada_w{half}_a"] for half in "12"}
-            cut = {part: tensor.narrow(axis, start, min(step, out - start)) for part, tensor in own.items()}
-            yield LohaFactors({**self.tensors, **cut}, self.numbers)
+
+def _products(one: Tensor, two: Tensor) -> Tensor:
+    """Return the inner products (r r, r r) of the products entry by entry of each row of one with each of the other."""
+    rows = one.shape[0] * two.shape[0]
+    step = max(1, _AT_ONCE // rows)
+    total = one.new_zeros(rows, rows)
+    for some, others in zip(one.split(step, 1), two.split(step, 1), strict=True):
+        product = (some[:, None] * others[None]).flatten(0, 1)
+        total += product @ product.T
+    return total
 
 
 LOHA = Method(

@@ -11,7 +11,15 @@ from torch import Tensor
 
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.protocol import Method
-from veneer.adapter.stored import StoredAdapter, alpha_in, bad_factors, check_parts, same_but_kernel
+from veneer.adapter.stored import (
+    StoredAdapter,
+    alpha_in,
+    bad_factors,
+    check_parts,
+    same_but_kernel,
+    squared_product,
+    without_core,
+)
 
 __all__ = ["LOKR", "LokrFactors"]
 
@@ -127,9 +135,9 @@ class LokrFactors(StoredAdapter):
         return (product * self.scale).reshape(self.shape)
 
     def squared_norm(self, weight: Tensor | None = None) -> float:
-        """Return |delta W|^2 = s^2 |W1|^2 |W2|^2."""
-        wide = self.to(next(iter(self.tensors.values())).device, torch.float64)
-        return self.scale**2 * float(wide._first().square().sum()) * float(wide._second().square().sum())
+        """Return |delta W|^2 = s^2 |W1|^2 |W2|^2; no half that is a product is made."""
+        wide = self.to(next(iter(self.tensors.values())).device, torch.float64).tensors
+        return self.scale**2 * _squared(wide, "lokr_w1") * _squared(wide, "lokr_w2")
 
     def _first(self) -> Tensor:
         """Return W1."""
@@ -145,6 +153,16 @@ class LokrFactors(StoredAdapter):
         if core is not None:
             return torch.einsum("ijkl,ip,jr->prkl", core, a, b)
         return (a @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:])
+
+
+def _squared(tensors: Mapping[str, Tensor], half: str) -> float:
+    """Return |W|^2 of a half."""
+    if half in tensors:
+        return float(tensors[half].square().sum())
+    a, b = tensors[f"{half}_a"], tensors[f"{half}_b"].flatten(1)
+    if half == "lokr_w2" and "lokr_t2" in tensors:
+        a, b = without_core(tensors["lokr_t2"], a, b)
+    return squared_product(a, b)
 
 
 def _rank(tensors: Mapping[str, Tensor]) -> int | None:

@@ -31,10 +31,12 @@ __all__ = [
     "layer_product",
     "number_in",
     "same_but_kernel",
+    "squared_product",
+    "without_core",
 ]
 
-_LARGEST = 2**31
-"""Most numbers that a layer's weight has; the largest that people adapt, a language model's head, has 10^9."""
+_LARGEST = 2**29
+"""Most numbers that a layer's weight may have; the largest of FLUX has 7 10^7."""
 _SHAPE = "weight_shape"
 
 
@@ -196,6 +198,22 @@ def same_but_kernel(told: Sequence[int], shape: Sequence[int]) -> bool:
     if told[0] != shape[0] or math.prod(told[1:]) != math.prod(shape[1:]):
         return False
     return len(told) == 2 or tuple(told) == tuple(shape) or math.prod(told[2:]) == 1 == math.prod(shape[2:])
+
+
+def squared_product(a: Tensor, b: Tensor) -> float:
+    """Return |A B|^2 = sum of (A'A) * (B B') without making A B, for A (out, r) and B (r, in)."""
+    return max(float(((a.T @ a) * (b @ b.T)).sum()), 0.0)
+
+
+def without_core(core: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Return A (out, r) and B (r, in kh kw) with the product of a Tucker decomposition.
+
+    Args:
+        core: (r, r, kh, kw).
+        a: (r, out).
+        b: (r, in).
+    """
+    return a.T, torch.einsum("ijkl,jr->irkl", core, b).flatten(1)
 
 
 def check_parts(parts: Mapping[str, Tensor], required: Sequence[str]) -> None:
