@@ -152,6 +152,15 @@ def test_a_strength_that_half_the_readers_miss_is_a_problem(tiny_base: Path, tmp
     assert checked(tmp_path, pair(width=width), tiny_base, folded).problems == ()
 
 
+def test_what_peft_s_own_config_tells_is_told_where_its_reader_looks(
+    tiny_base: Path, tmp_path: Path, width: int
+) -> None:
+    tensors = {f"base_model.model.{name[5:]}": tensor for name, tensor in pair(width=width).items()}
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 2, "peft_type": "LORA"}))
+    found = checked(tmp_path, tensors, tiny_base)
+    assert found.problems == () and found.strengths == {0.5: 1} and found.strength_in == {"adapter_config.json": 1}
+
+
 def test_layers_without_an_alpha_beside_others_are_a_problem(tiny_base: Path, tmp_path: Path, width: int) -> None:
     two = pair(alpha=2.0, name=KOHYA, width=width) | pair(name=KOHYA.replace("to_q", "to_v"), width=width)
     (problem,) = checked(tmp_path, two, tiny_base).problems

@@ -183,13 +183,13 @@ def one_base(monkeypatch: pytest.MonkeyPatch) -> None:
     layers = {f"{network}.{path}": m for network, net in NETWORKS.items() for path, m in net.named_modules()}
     weights = SimpleNamespace(
         place="base",
+        networks=lambda: NETWORKS,
         read=lambda path: layers[path].weight.detach(),
         dtype=lambda path: layers[path].weight.dtype,
         own_name=lambda path: path,
         layers=lambda: [path for path, module in layers.items() if hasattr(module, "weight")],
     )
     monkeypatch.setattr(check, "BaseWeights", SimpleNamespace(open=lambda base: weights))
-    monkeypatch.setattr(check, "base_names", lambda file, base: BaseNames.of(NETWORKS))
 
 
 def refusal(one: Corruption, path: Path) -> str | None:

@@ -22,7 +22,7 @@ from tests.errors import raises_code
 from veneer.adapter.protocol import LayerAdapter
 from veneer.cli.main import main
 from veneer.verbs.info import write_norm_plot
-from veneer.weights.file import AdapterFile, read_layers, save
+from veneer.weights.file import AdapterFile, load, read_layers, save
 from veneer.weights.formats.places import place_of
 from veneer.weights.formats.registry import METADATA_KEYS
 from veneer.weights.hashes import hashing
@@ -160,7 +160,7 @@ def test_hashing_ends_with_an_error_in_its_block(tmp_path: Path) -> None:
     path.touch()
     os.truncate(path, 2**36)  # sparse; hashing all of it would take a minute
     before = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), hashing(path, 8):
+    with pytest.raises(KeyboardInterrupt), hashing({path: 8}):
         raise KeyboardInterrupt
     assert time.monotonic() - before < 5
 
@@ -282,6 +282,22 @@ def test_what_veneer_saves_tells_its_family_and_trigger(tmp_path: Path) -> None:
     told = info(tmp_path / "y.safetensors")
     assert told.training.triggers == ("sks",) and told.training.facts["base"] == "x"
     assert told.format == "diffusers" and not told.needs_base
+
+
+def test_an_adapter_of_several_files_is_one(tmp_path: Path) -> None:
+    """peft keeps one network in a folder; load reads them together as well."""
+    digest = save(AdapterFile(two_networks(tmp_path), {"note": "x"}), tmp_path / "both", "peft")
+    told = info(tmp_path / "both")
+    assert (told.format, told.networks, told.targets, told.tensors) == ("peft", ("text_encoder", "unet"), 2, 4)
+    assert told.sha256 == digest and told.metadata == {"note": "x"}
+    assert told.size_bytes == sum(path.stat().st_size for path in (tmp_path / "both").rglob("*.safetensors"))
+    assert len(load(tmp_path / "both").weights) == told.targets
+
+
+def two_networks(folder: Path) -> Any:
+    layers = [f"{network}.x.lora_{part}.weight" for network in ("unet", "text_encoder") for part in "AB"]
+    save_file({name: torch.ones((2, 12) if "_A" in name else (9, 2)) for name in layers}, folder / "two.safetensors")
+    return load(folder / "two.safetensors").weights
 
 
 def read_layers_of(folder: Path) -> Any:

@@ -13,7 +13,6 @@ from typing import Any
 from veneer.family.base_weights import BaseWeights
 from veneer.files import opens_paths
 from veneer.run.folder import base_beside
-from veneer.verbs.adapter_base import base_names
 from veneer.verbs.check_layers import LayerCheck, Loss, measure, total_losses
 from veneer.verbs.provenance import base_warnings
 from veneer.weights.file import load
@@ -79,21 +78,19 @@ def check_adapter(file: Path, *, base: str | None = None) -> AdapterCheck:
     """
     found, name = info(file), base or base_beside(file)
     weights = BaseWeights.open(name)
-    names = base_names(file, name)
-    assert names is not None, "it is named"
     left_out: list[LeftOut] = []
-    adapters = load(file, names.networks, names.key_names, left_out=left_out).weights
+    adapters = load(file, weights.networks(), left_out=left_out).weights
     layers = tuple(measure(path, adapter, weights.read(path).float()) for path, adapter in adapters.items())
     stored = Counter(str(weights.dtype(path)).removeprefix("torch.") for path in adapters).most_common(1)[0][0]
-    losses = total_losses(layers)
+    losses, scaled = total_losses(layers), [layer for layer in found.layers if layer.scale is not None]
     return AdapterCheck(
         base=str(weights.place),
         precision=stored,
         tensors=found.tensors,
         layers=layers,
         coverage=_coverage(adapters, weights),
-        strengths=Counter(round(layer.scale, 6) for layer in found.layers if layer.scale is not None),
-        strength_in=Counter(" and ".join(layer.strength_in) or "nowhere" for layer in found.layers),
+        strengths=Counter(round(layer.scale, 6) for layer in scaled if layer.scale is not None),
+        strength_in=Counter(" and ".join(layer.strength_in) or "nowhere" for layer in scaled),
         losses=losses,
         problems=(*_strength_problems(found), *_size_problems(layers), *_base_problems(stored, losses)),
         notes=(*map(str, left_out), *_notes(found, layers, losses), *base_warnings(found.metadata, name)),
@@ -125,7 +122,7 @@ def _strength_problems(found: AdapterInfo) -> Iterator[str]:
         for layer in found.layers
         if layer.scale is not None and "alpha" not in layer.strength_in and abs(layer.scale - 1) > _SAME
     ]
-    if unseen:
+    if unseen and found.format != "peft":  # whose own reader looks there, and hardly another reads such files
         places = ", ".join(sorted({place for layer in unseen for place in layer.strength_in}))
         yield (
             f"the strength {unseen[0].scale:g} of {len(unseen)} layers is told by {places} alone: programs that read "

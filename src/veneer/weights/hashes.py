@@ -21,7 +21,7 @@ _AUTOV1, _AUTOV2, _AUTOV3 = 8, 10, 12  # digits
 
 @dataclass(frozen=True)
 class FileHashes:
-    """The hashes of a safetensors file, in lower case.
+    """The hashes of a safetensors file, in lower case; of an adapter of several files those of all of them.
 
     Attributes:
         sha256: SHA-256 of the whole file.
@@ -50,33 +50,34 @@ class FileHashes:
 
 
 @contextmanager
-def hashing(path: Path, data_start: int) -> Iterator[Callable[[], FileHashes]]:
-    """Take a file's hashes in threads, while the block does something else; an error in the block ends them.
+def hashing(places: Mapping[Path, int]) -> Iterator[Callable[[], FileHashes]]:
+    """Take an adapter's hashes in threads, while the block does something else; an error in the block ends them.
 
     Args:
-        path: of the file.
-        data_start: the byte behind its header.
+        places: of its files, each with the byte behind its header; several are hashed as one, in the order of names.
 
     Yields:
-        A function that waits for the hashes; it raises OSError where the file cannot be read.
+        A function that waits for the hashes; it raises OSError where a file cannot be read.
     """
-    stopped = Event()
+    stopped, ordered = Event(), dict(sorted(places.items()))
     with ThreadPoolExecutor(2) as threads:
         try:
-            whole, data = (threads.submit(_sha256, path, start, stopped) for start in (0, data_start))
-            yield lambda: FileHashes(whole.result(), data.result(), _legacy_sha256(path))
+            starts = (dict.fromkeys(ordered, 0), ordered)
+            whole, data = (threads.submit(_sha256, each, stopped) for each in starts)
+            yield lambda: FileHashes(whole.result(), data.result(), _legacy_sha256(next(iter(ordered))))
         except BaseException:
             stopped.set()
             raise
 
 
-def _sha256(path: Path, start: int, stopped: Event) -> str:
-    """Return the SHA-256 of a file from a byte on; it is not held in memory, and Python's lock is free meanwhile."""
+def _sha256(places: Mapping[Path, int], stopped: Event) -> str:
+    """Return the SHA-256 of files from a byte on; they are not held in memory, and Python's lock is free meanwhile."""
     digest, buffer = hashlib.sha256(), bytearray(_PIECE)
-    with open_regular(path) as file:
-        file.seek(start)
-        while not stopped.is_set() and (length := file.readinto(buffer)):
-            digest.update(memoryview(buffer)[:length])
+    for path, start in places.items():
+        with open_regular(path) as file:
+            file.seek(start)
+            while not stopped.is_set() and (length := file.readinto(buffer)):
+                digest.update(memoryview(buffer)[:length])
     return digest.hexdigest()
 
 

@@ -8,16 +8,17 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 from veneer.errors import UserError
 from veneer.files import opens_paths
-from veneer.weights.adapter_path import file_in
+from veneer.weights.adapter_path import files_in
 from veneer.weights.formats.foreign import family_of, refuse_foreign
 from veneer.weights.formats.left_out import LeftOut, leave_out, left_out_by_name
 from veneer.weights.formats.names import NETWORKS, TensorName
@@ -35,6 +36,7 @@ from veneer.weights.formats.places import LayerPlace, place_of
 from veneer.weights.formats.scales import scales_of
 from veneer.weights.formats.strength import CONFIG_NAME, NETWORK_KEY, RECORD_KEY, settings_beside
 from veneer.weights.hashes import FileHashes, hashing
+from veneer.weights.header import Header
 from veneer.weights.lora_norms import summarise_lora
 from veneer.weights.tensors_file import TensorsFile, check_floating, open_tensors, readable
 from veneer.weights.training_summary import TrainingSummary, training_summary
@@ -204,27 +206,43 @@ def info(path: Path) -> AdapterInfo:
     Raises:
         UserError: as of ``load``.
     """
-    path = file_in(path)
-    with open_tensors(path) as file, hashing(path, file.data_start) as hashes:
-        left_out: list[LeftOut] = []
-        names = read_names(file, left_out=left_out)
-        layers = _layers(file, names)
+    with ExitStack() as stack:
+        files = [(stack.enter_context(open_tensors(file)), network) for file, network in files_in(path).items()]
+        hashes = stack.enter_context(hashing({file.path: file.data_start for file, _ in files}))
+        parts = [_read(file, network) for file, network in files]
         with readable(path):
             found = hashes()
-    formats = {name.layer: name.format for name in names.values()}
-    shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
+    headers = [file.header for file, _ in files]
+    shapes = {name: entry.shape for header in headers for name, entry in header.tensors.items()}
+    metadata = {key: value for header in headers for key, value in header.metadata.items()}
+    formats = {name.layer: name.format for part in parts for name in part.names}
+    layers = tuple(layer for part in parts for layer in part.layers)
     return AdapterInfo(
         format=", ".join(sorted(set(formats.values()))),
-        family=family_of(shapes, file.header.metadata),
-        tensors=len(shapes),
+        family=family_of(shapes, metadata),
+        tensors=sum(len(header.tensors) for header in headers),
         layers=layers,
         needs_base=any(formats[layer.name] == "kohya" or layer.place.network is None for layer in layers),
-        dtypes=_dtypes(file),
-        size_bytes=file.data_start + file.header.data_bytes,
+        dtypes=_dtypes(headers),
+        size_bytes=sum(file.data_start + file.header.data_bytes for file, _ in files),
         hashes=found,
-        metadata=free_metadata(file.header.metadata),
-        left_out=tuple(left_out),
+        metadata=free_metadata(metadata),
+        left_out=tuple(left for part in parts for left in part.left_out),
     )
+
+
+class _Part(NamedTuple):
+    """What is in one of an adapter's files: what its names say, its layers, and what is no part of the adapter."""
+
+    names: Collection[TensorName]
+    layers: tuple[LayerInfo, ...]
+    left_out: list[LeftOut]
+
+
+def _read(file: TensorsFile, network: str | None) -> _Part:
+    left_out: list[LeftOut] = []
+    names = read_names(file, network, left_out)
+    return _Part(names.values(), _layers(file, names), left_out)
 
 
 def read_names(
@@ -364,11 +382,12 @@ def _torch_layers(file: TensorsFile, known: _Known) -> list[LayerInfo]:
     ]
 
 
-def _dtypes(file: TensorsFile) -> dict[str, int]:
+def _dtypes(headers: Iterable[Header]) -> dict[str, int]:
     """Return how many numbers there are of each type, the most frequent first."""
     counts: Counter[str] = Counter()
-    for entry in file.header.tensors.values():
-        counts[entry.dtype] += math.prod(entry.shape)
+    for header in headers:
+        for entry in header.tensors.values():
+            counts[entry.dtype] += math.prod(entry.shape)
     return dict(counts.most_common())
 
 
