@@ -22,8 +22,8 @@ from veneer.adapter.biased import BiasedAdapter
 from veneer.adapter.full import FullDifference
 from veneer.adapter.merge import combine
 from veneer.adapter.parts import without_bias
-from veneer.adapter.protocol import AdapterWeights, LayerAdapter, check_strength
-from veneer.adapter.svd import Decomposition, decompose, decompose_dense
+from veneer.adapter.protocol import AdapterWeights, LayerAdapter, LowRank, check_strength
+from veneer.adapter.svd import decompose, decompose_dense
 from veneer.errors import UserError
 from veneer.rng import key
 
@@ -162,12 +162,12 @@ def _blend_weights(path: str, terms: _Terms, rank: int | None, pruning: Pruning 
     thin = [product for adapter, _ in terms if (product := adapter.low_rank()) is not None]
     if pruning is None and len(thin) == len(terms):
         layer = combine([({path: adapter}, strength) for adapter, strength in terms])[path]
-        return _Cut(layer) if rank is None or layer.rank <= rank else _cut(decompose(layer.low_rank()), rank)
+        return _Cut(layer) if rank is None or layer.rank <= rank else _cut_product(layer.low_rank(), rank)
     full = next((adapter for adapter, _ in terms if isinstance(adapter, FullDifference)), None)
     if full is not None and (len(full.shape) == 1 or (rank is None and pruning is None)):
         return _Cut(type(full)({full.WEIGHT: _dense(path, terms, None)}, {}))
     rank = max((product.rank for product in thin), default=1) if rank is None else rank
-    return _cut(decompose_dense(_dense(path, terms, pruning)), rank)
+    return _cut_dense(_dense(path, terms, pruning), rank)
 
 
 def _sum_of_biases(terms: _Terms) -> Tensor | None:
@@ -188,9 +188,16 @@ def _with_bias(layer: LayerAdapter, bias: Tensor) -> LayerAdapter:
     return BiasedAdapter(layer, bias)
 
 
-def _cut(whole: Decomposition, rank: int) -> _Cut:
-    squares = whole.values.double().square()
+def _cut_product(product: LowRank, rank: int) -> _Cut:
+    whole = decompose(product)
+    squares = whole.values.square()
     return _Cut(whole.cut(rank, torch.float32), float(squares.sum()), float(squares[:rank].sum()))
+
+
+def _cut_dense(delta: Tensor, rank: int) -> _Cut:
+    leading = decompose_dense(delta, rank)
+    left = float(leading.values[:rank].double().square().sum())
+    return _Cut(leading.cut(rank, torch.float32), max(left, float(delta.double().square().sum())), left)
 
 
 def _dense(path: str, terms: _Terms, pruning: Pruning | None) -> Tensor:

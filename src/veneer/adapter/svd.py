@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.protocol import LowRank
+from veneer.rng import torch_generator
 
 __all__ = ["Decomposition", "decompose", "decompose_dense"]
 
@@ -20,7 +20,7 @@ class Decomposition:
 
     Attributes:
         left: U, (out, n).
-        values: the diagonal of S, (n,), falling.
+        values: the diagonal of S, (n,), falling; all of them, or the largest.
         right: V^T, (n, in), or (n, in * kh * kw) of a convolution.
         shape: of delta W: (out, in) or (out, in, kh, kw).
     """
@@ -45,11 +45,6 @@ class Decomposition:
         down = (root[:, None] * self.right[:rank]).reshape(rank, *self.shape[1:])
         return LoraFactors(down.to(dtype).contiguous(), up.to(dtype).contiguous(), float(rank))
 
-    def retained(self, rank: int) -> float:
-        """Return the share of the Frobenius norm that is left at a rank; 1 where delta W is zero."""
-        total = float(self.values.square().sum())
-        return math.sqrt(float(self.values[:rank].square().sum()) / total) if total else 1.0
-
 
 def decompose(product: LowRank) -> Decomposition:
     """Return the decomposition of s B A in float64.
@@ -63,7 +58,31 @@ def decompose(product: LowRank) -> Decomposition:
     return Decomposition(up_basis @ left, values, right @ down_basis.T, product.shape)
 
 
-def decompose_dense(delta: Tensor) -> Decomposition:
-    """Return the decomposition of a delta W that is there as a whole, in its own precision."""
-    left, values, right = torch.linalg.svd(delta.flatten(1), full_matrices=False)
+def decompose_dense(delta: Tensor, rank: int | None = None) -> Decomposition:
+    """Return the decomposition of a delta W that is there as a whole, in its own precision.
+
+    Args:
+        delta: (out, in) or (out, in, kh, kw).
+        rank: how many of the largest singular values are wanted; None: all. Few of many are found by Lanczos' method,
+            to the same precision, in a tenth of the time.
+    """
+    matrix = delta.flatten(1)
+    if rank is not None and _MANY * rank < min(matrix.shape) and bool(matrix.any()):
+        left, values, right = _leading(matrix, rank)
+    else:
+        left, values, right = torch.linalg.svd(matrix, full_matrices=False)
     return Decomposition(left, values, right, tuple(delta.shape))
+
+
+_MANY = 16
+"""Times as many singular values as are wanted, from which on finding these alone is faster."""
+
+
+def _leading(matrix: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return U (out, rank), the largest singular values, falling, and V^T (rank, in)."""
+    from scipy.sparse.linalg import svds
+
+    start = torch.randn(min(matrix.shape), generator=torch_generator(0, "svd"), dtype=torch.float64)
+    left, values, right = svds(matrix.double().numpy(), k=rank, v0=start.numpy(), solver="arpack")
+    falling = [torch.from_numpy(each.copy()).to(matrix.dtype) for each in (left[:, ::-1], values[::-1], right[::-1])]
+    return falling[0], falling[1], falling[2]

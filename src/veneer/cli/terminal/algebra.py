@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from veneer.printable import in_one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from veneer.verbs.blend import BlendResult
     from veneer.verbs.compare import AdapterComparison, GroupComparison
@@ -126,11 +126,25 @@ def _was(text: str | None) -> str:
 
 def prune_text(result: PruneResult) -> str:
     """Return what was dropped of an adapter, by block, and what is left."""
-    rows = [(block, f"{count:,}") for block, count in result.dropped.items()]
+    rows = [(block, f"{count:,}") for block, count in _summed(result.dropped).items()]
     left = "" if result.retained is None else f", with {result.retained:.2%} of the norm of delta W"
     lost = "" if result.retained is None else f" (the rest is {1 - result.retained**2:.2%} of its square)"
     sizes = f"{result.bytes_before:,} bytes before, {result.bytes_after:,} now"
     return f"{table_text([('dropped', 'layers'), *rows])}\n{result.kept:,} layers left{left}{lost}\n{sizes}"
+
+
+_MOST_BLOCKS = 16
+
+
+def _summed(blocks: Mapping[str, int]) -> Mapping[str, int]:
+    """Return how many layers were dropped of each block, or of each network where there are many blocks."""
+    if len(blocks) <= _MOST_BLOCKS:
+        return blocks
+    networks: dict[str, int] = {}
+    for block, count in blocks.items():
+        network = block.partition(".")[0]
+        networks[network] = networks.get(network, 0) + count
+    return networks
 
 
 def table_text(rows: Sequence[Sequence[str]]) -> str:
