@@ -212,6 +212,21 @@ def test_a_file_that_mixes_native_and_diffusers_names_is_read_whole(base: BaseNa
     }
 
 
+def test_fal_s_files(base: BaseNames, tmp_path: Path) -> None:
+    """peft's prefix before native names, and no config: the file is refused until one says the strength."""
+    tensors: dict[str, Tensor] = {}
+    for name, shape in native_shapes(lambda row: is_block(row) or row.path == "proj_out").items():
+        own = pair(*shape, 1)
+        tensors |= {
+            f"base_model.model.{name}.lora_{letter}.weight": own[part] for letter, part in (("A", "down"), ("B", "up"))
+        }
+    with raises_code("weights.no_peft_config", '"lora_alpha": RANK'):
+        read(tensors, base, tmp_path)
+    (tmp_path / "adapter_config.json").write_text('{"r": 1, "lora_alpha": 1}')
+    weights = read(tensors, base, tmp_path)
+    assert_same_updates(weights, convert._convert_fal_kontext_lora_to_diffusers(dict(tensors)))
+
+
 def test_a_layer_that_takes_other_inputs_is_refused_by_name(base: BaseNames, tmp_path: Path) -> None:
     """Black Forest Labs' control LoRAs widen the first layer, for the latents of a second picture."""
     tensors = {

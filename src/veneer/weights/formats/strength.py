@@ -102,7 +102,9 @@ def _config_beside(path: Path) -> str:
             # a read of so many bytes takes as many before it knows how many there are
             text = file.read(min(_LONGEST_CONFIG, os.fstat(file.fileno()).st_size) + 1)
     except FileNotFoundError:
-        raise UserError(f"has no {CONFIG_NAME} beside it", code="weights.no_peft_config", remedy=remedy) from None
+        alone = 'programs that read the file alone take 1, which {"r": RANK, "lora_alpha": RANK} in it says'
+        what = f"has no {CONFIG_NAME} beside it"
+        raise UserError(what, code="weights.no_peft_config", remedy=f"{remedy}; {alone}") from None
     except OSError as error:
         what = f"{CONFIG_NAME} beside it cannot be read: {error.strerror or error}"
         raise UserError(what, code="weights.no_peft_config", remedy=remedy) from error
