@@ -12,7 +12,7 @@ from tests.errors import raises_code
 from tests.running import hashes, killed, quick_config, record_events, without_rehearsals
 from tests.training import tiny_config, tiny_run
 from veneer.adapter.merge import combine
-from veneer.adapter.registry import METHODS
+from veneer.adapter.registry import METHODS, TRAINED
 from veneer.adapter.resize import cut, resize
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
@@ -35,7 +35,7 @@ from veneer.verbs.sample import SampleOptions, sample_adapter
 from veneer.verbs.verify import verify_adapter
 from veneer.weights.file import FILE_NAME, AdapterFile, info, load, save
 
-OTHERS = [name for name in METHODS if name != "lora"]
+OTHERS = [name for name in TRAINED if name != "lora"]
 both_networks: dict[str, Any] = {"text_encoders": {"text_encoder": {"dropout": 0.2}}, "dropout": 0.3, "alpha": 2.0}
 
 
