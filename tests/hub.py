@@ -193,7 +193,9 @@ def serving(patch: pytest.MonkeyPatch, token: str | None = TOKEN) -> Iterator[Hu
     patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     patch.setattr(constants, "HF_HUB_OFFLINE", False)
     patch.setattr(_http.time, "sleep", lambda seconds: None)
-    patch.setattr("huggingface_hub.get_token", lambda: token)
+    patch.setattr(constants, "HF_TOKEN_PATH", "/no/such/file")
+    patch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
+    patch.setenv("HF_TOKEN", token or "")
     try:
         yield hub
     finally:
