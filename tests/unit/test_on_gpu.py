@@ -17,8 +17,10 @@ from benchmarks.page import PAGE
 from tests.packages import few_steps, make_packages
 from tools.build_base import build as build_base
 from tools.build_base import demo, design
-from tools.build_base.plan import parameters
+from tools.build_base.command import MINUTES
+from tools.build_base.plan import parameters, plan_table
 from tools.on_gpu import archive, base, bench, run, table
+from tools.on_gpu.adopt import adopt
 from tools.on_gpu.check import DEVICE
 from tools.on_gpu.groups import PEFT
 from tools.on_gpu.places import MACHINE, ROOT
@@ -257,6 +259,46 @@ def test_a_base_that_came_back_is_judged_with_an_adapter_of_its_own(
     assert "| pictures that find their own drawing first | 0.98 |" in said and "not measured" not in said
     assert Image.open(tmp_path / "sheet-of-adapter.png").width > 0
     assert (tmp_path / "demo" / "LICENSE.txt").read_text().count("32 pixels") == 1
+
+
+def judged(folder: Path, **reached: float) -> Path:
+    """What a base leaves that was judged, and a project that it may be put into."""
+    for place, name in (("came", "new"), ("root/src/veneer/base", "old")):
+        for part in ("model", "demo"):
+            (folder / place / part).mkdir(parents=True)
+            (folder / place / part / name).write_text(name)
+    for name in ("came/judges", "root/tools/demo_style", "root/tools/build_base"):
+        (folder / name).mkdir(parents=True)
+    (folder / "came" / "judges" / "likeness.safetensors").write_text("new")
+    rows = [{"phase": "autoencoder", "step": 50}, {"phase": "finish", "step": 2}, {"phase": "finish", "step": 3}]
+    (folder / "came" / "base.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    least = {name: value for name, (_, value) in table.TARGETS.items()}
+    (folder / "came" / "judged.json").write_text(json.dumps({"quality": {**least, **reached}}))
+    return folder / "came"
+
+
+def test_a_base_that_reaches_all_takes_the_bundled_ones_place(tmp_path: Path) -> None:
+    adopt(judged(tmp_path), tmp_path / "root")
+    base_folder = tmp_path / "root" / "src" / "veneer" / "base"
+    assert [file.name for part in ("model", "demo") for file in (base_folder / part).iterdir()] == ["new", "new"]
+    assert (tmp_path / "root" / "tools" / "demo_style" / "likeness.safetensors").read_text() == "new"
+    assert (tmp_path / "root" / "tools" / "build_base" / "finish.log.jsonl").read_text().splitlines() == [
+        '{"step": 2}',
+        '{"step": 3}',
+    ]
+
+
+def test_a_base_that_falls_short_stays_outside(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="style is less than it should be"):
+        adopt(judged(tmp_path, style=0.89), tmp_path / "root")
+    assert (tmp_path / "root" / "src" / "veneer" / "base" / "model" / "old").exists()
+    with pytest.raises(SystemExit, match="judge"):
+        adopt(tmp_path, tmp_path / "root")
+
+
+def test_the_page_has_the_plan_of_the_base() -> None:
+    """Made with: python -m tools.build_base --design large --plan."""
+    assert published(PAGE, "plan") == plan_table(design.LARGE, 60 * MINUTES) + "\n"
 
 
 def test_all_that_comes_back_is_few_files() -> None:

@@ -6,6 +6,7 @@ python -m tools.on_gpu check --out FOLDER      the tests of tests/gpu
 python -m tools.on_gpu bench --out FOLDER      seconds and memory of steps
 python -m tools.on_gpu base --out FOLDER       train a better base to bundle
 python -m tools.on_gpu judge FOLDER            here: hold the base that came back against what it should reach
+python -m tools.on_gpu adopt FOLDER            here: put it in the bundled base's place, if it reaches all of it
 python -m tools.on_gpu publish FILE            write a bench's figures into benchmarks/results and docs/benchmarks.md
 
 ``--device cpu`` does all of it on the CPU with tiny sizes.
@@ -42,6 +43,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from tools.on_gpu.judge import judge
 
         return judge(given.folder)
+    if given.command == "adopt":
+        from tools.on_gpu.adopt import adopt
+
+        adopt(given.folder)
+        return 0
     given.out.mkdir(parents=True, exist_ok=True)
     if given.command == "run":
         return run(given.parts.split(","), given.out, given.device, given.seconds)
@@ -69,8 +75,8 @@ def _parser() -> argparse.ArgumentParser:
     pack.add_argument("--parts", default=_USUAL, help="what it will be for; base alone needs no weights")
     publish = commands.add_parser("publish")
     publish.add_argument("file", type=Path)
-    judged = commands.add_parser("judge")
-    judged.add_argument("folder", type=Path, help="what came back")
+    for name in ("judge", "adopt"):
+        commands.add_parser(name).add_argument("folder", type=Path, help="what came back")
     for name in ("run", *PARTS):
         command = commands.add_parser(name)
         command.add_argument("--out", type=Path, required=True, help="the folder for results")
