@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from tests.errors import raises_code
 from veneer.adapter.layers import weighted_layers_of
 from veneer.adapter.lora import LoraFactors
+from veneer.cli.terminal.convert import conversion_text
 from veneer.verbs.adapter_base import base_names
 from veneer.verbs.blend import BlendSource, blend_adapters
 from veneer.verbs.check import check_adapter
+from veneer.verbs.convert import convert_adapter
 from veneer.verbs.merge import load_merged, merge_adapters
 from veneer.verbs.resize import resize_adapter
 from veneer.weights.file import AdapterFile, info, load
@@ -188,6 +190,8 @@ def test_every_verb_that_reads_such_a_file_says_what_it_leaves_out(
     assert any("bundle_emb" in each for each in merged.warnings)
     blended = blend_adapters([BlendSource(with_more)], tmp_path / "blend.safetensors", base=str(tiny_base))
     assert any("bundle_emb" in each for each in blended.warnings)
+    converted = convert_adapter(with_more, tmp_path / "kohya.safetensors", "kohya", base=str(tiny_base))
+    assert "bundle_emb" in conversion_text(converted)
     left_out: list[LeftOut] = []
     load_merged(with_more, str(tiny_base), 1.0, left_out)
     assert len(left_out) == 1

@@ -18,6 +18,7 @@ from veneer.weights.adapter_path import adapter_name, named_file
 from veneer.weights.file import DTYPES, AdapterFile, dtype_name, format_named, load, save, tells_layers
 from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.folding import fold, record_of
+from veneer.weights.formats.left_out import LeftOut
 from veneer.weights.formats.peft import PEFT
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.metadata import Source, derived
@@ -35,6 +36,7 @@ class Conversion:
         layers: how many there are.
         rounding: what was lost to rounding, as a share of the Frobenius norm of all tensors; 0: nothing.
         readers: what other readers find in it, the format's own first; empty: none was asked.
+        left_out: what of the old file is no part of the adapter, and so is not in the new one.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class Conversion:
     layers: int
     rounding: float
     readers: tuple[ReadBack, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @opens_paths
@@ -68,7 +71,9 @@ def convert_adapter(
     wanted = _dtype(dtype)
     is_named = to in (DIFFUSERS.name, PEFT.name) and base is None and not verify and tells_layers(file)
     names = None if is_named else base_names(file, base)
-    adapter = load(file) if names is None else load(file, names.networks, names.key_names)
+    left_out: list[LeftOut] = []
+    networks, key_names = (None, None) if names is None else (names.networks, names.key_names)
+    adapter = load(file, networks, key_names, left_out=left_out)
     weights, record = adapter.weights, {}
     if to == DIFFUSERS.name:
         record = {} if wanted else record_of(weights)
@@ -76,7 +81,7 @@ def convert_adapter(
     metadata = derived(adapter.metadata, "convert", [Source(file.name)], to=to, dtype=dtype)
     save(AdapterFile(weights, metadata | record), place, to, names, wanted)
     readers = _verified(place, to, adapter.weights, names, wanted) if verify else ()
-    return Conversion(place, to, len(weights), _rounding(weights, wanted), readers)
+    return Conversion(place, to, len(weights), _rounding(weights, wanted), readers, tuple(left_out))
 
 
 def _place(file: Path, out: Path, to: str) -> Path:

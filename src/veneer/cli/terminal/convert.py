@@ -15,6 +15,7 @@ def conversion_text(done: Conversion) -> str:
     lines = [f"{done.path}: {done.layers} layers in {done.format}'s format"]
     if done.rounding:
         lines.append(f"rounding took {done.rounding:.1e} of the norm of its tensors")
+    lines += [f"note: {left_out}" for left_out in done.left_out]
     for each in done.readers:
         lines.append(f"{each.reader} {'finds' if each.agrees else 'reads it otherwise:'} {each.finding}")
     return "\n".join(lines)
