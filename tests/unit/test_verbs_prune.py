@@ -18,6 +18,7 @@ from veneer.family.protocol import Family
 from veneer.rng import torch_generator
 from veneer.verbs.prune import PruneOptions, prune_adapter
 from veneer.weights.file import AdapterFile, info, load, save
+from veneer.weights.formats.folding import fold, record_of
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +70,32 @@ def test_blocks_are_dropped_and_kept_by_pattern(file: Path, tmp_path: Path) -> N
         path for path in before if (".mid_block." in path or path.endswith("to_q")) and ".attn1." not in path
     }
     assert_bits(file, kept.path)
+
+
+def test_a_strength_that_is_not_one_keeps_every_bit(file: Path, tiny_base: Path, tmp_path: Path) -> None:
+    """diffusers' files have alpha / r = 0.35 in B, which is rounded; what is left comes out as it was all the same."""
+    given = {path: LoraFactors(each.down, each.up, 0.7) for path, each in load(file).weights.items()}
+    weights = prune_adapter(_saved(given, tmp_path), tmp_path / "a.safetensors", PruneOptions(True)).path
+    for to in ("kohya", "diffusers"):
+        whole = prune_adapter(
+            _saved(given, tmp_path),
+            tmp_path / f"{to}.safetensors",
+            PruneOptions(blocks=["mid_block"]),
+            base=str(tiny_base),
+            to=to,
+        )
+        again = prune_adapter(
+            whole.path, tmp_path / f"{to}2.safetensors", PruneOptions(True), base=str(tiny_base), to="diffusers"
+        )
+        for path, layer in load(again.path).weights.items():
+            assert torch.equal(layer.state_dict()["up"], load(weights).weights[path].state_dict()["up"])
+            assert layer.hyperparameters["alpha"] == pytest.approx(0.7)
+
+
+def _saved(weights: dict[str, LoraFactors], folder: Path) -> Path:
+    path = folder / "given.safetensors"
+    save(AdapterFile({path: fold(each) for path, each in weights.items()}, record_of(weights)), path)
+    return path
 
 
 def test_what_would_do_nothing_or_everything_is_refused(file: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ __all__ = [
     "NUMBER",
     "AdapterFile",
     "Base",
+    "LayersBase",
     "Scale",
     "ToFormat",
     "parse_model",
@@ -69,7 +70,18 @@ Base = Annotated[
 Scale = Annotated[float, typer.Option(metavar="X", help="Strength of the adapter; 1 is what it was trained at.")]
 ToFormat = Annotated[
     str | None,
-    typer.Option("--to", metavar="FORMAT", help="Format of the new file. Default: that of the adapter's own."),
+    typer.Option(
+        "--to", metavar="FORMAT", help="kohya, diffusers, comfy or peft. Default: the format of the adapter's own file."
+    ),
+]
+LayersBase = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BASE",
+        parser=parse_model,
+        help="The adapter's base, where its file does not tell which layers it is of; or a published architecture "
+        "(sd15, sdxl, flux-dev). Default: what config.yaml beside the adapter says, else the architecture it fits.",
+    ),
 ]
 
 

@@ -64,11 +64,13 @@ class BlendOptions:
         rank: of each layer, at most; None: that of the exact sum, and with a pruning the highest of the adapters'.
         pruning: of each delta W before they are added; None: none.
         block_weights: of some layers; where several match a layer, the last one counts.
+        dtype: of the new file: ``float32``, ``float16`` or ``bfloat16``; None: float32, which is exact.
     """
 
     rank: int | None = None
     pruning: Pruning | None = None
     block_weights: tuple[BlockWeights, ...] = ()
+    dtype: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def blend_adapters(
     ]
     _check_families(opened)
     blended = blend(parts, rank=options.rank, pruning=options.pruning)
-    opened[0].save(AdapterFile(blended.weights, _metadata(sources, opened, options)), out, to)
+    opened[0].save(AdapterFile(blended.weights, _metadata(sources, opened, options)), out, to, options.dtype)
     ranks = {
         int(layer.hyperparameters["rank"]) for layer in blended.weights.values() if "rank" in layer.hyperparameters
     }
@@ -181,7 +183,7 @@ def _metadata(sources: Sequence[BlendSource], opened: Sequence[OpenedAdapter], o
 
 def _details(options: BlendOptions) -> dict[str, str | int | float | None]:
     pruning = options.pruning
-    how: dict[str, str | int | float | None] = {"rank": options.rank}
+    how: dict[str, str | int | float | None] = {"rank": options.rank, "dtype": options.dtype}
     if pruning is not None:
         how |= {"method": pruning.method, "density": pruning.density, "seed": pruning.seed}
         how |= {"majority_sign": pruning.majority_sign}

@@ -15,7 +15,7 @@ from veneer.verbs.adapter_base import base_names
 from veneer.verbs.derived_file import check_free
 from veneer.verbs.other_readers import ReadBack, read_back
 from veneer.weights.adapter_path import adapter_name, named_file
-from veneer.weights.file import DTYPES, AdapterFile, dtype_name, format_named, load, save, tells_layers
+from veneer.weights.file import AdapterFile, dtype_named, format_named, load, save, tells_layers
 from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.folding import fold, record_of
 from veneer.weights.formats.left_out import LeftOut
@@ -68,7 +68,7 @@ def convert_adapter(
             place for a layer's method; or a reader finds something else than was written.
     """
     place = _place(file, out, to)
-    wanted = _dtype(dtype)
+    wanted = dtype_named(dtype)
     is_named = to in (DIFFUSERS.name, PEFT.name) and base is None and not verify and tells_layers(file)
     names = None if is_named else base_names(file, base)
     left_out: list[LeftOut] = []
@@ -99,14 +99,6 @@ def _place(file: Path, out: Path, to: str) -> Path:
     place = out if is_file or to == PEFT.name else out / named_file(to, name)
     check_free(place)
     return place
-
-
-def _dtype(name: str | None) -> torch.dtype | None:
-    found = {dtype_name(dtype): dtype for dtype in DTYPES}
-    if name is None or name in found:
-        return found.get(name or "")
-    what = f"an adapter is not written in {name:.40}: not every program reads that"
-    raise UserError(what, code="weights.unwritten_dtype", remedy=f"use {', '.join(found)}")
 
 
 def _rounding(weights: AdapterWeights, dtype: torch.dtype | None) -> float:

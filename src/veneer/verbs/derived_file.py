@@ -17,7 +17,20 @@ from veneer.errors import UserError
 from veneer.verbs.adapter_base import base_names
 from veneer.verbs.checkpoint_adapter import is_checkpoint, read_checkpoint_adapter
 from veneer.weights.checkpoint import STATE
-from veneer.weights.file import FILE_NAME, AdapterFile, AdapterInfo, file_in, format_named, info, load, outline, save
+from veneer.weights.file import (
+    FILE_NAME,
+    AdapterFile,
+    AdapterInfo,
+    dtype_named,
+    file_in,
+    format_named,
+    info,
+    load,
+    outline,
+    save,
+)
+from veneer.weights.formats.diffusers import DIFFUSERS
+from veneer.weights.formats.folding import fold, record_of
 from veneer.weights.formats.left_out import LeftOut
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.formats.registry import FORMATS
@@ -72,18 +85,24 @@ class OpenedAdapter:
         """The adapter as the metadata of what is made of it names it."""
         return Source(self.stem if self.path.name == STATE else self.path.name, self.sha256)
 
-    def save(self, adapter: AdapterFile, out: Path, to: str | None) -> None:
+    def save(self, adapter: AdapterFile, out: Path, to: str | None, dtype: str | None = None) -> None:
         """Write what was made of it.
 
         Args:
             adapter: the new adapter.
             out: the new file, or folder.
             to: its format; None: that of the file.
+            dtype: of its tensors: ``float32``, ``float16`` or ``bfloat16``; None: their own.
 
         Raises:
             UserError: as of :func:`veneer.weights.file.save`.
         """
-        save(adapter, out, to or self.format, self.names)
+        to, wanted = to or self.format, dtype_named(dtype)
+        if to == DIFFUSERS.name:  # the strength goes into the tensors, and what is rounded then beside them
+            record = {} if wanted else record_of(adapter.weights)
+            weights = {path: fold(each) for path, each in adapter.weights.items()}
+            adapter = AdapterFile(weights, {**adapter.metadata, **record})
+        save(adapter, out, to, self.names, wanted)
 
 
 def open_adapters(

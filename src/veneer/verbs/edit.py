@@ -10,6 +10,7 @@ from pathlib import Path
 from veneer.errors import UserError
 from veneer.files import atomic_stream, is_pickle, opens_paths
 from veneer.weights.adapter_path import file_in
+from veneer.weights.formats.registry import METADATA_KEYS
 from veneer.weights.kohya_hashes import file_hashes
 from veneer.weights.metadata import HASH_KEYS, HISTORY, Source, derived
 from veneer.weights.tensors_file import RawFile, open_raw
@@ -28,8 +29,7 @@ NAMED: Mapping[str, tuple[str, ...]] = {
 _COMPUTED: Mapping[str, str] = {
     **dict.fromkeys(HASH_KEYS, "it is a hash of the file's own tensors, and is computed"),
     "veneer.tensors.sha256": "it is a hash of the file's own tensors",
-    "lora_adapter_metadata": "it tells the strength",
-    "format": "readers look for it",
+    **dict.fromkeys(METADATA_KEYS, "readers are told by it what the tensors are, or how strong"),
     HISTORY: "it tells what was done to the file",
 }
 """Keys that nobody sets, with why."""
@@ -100,6 +100,8 @@ def _check(options: EditOptions, raw: RawFile) -> None:
     """Refuse changes that mean nothing, or something else than they say."""
     if not options.set and not options.remove:
         raise UserError("nothing is to be changed", code="edit.nothing", remedy="name a key: --set key=value, --title")
+    if halves := next((key for key, text in options.set.items() if _is_no_text(key + text)), None):
+        raise UserError(f"what {halves!a} is set to is not Unicode", code="edit.not_text")
     if reserved := next((key for key in (*options.set, *options.remove) if key in _COMPUTED), None):
         raise UserError(f"{reserved} cannot be changed: {_COMPUTED[reserved]}", code="edit.computed_key")
     if missing := next((key for key in options.remove if key not in raw.header.metadata), None):
@@ -108,6 +110,10 @@ def _check(options: EditOptions, raw: RawFile) -> None:
         raise UserError(what, code="edit.no_such_key", where=raw.path, remedy=remedy)
     if both := next((key for key in options.remove if key in options.set), None):
         raise UserError(f"{both} is to be set and to be removed", code="edit.nothing")
+
+
+def _is_no_text(text: str) -> bool:
+    return any("\ud800" <= letter <= "\udfff" for letter in text)
 
 
 def _pieces(raw: RawFile, metadata: Mapping[str, str]) -> Iterable[bytes]:

@@ -41,6 +41,7 @@ __all__ = [
     "AdapterFile",
     "AdapterInfo",
     "dtype_name",
+    "dtype_named",
     "family_of_file",
     "file_in",
     "format_named",
@@ -154,6 +155,19 @@ def _written(
 def dtype_name(dtype: torch.dtype) -> str:
     """Return a dtype's name as users write it: ``float16``."""
     return str(dtype).removeprefix("torch.")
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """Return the dtype of a name, such as ``float16``, in which an adapter may be written; None for None.
+
+    Raises:
+        UserError: there is none.
+    """
+    found = {dtype_name(dtype): dtype for dtype in DTYPES}
+    if name is None or name in found:
+        return found.get(name or "")
+    what = f"an adapter is not written in {name:.40}: not every program reads that"
+    raise UserError(what, code="weights.unwritten_dtype", remedy=f"use {', '.join(found)}")
 
 
 def _cast(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -113,8 +113,7 @@ class RawHeader:
         """Return the same header with other metadata, with its length before it, as a file begins."""
         said = {_METADATA: _compact(dict(sorted(metadata.items())))} if metadata else {}
         members = (f"{_compact(name)}:{entry}" for name, entry in {**said, **self.entries}.items())
-        # half of a surrogate pair, which a text from JSON may have, is no UTF-8, and its escape is
-        text = f"{{{','.join(members)}}}".encode("utf-8", "backslashreplace")
+        text = f"{{{','.join(members)}}}".encode()
         text += b" " * (-len(text) % 8)
         return len(text).to_bytes(8, "little") + text
 

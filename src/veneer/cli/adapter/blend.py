@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from veneer.cli.options import NUMBER, Base, ToFormat, parse_path, parse_weighted, refuse_unused
+from veneer.cli.options import NUMBER, LayersBase, ToFormat, parse_path, parse_weighted, refuse_unused
 from veneer.cli.terminal.console import print_error, print_text
 from veneer.errors import UserError
 
@@ -24,7 +24,7 @@ def blend(
         typer.Argument(metavar="ADAPTER[:STRENGTH]...", help="Adapter files or runs' folders, such as style:0.8."),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", parser=parse_path, help="The new file.")],
-    base: Base = None,
+    base: LayersBase = None,
     rank: Annotated[
         int | None,
         typer.Option(
@@ -62,6 +62,10 @@ def blend(
         ),
     ] = None,
     to: ToFormat = None,
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"] | None,
+        typer.Option(metavar="DTYPE", help="float32, float16 or bfloat16. Default: float32, which is exact."),
+    ] = None,
 ) -> None:
     """Blend adapters into one file: their weighted sum, exact unless it is cut to a rank."""
     if method is None:
@@ -74,7 +78,7 @@ def blend(
     if method is not None:
         share = 0.5 if density is None else density
         pruning = Pruning(method, share, majority_sign or "total", seed or 0)
-    options = BlendOptions(rank, pruning, tuple(_block_weights(text) for text in block_weights or ()))
+    options = BlendOptions(rank, pruning, tuple(_block_weights(text) for text in block_weights or ()), dtype)
     sources = [BlendSource(*parse_weighted(text)) for text in adapters]
     result = blend_adapters(sources, out, options=options, base=base, to=to)
     print_error(blend_text(result))

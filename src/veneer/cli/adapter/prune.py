@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from veneer.cli.options import AdapterFile, Base, ToFormat, parse_path
+from veneer.cli.options import AdapterFile, LayersBase, ToFormat, parse_path
 from veneer.cli.terminal.console import print_error, print_text
 
 __all__ = ["prune"]
@@ -24,7 +24,7 @@ def prune(
     keep: Annotated[
         list[str] | None, typer.Option(metavar="PATTERN", help="Drop all layers but these; may be repeated.")
     ] = None,
-    base: Base = None,
+    base: LayersBase = None,
     to: ToFormat = None,
 ) -> None:
     """Drop layers of an adapter, and say what is left of its norm."""
