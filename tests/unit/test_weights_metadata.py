@@ -133,13 +133,18 @@ class Layer:
     shape: tuple[int, ...] = (8, 8)
 
 
-def said_of(*methods: str) -> tuple[str, dict[str, str]]:
+_OTHERS = ("lora", "replaced")
+
+
+def said_of(*methods: str) -> tuple[str | None, dict[str, str]]:
     weights: Any = {f"unet.{name}": Layer(METHODS[name]) for name in methods}
     said = completed({}, weights, name="x", labels=SDXL)
-    return said["ss_network_module"], json.loads(said.get("ss_network_args", "{}"))
+    return said.get("ss_network_module"), json.loads(said.get("ss_network_args", "{}"))
 
 
-@pytest.mark.parametrize("method", sorted(set(METHODS) - {"lora"}))
+@pytest.mark.parametrize(
+    "method", sorted(name for name, method in METHODS.items() if "kohya" in method.endings and name not in _OTHERS)
+)
 def test_lycoris_knows_every_method_by_the_name_that_is_written(method: str) -> None:
     module, arguments = said_of(method)
     assert module == "lycoris.kohya"
@@ -150,6 +155,7 @@ def test_the_module_reads_all_layers_of_a_file() -> None:
     assert said_of("lora") == ("networks.lora", {})
     assert said_of("lora", "norm") == ("lycoris.kohya", {"train_norm": "True"})
     assert said_of("dora") == ("lycoris.kohya", {"algo": "lora", "dora_wd": "True"})
+    assert said_of("lora", "replaced") == (None, {}), "no module of kohya's trainer reads it"
     assert said_of("doha")[1] == {"algo": "loha", "dora_wd": "True"}
 
 
@@ -207,6 +213,19 @@ def test_the_users_own_name_is_told_nowhere(monkeypatch: pytest.MonkeyPatch) -> 
         "cats"
     ]
     assert Source("/home/alice").as_dict() == {"name": "adapter"}
+
+
+def test_a1111_shows_tags_resolution_and_size_of_the_dataset() -> None:
+    """As ``read_metadata_from_safetensors`` and ``get_metadata_table`` do (sd_models.py, ui_edit_user_metadata.py)."""
+    said = training_metadata(facts(), "kohya")
+    read: dict[str, Any] = {key: json.loads(text) if text[:1] == "{" else text for key, text in said.items()}
+    shown = ("ss_output_name", "ss_sd_model_name", "ss_network_module")
+    assert all(isinstance(read[key], str) for key in shown), "they are escaped as texts"
+    assert sum(int(each["img_count"]) for each in read["ss_dataset_dirs"].values()) == 3
+    (bucket,) = read["ss_bucket_info"]["buckets"].values()
+    assert (bucket["resolution"], int(bucket["count"])) == ([512, 512], 7)
+    tags = [(tag.strip(), int(count)) for each in read["ss_tag_frequency"].values() for tag, count in each.items()]
+    assert max(tags, key=lambda tag: tag[1]) == ("red", 2)
 
 
 def test_the_docs_have_the_table() -> None:

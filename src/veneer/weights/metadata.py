@@ -320,6 +320,8 @@ _LYCORIS_ARGUMENTS: Mapping[str, Mapping[str, str]] = {
     "biased": {},
 }
 """How LyCORIS' module for kohya's trainer is told to make a method; it has all others under their own names."""
+_ONLY_IN_COMFY = ("replaced",)
+"""Methods that no module of kohya's trainer reads, although its names can hold them."""
 
 
 def _lycoris_arguments(weights: AdapterWeights) -> dict[str, str] | None:
@@ -333,14 +335,18 @@ def _lycoris_arguments(weights: AdapterWeights) -> dict[str, str] | None:
     return arguments
 
 
-def _module(weights: AdapterWeights, labels: BaseLabels | None) -> str:
-    """Return the module of kohya's trainer that reads an adapter's file."""
+def _module(weights: AdapterWeights, labels: BaseLabels | None) -> str | None:
+    """Return the module of kohya's trainer that reads an adapter's file; None where none does."""
+    if any(adapter.method.name in _ONLY_IN_COMFY for adapter in weights.values()):
+        return None
     if _lycoris_arguments(weights) is not None:
         return _LYCORIS
     return labels.module if labels else "networks.lora"
 
 
 def _arguments(weights: AdapterWeights) -> str | None:
+    if _module(weights, None) is None:
+        return None
     arguments = _lycoris_arguments(weights) or {}
     convolutions = {path: adapter for path, adapter in weights.items() if math.prod(adapter.shape[2:]) > 1}
     if convolutions and (rank := _size(convolutions, "rank")) is not None:
