@@ -452,6 +452,9 @@ def test_beside_a_convolution_it_has_the_convolution_s_geometry(stride: int, pad
         "loha": {**PARTS["loha"], "hada_w1_b": (2, IN * 9), "hada_w2_b": (2, IN * 9)},
         "lokr": {"lokr_w1": (3, 2), "lokr_w2": (4, 4, 3, 3)},
         "full": {"diff": (OUT, IN, 3, 3), "diff_b": (OUT,)},
+        "lora": (lora := {"down": (2, IN, 3, 3), "up": (OUT, 2, 1, 1), "alpha": ()}),
+        "dora": {**lora, "dora_scale": (OUT, 1, 1, 1)},
+        "biased": {**lora, "up_bias": (OUT,)},
     }.get(name, PARTS[name])
     adapter = read(filled(shapes)).fitted((OUT, IN, 3, 3))
     assert adapter is not None

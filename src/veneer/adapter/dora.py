@@ -16,13 +16,13 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn import functional
 
-from veneer.adapter.lora import InjectedLora, LoraFactors, LoraSpec, delta_weight
+from veneer.adapter.lora import InjectedLora, LoraFactors, LoraSpec, delta_weight, product_with
 from veneer.adapter.lora_parts import check_magnitude, column_shape, magnitude_part, magnitude_shape
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in
 from veneer.adapter.protocol import Folding, InjectedLayer, Layer, LayerAdapter, Method, WeightedLayer, refitted
+from veneer.adapter.stored import as_channels
 from veneer.errors import UserError
 
 __all__ = ["DORA", "DoraFactors", "DoraSpec", "merged_weight", "normalised", "weight_norm"]
@@ -235,7 +235,7 @@ class DoraFactors:
         return float(wide.delta_weight(weight.double()).square().sum())
 
     def bypass(self, layer: WeightedLayer) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the function that makes a linear layer's output W' x + b of W0 x + b: m/n (W0 x + s B A x) + b.
+        """Return the function that makes a layer's output W' x + b of W0 x + b: m/n (W0 x + s B A x) + b.
 
         Raises:
             UserError: m is over inputs, which an output of W0 cannot be corrected for.
@@ -244,13 +244,12 @@ class DoraFactors:
         weight, lora = layer.weight.detach().to(self.magnitude.dtype), self.lora
         own = self.to(weight.device, weight.dtype)
         factor = (own.magnitude / _safe(weight_norm(weight + delta_weight(own.lora), axis=0))).flatten()
-        bias = 0 if layer.bias is None else layer.bias
+        factor = as_channels(layer, factor)
+        bias = 0 if layer.bias is None else as_channels(layer, layer.bias)
 
         def change(x: Tensor, output: Tensor) -> Tensor:
-            down, up, ratio = lora.down.to(x.device), lora.up.to(x.device), factor.to(x.device)
-            low = functional.linear(x if torch.is_autocast_enabled(x.device.type) else x.to(down.dtype), down)
-            product = output - bias + lora.scale * functional.linear(low, up).to(output.dtype)
-            return (ratio * product + bias).to(output.dtype)
+            product = output - bias + lora.scale * product_with(lora, layer, x).to(output.dtype)
+            return (factor.to(x.device) * product + bias).to(output.dtype)
 
         return change
 

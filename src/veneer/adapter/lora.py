@@ -27,12 +27,12 @@ from veneer.adapter.protocol import (
     WeightedLayer,
     refitted,
 )
-from veneer.adapter.stored import alpha_tensor, number_in
+from veneer.adapter.stored import alpha_tensor, layer_product, number_in
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 from veneer.rng import torch_generator
 
-__all__ = ["LORA", "LoraFactors", "LoraSpec", "concatenate", "delta_weight"]
+__all__ = ["LORA", "LoraFactors", "LoraSpec", "concatenate", "delta_weight", "product_with"]
 
 
 @dataclass(frozen=True)
@@ -320,18 +320,19 @@ class LoraFactors:
         return float(self.scale**2 * ((up.T @ up) * (down @ down.T)).sum())
 
     def bypass(self, layer: WeightedLayer) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the function that adds s B A x to a linear layer's output (Hu et al. 2021, eq. 3)."""
-
-        def add(x: Tensor, output: Tensor) -> Tensor:
-            down, up = self.down.to(x.device), self.up.to(x.device)
-            low = functional.linear(x if torch.is_autocast_enabled(x.device.type) else x.to(down.dtype), down)
-            return output + self.scale * functional.linear(low, up).to(output.dtype)
-
-        return add
+        """Return the function that adds s B A x to a layer's output (Hu et al. 2021, eq. 3)."""
+        return lambda x, output: output + self.scale * product_with(self, layer, x).to(output.dtype)
 
     def low_rank(self) -> LowRank:
         """Return A and B with their strength."""
         return LowRank(self.down, self.up, self.scale)
+
+
+def product_with(factors: LoraFactors, layer: WeightedLayer, x: Tensor) -> Tensor:
+    """Return B A x, with a convolution's stride and padding in A; its B is 1 x 1."""
+    down, up = factors.down.to(x.device), factors.up.to(x.device)
+    low = layer_product(layer, x if torch.is_autocast_enabled(x.device.type) else x.to(down.dtype), down)
+    return functional.conv2d(low, up) if up.ndim > 2 else functional.linear(low, up)
 
 
 def delta_weight(factors: LoraFactors | LowRank) -> Tensor:
