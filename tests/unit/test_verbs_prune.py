@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from tests.errors import raises_code
 from veneer.adapter.dora import DoraFactors
@@ -16,9 +17,13 @@ from veneer.adapter.lora import LoraFactors
 from veneer.cli.main import main
 from veneer.family.protocol import Family
 from veneer.rng import torch_generator
+from veneer.verbs.blend import BlendSource, blend_adapters
+from veneer.verbs.compare import compare_adapters
 from veneer.verbs.prune import PruneOptions, prune_adapter
+from veneer.verbs.resize import resize_adapter
 from veneer.weights.file import AdapterFile, info, load, save
 from veneer.weights.formats.folding import fold, record_of
+from veneer.weights.safetensors import decode
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +75,21 @@ def test_blocks_are_dropped_and_kept_by_pattern(file: Path, tmp_path: Path) -> N
         path for path in before if (".mid_block." in path or path.endswith("to_q")) and ".attn1." not in path
     }
     assert_bits(file, kept.path)
+
+
+def test_what_is_no_part_of_the_adapter_is_named(file: Path, tmp_path: Path) -> None:
+    tensors, metadata = decode(file)
+    tensors["bundle_emb.sks.clip_l"] = torch.ones(1, 768)
+    more = tmp_path / "more.safetensors"
+    save_file(tensors, more, metadata)
+    for notes in (
+        prune_adapter(more, tmp_path / "a.safetensors", PruneOptions(True)).notes,
+        resize_adapter(more, 1, tmp_path / "b.safetensors").notes,
+        blend_adapters([BlendSource(more)], tmp_path / "c.safetensors").warnings,
+        compare_adapters(more, file).notes,
+    ):
+        (note,) = notes
+        assert note.startswith("of more.safetensors bundle_emb.sks.clip_l is left out")
 
 
 def test_a_strength_that_is_not_one_keeps_every_bit(file: Path, tiny_base: Path, tmp_path: Path) -> None:

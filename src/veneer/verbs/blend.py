@@ -193,7 +193,7 @@ def _details(options: BlendOptions) -> dict[str, str | int | float | None]:
 
 
 def _doubts(opened: Sequence[OpenedAdapter]) -> list[str]:
-    doubts = [f"of {each.path.name} {left_out}" for each in opened for left_out in each.left_out]
+    doubts = [note for each in opened for note in each.notes]
     key = HASHES[BASE]
     bases = {each.adapter.metadata[key] for each in opened if key in each.adapter.metadata}
     if len(bases) < 2:

@@ -95,11 +95,13 @@ class AdapterComparison:
         names: of their files, without the endings, or of the folders of their runs.
         layers: of each layer that either has, by path.
         base: as it was named; None: amplification was not measured.
+        notes: what of the files is no part of the adapters, and so is not compared.
     """
 
     names: tuple[str, str]
     layers: Mapping[str, LayerComparison]
     base: str | None
+    notes: tuple[str, ...] = ()
 
     @property
     def overall(self) -> GroupComparison:
@@ -133,13 +135,14 @@ def compare_adapters(first: Path, second: Path, *, base: str | None = None) -> A
     Raises:
         UserError: a file cannot be read, they are of different architectures, or a method needs the base.
     """
-    one, other = open_adapters([first, second], base)
+    one, other = open_adapters([first, second], base, without=True)
     weights = None if base is None else BaseWeights.open(base)
     pair = (one.adapter.weights, other.adapter.weights)
     _check_common(one.path, other.path, pair)
     layers = {path: _compare(path, pair, weights) for path in sorted({*pair[0], *pair[1]})}
     names = (one.title, other.title)
-    return AdapterComparison(names if len(set(names)) == 2 else (f"{names[0]} (1)", f"{names[1]} (2)"), layers, base)
+    names = names if len(set(names)) == 2 else (f"{names[0]} (1)", f"{names[1]} (2)")
+    return AdapterComparison(names, layers, base, (*one.notes, *other.notes))
 
 
 def _compare(path: str, pair: tuple[AdapterWeights, AdapterWeights], base: BaseWeights | None) -> LayerComparison:
@@ -169,6 +172,7 @@ def comparison_data(comparison: AdapterComparison) -> dict[str, Any]:
     return {
         "adapters": comparison.names,
         "base": comparison.base,
+        "notes": comparison.notes,
         "all": vars(comparison.overall),
         "kinds": [vars(kind) for kind in comparison.kinds],
         "phi": {side: grid.tolist() for side, grid in grids.items() if grid is not None},

@@ -63,6 +63,11 @@ class OpenedAdapter:
     left_out: tuple[LeftOut, ...] = ()
 
     @property
+    def notes(self) -> list[str]:
+        """What is left out, in sentences that name the file."""
+        return [f"of {self.path.name} {left_out}" for left_out in self.left_out]
+
+    @property
     def folder(self) -> Path:
         """Where what is made of it is written: beside its file, or beside its folder where this is the adapter."""
         return self.path.parent.parent if self.path.name in (PEFT_NAME, STATE) else self.path.parent

@@ -48,6 +48,7 @@ class PruneResult:
         retained: share of the Frobenius norm of all delta W that is left; None where only the base could tell.
         bytes_before: of the old file.
         bytes_after: of the new one.
+        notes: what of the old file is no part of the adapter, and so is not in the new one.
     """
 
     path: Path
@@ -56,6 +57,7 @@ class PruneResult:
     retained: float | None
     bytes_before: int
     bytes_after: int
+    notes: tuple[str, ...] = ()
 
 
 @opens_paths
@@ -77,7 +79,7 @@ def prune_adapter(
             one is there already.
     """
     check_free(out)
-    (opened,) = open_adapters([file], base, to=to)
+    (opened,) = open_adapters([file], base, to=to, without=True)
     weights = opened.adapter.weights
     kept = _kept(weights, options, file)
     dropped = [path for path in weights if path not in kept]
@@ -86,7 +88,8 @@ def prune_adapter(
     metadata = derived(opened.adapter.metadata, "prune", [opened.source], **details)
     opened.save(AdapterFile({path: weights[path] for path in kept}, metadata), out, to)
     share = _retained(weights, kept, base)
-    return PruneResult(out, len(kept), _by_block(dropped), share, opened.size_bytes, written_bytes(out))
+    sizes = opened.size_bytes, written_bytes(out)
+    return PruneResult(out, len(kept), _by_block(dropped), share, *sizes, tuple(opened.notes))
 
 
 def _kept(weights: AdapterWeights, options: PruneOptions, file: Path) -> list[str]:

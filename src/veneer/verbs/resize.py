@@ -57,12 +57,14 @@ class ResizeResult:
         bytes_before: of the old file.
         bytes_after: of the new one.
         kinds: what was done to the layers of each kind, and last to all together.
+        notes: what of the old file is no part of the adapter, and so is not in the new one.
     """
 
     path: Path
     bytes_before: int
     bytes_after: int
     kinds: tuple[KindCut, ...]
+    notes: tuple[str, ...] = ()
 
 
 @opens_paths
@@ -90,7 +92,7 @@ def resize_adapter(
     """
     if rank is None and criterion is None:
         raise UserError("neither a rank nor what to keep is told", code="adapter.bad_rank", remedy="tell either")
-    (opened,) = open_adapters([file], base, to=to)
+    (opened,) = open_adapters([file], base, to=to, without=True)
     name = f"rank{rank}" if criterion is None else f"{criterion.name}{criterion.number:g}"
     out = out or default_out(opened, name, to)
     check_free(out)
@@ -101,7 +103,7 @@ def resize_adapter(
     keeping = None if criterion is None else str(criterion)
     metadata = derived(opened.adapter.metadata, "resize", [opened.source], rank=rank, keeping=keeping)
     opened.save(AdapterFile(resized.weights, metadata), out, to)
-    return ResizeResult(out, opened.size_bytes, written_bytes(out), _kinds(resized))
+    return ResizeResult(out, opened.size_bytes, written_bytes(out), _kinds(resized), tuple(opened.notes))
 
 
 def cut_or_refuse(adapter: AdapterFile, rank: int | None, criterion: Criterion | None) -> Resized:

@@ -38,7 +38,12 @@ def resize_text(result: ResizeResult) -> str:
         )
         for each in result.kinds
     ]
-    return f"{table_text([head, *rows])}\n{result.bytes_before:,} bytes before, {result.bytes_after:,} now"
+    sizes = f"{result.bytes_before:,} bytes before, {result.bytes_after:,} now"
+    return "\n".join([table_text([head, *rows]), sizes, *_notes(result.notes)])
+
+
+def _notes(notes: Sequence[str]) -> list[str]:
+    return [f"note: {note}" for note in notes]
 
 
 def comparison_text(comparison: AdapterComparison) -> str:
@@ -50,7 +55,8 @@ def comparison_text(comparison: AdapterComparison) -> str:
     groups = [*comparison.kinds, comparison.overall]
     rows = [_comparison_row(group, with_base=comparison.base is not None) for group in groups]
     names = f"1: {first}\n2: {second}"
-    return "\n".join([names, table_text([head, *rows]), "", *_meaning(comparison, comparison.overall)])
+    meaning = [*_meaning(comparison, comparison.overall), *_notes(comparison.notes)]
+    return "\n".join([names, table_text([head, *rows]), "", *meaning])
 
 
 def _comparison_row(group: GroupComparison, *, with_base: bool) -> list[str]:
@@ -130,7 +136,8 @@ def prune_text(result: PruneResult) -> str:
     left = "" if result.retained is None else f", with {result.retained:.2%} of the norm of delta W"
     lost = "" if result.retained is None else f" (the rest is {1 - result.retained**2:.2%} of its square)"
     sizes = f"{result.bytes_before:,} bytes before, {result.bytes_after:,} now"
-    return f"{table_text([('dropped', 'layers'), *rows])}\n{result.kept:,} layers left{left}{lost}\n{sizes}"
+    table = table_text([("dropped", "layers"), *rows])
+    return "\n".join([table, f"{result.kept:,} layers left{left}{lost}", sizes, *_notes(result.notes)])
 
 
 _MOST_BLOCKS = 16
