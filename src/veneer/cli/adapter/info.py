@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -22,6 +23,8 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="Print the same as data, layer by layer.")] = False,
 ) -> None:
     """Print what an adapter is: format, family, ranks, strength, norms, hashes, trigger words, metadata."""
+    # numpy's BLAS would wait for threads of its own by spinning, for minutes on a busy machine
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from veneer.cli.terminal.tables import info_text
     from veneer.serialise import to_json
     from veneer.verbs.info import info_data, write_norm_plot
