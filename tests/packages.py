@@ -25,6 +25,7 @@ def make_packages(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write the packages, and have them drawn and measured in a moment."""
     folder.mkdir(parents=True)
     monkeypatch.setattr(drawings, "draw_transparent", _disc)
+    monkeypatch.setattr(drawings, "_cores", lambda: 1)  # another process would not draw so
     monkeypatch.setattr(drawings, "PACKAGES", {name: _package(folder, name) for name in drawings.PACKAGES})
     monkeypatch.setattr(quality, "GUIDANCES", (1.5,))
     monkeypatch.setattr(quality, "STEPS", 2)

@@ -159,6 +159,13 @@ def test_losses_may_be_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(torch.allclose(wanted[name], got[name]) for name in wanted)
 
 
+def test_cudnn_tries_its_kernels_while_it_trains_on_a_gpu_and_no_longer() -> None:
+    for where, is_on in ((Engine(), False), (Engine(torch.device("cuda")), True)):
+        with where.tuned():
+            assert torch.backends.cudnn.benchmark == is_on
+        assert not torch.backends.cudnn.benchmark
+
+
 def layers_of(size: int) -> Tensor:
     """Two drawings with soft edges, colours multiplied by opacity."""
     random = np.random.default_rng(0)
@@ -263,7 +270,6 @@ def test_a_whole_base_is_made_measured_and_gone_on_with(tmp_path: Path, monkeypa
         tmp_path / "out",
         budget=build.Budget.of(300),
         written=lambda folder: written.append({path.name for path in folder.iterdir()}),
-        processes=1,
     )
     build.build(job)
     assert build.steps_made(job.work) == {"autoencoder": 2, "denoiser": 2, "finish": 2}

@@ -31,6 +31,7 @@ Pictures: TypeAlias = "npt.NDArray[np.uint8]"
 
 Row = TypeVar("Row")
 
+_AT_ONCE = 64  # drawings that a process draws before it asks for more
 SIZE = 64  # pixels, both ways
 _LEFT_OUT = re.compile(r"skin-tone|^flag-|^keycap|-flag$")
 
@@ -221,9 +222,9 @@ def draw_layers(svgs: Sequence[str], size: int, file: Path, processes: int | Non
         return cast(Pictures, layers)
     beside = file.with_suffix(".part")
     np.lib.format.open_memmap(beside, "w+", np.uint8, shape).flush()
-    places = np.array_split(np.arange(len(svgs)), max(1, len(svgs) // 64))
+    count = min(processes or _cores(), len(svgs))
+    places = np.array_split(np.arange(len(svgs)), max(count, len(svgs) // _AT_ONCE))
     jobs = [(beside, int(part[0]), [svgs[place] for place in part], size) for part in places]
-    count = min(processes or _cores(), len(jobs))
     if count == 1:
         list(map(_draw_part, jobs))
     else:

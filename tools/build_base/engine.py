@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -41,11 +42,20 @@ class Engine:
         return self.device.type == "cuda"
 
     def begin(self) -> None:
-        """Set what PyTorch has for a whole process: on a GPU its fastest kernels, but never cuDNN's attention."""
+        """Set what PyTorch has for a whole process: on a GPU TF32, and never cuDNN's attention."""
         if self.is_gpu:
-            torch.backends.cudnn.benchmark = True
             torch.backends.cuda.enable_cudnn_sdp(False)
             torch.set_float32_matmul_precision("high")
+
+    @contextmanager
+    def tuned(self) -> Iterator[None]:
+        """Let cuDNN try its kernels while one shape is computed again and again; many shapes would take it long."""
+        before = torch.backends.cudnn.benchmark
+        torch.backends.cudnn.benchmark = before or self.is_gpu
+        try:
+            yield
+        finally:
+            torch.backends.cudnn.benchmark = before
 
     def autocast(self, is_own_choice: bool) -> torch.autocast:
         """Return the context of a network that would multiply in bfloat16 on the CPU if ``is_own_choice``."""

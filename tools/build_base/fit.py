@@ -113,15 +113,16 @@ def fit(
     state = _begin(task.module, recipe, folder)
     backward = engine.backward(task.loss_of, list(state.parameters.values()))
     clock, log = _Clock(pace, engine), _Log(folder)
-    while (recipe := clock.recipe_of(recipe, state)).steps > state.step and not clock.is_over:
-        rate = rate_at(state.step, recipe)
-        log.take(*_step(task, state, recipe, rate, backward))
-        if state.step % recipe.log_every == 0:
-            log.write(state.step, rate)
-        if clock.is_time_to_save(state, recipe):
-            _save(folder, state)
-            if pace.saved is not None:
-                pace.saved(state.average)
+    with engine.tuned():
+        while (recipe := clock.recipe_of(recipe, state)).steps > state.step and not clock.is_over:
+            rate = rate_at(state.step, recipe)
+            log.take(*_step(task, state, recipe, rate, backward))
+            if state.step % recipe.log_every == 0:
+                log.write(state.step, rate)
+            if clock.is_time_to_save(state, recipe):
+                _save(folder, state)
+                if pace.saved is not None:
+                    pace.saved(state.average)
     _save(folder, state)
     log.close(state.step, rate_at(max(0, state.step - 1), recipe), backward)
     return state.average

@@ -64,7 +64,6 @@ def _build(results: _Results, ends: float) -> None:
             budget=Budget.of(ends - time.monotonic()),
             written=results.take,
             most=0 if is_gpu else _TINY,
-            processes=None if is_gpu else 1,
         )
     )
 
