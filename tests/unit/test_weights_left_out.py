@@ -192,6 +192,8 @@ def test_every_verb_that_reads_such_a_file_says_what_it_leaves_out(
     assert any("bundle_emb" in each for each in blended.warnings)
     converted = convert_adapter(with_more, tmp_path / "kohya.safetensors", "kohya", base=str(tiny_base))
     assert "bundle_emb" in conversion_text(converted)
+    again = convert_adapter(with_more, tmp_path / "own.safetensors", "diffusers")
+    assert "bundle_emb" in conversion_text(again)
     left_out: list[LeftOut] = []
     load_merged(with_more, str(tiny_base), 1.0, left_out)
     assert len(left_out) == 1

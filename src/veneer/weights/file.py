@@ -305,7 +305,7 @@ def tells_layers(path: Path) -> bool:
     """
     for part, network in files_in(path).items():
         with open_tensors(part) as file:
-            names = read_names(file, network).values()
+            names = read_names(file, network, []).values()
         if any(name.format == "kohya" or place_of(name.layer, name.format).network is None for name in names):
             return False
     return True
