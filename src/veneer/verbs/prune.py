@@ -44,7 +44,7 @@ class PruneResult:
     Attributes:
         path: the new file.
         kept: how many layers stayed.
-        dropped: how many are gone, by network and block: ``unet.down_blocks.1``.
+        dropped: how many are gone, by network and block: ``transformer.transformer_blocks.1``.
         retained: share of the Frobenius norm of all delta W that is left; None where only the base could tell.
         bytes_before: of the old file.
         bytes_after: of the new one.

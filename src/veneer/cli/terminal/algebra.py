@@ -126,8 +126,13 @@ def edit_text(result: EditResult) -> str:
     return "\n".join([*changed, *removed] or ["every key had that text already"])
 
 
+_LONGEST = 80  # characters of a text that is shown
+
+
 def _was(text: str | None) -> str:
-    return "new" if text is None else f"was {in_one_line(text if len(text) <= 80 else f'{text[:77]}...')!r}"
+    if text is None:
+        return "new"
+    return f"was {in_one_line(text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...')!r}"
 
 
 def prune_text(result: PruneResult) -> str:

@@ -1,6 +1,6 @@
 """ComfyUI's format: names of its key map, the strength in ``.alpha``, nothing in the metadata, which it does not read.
 
-Of UNets and of text encoders it maps kohya's names. Of transformers it maps ``transformer.`` and diffusers' path, also
+Of U-Nets and of text encoders it maps kohya's names. Of transformers it maps ``transformer.`` and diffusers' path, also
 where the model's own code has one matrix for several of diffusers' layers: ComfyUI then changes the part that is meant.
 A family whose names it takes in another form has these under ``comfy`` in its ``key_names``.
 """
