@@ -51,7 +51,7 @@ def test_the_share_of_energy_decides_and_the_rank_limits() -> None:
     assert found.squared_norm_left / found.squared_norm == pytest.approx(energies[1], rel=1e-5)
 
 
-@pytest.mark.parametrize("noise, most", [(0.0, 1e-6), (0.5, 1e-3), (None, 0.012)])
+@pytest.mark.parametrize("noise, most", [(0.0, 1e-6), (0.5, 1e-3), (None, 1e-3)])
 def test_what_is_drawn_keeps_nearly_as_much(noise: float | None, most: float) -> None:
     """Of a change without noise, with as much noise as signal, and of noise alone."""
     delta = torch.randn(640, 700) if noise is None else 0.1 * low_rank(40, 640, 700) + noise * torch.randn(640, 700)

@@ -20,8 +20,9 @@ from veneer.rng import torch_generator
 
 __all__ = ["Extracted", "decompose_largest", "extract"]
 
-_OVERSAMPLE, _ITERATIONS = 16, 6
-_LARGE = 2048  # shorter side of a matrix from which on the whole decomposition takes some ten seconds
+_OVERSAMPLE = 16
+_MOST_ITERATIONS, _SETTLED = 50, 1e-4  # iterations end where one adds no larger share of the norm that is kept
+_LARGE = 1024  # shorter side of a matrix from which on the whole decomposition takes seconds
 _MOST_DRAWN = 1 / 6  # share of that side: of more columns the whole decomposition is as fast
 
 
@@ -72,8 +73,8 @@ def extract(delta: Tensor, rank: int | None, criterion: Criterion | None = None,
 def decompose_largest(delta: Tensor, count: int, key: str) -> Decomposition:
     """Return the largest singular values and vectors of a change, by random projections and subspace iterations.
 
-    Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1, with 16 more columns than asked for and 6 iterations. The
-    norm that is kept is 1 % below the best in pure noise, 0.1 % in as much noise as signal, and else not measurable.
+    Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1, with 16 more columns than asked for, iterated until the
+    norm that is kept grows by less than 1 in 10,000. It is within 0.1 % of the best, in pure noise too.
 
     Args:
         delta: the change.
@@ -83,8 +84,12 @@ def decompose_largest(delta: Tensor, count: int, key: str) -> Decomposition:
     matrix = delta.flatten(1)
     numbers = torch.randn(matrix.shape[1], count + _OVERSAMPLE, generator=torch_generator(0, "extract", key))
     basis = torch.linalg.qr(matrix @ numbers.to(matrix.dtype)).Q
-    for _ in range(_ITERATIONS):
-        basis = torch.linalg.qr(matrix @ torch.linalg.qr(matrix.T @ basis).Q).Q
+    before = 0.0
+    for _ in range(_MOST_ITERATIONS):
+        product = matrix.T @ basis
+        if (kept := float(product.norm())) - before <= _SETTLED * kept:
+            break
+        before, basis = kept, torch.linalg.qr(matrix @ torch.linalg.qr(product).Q).Q
     left, values, right = torch.linalg.svd(basis.T @ matrix, full_matrices=False)
     return Decomposition((basis @ left)[:, :count], values[:count], right[:count], tuple(delta.shape))
 
