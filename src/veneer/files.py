@@ -190,7 +190,7 @@ def atomic_write(path: Path, content: bytes) -> None:
     _write_aside(path, lambda beside: write_synced(beside, content))
 
 
-def atomic_stream(path: Path, pieces: Iterable[bytes]) -> None:
+def atomic_stream(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     """Write a file as :func:`atomic_write` does, of pieces that are made one after the other.
 
     Raises:
@@ -256,7 +256,7 @@ def write_synced(path: Path, content: bytes) -> None:
     _write_pieces(path, [content])
 
 
-def _write_pieces(path: Path, pieces: Iterable[bytes]) -> None:
+def _write_pieces(path: Path, pieces: Iterable[bytes | memoryview]) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0)
     descriptor = os.open(path, flags, 0o666)
     try:

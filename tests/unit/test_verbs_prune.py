@@ -22,7 +22,7 @@ from veneer.verbs.compare import compare_adapters
 from veneer.verbs.prune import PruneOptions, prune_adapter
 from veneer.verbs.resize import resize_adapter
 from veneer.weights.file import AdapterFile, info, load, save
-from veneer.weights.formats.folding import fold, record_of
+from veneer.weights.formats.folding import fold_exactly
 from veneer.weights.safetensors import decode
 
 
@@ -114,7 +114,7 @@ def test_a_strength_that_is_not_one_keeps_every_bit(file: Path, tiny_base: Path,
 
 def _saved(weights: dict[str, LoraFactors], folder: Path) -> Path:
     path = folder / "given.safetensors"
-    save(AdapterFile({path: fold(each) for path, each in weights.items()}, record_of(weights)), path)
+    save(AdapterFile(*fold_exactly(weights)), path)
     return path
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from veneer.adapter.dora import DoraFactors
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.protocol import LayerAdapter
-from veneer.weights.formats.folding import fold, read_record, record_of, unfold
+from veneer.weights.formats.folding import fold, fold_exactly, read_record, unfold
 from veneer.weights.formats.strength import RECORD_KEY
 
 ALPHAS = st.one_of(
@@ -35,7 +35,7 @@ def equal(one: LayerAdapter, other: LayerAdapter) -> bool:
 
 
 def through_a_file(adapter: LayerAdapter) -> LayerAdapter:
-    record = read_record(record_of({"unet.x": adapter}))
+    record = read_record(fold_exactly({"unet.x": adapter})[1])
     return unfold(fold(adapter), record.get("unet.x"))
 
 
@@ -48,14 +48,14 @@ def test_any_alpha_comes_out_to_the_bit(alpha: float, rank: int, dtype: torch.dt
 
 @pytest.mark.parametrize(("alpha", "parts"), [(3.0, None), (1.5, {"alpha"}), (12.0, {"alpha"}), (2.0, {"alpha", "up"})])
 def test_what_is_not_rounded_takes_no_room(alpha: float, parts: set[str] | None) -> None:
-    record = read_record(record_of({"unet.x": lora(alpha)}))
+    record = read_record(fold_exactly({"unet.x": lora(alpha)})[1])
     assert set(record) == ({"unet.x"} if parts else set())
     assert parts is None or set(record["unet.x"]) == parts
 
 
 def test_rounding_takes_little_room() -> None:
     adapter = LoraFactors(torch.randn(16, 8), torch.randn(1000, 16), 5.0)
-    (text,) = record_of({"unet.x": adapter}).values()
+    (text,) = fold_exactly({"unet.x": adapter})[1].values()
     assert len(text) < 0.12 * 4 * adapter.up.numel()
 
 
@@ -94,7 +94,7 @@ def test_a_record_that_is_none(text: str) -> None:
 
 
 def test_names_are_those_of_files() -> None:
-    record = record_of({"text_encoder.encoder.fc1": lora(2.0)})
+    record = fold_exactly({"text_encoder.encoder.fc1": lora(2.0)})[1]
     assert set(json.loads(record[RECORD_KEY])) == {"text_encoder.text_model.encoder.fc1"}
 
 

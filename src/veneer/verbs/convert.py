@@ -17,7 +17,7 @@ from veneer.verbs.other_readers import ReadBack, read_back
 from veneer.weights.adapter_path import adapter_name, named_file
 from veneer.weights.file import AdapterFile, dtype_named, format_named, load, save, tells_layers
 from veneer.weights.formats.diffusers import DIFFUSERS
-from veneer.weights.formats.folding import fold, record_of
+from veneer.weights.formats.folding import fold_exactly
 from veneer.weights.formats.left_out import LeftOut
 from veneer.weights.formats.peft import PEFT
 from veneer.weights.formats.protocol import BaseNames
@@ -74,10 +74,8 @@ def convert_adapter(
     left_out: list[LeftOut] = []
     networks, key_names = (None, None) if names is None else (names.networks, names.key_names)
     adapter = load(file, networks, key_names, left_out=left_out)
-    weights, record = adapter.weights, {}
-    if to == DIFFUSERS.name:
-        record = {} if wanted else record_of(weights)
-        weights = {path: fold(each) for path, each in weights.items()}
+    is_folded = to == DIFFUSERS.name and wanted is None  # a narrower dtype rounds anyway
+    weights, record = fold_exactly(adapter.weights) if is_folded else (adapter.weights, {})
     metadata = derived(adapter.metadata, "convert", [Source(file.name)], to=to, dtype=dtype)
     save(AdapterFile(weights, metadata | record), place, to, names, wanted)
     readers = _verified(place, to, adapter.weights, names, wanted) if verify else ()

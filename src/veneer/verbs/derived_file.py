@@ -30,7 +30,7 @@ from veneer.weights.file import (
     save,
 )
 from veneer.weights.formats.diffusers import DIFFUSERS
-from veneer.weights.formats.folding import fold, record_of
+from veneer.weights.formats.folding import fold_exactly
 from veneer.weights.formats.left_out import LeftOut
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.formats.registry import FORMATS
@@ -103,9 +103,8 @@ class OpenedAdapter:
             UserError: as of :func:`veneer.weights.file.save`.
         """
         to, wanted = to or self.format, dtype_named(dtype)
-        if to == DIFFUSERS.name:  # the strength goes into the tensors, and what is rounded then beside them
-            record = {} if wanted else record_of(adapter.weights)
-            weights = {path: fold(each) for path, each in adapter.weights.items()}
+        if to == DIFFUSERS.name and wanted is None:  # what is rounded goes beside the tensors; a dtype rounds anyway
+            weights, record = fold_exactly(adapter.weights)
             adapter = AdapterFile(weights, {**adapter.metadata, **record})
         save(adapter, out, to, self.names, wanted)
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.errors import UserError
-from veneer.files import atomic_write, is_pickle, opens_paths
+from veneer.files import atomic_stream, atomic_write, is_pickle, opens_paths
 from veneer.weights.adapter_path import FILE_NAME, file_in, files_in
 from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.folding import read_record, unfold
@@ -31,7 +32,7 @@ from veneer.weights.formats.tensors import adapter_of
 from veneer.weights.header import TensorEntry
 from veneer.weights.kohya_hashes import with_file_hashes
 from veneer.weights.metadata import LABELLED, completed
-from veneer.weights.safetensors import check_finite, decode, encode, encoded_bytes, open_tensors, read_tensors
+from veneer.weights.safetensors import check_finite, decode, encoded_bytes, encoded_pieces, open_tensors, read_tensors
 from veneer.weights.summary import TENSORS_HASH, AdapterInfo, free_metadata, info, located_at, read_names
 from veneer.weights.tensors_file import TensorsFile
 
@@ -70,6 +71,7 @@ class AdapterFile:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
+Piece = bytes | memoryview
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What an adapter's numbers may be written in; every program reads these."""
 
@@ -106,12 +108,18 @@ def save(
     digest = hashlib.sha256()
     for file in _written(adapter, path, format_named(format), base, dtype):
         check_finite(file.tensors, path)
-        content = _content(_with_said(adapter, file, path, format, base), file)
-        digest.update(content)
+        metadata = _metadata(_with_said(adapter, file, path, format, base), file)
         for name, text in file.texts.items():
             atomic_write(Path(file.name).with_name(name), text.encode())
-        atomic_write(Path(file.name), content)
+        atomic_stream(Path(file.name), _digested(encoded_pieces(file.tensors, metadata), digest))
     return digest.hexdigest()
+
+
+def _digested(pieces: Iterable[Piece], digest: Any) -> Iterator[Piece]:
+    """Yield pieces, once they are in a digest as well."""
+    for piece in pieces:
+        digest.update(piece)
+        yield piece
 
 
 def _with_said(adapter: AdapterFile, file: FormatFile, path: Path, format: str, base: BaseNames | None) -> AdapterFile:
@@ -182,8 +190,12 @@ def render(adapter: AdapterFile) -> bytes:
 
 
 def _content(adapter: AdapterFile, file: FormatFile) -> bytes:
+    return b"".join(encoded_pieces(file.tensors, _metadata(adapter, file)))
+
+
+def _metadata(adapter: AdapterFile, file: FormatFile) -> dict[str, str]:
     metadata = {**adapter.metadata, **file.metadata}
-    return encode(file.tensors, {**metadata, TENSORS_HASH: _tensors_hash(file.tensors, metadata)})
+    return {**metadata, TENSORS_HASH: _tensors_hash(file.tensors, metadata)}
 
 
 def rendered_bytes(adapter: AdapterFile, format: str = DIFFUSERS.name, base: BaseNames | None = None) -> int:
@@ -213,7 +225,10 @@ def tensor_hashes(path: Path) -> tuple[str | None, str]:
 def _tensors_hash(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Return the hash of tensors and of what metadata say of them; what is said of the adapter does not count."""
     own = {key: metadata[key] for key in METADATA_KEYS if key in metadata}
-    return hashlib.sha256(encode(tensors, own)).hexdigest()
+    digest = hashlib.sha256()
+    for piece in encoded_pieces(tensors, own):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 @opens_paths

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ __all__ = [
     "encode",
     "encoded_bytes",
     "encoded_header",
+    "encoded_pieces",
     "first_not_finite",
     "in_file_order",
     "open_tensors",
@@ -57,6 +59,15 @@ def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     own = {name: tensors[name].detach().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)}
     whole = to_safetensors(own, dict(metadata))
     return _padded(_header_bytes(_header(whole))) + whole[_data_start(whole) :]
+
+
+def encoded_pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """Yield the bytes that :func:`encode` makes, header first, then each tensor's; none is held beside the tensors."""
+    yield encoded_header(tensors, metadata)
+    for name in in_file_order(tensors):
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        content: Any = flat.view(torch.uint8).numpy()
+        yield memoryview(content)
 
 
 def encoded_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> int:
@@ -148,7 +159,13 @@ def _data_start(content: bytes) -> int:
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     """Return the name of the first tensor that holds NaN or infinity; None if none does."""
-    return next((name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()), None)
+    return next((name for name, tensor in tensors.items() if not _is_finite(tensor)), None)
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Check that a tensor of floats holds neither NaN nor infinity: a sum that is finite has no such number in it."""
+    total = tensor.sum(dtype=torch.promote_types(tensor.dtype, torch.float32))
+    return math.isfinite(total.item()) or bool(torch.isfinite(tensor).all())
 
 
 def check_finite(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -20,7 +20,7 @@ from veneer.adapter.protocol import AdapterWeights, Folding, LayerAdapter
 from veneer.weights.formats.names import file_path
 from veneer.weights.formats.strength import RECORD_KEY
 
-__all__ = ["fold", "read_record", "record_of", "unfold"]
+__all__ = ["fold", "fold_exactly", "read_record", "unfold"]
 
 _ALPHA = "alpha"
 _INTEGERS = {8: torch.int64, 4: torch.int32, 2: torch.int16}
@@ -35,11 +35,12 @@ def fold(adapter: LayerAdapter) -> LayerAdapter:
     return adapter if folding is None else folding.fold(adapter)
 
 
-def record_of(weights: AdapterWeights) -> dict[str, str]:
-    """Return the metadata from which the strength of a folded adapter comes out exactly; empty where alpha is r."""
-    entries = {file_path(path): _entry(adapter, adapter.method.folding) for path, adapter in weights.items()}
+def fold_exactly(weights: AdapterWeights) -> tuple[dict[str, LayerAdapter], dict[str, str]]:
+    """Return a folded adapter, and the metadata from which its strengths come out exactly; empty where alpha is r."""
+    folded = {path: fold(adapter) for path, adapter in weights.items()}
+    entries = {file_path(path): _entry(adapter, folded[path]) for path, adapter in weights.items()}
     told = {path: entry for path, entry in sorted(entries.items()) if entry is not None}
-    return {RECORD_KEY: json.dumps(told, separators=(",", ":"))} if told else {}
+    return folded, {RECORD_KEY: json.dumps(told, separators=(",", ":"))} if told else {}
 
 
 def read_record(metadata: Mapping[str, str]) -> dict[str, Any]:
@@ -67,12 +68,10 @@ def unfold(adapter: LayerAdapter, entry: object) -> LayerAdapter:
     return unfolded if _are_equal(folding.fold(unfolded), adapter) else adapter
 
 
-def _entry(adapter: LayerAdapter, folding: Folding | None) -> dict[str, Any] | None:
+def _entry(adapter: LayerAdapter, folded: LayerAdapter) -> dict[str, Any] | None:
     """Return alpha and what it takes to undo the folding of one layer; None: it changes nothing."""
-    if folding is None:
-        return None
-    folded = folding.fold(adapter)
-    if folded.hyperparameters[_ALPHA] == adapter.hyperparameters[_ALPHA]:
+    folding = adapter.method.folding
+    if folding is None or folded.hyperparameters[_ALPHA] == adapter.hyperparameters[_ALPHA]:
         return None
     alpha = adapter.hyperparameters[_ALPHA]
     near, exact = folding.unfold(folded, alpha).state_dict(), adapter.state_dict()
@@ -89,7 +88,7 @@ def _unfolded(adapter: LayerAdapter, folding: Folding, entry: Mapping[str, Any])
 
 def _difference(exact: Tensor, near: Tensor) -> str | None:
     """Return the difference of two tensors' bits as text; None: there is none."""
-    if torch.equal(exact, near):
+    if exact is near or torch.equal(exact, near):
         return None
     lost = _bits(exact) - _bits(near)
     if int(lost.abs().max()) <= torch.iinfo(_NARROW).max and int(lost.min()) > torch.iinfo(lost.dtype).min:
