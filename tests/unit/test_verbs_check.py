@@ -12,15 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from tests.bases import write_flux_file, write_tiny_flux
 from tests.errors import raises_code
 from veneer.adapter.dora import DoraFactors
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.protocol import LayerAdapter
 from veneer.cli.main import main
+from veneer.family.base_weights import BaseWeights
 from veneer.verbs.check import AdapterCheck, check_adapter
 from veneer.verbs.check_layers import measure, total_losses
 from veneer.weights.rounding import ROUNDINGS
 
+FLUX = "transformer.transformer_blocks.0.attn.to_q"
 LAYER = "unet.down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 KOHYA = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
 
@@ -187,6 +190,35 @@ def test_a_base_that_would_swallow_it_is_a_problem(tiny_base: Path, tmp_path: Pa
         "merged into this base, which is held in bf16, it is off"
     )
     assert found.losses["bf16"].error > 0.5 and any("nf4" in note for note in found.notes)
+
+
+def test_a_fused_layer_and_a_single_file_are_what_the_folder_is(tmp_path: Path) -> None:
+    """FLUX: kohya's qkv is three layers of diffusers, and a base may be a file of its authors' names, in 8 bits."""
+    folder = write_tiny_flux(tmp_path / "flux")
+    one = write_flux_file(folder, tmp_path / "flux.safetensors")
+    eight = write_flux_file(folder, tmp_path / "eight.safetensors", dtype=torch.float8_e4m3fn)
+    name, size = "lora_unet_double_blocks_0_img_attn_qkv", BaseWeights(folder).shape(FLUX)[1]
+    own = factors(3 * size, size, alpha=2.0)
+    tensors = {
+        f"{name}.lora_down.weight": own.down,
+        f"{name}.lora_up.weight": own.up,
+        f"{name}.alpha": torch.tensor(2.0),
+    }
+    whole, single, small = (checked(tmp_path, tensors, base) for base in (folder, one, eight))
+    assert whole.tensors == 3 and len(whole.layers) == 3 and whole.strengths == {0.5: 1} and whole.problems == ()
+    assert whole.ratios == pytest.approx(single.ratios) and small.precision == "float8_e4m3fn"
+    delta = (0.5 * own.up @ own.down)[:size]
+    weight = BaseWeights(folder).read(FLUX)
+    assert whole.ratios[FLUX] == pytest.approx(float(delta.norm() / weight.norm()), rel=1e-4)
+
+
+def test_a_norm_and_a_full_difference_are_measured(tiny_base: Path, tmp_path: Path) -> None:
+    path = "down_blocks.0.attentions.0.norm"
+    weight = load_file(tiny_base / "unet" / "diffusion_pytorch_model.safetensors")[f"{path}.weight"]
+    difference = noise(*weight.shape, size=0.1)
+    found = checked(tmp_path, {f"lora_unet_{path.replace('.', '_')}.w_norm": difference}, tiny_base)
+    assert found.ratios == {f"unet.{path}": pytest.approx(float(difference.norm() / weight.norm()), rel=1e-4)}
+    assert set(found.losses) == set(ROUNDINGS) and found.layers[0].rank is None
 
 
 def test_the_command_tells_the_verdict_by_its_exit_code(
