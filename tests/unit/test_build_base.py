@@ -17,10 +17,11 @@ from torch import Tensor, nn
 import veneer.base
 from tests.packages import NAMES, few_steps, make_packages
 from tests.recording import Recorder
-from tools.build_base import build, concepts, drawings, engine, fit, varied
+from tools.build_base import build, card, concepts, demo, drawings, engine, fit, varied
 from tools.build_base.design import DESIGNS, LARGE, SMALL, TINY
 from tools.build_base.engine import Engine
 from tools.build_base.fit import Fit, Pace, Task
+from tools.build_base.quality import Quality
 from veneer.engine.cuda_graph import GraphedBackward
 
 RECIPE = Fit(steps=6, schedule=8, batch=2, rate=1e-2, warmup=2, log_every=2, save_every=3)
@@ -235,6 +236,19 @@ def test_designs_stay_within_what_a_base_may_weigh() -> None:
     assert "| denoiser |" in text and "million parameters" in text
     bundled = json.loads((veneer.base.path() / "quality.json").read_text())["parameters"]
     assert parameters(SMALL) == pytest.approx(bundled, rel=0.01)
+
+
+def test_the_bundled_bases_card_is_that_of_its_design() -> None:
+    figures = json.loads((veneer.base.path() / "quality.json").read_text())
+    steps = {phase: getattr(SMALL, phase).steps for phase in build.PHASES}
+    assert card.text_of(SMALL, Quality(**figures), steps) == (veneer.base.path() / "README.md").read_text()
+    text = card.text_of(LARGE, Quality(**figures), {**steps, "finish": 77})
+    assert "96 x 96" in text and "Then 77 steps" in text and "two things side by side" in text and "IconPark" in text
+
+
+def test_the_demos_licence_is_that_of_its_size() -> None:
+    text = demo.LICENCE.format(spec=drawings.PACKAGES["openmoji"].spec, px=SMALL.pixels)
+    assert text == (veneer.base.demo_path() / "LICENSE.txt").read_text()
 
 
 def test_shares_name_every_style_once() -> None:

@@ -258,7 +258,7 @@ def test_a_base_that_came_back_is_judged_with_an_adapter_of_its_own(
     said = capsys.readouterr().out
     assert "| pictures that find their own drawing first | 0.98 |" in said and "not measured" not in said
     assert Image.open(tmp_path / "sheet-of-adapter.png").width > 0
-    assert (tmp_path / "demo" / "LICENSE.txt").read_text().count("32 pixels") == 1
+    assert (tmp_path / "demo" / "LICENSE.txt").read_text().count("32 x 32") == 1
 
 
 def judged(folder: Path, **reached: float) -> Path:
@@ -317,6 +317,12 @@ def test_parts_of_a_base_are_put_together_in_their_order(tmp_path: Path) -> None
     assert (tmp_path / "back" / "a" / "weights").read_bytes() == content
     with pytest.raises(ValueError, match="there is no such file"):
         archive.unpack_parts(tmp_path / "other.tar", tmp_path / "back")
+
+
+def test_a_table_says_what_went_wrong_with_a_base() -> None:
+    figures = {"card": "a card", "date": "2026-01-01", "phases": {}, "quality": {}, "bytes": {}}
+    text = table.base_table({**figures, "no CUDA graph": {"denoiser": "it waits"}, "fault": "OutOfMemoryError: no"})
+    assert text.endswith("No CUDA graph in denoiser: it waits\nEnded early: OutOfMemoryError: no")
 
 
 def test_what_a_base_should_reach_is_said_beside_what_it_has() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 
 from . import autoencoder, concepts, drawings
@@ -17,9 +18,9 @@ tags: [text-to-image, stable-diffusion, emoji]
 ---
 # The bundled base
 
-A small text-to-image model of Stable Diffusion's architecture: {millions:.1f} million parameters, {pixels} x {pixels}
-pixels, {concepts} things known by name (`concepts.txt`). It exists so that a LoRA can be trained, measured and looked
-at on any machine, without a download. It paints emoji, and nothing else.
+A small text-to-image model of Stable Diffusion's architecture: {millions:.1f} million parameters, {px} x {px} pixels,
+{concepts} things known by name (`concepts.txt`). It exists so that a LoRA can be trained, measured and looked at on
+any machine, without a download. It paints emoji, and nothing else.
 
     import veneer.base
     from diffusers import StableDiffusionPipeline
@@ -48,16 +49,15 @@ Distance is taken in the autoencoder's latents, either way round.
   one name in {one_in} was kept from it in every set. Half of its drawings got a black outline around every shape, so
   that line art survives it. Its posterior is narrowed to its mean.
 - Text encoder (`CLIPTextModel`, two layers) and denoiser (`UNet2DConditionModel`, attention at all three levels),
-  together, v-prediction with zero terminal SNR: {steps_unet} steps of {batch_unet} drawings, {noto:.0%} of them Noto's
-  as they are, which is what a prompt gets that names no style; the others come with their style in the caption
-  ({styles}), so that a thing is known apart from how one set draws it. Then {steps_finish}
-  steps with {noto_finish:.0%} of Noto's.
+  together, v-prediction with zero terminal SNR: {unet_steps} steps of {batch} drawings, {noto} of them Noto's, which
+  is what a prompt gets that names no style; the others come with their style in the caption ({styles}), so that a thing
+  is known apart from how one set draws it. Then {steps_finish} steps with {noto_finish} of Noto's.
 {varied}- Nothing of OpenMoji, the demo style, was seen by any part.
 
 ## Licence
 
 The drawings are the work of others: {licences}.
-{owners}.
+{owners}
 The weights are given under CC BY 4.0.
 """
 
@@ -76,6 +76,21 @@ _OWNERS = {
     "mdi": "Material Design Icons are by Pictogrammers",
     "ph": "Phosphor Icons are Copyright Phosphor Icons",
 }
+_ORDER = (
+    "noto",
+    "noto-v1",
+    "twemoji",
+    "emojione",
+    "emojione-monotone",
+    "fxemoji",
+    "fluent-emoji-flat",
+    "fluent-emoji-high-contrast",
+    "icon-park",
+    "mdi",
+    "ph",
+)
+_WORDS = {0.5: "half", 0.8: "four fifths", 0.26: "a quarter", 0.7: "seven tenths"}
+"""Shares of Noto's drawings, as one says them."""
 _TITLES = {
     "noto": "Noto",
     "twemoji": "Twemoji",
@@ -99,7 +114,7 @@ def text_of(design: Design, figures: Quality, steps: Mapping[str, int]) -> str:
     titles = [_TITLES[name] for name in autoencoder.sets_of(design)]
     return _TEMPLATE.format(
         millions=figures.parameters / 1e6,
-        pixels=design.pixels,
+        px=design.pixels,
         concepts=figures.concepts,
         steps=STEPS,
         guidance=figures.guidance,
@@ -111,21 +126,22 @@ def text_of(design: Design, figures: Quality, steps: Mapping[str, int]) -> str:
         vae_batch=design.autoencoder.batch,
         vae_sets=", ".join(titles[:-1]) + f" and {titles[-1]}",
         one_in=round(1 / autoencoder.HELD_OUT),
-        steps_unet=steps["denoiser"],
+        unet_steps=steps["denoiser"],
         steps_finish=steps["finish"],
-        batch_unet=design.denoiser.batch,
-        noto=design.shares["noto"],
-        noto_finish=design.finish_shares["noto"],
+        batch=design.denoiser.batch,
+        noto=_WORDS[design.shares["noto"]],
+        noto_finish=_WORDS[design.finish_shares["noto"]],
         styles=", ".join(f"`{suffix[2:]}`" for suffix in design.styles.values() if suffix),
         varied=_VARIED.format(share=design.shares[concepts.VARIED], count=design.varied) if design.is_varied else "",
         licences=", ".join(
             _LICENCE.format(name=name, version=drawings.PACKAGES[name].version, licence=drawings.PACKAGES[name].licence)
             for name in sets
         ),
-        owners="; ".join(owner for name, owner in _OWNERS.items() if name in sets),
+        owners=textwrap.fill("; ".join(owner for name, owner in _OWNERS.items() if name in sets) + ".", 118),
     )
 
 
 def sets_of(design: Design) -> list[str]:
     """The sets that any part of a base is trained on."""
-    return list(dict.fromkeys([*map(concepts.set_of, design.styles), *autoencoder.sets_of(design)]))
+    trained = {*map(concepts.set_of, design.styles), *autoencoder.sets_of(design)}
+    return sorted(trained, key=_ORDER.index)

@@ -11,8 +11,8 @@ from .drawings import DrawingSet
 
 LICENCE = """\
 The pictures in these folders are drawings of OpenMoji (https://openmoji.org), the open-source emoji and icon
-project, licensed under CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/). They were drawn at {pixels} x
-{pixels} pixels on white from the npm package {spec}; nothing else was changed.
+project, licensed under CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/). They were drawn at {px} x {px}
+pixels on white from the npm package {spec}; nothing else was changed.
 """
 
 
@@ -34,7 +34,7 @@ def write(folder: Path, known: list[Concept], openmoji: DrawingSet, pixels: int)
         captioned = {c.name: c.caption for c in part}  # no trigger: the style is the adapter itself
         _write_part(folder / name, captioned, openmoji, pixels)
     _write_part(folder / "subject", dict.fromkeys(SUBJECT, SUBJECT_CAPTION), openmoji, pixels)
-    (folder / "LICENSE.txt").write_text(LICENCE.format(spec=drawings.PACKAGES["openmoji"].spec, pixels=pixels))
+    (folder / "LICENSE.txt").write_text(LICENCE.format(spec=drawings.PACKAGES["openmoji"].spec, px=pixels))
 
 
 def _write_part(folder: Path, captions: dict[str, str], openmoji: DrawingSet, pixels: int) -> None:

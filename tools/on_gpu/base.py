@@ -19,6 +19,8 @@ __all__ = ["ARCHIVE", "base"]
 
 ARCHIVE = "base.tar"
 """Name that the parts of the written base begin with."""
+NO_GRAPH = "no CUDA graph"
+"""What a log has beside the reason."""
 _LEFT = 8.0
 """Seconds that are kept for packing and for what nobody thought of."""
 _TINY = 8
@@ -110,6 +112,7 @@ class _Results:
             "phases": _summary(log),
             "quality": _json(self.work / "model" / "quality.json"),
             "bytes": {file.name: file.stat().st_size for file in sorted(self.out.glob(f"{ARCHIVE}.*"))},
+            NO_GRAPH: {row["phase"]: row[NO_GRAPH] for row in log if NO_GRAPH in row},
             "fault": self.fault,
         }
         (self.out / "base.json").write_text(json.dumps(figures, indent=1) + "\n", "utf-8")

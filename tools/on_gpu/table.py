@@ -46,6 +46,7 @@ def base_table(figures: Mapping[str, Any]) -> str:
         lines.append(f"| {phase} | {of['steps']:,} | {of['seconds']:.0f} | {of['loss']:.4f} |")
     total = sum(figures["bytes"].values())
     lines += ["", *target_rows(figures["quality"]), "", f"Written in {len(figures['bytes'])} parts, {total:,} bytes."]
+    lines += [f"No CUDA graph in {phase}: {why}" for phase, why in figures["no CUDA graph"].items()]
     if figures["fault"]:
         lines.append(f"Ended early: {figures['fault'][:300]}")
     return "\n".join(lines)
