@@ -30,7 +30,7 @@ app = typer.Typer(
 for _verb in (train, plan, sample, evaluate, study, doctor, report):
     app.command()(_verb)
 app.add_typer(
-    adapter.app, name="adapter", help="Look into an adapter file, verify it, cut its rank, or merge it into its base."
+    adapter.app, name="adapter", help="Look into adapter files; convert, resize, blend, compare, prune, merge, publish."
 )
 
 
