@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import veneer.base
 from tests.packages import NAMES, few_steps, make_packages
 from tests.recording import Recorder
-from tools.build_base import build, card, concepts, demo, drawings, engine, fit, varied
+from tools.build_base import build, card, command, concepts, demo, drawings, engine, fit, varied
 from tools.build_base.design import DESIGNS, LARGE, SMALL, TINY
 from tools.build_base.engine import Engine
 from tools.build_base.fit import Fit, Pace, Task
@@ -294,3 +294,24 @@ def test_a_whole_base_is_made_measured_and_gone_on_with(tmp_path: Path, monkeypa
     monkeypatch.setattr(build, "publish", lambda *_: None)
     build.build(job)  # nothing is left to be trained
     assert (job.model / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.usefixtures("packages")
+def test_the_command_makes_a_base_and_the_demos_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(DESIGNS, "tiny", few_steps(TINY))
+    monkeypatch.setattr(demo, "SUBJECT", ("ant",))
+    monkeypatch.setattr(build, "publish", lambda *_: None)
+    folders = ["--work", str(tmp_path / "work"), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(
+        "sys.argv", ["build_base", "--design", "tiny", "--minutes", "9", "--precision", "bfloat16", *folders]
+    )
+    command.main()
+    assert (tmp_path / "out" / "model" / "unet" / "config.json").exists()
+    rows = (tmp_path / "out" / "demo" / "held_out" / "metadata.jsonl").read_text().splitlines()
+    assert len(rows) == len(NAMES)
+
+
+def test_the_command_tells_a_plan(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["build_base", "--design", "tiny", "--plan"])
+    command.main()
+    assert "| finish |" in capsys.readouterr().out

@@ -20,6 +20,7 @@ ASSUMED = 50e12
 these networks have a third of its channels."""
 STARTING = 35.0
 """Seconds until the first step: imports, drawing with 16 processes at 8 ms a drawing, the first use of CUDA."""
+_ROWS = 2  # of which operations are counted: a single one of one pixel is refused
 ENCODING = 12.0
 """Seconds in which the denoiser's pictures are encoded and its captions tokenised."""
 
@@ -79,7 +80,7 @@ def autoencoder_operations(design: Design) -> float:
     """Operations of one picture's way there and back."""
     with torch.device("meta"):
         model = autoencoder.make(design)
-        picture = torch.empty(1, 3, design.pixels, design.pixels)
+        picture = torch.empty(_ROWS, 3, design.pixels, design.pixels)
     return _counted(lambda: model.decode(model.encode(picture).latent_dist.mean))
 
 
@@ -88,15 +89,15 @@ def denoiser_operations(design: Design) -> float:
     with torch.device("meta"):
         model = denoiser.make_unet(design)
         side = design.pixels // autoencoder.FACTOR
-        latent = torch.empty(1, autoencoder.CHANNELS, side, side)
-        context, timestep = torch.empty(1, text.LENGTH, text.WIDTH), torch.zeros(1, dtype=torch.long)
+        latent = torch.empty(_ROWS, autoencoder.CHANNELS, side, side)
+        context, timestep = torch.empty(_ROWS, text.LENGTH, text.WIDTH), torch.zeros(_ROWS, dtype=torch.long)
     return _counted(lambda: model(latent, timestep, context))
 
 
 def _counted(run: Callable[[], Any]) -> float:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         run()
-    return float(counter.get_total_flops())
+    return float(counter.get_total_flops()) / _ROWS
 
 
 def plan_table(design: Design, seconds: float) -> str:
