@@ -28,6 +28,7 @@ from veneer.verbs.derived_file import check_free
 from veneer.verbs.layer_groups import by_kind
 from veneer.verbs.merged_files import Progress
 from veneer.weights.file import AdapterFile, format_named, save
+from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.metadata import Source, derived
 
 __all__ = ["ExtractOptions", "ExtractResult", "KindShare", "Lost", "extract_adapter"]
@@ -148,6 +149,8 @@ def extract_adapter(
     format_named(options.to)
     parent, child = BaseWeights.open(base), BaseWeights.open(tuned)
     names = _common(parent, child, options.text_encoders)
+    names_of_base = None if options.to == "diffusers" else base_names(out, base)
+    _check_format(parent, options, names_of_base)
     found = _Extraction(parent, child, _targets(parent, options), options)
     sizes = [parent.stored[name].nbytes for name in names]
     for place, name in enumerate(names, start=1):
@@ -157,10 +160,21 @@ def extract_adapter(
     if not found.factors:
         what = "has no layer to extract that differs from its parent's"
         raise UserError(what, code="adapter.nothing_to_extract", where=tuned, remedy="name another --base or --targets")
-    names_of_base = None if options.to == "diffusers" else base_names(out, base)
     adapter = AdapterFile(found.weights(), _metadata(tuned, base, options, found))
     save(adapter, out, options.to, names_of_base, options.dtype)
     return ExtractResult(out, found.kinds(), found.losses(), found.retained, found.unchanged)
+
+
+def _check_format(parent: BaseWeights, options: ExtractOptions, names: BaseNames | None) -> None:
+    """Refuse a format that has no place for what is kept of norms, before anything is computed.
+
+    Raises:
+        UserError: it has none.
+    """
+    norms = (name for name, stored in parent.stored.items() if name.endswith(".weight") and len(stored.shape) == 1)
+    if options.keep_rest and (norm := next(norms, None)) is not None:
+        change = {NormDifference.WEIGHT: torch.zeros(parent.stored[norm].shape)}
+        format_named(options.to).write({norm.removesuffix(".weight"): NormDifference(change, {})}, names)
 
 
 def _common(parent: BaseWeights, child: BaseWeights, text_encoders: bool) -> list[str]:
@@ -300,7 +314,7 @@ class _Extraction:
         """Return in words what a weight is, whose change is lost."""
         layer, _, part = name.rpartition(".")
         if not self._is_wanted(layer):
-            return f"the {layer.partition('.')[0]}, whose layers are not extracted"
+            return f"weights of {layer.partition('.')[0]}, which is not asked for (--text-encoders)"
         if part == "bias":
             return "biases"
         if len(self.parent.stored[name].shape) == 1:
