@@ -119,13 +119,39 @@ def _with_lycoris(out: Path, base: BaseNames, weight_of: Callable[[str], Tensor]
             continue
         (path,) = paths
         kind, parts = get_module(tensors, name)
-        layer: Any = copy.deepcopy(layers[path]).to_empty(device="cpu")
-        layer.weight = nn.Parameter(weight_of(path), requires_grad=False)
+        layer = _with_weight(layers[path], weight_of(path))
         module: Any = None if kind is None else make_module(kind, parts, name, layer)
         if module is not None:
-            with torch.no_grad():
-                found[path] = module.get_merged_weight(shape=layer.weight.shape)[0].reshape(layer.weight.shape)
+            found[path] = _merged_by_lycoris(module, layer)
     return found
+
+
+_SCALED_TWICE = ("LohaModule", "LokrModule")
+"""Modules of LyCORIS 4 whose ``get_merged_weight`` multiplies by alpha/r twice; their forward pass does so once."""
+
+
+def _with_weight(layer: Any, weight: Tensor) -> Any:
+    """Return a copy of a layer on the CPU with a weight, without a bias to speak of, and without padding or stride."""
+    own = copy.deepcopy(layer).to_empty(device="cpu")
+    own.weight = nn.Parameter(weight, requires_grad=False)
+    if own.bias is not None:
+        own.bias = nn.Parameter(torch.zeros_like(own.bias), requires_grad=False)
+    if isinstance(own, nn.Conv2d):
+        own.padding, own.stride = (0, 0), (1, 1)
+    return own
+
+
+@torch.no_grad()
+def _merged_by_lycoris(module: Any, layer: Any) -> Tensor:
+    """Return a layer's weight with LyCORIS' module in it."""
+    shape = layer.weight.shape
+    if type(module).__name__ not in _SCALED_TWICE:
+        merged: Tensor = module.get_merged_weight(shape=shape)[0]
+        return merged.reshape(shape)
+    module.eval().apply_to()  # what the layer answers to a one at each place of its input is its weight
+    inputs = torch.eye(shape[1:].numel()).reshape(-1, *shape[1:])
+    answers: Tensor = layer(inputs)
+    return answers.flatten(1).T.reshape(shape)
 
 
 def _layer_in(tensor: str) -> str:
