@@ -304,3 +304,11 @@ def read_layers_of(folder: Path) -> Any:
     pair = {"unet.x.lora_A.weight": torch.ones(2, 12), "unet.x.lora_B.weight": torch.ones(9, 2)}
     save_file(pair, folder / "x.safetensors")
     return layers_in(folder / "x.safetensors")
+
+
+def test_names_that_comfyui_reads_are_called_native(tmp_path: Path) -> None:
+    layer = "diffusion_model.double_blocks.0.img_attn.proj"
+    pair = {f"{layer}.lora_A.weight": torch.ones(2, 12), f"{layer}.lora_B.weight": torch.ones(9, 2)}
+    save_file(pair, tmp_path / "x.safetensors")
+    told = info(tmp_path / "x.safetensors")
+    assert (told.format, told.needs_base, list(told.kinds)) == ("native", True, ["img_attn.proj"])

@@ -89,7 +89,8 @@ class AdapterInfo:
     """The content of an adapter file, as far as it can be told without its base.
 
     Attributes:
-        format: whose names the tensors have: diffusers, peft, kohya, attn_processor (diffusers' of 2023), or
+        format: whose names the tensors have: diffusers, peft, kohya, native (``diffusion_model.`` and the model's own
+            names, as ComfyUI and others write), attn_processor (diffusers' of 2023), or
             several of them.
         family: of bases that it is for, as far as names, shapes or metadata tell.
         tensors: how many it has.

@@ -149,6 +149,8 @@ def _format_of(head: str) -> str:
         return "kohya"
     if head.startswith("base_model.model."):
         return "peft"
+    if head.startswith(("diffusion_model.", "model.diffusion_model.")):
+        return "native"
     return "attn_processor" if ".processor." in head else "diffusers"
 
 
