@@ -147,10 +147,10 @@ def _task(design: Design, model: AutoencoderKL, pictures: Pictures, engine: Engi
 
 
 def _some(design: Design, pictures: Pictures) -> Pictures:
-    """Every fourth training picture, at most 4,000 of those that are varied; on white."""
+    """Every fourth training picture, some 1,000 of those that are varied; on white."""
     if not design.is_varied:
         return pictures[::4]
-    return drawings.on_white(pictures[:: max(4, len(pictures) // 4000)])
+    return drawings.on_white(pictures[:: max(4, len(pictures) // 1000)])
 
 
 @torch.no_grad()
