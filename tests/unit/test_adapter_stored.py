@@ -462,3 +462,13 @@ def test_beside_a_convolution_it_has_the_convolution_s_geometry(stride: int, pad
     bias = adapter.delta_bias(layer.bias)  # type: ignore[arg-type]
     change = functional.conv2d(x, adapter.delta_weight(layer.weight), bias, stride, padding)
     torch.testing.assert_close(adapter.bypass(layer)(x, layer(x)), layer(x) + change, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_of_a_convolution_may_be_of_inputs_too_where_no_config_tells() -> None:
+    parts = {"ia3_l": torch.full((1, OUT, 1, 1), 2.0)}
+    for settings_of in (None, {"feedforward_modules": ["conv2"]}):
+        with raises_code("weights.unsupported_method"):
+            adapter_of("x", parts, lambda _, told=settings_of: told)
+    told = adapter_of("x", parts, lambda _: {"feedforward_modules": []}).fitted((OUT, IN, 3, 3))
+    weight = torch.randn(OUT, IN, 3, 3)
+    assert told is not None and told.delta_weight(weight).equal(weight)

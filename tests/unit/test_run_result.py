@@ -87,7 +87,7 @@ def test_what_only_shows_an_adapter_does_not_end_its_run(
     assert [warning.code for warning in warnings] == codes
     assert [warning.text.partition(":")[0] for warning in warnings] == [
         "no sheet",
-        "the adapter is not in kohya's format",
+        "the adapter was not written for kohya",
         "no evaluation",
         "no model card",
     ]

@@ -14,17 +14,17 @@ from tests.errors import raises_code
 from veneer.adapter.layers import layers_of
 from veneer.family.layer_names import published_names
 from veneer.family.published import PUBLISHED
-from veneer.family.registry import load_family
+from veneer.family.registry import BUNDLED, load_family
 from veneer.verbs.adapter_base import base_names
 from veneer.weights.formats.protocol import BaseNames
 
 SDXL_LAYER = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"
 
 
-def adapter(path: Path, layer: str, shape: tuple[int, int]) -> Path:
+def adapter(path: Path, layer: str, shape: tuple[int, int], metadata: dict[str, str] | None = None) -> Path:
     out, inside = shape
     tensors = {f"{layer}.lora_down.weight": torch.zeros(2, inside), f"{layer}.lora_up.weight": torch.zeros(out, 2)}
-    save_file({**tensors, f"{layer}.alpha": torch.tensor(1.0)}, path)
+    save_file({**tensors, f"{layer}.alpha": torch.tensor(1.0)}, path, metadata)
     return path
 
 
@@ -117,3 +117,15 @@ def sparse_single_file(path: Path, base: BaseNames) -> Path:
         out.write(len(text).to_bytes(8, "little") + text)
         out.truncate(8 + len(text) + end)
     return path
+
+
+def test_a_file_of_the_bundled_base_says_so_itself(tmp_path: Path) -> None:
+    """No published architecture has its layers, and no config lies beside it."""
+    bundled = shapes(base_names(tmp_path, BUNDLED))
+    path, (out, inside) = next((path, shape) for path, shape in bundled.items() if path.endswith("attn2.to_k"))
+    layer = f"lora_{path.replace('.', '_')}"
+    assert base_names(adapter(tmp_path / "silent.safetensors", layer, (out, inside))) is None
+    told = adapter(tmp_path / "told.safetensors", layer, (out, inside), {"veneer.base": BUNDLED})
+    assert shapes(base_names(told)) == bundled
+    lies = adapter(tmp_path / "lies.safetensors", SDXL_LAYER, (640, 2048), {"veneer.base": BUNDLED})
+    assert shapes(base_names(lies)) == shapes(published_names("sdxl"))

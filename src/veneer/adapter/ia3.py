@@ -108,10 +108,10 @@ def _from_file_of_peft(parts: Mapping[str, Tensor], settings: Mapping[str, Any] 
     """Return the numbers that a file has; of a convolution only the config can say whether they are of inputs.
 
     Raises:
-        UserError: it says that some layers' are of inputs, and which they are only peft's patterns tell.
+        UserError: there is none, or it says that some layers' are of inputs, which only peft's patterns tell apart.
     """
     vector = parts["ia3_l"]
-    if vector.ndim == 4 and settings and settings.get("feedforward_modules"):
+    if vector.ndim == 4 and (settings is None or settings.get("feedforward_modules")):
         what = "its numbers may be of the convolution's inputs or of its outputs: peft tells them by patterns of names"
         raise UserError(what, code="weights.unsupported_method", remedy="merge it into the base with peft")
     return Ia3OfPeft({"ia3_l": vector}, {"on_input": float(vector.ndim == 2 and vector.shape[0] == 1)})

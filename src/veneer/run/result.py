@@ -105,7 +105,7 @@ def _save_others(
             saved.append(_save(inputs, finished, name, thumbnail))
         except UserError as fault:
             place = _place(inputs, inputs.run.config.output.formats[0])
-            text = f"the adapter is not in {name}'s format: {fault}; it is in {place.name}"
+            text = f"the adapter was not written for {name}: {fault}; it is in {place.name}"
             emit(Warned("result.format_not_written", text))
         else:
             emit(saved[-1])

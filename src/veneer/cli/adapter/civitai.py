@@ -15,7 +15,9 @@ __all__ = ["civitai"]
 
 def civitai(
     file: AdapterFile,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", parser=parse_path, help="The new folder; must not exist.")],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FOLDER", parser=parse_path, help="The new folder; must not exist.")
+    ],
     name: Annotated[
         str | None, typer.Option(metavar="NAME", help="Of the adapter. Default: that of its folder or file.")
     ] = None,

@@ -12,7 +12,7 @@ __all__ = ["conversion_text"]
 
 def conversion_text(done: Conversion) -> str:
     """Return what was written, what it lost, and what other readers find in it."""
-    lines = [f"{done.path}: {done.layers} layers in {done.format}'s format"]
+    lines = [f"{done.path}: {done.layers} layers, {done.format}"]
     if done.rounding:
         lines.append(f"rounding took {done.rounding:.1e} of the norm of its tensors")
     lines += [f"note: {left_out}" for left_out in done.left_out]

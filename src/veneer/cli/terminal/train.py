@@ -66,7 +66,7 @@ def _event_text(event: object) -> str | None:
     if isinstance(event, SamplesSaved) and event.step == 0:
         return f"samples: {event.timelapse}, which grows with the run"
     if isinstance(event, AdapterSaved):
-        return f"saved {event.path} in {event.format}'s format (sha256 {event.sha256})"
+        return f"saved {event.path} ({event.format}, sha256 {event.sha256})"
     return None
 
 
