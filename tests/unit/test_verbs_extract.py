@@ -208,10 +208,10 @@ def _more(tuned: Path) -> None:
 @pytest.mark.parametrize(
     "spoil, told",
     [
-        (_without_text_encoder, "text_encoder is in one of them alone"),
+        (_without_text_encoder, "the tuned base has no text_encoder."),
         (_wider, "unet.conv_in.weight is (16, 9, 3, 3) in it and (16, 4, 3, 3) in the parent"),
-        (_less, "it has no unet.conv_out.bias"),
-        (_more, "it has unet.more.weight"),
+        (_less, "the tuned base has no unet.conv_out.bias"),
+        (_more, "the tuned base has unet.more.weight"),
     ],
 )
 def test_bases_of_different_architectures_are_refused(spoil: Any, told: str, tiny_base: Path, tmp_path: Path) -> None:
@@ -228,6 +228,20 @@ def test_a_denoiser_alone_is_compared_with_a_folder(tiny_base: Path, tmp_path: P
     out = tmp_path / "out.safetensors"
     result = extract_adapter(str(tuned / UNET), str(tiny_base), out, ExtractOptions(rank=3))
     assert result.retained > 0.9999 and load(out).weights.keys() == weights.keys()
+
+
+def test_a_text_encoder_that_is_not_extracted_may_be_another(tiny_base: Path, tmp_path: Path) -> None:
+    weights = {name: each for name, each in known(BaseWeights(tiny_base)).items() if name.startswith("unet.")}
+    tuned = tune(tiny_base, tmp_path / "a", weights)
+    file = tuned / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    (table,) = (name for name in tensors if name.endswith(TABLE))
+    save_file({**tensors, table: torch.zeros(7, 32), "text_projection.weight": torch.zeros(32, 32)}, file)
+    out = tmp_path / "out.safetensors"
+    assert extract_adapter(str(tuned), str(tiny_base), out, ExtractOptions(rank=3)).retained > 0.9999
+    with raises_code("adapter.other_architecture"):
+        options = ExtractOptions(rank=3, text_encoders=True)
+        extract_adapter(str(tuned), str(tiny_base), tmp_path / "no.safetensors", options)
 
 
 def test_numbers_that_are_none_are_refused(tiny_base: Path, tmp_path: Path) -> None:

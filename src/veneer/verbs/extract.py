@@ -180,29 +180,31 @@ def _check_format(parent: BaseWeights, options: ExtractOptions, names: BaseNames
 def _common(parent: BaseWeights, child: BaseWeights, text_encoders: bool) -> list[str]:
     """Return the names of the weights that are compared, once the bases are known to be of one architecture.
 
-    A text encoder that only one of them has, as a denoiser alone has none, is passed over unless it is to be extracted.
+    Text encoders that are not extracted need not be the same: what both have of them is compared, to tell what is lost.
 
     Raises:
         UserError: they are not.
     """
-    networks = {name.partition(".")[0] for name in parent.stored}
-    others = {name.partition(".")[0] for name in child.stored}
-    wanted = {each for each in networks | others if text_encoders or not each.startswith(_TEXT_ENCODER)}
-    if missing := sorted(wanted - (networks & others)):
-        raise _different(f"{missing[0]} is in one of them alone")
-    names = [name for name in parent.stored if name.partition(".")[0] in networks & others]
+
+    def is_wanted(name: str) -> bool:
+        return text_encoders or not name.startswith(_TEXT_ENCODER)
+
+    for one, other, words in (
+        (parent, child, "the tuned base has no {}, which the parent has"),
+        (child, parent, "the tuned base has {}, which the parent has not"),
+    ):
+        if missing := next((name for name in one.stored if is_wanted(name) and name not in other.stored), None):
+            raise _different(words.format(missing))
+    names = [name for name in parent.stored if name in child.stored]
     for name in names:
-        if name not in child.stored:
-            raise _different(f"it has no {name}, which the parent has")
-        if not _same_shape(found := child.stored[name].shape, own := parent.stored[name].shape):
+        found, own = child.stored[name].shape, parent.stored[name].shape
+        if is_wanted(name) and not _same_shape(found, own):
             raise _different(f"{name} is {found} in it and {own} in the parent")
-    if more := next((n for n in child.stored if n.partition(".")[0] in networks and n not in parent.stored), None):
-        raise _different(f"it has {more}, which the parent has not")
-    return names
+    return [name for name in names if _same_shape(child.stored[name].shape, parent.stored[name].shape)]
 
 
 def _different(difference: str) -> UserError:
-    what = f"the tuned base is of another architecture than its parent: {difference}"
+    what = f"the bases are of different architectures: {difference}"
     return UserError(what, code="adapter.other_architecture", remedy="name the base that it was tuned from")
 
 
