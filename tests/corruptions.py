@@ -345,9 +345,10 @@ def _alphas(sound: Sound, draw: random.Random) -> Made:
 
 def _notes(sound: Sound, draw: random.Random) -> Made:
     """Metadata of no consequence, of any size and depth: the file stays what it is."""
-    for value in ("x" * 2**21, "[" * 10**5, "[" + "[]," * 10**5 + "1]", "\x00\x1b[2J", {"a": [1, {"b": None}]}):
+    for value in ("x" * 2**21, "[" * 10**5, "[" + "[]," * 4 * 10**5 + "1]", "\x00\x1b[2J", {"a": [1, {"b": None}]}):
         own = copy.deepcopy(sound)
         own.metadata["ss_tag_frequency"] = value
+        own.metadata["veneer.unfolded"] = value
         own.metadata["note"] = value
         yield own, False
 

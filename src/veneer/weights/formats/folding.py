@@ -19,6 +19,7 @@ from torch import Tensor
 from veneer.adapter.protocol import AdapterWeights, Folding, LayerAdapter
 from veneer.weights.formats.names import file_path
 from veneer.weights.formats.strength import RECORD_KEY
+from veneer.weights.small_json import parse_small_json
 
 __all__ = ["fold", "fold_exactly", "read_record", "unfold"]
 
@@ -46,8 +47,8 @@ def fold_exactly(weights: AdapterWeights) -> tuple[dict[str, LayerAdapter], dict
 def read_record(metadata: Mapping[str, str]) -> dict[str, Any]:
     """Return the record in a file's metadata, by the file's names for layers; empty where there is none."""
     try:
-        read = json.loads(metadata.get(RECORD_KEY, "{}"))
-    except (ValueError, RecursionError):
+        read = parse_small_json(metadata.get(RECORD_KEY, "{}"))
+    except ValueError:
         return {}
     return read if isinstance(read, dict) else {}
 
