@@ -13,6 +13,7 @@ from veneer.run.identity import BASE, Identity
 from veneer.run.preparation import TrainingInputs
 from veneer.weights.adapter_path import adapter_name
 from veneer.weights.kohya_hashes import legacy_hash
+from veneer.weights.licenses import license_of
 from veneer.weights.metadata import TrainingFacts, training_metadata
 
 __all__ = ["file_metadata"]
@@ -45,6 +46,7 @@ def _facts(inputs: TrainingInputs, weights: AdapterWeights, steps: int, thumbnai
     run, config = inputs.run, inputs.run.config
     file = user_path(config.base)
     single = config.base != BUNDLED and file.is_file()
+    known = license_of(config.base)
     return TrainingFacts(
         config=config,
         name=adapter_name(config.output.dir),
@@ -58,6 +60,7 @@ def _facts(inputs: TrainingInputs, weights: AdapterWeights, steps: int, thumbnai
         class_pictures=len(read_prior(config).samples),
         base_sha256=run.hashes[BASE] if single else None,
         base_legacy_hash=_legacy_hash(file) if single else None,
+        license=None if known is None else known.title,
         thumbnail=thumbnail,
         version=__version__,
     )

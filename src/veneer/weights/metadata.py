@@ -92,7 +92,7 @@ class TrainingFacts:
         prediction: what it predicts: epsilon, v_prediction, sample, flow.
         base_sha256: of the base's file, where it is a single one.
         base_legacy_hash: A1111's first hash of that file, 8 hex digits.
-        license: of the adapter.
+        license: of the base; None: it is not known.
         thumbnail: a small picture as a data URL.
         version: of Veneer.
     """
