@@ -28,7 +28,7 @@ from veneer.run.log import EventLog, events_in
 from veneer.study.statistics import Table, TrialFailure
 from veneer.study.tables import _cell, as_markdown
 from veneer.train.events import Warned
-from veneer.weights.card import CardFacts, model_card
+from veneer.weights.card import CardFacts, CardFile, model_card
 
 CLEAR, TITLE, TURNED, C1 = "\x1b[2J", "\x1b]0;owned\x07", "\u202egnp.exe", "\x9b31m"
 EVIL = f"a{CLEAR}b{TITLE}c{TURNED}d{C1}e\x7f[bold]f[/bold] :cat: \u2028\u2066g"
@@ -119,7 +119,8 @@ def test_the_log_holds_no_raw_code_and_means_the_same(tmp_path: Path) -> None:
 
 def test_a_card_is_no_html_and_steers_nothing() -> None:
     evil = f"{EVIL} `code` | <script>alert(1)</script> [link](http://x) &lt;"
-    facts = CardFacts(evil, evil, "other", evil, "a.safetensors", "0", "LoRA", {evil: evil}, trigger=evil)
+    files = (CardFile("a.safetensors", "diffusers", "0"), CardFile(f"{evil}.safetensors", "kohya", "0"))
+    facts = CardFacts(evil, evil, evil, files, "LoRA", {evil: evil}, trigger=evil, gallery={"a.png": evil})
     card = model_card(facts, None)
     assert not STEERING.search(card)
     outside = re.sub(r"(?s)^---\n.*?\n---\n|```python.*?```|(`+)[^`].*?\1", "", card)
