@@ -89,6 +89,17 @@ def test_planning_leaves_the_base_as_it_was(config: RunConfig, family: Family, p
     assert fresh.keys() == used.keys() and all(torch.equal(fresh[name], used[name]) for name in fresh)
 
 
+def test_more_formats_take_disk_and_no_memory(config: RunConfig, family: Family, plan: Plan) -> None:
+    formats: tuple[Any, ...] = ("diffusers", "kohya", "comfy", "peft")
+    output = config.output.model_copy(update={"formats": formats})
+    more = veneer.make_plan(config.model_copy(update={"output": output}), family, survey(config.data))
+    assert plan.memory is not None and more.memory is not None and plan.disk is not None and more.disk is not None
+    for one, other in zip(plan.memory.phases, more.memory.phases, strict=True):
+        assert (one.name, one.tensors, one.parts) == (other.name, other.tensors, other.parts)
+    assert more.file_bytes == plan.file_bytes
+    assert more.disk.result > 1.8 * plan.disk.result > 3 * plan.file_bytes
+
+
 def test_the_public_function_gives_memory_disk_and_schedule(plan: Plan) -> None:
     memory = memory_of(plan)
     assert memory.before > 100 * MB  # PyTorch alone

@@ -140,7 +140,7 @@ def plan_loaded(
     """
     pictures = None if dataset is None else PictureCounts.from_dataset(dataset, config)
     plans = _CACHE.setdefault(family, {})
-    settings = config.model_dump_json(exclude={"output"})
+    settings = config.model_dump_json(exclude={"output": {"dir"}})
     key = settings, _weight_bytes(family), pictures, frozenset(metadata.items())
     if key not in plans:
         inputs = RunInputs(device_of(family), pictures, metadata)

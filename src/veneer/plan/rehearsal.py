@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from veneer.adapter.apply import apply_adapter
+from veneer.adapter.protocol import AdapterWeights
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
@@ -77,12 +78,9 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
         rehearsal.encode(inputs.pictures)
         rehearsal.step(trainer)
         adapted = module_count(family)
-        first, *others = config.output.formats
-        counts = count_parameters(family.networks, trainer.injection, inputs.metadata, first)
+        counts = count_parameters(family.networks, trainer.injection, inputs.metadata, config.output.formats[0])
         with tracer.unrecorded():
-            adapter = family.networks, trainer.injection.weights(), inputs.metadata
-            files = counts.file_bytes + sum(file_size(*adapter, name) for name in others)
-            best_file = file_size(*adapter)
+            files, best_file = _file_sizes(config, family, trainer.injection.weights(), inputs.metadata)
         disk = _disk(config, encoded_bytes(trainer.state_dict(), {}), files, best_file)
         rehearsal.finish(trainer)
     phases = _phases(tracer, config.base, ModuleCounts(base_modules, adapted))
@@ -111,6 +109,14 @@ def _schedule(config: RunConfig, pictures: PictureCounts | None) -> Schedule:
     train = config.train
     shown = pictures.shown if pictures else None
     return Schedule(train.max_steps, train.batch_size, train.gradient_accumulation_steps, shown)
+
+
+def _file_sizes(
+    config: RunConfig, family: Family, weights: AdapterWeights, metadata: Mapping[str, str]
+) -> tuple[int, int]:
+    """Return the bytes of an adapter's files in all formats, and of the file of a best adapter."""
+    sizes = {name: file_size(family.networks, weights, metadata, name) for name in config.output.formats}
+    return sum(sizes.values()), file_size(family.networks, weights, metadata)
 
 
 def _disk(config: RunConfig, state: int, files: int, best_file: int) -> Disk:
