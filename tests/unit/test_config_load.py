@@ -164,6 +164,7 @@ def test_an_override_is_yaml(minimal: Path, override: str, key: str, value: obje
         ("train.steps=10", "train.steps=10: no such key; did you mean train.max_steps?", "unknown_key"),
         ("evaluate.draws=2", "evaluate.draws=2: evaluate is no key; did you mean validation?", "unknown_key"),
         ("output=x", 'output=x: is "x", but should be a section with keys of its own; set output.dir', "invalid_value"),
+        ("output.formats=[peft,peft]", "output.formats=[peft,peft]: names one twice", "invalid_value"),
         ("trian.max_steps=10", "trian.max_steps=10: trian is no key; did you mean train?", "unknown_key"),
         ("seed.x=1", "seed.x=1: seed has no x", "unknown_key"),
         ("adapter.3=1", "adapter.3=1: adapter has no 3", "unknown_key"),
