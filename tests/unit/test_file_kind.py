@@ -100,7 +100,7 @@ KINDS: list[tuple[bytes, str, str]] = [
     (zipped(), "a zip archive", "archive"),
     (b"PK\x03\x04" + bytes(99), "a zip archive", "archive"),
     (tarred(), "a tar archive", "archive"),
-    (gzip.compress(b"x"), "a gzip archive", "archive"),
+    (gzip.compress(b"x", mtime=0), "a gzip archive", "archive"),
     (bz2.compress(b"x"), "a bzip2 archive", "archive"),
     (lzma.compress(b"x"), "an xz archive", "archive"),
     (b"7z\xbc\xaf\x27\x1c" + bytes(99), "a 7z archive", "archive"),

@@ -149,7 +149,7 @@ CORRUPTIONS: dict[str, tuple[bytes, str]] = {
     "a pickle": (pickle.dumps({"a": 1}, protocol=2), "weights.pickle"),
     "torch's zip": (zipped("archive/data.pkl"), "weights.pickle"),
     "a zip": (zipped("lora.safetensors"), "weights.not_safetensors"),
-    "gzip": (gzip.compress(WHOLE), "weights.not_safetensors"),
+    "gzip": (gzip.compress(WHOLE, mtime=0), "weights.not_safetensors"),
     "a web page": (b"<!DOCTYPE html><html><body>Sign in</body></html>" * 20, "weights.not_safetensors"),
     "a web page after blanks": (b"\n\n  <html>" + b"x" * 99, "weights.not_safetensors"),
     "XML": (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "weights.not_safetensors"),
