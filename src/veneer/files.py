@@ -105,7 +105,10 @@ def opens_paths(called: _Called) -> _Called:
 def _opened(value: Any) -> Any:
     if isinstance(value, (str, os.PathLike)):
         return user_path(value)
-    return type(value)(map(_opened, value)) if isinstance(value, (list, tuple)) else value
+    if not isinstance(value, (list, tuple)):
+        return value
+    make = getattr(value, "_make", type(value))  # a named tuple takes its fields one by one
+    return make(map(_opened, value))
 
 
 def read_utf8(path: Path) -> str:

@@ -16,7 +16,7 @@ from tests.running import quick_config, steps_kept, without_rehearsals
 from veneer.cli import adapter
 from veneer.cli.app import app
 from veneer.cli.main import main
-from veneer.cli.options import parse_model, parse_path
+from veneer.cli.options import parse_model, parse_path, parse_weighted
 from veneer.config.load import load_config, write_config
 from veneer.run.folder import CARD, CONFIG, LOG, SHEET, claim, clear
 from veneer.run.identity import BASE_NAME
@@ -90,7 +90,12 @@ def test_each_path_of_the_command_line_opens_home() -> None:
                 metavar = str(getattr(about, "metavar", ""))
                 if any(word in metavar for word in named) and "KEY" not in metavar:
                     parser = getattr(about, "parser", None)
-                    assert parser in (parse_path, parse_model), (command.callback.__name__, name)
+                    assert parser in (parse_path, parse_model, parse_weighted), (command.callback.__name__, name)
+
+
+def test_an_adapter_with_a_strength_opens_home_too() -> None:
+    assert parse_weighted("~/style:0.5") == (Path.home() / "style", 0.5)
+    assert parse_weighted("~/style") == (Path.home() / "style", 1.0)
 
 
 @pytest.mark.parametrize("name", [CARD, CONFIG])

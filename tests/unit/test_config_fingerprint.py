@@ -13,7 +13,14 @@ from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 
 SILENT = ["base", "data.cache", "data.held_out", "data.sources"]
-SILENT += ["validation.draws", "output.dir", "train.checkpoint_every", "train.keep_checkpoints", "train.offload"]
+SILENT += [
+    "validation.draws",
+    "output.dir",
+    "output.formats",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.offload",
+]
 SILENT += ["tracking.trackers", "tracking.project"]
 SILENT += ["validation.pictures", "validation.every", "validation.patience"]
 SILENT += ["sample.every", "sample.guidance", "sample.prompts", "sample.steps", "data.prior.path"]
@@ -39,7 +46,7 @@ def test_every_key_shapes_the_adapter_or_is_known_not_to() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"output": {"dir": "elsewhere"}},
+        {"output": {"dir": "elsewhere", "formats": ["peft"]}},
         {"base": "elsewhere"},
         {"sample": {"every": 3, "steps": 1}},
         {"tracking": {"trackers": [], "project": "mine"}},

@@ -8,6 +8,7 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -219,6 +220,19 @@ def test_functions_and_dataclasses_take_text_and_open_home(home: Path) -> None:
 
     assert Options(folder="~/x") == Options("~", home / "x")  # type: ignore[arg-type]
     assert function.__name__ == "function" and Options.__name__ == "Options"
+
+
+def test_paths_in_tuples_are_opened_and_their_fields_keep_their_names(home: Path) -> None:
+    class Weighted(NamedTuple):
+        file: Path
+        strength: float
+
+    @opens_paths
+    def function(adapters: list[tuple[Path, float]]) -> list[tuple[Path, float]]:
+        return adapters
+
+    (plain, named) = function([("~/a", 0.5), Weighted("~/b", 2.0)])  # type: ignore[arg-type,list-item]
+    assert plain == (home / "a", 0.5) and isinstance(named, Weighted) and named.file == home / "b"
 
 
 def test_each_public_argument_that_is_a_path_is_opened() -> None:

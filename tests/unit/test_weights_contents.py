@@ -42,6 +42,15 @@ def test_a_base_and_an_adapter_are_refused_by_the_same_name(name: str, title: st
         detect_file(file)
 
 
+def test_a_denoiser_is_none_s_adapter_for_norms_that_some_adapters_have_too(tmp_path: Path) -> None:
+    """Control LoRAs have the scales of FLUX's norms under the names that FLUX itself has."""
+    blocks = {f"double_blocks.0.img_attn.{name}": torch.zeros(4, 4) for name in ("qkv.weight", "proj.weight")}
+    norms = {"double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(4)}
+    save_file({**blocks, **norms}, tmp_path / "x.safetensors")
+    with raises_code("weights.not_an_adapter", "is a denoiser"):
+        load(tmp_path / "x.safetensors")
+
+
 @pytest.mark.parametrize("name", ["body.0.rdb1.conv1.weight", "layers.0.weight", "blocks.0.weight", "x"])
 def test_what_is_not_known_is_not_guessed(name: str) -> None:
     assert content_of([name]) is None

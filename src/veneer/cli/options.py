@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
@@ -19,6 +19,8 @@ __all__ = [
     "LayersBase",
     "Scale",
     "ToFormat",
+    "WeightedAdapter",
+    "WeightedAdapters",
     "parse_model",
     "parse_path",
     "parse_weighted",
@@ -49,10 +51,22 @@ def parse_model(text: str) -> str:
         raise typer.BadParameter(str(fault)) from None
 
 
-def parse_weighted(text: str) -> tuple[Path, float]:
+class WeightedAdapter(NamedTuple):
+    """An adapter and its strength.
+
+    Attributes:
+        file: the adapter, or the folder of its run.
+        strength: 1 is what it was trained at.
+    """
+
+    file: Path
+    strength: float = 1.0
+
+
+def parse_weighted(text: str) -> WeightedAdapter:
     """Return the adapter and the strength that an argument means: ``style:0.8``; the strength is 1 where none is."""
     found = re.fullmatch(rf"(.+):({NUMBER})", text, re.DOTALL)
-    return (parse_path(found[1]), float(found[2])) if found else (parse_path(text), 1.0)
+    return WeightedAdapter(parse_path(found[1]), float(found[2])) if found else WeightedAdapter(parse_path(text))
 
 
 AdapterFile = Annotated[
@@ -65,6 +79,14 @@ Base = Annotated[
         parser=parse_model,
         help="'bundled', a diffusers folder, a single file or a hub id. Default: what config.yaml beside the adapter "
         "says, else 'bundled'.",
+    ),
+]
+WeightedAdapters = Annotated[
+    list[WeightedAdapter],
+    typer.Argument(
+        metavar="ADAPTER[:STRENGTH]...",
+        parser=parse_weighted,
+        help="Adapter files or runs' folders, such as style:0.8.",
     ),
 ]
 Scale = Annotated[float, typer.Option(metavar="X", help="Strength of the adapter; 1 is what it was trained at.")]

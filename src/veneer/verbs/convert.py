@@ -26,6 +26,7 @@ from veneer.weights.metadata import Source, derived
 __all__ = ["Conversion", "convert_adapter"]
 
 
+@opens_paths
 @dataclass(frozen=True)
 class Conversion:
     """A converted adapter.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from veneer.cli.options import NUMBER, LayersBase, ToFormat, parse_path, parse_weighted, refuse_unused
+from veneer.cli.options import NUMBER, LayersBase, ToFormat, WeightedAdapters, parse_path, refuse_unused
 from veneer.cli.terminal.console import print_error, print_text
 from veneer.errors import UserError
 
@@ -19,10 +19,7 @@ __all__ = ["blend"]
 
 
 def blend(
-    adapters: Annotated[
-        list[str],
-        typer.Argument(metavar="ADAPTER[:STRENGTH]...", help="Adapter files or runs' folders, such as style:0.8."),
-    ],
+    adapters: WeightedAdapters,
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", parser=parse_path, help="The new file.")],
     base: LayersBase = None,
     rank: Annotated[
@@ -79,7 +76,7 @@ def blend(
         share = 0.5 if density is None else density
         pruning = Pruning(method, share, majority_sign or "total", seed or 0)
     options = BlendOptions(rank, pruning, tuple(_block_weights(text) for text in block_weights or ()), dtype)
-    sources = [BlendSource(*parse_weighted(text)) for text in adapters]
+    sources = [BlendSource(*each) for each in adapters]
     result = blend_adapters(sources, out, options=options, base=base, to=to)
     print_error(blend_text(result))
     print_text(str(result.path))

@@ -7,17 +7,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from veneer.cli.options import Base, parse_path, parse_weighted
+from veneer.cli.options import Base, WeightedAdapters, parse_path
 from veneer.cli.terminal.console import print_error, print_text
 
 __all__ = ["merge"]
 
 
 def merge(
-    adapters: Annotated[
-        list[str],
-        typer.Argument(metavar="ADAPTER[:STRENGTH]...", help="Adapter files or runs' folders, such as style:0.8."),
-    ],
+    adapters: WeightedAdapters,
     out: Annotated[
         Path,
         typer.Option(
@@ -44,7 +41,6 @@ def merge(
     from veneer.verbs.merge import merge_adapters
 
     with byte_bar("merging") as progress:
-        weighted = [parse_weighted(text) for text in adapters]
-        result = merge_adapters(weighted, out, base=base, dtype=dtype, progress=progress)
+        result = merge_adapters(adapters, out, base=base, dtype=dtype, progress=progress)
     print_error(merge_text(result))
     print_text(str(result.path))

@@ -59,6 +59,7 @@ _PEFT_METHODS = {
 }
 """peft's further methods by what the names of their parameters begin with."""
 _PEFT_NAME = re.compile(r"(?:^|\.)(" + "|".join(map(re.escape, _PEFT_METHODS)) + r")\w*(?:\.[^.]+)*$")
+_ALSO_OF_BASES = (".alpha", "_norm.scale")
 
 
 def refuse_foreign(shapes: Shapes, unread: Sequence[str]) -> None:
@@ -80,7 +81,7 @@ def refuse_foreign(shapes: Shapes, unread: Sequence[str]) -> None:
             f"is of the method {title}, which is not read: {count} of its {len(shapes)} tensors, such as {shown(first)}"
         )
         raise UserError(what, code="weights.unsupported_method", remedy=f"Veneer reads {titles()}; {_remedy(title)}")
-    if unread and len(unread) == len(shapes) and (content := content_of(unread)) is not None:
+    if unread and not any(map(is_adapter, shapes)) and (content := content_of(unread)) is not None:
         what = f"is {content.title} and no adapter: it has tensors such as {shown(unread[0])}"
         raise UserError(what, code="weights.not_an_adapter", remedy=f"name the file of an adapter: {titles('or')}")
 
@@ -88,9 +89,9 @@ def refuse_foreign(shapes: Shapes, unread: Sequence[str]) -> None:
 def is_adapter(name: str) -> bool:
     """Check whether a tensor's name is one of an adapter, of a method that is read or another.
 
-    An alpha alone is none: activations of autoencoders of sound have one.
+    Names that bases have too are none: the scales of FLUX's norms, the alphas of activations in autoencoders of sound.
     """
-    if name.endswith(".alpha") and not has_root(name):
+    if name.endswith(_ALSO_OF_BASES) and not has_root(name):
         return False
     return parse_name(name) is not None or has_root(name) or _method_by_name(name) not in (None, _TOKENS)
 
