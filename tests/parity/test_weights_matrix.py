@@ -19,7 +19,7 @@ from veneer.adapter.layers import weighted_layers_of
 from veneer.adapter.protocol import LayerAdapter, WeightedLayer
 from veneer.adapter.registry import METHODS
 from veneer.family.layer_names import names_of_base
-from veneer.verbs.other_readers import read_back
+from veneer.verbs.other_readers import NOT_JUDGED, read_back
 from veneer.weights.file import AdapterFile, save
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.formats.registry import FORMATS
@@ -32,12 +32,8 @@ LAYERS = {
     "flux": ("transformer.transformer_blocks.0.attn.to_out.0", "transformer.single_transformer_blocks.0.proj_out"),
 }
 ALPHA = 1.3  # of rank 2, so that alpha / r is no number that floats have
-NO_READER = {
-    "boft": "LyCORIS chooses the blocks' size by the layer's, whatever the file has",
-    "ia3": "LyCORIS' own make_module_from_state_dict of (IA)^3 takes one argument less than it is given",
-    "replaced": "ComfyUI alone reads set_weight",
-}
-"""Methods that no reader here computes, with why; the functions of LyCORIS are held against in another file."""
+NO_READER = set(NOT_JUDGED["LyCORIS"])
+"""Methods that no reader here computes; the functions of LyCORIS are held against in another file."""
 CELLS = [(method, format_name) for method in METHODS for format_name in formats_of(METHODS[method])]
 
 
@@ -63,8 +59,14 @@ def adapter_for(method: str, layer: WeightedLayer, seed: int) -> LayerAdapter:
 @pytest.mark.parametrize("family", LAYERS)
 @pytest.mark.parametrize(("method", "format_name"), [cell for cell in CELLS if cell[0] not in ("norm", "biased")])
 def test_the_format_s_own_reader_computes_what_was_written(
-    bases: dict[str, BaseNames], tmp_path: Path, method: str, format_name: str, family: str
+    bases: dict[str, BaseNames],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    method: str,
+    format_name: str,
+    family: str,
 ) -> None:
+    monkeypatch.setattr("veneer.verbs.other_readers.NOT_JUDGED", {})  # who is said not to read them does not
     base = bases[family]
     layers = weighted_layers_of(base.networks)
     weights = {path: adapter_for(method, layers[path], seed) for seed, path in enumerate(LAYERS[family])}

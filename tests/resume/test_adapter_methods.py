@@ -63,7 +63,10 @@ def method_config(method: str, base: Path, pictures: Path, output: Path, **train
 
 @pytest.mark.parametrize(
     "train",
-    [{"ema_decay": 0.9, "memory": "leaner"}, {"quantization": "torchao_int8", "memory": "checkpoint"}],
+    [
+        {"ema_decay": 0.9, "memory": "leaner"},
+        pytest.param({"quantization": "torchao_int8", "memory": "checkpoint"}, marks=pytest.mark.slow),
+    ],
     ids=lambda train: " ".join(train),
 )
 def test_a_killed_run_goes_on_to_the_same_bits(

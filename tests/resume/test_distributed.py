@@ -82,7 +82,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "bfloat16, average, samples": {"train": {"precision": "bfloat16", "ema_decay": 0.9}, "sample": {"every": 2}},
 }
-_SLOW = ("plain", "dropout, prior")
+_SLOW = ("plain", "dropout, prior", "bfloat16, average, samples")
 
 
 @pytest.mark.parametrize(

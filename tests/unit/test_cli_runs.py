@@ -406,6 +406,7 @@ def test_the_example_tells_a_mistake_in_one_line(
         runpy.run_path(example, run_name="__main__")
 
 
+@pytest.mark.slow
 def test_the_example_on_too_few_pictures_to_hold_any_out(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -37,7 +37,7 @@ def network() -> nn.Sequential:
         return nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(2), nn.Linear(16, 24), nn.LayerNorm(24), nn.Linear(24, 4))
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(st.integers(1, 70), st.integers(2, 70), st.sampled_from(sorted(FORMATS)))
 def test_a_plan_knows_the_bytes(outputs: int, inputs: int, format: str) -> None:
     held = QuantizedLinear(nn.Linear(inputs, outputs), FORMATS[format])

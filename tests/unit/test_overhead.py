@@ -71,6 +71,7 @@ def test_the_measured_run_keeps_the_promise() -> None:
     assert sum(figures["shown"].values()) <= 0.01 * figures["training"]
 
 
+@pytest.mark.slow
 def test_no_tracker_is_imported_before_training() -> None:
     code = (
         "import sys; import veneer.cli.terminal.train, veneer.run.events;"

@@ -77,6 +77,7 @@ def test_the_planned_tensors_of_a_step_are_those_of_the_step(config: RunConfig, 
     assert tensors_by_phase(plan)[STEP] - caches == pytest.approx(measured(config), abs=60_000)
 
 
+@pytest.mark.slow
 def test_recomputed_blocks_show_in_the_plan(config: RunConfig, family: Family, plan: Plan) -> None:
     config = changed(config, "train", memory="checkpoint", batch_size=4)
     recomputed = plan_loaded(config, family)
@@ -170,7 +171,9 @@ CUT: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("name", CUT)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name == "sdxl" else []) for name in CUT]
+)
 @pytest.mark.parametrize("side", [512, pytest.param(1024, marks=pytest.mark.slow)])
 def test_bases_without_weights_are_planned(
     name: str, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

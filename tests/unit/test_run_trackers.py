@@ -172,6 +172,7 @@ def test_what_was_told_after_the_checkpoint_is_dropped(config: RunConfig) -> Non
     assert 99.0 not in [value for _, value in curves(config.output.dir)["loss/step"]]
 
 
+@pytest.mark.slow
 def test_a_finished_run_that_is_resumed_has_one_score(config: RunConfig) -> None:
     for resume in (None, GOES_ON, GOES_ON):
         run_training(config, resume=resume)

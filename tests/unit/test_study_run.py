@@ -219,6 +219,7 @@ def test_other_pictures_are_other_trials(make: Callable[..., Study], tmp_path: P
     assert len(recorder.of_type(TrialStarted)) == 2
 
 
+@pytest.mark.slow
 def test_a_stopped_study_goes_on_to_the_same_table(make: Callable[..., Study], tmp_path: Path) -> None:
     """Stopped in its second training: the first is kept, the second goes on from its checkpoint.
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from tests.bases import write_tiny_sdxl
+from tests.bases import write_tiny_flux, write_tiny_sdxl
 from tests.errors import raises_code
 from veneer.adapter.dora import DoraFactors
 from veneer.adapter.layers import layers_of
@@ -22,6 +22,7 @@ from veneer.verbs.convert import convert_adapter
 from veneer.weights.file import FILE_NAME, AdapterFile, load, save
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.formats.registry import FORMATS
+from veneer.weights.formats.tensors import adapter_of
 
 LAYERS = {
     "unet": ("mid_block.attentions.0.transformer_blocks.0.attn1.to_q", "mid_block.resnets.0.conv1", "conv_in"),
@@ -79,7 +80,8 @@ EDGES = list(itertools.product(FORMATS, FORMATS))
     st.booleans(),
     st.sampled_from(EDGES),
 )
-@settings(max_examples=30)
+@settings(max_examples=40)
+@pytest.mark.slow
 def test_any_way_and_back_keeps_every_bit(
     base: BaseNames,
     tiny_sdxl: Path,
@@ -90,7 +92,21 @@ def test_any_way_and_back_keeps_every_bit(
     dora: bool,
     ways: tuple[str, str],
 ) -> None:
-    folder, weights = tmp_path_factory.mktemp("ways"), adapter(base, ranks, alphas, dtype, dora)
+    weights = adapter(base, ranks, alphas, dtype, dora)
+    check_ways(weights, ways, base, tiny_sdxl, tmp_path_factory.mktemp("ways"))
+
+
+@pytest.mark.parametrize(("dtype", "dora"), [(torch.float32, False), (torch.bfloat16, True)])
+@pytest.mark.parametrize("ways", [("diffusers", "peft"), ("comfy", "diffusers")])
+def test_a_way_and_back_keeps_every_bit(
+    base: BaseNames, tiny_sdxl: Path, tmp_path: Path, dtype: torch.dtype, dora: bool, ways: tuple[str, str]
+) -> None:
+    """Some of the ways that the slow test draws, with strengths that no float has."""
+    weights = adapter(base, [1, 2, 3, 4, 3], [0.3, -5.0, 1 / 3, 7.0, 100.1], dtype, dora)
+    check_ways(weights, ways, base, tiny_sdxl, tmp_path)
+
+
+def check_ways(weights: AdapterWeights, ways: tuple[str, str], base: BaseNames, tiny_sdxl: Path, folder: Path) -> None:
     save(AdapterFile(weights), folder / "0.safetensors", "kohya", base)
     place = folder / "0.safetensors"
     for number, way in enumerate((*ways, "kohya"), 1):
@@ -119,6 +135,31 @@ def test_diffusers_reads_kohya_s_files_of_one_alpha(base: BaseNames, tiny_sdxl: 
     save(AdapterFile(weights), tmp_path / FILE_NAME)
     done = convert_adapter(tmp_path, tmp_path / "x.safetensors", "kohya", base=str(tiny_sdxl), verify=True)
     assert [(each.reader, each.agrees) for each in done.readers] == [("LyCORIS", True), ("diffusers", True)]
+
+
+@pytest.mark.parametrize("dora", [False, True])
+def test_layers_that_are_one_in_files_are_judged_too(tmp_path: Path, dora: bool) -> None:
+    """Query and key share a matrix with a value that has no adapter; of the last norm the halves are swapped."""
+    place = write_tiny_flux(tmp_path / "flux")
+    names = names_of_base(str(place))
+    layers = layers_of(names.networks)
+    block = "transformer.transformer_blocks.0.attn"
+    paths = [f"{block}.to_q", f"{block}.to_k", f"{block}.to_out.0", "transformer.norm_out.linear"]
+    paths += [f"{block}.to_v"] if dora else []
+    weights = {path: factors(layers[path], 2, 1 / 3, torch.float32, seed, dora) for seed, path in enumerate(paths)}
+    save(AdapterFile(weights), tmp_path / "x.safetensors")
+    done = convert_adapter(tmp_path / "x.safetensors", tmp_path / "k", "kohya", base=str(place), verify=True)
+    assert done.readers[0].reader == "LyCORIS" and done.readers[0].layers == len(paths)
+    assert done.readers[0].agrees, done.readers[0].finding
+
+
+def test_what_no_reader_computes_is_not_said_to_be_verified(base: BaseNames, tiny_sdxl: Path, tmp_path: Path) -> None:
+    path = next(path for path in adapter(base, [1] * 5, [1.0] * 5, torch.float32, False) if path.endswith("to_q"))
+    size = layers_of(base.networks)[path].weight.shape[0]
+    blocks = {"oft_blocks": torch.randn(1, size // 4, 4, 4), "alpha": torch.tensor(0.0)}
+    save(AdapterFile({path: adapter_of("x", blocks, lambda _: None)}), tmp_path / "x.safetensors", "kohya", base)
+    with raises_code("convert.no_reader"):
+        convert_adapter(tmp_path / "x.safetensors", tmp_path / "c", "comfy", base=str(tiny_sdxl), verify=True)
 
 
 def test_a_reader_that_finds_something_else_is_told(

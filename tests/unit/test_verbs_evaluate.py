@@ -291,6 +291,7 @@ def test_lines_for_a_person_and_json_for_a_program(run: Path, capsys: pytest.Cap
     assert set(json.loads(told)) == set(Evaluation.__dataclass_fields__)
 
 
+@pytest.mark.slow
 def test_the_pages_commands_run(
     trained: Path, tiny_base: Path, tiny_pictures: Path, new: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

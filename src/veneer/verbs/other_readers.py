@@ -21,12 +21,12 @@ from veneer.errors import UserError
 from veneer.family.lora_loaders import diffusers_loader, merged_by_diffusers, merged_by_peft
 from veneer.rng import torch_generator
 from veneer.weights.adapter_path import files_in
-from veneer.weights.formats.layers import LayerIndex
+from veneer.weights.formats.layers import LayerIndex, Meaning
 from veneer.weights.formats.names import parse_name
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.formats.strength import NETWORK_KEY
 
-__all__ = ["READERS", "ReadBack", "read_back"]
+__all__ = ["NOT_JUDGED", "READERS", "ReadBack", "read_back"]
 
 _TOLERANCE = 1e-5
 """Relative difference that float32 sums in another order make at most."""
@@ -45,6 +45,7 @@ class ReadBack:
         missing: layers that the reader does not find, or cannot compute.
         tolerance: that rounding takes.
         fault: why the reader refuses the file; None: it does not.
+        not_judged: how many layers have a method that the reader cannot compute.
     """
 
     reader: str
@@ -53,6 +54,7 @@ class ReadBack:
     missing: tuple[str, ...] = ()
     tolerance: float = _TOLERANCE
     fault: str | None = None
+    not_judged: int = 0
 
     @property
     def agrees(self) -> bool:
@@ -66,7 +68,8 @@ class ReadBack:
             return self.fault
         if self.missing:
             return f"it passes over {len(self.missing)} layers, such as {self.missing[0]}"
-        return f"{self.layers} layers, in which W + delta W differs by at most {self.difference:.0e}"
+        rest = f"; of {self.not_judged} more it cannot say anything" if self.not_judged else ""
+        return f"{self.layers} layers, in which W + delta W differs by at most {self.difference:.0e}{rest}"
 
 
 def read_back(out: Path, format_name: str, weights: AdapterWeights, base: BaseNames) -> list[ReadBack]:
@@ -83,7 +86,7 @@ def read_back(out: Path, format_name: str, weights: AdapterWeights, base: BaseNa
     """
     found = [_compared(name, read, out, weights, base) for name, read in _readers(format_name, weights, base)]
     if not found:
-        what = f"no reader of {format_name} files that is not Veneer's own is installed"
+        what = f"no reader of such {format_name} files that is not Veneer's own is installed"
         raise UserError(what, code="convert.no_reader", remedy="pip install lycoris-lora, or leave out --verify")
     return found
 
@@ -114,16 +117,28 @@ def _with_lycoris(out: Path, base: BaseNames, weight_of: Callable[[str], Tensor]
     tensors, index, layers = load_file(out), LayerIndex(base), weighted_layers_of(base.networks)
     found: dict[str, Tensor] = {}
     for name in dict.fromkeys(_layer_in(tensor) for tensor in tensors):
-        paths = index.find(name)
-        if len(paths) != 1:
+        meanings = index.meanings(name)
+        if len(meanings) != 1:
             continue
-        (path,) = paths
         kind, parts = get_module(tensors, name)
-        layer = _with_weight(layers[path], weight_of(path))
+        layer = _layer_of(meanings[0], layers, weight_of)
         module: Any = None if kind is None else make_module(kind, parts, name, layer)
         if module is not None:
-            found[path] = _merged_by_lycoris(module, layer)
+            merged, slices = _merged_by_lycoris(module, layer), meanings[0].slices
+            found |= {path: merged if part is None else part.take(merged) for path, part in slices.items()}
     return found
+
+
+def _layer_of(meaning: Meaning, layers: Mapping[str, Any], weight_of: Callable[[str], Tensor]) -> Any:
+    """Return a layer as a file has it: one of the base's, or a larger one of which several are rows."""
+    (path, part), *others = meaning.slices.items()
+    if part is None and not others:
+        return _with_weight(layers[path], weight_of(path))
+    weight = torch.zeros(meaning.shape)
+    for path, part in meaning.slices.items():
+        assert part is not None, "only slices mean one layer together"
+        part.put(weight_of(path), weight)
+    return _with_weight(nn.Linear(meaning.shape[1], meaning.shape[0], bias=False, device="meta"), weight)
 
 
 _SCALED_TWICE = ("LohaModule", "LokrModule")
@@ -169,6 +184,17 @@ READERS: Mapping[str, tuple[tuple[str, Read], ...]] = {
 """The readers of each format; the first is the one that the format is for, or made as its readers are."""
 
 
+NOT_JUDGED: Mapping[str, Mapping[str, str]] = {
+    "LyCORIS": {
+        "boft": "it chooses the blocks' size by the layer's, whatever the file has",
+        "ia3": "its loader of (IA)^3 takes one argument less than it is given",
+        "norm": "it makes no module of a norm from a file",
+        "replaced": "ComfyUI alone reads set_weight",
+    }
+}
+"""Methods that a reader cannot compute from a file at all, with why; it cannot say anything of their layers."""
+
+
 def _readers(format_name: str, weights: AdapterWeights, base: BaseNames) -> list[tuple[str, Read]]:
     """Return the readers of a format that are installed, and read these methods and this base."""
     methods = {adapter.method.name for adapter in weights.values()}
@@ -179,7 +205,11 @@ def _readers(format_name: str, weights: AdapterWeights, base: BaseNames) -> list
         "diffusers": by_diffusers and (format_name == "diffusers" or methods == {"lora"}),
         "peft": True,
     }
-    return [(name, read) for name, read in READERS[format_name] if has[name]]
+    return [(name, read) for name, read in READERS[format_name] if has[name] and methods - _not_judged(name)]
+
+
+def _not_judged(reader: str) -> set[str]:
+    return set(NOT_JUDGED.get(reader, {}))
 
 
 def _compared(name: str, read: Read, out: Path, weights: AdapterWeights, base: BaseNames) -> ReadBack:
@@ -190,18 +220,24 @@ def _compared(name: str, read: Read, out: Path, weights: AdapterWeights, base: B
 
     def weight_of(path: str) -> Tensor:
         """Zero where delta W depends on the adapter alone, so that nothing but delta W is compared."""
-        shape, method = layers[path].weight.shape, weights[path].method
-        return torch.zeros(shape) if method.is_additive else torch.randn(shape, generator=torch_generator(0, path))
+        shape, adapter = layers[path].weight.shape, weights.get(path)
+        return (
+            torch.zeros(shape)
+            if adapter is None or adapter.method.is_additive
+            else torch.randn(shape, generator=torch_generator(0, path))
+        )
 
     try:
         theirs = read(out, base, weight_of)
     except Exception as error:  # whatever it is, the reader does not take the file
         return ReadBack(name, 0, math.inf, tuple(sorted(weights)), tolerance, f"{type(error).__name__}: {error!s:.200}")
+    judged = {path for path, each in weights.items() if each.method.name not in _not_judged(name)}
     difference = 0.0
-    for path in theirs.keys() & weights.keys():
+    for path in theirs.keys() & judged:
         own = weights[path].to("cpu", torch.float32)
         expected = weight_of(path) + own.delta_weight(weight_of(path))
         scale = float(expected.abs().max()) or 1.0
         difference = max(difference, float((theirs[path].float() - expected).abs().max()) / scale)
-    missing = tuple(sorted(weights.keys() - theirs.keys()))
-    return ReadBack(name, len(theirs), difference if math.isfinite(difference) else math.inf, missing, tolerance)
+    missing, found = tuple(sorted(judged - theirs.keys())), len(theirs.keys() & judged)
+    finite = difference if math.isfinite(difference) else math.inf
+    return ReadBack(name, found, finite, missing, tolerance, not_judged=len(weights) - len(judged))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -107,12 +108,22 @@ def save(
         raise UserError(what, code="weights.pickle", where=path, remedy="use .safetensors")
     digest = hashlib.sha256()
     for file in _written(adapter, path, format_named(format), base, dtype):
-        check_finite(file.tensors, path)
-        metadata = _metadata(_with_said(adapter, file, path, format, base), file)
+        metadata = _checked_metadata(adapter, file, path, format, base)
         for name, text in file.texts.items():
             atomic_write(Path(file.name).with_name(name), text.encode())
         atomic_stream(Path(file.name), _digested(encoded_pieces(file.tensors, metadata), digest))
     return digest.hexdigest()
+
+
+def _checked_metadata(
+    adapter: AdapterFile, file: FormatFile, path: Path, format: str, base: BaseNames | None
+) -> dict[str, str]:
+    """Return a file's whole metadata, once its numbers are known to be finite; two hashes are taken side by side."""
+    with ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(_tensors_hash, file.tensors, {**adapter.metadata, **file.metadata})
+        check_finite(file.tensors, path)
+        said = _with_said(adapter, file, path, format, base).metadata
+    return {**said, **file.metadata, TENSORS_HASH: digest.result()}
 
 
 def _digested(pieces: Iterable[Piece], digest: Any) -> Iterator[Piece]:
@@ -279,7 +290,11 @@ def _in_base(content: _Content, base: BaseNames, left_out: list[LeftOut] | None)
     Raises:
         UserError: a name means none of the base's layers, or several, or an adapter is of another size.
     """
-    return LayerIndex(base).place(content.layers, family_of(content.shapes, content.metadata), left_out)
+    index = LayerIndex(base)
+    try:
+        return index.place(content.layers, None, left_out)
+    except UserError:  # once more, for the message to say of which family the file is
+        return index.place(content.layers, family_of(content.shapes, content.metadata), left_out)
 
 
 def _without_base(content: _Content) -> dict[str, LayerAdapter]:

@@ -40,7 +40,7 @@ _SHORT, _LONG = "text_encoder.", f"text_encoder.{_LEVEL}"
 _ADAPTER_NAME = r"(?:\.(?!(?:weight|bias|alpha)$)[^.]+)?"
 _PARTS = {part: pattern for names in PART_NAMES.values() for part, pattern in names.spellings.items()}
 _ENDING = "|".join(f"(?P<{part}>{pattern.replace('NAME', _ADAPTER_NAME)})" for part, pattern in _PARTS.items())
-_NAME_END = re.compile(f"(?:{_ENDING})$")
+_NAME_END = re.compile(f"(?=[._])(?:{_ENDING})$")  # every ending begins so, and no other place need be tried
 _ROOTED = {part for names in PART_NAMES.values() for part in names.rooted}
 _LISTS = {part for names in PART_NAMES.values() for part in names.lists}
 _LONGEST_ENDING = 120  # characters: the end of a name in which its ending is looked for
