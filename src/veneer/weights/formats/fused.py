@@ -262,7 +262,7 @@ def _is_whole(slices: Sequence[Slice]) -> bool:
 
 def _cannot_join(name: str, why: str) -> UserError:
     what = f"the layers that are one in files of this kind, {name}, cannot be written as one: {why}"
-    return UserError(what, code="adapter.cannot_join", remedy="save it in diffusers' format")
+    return UserError(what, code="adapter.cannot_join", remedy="save it in the format comfy, which has a name for each")
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
