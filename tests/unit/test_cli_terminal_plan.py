@@ -88,6 +88,7 @@ def test_the_same_as_data(words: tuple[str, ...]) -> None:
     assert "probe" not in found
 
 
+@pytest.mark.slow
 def test_measured_stands_below_and_the_time_too(words: tuple[str, ...]) -> None:
     text = printed(*words, "--probe", "train.max_steps=2400")
     assert re.search(r"^probe +measured +planned +error$", text, re.M)

@@ -321,6 +321,7 @@ def changes_of(config: RunConfig) -> dict[str, Change]:
     return {change.override: change for change in memory_changes(config)}
 
 
+@pytest.mark.slow
 def test_want_of_memory_is_told_and_named(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

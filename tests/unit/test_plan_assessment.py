@@ -21,6 +21,7 @@ def config(tiny_base: Path, tiny_pictures: Path) -> RunConfig:
     return exact_config(tiny_base, tiny_pictures)
 
 
+@pytest.mark.slow
 def test_a_plan_from_configurations_is_that_of_the_loaded_base(config: RunConfig, family: Family) -> None:
     plan, ahead = make_plan(config, family, survey(config.data)), assess_config(config, count_pictures=True, limit=None)
     assert ahead.fits and ahead.verdict.startswith("fits: ") and ahead.remedies == () and ahead.warning is None

@@ -112,6 +112,7 @@ def test_the_public_function_gives_memory_disk_and_schedule(plan: Plan) -> None:
     assert f"all tensors of a {STEP}" in str(plan) and "disk: " in str(plan)
 
 
+@pytest.mark.slow
 def test_the_best_adapter_takes_room_in_a_file_and_in_each_checkpoint(
     config: RunConfig, plan: Plan, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_a_run_ends_with_another_adapter_in_the_same_file(
     assert result.score is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "memory", ["exact", *(pytest.param(name, marks=pytest.mark.slow) for name in ("leaner", "checkpoint"))]
 )

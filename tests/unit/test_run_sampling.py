@@ -118,6 +118,7 @@ def test_many_steps_make_no_endless_strip(config: RunConfig, monkeypatch: pytest
     assert found == [pictures(config, step)[0].tobytes() for step in (0, 3, 6)]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_its_strip_at_once_and_ends_with_the_same(config: RunConfig, tmp_path: Path) -> None:
     whole = config.in_folder(tmp_path / "whole")
     run_training(whole)

@@ -218,6 +218,7 @@ def test_the_others_get_the_same(name: str, config: RunConfig) -> None:
     assert (config.output.dir / FILE_NAME).exists() and not (config.output.dir / TENSORBOARD).exists()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 @pytest.mark.parametrize("name", ["trackio", "wandb"])
 def test_the_others_go_on_in_the_same_run_without_double_points(name: str, config: RunConfig) -> None:

@@ -30,6 +30,7 @@ def test_what_was_disabled_before_stays_so() -> None:
         logging.disable(logging.NOTSET)
 
 
+@pytest.mark.slow
 def test_the_public_names_come_in_silence() -> None:
     code = "import veneer; veneer.run_training; veneer.prepare; veneer.evaluate_adapter"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
