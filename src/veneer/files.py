@@ -21,6 +21,7 @@ from veneer.errors import UserError
 __all__ = [
     "atomic_stream",
     "atomic_write",
+    "check_free",
     "is_pickle",
     "name_beside",
     "open_home",
@@ -74,6 +75,20 @@ def open_home(name: str) -> str:
         UserError: as of :func:`user_path`.
     """
     return str(user_path(name)) if name.startswith("~") else name
+
+
+def check_free(place: Path, option: str = "--out") -> None:
+    """Refuse to write over something.
+
+    Args:
+        place: of what is to be written.
+        option: which names another place.
+
+    Raises:
+        UserError: there is something of this name.
+    """
+    if place.exists():
+        raise UserError("is there already", code="output.exists", where=place, remedy=f"choose another {option}")
 
 
 def opens_paths(called: _Called) -> _Called:

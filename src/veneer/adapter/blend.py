@@ -27,7 +27,7 @@ from veneer.adapter.svd import decompose, decompose_dense
 from veneer.errors import UserError
 from veneer.rng import key
 
-__all__ = ["PRUNING_METHODS", "BlendPart", "Blended", "Pruning", "PruningMethod", "blend"]
+__all__ = ["BlendPart", "Blended", "Pruning", "PruningMethod", "blend"]
 
 PruningMethod: TypeAlias = Literal["ties", "dare", "dare_ties", "magnitude"]
 
@@ -37,8 +37,6 @@ _FUNCTIONS: Mapping[str, Callable[..., Tensor]] = {
     "dare_ties": merge_utils.dare_ties,
     "magnitude": merge_utils.magnitude_prune,
 }
-PRUNING_METHODS = tuple(_FUNCTIONS)
-"""Names of the methods that prune each delta W before they are added."""
 _ELECTS_SIGNS = ("ties", "dare_ties")
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from veneer.errors import UserError
 from veneer.family.file_content import check_config, check_weights, fetch_again, header
+from veneer.weights.formats.scales import SCALE_ENDINGS
 from veneer.weights.header import Header
 from veneer.weights.safetensors import DTYPES
 
@@ -171,15 +172,13 @@ class Shards:
             yield file, [name for name in shapes if name in wanted]
 
 
-_SCALES = (".scale_weight", ".weight_scale")
-"""What the scale of an 8-bit weight is called in place of ``.weight``: ComfyUI's older name, then its newer."""
 _BESIDE = (".scale_input", ".input_scale", ".comfy_quant")
 """Further tensors beside a scaled weight, which say how a layer's input is rounded."""
 
 
 def is_scale(name: str) -> bool:
     """Return whether a tensor tells how the 8-bit numbers of another one are scaled."""
-    return name.endswith(_SCALES + _BESIDE) or name == "scaled_fp8" or name.endswith(".scaled_fp8")
+    return name.endswith(SCALE_ENDINGS + _BESIDE) or name == "scaled_fp8" or name.endswith(".scaled_fp8")
 
 
 def _open(file: Path) -> Any:
@@ -220,7 +219,7 @@ class WeightsFile:
     def scale_name(self, name: str) -> str | None:
         """Return the name of the tensor that a weight's 8-bit numbers are to be multiplied by; None: there is none."""
         stem = name.removesuffix(".weight")
-        names = [stem + ending for ending in _SCALES] if stem != name else []
+        names = [stem + ending for ending in SCALE_ENDINGS] if stem != name else []
         return next((each for each in names if each in self.header.tensors), None)
 
     def read_scale(self, name: str) -> Tensor | None:

@@ -12,13 +12,11 @@ from veneer.files import public_name, user_path
 from veneer.run.identity import BASE, Identity
 from veneer.run.preparation import TrainingInputs
 from veneer.weights.adapter_path import adapter_name
-from veneer.weights.kohya_hashes import legacy_hash
+from veneer.weights.hashes import legacy_hash_of
 from veneer.weights.licenses import license_of
 from veneer.weights.metadata import TrainingFacts, training_metadata
 
 __all__ = ["file_metadata"]
-
-_LEGACY_START = 0x100000
 
 
 def file_metadata(
@@ -59,7 +57,7 @@ def _facts(inputs: TrainingInputs, weights: AdapterWeights, steps: int, thumbnai
         prediction=inputs.family.noise.prediction,
         class_pictures=len(read_prior(config).samples),
         base_sha256=run.hashes[BASE] if single else None,
-        base_legacy_hash=_legacy_hash(file) if single else None,
+        base_legacy_hash=legacy_hash_of(file) if single else None,
         license=None if known is None else known.title,
         thumbnail=thumbnail,
         version=__version__,
@@ -70,9 +68,3 @@ def _base_name(run: Identity) -> str:
     """Return a base's hub id, or the name of its folder or file."""
     base = run.config.base
     return public_name(Path(base).resolve().name, "base") if user_path(base).exists() else base
-
-
-def _legacy_hash(file: Path) -> str:
-    with file.open("rb") as content:
-        content.seek(_LEGACY_START)
-        return legacy_hash(content.read(_LEGACY_START))

@@ -12,9 +12,9 @@ from veneer.adapter.blend import BlendPart, Pruning, blend
 from veneer.adapter.patterns import matching
 from veneer.errors import UserError
 from veneer.family.block_weights import strengths_by_block
-from veneer.files import opens_paths
+from veneer.files import check_free, opens_paths
 from veneer.run.identity import BASE, HASHES, TRIGGER
-from veneer.verbs.derived_file import OpenedAdapter, check_free, open_adapters
+from veneer.verbs.derived_file import OpenedAdapter, open_adapters
 from veneer.weights.checkpoint import STATE
 from veneer.weights.file import AdapterFile, family_of_file
 from veneer.weights.metadata import common, derived

@@ -18,6 +18,7 @@ from veneer.verbs.provenance import base_warnings
 from veneer.weights.file import load
 from veneer.weights.formats.left_out import LeftOut
 from veneer.weights.formats.places import place_of
+from veneer.weights.safetensors import dtype_name
 from veneer.weights.summary import AdapterInfo, hash_note, info
 
 __all__ = ["AdapterCheck", "check_adapter", "check_data"]
@@ -81,7 +82,7 @@ def check_adapter(file: Path, *, base: str | None = None) -> AdapterCheck:
     left_out: list[LeftOut] = []
     adapters = load(file, weights.networks(), left_out=left_out).weights
     layers = tuple(measure(path, adapter, weights.read(path).float()) for path, adapter in adapters.items())
-    stored = Counter(str(weights.dtype(path)).removeprefix("torch.") for path in adapters).most_common(1)[0][0]
+    stored = Counter(dtype_name(weights.dtype(path)) for path in adapters).most_common(1)[0][0]
     losses, scaled = total_losses(layers), [layer for layer in found.layers if layer.scale is not None]
     return AdapterCheck(
         base=str(weights.place),

@@ -16,12 +16,12 @@ from PIL import Image
 
 from veneer.errors import UserError
 from veneer.evaluate.results import read_evaluation
-from veneer.files import opens_paths, public_name, sync_folder
+from veneer.files import check_free, opens_paths, public_name, sync_folder
 from veneer.run.folder import GALLERY
 from veneer.sample.files import write_picture
 from veneer.sample.gallery import gallery_names, read_picture_note, thumbnail
 from veneer.sample.infotext import PARAMETERS, infotext
-from veneer.verbs.derived_file import OpenedAdapter, check_free, open_adapters
+from veneer.verbs.derived_file import OpenedAdapter, open_adapters
 from veneer.verbs.publication import adapter_files
 from veneer.weights.file import AdapterFile
 from veneer.weights.metadata import BaseLabels, derived

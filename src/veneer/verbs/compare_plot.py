@@ -13,6 +13,7 @@ from veneer.adapter.compare import SIDES, LayerComparison, cosine, drift
 from veneer.errors import UserError
 from veneer.files import atomic_write, opens_paths
 from veneer.verbs.compare import AdapterComparison
+from veneer.verbs.info import check_plot_place
 from veneer.verbs.layer_groups import by_kind
 
 if TYPE_CHECKING:
@@ -33,10 +34,7 @@ def write_comparison_plot(comparison: AdapterComparison, path: Path) -> None:
         UserError: matplotlib is not installed, the place has another ending, has something already, or cannot be
             written to.
     """
-    if path.suffix.lower() != ".png":
-        raise UserError("is no name of a PNG", code="output.not_png", where=path, remedy="end it in .png")
-    if path.exists():
-        raise UserError("is there already", code="output.exists", where=path, remedy="choose another --plot")
+    check_plot_place(path)
     atomic_write(path, comparison_plot(comparison))
 
 

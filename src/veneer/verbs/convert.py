@@ -10,9 +10,8 @@ import torch
 
 from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
-from veneer.files import opens_paths
+from veneer.files import check_free, opens_paths
 from veneer.verbs.adapter_base import base_names
-from veneer.verbs.derived_file import check_free
 from veneer.verbs.other_readers import ReadBack, read_back
 from veneer.weights.adapter_path import adapter_name, named_file
 from veneer.weights.file import AdapterFile, dtype_named, format_named, load, save, tells_layers

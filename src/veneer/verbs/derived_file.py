@@ -37,7 +37,7 @@ from veneer.weights.formats.registry import FORMATS
 from veneer.weights.formats.strength import FILE_NAME as PEFT_NAME
 from veneer.weights.metadata import Source
 
-__all__ = ["OpenedAdapter", "check_free", "default_out", "open_adapters", "written_bytes"]
+__all__ = ["OpenedAdapter", "default_out", "open_adapters", "written_bytes"]
 
 
 @dataclass(frozen=True)
@@ -162,16 +162,6 @@ def _open(file: Path, content: AdapterInfo | None, names: BaseNames | None, with
     adapter = load(file, networks, key_names, left_out=left_out)
     own = content.format if content.format in FORMATS else "diffusers"
     return OpenedAdapter(file_in(file), own, content.sha256, content.size_bytes, adapter, names, tuple(left_out or ()))
-
-
-def check_free(out: Path) -> None:
-    """Refuse to write over something.
-
-    Raises:
-        UserError: there is something of this name.
-    """
-    if out.exists():
-        raise UserError("is there already", code="output.exists", where=out, remedy="choose another --out")
 
 
 def default_out(opened: OpenedAdapter, ending: str, to: str | None) -> Path:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from veneer.errors import UserError
-from veneer.files import atomic_stream, is_pickle, opens_paths
+from veneer.files import atomic_stream, check_free, is_pickle, opens_paths
 from veneer.weights.adapter_path import file_in
 from veneer.weights.formats.registry import METADATA_KEYS
+from veneer.weights.hashes import file_sha256
 from veneer.weights.kohya_hashes import file_hashes
 from veneer.weights.metadata import HASH_KEYS, HISTORY, Source, derived
 from veneer.weights.tensors_file import RawFile, open_raw
@@ -79,8 +79,7 @@ def edit_adapter(file: Path, out: Path, options: EditOptions) -> EditResult:
         UserError: the new file is there already or would be no safetensors file; the old one is none; a key to remove
             is not there; a key is one that is computed, or that readers take the strength from; or nothing is changed.
     """
-    if out.exists():
-        raise UserError("is there already", code="output.exists", where=out, remedy="choose another --out")
+    check_free(out)
     if is_pickle(out):
         what = f"{out.suffix} is a pickle's ending, and no pickle is read"
         raise UserError(what, code="weights.pickle", where=out, remedy="use .safetensors")
@@ -89,7 +88,7 @@ def edit_adapter(file: Path, out: Path, options: EditOptions) -> EditResult:
         old = dict(raw.header.metadata)
         new = {key: text for key, text in {**old, **options.set}.items() if key not in options.remove}
         changed = {key: old.get(key) for key in options.set if old.get(key) != options.set[key]}
-        source = Source(raw.path.name, _file_hash(raw))
+        source = Source(raw.path.name, file_sha256(raw.path))
         keys = ", ".join([*options.set, *(f"-{key}" for key in options.remove)])
         written = _with_hashes(raw, derived(new, "edit", [source], keys=keys))
         atomic_stream(out, _pieces(raw, written))
@@ -119,14 +118,6 @@ def _is_no_text(text: str) -> bool:
 def _pieces(raw: RawFile, metadata: Mapping[str, str]) -> Iterable[bytes]:
     yield raw.header.encode(metadata)
     yield from raw.data()
-
-
-def _file_hash(raw: RawFile) -> str:
-    digest = hashlib.sha256()
-    with raw.path.open("rb") as file:
-        while piece := file.read(2**20):
-            digest.update(piece)
-    return digest.hexdigest()
 
 
 def _with_hashes(raw: RawFile, metadata: Mapping[str, str]) -> dict[str, str]:

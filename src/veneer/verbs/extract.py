@@ -21,10 +21,9 @@ from veneer.adapter.resize import Criterion
 from veneer.errors import UserError
 from veneer.family.base_weights import BaseWeights
 from veneer.family.fingerprint import fingerprint
-from veneer.files import opens_paths
+from veneer.files import check_free, opens_paths
 from veneer.run.identity import BASE, BASE_NAME, HASHES
 from veneer.verbs.adapter_base import base_names
-from veneer.verbs.derived_file import check_free
 from veneer.verbs.layer_groups import by_kind
 from veneer.verbs.merged_files import Progress
 from veneer.weights.file import AdapterFile, format_named, save

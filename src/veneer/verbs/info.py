@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from veneer.errors import UserError
-from veneer.files import atomic_write, opens_paths
+from veneer.files import atomic_write, check_free, opens_paths
 from veneer.weights.summary import AdapterInfo, LayerInfo
 
-__all__ = ["info_data", "write_norm_plot"]
+__all__ = ["check_plot_place", "info_data", "write_norm_plot"]
 
 
 def info_data(info: AdapterInfo) -> dict[str, Any]:
@@ -52,6 +52,17 @@ def _layer_data(layer: LayerInfo) -> dict[str, Any]:
     }
 
 
+def check_plot_place(path: Path) -> None:
+    """Refuse a place for a plot that is no PNG's, or where something is already.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if path.suffix.lower() != ".png":
+        raise UserError("is no name of a PNG", code="output.not_png", where=path, remedy="end it in .png")
+    check_free(path, "--plot")
+
+
 @opens_paths
 def write_norm_plot(info: AdapterInfo, path: Path, title: str) -> None:
     """Write a PNG of the norms of delta W by block, a bar each.
@@ -64,10 +75,7 @@ def write_norm_plot(info: AdapterInfo, path: Path, title: str) -> None:
     Raises:
         UserError: the place has another ending, has something already or cannot be written to, or there is no norm.
     """
-    if path.suffix.lower() != ".png":
-        raise UserError("is no name of a PNG", code="output.not_png", where=path, remedy="end it in .png")
-    if path.exists():
-        raise UserError("is there already", code="output.exists", where=path, remedy="choose another --plot")
+    check_plot_place(path)
     if not info.norms:
         what = f"the norms of {' and '.join(info.methods)} take the base to tell, so there is nothing to draw"
         remedy = "use veneer adapter check with the base"

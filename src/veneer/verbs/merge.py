@@ -21,15 +21,15 @@ from veneer.family.loading import load_base, text_options
 from veneer.family.protocol import Family
 from veneer.family.shards import WeightsFile
 from veneer.family.windows import token_windows_of
-from veneer.files import name_beside, opens_paths, user_path
+from veneer.files import check_free, name_beside, opens_paths, user_path
 from veneer.run.folder import base_beside
-from veneer.verbs.derived_file import check_free
 from veneer.verbs.merge_check import Difference, random_input_difference
 from veneer.verbs.merged_files import Progress, plan_file, plan_folder
 from veneer.verbs.merged_tensor import Change, Rounding
 from veneer.weights import metadata as made
 from veneer.weights.file import AdapterInfo, info, load
 from veneer.weights.formats.left_out import LeftOut
+from veneer.weights.safetensors import dtype_name
 from veneer.weights.tensors_writer import check_space
 
 __all__ = ["DTYPES", "MergeResult", "load_merged", "merge_adapters"]
@@ -130,7 +130,7 @@ def merge_adapters(
     merging = _Merging(weights, changes, target, _Metadata.making(named, adapters, contents), progress)
     rounding, left_out = merging.into_folder(out) if weights.place.is_dir() else merging.into_file(out)
     after = BaseWeights(out)
-    dtypes = sorted({str(after.dtype(layer)).removeprefix("torch.") for layer in layers})
+    dtypes = sorted({dtype_name(after.dtype(layer)) for layer in layers})
     difference = random_input_difference(weights, after, _some(layers))
     unmerged += _averages(after)
     return MergeResult(out, tuple(dtypes), rounding, difference, tuple(left_out), tuple(unmerged))

@@ -14,7 +14,7 @@ import torch
 from veneer.family.base_weights import BaseWeights
 from veneer.family.shards import WeightsFile, find_weights, is_scale
 from veneer.verbs.merged_tensor import Change, Rounding, merged_tensor
-from veneer.weights.safetensors import DTYPES
+from veneer.weights.safetensors import DTYPES, dtype_name
 from veneer.weights.tensors_writer import TensorSpec, TensorsWriter, file_bytes, new_tensors_file
 
 __all__ = ["FilePlan", "FolderPlan", "Progress", "plan_file", "plan_folder"]
@@ -179,7 +179,8 @@ class FolderPlan:
     def _config(self, path: Path) -> dict[str, Any]:
         """Return a network's configuration with the dtype that it has now."""
         config: dict[str, Any] = json.loads((self.source / path).read_text("utf-8"))
-        told = str(self.dtype).removeprefix("torch.")
+        assert self.dtype is not None, "configurations are copied where the dtype stays"
+        told = dtype_name(self.dtype)
         return {key: told if key in _DTYPE_KEYS else value for key, value in config.items()}
 
 

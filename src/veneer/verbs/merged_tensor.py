@@ -14,6 +14,7 @@ from veneer.adapter.protocol import LayerAdapter
 from veneer.errors import UserError
 from veneer.family.shards import WeightsFile
 from veneer.family.single_file_layout import Place
+from veneer.weights.safetensors import dtype_name
 
 __all__ = ["Change", "MergedTensor", "Rounding", "merged_tensor"]
 
@@ -99,7 +100,7 @@ def merged_tensor(file: WeightsFile, name: str, changes: Sequence[Change], dtype
     for change in changes:
         error = _squared_norm(_read(change.place, numbers, scale, wide.dtype).sub_(change.place.take(wide)))
         if not math.isfinite(error):
-            what = f"the merged {change.part} of {change.layer} is too large for {_title(dtype)}"
+            what = f"the merged {change.part} of {change.layer} is too large for {dtype_name(dtype)}"
             raise UserError(what, code="adapter.merge_overflow", remedy="use --dtype bfloat16 or float32")
         rounding[_name(change)] = Rounding(error, sizes[_name(change)])
     return MergedTensor(numbers, scale, rounding)
@@ -148,7 +149,3 @@ def _read(place: Place, numbers: Tensor, scale: Tensor | None, wide: torch.dtype
     if scale is None:
         return place.take(numbers).to(wide)
     return place.take(numbers.to(wide) * scale)
-
-
-def _title(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")

@@ -11,8 +11,8 @@ from veneer.adapter.patterns import matching
 from veneer.adapter.protocol import AdapterWeights
 from veneer.errors import UserError
 from veneer.family.base_weights import BaseWeights
-from veneer.files import opens_paths
-from veneer.verbs.derived_file import check_free, open_adapters, written_bytes
+from veneer.files import check_free, opens_paths
+from veneer.verbs.derived_file import open_adapters, written_bytes
 from veneer.weights.file import AdapterFile
 from veneer.weights.formats.places import place_of
 from veneer.weights.metadata import derived

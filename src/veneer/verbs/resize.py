@@ -8,8 +8,8 @@ from pathlib import Path
 
 from veneer.adapter.resize import Criterion, LayerCut, Resized, check_lower, cut, retained
 from veneer.errors import UserError
-from veneer.files import opens_paths
-from veneer.verbs.derived_file import check_free, default_out, open_adapters, written_bytes
+from veneer.files import check_free, opens_paths
+from veneer.verbs.derived_file import default_out, open_adapters, written_bytes
 from veneer.verbs.layer_groups import by_kind
 from veneer.weights.file import AdapterFile
 from veneer.weights.metadata import derived

@@ -33,7 +33,15 @@ from veneer.weights.formats.tensors import adapter_of
 from veneer.weights.header import TensorEntry
 from veneer.weights.kohya_hashes import with_file_hashes
 from veneer.weights.metadata import LABELLED, completed
-from veneer.weights.safetensors import check_finite, decode, encoded_bytes, encoded_pieces, open_tensors, read_tensors
+from veneer.weights.safetensors import (
+    check_finite,
+    decode,
+    dtype_name,
+    encoded_bytes,
+    encoded_pieces,
+    open_tensors,
+    read_tensors,
+)
 from veneer.weights.summary import TENSORS_HASH, AdapterInfo, free_metadata, info, located_at, read_names
 from veneer.weights.tensors_file import TensorsFile
 
@@ -42,7 +50,6 @@ __all__ = [
     "FILE_NAME",
     "AdapterFile",
     "AdapterInfo",
-    "dtype_name",
     "dtype_named",
     "family_of_file",
     "file_in",
@@ -169,11 +176,6 @@ def _written(
     files, own = format.write(adapter.weights, base, path.stem), Path(format.file_name(path.stem))
     named = [replace(file, name=str(path / Path(file.name).relative_to(own))) for file in files]
     return [replace(file, tensors=_cast(file.tensors, dtype)) for file in sorted(named, key=lambda file: file.name)]
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return a dtype's name as users write it: ``float16``."""
-    return str(dtype).removeprefix("torch.")
 
 
 def dtype_named(name: str | None) -> torch.dtype | None:

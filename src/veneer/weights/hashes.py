@@ -12,10 +12,11 @@ from threading import Event
 
 from veneer.files import open_regular
 
-__all__ = ["FileHashes", "hashing"]
+__all__ = ["LEGACY_BYTES", "LEGACY_START", "FileHashes", "file_sha256", "hashing", "legacy_hash", "legacy_hash_of"]
 
 _PIECE = 2**18  # bytes read at a time
-_LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
+LEGACY_START, LEGACY_BYTES = 0x100000, 0x10000
+"""The part of a file that A1111's old hash is of: 64 KiB at 1 MiB."""
 _AUTOV1, _AUTOV2, _AUTOV3 = 8, 10, 12  # digits
 
 
@@ -27,12 +28,12 @@ class FileHashes:
         sha256: SHA-256 of the whole file.
         data_sha256: SHA-256 of what lies behind the header. kohya's trainer writes it as ``sshs_model_hash``; it stays
             when metadata is edited.
-        legacy_sha256: SHA-256 of 64 KiB at 1 MiB into the file: of nothing, where the file is shorter.
+        legacy: A1111's old hash, of 64 KiB at 1 MiB into the file: of nothing, where the file is shorter.
     """
 
     sha256: str
     data_sha256: str
-    legacy_sha256: str
+    legacy: str
 
     @property
     def by_name(self) -> Mapping[str, str]:
@@ -43,7 +44,7 @@ class FileHashes:
         """
         return {
             "SHA256": self.sha256.upper(),
-            "AutoV1": self.legacy_sha256[:_AUTOV1].upper(),
+            "AutoV1": self.legacy.upper(),
             "AutoV2": self.sha256[:_AUTOV2].upper(),
             "AutoV3": self.data_sha256[:_AUTOV3].upper(),
         }
@@ -64,7 +65,7 @@ def hashing(places: Mapping[Path, int]) -> Iterator[Callable[[], FileHashes]]:
         try:
             starts = (dict.fromkeys(ordered, 0), ordered)
             whole, data = (threads.submit(_sha256, each, stopped) for each in starts)
-            yield lambda: FileHashes(whole.result(), data.result(), _legacy_sha256(next(iter(ordered))))
+            yield lambda: FileHashes(whole.result(), data.result(), legacy_hash_of(next(iter(ordered))))
         except BaseException:
             stopped.set()
             raise
@@ -81,7 +82,30 @@ def _sha256(places: Mapping[Path, int], stopped: Event) -> str:
     return digest.hexdigest()
 
 
-def _legacy_sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a whole file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    return _sha256({path: 0}, Event())
+
+
+def legacy_hash(content: bytes | bytearray) -> str:
+    """Return A1111's old hash, 8 hex digits of SHA-256.
+
+    Args:
+        content: of a file from 1 MiB on; what comes after the first 64 KiB of it is not looked at.
+    """
+    return hashlib.sha256(content[:LEGACY_BYTES]).hexdigest()[:_AUTOV1]
+
+
+def legacy_hash_of(path: Path) -> str:
+    """Return A1111's old hash of a file.
+
+    Raises:
+        OSError: it cannot be read.
+    """
     with open_regular(path) as file:
-        file.seek(_LEGACY_START)
-        return hashlib.sha256(file.read(_LEGACY_BYTES)).hexdigest()
+        file.seek(LEGACY_START)
+        return legacy_hash(file.read(LEGACY_BYTES))

@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from veneer.weights.hashes import LEGACY_BYTES, LEGACY_START, legacy_hash
 from veneer.weights.safetensors import encoded_header, in_file_order
 
-__all__ = ["file_hashes", "legacy_hash", "with_file_hashes"]
-
-_LEGACY_START, _LEGACY_BYTES = 0x100000, 0x10000
+__all__ = ["file_hashes", "with_file_hashes"]
 
 
 def with_file_hashes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, str]:
@@ -41,7 +40,7 @@ def file_hashes(header: bytes, data: Iterable[bytes | memoryview]) -> dict[str, 
     for is_data, piece in chain([(False, header)], ((True, piece) for piece in data)):
         if is_data:
             whole.update(piece)
-        window += piece[max(_LEGACY_START - place, 0) : max(_LEGACY_START + _LEGACY_BYTES - place, 0)]
+        window += piece[max(LEGACY_START - place, 0) : max(LEGACY_START + LEGACY_BYTES - place, 0)]
         place += len(piece)
     return {"sshs_model_hash": whole.hexdigest(), "sshs_legacy_hash": legacy_hash(window)}
 
@@ -52,12 +51,3 @@ def _data(tensors: Mapping[str, Tensor]) -> Iterator[memoryview]:
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
         content: Any = flat.view(torch.uint8).numpy()
         yield memoryview(content)
-
-
-def legacy_hash(content: bytes | bytearray) -> str:
-    """Return A1111's old hash, 8 hex digits of SHA-256.
-
-    Args:
-        content: of a file from 1 MiB on; what comes after the first 64 KiB of it is not looked at.
-    """
-    return hashlib.sha256(content[:_LEGACY_BYTES]).hexdigest()[:8]

@@ -18,6 +18,7 @@ __all__ = [
     "DTYPES",
     "check_finite",
     "decode",
+    "dtype_name",
     "encode",
     "encoded_bytes",
     "encoded_header",
@@ -47,6 +48,11 @@ DTYPES = {
     "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
 }
 """The types that are read; the names are those of ``header.ITEM_BYTES``."""
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return a dtype's name as users write it: ``float16``."""
+    return str(dtype).removeprefix("torch.")
 
 
 def encode(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

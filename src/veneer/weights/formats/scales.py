@@ -10,9 +10,9 @@ from veneer.errors import UserError
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["scaled", "scales_of"]
+__all__ = ["SCALE_ENDINGS", "scaled", "scales_of"]
 
-_ENDINGS = (".scale_weight", ".weight_scale")
+SCALE_ENDINGS = (".scale_weight", ".weight_scale")
 """What is in the place of ``.weight`` in a scale's name: ComfyUI's older name, then its newer."""
 
 
@@ -20,7 +20,7 @@ def scales_of(names: Collection[str]) -> dict[str, str]:
     """Return the names of scales by the names of the tensors that they are of."""
     found = {}
     for name in names:
-        for ending in _ENDINGS:
+        for ending in SCALE_ENDINGS:
             if name.endswith(ending) and (tensor := f"{name.removesuffix(ending)}.weight") in names:
                 found[tensor] = name
     return found
