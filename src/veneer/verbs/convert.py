@@ -14,13 +14,14 @@ from veneer.files import check_free, opens_paths
 from veneer.verbs.adapter_base import base_names
 from veneer.verbs.other_readers import ReadBack, read_back
 from veneer.weights.adapter_path import adapter_name, named_file
-from veneer.weights.file import AdapterFile, dtype_named, format_named, load, save, tells_layers
+from veneer.weights.file import AdapterFile, dtype_named, format_named, load, save
 from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.folding import fold_exactly
 from veneer.weights.formats.left_out import LeftOut
 from veneer.weights.formats.peft import PEFT
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.metadata import Source, derived
+from veneer.weights.summary import read_adapter_names
 
 __all__ = ["Conversion", "convert_adapter"]
 
@@ -69,7 +70,9 @@ def convert_adapter(
     """
     place = _place(file, out, to)
     wanted = dtype_named(dtype)
-    is_named = to in (DIFFUSERS.name, PEFT.name) and base is None and not verify and tells_layers(file)
+    is_named = (
+        to in (DIFFUSERS.name, PEFT.name) and base is None and not verify and not read_adapter_names(file).needs_base
+    )
     names = None if is_named else base_names(file, base)
     left_out: list[LeftOut] = []
     networks, key_names = (None, None) if names is None else (names.networks, names.key_names)

@@ -16,15 +16,14 @@ from veneer.adapter.protocol import LayerAdapter
 from veneer.errors import UserError
 from veneer.verbs.adapter_base import base_names
 from veneer.verbs.checkpoint_adapter import is_checkpoint, read_checkpoint_adapter
+from veneer.weights.adapter_path import files_in
 from veneer.weights.checkpoint import STATE
 from veneer.weights.file import (
     FILE_NAME,
     AdapterFile,
-    AdapterInfo,
     dtype_named,
     file_in,
     format_named,
-    info,
     load,
     outline,
     save,
@@ -35,7 +34,9 @@ from veneer.weights.formats.left_out import LeftOut
 from veneer.weights.formats.protocol import BaseNames
 from veneer.weights.formats.registry import FORMATS
 from veneer.weights.formats.strength import FILE_NAME as PEFT_NAME
+from veneer.weights.hashes import file_sha256
 from veneer.weights.metadata import Source
+from veneer.weights.summary import read_adapter_names
 
 __all__ = ["OpenedAdapter", "default_out", "open_adapters", "written_bytes"]
 
@@ -133,16 +134,17 @@ def open_adapters(
     """
     if to is not None:
         format_named(to)
-    contents = {file: info(file) for file in files if not is_checkpoint(file)}
-    own = files[0] in contents and contents[files[0]].format in (*FORMATS.keys() - {"diffusers"},)
-    needing = [file for file, content in contents.items() if content.needs_base]
+    told = {file: read_adapter_names(file) for file in files if not is_checkpoint(file)}
+    formats = {file: names.format if names.format in FORMATS else DIFFUSERS.name for file, names in told.items()}
+    needing = [file for file, names in told.items() if names.needs_base]
     if whole:
-        needing += [file for file in contents if any(map(_tells_no_kernel, outline(file).values()))]
-    names = base_names((needing or files)[0], base) if needing or own or to not in (None, "diffusers") else None
+        needing += [file for file in told if any(map(_tells_no_kernel, outline(file).values()))]
+    written = to or formats.get(files[0], DIFFUSERS.name)
+    names = base_names((needing or files)[0], base) if needing or written != DIFFUSERS.name else None
     if needing and names is None:
         what = "it takes the adapter's base to tell which layers it changes, and of which sizes"
         raise UserError(what, code="weights.needs_base", where=needing[0], remedy="name it: --base")
-    return [_open(file, contents.get(file), names, without) for file in files]
+    return [_open(file, formats.get(file), names, without) for file in files]
 
 
 def _tells_no_kernel(layer: LayerAdapter) -> bool:
@@ -152,16 +154,18 @@ def _tells_no_kernel(layer: LayerAdapter) -> bool:
     return not is_told and layer.method.is_additive
 
 
-def _open(file: Path, content: AdapterInfo | None, names: BaseNames | None, without: bool) -> OpenedAdapter:
-    if content is None:
+def _open(file: Path, format: str | None, names: BaseNames | None, without: bool) -> OpenedAdapter:
+    """Read an adapter, or that of a checkpoint, which has no format."""
+    if format is None:
         state = (file / STATE).read_bytes()
         adapter, digest = read_checkpoint_adapter(file, names), hashlib.sha256(state).hexdigest()
-        return OpenedAdapter(file / STATE, "diffusers", digest, len(state), adapter, names)
+        return OpenedAdapter(file / STATE, DIFFUSERS.name, digest, len(state), adapter, names)
     left_out: list[LeftOut] | None = [] if without else None
     networks, key_names = (None, None) if names is None else (names.networks, names.key_names)
     adapter = load(file, networks, key_names, left_out=left_out)
-    own = content.format if content.format in FORMATS else "diffusers"
-    return OpenedAdapter(file_in(file), own, content.sha256, content.size_bytes, adapter, names, tuple(left_out or ()))
+    parts = files_in(file)
+    digest, size = file_sha256(*parts), sum(part.stat().st_size for part in parts)
+    return OpenedAdapter(file_in(file), format, digest, size, adapter, names, tuple(left_out or ()))
 
 
 def default_out(opened: OpenedAdapter, ending: str, to: str | None) -> Path:

@@ -61,7 +61,6 @@ __all__ = [
     "render",
     "rendered_bytes",
     "save",
-    "tells_layers",
     "tensor_hashes",
 ]
 
@@ -326,21 +325,6 @@ def outline(path: Path) -> dict[str, LayerAdapter]:
         tensors = {name: _without_numbers(entries[name]) for name in names}
         parts = {layer: {part: tensors[name] for part, name in own.items()} for layer, own in by_layer(names).items()}
         return {layer: adapter_of(layer, own, lambda _: None) for layer, own in parts.items()}
-
-
-@opens_paths
-def tells_layers(path: Path) -> bool:
-    """Check whether the names in an adapter file say which layers they are of; else it takes the base to tell.
-
-    Raises:
-        UserError: the file is none, is broken, or holds a tensor nobody asked for.
-    """
-    for part, network in files_in(path).items():
-        with open_tensors(part) as file:
-            names = read_names(file, network, []).values()
-        if any(name.format == "kohya" or place_of(name.layer, name.format).network is None for name in names):
-            return False
-    return True
 
 
 @opens_paths

@@ -82,13 +82,13 @@ def _sha256(places: Mapping[Path, int], stopped: Event) -> str:
     return digest.hexdigest()
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a whole file.
+def file_sha256(*paths: Path) -> str:
+    """Return the SHA-256 of a whole file; of an adapter's several files that of all of them, in the order of names.
 
     Raises:
         OSError: it cannot be read.
     """
-    return _sha256({path: 0}, Event())
+    return _sha256(dict.fromkeys(sorted(paths), 0), Event())
 
 
 def legacy_hash(content: bytes | bytearray) -> str:

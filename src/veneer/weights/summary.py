@@ -41,7 +41,18 @@ from veneer.weights.lora_norms import summarise_lora
 from veneer.weights.tensors_file import TensorsFile, check_floating, open_tensors, readable
 from veneer.weights.training_summary import TrainingSummary, training_summary
 
-__all__ = ["TENSORS_HASH", "AdapterInfo", "LayerInfo", "free_metadata", "hash_note", "info", "located_at", "read_names"]
+__all__ = [
+    "TENSORS_HASH",
+    "AdapterInfo",
+    "AdapterNames",
+    "LayerInfo",
+    "free_metadata",
+    "hash_note",
+    "info",
+    "located_at",
+    "read_adapter_names",
+    "read_names",
+]
 
 TENSORS_HASH = "veneer.tensors.sha256"
 """Key of a file's metadata with the hash of its tensors and their strength."""
@@ -179,6 +190,40 @@ class AdapterInfo:
         return tuple(_notes(self))
 
 
+@dataclass(frozen=True)
+class AdapterNames:
+    """What the names in an adapter file tell.
+
+    Attributes:
+        format: as of :class:`AdapterInfo`.
+        needs_base: whether only the base can tell which layers they mean.
+    """
+
+    format: str
+    needs_base: bool
+
+    @classmethod
+    def of(cls, names: Collection[TensorName]) -> AdapterNames:
+        """Return what names tell."""
+        layers = {name.layer: name.format for name in names}
+        needs_base = any(own == "kohya" or place_of(layer, own).network is None for layer, own in layers.items())
+        return cls(", ".join(sorted(set(layers.values()))), needs_base)
+
+
+@opens_paths
+def read_adapter_names(path: Path) -> AdapterNames:
+    """Return what the names in an adapter file tell; no number of it is read.
+
+    Raises:
+        UserError: the file is none, is broken, or holds a tensor nobody asked for.
+    """
+    names: list[TensorName] = []
+    for part, network in files_in(path).items():
+        with open_tensors(part) as file:
+            names += read_names(file, network, []).values()
+    return AdapterNames.of(names)
+
+
 def hash_note(info: AdapterInfo) -> str | None:
     """Return what a user should know of the hash in a file's metadata; None: it is the file's, or there is none."""
     recorded = info.metadata.get(_RECORDED_HASH, "").removeprefix("0x").lower()
@@ -216,14 +261,14 @@ def info(path: Path) -> AdapterInfo:
     headers = [file.header for file, _ in files]
     shapes = {name: entry.shape for header in headers for name, entry in header.tensors.items()}
     metadata = {key: value for header in headers for key, value in header.metadata.items()}
-    formats = {name.layer: name.format for part in parts for name in part.names}
+    names = AdapterNames.of([name for part in parts for name in part.names])
     layers = tuple(layer for part in parts for layer in part.layers)
     return AdapterInfo(
-        format=", ".join(sorted(set(formats.values()))),
+        format=names.format,
         family=family_of(shapes, metadata),
         tensors=sum(len(header.tensors) for header in headers),
         layers=layers,
-        needs_base=any(formats[layer.name] == "kohya" or layer.place.network is None for layer in layers),
+        needs_base=names.needs_base,
         dtypes=_dtypes(headers),
         size_bytes=sum(file.data_start + file.header.data_bytes for file, _ in files),
         hashes=found,
