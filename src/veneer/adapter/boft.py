@@ -4,31 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.protocol import Method
-from veneer.adapter.rotations import cayley, check_rescale, rescaled, rotation_parts
-from veneer.adapter.stored import StoredAdapter, bad_factors
+from veneer.adapter.rotations import RotationBlocks, check_rescale, rescaled, rotation_parts
+from veneer.adapter.stored import bad_factors
 
 __all__ = ["BOFT", "BoftBlocks"]
 
 
 @dataclass(frozen=True, eq=False)
-class BoftBlocks(StoredAdapter):
-    """One layer's BOFT: ``oft_blocks`` (m, n, size, size) and perhaps ``rescale`` (out, 1) or (out, 1, 1, 1).
-
-    The number alpha is no strength: alpha times outputs is the longest that all Q together may be, 0 is no limit.
-    """
-
-    NUMBERS: ClassVar[tuple[str, ...]] = ("alpha",)
+class BoftBlocks(RotationBlocks):
+    """One layer's BOFT: blocks (m, n, size, size)."""
 
     def check(self) -> None:
         """Refuse blocks that are not those of a butterfly."""
-        blocks = self.tensors["oft_blocks"]
+        blocks = self.blocks
         if blocks.ndim != 4 or blocks.shape[2] != blocks.shape[3] or blocks.shape[2] % 2:
             raise bad_factors(f"blocks of shape {tuple(blocks.shape)} are not those of a BOFT")
         if self.told_shape[0] % (blocks.shape[2] << min(blocks.shape[0] - 1, 63)):
@@ -41,33 +36,15 @@ class BoftBlocks(StoredAdapter):
         return BOFT
 
     @property
-    def told_shape(self) -> tuple[int, ...]:
-        """(out,)."""
-        blocks = self.tensors["oft_blocks"]
-        return (blocks.shape[1] * blocks.shape[2],)
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Return whether it can change a weight of a shape."""
-        return len(shape) > 1 and shape[0] == self.told_shape[0]
-
-    @property
     def hyperparameters(self) -> Mapping[str, float]:
-        """The size of a block, the number of stages, and the limit."""
-        stages, _, size, _ = self.tensors["oft_blocks"].shape
-        return {"block_size": size, "stages": stages, "constraint": self.numbers["alpha"]}
-
-    @property
-    def is_untrained(self) -> bool:
-        """True where all R are I."""
-        rescale = self.tensors.get("rescale")
-        return not self.tensors["oft_blocks"].any() and (rescale is None or bool((rescale == 1).all()))
+        """The size of a block, the limit, and the number of stages."""
+        return {**super().hyperparameters, "stages": self.blocks.shape[0]}
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         """Return delta W = m R_m ... R_1 W0 - W0 (LyCORIS, ``boft._diff_weight``)."""
-        blocks = self.tensors["oft_blocks"]
         turned = weight.flatten(1)
-        for stage, rotations in enumerate(cayley(blocks, self.numbers["alpha"] * len(weight)).to(weight.dtype)):
-            turned = _turned(turned, rotations, 2**stage * blocks.shape[-1] // 2)
+        for stage, rotations in enumerate(self.rotations(weight)):
+            turned = _turned(turned, rotations, 2**stage * self.blocks.shape[-1] // 2)
         return rescaled(turned.reshape(weight.shape), self.tensors) - weight
 
 

@@ -12,7 +12,16 @@ from torch import Tensor
 
 from veneer.adapter.part_names import PART_NAMES
 from veneer.adapter.protocol import Method
-from veneer.adapter.stored import StoredAdapter, alpha_in, bad_factors, check_parts, same_but_kernel, without_core
+from veneer.adapter.stored import (
+    StoredAdapter,
+    alpha_in,
+    bad_factors,
+    check_parts,
+    product,
+    product_shape,
+    same_but_kernel,
+    without_core,
+)
 
 __all__ = ["LOHA", "LohaFactors"]
 
@@ -43,10 +52,7 @@ class LohaFactors(StoredAdapter):
         """Return the shape of a half of the product; None: its factors do not fit together."""
         a, b, core = (self.tensors.get(name) for name in (f"hada_w{half}_a", f"hada_w{half}_b", f"hada_t{half}"))
         assert a is not None and b is not None
-        if core is not None:
-            fits = a.ndim == b.ndim == 2 and core.ndim == 4 and tuple(core.shape[:2]) == (a.shape[0], b.shape[0])
-            return (a.shape[1], b.shape[1], *core.shape[2:]) if fits else None
-        return (a.shape[0], *b.shape[1:]) if a.ndim == 2 and b.ndim >= 2 and a.shape[1] == b.shape[0] else None
+        return product_shape(a, b, core)
 
     @property
     def method(self) -> Method:
@@ -136,9 +142,7 @@ class LohaFactors(StoredAdapter):
         """Return A B, or A (core B) of a Tucker decomposition (LyCORIS, ``HadaWeight`` and ``HadaWeightTucker``)."""
         a, b, core = (self.tensors.get(name) for name in (f"hada_w{half}_a", f"hada_w{half}_b", f"hada_t{half}"))
         assert a is not None and b is not None
-        if core is not None:
-            return torch.einsum("ijkl,jr,ip->prkl", core, b, a)
-        return (a @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:])
+        return product(a, b, core)
 
 
 def _products(one: Tensor, two: Tensor) -> Tensor:

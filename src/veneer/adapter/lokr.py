@@ -16,6 +16,8 @@ from veneer.adapter.stored import (
     alpha_in,
     bad_factors,
     check_parts,
+    product,
+    product_shape,
     same_but_kernel,
     squared_product,
     without_core,
@@ -62,10 +64,7 @@ class LokrFactors(StoredAdapter):
         if whole is not None:
             return tuple(whole.shape) if whole.ndim in (2, 4) else None
         assert a is not None and b is not None
-        if core is not None:
-            fits = a.ndim == b.ndim == 2 and core.ndim == 4 and tuple(core.shape[:2]) == (a.shape[0], b.shape[0])
-            return (a.shape[1], b.shape[1], *core.shape[2:]) if fits else None
-        return (a.shape[0], *b.shape[1:]) if a.ndim == 2 and b.ndim >= 2 and a.shape[1] == b.shape[0] else None
+        return product_shape(a, b, core)
 
     @property
     def method(self) -> Method:
@@ -146,13 +145,9 @@ class LokrFactors(StoredAdapter):
 
     def _second(self) -> Tensor:
         """Return W2 (LyCORIS, ``_kron_weight``)."""
-        whole, core = self.tensors.get("lokr_w2"), self.tensors.get("lokr_t2")
-        if whole is not None:
+        if (whole := self.tensors.get("lokr_w2")) is not None:
             return whole
-        a, b = self.tensors["lokr_w2_a"], self.tensors["lokr_w2_b"]
-        if core is not None:
-            return torch.einsum("ijkl,ip,jr->prkl", core, a, b)
-        return (a @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:])
+        return product(self.tensors["lokr_w2_a"], self.tensors["lokr_w2_b"], self.tensors.get("lokr_t2"))
 
 
 def _squared(tensors: Mapping[str, Tensor], half: str) -> float:

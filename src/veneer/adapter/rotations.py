@@ -4,13 +4,55 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from veneer.adapter.stored import bad_factors, check_parts, number_in
+from veneer.adapter.stored import StoredAdapter, bad_factors, check_parts, number_in
 
-__all__ = ["cayley", "check_rescale", "rescaled", "rotation_parts"]
+__all__ = ["RotationBlocks", "cayley", "check_rescale", "rescaled", "rotation_parts"]
+
+
+@dataclass(frozen=True, eq=False)
+class RotationBlocks(StoredAdapter):
+    """One layer's rotations of outputs.
+
+    ``oft_blocks`` is (..., n, size, size), ``rescale``, which may be missing, (out, 1) or (out, 1, 1, 1). The number
+    alpha is no strength: alpha times outputs is the longest that all Q together may be, 0 is no limit.
+    """
+
+    NUMBERS: ClassVar[tuple[str, ...]] = ("alpha",)
+
+    @property
+    def blocks(self) -> Tensor:
+        """The blocks before they are made rotations."""
+        return self.tensors["oft_blocks"]
+
+    @property
+    def told_shape(self) -> tuple[int, ...]:
+        """(out,)."""
+        return (self.blocks.shape[-3] * self.blocks.shape[-2],)
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Return whether it can change a weight of a shape."""
+        return len(shape) > 1 and shape[0] == self.told_shape[0]
+
+    @property
+    def hyperparameters(self) -> Mapping[str, float]:
+        """The size of a block, and the limit."""
+        return {"block_size": self.blocks.shape[-1], "constraint": self.numbers["alpha"]}
+
+    @property
+    def is_untrained(self) -> bool:
+        """True where all rotations are I."""
+        rescale = self.tensors.get("rescale")
+        return not self.blocks.any() and (rescale is None or bool((rescale == 1).all()))
+
+    def rotations(self, weight: Tensor) -> Tensor:
+        """Return the rotations for a weight, in its dtype."""
+        return cayley(self.blocks, self.numbers["alpha"] * len(weight)).to(weight.dtype)
 
 
 def cayley(blocks: Tensor, limit: float) -> Tensor:

@@ -30,6 +30,8 @@ __all__ = [
     "check_parts",
     "layer_product",
     "number_in",
+    "product",
+    "product_shape",
     "same_but_kernel",
     "squared_product",
     "without_core",
@@ -203,6 +205,27 @@ def same_but_kernel(told: Sequence[int], shape: Sequence[int]) -> bool:
 def squared_product(a: Tensor, b: Tensor) -> float:
     """Return |A B|^2 = sum of (A'A) * (B B') without making A B, for A (out, r) and B (r, in)."""
     return max(float(((a.T @ a) * (b @ b.T)).sum()), 0.0)
+
+
+def product_shape(a: Tensor, b: Tensor, core: Tensor | None) -> tuple[int, ...] | None:
+    """Return the shape of :func:`product`; None: the factors do not fit together."""
+    if core is not None:
+        fits = a.ndim == b.ndim == 2 and core.ndim == 4 and tuple(core.shape[:2]) == (a.shape[0], b.shape[0])
+        return (a.shape[1], b.shape[1], *core.shape[2:]) if fits else None
+    return (a.shape[0], *b.shape[1:]) if a.ndim == 2 and b.ndim >= 2 and a.shape[1] == b.shape[0] else None
+
+
+def product(a: Tensor, b: Tensor, core: Tensor | None) -> Tensor:
+    """Return A B, or the sum of core[i, j] A[i] B[j] of a Tucker decomposition (LyCORIS, ``rebuild_tucker``).
+
+    Args:
+        a: (out, r); with a core (r, out).
+        b: (r, in), (r, in kh kw) or (r, in, kh, kw); with a core (r, in).
+        core: (r, r, kh, kw); None: there is none.
+    """
+    if core is not None:
+        return torch.einsum("ijkl,jr,ip->prkl", core, b, a)
+    return (a @ b.flatten(1)).reshape(a.shape[0], *b.shape[1:])
 
 
 def without_core(core: Tensor, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
