@@ -17,6 +17,7 @@ __all__ = [
     "AdapterFile",
     "Base",
     "LayersBase",
+    "NewFile",
     "Scale",
     "ToFormat",
     "WeightedAdapter",
@@ -88,6 +89,9 @@ WeightedAdapters = Annotated[
         parser=parse_weighted,
         help="Adapter files or runs' folders, such as style:0.8.",
     ),
+]
+NewFile = Annotated[
+    Path, typer.Option("--out", "-o", metavar="FILE", parser=parse_path, help="The new file; must not exist.")
 ]
 Scale = Annotated[float, typer.Option(metavar="X", help="Strength of the adapter; 1 is what it was trained at.")]
 ToFormat = Annotated[

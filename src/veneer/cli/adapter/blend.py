@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from veneer.cli.options import NUMBER, LayersBase, ToFormat, WeightedAdapters, parse_path, refuse_unused
+from veneer.cli.options import NUMBER, LayersBase, NewFile, ToFormat, WeightedAdapters, refuse_unused
 from veneer.cli.terminal.console import print_error, print_text
 from veneer.errors import UserError
 
@@ -20,7 +19,7 @@ __all__ = ["blend"]
 
 def blend(
     adapters: WeightedAdapters,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", parser=parse_path, help="The new file.")],
+    out: NewFile,
     base: LayersBase = None,
     rank: Annotated[
         int | None,

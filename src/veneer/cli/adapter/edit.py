@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from veneer.cli.options import AdapterFile, parse_path
+from veneer.cli.options import AdapterFile, NewFile
 from veneer.cli.terminal.console import print_error, print_text
 from veneer.errors import UserError
 
@@ -18,7 +17,7 @@ _Text = str | None
 
 def edit(
     file: AdapterFile,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", parser=parse_path, help="The new file.")],
+    out: NewFile,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Set a key of the metadata; may be repeated."),

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from veneer.cli.options import parse_model, parse_path, refuse_unused
+from veneer.cli.options import NewFile, parse_model, refuse_unused
 from veneer.cli.terminal.console import print_error, print_text
 
 __all__ = ["extract"]
@@ -21,7 +20,7 @@ def extract(
     base: Annotated[
         str, typer.Option(metavar="PARENT", parser=parse_model, help="What it was tuned from: as TUNED, or 'bundled'.")
     ],
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", parser=parse_path, help="The new adapter.")],
+    out: NewFile,
     rank: Annotated[int | None, typer.Option(min=1, metavar="N", help="The rank of each layer.")] = None,
     energy: Annotated[
         float | None,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from veneer.cli.options import AdapterFile, LayersBase, ToFormat, parse_path
+from veneer.cli.options import AdapterFile, LayersBase, NewFile, ToFormat
 from veneer.cli.terminal.console import print_error, print_text
 
 __all__ = ["prune"]
@@ -15,7 +14,7 @@ __all__ = ["prune"]
 
 def prune(
     file: AdapterFile,
-    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", parser=parse_path, help="The new file.")],
+    out: NewFile,
     text_encoder: Annotated[bool, typer.Option("--text-encoder", help="Drop the layers of all text encoders.")] = False,
     blocks: Annotated[
         list[str] | None,
