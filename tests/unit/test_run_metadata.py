@@ -52,11 +52,17 @@ def test_the_base_of_a_single_file_is_told_as_a1111_knows_it(inputs: TrainingInp
     assert said["ss_sd_model_hash"] == hashlib.sha256(file.read_bytes()[0x100000:0x110000]).hexdigest()[:8]
 
 
-def test_a_licence_is_told_where_it_is_known(inputs: TrainingInputs) -> None:
-    config = inputs.run.config.model_copy(update={"base": "stable-diffusion-v1-5/stable-diffusion-v1-5"})
+def test_a_licence_is_told_where_it_is_known(
+    inputs: TrainingInputs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "stable-diffusion-v1-5/stable-diffusion-v1-5"
+    config = inputs.run.config.model_copy(update={"base": name})
     known = replace(inputs, run=replace(inputs.run, config=config))
     assert file_metadata(known, adapter(0), 6, "kohya")["modelspec.license"] == "CreativeML Open RAIL-M"
     assert "modelspec.license" not in file_metadata(inputs, adapter(0), 6, "kohya")
+    (tmp_path / name).mkdir(parents=True)  # somebody's own model may lie under this name
+    monkeypatch.chdir(tmp_path)
+    assert "modelspec.license" not in file_metadata(known, adapter(0), 6, "kohya")
 
 
 def test_a_diffusers_file_says_what_it_always_said(inputs: TrainingInputs) -> None:

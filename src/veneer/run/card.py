@@ -9,12 +9,12 @@ from veneer import __version__
 from veneer.adapter.registry import METHODS
 from veneer.config.schema import RunConfig
 from veneer.evaluate.results import Score
+from veneer.family.license import base_license
 from veneer.family.protocol import Family
 from veneer.family.registry import BUNDLED
 from veneer.files import public_name, user_path
 from veneer.run.folder import GALLERY
 from veneer.weights.card import CardFacts, CardFile, model_card
-from veneer.weights.licenses import license_of
 
 __all__ = ["run_card"]
 
@@ -48,7 +48,7 @@ def run_card(
         files=tuple(files),
         method=METHODS[config.adapter.method].title,
         config=_settings(config),
-        license=None if local else license_of(base),
+        license=base_license(base),
         trigger=config.data.trigger,
         base_id=None if local or base == BUNDLED else base,
         pipeline=type(family.pipeline()).__name__ if local and user_path(base).is_file() else None,

@@ -7,13 +7,13 @@ from pathlib import Path
 from veneer import __version__
 from veneer.adapter.protocol import AdapterWeights
 from veneer.data.preflight import read_prior
+from veneer.family.license import base_license
 from veneer.family.registry import BUNDLED
 from veneer.files import public_name, user_path
 from veneer.run.identity import BASE, Identity
 from veneer.run.preparation import TrainingInputs
 from veneer.weights.adapter_path import adapter_name
 from veneer.weights.hashes import legacy_hash_of
-from veneer.weights.licenses import license_of
 from veneer.weights.metadata import TrainingFacts, training_metadata
 
 __all__ = ["file_metadata"]
@@ -44,7 +44,7 @@ def _facts(inputs: TrainingInputs, weights: AdapterWeights, steps: int, thumbnai
     run, config = inputs.run, inputs.run.config
     file = user_path(config.base)
     single = config.base != BUNDLED and file.is_file()
-    known = license_of(config.base)
+    known = base_license(config.base)
     return TrainingFacts(
         config=config,
         name=adapter_name(config.output.dir),
