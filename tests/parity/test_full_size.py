@@ -6,70 +6,89 @@ import json
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
+from tests.families import family_cases
 from veneer.adapter.inject import inject
+from veneer.adapter.layers import layers_under
 from veneer.adapter.lora import LoraSpec
 from veneer.family.abstract import make_network
 from veneer.family.published import PUBLISHED, read_published
+from veneer.family.registry import family_class
 
-GATHERED: dict[str, dict[str, Any]] = json.loads((Path(__file__).parent / "full_size.json").read_text("utf-8"))
-KINDS = {"UNet2DConditionModel": UNet2DConditionModel, "FluxTransformer2DModel": FluxTransformer2DModel}
-TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+GATHERED = Path(__file__).parent.parent / "data" / "configs"
+FILES = {"sd15": "sd15", "sd21": "sd21", "sdxl": "sdxl"}
+FILES |= {name: file for case in family_cases().values() for name, file in case.published.items()}
+"""The file of counts by the published architecture's name."""
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+ADDED = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+COUNTED = {"to_q,to_k,to_v,to_out.0": ATTENTION, "+ add_q_proj,add_k_proj,add_v_proj,to_add_out": ADDED}
 
 
-def denoiser(config: dict[str, Any]) -> nn.Module:
-    return make_network(KINDS[config["_class_name"]], config, torch.float32)
+def gathered(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((GATHERED / f"{FILES[name]}.json").read_text("utf-8"))
+    return found
 
 
 def published_denoiser(name: str) -> nn.Module:
-    parts = read_published(name).parts
-    return denoiser(dict(parts["transformer" if "transformer" in parts else "unet"]))
+    published = read_published(name)
+    part = published.parts[family_class(published.pipeline).denoiser]
+    return make_network(getattr(diffusers, gathered(name)["model_class"]), dict(part), torch.float32)
 
 
-def lora_size(network: nn.Module, rank: int) -> int:
-    injection = inject({"unet": network}, {"unet": LoraSpec(rank, float(rank), TARGETS)}, seed=0)
+def matched(network: nn.Module, targets: tuple[str, ...]) -> tuple[str, ...]:
+    """Return those of the targets that the network has a layer for."""
+    paths = [f".{path}" for path, _ in layers_under(network)]
+    return tuple(target for target in targets if any(path.endswith(f".{target}") for path in paths))
+
+
+def lora_size(network: nn.Module, rank: int, targets: tuple[str, ...]) -> tuple[int, int]:
+    """Return the adapted layers and the adapter's parameters."""
+    spec = LoraSpec(rank, float(rank), matched(network, targets))
+    injection = inject({"denoiser": network}, {"denoiser": spec}, seed=0)
     try:
-        assert len({match.target for match in injection.matches}) == len(TARGETS)
-        return sum(parameter.numel() for parameter in injection.parameters())
+        return len(injection.parameter_counts()), sum(parameter.numel() for parameter in injection.parameters())
     finally:
         injection.eject()
 
 
 def test_every_published_architecture_was_gathered() -> None:
-    assert set(GATHERED) == set(PUBLISHED)
+    assert set(FILES) == set(PUBLISHED)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_published_denoiser_has_the_shapes_of_the_gathered_configuration(name: str) -> None:
-    own, gathered = published_denoiser(name), denoiser(GATHERED[name]["config"])
+    expected = gathered(name)
+    other = make_network(getattr(diffusers, expected["model_class"]), expected["config"], torch.float32)
+    own = published_denoiser(name)
     assert {key: t.shape for key, t in own.state_dict().items()} == {
-        key: t.shape for key, t in gathered.state_dict().items()
+        key: t.shape for key, t in other.state_dict().items()
     }
-    assert sum(parameter.numel() for parameter in own.parameters()) == GATHERED[name]["parameters"]
+    assert sum(parameter.numel() for parameter in own.parameters()) == expected["parameters"]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_an_adapter_of_rank_16_on_the_attention_has_the_gathered_size(name: str) -> None:
-    network = published_denoiser(name)
-    assert lora_size(network, 16) == GATHERED[name]["attention_lora_r16"]
-    layers = [path for path, _ in network.named_modules() if path.endswith(TARGETS)]
-    assert len(layers) == GATHERED[name]["attention_layers"]
+@pytest.mark.parametrize("column", COUNTED)
+def test_an_adapter_of_rank_16_has_the_gathered_size(name: str, column: str) -> None:
+    expected = gathered(name)["lora_r16"][column]
+    size = lora_size(published_denoiser(name), 16, COUNTED[column])
+    assert size == (expected["modules"], expected["parameters"])
 
 
 def test_rank_4_trains_797184_of_the_859520964_parameters_of_sd15() -> None:
     network = published_denoiser("sd15")
     assert sum(parameter.numel() for parameter in network.parameters()) == 859_520_964
-    assert lora_size(network, 4) == 797_184
+    assert lora_size(network, 4, ATTENTION)[1] == 797_184
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", ["sd15", "flux-dev"])
 def test_peft_counts_the_same(name: str) -> None:
     network = published_denoiser(name).requires_grad_(False)
     with torch.device("meta"):
-        inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, target_modules=list(TARGETS)), network)
-    assert sum(p.numel() for p in network.parameters() if p.requires_grad) == lora_size(published_denoiser(name), 4)
+        inject_adapter_in_model(LoraConfig(r=4, lora_alpha=4, target_modules=list(ATTENTION)), network)
+    counted = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    assert counted == lora_size(published_denoiser(name), 4, ATTENTION)[1]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from veneer.family.protocol import Conditioning, Family, text_encoders_of
+from veneer.family.protocol import Conditioning, Family
 from veneer.family.store import Store
 
 
@@ -71,5 +71,5 @@ def test_it_is_stored_and_read_back_to_the_same_bits(tmp_path: Path) -> None:
 
 
 def test_what_is_no_denoiser_is_a_text_encoder(family: Family) -> None:
-    assert family.denoiser == "unet" and text_encoders_of(family) == ("text_encoder",)
+    assert family.denoiser == "unet" and family.text_encoders == ("text_encoder",)
     assert family.default_targets.keys() == family.networks.keys()

@@ -16,7 +16,7 @@ from tests.training import gradients_of, tiny_config
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
-from veneer.family.protocol import Family, text_encoders_of
+from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.family.unread import Unread
 from veneer.plan.abstract import abstract_base
@@ -54,7 +54,7 @@ def equal(one: Any, other: Any) -> bool:
 
 
 def test_a_folder_is_known_by_its_pipeline(family: Family) -> None:
-    assert family.name == "sdxl" and text_encoders_of(family) == ("text_encoder", "text_encoder_2")
+    assert family.name == "sdxl" and family.text_encoders == ("text_encoder", "text_encoder_2")
     assert (family.resolution, family.multiple, family.text_length) == (16, 4, 14)
     long = "a cat " * 40
     assert family.unread(["a cat", long]) == {long: Unread(80, 14, "a cat " * 7, "a cat " * 33)}

@@ -185,11 +185,13 @@ def test_bases_without_weights_are_planned(
     monkeypatch.setattr(abstract, "read_published", lambda _: cut)
     values = {"base": name, "data": {"sources": [{"path": str(tmp_path)}], "resolution": side}}
     before = process_memory()
-    config = build_config({**values, "train": {"precision": "bfloat16"}}, "test")
+    quantization = "bfloat16" if name == "flux-dev" else "none"
+    config = build_config({**values, "train": {"precision": "bfloat16", "quantization": quantization}}, "test")
     plan = assess_config(config, count_pictures=False, limit=10**15).plan
     assert process_memory() - before < 300 * MB
     denoiser, size = ("transformer", 2) if name == "flux-dev" else ("unet", 4)
-    assert memory_of(plan).step.parts[f"weights: {denoiser}"] == size * plan.networks[denoiser].total > 10**8
+    weights = memory_of(plan).step.parts[f"weights: {denoiser}"]
+    assert weights == pytest.approx(size * plan.networks[denoiser].total, rel=0.01) and weights > 10**8
     assert plan.networks[denoiser].trainable > 0
     sampling = tensors_by_phase(plan)["sampling 8 pictures"]
     assert sampling > 8 * 3 * 1024 * 1024 * 4

@@ -41,10 +41,11 @@ class AbstractTokenizer:
         return self._marks
 
     def __call__(self, texts: Sequence[str], **options: object) -> Any:
-        """Return ``input_ids``: (B, L), or for a text in windows those of an empty one, as lists."""
+        """Return ``input_ids`` and ``attention_mask``, each (B, L), or for a text in windows those of an empty one."""
         if options.get("add_special_tokens") is False:
             return SimpleNamespace(input_ids=[[] for _ in texts])
-        return SimpleNamespace(input_ids=torch.zeros(len(texts), self.model_max_length, dtype=torch.long))
+        ids_BL = torch.zeros(len(texts), self.model_max_length, dtype=torch.long)
+        return SimpleNamespace(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
 
 
 def read_configs(place: str, names: Iterable[str]) -> dict[str, Config]:

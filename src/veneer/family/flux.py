@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from veneer.adapter.layers import weighted_layers_of
@@ -17,17 +15,16 @@ from veneer.family.flow import FlowMatching
 from veneer.family.key_names.flux import flux_names, linear1_qkv_names, onetrainer_names, x_labs_names
 from veneer.family.key_names.network import names_in
 from veneer.family.offload import Loader
+from veneer.family.packing import PATCH, pack, places, unpack
 from veneer.family.pipeline_family import PipelineFamily
 from veneer.family.protocol import Conditioning, LatentDistribution
 from veneer.family.windows import tokens
 from veneer.weights.formats.protocol import KeyNames
 from veneer.weights.metadata import BaseLabels
 
-__all__ = ["Flux", "pack", "unpack"]
+__all__ = ["Flux"]
 
 _T5_LENGTH = 512  # tokens that the base was trained with
-_PATCH = 2  # latents that one token of a picture is wide
-_LATENTS = 128  # side of the squares that it was trained on
 _NAMES = {
     "kohya": flux_names,
     "x-labs": x_labs_names,
@@ -38,10 +35,10 @@ _NAMES = {
 
 
 class Flux(PipelineFamily):
-    """A FLUX.1 base; its latents are tokens (B, L, 4C), row by row, and its conditioning has three tensors.
+    """A FLUX.1 base; its conditioning has two tensors.
 
     ``text`` (B, T, D): T5's last hidden states, those of padding too, for the base was trained without a mask.
-    ``pooled`` (B, P): CLIP's state at the text's end. ``img_ids`` (B, L, 3): 0, row and column of each latent token.
+    ``pooled`` (B, P): CLIP's state at the text's end.
 
     A base that takes a guidance scale as an input, distilled from guided sampling, is told 1: any other value would
     train its guidance anew.
@@ -57,6 +54,7 @@ class Flux(PipelineFamily):
             "text_encoder_2": ("q", "k", "v", "o"),
         }
     )
+    guided_batch = False  # guidance is an input, or none
     left_out = ("image_encoder", "feature_extractor")
 
     def __init__(
@@ -65,8 +63,8 @@ class Flux(PipelineFamily):
         super().__init__(parts, load, options)
         self.noise = FlowMatching()
         self._shift = float(self._vae.config.shift_factor or 0)
-        self.multiple = self._pixels_a_latent * _PATCH
-        self.resolution = self._pixels_a_latent * _LATENTS
+        self.multiple = self._pixels_a_latent * PATCH
+        self.resolution = self._pixels_a_latent * self.trained_side
 
     @property
     def labels(self) -> BaseLabels:
@@ -104,35 +102,33 @@ class Flux(PipelineFamily):
         return text_encoder(tokens(self._tokenizers[name], captions, text_encoder.device))
 
     def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
-        """Join to texts the places of each picture's tokens."""
-        side = self.multiple
-        sizes = [(height // side, width // side) for height, width in (one.target for one in geometries)]
-        ids = [_places(*size, text["pooled"].device) for size in sizes]
-        return text.joined_to({"img_ids": torch.stack(ids)})
+        """Return the texts: this transformer is told nothing of sizes and crops."""
+        return text
 
     def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the velocity eps - x of each token (B, L, 4C)."""
+        """Return the velocity eps - x (B, C, H, W)."""
+        rows, columns = (side // PATCH for side in noisy.shape[-2:])
         text_BTD, transformer, dtype = conditioning["text"], self._denoiser, self._denoiser.dtype
         guidance_B = noisy.new_ones(len(noisy)) if transformer.config.guidance_embeds else None
         output = transformer(
-            hidden_states=noisy.to(dtype),
-            timestep=self.noise.sigma(t_B).to(dtype),
+            hidden_states=pack(noisy).to(dtype),
+            timestep=t_B.to(dtype),
             guidance=guidance_B,
             pooled_projections=conditioning["pooled"].to(dtype),
             encoder_hidden_states=text_BTD.to(dtype),
             txt_ids=text_BTD.new_zeros(text_BTD.shape[1], 3),
-            img_ids=conditioning["img_ids"][0],  # one batch is of one size
+            img_ids=places(rows, columns, noisy.device),
         )
-        return cast(Tensor, output.sample)
+        return unpack(output.sample, rows)
 
     def _latent_channels(self) -> int:
-        return _PATCH**2 * int(self._vae.config.latent_channels)
+        return PATCH**2 * int(self._vae.config.latent_channels)
 
     def _to_latents(self, mean_BCHW: Tensor, std_BCHW: Tensor) -> LatentDistribution:
-        return LatentDistribution(pack((mean_BCHW - self._shift) * self._scale), pack(std_BCHW * self._scale))
+        return LatentDistribution((mean_BCHW - self._shift) * self._scale, std_BCHW * self._scale)
 
     def _from_latents(self, latents: Tensor) -> Tensor:
-        return unpack(latents) / self._scale + self._shift
+        return latents / self._scale + self._shift
 
     def _caption_tokenizers(self) -> Sequence[Any]:
         """Return T5's: CLIP's one vector is of a caption's beginning only, as when the base was trained."""
@@ -157,32 +153,3 @@ class Flux(PipelineFamily):
 
         texts = {"text_encoder": CLIPTextModel, "text_encoder_2": T5EncoderModel}
         return {"transformer": FluxTransformer2DModel, "vae": AutoencoderKL, **texts}
-
-
-def pack(latents_BCHW: Tensor) -> Tensor:
-    """Turn latents into tokens (B, H/2 W/2, 4C), each of a square of 2 x 2 with its channels in the order (c, y, x)."""
-    squares: Tensor = latents_BCHW.unflatten(3, (-1, _PATCH)).unflatten(2, (-1, _PATCH))
-    return squares.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-
-
-def unpack(latents_BLC: Tensor) -> Tensor:
-    """Turn the tokens of a square picture back into latents (B, C/4, 2 sqrt(L), 2 sqrt(L)).
-
-    Raises:
-        ValueError: their number is no square.
-    """
-    side = math.isqrt(latents_BLC.shape[1])
-    if side**2 != latents_BLC.shape[1]:
-        raise ValueError(f"{latents_BLC.shape[1]} tokens are of no square picture")
-    squares: Tensor = latents_BLC.unflatten(1, (side, side)).unflatten(
-        3, (-1, _PATCH, _PATCH)
-    )  # (B, rows, columns, C, 2, 2)
-    return squares.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
-
-
-def _places(height: int, width: int, device: torch.device) -> Tensor:
-    """Return (0, row, column) of each token (L, 3)."""
-    rows_HW, columns_HW = torch.meshgrid(
-        torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
-    )
-    return torch.stack([torch.zeros_like(rows_HW), rows_HW, columns_HW], dim=-1).flatten(0, 1).float()

@@ -35,8 +35,8 @@ class LatentUNet(PipelineFamily):
     def __init__(
         self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
+        self.default_targets = {self.denoiser: _UNET_TARGETS, **dict.fromkeys(self.tokenizers, _TEXT_TARGETS)}
         super().__init__(parts, load, options)
-        self.default_targets = {self.denoiser: _UNET_TARGETS, **dict.fromkeys(self._text_encoders, _TEXT_TARGETS)}
         self.noise = diffusion_of(parts["scheduler"])
         unet = self._denoiser.config
         self.resolution = int(check_positive(unet.sample_size, "the UNet's sample_size")) * self._pixels_a_latent

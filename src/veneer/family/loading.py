@@ -16,7 +16,7 @@ from veneer.errors import UserError
 from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Family
 from veneer.family.published import PUBLISHED, read_published
-from veneer.family.registry import FAMILIES, find
+from veneer.family.registry import find
 from veneer.malloc import set_thresholds
 
 __all__ = ["load_base", "load_options", "quantize_networks", "text_options"]
@@ -88,7 +88,5 @@ def quantize_networks(family: Family, config: RunConfig) -> None:
 def _plan_only(base: str) -> UserError:
     published = read_published(base)
     what = f"names the architecture of {published.title}, which has no weights and can only be planned"
-    remedy = "veneer plan tells what it would take; Veneer cannot train it yet"
-    if FAMILIES[published.pipeline].is_trainable:
-        remedy = f"give its weights: a folder, or base={published.hub}"
+    remedy = f"give its weights: a folder, or base={published.hub}"
     return UserError(what, code="base.plan_only", where=base, remedy=remedy)

@@ -78,9 +78,14 @@ class PipelineFamily:
     denoiser: str
     default_density: Density = "uniform"
     tokenizers: Mapping[str, str]
-    """The tokenizer's name by its text encoder's."""
+    """The tokenizer's name by its text encoder's, of each."""
+    text_tokens: int | None = None
+    """Tokens of a caption that are read, marks and a template's words not counted; None: as its tokenizers cut it."""
     default_targets: Mapping[str, tuple[str, ...]]
-    """Of each network, the layers that an adapter changes where a config names none."""
+    """Of each network that an adapter may change, the layers that it changes where a config names none."""
+    trained_side: int = 128
+    """Side of the squares that bases were trained on, in latents, where their configurations do not say it."""
+    guided_batch: bool = True
     pipeline_options: Mapping[str, Any] = MappingProxyType({})
     """What the pipeline takes beside its parts."""
     stored_options: tuple[str, ...] = ()
@@ -156,9 +161,11 @@ class PipelineFamily:
         self._tokenizers = {name: parts[tokenizer] for name, tokenizer in self.tokenizers.items()}
         self._check_channels()
         self._check_texts()
-        self._scale = check_positive(self._vae.config.scaling_factor, "the autoencoder's scaling_factor")
+        self._scale = self._scaling_factor()
         self._offloader = Offloader({"autoencoder": self._vae, **self._text_encoders}, load)
-        networks = {self.denoiser: self._denoiser, **self._text_encoders}
+        adaptable = {name: one for name, one in self._text_encoders.items() if name in self.default_targets}
+        networks = {self.denoiser: self._denoiser, **adaptable}
+        self.text_encoders = tuple(self._text_encoders)
         self.networks: Mapping[str, nn.Module] = BaseNetworks(networks, lambda: self.key_names, lambda: self.labels)
         self.token_windows = 1
 
@@ -187,6 +194,10 @@ class PipelineFamily:
             values[f"{part}.padding"] = tokenizer.pad_token_id
         return {key: _short(value) for key, value in values.items() if value is not None}
 
+    def _scaling_factor(self) -> float:
+        """Return what the autoencoder's latents are multiplied by, where one number is all that is done to them."""
+        return check_positive(self._vae.config.scaling_factor, "the autoencoder's scaling_factor")
+
     def _check_channels(self) -> None:
         """Refuse a denoiser that takes other latents than the autoencoder makes."""
         taken, made = self._denoiser.config.in_channels, self._latent_channels()
@@ -204,7 +215,7 @@ class PipelineFamily:
     def _check_texts(self) -> None:
         """Refuse a tokenizer of other files than its text encoder's: it loads, and tells the text encoder nothing."""
         for name, part in self.tokenizers.items():
-            cut = self._tokenizers[name].model_max_length
+            cut = self._tokenizers[name].model_max_length if self.text_tokens is None else 0
             most = getattr(self._text_encoders[name].config, "max_position_embeddings", None)
             self._check_vocabulary(name, part)
             if most is not None and cut > most:
@@ -214,7 +225,7 @@ class PipelineFamily:
 
     def _check_vocabulary(self, name: str, part: str) -> None:
         """Refuse a tokenizer that has tokens for which its text encoder has no vectors."""
-        tokens, vectors = len(self._tokenizers[name]), self._text_encoders[name].config.vocab_size
+        tokens, vectors = len(self._tokenizers[name]), self._text_encoders[name].config.get_text_config().vocab_size
         if tokens > vectors:
             what = f"the {part} has {tokens:,} tokens, the {name} {vectors:,}"
             remedy = f"the folder {part} is another base's, or words were added to it alone: take both from one place"
@@ -231,6 +242,8 @@ class PipelineFamily:
 
     def _text_length(self, tokenizer: Any) -> int:
         """Return the tokens of a text that are kept, marks not counted."""
+        if self.text_tokens is not None:
+            return self.text_tokens
         return self.token_windows * (int(tokenizer.model_max_length) - _marks(tokenizer))
 
     def use_token_windows(self, count: int) -> None:

@@ -26,7 +26,6 @@ __all__ = [
     "NoiseProcess",
     "Prediction",
     "device_of",
-    "text_encoders_of",
 ]
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
@@ -140,9 +139,12 @@ class Family(Protocol):
 
     name: str
     networks: Mapping[str, nn.Module]
-    """The networks that an adapter may change, by their prefix in adapter files: the denoiser and text encoders."""
+    """The networks that an adapter may change, by their prefix in adapter files: the denoiser, and those text encoders
+    that programs read an adapter for."""
     denoiser: str
     """The denoiser's name among ``networks``; all others are text encoders."""
+    text_encoders: tuple[str, ...]
+    """The names of all text encoders, of those too that no adapter changes."""
     default_targets: Mapping[str, tuple[str, ...]]
     """Of each network, the layers that an adapter changes where a config names none."""
     default_density: Density
@@ -155,6 +157,9 @@ class Family(Protocol):
     """How many windows of its text encoders' length a text may take at most."""
     token_windows: int
     """How many it takes, whatever its own length: 1, unless :meth:`use_token_windows` says more."""
+    guided_batch: bool
+    """Whether the pipeline guides by one batch of all rows twice, without and with their texts; else it has none, or
+    guides by two passes."""
 
     @property
     def text_length(self) -> int:
@@ -220,8 +225,3 @@ class Family(Protocol):
 def device_of(family: Family) -> torch.device:
     """Return where a base's networks are; they are all in one place."""
     return next(parameter.device for network in family.networks.values() for parameter in network.parameters())
-
-
-def text_encoders_of(family: Family) -> tuple[str, ...]:
-    """Return the names of a base's text encoders among its networks, in its own order."""
-    return tuple(name for name in family.networks if name != family.denoiser)

@@ -20,7 +20,6 @@ from veneer.family.networks import LoadOptions
 from veneer.family.other_folder import explain_folder
 from veneer.family.pipeline_folder import INDEX, PipelineFolder
 from veneer.family.protocol import Family
-from veneer.family.published import PUBLISHED, read_published
 from veneer.family.single_file import check_is_safetensors, check_is_whole, kind_of_checkpoint
 from veneer.files import is_pickle, user_path
 
@@ -46,18 +45,16 @@ class _Entry(NamedTuple):
     Attributes:
         loader: ``module:class`` of its :class:`LoadableFamily`, imported when a base of it is loaded.
         checkpoints: what diffusers calls single files of it (``infer_diffusers_model_type``).
-        is_trainable: whether its bases can be loaded; else they can only be planned.
     """
 
     loader: str
     checkpoints: tuple[str, ...] = ()
-    is_trainable: bool = True
 
 
 FAMILIES: Mapping[str, _Entry] = {
     "StableDiffusionPipeline": _Entry("veneer.family.sd:StableDiffusion", ("v1", "v2")),
     "StableDiffusionXLPipeline": _Entry("veneer.family.sdxl:StableDiffusionXL", ("xl_base",)),
-    "FluxPipeline": _Entry("veneer.family.flux:Flux", ("flux-dev", "flux-schnell"), is_trainable=False),
+    "FluxPipeline": _Entry("veneer.family.flux:Flux", ("flux-dev", "flux-schnell")),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
 
@@ -119,22 +116,12 @@ class Source:
         """Load it, without the libraries' own bars and notices.
 
         Raises:
-            UserError: its files are not complete, do not fit together, or cannot be read; or its family can only be
-                planned.
+            UserError: its files are not complete, do not fit together, or cannot be read.
         """
-        if not FAMILIES[self.pipeline].is_trainable:
-            what, remedy = f"is a {self.pipeline}, which can only be planned", self._plan_remedy()
-            raise UserError(what, code="base.plan_only", where=self.base, remedy=remedy)
         with silence_libraries():
             if self.is_file:
                 return self._load_file(options)
             return self._load_folder(self.place or fetch(self.base, self.family.part_names()), options)
-
-    def _plan_remedy(self) -> str:
-        """Return how such a base is planned: of its folder, or by name, for a single file has no configurations."""
-        names = [name for name in PUBLISHED if self.is_file and read_published(name).pipeline == self.pipeline]
-        by_name = f", with base {' or '.join([*names, 'its folder'])}" if names else ""
-        return f"veneer plan tells what it would take{by_name}"
 
     def _load_folder(self, folder: Path, options: LoadOptions) -> Family:
         with one_line_errors(str(folder), "its parts are each whole, but do not fit together: take all from one base"):

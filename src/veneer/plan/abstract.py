@@ -7,16 +7,18 @@ from pathlib import Path
 import torch
 
 from veneer.config.schema import RunConfig
-from veneer.engine.precision import precision_of
 from veneer.family.abstract import read_configs
 from veneer.family.libraries import one_line_errors, silence_libraries
 from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Family
 from veneer.family.published import PUBLISHED, read_published
-from veneer.family.registry import FAMILIES, family_class, find
+from veneer.family.registry import family_class, find
 from veneer.plan.tracer import MemoryTracer
 
 __all__ = ["abstract_base"]
+
+_WEIGHT_DTYPE = torch.float32
+"""What a run holds its base's weights in; ``train.quantization`` changes it afterwards."""
 
 
 def abstract_base(config: RunConfig, tracer: MemoryTracer) -> Family:
@@ -30,26 +32,18 @@ def abstract_base(config: RunConfig, tracer: MemoryTracer) -> Family:
         UserError: the base is not there, of a family that is not known, or its configurations do not fit together.
     """
     with silence_libraries():
-        family = _make_base(config, tracer.device)
+        family = _make_base(config)
     family.use_token_windows(config.data.token_windows)
     return tracer.without_data(family)
 
 
-def _make_base(config: RunConfig, device: torch.device) -> Family:
+def _make_base(config: RunConfig) -> Family:
     if config.base in PUBLISHED and not Path(config.base).exists():
         published = read_published(config.base)
-        dtype = _weight_dtype(config, published.pipeline, device)
-        return family_class(published.pipeline).abstract(published.parts, dtype)
+        return family_class(published.pipeline).abstract(published.parts, _WEIGHT_DTYPE)
     source = find(config.base)
     if source.is_file:  # which has no configurations
         return source.load(LoadOptions())
     with one_line_errors(source.base, "its parts do not fit together: take all from one base"):
         configs = read_configs(str(source.place or source.base), source.family.config_names())
-        return source.family.abstract(configs, _weight_dtype(config, source.pipeline, device))
-
-
-def _weight_dtype(config: RunConfig, pipeline: str, device: torch.device) -> torch.dtype:
-    """Return the dtype that a run holds its base in: float32, or the run's precision for one that is only planned."""
-    if FAMILIES[pipeline].is_trainable:
-        return torch.float32
-    return precision_of(config.train.precision, device).dtype
+        return source.family.abstract(configs, _WEIGHT_DTYPE)

@@ -267,7 +267,8 @@ class _Rehearsal:
     def _sample(self, count: int) -> None:
         """Do one denoising step, guided if the config says so, and decode, at the base's own resolution."""
         latents = torch.zeros(count, *self._sample_latent, device=device_of(self._family))
-        rows = count * (1 if self._config.sample.guidance == 1 else 2)
+        is_guided = self._family.guided_batch and self._config.sample.guidance > 1
+        rows = count * (2 if is_guided else 1)
         text = Conditioning.cat([self._family.encode_text([""] * count) for _ in range(rows // count)])
         noisy = torch.cat([latents] * (rows // count))
         geometries = self._geometries(rows, self._family.resolution)

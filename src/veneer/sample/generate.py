@@ -126,7 +126,7 @@ def generate_each(
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
-        with bank.rows(rows[part], guidance=guidance > 1):
+        with bank.rows(rows[part], guidance=family.guided_batch and guidance > 1):
             pictures += generate_quietly(
                 family, prompts[part], seeds[part], steps=steps, guidance=guidance, batch=batch
             )

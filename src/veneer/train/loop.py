@@ -20,7 +20,7 @@ from veneer.engine.precision import Precision, precision_of
 from veneer.engine.quantized import check_quantization
 from veneer.errors import UserError
 from veneer.family.cache import Encoder, store_of
-from veneer.family.protocol import Family, device_of, text_encoders_of
+from veneer.family.protocol import Family, device_of
 from veneer.family.unread import caption_places, unread_notes
 from veneer.objective.loss import Objective
 from veneer.train.batches import BatchBuilder
@@ -258,7 +258,7 @@ def _idle(config: RunConfig, family: Family) -> tuple[str, ...]:
     if not config.train.offload:
         return ()
     pictures = () if config.data.crop == "random" else ("autoencoder",)
-    return (*pictures, *(() if config.adapter.text_encoders else text_encoders_of(family)))
+    return (*pictures, *(() if config.adapter.text_encoders else family.text_encoders))
 
 
 def _is_due(every: int, step: int, last: int | None = None) -> bool:

@@ -1,0 +1,57 @@
+"""What the generated tests are told of each family: one module a family, which has its ``CASE``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["CAPTIONS", "FamilyCase", "family_cases"]
+
+CAPTIONS = ("a cat", "the dog that sees a cat, and no end of other things besides")
+"""Of different lengths, so that a batch of both must tell them apart."""
+
+
+@dataclass(frozen=True)
+class FamilyCase:
+    """One family, as diffusers' own parts have it; nothing here calls the family's code.
+
+    Latents are the grid that Veneer has outside a family, (B, C, h, w); ``pipeline`` is diffusers' over the tiny base.
+
+    Attributes:
+        pipeline: the class of diffusers' pipeline, a key of ``FAMILIES``.
+        write: writes the tiny base into a folder, with random weights of seed 0; the same bits each time.
+        encode: (pipeline, pixels) -> mean and deviation of the latents as the denoiser sees them.
+        decode: (pipeline, latents) -> pixels, not clamped.
+        velocity: (pipeline, noisy latents, sigma_B float32, captions) -> eps - x as the pipeline computes it for these
+            captions without guidance, in the latents' shape.
+        paint: (pipeline, latents, captions, steps) -> latents after so many of the pipeline's own steps without
+            guidance; None: its scheduler is not Euler's, and the family has a test of its own.
+        published: the names of its published sizes, each with the counts' file in tests/data/configs.
+        key_tables: tables in tests/data/keys of whole models' layers.
+        loads_adapters: whether diffusers' pipeline reads adapter files.
+        tolerance: most that a prediction may differ from the pipeline's, where it is not the same operations.
+    """
+
+    pipeline: str
+    write: Callable[[Path], Path]
+    encode: Callable[[Any, Tensor], tuple[Tensor, Tensor]]
+    decode: Callable[[Any, Tensor], Tensor]
+    velocity: Callable[[Any, Tensor, Tensor, Sequence[str]], Tensor]
+    paint: Callable[[Any, Tensor, Sequence[str], int], Tensor] | None
+    published: dict[str, str] = field(default_factory=dict)
+    key_tables: tuple[str, ...] = ()
+    loads_adapters: bool = True
+    tolerance: float = 0.0
+
+
+def family_cases() -> dict[str, FamilyCase]:
+    """Return the case of each family by its module's name."""
+    names = [module.name for module in pkgutil.iter_modules(__path__)]
+    modules = {name: importlib.import_module(f"{__name__}.{name}") for name in names}
+    return {name: module.CASE for name, module in modules.items() if hasattr(module, "CASE")}

@@ -1,0 +1,214 @@
+"""Every family of ``tests/families`` against diffusers' own pipeline over the same tiny base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import pytest
+import torch
+from torch import Tensor
+
+from tests.families import CAPTIONS, FamilyCase, family_cases
+from tests.training import tiny_config
+from veneer.adapter.inject import inject
+from veneer.adapter.lora import LoraSpec
+from veneer.data.transform import Geometry
+from veneer.engine.memory_levels import prepare
+from veneer.family.protocol import Conditioning, Family
+from veneer.family.registry import FAMILIES, load_family
+from veneer.objective.loss import Objective
+from veneer.plan.abstract import abstract_base
+from veneer.plan.tracer import MemoryTracer
+
+CASES = family_cases()
+TIMES = [(0.02, 0.98), (0.25, 0.7), (0.5, 1.0)]
+SIZES = [(4, 4), (4, 6)]
+"""Height and width of pictures, in the family's multiple of pixels."""
+
+
+@pytest.fixture(scope="module", params=CASES)
+def case(request: pytest.FixtureRequest) -> FamilyCase:
+    return CASES[request.param]
+
+
+@pytest.fixture(scope="module")
+def folder(case: FamilyCase, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return case.write(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def pipeline(case: FamilyCase, folder: Path) -> Any:
+    pipeline = getattr(diffusers, case.pipeline).from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture(scope="module")
+def family(folder: Path) -> Iterator[Family]:
+    yield load_family(str(folder))
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def pixels_of(family: Family, size: tuple[int, int], count: int = 2) -> Tensor:
+    height, width = (side * family.multiple for side in size)
+    return draw(count, 3, height, width).clamp(-1, 1)
+
+
+def latents_of(family: Family, size: tuple[int, int], seed: int = 0, count: int = 2) -> Tensor:
+    return draw(*family.encode_image(pixels_of(family, size, count)).mean.shape, seed=seed)
+
+
+def conditioning_of(family: Family, size: tuple[int, int], captions: tuple[str, ...] = CAPTIONS) -> Conditioning:
+    """Each caption is encoded alone, as a run does."""
+    height, width = (side * family.multiple for side in size)
+    text = Conditioning.cat([family.encode_text([caption]) for caption in captions])
+    return family.condition(text, [Geometry.whole(height, width)] * len(captions))
+
+
+def assert_close(own: Tensor, expected: Tensor, tolerance: float) -> None:
+    torch.testing.assert_close(own, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_each_pipeline_has_one_case_and_each_case_a_family() -> None:
+    pipelines = [case.pipeline for case in CASES.values()]
+    assert len(set(pipelines)) == len(pipelines) and set(pipelines) <= FAMILIES.keys()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", SIZES)
+def test_pictures_are_encoded_and_decoded_as_the_pipeline_does(
+    case: FamilyCase, family: Family, pipeline: Any, size: tuple[int, int]
+) -> None:
+    pixels = pixels_of(family, size)
+    own, expected = family.encode_image(pixels), case.encode(pipeline, pixels)
+    assert_close(own.mean, expected[0], 1e-6)
+    assert_close(own.std, expected[1], 1e-6)
+    latents = draw(*own.mean.shape)
+    assert_close(family.decode(latents), case.decode(pipeline, latents).clamp(-1, 1), 1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("times", TIMES)
+def test_a_prediction_and_its_loss_are_the_pipeline_s(
+    case: FamilyCase, family: Family, pipeline: Any, size: tuple[int, int], times: tuple[float, float]
+) -> None:
+    """Captions of different lengths in one batch; each row has a time of its own.
+
+    The loss is flow matching's (Lipman et al. 2023) over diffusers' own scheduler, elementwise.
+    """
+    t_B = torch.tensor(times, dtype=torch.float64)
+    clean, noise = latents_of(family, size), latents_of(family, size, seed=1)
+    conditioning = conditioning_of(family, size)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    sigma_B = t_B.float()
+    scheduler.sigmas = scheduler.timesteps = sigma_B
+    noisy = family.noise.add_noise(clean, noise, t_B)
+    assert_close(noisy, scheduler.scale_noise(clean, sigma_B, noise), 1e-6)
+    answer = case.velocity(pipeline, noisy, sigma_B, CAPTIONS)
+    assert_close(family.predict(noisy, t_B, conditioning), answer, case.tolerance)
+    expected = (answer - (noise - clean)).square().flatten(1).mean(dim=1)
+    own = Objective(family.noise).loss_B(family.predict, clean, noise, t_B, conditioning)
+    assert_close(own, expected, max(case.tolerance, 1e-6))
+
+
+@torch.no_grad()
+def test_a_batch_is_its_rows_one_by_one(family: Family) -> None:
+    t_B, size = torch.tensor([0.3, 0.8], dtype=torch.float64), (4, 6)
+    noisy = latents_of(family, size)
+    both = family.predict(noisy, t_B, conditioning_of(family, size))
+    for row in range(2):
+        one = slice(row, row + 1)
+        alone = family.predict(noisy[one], t_B[one], conditioning_of(family, size, CAPTIONS[one]))
+        torch.testing.assert_close(both[one], alone, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_caption_and_the_time_matter(family: Family) -> None:
+    """A family that left one of them out would pass for a right one where its reference did so too."""
+    size, noisy = (4, 4), latents_of(family, (4, 4), count=1)
+    text, other = (conditioning_of(family, size, (caption,)) for caption in CAPTIONS)
+    early, late = (torch.tensor([t], dtype=torch.float64) for t in (0.2, 0.9))
+    answer = family.predict(noisy, early, text)
+    assert not torch.allclose(answer, family.predict(noisy, early, other), rtol=1e-4, atol=1e-6)
+    assert not torch.allclose(answer, family.predict(noisy, late, text), rtol=1e-4, atol=1e-6)
+
+
+@torch.no_grad()
+def test_euler_steps_over_the_predictions_end_in_the_pipeline_s_latents(
+    case: FamilyCase, family: Family, pipeline: Any
+) -> None:
+    if case.paint is None:
+        pytest.skip("its scheduler is not Euler's")
+    size = (4, 4)
+    latents, conditioning = latents_of(family, size), conditioning_of(family, size)
+    expected = case.paint(pipeline, latents, CAPTIONS, 3)
+    for sigma, after in pairwise(pipeline.scheduler.sigmas):
+        velocity = family.predict(latents, sigma.double().expand(2), conditioning)
+        latents = latents + (after - sigma) * velocity
+    torch.testing.assert_close(latents, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_a_text_that_is_too_long_is_told(family: Family) -> None:
+    long = ", ".join(["a"] * 3000)
+    found = family.unread([*CAPTIONS, long])
+    assert found.keys() == {long} and found[long].limit == family.text_length
+    assert found[long].read + found[long].rest == long
+
+
+def test_default_targets_are_in_the_networks_and_learn(family: Family) -> None:
+    """Each layer that is adapted by default has a gradient."""
+    spec = LoraSpec(2, 2.0, family.default_targets[family.denoiser])
+    injection = inject(family.networks, {family.denoiser: spec}, seed=0)
+    try:
+        _gradients(family)
+        without = [name for name, p in injection.named_parameters() if p.grad is None and "lora_B" in name]
+        assert not without and all(match.modules for match in injection.matches)
+    finally:
+        injection.eject()
+
+
+def _gradients(family: Family) -> None:
+    noisy, t_B = latents_of(family, (4, 4)), torch.tensor([0.3, 0.8], dtype=torch.float64)
+    family.predict(noisy, t_B, conditioning_of(family, (4, 4))).square().sum().backward()
+
+
+@pytest.mark.parametrize("memory", ["lean", "leaner", "checkpoint"])
+def test_gradients_are_the_same_at_every_memory_level(family: Family, memory: Any) -> None:
+    spec = LoraSpec(2, 2.0, family.default_targets[family.denoiser])
+    injection = inject(family.networks, {family.denoiser: spec}, seed=0)
+    network = family.networks[family.denoiser]
+    try:
+        with torch.no_grad():
+            for number, parameter in enumerate(injection.parameters()):
+                parameter.add_(draw(*parameter.shape, seed=number), alpha=0.05)
+        found = []
+        for level in ("exact", memory):
+            prepared = prepare(network, level)
+            network.train()
+            _gradients(family)
+            found.append({name: p.grad for name, p in injection.named_parameters()})
+            for parameter in injection.parameters():
+                parameter.grad = None
+            prepared.undo()
+        for name, gradient in found[0].items():
+            torch.testing.assert_close(found[1][name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+    finally:
+        network.eval()
+        injection.eject()
+
+
+def test_a_base_is_planned_from_its_configurations(family: Family, folder: Path, tmp_path: Path) -> None:
+    abstract = abstract_base(tiny_config(tmp_path, base=str(folder)), MemoryTracer(torch.device("cpu")))
+    assert (abstract.multiple, abstract.resolution) == (family.multiple, family.resolution)
+    assert abstract.networks.keys() == family.networks.keys() and abstract.text_encoders == family.text_encoders
+    for name, network in family.networks.items():
+        shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
+        assert {key: tensor.shape for key, tensor in abstract.networks[name].state_dict().items()} == shapes
