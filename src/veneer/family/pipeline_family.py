@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from veneer.config.schema import Density
@@ -85,6 +86,7 @@ class PipelineFamily:
     """Of each network that an adapter may change, the layers that it changes where a config names none."""
     trained_side: int = 128
     """Side of the squares that bases were trained on, in latents, where their configurations do not say it."""
+    guidance_argument: str = "guidance_scale"
     guided_batch: bool = True
     pipeline_options: Mapping[str, Any] = MappingProxyType({})
     """What the pipeline takes beside its parts."""
@@ -271,6 +273,11 @@ class PipelineFamily:
         names = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
         told = {names[key]: tensor for key, tensor in text.items()}
         return told | {f"negative_{names[key]}": tensor for key, tensor in empty.items()}
+
+    def pictures_of(self, painted: Any) -> Sequence[Image.Image]:
+        """Return the pictures in what the pipeline returned."""
+        pictures: list[Image.Image] = painted.images
+        return pictures
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into what the denoiser is told."""

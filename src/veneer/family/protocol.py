@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from veneer.config.schema import Density
@@ -157,6 +158,8 @@ class Family(Protocol):
     """How many windows of its text encoders' length a text may take at most."""
     token_windows: int
     """How many it takes, whatever its own length: 1, unless :meth:`use_token_windows` says more."""
+    guidance_argument: str
+    """What the pipeline calls the scale of its guidance (Ho and Salimans 2022)."""
     guided_batch: bool
     """Whether the pipeline guides by one batch of all rows twice, without and with their texts; else it has none, or
     guides by two passes."""
@@ -193,6 +196,9 @@ class Family(Protocol):
 
     def pipeline_prompts(self, prompts: Sequence[str]) -> Mapping[str, object]:
         """Return how :meth:`pipeline` is told of prompts: its arguments."""
+
+    def pictures_of(self, painted: object) -> Sequence[Image.Image]:
+        """Return the pictures, one a prompt, in what :meth:`pipeline` returned; of a clip its first frame."""
 
     def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
         """Join to texts what the denoiser is told of each picture's size and crop, on the texts' device."""

@@ -83,13 +83,13 @@ def generate_quietly(
         with silence_libraries():
             result = pipeline(
                 **family.pipeline_prompts([prompt for prompt, _ in part]),
+                **{family.guidance_argument: guidance},
                 generator=[torch.Generator().manual_seed(seed) for _, seed in part],
                 num_inference_steps=steps,
-                guidance_scale=guidance,
                 height=family.resolution,
                 width=family.resolution,
             )
-        pictures += result.images
+        pictures += family.pictures_of(result)
     return pictures
 
 
