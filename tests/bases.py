@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import write_tiny_tokenizer
-from veneer.config.schema import Density
+from veneer.config.schema import Density, TimestepShift
 
 __all__ = ["Defaults", "write_flux_file", "write_single_file", "write_tiny_flux", "write_tiny_sdxl"]
 
@@ -24,11 +24,17 @@ class Defaults:
         denoiser: the name of its denoiser.
         default_targets: of each network.
         default_density: of timesteps.
+        default_shift: of timesteps.
+        default_logit_mean: of a logit-normal density.
+        default_logit_std: of a logit-normal density.
     """
 
     resolution: int
     denoiser: str = "unet"
     default_density: Density = "uniform"
+    default_shift: TimestepShift = 1.0
+    default_logit_mean: float = 0.0
+    default_logit_std: float = 1.0
     default_targets: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "unet": ("to_q", "to_k", "to_v", "to_out.0"),

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxPipeline
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from tests.bases import write_tiny_flux
 from tests.families import CAPTIONS
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
+from veneer.config.schema import ObjectiveConfig
 from veneer.family.flux import Flux
 from veneer.family.packing import pack, places, unpack
+from veneer.objective.loss import Objective
 
 
 @pytest.fixture(scope="module", params=[True, False], ids=["guidance", "no guidance"])
@@ -32,6 +36,20 @@ def pipeline(folder: Path) -> Any:
 @pytest.fixture(scope="module")
 def family(pipeline: Any) -> Flux:
     return Flux(pipeline.components)
+
+
+def test_times_are_shifted_by_size_as_the_scheduler_is(family: Flux, pipeline: Any) -> None:
+    objective = Objective.from_config(ObjectiveConfig(), family)
+    assert (family.default_shift, objective.density.name) == ("resolution", "logit_normal")
+    mu = calculate_shift(40 * 64, 256, 4096, 0.5, 1.15)
+    shift = objective.density.shift_of(40 * family.multiple, 64 * family.multiple)
+    assert shift == pytest.approx(math.exp(mu), rel=1e-12)
+
+
+def test_a_schedule_that_is_the_same_for_every_size_has_one_shift(pipeline: Any) -> None:
+    config = {**pipeline.scheduler.config, "use_dynamic_shifting": False, "shift": 1.5}
+    family = Flux({**pipeline.components, "scheduler": type(pipeline.scheduler).from_config(config)})
+    assert (family.default_shift, Objective.from_config(ObjectiveConfig(), family).density.shift_of(8, 8)) == (1.5, 1.5)
 
 
 @torch.no_grad()

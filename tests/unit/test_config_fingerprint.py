@@ -29,6 +29,7 @@ SILENT += ["sample.every", "sample.guidance", "sample.prompts", "sample.steps", 
 def config(**sections: Any) -> RunConfig:
     values: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "p"}], "trigger": "sks"}}
     values["data"]["prior"] = {"prompt": "a cat"}
+    values["objective"] = {"timestep_density": "logit_normal", "timestep_shift": 3.0}
     values["adapter"], values["train"] = {"text_encoders": {"text_encoder": {}}}, {"ema_decay": 0.9}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
@@ -70,6 +71,9 @@ def test_what_has_no_say_is_in_no_hash(change: dict[str, Any]) -> None:
         ({"train": {"max_grad_norm": None}}, {"train.max_grad_norm": (1.0, None)}),
         ({"train": {"optimizer": {"betas": [0.5, 0.9]}}}, {"train.optimizer.betas": ([0.9, 0.999], [0.5, 0.9])}),
         ({"data": {"trigger": None}}, {"data.trigger": ("sks", None)}),
+        ({"objective": {"timestep_shift": "resolution"}}, {"objective.timestep_shift": (3.0, "resolution")}),
+        ({"objective": {"logit_mean": -0.5}}, {"objective.logit_mean": (0.0, -0.5)}),
+        ({"objective": {"logit_std": 1.5}}, {"objective.logit_std": (1.0, 1.5)}),
     ],
 )
 def test_what_has_a_say_is_told_and_hashed(change: dict[str, Any], told: dict[str, Any]) -> None:
@@ -81,3 +85,10 @@ def test_a_section_that_was_not_there_is_told_key_by_key() -> None:
     old, new = training_settings(config(adapter={"text_encoders": {}})), training_settings(config())
     assert differences(old, new)["adapter.text_encoders.text_encoder.rank"] == (None, 4)
     assert differences(old, old) == {}
+
+
+def test_no_shift_is_no_setting_whatever_it_is_called() -> None:
+    """So a run of a base without a shift goes on from checkpoints of before there were any."""
+    hashes = {config_hash(config(objective={"timestep_shift": shift})) for shift in ("none", 1.0, None)}
+    assert len(hashes) == 1
+    assert "objective.timestep_shift" not in training_settings(config(objective={"timestep_shift": "none"}))

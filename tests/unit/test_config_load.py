@@ -316,7 +316,14 @@ configs = of(
         formats=st.lists(st.sampled_from(list(FILE_NAMES)), min_size=1, unique=True).map(tuple),
     ),
     adapter=of(AdapterConfig, **ranked, text_encoders=st.dictionaries(words, text_encoders, max_size=2)),
-    objective=of(ObjectiveConfig, timestep_density=st.none() | st.sampled_from(get_args(Density)), snr_gamma=positives),
+    objective=of(
+        ObjectiveConfig,
+        timestep_density=st.none() | st.sampled_from(get_args(Density)),
+        logit_mean=st.none() | st.floats(allow_nan=False, allow_infinity=False),
+        logit_std=st.none() | positives,
+        timestep_shift=st.none() | positives | st.sampled_from(["resolution", "none"]),
+        snr_gamma=positives,
+    ),
     train=of(
         TrainConfig,
         max_steps=st.integers(10),

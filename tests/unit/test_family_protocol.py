@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.errors import raises_code
 from veneer.family.protocol import Conditioning, Family
 from veneer.family.store import Store
 
@@ -73,3 +74,9 @@ def test_it_is_stored_and_read_back_to_the_same_bits(tmp_path: Path) -> None:
 def test_what_is_no_denoiser_is_a_text_encoder(family: Family) -> None:
     assert family.denoiser == "unet" and family.text_encoders == ("text_encoder",)
     assert family.default_targets.keys() == family.networks.keys()
+
+
+def test_discrete_diffusion_has_no_shift_of_its_own(family: Family) -> None:
+    assert (family.default_density, family.default_shift) == ("uniform", 1.0)
+    with raises_code("family.no_resolution_shift", "objective.timestep_shift"):
+        family.resolution_shift(64, 64)

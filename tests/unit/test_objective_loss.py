@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from tests.bases import Defaults
+from tests.errors import raises_code
 from tests.predictions import eps_of, x0_of
 from veneer.config.schema import ObjectiveConfig
 from veneer.family.diffusion import DiscreteDiffusion
 from veneer.family.protocol import Conditioning
-from veneer.objective.density import DENSITIES, draw_times
+from veneer.objective.density import DENSITIES, TimestepDensity
 from veneer.objective.loss import Objective
 from veneer.objective.weighting import WEIGHTINGS, min_snr
 
@@ -39,6 +41,10 @@ def cosine(prediction: str, zero_terminal_snr: bool = True) -> DiscreteDiffusion
     return DiscreteDiffusion(alpha_bar.float(), prediction)  # type: ignore[arg-type]
 
 
+def draw(density: str, numbers: list[float]) -> Tensor:
+    return TimestepDensity(density).draw(numbers, [(64, 64)] * len(numbers))
+
+
 def some_pictures(batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     latent, noise = (torch.randn(batch, 4, 4, 4, generator=generator) for _ in range(2))
@@ -49,7 +55,7 @@ def some_pictures(batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
     st.sampled_from(sorted(DENSITIES)), st.lists(st.floats(0, 1, exclude_max=True), min_size=1), st.integers(1, 1000)
 )
 def test_every_number_below_one_gives_a_timestep(density: str, numbers: list[float], total: int) -> None:
-    t_B = draw_times(density, torch.tensor(numbers, dtype=torch.float64))
+    t_B = draw(density, numbers)
     assert t_B.dtype == torch.float64 and bool(((t_B >= 0) & (t_B <= 1)).all())
     timestep = DiscreteDiffusion(torch.linspace(0.9, 0.1, total), "epsilon").index(t_B)
     assert timestep.dtype == torch.long
@@ -58,17 +64,8 @@ def test_every_number_below_one_gives_a_timestep(density: str, numbers: list[flo
 
 @given(st.sampled_from(sorted(DENSITIES)))
 def test_an_inverse_cdf_rises(density: str) -> None:
-    t_B = draw_times(density, torch.arange(0, 1, 1 / 512, dtype=torch.float64))
+    t_B = draw(density, [place / 512 for place in range(512)])
     assert bool((t_B.diff() > 0).all())
-
-
-def test_densities_are_what_they_say() -> None:
-    """Exact shares from an even grid: uniform p(t < s) = s, high noise p(t < s) = s^2."""
-    grid = (torch.arange(10_000, dtype=torch.float64) + 0.5) / 10_000
-    for share in (0.25, 0.5, 0.75):
-        below = {name: (draw_times(name, grid) < share).double().mean().item() for name in DENSITIES}
-        assert below["uniform"] == pytest.approx(share, abs=1e-4)
-        assert below["high_noise"] == pytest.approx(share**2, abs=1e-4)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
@@ -133,22 +130,50 @@ def test_the_loss_is_float32_whatever_the_network_answers() -> None:
     assert loss.dtype == torch.float32
 
 
+def of_config(base: Any, **values: Any) -> Objective:
+    return Objective.from_config(ObjectiveConfig(**values), base)
+
+
+def base(**values: Any) -> Any:
+    """A base whose shift by resolution is a quarter of the height."""
+    own = {"noise": cosine("epsilon"), "resolution_shift": lambda height, width: height / 4}
+    return SimpleNamespace(**{**vars(Defaults(64)), **own, **values})
+
+
 def test_each_field_of_the_config_changes_the_objective() -> None:
-    process = cosine("epsilon")
-    numbers, everywhere = torch.linspace(0, 0.99, 20), time_of(torch.arange(T))
-    base: Any = SimpleNamespace(noise=process, default_density="uniform")
-    plain = Objective.from_config(ObjectiveConfig(), base)
-    high = Objective.from_config(ObjectiveConfig(timestep_density="high_noise"), base)
-    capped = Objective.from_config(ObjectiveConfig(weighting="min_snr"), base)
-    tighter = Objective.from_config(ObjectiveConfig(weighting="min_snr", snr_gamma=1.0), base)
-    assert bool((high.times(numbers) >= plain.times(numbers)).all())
-    assert not torch.equal(high.times(numbers), plain.times(numbers))
+    numbers, sizes, everywhere = [place / 20 for place in range(20)], [(8, 8)] * 20, time_of(torch.arange(T))
+    plain, high = of_config(base()), of_config(base(), timestep_density="high_noise")
+    capped = of_config(base(), weighting="min_snr")
+    tighter = of_config(base(), weighting="min_snr", snr_gamma=1.0)
+    assert bool((high.times(numbers, sizes) >= plain.times(numbers, sizes)).all())
+    assert not torch.equal(high.times(numbers, sizes), plain.times(numbers, sizes))
     assert torch.equal(plain.weight_B(everywhere), torch.ones(T))
     assert bool((tighter.weight_B(everywhere) <= capped.weight_B(everywhere)).all())
     assert not torch.equal(tighter.weight_B(everywhere), capped.weight_B(everywhere))
+    middle = of_config(base(), timestep_density="logit_normal")
+    shaped = [{"logit_mean": 0.5}, {"logit_std": 2.0}, {"timestep_shift": 3.0}, {"timestep_shift": "resolution"}]
+    others = [of_config(base(), timestep_density="logit_normal", **shape).times(numbers, sizes) for shape in shaped]
+    drawn = [plain.times(numbers, sizes), high.times(numbers, sizes), middle.times(numbers, sizes), *others]
+    assert len({tuple(times.tolist()) for times in drawn}) == len(drawn)
 
 
-def test_a_base_names_the_density_where_the_config_does_not() -> None:
-    base: Any = SimpleNamespace(noise=cosine("epsilon"), default_density="high_noise")
-    assert Objective.from_config(ObjectiveConfig(), base).density == "high_noise"
-    assert Objective.from_config(ObjectiveConfig(timestep_density="uniform"), base).density == "uniform"
+def test_a_base_names_what_the_config_does_not() -> None:
+    own = base(
+        default_density="logit_normal", default_logit_mean=0.25, default_logit_std=1.5, default_shift="resolution"
+    )
+    density = of_config(own).density
+    assert (density.name, density.logit_mean, density.logit_std, density.shift_of(12, 8)) == (
+        "logit_normal",
+        0.25,
+        1.5,
+        3,
+    )
+    told = of_config(own, timestep_density="uniform", timestep_shift="none").density
+    assert (told.name, told.shift_of(12, 8)) == ("uniform", 1.0)
+    assert of_config(own, logit_mean=0.0, logit_std=1.0, timestep_shift=2.0).density.shift_of(12, 8) == 2.0
+
+
+@pytest.mark.parametrize("name", ["logit_mean", "logit_std"])
+def test_the_shape_of_another_density_is_refused(name: str) -> None:
+    with raises_code("config.unused_key", f"objective.{name}"):
+        of_config(base(), **{name: 0.5})

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from veneer.plan.memory import STEP, Memory, Phase
-from veneer.plan.plan import Disk, NetworkPlan, Plan, Schedule
+from veneer.plan.plan import Disk, NetworkPlan, Plan, Schedule, TimestepPlan
 
 MEMORY = Memory("cpu", (Phase(STEP, 300, {"weights: unet": 300}, process=500),), caches=None)
 NETWORKS = {"unet": NetworkPlan(10, 1000, {"to_q": 1}, {"to_q": 10})}
@@ -26,6 +28,29 @@ def test_a_plan_is_written_with_the_sums_that_a_reader_wants() -> None:
     schedule = {"steps": 100, "batch": 4, "accumulate": 2, "pictures": 50, "shown": 800, "epochs": 16.0}
     assert values["schedule"] == schedule
     assert values["disk"] == {"checkpoint": 1000, "keep": 2, "result": 40, "total": 2040}
+
+
+@pytest.mark.parametrize(
+    ("timesteps", "line"),
+    [
+        (
+            TimestepPlan("logit_normal", 0.0, 1.0, 3.0, False, own_density=True, own_shift=True),
+            "timesteps: logit-normal, shift 3, the base's own",
+        ),
+        (
+            TimestepPlan("uniform", None, None, 1.0, False, own_density=False, own_shift=False),
+            "timesteps: uniform, no shift, as configured",
+        ),
+        (
+            TimestepPlan("logit_normal", 0.0, 1.5, 3.1582, True, own_density=False, own_shift=True),
+            "timesteps: logit-normal with mean 0 and deviation 1.5 (as configured), shift 3.16 at this resolution (the "
+            "base's own)",
+        ),
+    ],
+)
+def test_timesteps_are_told_in_one_line(timesteps: TimestepPlan, line: str) -> None:
+    assert str(timesteps) == line
+    assert line in str(Plan(NETWORKS, 40, timesteps=timesteps))
 
 
 def test_what_was_not_planned_is_null() -> None:

@@ -101,6 +101,10 @@ def test_more_formats_take_disk_and_no_memory(config: RunConfig, family: Family,
     assert more.disk.result > 1.8 * plan.disk.result > 3 * plan.file_bytes
 
 
+def test_it_tells_what_timesteps_are_drawn_from(plan: Plan) -> None:
+    assert str(plan.timesteps) == "timesteps: uniform, no shift, the base's own"
+
+
 def test_the_public_function_gives_memory_disk_and_schedule(plan: Plan) -> None:
     memory = memory_of(plan)
     assert memory.before > 100 * MB  # PyTorch alone

@@ -33,9 +33,11 @@ _WITHOUT_EFFECT = frozenset(
     }
 )
 
-_EQUIVALENT = {
+_EQUIVALENT: Mapping[str, Mapping[Any, Any]] = {
     # the engine's own levels give the same bits, so a run that ran out of memory may go on at the next one
     "train.memory": {"leaner": "lean", "checkpoint": "lean"},
+    # a shift of 1 changes no time
+    "objective.timestep_shift": {"none": None, 1.0: None},
 }
 
 
@@ -46,7 +48,8 @@ def training_settings(config: RunConfig) -> dict[str, Any]:
         config: resolved, because a default that depends on the base is no setting yet.
     """
     leaves = _leaves(config.model_dump(mode="json"), "")
-    return {key: _EQUIVALENT[key].get(value, value) if key in _EQUIVALENT else value for key, value in leaves}
+    settings = {key: _EQUIVALENT[key].get(value, value) if key in _EQUIVALENT else value for key, value in leaves}
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

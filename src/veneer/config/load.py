@@ -21,7 +21,14 @@ from veneer.config.explain import explain
 from veneer.config.override import parse_override, set_key
 from veneer.config.paths import anchored, check_elsewhere, portable, set_default_output
 from veneer.config.run_folder import CONFIG, LOG, has_log
-from veneer.config.schema import AdapterConfig, Density, RunConfig, TextEncoderAdapterConfig
+from veneer.config.schema import (
+    AdapterConfig,
+    Density,
+    ObjectiveConfig,
+    RunConfig,
+    TextEncoderAdapterConfig,
+    TimestepShift,
+)
 from veneer.errors import UserError
 from veneer.files import atomic_write, opens_paths, read_utf8
 
@@ -29,7 +36,9 @@ __all__ = [
     "CONFIG",
     "LOG",
     "BaseDefaults",
+    "ObjectiveDefaults",
     "build_config",
+    "complete_objective",
     "config_from_folder",
     "dump_config",
     "list_presets",
@@ -118,20 +127,36 @@ def build_config(mapping: Mapping[str, Any], origin: str, places: Mapping[Key, s
         raise explain(error, origin, places or {}) from None
 
 
-class BaseDefaults(Protocol):
-    """The properties of a base that a config's defaults depend on; ``veneer.family.protocol.Family`` is one.
+class ObjectiveDefaults(Protocol):
+    """The properties of a base that an objective's defaults depend on; ``veneer.family.protocol.Family`` is one.
 
     Attributes:
         resolution: side of the square that it was trained on, in pixels.
-        denoiser: the name of its denoiser.
-        default_targets: of each network, the layers that an adapter changes where a config names none.
         default_density: the density that timesteps are drawn from where a config names none.
+        default_logit_mean: of a logit-normal density.
+        default_logit_std: of a logit-normal density.
     """
 
     resolution: int
+    default_density: Density
+    default_logit_mean: float
+    default_logit_std: float
+
+    @property
+    def default_shift(self) -> TimestepShift:
+        """The shift of timesteps where a config names none."""
+
+
+class BaseDefaults(ObjectiveDefaults, Protocol):
+    """The properties of a base that a config's defaults depend on; ``veneer.family.protocol.Family`` is one.
+
+    Attributes:
+        denoiser: the name of its denoiser.
+        default_targets: of each network, the layers that an adapter changes where a config names none.
+    """
+
     denoiser: str
     default_targets: Mapping[str, tuple[str, ...]]
-    default_density: Density
 
 
 def resolve(config: RunConfig, base: BaseDefaults) -> RunConfig:
@@ -140,6 +165,9 @@ def resolve(config: RunConfig, base: BaseDefaults) -> RunConfig:
     Args:
         config: as the user wrote it.
         base: what the config is for.
+
+    Raises:
+        UserError: a key is set that has no effect beside the others.
     """
     data, targets = config.data, base.default_targets
     text_encoders = {name: _completed(part, targets.get(name)) for name, part in config.adapter.text_encoders.items()}
@@ -148,9 +176,28 @@ def resolve(config: RunConfig, base: BaseDefaults) -> RunConfig:
     if prior is not None and prior.path is None:
         prior = prior.model_copy(update={"path": config.output.dir / "prior"})
     data = data.model_copy(update={"resolution": data.resolution or base.resolution, "prior": prior})
-    density = config.objective.timestep_density or base.default_density
-    objective = config.objective.model_copy(update={"timestep_density": density})
+    objective = complete_objective(config.objective, base)
     return config.model_copy(update={"adapter": adapter, "data": data, "objective": objective})
+
+
+def complete_objective(config: ObjectiveConfig, base: ObjectiveDefaults) -> ObjectiveConfig:
+    """Fill in the density of timesteps and its shift where a config leaves them to the base.
+
+    Raises:
+        UserError: the shape of a logit-normal density is set beside another density.
+    """
+    density = config.timestep_density or base.default_density
+    shift = base.default_shift if config.timestep_shift is None else config.timestep_shift
+    update: dict[str, Any] = {"timestep_density": density, "timestep_shift": shift}
+    if density == "logit_normal":
+        mean, std = config.logit_mean, config.logit_std
+        update["logit_mean"] = base.default_logit_mean if mean is None else mean
+        update["logit_std"] = base.default_logit_std if std is None else std
+    elif name := next((name for name in ("logit_mean", "logit_std") if getattr(config, name) is not None), None):
+        remedy = "leave it out, or set objective.timestep_density to logit_normal"
+        what = f"has no effect: timesteps are drawn from the {density} density"
+        raise UserError(what, code="config.unused_key", where=f"objective.{name}", remedy=remedy)
+    return config.model_copy(update=update)
 
 
 _Adapter = TypeVar("_Adapter", AdapterConfig, TextEncoderAdapterConfig)

@@ -30,6 +30,7 @@ __all__ = [
     "SampleConfig",
     "SourceConfig",
     "TextEncoderAdapterConfig",
+    "TimestepShift",
     "TrackingConfig",
     "TrainConfig",
     "ValidationConfig",
@@ -67,6 +68,10 @@ def _share_or_folder(value: object) -> str:
     return "folder" if isinstance(value, (str, Path)) else "share"
 
 
+def _number_or_word(value: object) -> str:
+    return "word" if isinstance(value, str) else "number"
+
+
 def _trained(value: object) -> object:
     """Say of a method that only its files are read that it is not trained."""
     if value in READ_METHODS:
@@ -87,7 +92,11 @@ Folder = Annotated[Path, BeforeValidator(_as_path)]
 NonBlank = Annotated[str, AfterValidator(_not_blank)]
 FolderOrId = Annotated[NonBlank, AfterValidator(open_home)]
 Targets = Annotated[tuple[NonBlank, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
-Density = Literal["uniform", "high_noise"]
+Density = Literal["uniform", "high_noise", "logit_normal"]
+TimestepShift = Annotated[
+    Annotated[Positive, Tag("number")] | Annotated[Literal["resolution", "none"], Tag("word")],
+    Discriminator(_number_or_word),
+]
 Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)]
 Formats = Annotated[
     tuple[Literal["diffusers", "kohya", "comfy", "peft"], ...],
@@ -203,8 +212,17 @@ class ObjectiveConfig(_Section):
     """The loss: the base's own parameterisation x density of timesteps x weighting."""
 
     timestep_density: Density | None = None
-    """Density the timesteps are drawn from; default: the base's own; ``high_noise`` prefers the early steps of sampling
-    (layout, colour)."""
+    """Density the timesteps are drawn from; default: the base's own. ``high_noise`` prefers the early steps of sampling
+    (layout, colour), ``logit_normal`` the middle ones (Esser et al. 2024, section 3.1)."""
+    logit_mean: float | None = None
+    """Mean of logit(t) under ``logit_normal``: below 0 prefers late steps of sampling (detail); default: the base's
+    own."""
+    logit_std: Positive | None = None
+    """Standard deviation of logit(t) under ``logit_normal``; default: the base's own."""
+    timestep_shift: TimestepShift | None = None
+    """Shift s of the timesteps that were drawn, s t / (1 + (s - 1) t) (Esser et al. 2024, eq. 23): above 1 towards the
+    noise. ``resolution``: the one that the base's scheduler has for the picture's size; ``none``: 1; default: the
+    base's own."""
     weighting: Literal["none", "min_snr"] = "none"
     """Weight of each timestep's loss."""
     snr_gamma: Positive = 5.0

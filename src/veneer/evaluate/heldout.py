@@ -98,7 +98,7 @@ class HeldOutEvaluator:
         seed, draws = self._config.seed, self._config.validation.draws
         generators = [torch_generator(seed, sample.id, draw, "held-out noise") for draw in range(draws)]
         noise_D = torch.cat([torch.randn(latent_1.shape, generator=generator) for generator in generators])
-        return _NoisedPicture(sample, latent_1, noise_D, self._objective.times(_strata(seed, sample, draws)))
+        return _NoisedPicture(sample, latent_1, noise_D, _strata(seed, sample, draws))
 
     def _picture_losses(self, noised: _NoisedPicture) -> Losses:
         """Return the losses (draws,) of one picture, whose draws are one batch."""

@@ -14,38 +14,27 @@ __all__ = ["FlowMatching"]
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """The forward process of a base that learned a velocity; a ``NoiseProcess``.
-
-    Attributes:
-        shift: 1 leaves sigma = t; more moves all times towards the noise (Esser et al. 2024, eq. 23).
-    """
-
-    shift: float = 1.0
+    """The forward process of a base that learned a velocity; a ``NoiseProcess``, whose time t is sigma."""
 
     @property
     def prediction(self) -> Literal["flow"]:
         """The velocity eps - x; a family whose network answers with another sign turns it."""
         return "flow"
 
-    def sigma(self, t_B: Tensor) -> Tensor:
-        """Return the share of noise, float64 (B,): shift t / (1 + (shift - 1) t)."""
-        t_B = t_B.double()
-        return t_B if self.shift == 1 else self.shift * t_B / (1 + (self.shift - 1) * t_B)
-
     def coefficients(self, t_B: Tensor) -> tuple[Tensor, Tensor]:
         """Return alpha_t = 1 - sigma and sigma, each float32 (B,)."""
-        sigma_B = self.sigma(t_B)
+        sigma_B = t_B.double()
         return (1 - sigma_B).float(), sigma_B.float()
 
     def signal_share(self, t_B: Tensor) -> Tensor:
         """Return (1 - sigma)^2 / ((1 - sigma)^2 + sigma^2), float32 (B,)."""
-        sigma_B = self.sigma(t_B)
+        sigma_B = t_B.double()
         signal_B = (1 - sigma_B).square()
         return (signal_B / (signal_B + sigma_B.square())).float()
 
     def snr(self, t_B: Tensor) -> Tensor:
         """Return ((1 - sigma) / sigma)^2, float32 (B,); infinite without noise."""
-        sigma_B = self.sigma(t_B)
+        sigma_B = t_B.double()
         return ((1 - sigma_B) / sigma_B).square().float()
 
     def add_noise(self, clean: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:

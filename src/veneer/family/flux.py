@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from veneer.adapter.layers import weighted_layers_of
+from veneer.config.schema import Density
 from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.flow import FlowMatching
@@ -46,6 +47,7 @@ class Flux(PipelineFamily):
 
     name = "flux"
     denoiser = "transformer"
+    default_density: Density = "logit_normal"
     tokenizers = MappingProxyType({"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"})
     default_targets = MappingProxyType(
         {

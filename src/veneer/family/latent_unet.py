@@ -31,6 +31,7 @@ class LatentUNet(PipelineFamily):
 
     denoiser = "unet"
     max_token_windows = MAX_TOKEN_WINDOWS
+    noise: DiscreteDiffusion
 
     def __init__(
         self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None

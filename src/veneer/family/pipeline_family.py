@@ -22,14 +22,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from veneer.config.schema import Density
+from veneer.config.schema import Density, TimestepShift
 from veneer.errors import UserError
 from veneer.family.abstract import AbstractTokenizer, Config, make_network, make_scheduler
 from veneer.family.libraries import one_line_errors
 from veneer.family.networks import LoadOptions, load_file, load_parts, loader_of
 from veneer.family.offload import Loader, Offloader
 from veneer.family.pipeline_folder import PipelineFolder
-from veneer.family.protocol import Conditioning, LatentDistribution
+from veneer.family.protocol import Conditioning, LatentDistribution, NoiseProcess
 from veneer.family.unread import Unread, find_unread, join_unread
 from veneer.family.windows import window_tokens
 from veneer.weights.formats.protocol import BaseNetworks, KeyNames
@@ -38,7 +38,7 @@ from veneer.weights.metadata import BaseLabels
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["PipelineFamily", "check_positive"]
+__all__ = ["PipelineFamily", "check_positive", "shift_of_tokens"]
 
 _SCHEDULE = (
     "prediction_type",
@@ -60,6 +60,7 @@ _TEXT = (
     "relative_attention_max_distance",
 )
 """Of a text encoder's settings, those that no weight's shape tells: CLIP's, then T5's further ones."""
+_NUMBER = "set it to a number, or leave it out"
 _LONGEST = 60  # characters of a setting that is written out; of a longer one it is a hash
 
 
@@ -78,6 +79,8 @@ class PipelineFamily:
     name: str
     denoiser: str
     default_density: Density = "uniform"
+    default_logit_mean: float = 0.0
+    default_logit_std: float = 1.0
     tokenizers: Mapping[str, str]
     """The tokenizer's name by its text encoder's, of each."""
     text_tokens: int | None = None
@@ -95,6 +98,8 @@ class PipelineFamily:
     left_out: tuple[str, ...] = ()
     """Parts of the pipeline that are not loaded."""
     max_token_windows: int = 1
+    multiple: int
+    noise: NoiseProcess
 
     @classmethod
     def load(cls, place: Path, options: LoadOptions) -> Self:
@@ -180,6 +185,32 @@ class PipelineFamily:
     def labels(self) -> BaseLabels:
         """What programs and sites call bases of this kind."""
         raise NotImplementedError
+
+    @property
+    def default_shift(self) -> TimestepShift:
+        """The shift that the scheduler paints with; 1 for a base of discrete diffusion, which has none."""
+        config = self._parts["scheduler"].config
+        if self.noise.prediction != "flow":
+            return 1.0
+        if config.get("use_dynamic_shifting"):
+            return "resolution"
+        return float(config.get("shift", config.get("flow_shift", 1.0)))
+
+    def resolution_shift(self, height: int, width: int) -> float:
+        """Return the shift that the scheduler has for so many tokens, as diffusers' pipelines ask it for one.
+
+        Raises:
+            UserError: the scheduler has none.
+        """
+        config = self._parts["scheduler"].config
+        if self.noise.prediction != "flow" or "base_shift" not in config:
+            what = f"is resolution, but the scheduler of this {self.name} base has no shift that depends on it"
+            raise UserError(what, code="family.no_resolution_shift", where="objective.timestep_shift", remedy=_NUMBER)
+        return shift_of_tokens(config, self._tokens_of_picture(height, width))
+
+    def _tokens_of_picture(self, height: int, width: int) -> int:
+        """Return the tokens that the denoiser makes of a picture; here each is a square of ``multiple`` pixels."""
+        return (height // self.multiple) * (width // self.multiple)
 
     @property
     def settings(self) -> dict[str, str]:
@@ -336,6 +367,19 @@ class PipelineFamily:
         """Move and cast all networks in place."""
         self.pipeline().to(device, dtype)
         return self
+
+
+def shift_of_tokens(config: Mapping[str, Any], tokens: int) -> float:
+    """Return a flow scheduler's shift for a picture of so many tokens: exp(mu), mu linear in the tokens.
+
+    Esser et al. 2024, section 5.3.2; ``calculate_shift`` and the scheduler's ``time_shift`` in diffusers. A schedule of
+    the linear type takes mu itself as the shift.
+    """
+    first, last = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    low, high = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    slope = (high - low) / (last - first)
+    mu = tokens * slope + (low - slope * first)
+    return float(mu) if config.get("time_shift_type") == "linear" else math.exp(mu)
 
 
 def check_positive(value: object, what: str) -> float:

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from veneer.config.schema import Density
+from veneer.config.schema import Density, TimestepShift
 from veneer.data.transform import Geometry
 from veneer.family.unread import Unread
 from veneer.weights.formats.protocol import KeyNames
@@ -150,6 +150,10 @@ class Family(Protocol):
     """Of each network, the layers that an adapter changes where a config names none."""
     default_density: Density
     """The density that timesteps are drawn from where a config names none."""
+    default_logit_mean: float
+    """Mean of logit(t) where a logit-normal density is asked for without one."""
+    default_logit_std: float
+    """Its standard deviation, likewise."""
     resolution: int
     """Side of the square the base was trained on, in pixels."""
     multiple: int
@@ -163,6 +167,17 @@ class Family(Protocol):
     guided_batch: bool
     """Whether the pipeline guides by one batch of all rows twice, without and with their texts; else it has none, or
     guides by two passes."""
+
+    @property
+    def default_shift(self) -> TimestepShift:
+        """The shift of timesteps where a config names none: a number, or ``resolution``."""
+
+    def resolution_shift(self, height: int, width: int) -> float:
+        """Return the base's own shift of timesteps for a picture of a height and a width in pixels.
+
+        Raises:
+            UserError: it has none that depends on the size.
+        """
 
     @property
     def text_length(self) -> int:

@@ -1,29 +1,101 @@
-"""The densities that a training's times are drawn from."""
+"""The density that a training's times are drawn from: a base density, then a shift towards the noise.
+
+Numbers are drawn one at a time in Python's floats, so that a time has the same bits alone as in any batch.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
 from types import MappingProxyType
 
+import torch
 from torch import Tensor
 
-__all__ = ["DENSITIES", "draw_times", "high_noise", "uniform"]
+__all__ = [
+    "DENSITIES",
+    "ShiftOf",
+    "TimestepDensity",
+    "apply_shift",
+    "high_noise",
+    "logit_normal",
+    "no_shift",
+    "uniform",
+]
+
+ShiftOf = Callable[[int, int], float]
+"""The shift of a picture's times by its height and width in pixels."""
+
+_NORMAL = NormalDist()
 
 
-def uniform(uniform_B: Tensor) -> Tensor:
+def uniform(number: float, mean: float = 0.0, std: float = 1.0) -> float:
     """Apply the inverse CDF of the uniform density on [0, 1): every time alike (Ho et al. 2020, algorithm 1)."""
-    return uniform_B
+    return number
 
 
-def high_noise(uniform_B: Tensor) -> Tensor:
+def high_noise(number: float, mean: float = 0.0, std: float = 1.0) -> float:
     """Apply the inverse CDF of p(t) = 2 t on [0, 1): the later of two uniform times, so 3 of 4 are above 1/2."""
-    return uniform_B.sqrt()
+    return math.sqrt(number)
 
 
-DENSITIES: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyType({"uniform": uniform, "high_noise": high_noise})
-"""Inverse CDFs over time, 0 clean and 1 noise, by the name that the config gives them."""
+def logit_normal(number: float, mean: float = 0.0, std: float = 1.0) -> float:
+    """Apply the inverse CDF of the density under which logit(t) is normal (Esser et al. 2024, eq. 19)."""
+    if number == 0:
+        return 0.0
+    return _sigmoid(mean + std * _NORMAL.inv_cdf(number))
 
 
-def draw_times(density: str, uniform_B: Tensor) -> Tensor:
-    """Return times (B,), float64 in [0, 1], from uniform numbers in [0, 1) by the inverse CDF of ``density``."""
-    return DENSITIES[density](uniform_B.double())
+def _sigmoid(logit: float) -> float:
+    """Return 1 / (1 + exp(-logit)), without an overflow at either end."""
+    if logit >= 0:
+        return 1 / (1 + math.exp(-logit))
+    exponential = math.exp(logit)
+    return exponential / (1 + exponential)
+
+
+DENSITIES: Mapping[str, Callable[[float, float, float], float]] = MappingProxyType(
+    {"uniform": uniform, "high_noise": high_noise, "logit_normal": logit_normal}
+)
+"""Inverse CDFs over time, 0 clean and 1 noise, by the name in the config; mean and std are those of the logit."""
+
+
+def apply_shift(t: float, shift: float) -> float:
+    """Return shift t / (1 + (shift - 1) t): more than 1 moves times towards the noise (Esser et al. 2024, eq. 23)."""
+    return t if shift == 1 else shift * t / (1 + (shift - 1) * t)
+
+
+def no_shift(height: int, width: int) -> float:
+    """Return 1 for a picture of any size."""
+    return 1.0
+
+
+@dataclass(frozen=True)
+class TimestepDensity:
+    """What times are drawn from.
+
+    Attributes:
+        name: a key of ``DENSITIES``.
+        logit_mean: mean of logit(t) under ``logit_normal``.
+        logit_std: its standard deviation.
+        shift_of: the shift by a picture's height and width, so that one batch may be of another size than the next.
+    """
+
+    name: str = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    shift_of: ShiftOf = no_shift
+
+    def draw(self, numbers: Sequence[float], sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Return times (B,), float64 in [0, 1].
+
+        Args:
+            numbers: uniform in [0, 1), one a picture.
+            sizes: height and width of each picture in pixels.
+        """
+        inverse_cdf, mean, std = DENSITIES[self.name], self.logit_mean, self.logit_std
+        pairs = zip(numbers, sizes, strict=True)
+        times = [apply_shift(inverse_cdf(number, mean, std), self.shift_of(*size)) for number, size in pairs]
+        return torch.tensor(times, dtype=torch.float64)

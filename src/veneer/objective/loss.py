@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
 
-from veneer.config.schema import Density, ObjectiveConfig
+from veneer.config.load import ObjectiveDefaults, complete_objective
+from veneer.config.schema import ObjectiveConfig
 from veneer.family.protocol import Conditioning, NoiseProcess
-from veneer.objective.density import draw_times
+from veneer.objective.density import ShiftOf, TimestepDensity
 from veneer.objective.weighting import WEIGHTINGS
 
 __all__ = ["Objective", "Predict", "Trained"]
 
 
-class Trained(Protocol):
+class Trained(ObjectiveDefaults, Protocol):
     """A base as an objective depends on it; ``veneer.family.protocol.Family`` is one."""
-
-    default_density: Density
 
     @property
     def noise(self) -> NoiseProcess:
         """The way to noise that the base was trained with."""
+
+    def resolution_shift(self, height: int, width: int) -> float:
+        """Return the base's own shift of times for a picture's size in pixels.
+
+        Raises:
+            UserError: it has none.
+        """
 
 
 Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
@@ -36,25 +42,29 @@ class Objective:
 
     Attributes:
         process: the base's, which also says what the network predicts.
-        density: what times are drawn from, a key of ``density.DENSITIES``.
+        density: what times are drawn from.
         weighting: weight of each time's loss, a key of ``weighting.WEIGHTINGS``.
         gamma: cap of the signal-to-noise ratio under ``min_snr``.
     """
 
     process: NoiseProcess
-    density: str = "uniform"
+    density: TimestepDensity = field(default_factory=TimestepDensity)
     weighting: str = "none"
     gamma: float = 5.0
 
     @classmethod
     def from_config(cls, config: ObjectiveConfig, base: Trained) -> Objective:
-        """Return the objective that a config asks for, on a base."""
-        density = config.timestep_density or base.default_density
-        return cls(base.noise, density, config.weighting, config.snr_gamma)
+        """Return the objective that a config asks for, on a base.
 
-    def times(self, uniform_B: Tensor) -> Tensor:
-        """Return times (B,), float64 in [0, 1], for uniform numbers in [0, 1)."""
-        return draw_times(self.density, uniform_B)
+        Raises:
+            UserError: the config asks for what the base has not, or for the shape of another density.
+        """
+        config = complete_objective(config, base)
+        return cls(base.noise, _density(config, base), config.weighting, config.snr_gamma)
+
+    def times(self, numbers: Sequence[float], sizes: Sequence[tuple[int, int]]) -> Tensor:
+        """Return times (B,), float64 in [0, 1], for uniform numbers in [0, 1) and pictures' heights and widths."""
+        return self.density.draw(numbers, sizes)
 
     def weight_B(self, t_B: Tensor) -> Tensor:
         """Return the weight of each time (B,)."""
@@ -75,3 +85,20 @@ class Objective:
         prediction = predict(noisy, t_B, conditioning)
         error_B = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
         return self.weight_B(t_B) * error_B
+
+
+def _density(config: ObjectiveConfig, base: Trained) -> TimestepDensity:
+    """Return the density of a config that is complete."""
+    assert config.timestep_density is not None, "complete_objective() names it"
+    shape = (config.logit_mean or 0.0, config.logit_std or 1.0)
+    return TimestepDensity(config.timestep_density, *shape, _shift_of(config, base))
+
+
+def _shift_of(config: ObjectiveConfig, base: Trained) -> ShiftOf:
+    """Return the shift by size: the base's own, or one number for all."""
+    shift = config.timestep_shift
+    if shift == "resolution":
+        base.resolution_shift(base.resolution, base.resolution)  # a base without one is refused now
+        return base.resolution_shift
+    factor = shift if isinstance(shift, float) else 1.0
+    return lambda height, width: factor

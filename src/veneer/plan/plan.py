@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, computed_field
 from veneer.plan.memory import Memory
 from veneer.plan.text import format_bytes, format_table
 
-__all__ = ["Disk", "NetworkPlan", "Plan", "Schedule"]
+__all__ = ["Disk", "NetworkPlan", "Plan", "Schedule", "TimestepPlan"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,49 @@ class Schedule:
 
 
 @dataclass(frozen=True)
+class TimestepPlan:
+    """The density that timesteps are drawn from, and whether each part of it is the base's own default.
+
+    Attributes:
+        density: its name.
+        logit_mean: mean of logit(t); None: the density has none.
+        logit_std: its standard deviation; None likewise.
+        shift: of a picture of the run's resolution; 1 moves nothing.
+        by_resolution: whether a picture of another size has another shift.
+        own_density: whether the density, with mean and deviation, is the base's own.
+        own_shift: whether the shift is.
+    """
+
+    density: str
+    logit_mean: float | None
+    logit_std: float | None
+    shift: float
+    by_resolution: bool
+    own_density: bool
+    own_shift: bool
+
+    def __str__(self) -> str:
+        """Return one line."""
+        density, shift = self._density_text(), self._shift_text()
+        if self.own_density == self.own_shift:
+            return f"timesteps: {density}, {shift}, {_OWNER[self.own_density]}"
+        return f"timesteps: {density} ({_OWNER[self.own_density]}), {shift} ({_OWNER[self.own_shift]})"
+
+    def _density_text(self) -> str:
+        name = self.density.replace("_", "-")
+        is_standard = (self.logit_mean or 0, self.logit_std or 1) == (0, 1)
+        return name if is_standard else f"{name} with mean {self.logit_mean:g} and deviation {self.logit_std:g}"
+
+    def _shift_text(self) -> str:
+        if self.by_resolution:
+            return f"shift {self.shift:.2f} at this resolution"
+        return "no shift" if self.shift == 1 else f"shift {self.shift:g}"
+
+
+_OWNER = {True: "the base's own", False: "as configured"}
+
+
+@dataclass(frozen=True)
 class Disk:
     """The files that a run leaves, pictures and texts not counted.
 
@@ -107,6 +150,7 @@ class Plan:
         memory: the memory of the run; None if only parameters were counted.
         schedule: its length; None likewise.
         disk: the files that it leaves; None likewise.
+        timesteps: what they are drawn from; None likewise.
     """
 
     networks: Mapping[str, NetworkPlan]
@@ -114,6 +158,7 @@ class Plan:
     memory: Memory | None = None
     schedule: Schedule | None = None
     disk: Disk | None = None
+    timesteps: TimestepPlan | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -144,7 +189,7 @@ class Plan:
         rows: list[Sequence[str]] = [("network", "trainable", "of", "share", "layers")]
         rows += [row for name, network in self.networks.items() for row in network.rows(name)]
         rows.append(_row("all", self.trainable, self.total, layers))
-        parts = [str(part) for part in (self.memory, self.schedule, self.disk) if part]
+        parts = [str(part) for part in (self.timesteps, self.memory, self.schedule, self.disk) if part]
         return "\n".join([format_table(rows), f"adapter file: {self.file_bytes:,} bytes", *parts])
 
 

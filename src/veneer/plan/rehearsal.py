@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
-from veneer.config.load import resolve
-from veneer.config.schema import RunConfig
+from veneer.config.load import complete_objective, resolve
+from veneer.config.schema import ObjectiveConfig, RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
 from veneer.data.transform import Geometry
@@ -25,7 +25,7 @@ from veneer.plan.cpu.process import ModuleCounts, process_growth
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
 from veneer.plan.parameters import count_parameters, file_size
 from veneer.plan.pictures import PictureCounts
-from veneer.plan.plan import Disk, Plan, Schedule
+from veneer.plan.plan import Disk, Plan, Schedule, TimestepPlan
 from veneer.plan.tracer import MemoryTracer
 from veneer.plan.weight_files import read_weight_files
 from veneer.train.loop import Trainer
@@ -85,7 +85,8 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
         rehearsal.finish(trainer)
     phases = _phases(tracer, config.base, ModuleCounts(base_modules, adapted))
     memory = Memory(inputs.device.type, phases, rehearsal.caches)
-    return replace(counts, memory=memory, schedule=_schedule(config, inputs.pictures), disk=disk)
+    schedule, timesteps = _schedule(config, inputs.pictures), _timesteps(config, family)
+    return replace(counts, memory=memory, schedule=schedule, disk=disk, timesteps=timesteps)
 
 
 def module_count(family: Family) -> int:
@@ -109,6 +110,22 @@ def _schedule(config: RunConfig, pictures: PictureCounts | None) -> Schedule:
     train = config.train
     shown = pictures.shown if pictures else None
     return Schedule(train.max_steps, train.batch_size, train.gradient_accumulation_steps, shown)
+
+
+def _timesteps(config: RunConfig, family: Family) -> TimestepPlan:
+    """Return what timesteps are drawn from, and what of it a run would do that names nothing."""
+    own, side = complete_objective(ObjectiveConfig(), family), config.data.resolution or family.resolution
+    objective, density = config.objective, Objective.from_config(config.objective, family).density
+    shape = (objective.timestep_density, objective.logit_mean, objective.logit_std)
+    return TimestepPlan(
+        density.name,
+        objective.logit_mean,
+        objective.logit_std,
+        shift=density.shift_of(side, side),
+        by_resolution=objective.timestep_shift == "resolution",
+        own_density=shape == (own.timestep_density, own.logit_mean, own.logit_std),
+        own_shift=objective.timestep_shift == own.timestep_shift,
+    )
 
 
 def _file_sizes(

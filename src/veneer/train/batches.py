@@ -12,7 +12,7 @@ from torch import Tensor
 from veneer.config.schema import RunConfig
 from veneer.data.loader import SampleDraw, caption_of, draw_samples
 from veneer.data.manifest import Manifest
-from veneer.data.transform import is_flipped
+from veneer.data.transform import Geometry, is_flipped
 from veneer.family.cache import Encoder, noise_like
 from veneer.family.protocol import Conditioning
 from veneer.objective.loss import Objective
@@ -95,15 +95,16 @@ class BatchBuilder:
     def _micro(self, own: Sequence[SampleDraw], prior: Sequence[SampleDraw], count: int) -> MicroBatch:
         """Build one forward pass over both kinds: loss + weight x prior loss, each a mean (Ruiz et al. 2023, eq. 2)."""
         batch = [*own, *prior]
+        geometries = tuple(self.encoder.geometry(draw) for draw in batch)
         latents = self.encoder.latents(batch)
         is_prior_B = torch.tensor([False] * len(own) + [True] * len(prior))
         weight_B = torch.where(is_prior_B, self._prior_weight, 1.0) / count
         return MicroBatch(
             latents=latents.to(self.device),
             noise=self._noise(latents, batch).to(self.device),
-            t_B=self._times(batch).to(self.device),
+            t_B=self._times(batch, geometries).to(self.device),
             text=self._text(batch),
-            geometries=tuple(self.encoder.geometry(draw) for draw in batch),
+            geometries=geometries,
             weight_B=weight_B.to(self.device),
             is_prior_B=is_prior_B,
             samples=tuple(draw.sample for draw in batch),
@@ -117,10 +118,10 @@ class BatchBuilder:
         seed = self.config.seed
         return torch.cat([noise_like(latents[:1], draw, seed, "noise") for draw in batch])
 
-    def _times(self, batch: Sequence[SampleDraw]) -> Tensor:
+    def _times(self, batch: Sequence[SampleDraw], geometries: Sequence[Geometry]) -> Tensor:
         seed = self.config.seed
         numbers = [uniform(seed, draw.draw_index, draw.sample.id, "timestep") for draw in batch]
-        return self.objective.times(torch.tensor(numbers, dtype=torch.float64))
+        return self.objective.times(numbers, [geometry.target for geometry in geometries])
 
     def _text(self, batch: Sequence[SampleDraw]) -> Conditioning | list[str]:
         """Return encoded captions, or the captions where a text encoder is in training and must read them each time."""
