@@ -16,12 +16,15 @@ from tests.families import CAPTIONS, FamilyCase, family_cases
 from tests.training import tiny_config
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
+from veneer.config.load import build_config
 from veneer.data.transform import Geometry
 from veneer.engine.memory_levels import prepare
 from veneer.family.protocol import Conditioning, Family
-from veneer.family.registry import FAMILIES, load_family
+from veneer.family.registry import FAMILIES, family_class, load_family
 from veneer.objective.loss import Objective
 from veneer.plan.abstract import abstract_base
+from veneer.plan.assessment import assess_config
+from veneer.plan.memory import STEP
 from veneer.plan.tracer import MemoryTracer
 
 CASES = family_cases()
@@ -212,3 +215,16 @@ def test_a_base_is_planned_from_its_configurations(family: Family, folder: Path,
     for name, network in family.networks.items():
         shapes = {key: tensor.shape for key, tensor in network.state_dict().items()}
         assert {key: tensor.shape for key, tensor in abstract.networks[name].state_dict().items()} == shapes
+
+
+@pytest.mark.slow
+def test_the_memory_of_a_run_is_planned(case: FamilyCase, folder: Path, tmp_path: Path) -> None:
+    """All that a run does is rehearsed without data, so nothing of a family may depend on the numbers of a tensor."""
+    data = {"sources": [{"path": str(tmp_path)}], "resolution": 64}
+    values = {"base": str(folder), "data": data, "sample": {"guidance": 4.0}}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(family_class(case.pipeline), "trained_side", 8)
+        plan = assess_config(build_config(values, "test"), count_pictures=False, limit=None).plan
+    assert plan.memory is not None and plan.trainable > 0
+    step = next(phase for phase in plan.memory.phases if phase.name == STEP)
+    assert step.tensors > plan.total

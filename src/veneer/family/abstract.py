@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -41,10 +41,18 @@ class AbstractTokenizer:
         return self._marks
 
     def __call__(self, texts: Sequence[str], **options: object) -> Any:
-        """Return ``input_ids`` and ``attention_mask``, each (B, L), or for a text in windows those of an empty one."""
+        """Return ``input_ids`` and ``attention_mask`` of texts as long as can be, as lists or as tensors (B, L).
+
+        Of a text in windows, which is asked for without marks, there are no ids.
+        """
         if options.get("add_special_tokens") is False:
             return SimpleNamespace(input_ids=[[] for _ in texts])
-        ids_BL = torch.zeros(len(texts), self.model_max_length, dtype=torch.long)
+        length = int(cast(Any, options.get("max_length")) or self.model_max_length)
+        if options.get("return_tensors") is None:
+            return SimpleNamespace(
+                input_ids=[[0] * length for _ in texts], attention_mask=[[1] * length for _ in texts]
+            )
+        ids_BL = torch.zeros(len(texts), length, dtype=torch.long)
         return SimpleNamespace(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
 
 
