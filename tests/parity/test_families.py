@@ -94,7 +94,7 @@ def test_pictures_are_encoded_and_decoded_as_the_pipeline_does(
     assert_close(own.mean, expected[0], 1e-6)
     assert_close(own.std, expected[1], 1e-6)
     latents = draw(*own.mean.shape)
-    assert_close(family.decode(latents), case.decode(pipeline, latents).clamp(-1, 1), 1e-6)
+    assert_close(family.decode(latents), case.decode(pipeline, latents).clamp(-1, 1), 1e-5)
 
 
 @torch.no_grad()

@@ -1,0 +1,125 @@
+"""Wan 2.1's text to video, of which a picture is one frame."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.families import FamilyCase
+
+__all__ = ["CASE", "write_tiny_wan"]
+
+_TIMES = 1000
+
+
+def write_tiny_wan(folder: Path, *, expand_timesteps: bool = False) -> Path:
+    """Write a Wan pipeline of random weights (seed 0); the same bits each time."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+    from transformers import T5TokenizerFast
+
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -5.0), ("\u2581", -2.0)]
+    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,"]
+    tokenizer = T5TokenizerFast(vocab=[*pieces, *letters], extra_ids=0, model_max_length=512)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        networks = _networks(len(tokenizer))
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    pipeline = WanPipeline(tokenizer=tokenizer, scheduler=scheduler, expand_timesteps=expand_timesteps, **networks)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def _networks(tokens: int) -> dict[str, Any]:
+    from diffusers import AutoencoderKLWan, WanTransformer3DModel
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    text: dict[str, Any] = {"d_model": 24, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return {
+        "text_encoder": UMT5EncoderModel(UMT5Config(vocab_size=tokens, feed_forward_proj="gated-gelu", **text)),
+        "vae": AutoencoderKLWan(
+            base_dim=4,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[True],
+            latents_mean=[-0.5, 0.1, 0.3, -0.2],
+            latents_std=[1.5, 2.0, 0.7, 1.1],
+            scale_factor_temporal=2,
+            scale_factor_spatial=2,
+        ),
+        "transformer": WanTransformer3DModel(
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=4,
+            out_channels=4,
+            text_dim=24,
+            freq_dim=8,
+            ffn_dim=32,
+            num_layers=2,
+            rope_max_seq_len=64,
+        ),
+    }
+
+
+def statistics(pipeline: Any) -> tuple[Tensor, Tensor]:
+    """Mean and 1 / deviation of each channel, as the pipeline makes them."""
+    config = pipeline.vae.config
+    mean = torch.tensor(config.latents_mean).view(1, config.z_dim, 1, 1, 1)
+    return mean, 1.0 / torch.tensor(config.latents_std).view(1, config.z_dim, 1, 1, 1)
+
+
+def encode(pipeline: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:
+    mean, scale = statistics(pipeline)
+    posterior = pipeline.vae.encode(pixels if pixels.ndim == 5 else pixels[:, :, None]).latent_dist
+    return (posterior.mean - mean) * scale, posterior.std * scale
+
+
+def decode(pipeline: Any, latents: Tensor) -> Tensor:
+    mean, scale = statistics(pipeline)
+    pixels: Tensor = pipeline.vae.decode(latents / scale + mean).sample
+    return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
+
+
+def velocity(pipeline: Any, latents: Tensor, sigma_B: Tensor, captions: Sequence[str]) -> Tensor:
+    text, _ = pipeline.encode_prompt(list(captions), do_classifier_free_guidance=False, max_sequence_length=512)
+    time = sigma_B * _TIMES
+    if pipeline.config.expand_timesteps:
+        frames = [torch.ones(latents.shape[-3:])[:, ::2, ::2] * t for t in time]
+        time = torch.stack([frame.flatten() for frame in frames])
+    output: Tensor = pipeline.transformer(
+        hidden_states=latents, timestep=time, encoder_hidden_states=text, return_dict=False
+    )[0]
+    return output
+
+
+def paint(pipeline: Any, latents: Tensor, captions: Sequence[str], steps: int) -> Tensor:
+    height, width = (side * pipeline.vae_scale_factor_spatial for side in latents.shape[-2:])
+    frames = (latents.shape[2] - 1) * pipeline.vae_scale_factor_temporal + 1
+    result: Tensor = pipeline(
+        list(captions),
+        height=height,
+        width=width,
+        num_frames=frames,
+        num_inference_steps=steps,
+        guidance_scale=1.0,
+        latents=latents,
+        output_type="latent",
+    ).frames
+    return result
+
+
+CASE = FamilyCase(
+    pipeline="WanPipeline",
+    write=write_tiny_wan,
+    encode=encode,
+    decode=decode,
+    velocity=velocity,
+    paint=paint,
+    published={"wan21-1.3b": "wan21-t2v-1.3b", "wan21-14b": "wan21-t2v-14b", "wan22-5b": "wan22-ti2v-5b"},
+    key_tables=("wan21-t2v-1.3b",),
+    tolerance=1e-5,
+)

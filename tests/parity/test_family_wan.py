@@ -1,0 +1,78 @@
+"""Wan's peculiarities against diffusers' own pipeline; what all families share is in ``test_families``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import WanPipeline
+
+from tests.errors import raises_code
+from tests.families import CAPTIONS
+from tests.families.wan import decode, encode, velocity, write_tiny_wan
+from veneer.data.transform import Geometry
+from veneer.family.protocol import Conditioning
+from veneer.family.registry import load_family
+from veneer.family.wan import Wan
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["one time", "time of each token"])
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_wan(tmp_path_factory.mktemp("base") / "wan", expand_timesteps=request.param)
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> Any:
+    return WanPipeline.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def family(folder: Path) -> Wan:
+    family = load_family(str(folder))
+    assert isinstance(family, Wan)
+    return family
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def test_clips_are_latents_with_an_axis_of_time(family: Wan, pipeline: Any) -> None:
+    clip = draw(1, 3, 5, 16, 24).clamp(-1, 1)
+    own, (mean, std) = family.encode_image(clip), encode(pipeline, clip)
+    assert own.mean.shape == (1, 4, 3, 8, 12)  # the first frame alone, then two by two
+    torch.testing.assert_close(own.mean, mean)
+    torch.testing.assert_close(own.std, std)
+    assert family.decode(own.mean).shape == clip.shape
+    torch.testing.assert_close(family.decode(own.mean), decode(pipeline, own.mean).clamp(-1, 1))
+
+
+@torch.no_grad()
+def test_a_clip_s_prediction_is_the_pipeline_s(family: Wan, pipeline: Any) -> None:
+    noisy, t_B = draw(2, 4, 3, 8, 12), torch.tensor([0.1, 0.7], dtype=torch.float64)
+    text = Conditioning.cat([family.encode_text([caption]) for caption in CAPTIONS])
+    conditioning = family.condition(text, [Geometry.whole(16, 24)] * 2)
+    expected = velocity(pipeline, noisy, t_B.float(), CAPTIONS)
+    torch.testing.assert_close(family.predict(noisy, t_B, conditioning), expected)
+
+
+@torch.no_grad()
+def test_a_text_has_no_padding_until_the_transformer_gets_it(family: Wan, pipeline: Any) -> None:
+    """The pipeline puts zeros behind it up to 512 tokens, which the transformer attends to."""
+    text, _ = pipeline.encode_prompt(CAPTIONS[0], max_sequence_length=512)
+    own = family.encode_text(CAPTIONS[:1])
+    length = own["text"].shape[1]
+    assert length < 20 and own["mask"].sum() == length
+    torch.testing.assert_close(own["text"], text[:, :length])
+    assert text.shape[1] == 512 and not text[:, length:].any()
+
+
+def test_a_base_of_two_transformers_is_refused(tmp_path: Path) -> None:
+    folder = write_tiny_wan(tmp_path / "wan")
+    index = folder / "model_index.json"
+    index.write_text(index.read_text("utf-8").replace('"boundary_ratio": null', '"boundary_ratio": 0.875'), "utf-8")
+    with raises_code("family.two_denoisers"):
+        load_family(str(folder))
