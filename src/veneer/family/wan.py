@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from veneer.config.schema import Density
 from veneer.data.transform import Geometry
 from veneer.errors import UserError
 from veneer.family.abstract import AbstractTokenizer
@@ -29,7 +30,9 @@ _TEXT_LENGTH = 512  # tokens that the pipeline gives the transformer, zeros behi
 _TIMES = 1000  # the transformer is told 1000 sigma
 _PICTURE = 4  # axes of a picture, one more of a clip
 _EXPANDED = "expand_timesteps"
-_LARGE_LATENT = 16  # pixels a latent of 2.2's autoencoder; its bases were trained on 704 x 1280, the others on 480 x 832
+_LARGE_LATENT = (
+    16  # pixels a latent of 2.2's autoencoder; its bases were trained on 704 x 1280, the others on 480 x 832
+)
 
 
 class Wan(PipelineFamily):
@@ -45,6 +48,7 @@ class Wan(PipelineFamily):
     tokenizers = MappingProxyType({"text_encoder": "tokenizer"})
     text_tokens = _TEXT_LENGTH - 1  # the last one marks the end
     trained_side = 80
+    default_density: Density = "logit_normal"
     default_targets = MappingProxyType({"transformer": ("to_q", "to_k", "to_v", "to_out.0")})
     pipeline_options = MappingProxyType({_EXPANDED: False, "boundary_ratio": None})
     stored_options = (_EXPANDED, "boundary_ratio")
@@ -193,4 +197,3 @@ def _cleaned(caption: str) -> str:
 
     cleaned: str = prompt_clean(caption)
     return cleaned
-
