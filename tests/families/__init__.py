@@ -35,6 +35,7 @@ class FamilyCase:
         published: the names of its published sizes, each with the counts' file in tests/data/configs.
         key_tables: tables in tests/data/keys of whole models' layers.
         loads_adapters: whether diffusers' pipeline reads adapter files.
+        unused: layers that no output of the denoiser depends on, which get no gradient.
         tolerance: most that a prediction may differ from the pipeline's, where it is not the same operations.
     """
 
@@ -47,6 +48,7 @@ class FamilyCase:
     published: dict[str, str] = field(default_factory=dict)
     key_tables: tuple[str, ...] = ()
     loads_adapters: bool = True
+    unused: tuple[str, ...] = ()
     tolerance: float = 0.0
 
 

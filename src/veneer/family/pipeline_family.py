@@ -58,8 +58,10 @@ _TEXT = (
     "dense_act_fn",
     "layer_norm_epsilon",
     "relative_attention_max_distance",
+    "rms_norm_eps",
+    "rope_parameters",
 )
-"""Of a text encoder's settings, those that no weight's shape tells: CLIP's, then T5's further ones."""
+"""Of a text encoder's settings, those that no weight's shape tells: CLIP's, T5's further ones, then those of Qwen."""
 _NUMBER = "set it to a number, or leave it out"
 _LONGEST = 60  # characters of a setting that is written out; of a longer one it is a hash
 
@@ -90,6 +92,7 @@ class PipelineFamily:
     trained_side: int = 128
     """Side of the squares that bases were trained on, in latents, where their configurations do not say it."""
     guidance_argument: str = "guidance_scale"
+    """What the pipeline calls a scale of guidance of which 1 is none."""
     guided_batch: bool = True
     pipeline_options: Mapping[str, Any] = MappingProxyType({})
     """What the pipeline takes beside its parts."""
@@ -217,7 +220,8 @@ class PipelineFamily:
         """The forward process, the tokenizers, and of each network what its class would not take by itself."""
         values: dict[str, Any] = {f"scheduler.{key}": self._parts["scheduler"].config.get(key) for key in _SCHEDULE}
         for name, text_encoder in self._text_encoders.items():
-            values |= {f"{name}.{key}": getattr(text_encoder.config, key, None) for key in _TEXT}
+            config = text_encoder.config.get_text_config()  # of a model that sees pictures too, its text's
+            values |= {f"{name}.{key}": getattr(config, key, None) for key in _TEXT}
         for name in (self.denoiser, "vae"):
             values |= {f"{name}.{key}": value for key, value in _chosen(self._parts[name]).items()}
         for name, tokenizer in self._tokenizers.items():
@@ -304,6 +308,10 @@ class PipelineFamily:
         names = {"text": "prompt_embeds", "pooled": "pooled_prompt_embeds"}
         told = {names[key]: tensor for key, tensor in text.items()}
         return told | {f"negative_{names[key]}": tensor for key, tensor in empty.items()}
+
+    def pipeline_guidance(self, scale: float) -> dict[str, Any]:
+        """Return the pipeline's arguments for a scale of guidance, of which 1 is none."""
+        return {self.guidance_argument: scale}
 
     def pictures_of(self, painted: Any) -> Sequence[Image.Image]:
         """Return the pictures in what the pipeline returned."""

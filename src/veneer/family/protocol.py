@@ -162,8 +162,6 @@ class Family(Protocol):
     """How many windows of its text encoders' length a text may take at most."""
     token_windows: int
     """How many it takes, whatever its own length: 1, unless :meth:`use_token_windows` says more."""
-    guidance_argument: str
-    """What the pipeline calls the scale of its guidance (Ho and Salimans 2022)."""
     guided_batch: bool
     """Whether the pipeline guides by one batch of all rows twice, without and with their texts; else it has none, or
     guides by two passes."""
@@ -211,6 +209,9 @@ class Family(Protocol):
 
     def pipeline_prompts(self, prompts: Sequence[str]) -> Mapping[str, object]:
         """Return how :meth:`pipeline` is told of prompts: its arguments."""
+
+    def pipeline_guidance(self, scale: float) -> Mapping[str, object]:
+        """Return how :meth:`pipeline` is told of a scale of guidance (Ho and Salimans 2022), of which 1 is none."""
 
     def pictures_of(self, painted: object) -> Sequence[Image.Image]:
         """Return the pictures, one a prompt, in what :meth:`pipeline` returned; of a clip its first frame."""

@@ -55,6 +55,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "StableDiffusionPipeline": _Entry("veneer.family.sd:StableDiffusion", ("v1", "v2")),
     "StableDiffusionXLPipeline": _Entry("veneer.family.sdxl:StableDiffusionXL", ("xl_base",)),
     "WanPipeline": _Entry("veneer.family.wan:Wan"),
+    "QwenImagePipeline": _Entry("veneer.family.qwen_image:QwenImage"),
     "FluxPipeline": _Entry("veneer.family.flux:Flux", ("flux-dev", "flux-schnell")),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""

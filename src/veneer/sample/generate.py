@@ -83,7 +83,7 @@ def generate_quietly(
         with silence_libraries():
             result = pipeline(
                 **family.pipeline_prompts([prompt for prompt, _ in part]),
-                **{family.guidance_argument: guidance},
+                **family.pipeline_guidance(guidance),
                 generator=[torch.Generator().manual_seed(seed) for _, seed in part],
                 num_inference_steps=steps,
                 height=family.resolution,

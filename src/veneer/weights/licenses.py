@@ -74,6 +74,8 @@ LICENSES: Mapping[str, License] = {
     "stabilityai/stable-diffusion-xl-base-1.0": _RAIL_PP_XL,
     "black-forest-labs/FLUX.1-dev": _FLUX_DEV,
     "black-forest-labs/FLUX.1-schnell": _APACHE,
+    "Qwen/Qwen-Image": _APACHE,
+    "Qwen/Qwen-Image-2512": _APACHE,
 }
 """Each licence by the base's hub id. A base that is not here, a fine-tune or a file from elsewhere, may have any."""
 

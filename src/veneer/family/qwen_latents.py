@@ -1,0 +1,93 @@
+"""The latents of Qwen-Image's autoencoder, which Krea 2 and Anima have too.
+
+It is Wan's, for video: pictures are clips of one frame, (B, 3, 1, H, W). Outside a family its latents are a grid
+(B, C, h, w), each channel less its mean and over its deviation, both of which are in the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from veneer.config.schema import Density
+from veneer.data.transform import Geometry
+from veneer.errors import UserError
+from veneer.family.flow import FlowMatching
+from veneer.family.offload import Loader
+from veneer.family.packing import PATCH
+from veneer.family.pipeline_family import PipelineFamily
+from veneer.family.protocol import Conditioning, LatentDistribution
+
+__all__ = ["QwenLatents"]
+
+
+class QwenLatents(PipelineFamily):
+    """A base with such an autoencoder, whose transformer learned a flow over squares of 2 x 2 of its latents.
+
+    Each of these bases guides, where it does, by two passes.
+    """
+
+    denoiser = "transformer"
+    default_density: Density = "logit_normal"
+    guided_batch = False
+    takes_packed: bool = True
+    """Whether the transformer is given the squares as tokens; else it makes them itself."""
+
+    def __init__(
+        self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(parts, load, options)
+        self.noise = FlowMatching()
+        self.multiple = self._pixels_a_latent * PATCH
+        self.resolution = self._pixels_a_latent * self.trained_side
+
+    def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
+        """Return the texts: these transformers are told nothing of sizes and crops."""
+        return text
+
+    @property
+    def _pixels_a_latent(self) -> int:
+        return int(2 ** len(self._vae.config.temperal_downsample))  # diffusers' spelling
+
+    @torch.no_grad()
+    def encode_image(self, pixels_BCHW: Tensor) -> LatentDistribution:
+        """Turn pixels in [-1, 1] into the posterior of latents whose channels each have mean 0 and deviation 1."""
+        with self._autoencoder() as vae:
+            posterior = vae.encode(pixels_BCHW[:, :, None].to(vae.device, vae.dtype)).latent_dist
+        mean, std = posterior.mean[:, :, 0].float(), posterior.std[:, :, 0].float()
+        mean_C11, std_C11 = self._statistics(mean)
+        return LatentDistribution((mean - mean_C11) / std_C11, std / std_C11)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents into pixels, clamped to [-1, 1]."""
+        mean_C11, std_C11 = self._statistics(latents)
+        with self._autoencoder() as vae:
+            own = (latents / (1.0 / std_C11) + mean_C11).to(vae.device, vae.dtype)  # as the pipeline rounds it
+            pixels_BCHW = vae.decode(own[:, :, None]).sample[:, :, 0]
+        return cast(Tensor, pixels_BCHW).float().clamp(-1, 1)
+
+    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each channel's mean and deviation, (C, 1, 1)."""
+        config = self._vae.config
+        mean_C11, std_C11 = (
+            torch.tensor(values, device=like.device, dtype=like.dtype)[:, None, None]
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return mean_C11, std_C11
+
+    def _latent_channels(self) -> int:
+        return int(self._vae.config.z_dim) * (PATCH**2 if self.takes_packed else 1)
+
+    def _scaling_factor(self) -> float:
+        """Check that there is a mean and a deviation for each channel; no further number is multiplied by."""
+        config = self._vae.config
+        found = (len(config.latents_mean), len(config.latents_std))
+        if set(found) != {config.z_dim} or min(config.latents_std) <= 0:
+            what = f"the autoencoder has {found[0]} means and {found[1]} deviations for {config.z_dim} channels"
+            remedy = "latents_mean and latents_std must be one number a channel, the deviations above 0"
+            raise UserError(what, code="family.invalid_setting", remedy=remedy)
+        return 1.0
