@@ -30,7 +30,10 @@ def config(**sections: Any) -> RunConfig:
     values: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "p"}], "trigger": "sks"}}
     values["data"]["prior"] = {"prompt": "a cat"}
     values["objective"] = {"timestep_density": "logit_normal", "timestep_shift": 3.0}
-    values["adapter"], values["train"] = {"text_encoders": {"text_encoder": {}}}, {"ema_decay": 0.9}
+    values["adapter"], values["train"] = (
+        {"text_encoders": {"text_encoder": {}}},
+        {"ema_decay": 0.9, "text_encoder_quantization": "none"},
+    )
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     return resolve(build_config(values, "test"), Defaults(64))

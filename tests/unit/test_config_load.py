@@ -36,6 +36,7 @@ from veneer.config.schema import (
     TrackingConfig,
     TrainConfig,
     ValidationConfig,
+    WeightFormat,
 )
 from veneer.rng import MAX_SEED
 from veneer.weights.adapter_path import FILE_NAMES
@@ -333,6 +334,7 @@ configs = of(
         optimizer=optimizers,
         warmup_steps=st.integers(0, 9),
         max_grad_norm=st.none() | positives,
+        text_encoder_quantization=st.none() | st.sampled_from(get_args(WeightFormat)),
         offload=st.booleans(),
         cuda_graphs=st.booleans(),
         ema_decay=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),

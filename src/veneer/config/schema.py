@@ -34,6 +34,7 @@ __all__ = [
     "TrackingConfig",
     "TrainConfig",
     "ValidationConfig",
+    "WeightFormat",
 ]
 
 
@@ -97,6 +98,7 @@ TimestepShift = Annotated[
     Annotated[Positive, Tag("number")] | Annotated[Literal["resolution", "none"], Tag("word")],
     Discriminator(_number_or_word),
 ]
+WeightFormat = Literal["none", "bfloat16", "float16", "bnb_nf4", "bnb_int8", "torchao_int8", "torchao_fp8"]
 Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)]
 Formats = Annotated[
     tuple[Literal["diffusers", "kohya", "comfy", "peft"], ...],
@@ -271,12 +273,15 @@ class TrainConfig(_Section):
     cuda_graphs: bool = True
     """On a CUDA GPU, launch a forward and backward pass as one recorded graph; a run with dropout or with text encoders
     that learn never does."""
-    quantization: Literal["none", "bfloat16", "float16", "bnb_nf4", "bnb_int8", "torchao_int8", "torchao_fp8"] = "none"
+    quantization: WeightFormat = "none"
     """What the frozen weights of the networks that learn are held in: float32, 16 bits, or linear layers in fewer by
     bitsandbytes or torchao, each an extra of its name; the adapter stays float32."""
+    text_encoder_quantization: WeightFormat | None = None
+    """What text encoders that do not learn are held in: the formats of ``quantization``; default: float32, but of a
+    base whose text encoders are large the 16-bit numbers of their files, of which they make the same."""
     offload: bool = True
     """Encode first all that the run will see, then let autoencoder and text encoder leave memory, but for painting and
-    scoring; those that a step needs stay."""
+    scoring; those that a step needs stay. The denoiser of a large base is read only then."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do in a step whose loss or gradient is not finite: end the run, or leave the adapter as it is."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 100

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from veneer.engine.placeholders import is_placeholder, placeholder
 from veneer.errors import UserError
 from veneer.silence import silence_notices
 
@@ -74,7 +75,7 @@ class QuantizationFormat:
             UserError: the library is not installed.
         """
         shape = _shape(weight_OI)
-        if isinstance(weight_OI, FakeTensor):  # an abstract model has no numbers to pack
+        if weight_OI.is_meta or isinstance(weight_OI, FakeTensor):  # an abstract model has no numbers to pack
             return tuple(weight_OI.new_empty(size, dtype=torch.uint8) for size in self.part_sizes(shape))
         self.check_installed()
         with torch.no_grad():
@@ -82,8 +83,10 @@ class QuantizationFormat:
 
     def unpack(self, parts: Parts, shape: Shape, dtype: torch.dtype) -> Tensor:
         """Read the matrix (out, in) back in ``dtype``, as its bits have it."""
-        if isinstance(parts[0], FakeTensor):
+        if parts[0].is_meta or isinstance(parts[0], FakeTensor):
             return parts[0].new_empty(shape, dtype=dtype)
+        if is_placeholder(parts[0]):
+            return placeholder(torch.Size(shape), dtype, parts[0].device)
         with torch.no_grad():
             if dtype == torch.float64:
                 return self.unpack_parts(parts, shape, torch.float32).to(dtype)

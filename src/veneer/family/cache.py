@@ -153,6 +153,8 @@ def store_of(config: RunConfig, family: Family) -> Store | None:
         return None
     parameter = next(parameter for network in family.networks.values() for parameter in network.parameters())
     quantization = "" if config.train.quantization == "none" else f" {config.train.quantization}"
+    if config.train.text_encoder_quantization is not None:
+        quantization += f" texts in {config.train.text_encoder_quantization}"
     releases = " ".join(version(package) for package in _LIBRARIES)
     machine = f"{_device_kind(parameter.device)} {torch.__version__} {releases} {torch.get_num_threads()}"
     base = f"{fingerprint(config.base)} {settings_hash(family.settings)} {parameter.dtype}"

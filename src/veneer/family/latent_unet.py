@@ -32,6 +32,7 @@ class LatentUNet(PipelineFamily):
     denoiser = "unet"
     max_token_windows = MAX_TOKEN_WINDOWS
     noise: DiscreteDiffusion
+    is_large = False
 
     def __init__(
         self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None

@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict
 
 import torch
 
-from veneer.adapter.registry import specs_of
+from veneer.adapter.registry import METHODS, specs_of
 from veneer.config.schema import RunConfig
 from veneer.engine.quantization import NONE, find_format
 from veneer.engine.quantized import parameter_count, quantization_of, quantize
 from veneer.errors import UserError
-from veneer.family.networks import LoadOptions
+from veneer.family.networks import LoadOptions, stored_format
 from veneer.family.protocol import Family
 from veneer.family.published import PUBLISHED, read_published
 from veneer.family.registry import find
 from veneer.malloc import set_thresholds
 
-__all__ = ["load_base", "load_options", "quantize_networks", "text_options"]
+__all__ = [
+    "load_base",
+    "load_options",
+    "load_run_base",
+    "quantize_networks",
+    "quantize_text_encoders",
+    "reads_on_demand",
+    "text_options",
+]
 
 
 def load_base(
@@ -28,6 +36,8 @@ def load_base(
     text_encoders: Sequence[str] = (),
     dtype: torch.dtype = torch.float32,
     token_windows: int = 1,
+    text_encoder_quantization: str | None = NONE,
+    on_demand: bool = False,
 ) -> Family:
     """Load a base model, on the GPU if PyTorch finds one: ``bundled``, a folder, a file or a hub id.
 
@@ -41,32 +51,69 @@ def load_base(
         dtype: the dtype of all other weights. A run loads them in float32, whatever ``train.precision`` is: its results
             are those of autocast over float32 weights.
         token_windows: how many windows of its text encoders' length a text takes, as in ``data.token_windows``.
+        text_encoder_quantization: the format of all other text encoders, as in ``train.text_encoder_quantization``.
+        on_demand: whether text encoders and denoiser of a large base are read when they are first called. Their files
+            are checked now. Until then they have NaN in place of their weights.
 
     Raises:
         UserError: there is no such base, only its plan can be made, or the library that quantises is not installed.
     """
     if base in PUBLISHED and not Path(base).exists():
         raise _plan_only(base)
-    if quantization != NONE:
-        find_format(quantization).check_installed()
+    for format in {quantization, text_encoder_quantization or NONE} - {NONE}:
+        find_format(format).check_installed()
     device = torch.device("cuda") if torch.cuda.is_available() else None
     source = find(base)
-    networks = (source.family.denoiser, *text_encoders)
-    family = source.load(LoadOptions(dtype, quantization, networks, device))
+    options = LoadOptions(
+        dtype,
+        quantization,
+        (source.family.denoiser, *text_encoders),
+        device,
+        text_encoder_quantization=text_encoder_quantization,
+        on_demand=on_demand,
+    )
+    family = source.load(options)
     family.use_token_windows(token_windows)
     set_thresholds(sum(4 * parameter_count(network) for network in family.networks.values()))
     return family if device is None else family.to(device, dtype)
+
+
+def load_run_base(config: RunConfig) -> Family:
+    """Load the base of a training run: its text encoders to encode all texts, then its denoiser, where it is large.
+
+    An adapter that starts from the denoiser's weights needs them at once.
+
+    Args:
+        config: the run.
+
+    Raises:
+        UserError: as of :func:`load_base`.
+    """
+    options: _Options = {
+        "text_encoders": tuple(config.adapter.text_encoders),
+        "text_encoder_quantization": None,
+        **load_options(config),
+    }
+    return load_base(config.base, **options, on_demand=reads_on_demand(config))
+
+
+def reads_on_demand(config: RunConfig) -> bool:
+    """Return whether a run reads text encoders and denoiser of a large base when they are first called."""
+    return config.train.offload and METHODS[config.adapter.method].is_additive
 
 
 class _Options(TypedDict, total=False):
     quantization: str
     text_encoders: tuple[str, ...]
     token_windows: int
+    text_encoder_quantization: str | None
 
 
 def load_options(config: RunConfig) -> _Options:
     """Return the arguments of :func:`load_base` that a run needs beside the base."""
     texts = text_options(config.data.token_windows)
+    if config.train.text_encoder_quantization is not None:
+        texts["text_encoder_quantization"] = config.train.text_encoder_quantization
     if config.train.quantization == NONE:
         return {**texts}
     parts = tuple(config.adapter.text_encoders)
@@ -83,6 +130,20 @@ def quantize_networks(family: Family, config: RunConfig) -> None:
     for name in specs_of(config.adapter, family):
         if quantization_of(family.networks[name]) != config.train.quantization:
             quantize(family.networks[name], config.train.quantization)
+
+
+def quantize_text_encoders(family: Family, config: RunConfig, stored: Mapping[str, Collection[torch.dtype]]) -> None:
+    """Quantise the text encoders of a base without weights, as :func:`load_run_base` loads those that do not learn.
+
+    Args:
+        family: the base.
+        config: the run.
+        stored: the dtypes of each one's numbers in its files.
+    """
+    modules = {**family.networks, **family.on_demand}
+    for name in set(family.text_encoders) - config.adapter.text_encoders.keys():
+        own = stored_format(stored.get(name, ())) if family.on_demand else NONE
+        quantize(modules[name], config.train.text_encoder_quantization or own)
 
 
 def _plan_only(base: str) -> UserError:

@@ -8,7 +8,7 @@ Which names and shapes its files must have, and what to say where they do not, s
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,25 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from veneer.engine.quantization import NONE
+from veneer.engine.quantization import NONE, find_format
 from veneer.engine.quantized import packed_weights, quantize, quantize_streamed
 from veneer.errors import UserError
 from veneer.family.file_content import fetch_again
 from veneer.family.libraries import one_line_errors, silence_libraries
 from veneer.family.network_files import NetworkFiles
-from veneer.family.offload import Loader
+from veneer.family.offload import Loader, without_memory
 from veneer.family.pipeline_folder import INDEX, PipelineFolder, check_network_weights
 from veneer.family.shards import Shards
 
-__all__ = ["LoadOptions", "load_file", "load_network", "load_parts", "loader_of"]
+__all__ = [
+    "LoadOptions",
+    "load_file",
+    "load_network",
+    "load_parts",
+    "loader_of",
+    "make_network",
+    "stored_format",
+]
 
 _NATIVE_DENOISER = "model.diffusion_model."
 """What begins the names of the denoiser's weights in a single file."""
@@ -41,16 +49,46 @@ class LoadOptions:
         quantization: of the linear layers of ``networks``: a key of ``FORMATS``, or ``none``.
         networks: names of the networks that are quantised.
         device: the device that their weights are quantised on and stay on; None: the CPU.
+        text_encoders: names of text encoders; those that are not among ``networks`` have a format of their own.
+        text_encoder_quantization: that format; None: they are held as their files have them, 16-bit numbers in 16 bits.
+        on_demand: whether a large base's networks are to be read when they are first called.
+        unread: names of those networks.
     """
 
     dtype: torch.dtype = torch.float32
     quantization: str = NONE
     networks: tuple[str, ...] = ()
     device: torch.device | None = None
+    text_encoders: tuple[str, ...] = ()
+    text_encoder_quantization: str | None = NONE
+    on_demand: bool = False
+    unread: tuple[str, ...] = ()
 
-    def quantization_of(self, network: str) -> str:
-        """Return the format of a network's linear layers; ``none`` if they are not quantised."""
-        return self.quantization if network in self.networks else NONE
+    def quantization_of(self, network: str, stored: Collection[torch.dtype] = ()) -> str:
+        """Return the format of a network's linear layers; ``none`` if they are not quantised.
+
+        Args:
+            network: its name.
+            stored: the dtypes of the numbers in its files.
+        """
+        if network in self.networks:
+            return self.quantization
+        if network not in self.text_encoders:
+            return NONE
+        if self.text_encoder_quantization is not None:
+            return self.text_encoder_quantization
+        return stored_format(stored)
+
+
+_HALVES: Mapping[torch.dtype, str] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+
+
+def stored_format(dtypes: Collection[torch.dtype]) -> str:
+    """Return the format that holds numbers of these dtypes in as many bits and to the same bits.
+
+    A layer in it computes what it does with the same numbers in float32: they are widened for each product.
+    """
+    return _HALVES.get(next(iter(dtypes)), NONE) if len(dtypes) == 1 else NONE
 
 
 def load_parts(
@@ -72,7 +110,12 @@ def load_parts(
     for name, kind in networks.items():
         folder.check_network(name, kind)
     kinds = {name: folder.check_tokenizer(name) for name in tokenizers} | {"scheduler": folder.check_scheduler()}
-    loaded: dict[str, Any] = {name: load_network(kind, folder.path, name, options) for name, kind in networks.items()}
+    loaded: dict[str, Any] = {
+        name: make_network(kind, folder.path, name, options)
+        if name in options.unread
+        else load_network(kind, folder.path, name, options)
+        for name, kind in networks.items()
+    }
     return loaded | {name: _load_part(kind, folder.path / name) for name, kind in kinds.items()}
 
 
@@ -145,7 +188,7 @@ def _dtype_to_read(file: Path, options: LoadOptions) -> torch.dtype:
 
 
 def loader_of(
-    place: Path, parts: Mapping[str, str], networks: Mapping[str, type[Any]], dtype: torch.dtype
+    place: Path, parts: Mapping[str, str], networks: Mapping[str, type[Any]], options: LoadOptions
 ) -> Loader | None:
     """Return a function that loads a part of a base again, as it was loaded first; None for a single file.
 
@@ -153,11 +196,10 @@ def loader_of(
         place: the base's folder or file.
         parts: the network's name by the part's.
         networks: class of each network.
-        dtype: of its weights.
+        options: those that the base was loaded with.
     """
     if place.is_file():
         return None
-    options = LoadOptions(dtype)
 
     def load(part: str) -> nn.Module:
         name = parts[part]
@@ -183,12 +225,46 @@ def load_network(kind: type[Any], folder: Path, name: str, options: LoadOptions)
     Raises:
         UserError: its files are missing, broken, or do not fit together.
     """
-    files = check_network_weights(folder / name, kind)
-    network = NetworkFiles(kind, folder, name, files)
+    network = NetworkFiles(kind, folder, name, check_network_weights(folder / name, kind))
     with network.causes():
-        if options.quantization_of(name) == NONE:
+        format = _format_of(network, options)
+        if format == NONE:
             return _load_whole(network, options.dtype)
-        return _load_streamed(network, options) or _load_then_quantize(network, options)
+        return _load_streamed(network, format, options) or _load_then_quantize(network, format, options)
+
+
+def make_network(kind: type[Any], folder: Path, name: str, options: LoadOptions) -> nn.Module:
+    """Make one network of a pipeline's folder without weights, in the form in which :func:`load_network` loads it.
+
+    Its files are compared with its configuration. Where their names are others than its own, which only the libraries
+    can tell to be the same, it is loaded.
+
+    Args:
+        kind: as of :func:`load_network`.
+        folder: the same.
+        name: the same.
+        options: the same.
+
+    Raises:
+        UserError: its files are missing, broken, or do not fit together.
+    """
+    network = NetworkFiles(kind, folder, name, check_network_weights(folder / name, kind))
+    with network.causes():
+        format = _format_of(network, options)
+        if format != NONE:
+            find_format(format).check_installed()
+        empty = network.without_weights()
+        if _names_in_files(network, empty) is None:
+            return load_network(kind, folder, name, options)
+        quantize(empty, format)
+        return without_memory(empty.eval(), options.device, options.dtype)
+
+
+def _format_of(network: NetworkFiles, options: LoadOptions) -> str:
+    """Return the format of a network's linear layers, which its files may decide."""
+    if network.name in options.networks or network.name not in options.text_encoders or network.files.is_pickled:
+        return options.quantization_of(network.name)
+    return options.quantization_of(network.name, Shards(network.files.files(network.folder)).dtypes())
 
 
 def _load_whole(network: NetworkFiles, dtype: torch.dtype) -> nn.Module:
@@ -206,24 +282,22 @@ def _load_whole(network: NetworkFiles, dtype: torch.dtype) -> nn.Module:
     return loaded
 
 
-def _load_then_quantize(network: NetworkFiles, options: LoadOptions) -> nn.Module:
+def _load_then_quantize(network: NetworkFiles, format: str, options: LoadOptions) -> nn.Module:
     loaded = _load_whole(network, torch.float32)
-    quantize(loaded, options.quantization, options.device)
+    quantize(loaded, format, options.device)
     return loaded.to(options.dtype)
 
 
-def _load_streamed(network: NetworkFiles, options: LoadOptions) -> nn.Module | None:
+def _load_streamed(network: NetworkFiles, format: str, options: LoadOptions) -> nn.Module | None:
     """Load and quantise a network weight by weight; None: its files name the weights otherwise than it does."""
-    if network.files.is_pickled:
-        return None
     empty = network.without_weights()
-    shards = Shards(network.files.files(network.folder))
-    stored = _stored_names(empty, shards.shapes)
+    stored = _names_in_files(network, empty)
     if stored is None:
         return None
-    packed = {stored[weight]: weight for weight in packed_weights(empty, options.quantization)}
+    shards = Shards(network.files.files(network.folder))
+    packed = {stored[weight]: weight for weight in packed_weights(empty, format)}
     stream = ((packed[name], weight) for name, weight in shards.stream(packed))
-    quantize_streamed(empty, options.quantization, stream, options.dtype, options.device)
+    quantize_streamed(empty, format, stream, options.dtype, options.device)
     rest = {weight: name for weight, name in stored.items() if name not in packed}
     empty.load_state_dict(_tensors(empty, rest, shards, options.dtype), strict=False, assign=True)
     return empty.eval()
@@ -248,6 +322,45 @@ def _read(shards: Shards, names: set[str], dtype: torch.dtype) -> dict[str, Tens
         if tensor.dtype == dtype or not tensor.is_floating_point()
     }
     return mapped | {name: tensor.to(dtype) for name, tensor in shards.stream(names - mapped.keys())}
+
+
+def _names_in_files(network: NetworkFiles, empty: nn.Module) -> dict[str, str] | None:
+    """Return the name in a network's files of each of its weights; None: they are not the network's own, or pickled."""
+    if network.files.is_pickled:
+        return None
+    shapes = Shards(network.files.files(network.folder)).shapes
+    return _stored_names(empty, shapes) or _renamed_names(empty, shapes)
+
+
+def _renamed_names(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str] | None:
+    """Return the same where transformers renames what it reads, as of vision-language models of earlier releases.
+
+    Returns:
+        None if it does more than that, or a weight is not there.
+    """
+    own = network.state_dict(keep_vars=True)
+    renamings = _renamings(network)
+    if renamings is None:
+        return None
+    stored = {renamings(name, own): name for name in shapes}
+    found = _stored_names(network, {name: shapes[old] for name, old in stored.items()})
+    return None if found is None else {name: stored[new] for name, new in found.items()}
+
+
+def _renamings(network: nn.Module) -> Callable[[str, Mapping[str, Any]], str] | None:
+    """Return what turns a stored name into a network's own, as transformers does; None: it does more, or nothing."""
+    from transformers import PreTrainedModel
+
+    if not isinstance(network, PreTrainedModel):
+        return None
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
+
+    steps = get_model_conversion_mapping(network)
+    if any(isinstance(step, WeightConverter) for step in steps):
+        return None
+    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+    return lambda name, own: rename_source_key(name, renamings, [], network.base_model_prefix, dict(own))[0]
 
 
 def _stored_names(network: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str] | None:

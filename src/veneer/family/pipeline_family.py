@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
@@ -23,6 +24,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from veneer.config.schema import Density, TimestepShift
+from veneer.engine.quantization import NONE
 from veneer.errors import UserError
 from veneer.family.abstract import AbstractTokenizer, Config, make_network, make_scheduler
 from veneer.family.libraries import one_line_errors
@@ -103,11 +105,14 @@ class PipelineFamily:
     max_token_windows: int = 1
     multiple: int
     noise: NoiseProcess
+    is_large: bool = True
+    """Whether text encoders and denoiser need not fit into memory together: a run reads each when it is first called,
+    and text encoders are held in the 16 bits that their files have."""
 
     @classmethod
     def load(cls, place: Path, options: LoadOptions) -> Self:
         """Load a base from a diffusers folder or from a single checkpoint file."""
-        networks = cls._network_classes()
+        networks, options = cls._network_classes(), cls._adapted(options)
         own = {name: value for name, value in cls.pipeline_options.items() if name not in cls.stored_options}
         parts = {**dict.fromkeys(cls.left_out), **own}
         if place.is_file():
@@ -118,9 +123,16 @@ class PipelineFamily:
             loaded = load_parts(folder, networks, tuple(cls.tokenizers.values()), options)
             pipeline = cls._pipeline_class()(**loaded, **parts)
         stored = {name: pipeline.config[name] for name in cls.stored_options}
-        offloaded = {"autoencoder": "vae", **{name: name for name in cls.tokenizers}}
+        offloaded = {"autoencoder": "vae", **{name: name for name in (*cls.tokenizers, cls.denoiser)}}
         components = {**pipeline.components, "scheduler": cls._scheduler_of(pipeline, place)}
-        return cls(components, loader_of(place, offloaded, networks, options.dtype), stored)
+        return cls(components, loader_of(place, offloaded, networks, options), stored)
+
+    @classmethod
+    def _adapted(cls, options: LoadOptions) -> LoadOptions:
+        """Return options with what they mean for this family: which networks are text encoders, which are unread."""
+        unread = (*cls.tokenizers, cls.denoiser) if options.on_demand and cls.is_large else ()
+        format = options.text_encoder_quantization or (None if cls.is_large else NONE)
+        return replace(options, text_encoders=tuple(cls.tokenizers), text_encoder_quantization=format, unread=unread)
 
     @classmethod
     def _scheduler_of(cls, pipeline: Any, place: Path) -> Any:
@@ -172,7 +184,9 @@ class PipelineFamily:
         self._check_channels()
         self._check_texts()
         self._scale = self._scaling_factor()
-        self._offloader = Offloader({"autoencoder": self._vae, **self._text_encoders}, load)
+        large = {**self._text_encoders, self.denoiser: self._denoiser}
+        self._offloader = Offloader({"autoencoder": self._vae, **large}, load)
+        self.on_demand: Mapping[str, nn.Module] = large if self.is_large else {}
         adaptable = {name: one for name, one in self._text_encoders.items() if name in self.default_targets}
         networks = {self.denoiser: self._denoiser, **adaptable}
         self.text_encoders = tuple(self._text_encoders)
@@ -372,8 +386,12 @@ class PipelineFamily:
         self._offloader.offload(parts)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
-        """Move and cast all networks in place."""
-        self.pipeline().to(device, dtype)
+        """Move and cast all networks in place; those that are not read yet are where they should be once they are."""
+        self._offloader.offload(self._offloader.unread)
+        self._offloader.to(device, dtype)
+        for name, part in self._parts.items():
+            if isinstance(part, nn.Module) and name not in self._offloader.unread:
+                part.to(device=device, dtype=dtype)
         return self
 
 

@@ -162,6 +162,9 @@ class Family(Protocol):
     """How many windows of its text encoders' length a text may take at most."""
     token_windows: int
     """How many it takes, whatever its own length: 1, unless :meth:`use_token_windows` says more."""
+    on_demand: Mapping[str, nn.Module]
+    """Text encoders and denoiser by name, if they are so large that a run has one or the other in memory: each is read
+    when it is first called. Empty where a run has both."""
     guided_batch: bool
     """Whether the pipeline guides by one batch of all rows twice, without and with their texts; else it has none, or
     guides by two passes."""
@@ -237,7 +240,8 @@ class Family(Protocol):
     def offload(self, parts: Sequence[str]) -> None:
         """Take exactly these parts out of memory, as far as that can be done, and bring all others back.
 
-        ``autoencoder`` and the text encoders can be named. A call of an offloaded part restores it, to the same bits.
+        ``autoencoder``, the text encoders and the denoiser can be named. A call of an offloaded part restores it, to
+        the same bits.
         """
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Family:

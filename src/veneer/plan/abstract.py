@@ -9,16 +9,20 @@ import torch
 from veneer.config.schema import RunConfig
 from veneer.family.abstract import read_configs
 from veneer.family.libraries import one_line_errors, silence_libraries
+from veneer.family.loading import quantize_text_encoders
 from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Family
 from veneer.family.published import PUBLISHED, read_published
 from veneer.family.registry import family_class, find
+from veneer.family.shards import Shards, weight_files
 from veneer.plan.tracer import MemoryTracer
 
 __all__ = ["abstract_base"]
 
 _WEIGHT_DTYPE = torch.float32
 """What a run holds its base's weights in; ``train.quantization`` changes it afterwards."""
+_PUBLISHED_DTYPE = torch.bfloat16
+"""What large text encoders are published in."""
 
 
 def abstract_base(config: RunConfig, tracer: MemoryTracer) -> Family:
@@ -40,10 +44,22 @@ def abstract_base(config: RunConfig, tracer: MemoryTracer) -> Family:
 def _make_base(config: RunConfig) -> Family:
     if config.base in PUBLISHED and not Path(config.base).exists():
         published = read_published(config.base)
-        return family_class(published.pipeline).abstract(published.parts, _WEIGHT_DTYPE)
+        family = family_class(published.pipeline).abstract(published.parts, _WEIGHT_DTYPE)
+        quantize_text_encoders(family, config, {name: {_PUBLISHED_DTYPE} for name in family.text_encoders})
+        return family
     source = find(config.base)
     if source.is_file:  # which has no configurations
         return source.load(LoadOptions())
     with one_line_errors(source.base, "its parts do not fit together: take all from one base"):
         configs = read_configs(str(source.place or source.base), source.family.config_names())
-        return source.family.abstract(configs, _WEIGHT_DTYPE)
+        family = source.family.abstract(configs, _WEIGHT_DTYPE)
+    quantize_text_encoders(family, config, {name: _stored_dtypes(source.place, name) for name in family.text_encoders})
+    return family
+
+
+def _stored_dtypes(folder: Path | None, name: str) -> set[torch.dtype]:
+    """Return the dtypes of a network's numbers in its files; of one that is not here, what published ones have."""
+    files = [] if folder is None else weight_files(folder / name)
+    if not files or any(file.suffix != ".safetensors" for file in files):
+        return {_PUBLISHED_DTYPE}
+    return Shards(files).dtypes()

@@ -19,7 +19,7 @@ from veneer.plan.machine import free_memory, process_memory
 from veneer.plan.memory import Memory
 from veneer.plan.pictures import PictureCounts
 from veneer.plan.plan import Plan
-from veneer.plan.rehearsal import RunInputs, module_count, rehearse, tensors_of
+from veneer.plan.rehearsal import RunInputs, module_count, rehearse, tensors_of, unread_parts
 from veneer.plan.remedies import Remedy, find_remedies, verdict
 from veneer.plan.weight_files import read_weight_files
 
@@ -118,7 +118,7 @@ def make_plan(
     """
 
     def before_loading() -> int:
-        files = read_weight_files(config.base, _weight_bytes(family))
+        files = read_weight_files(config.base, _weight_bytes(family), unread_parts(config, family))
         return max(0, process_memory() - growth_after_loading(files, module_count(family)))
 
     return _in_process(plan_loaded(config, family, dataset, metadata), before_loading)

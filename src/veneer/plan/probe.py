@@ -24,7 +24,7 @@ from veneer.data.preflight import read_prior, survey
 from veneer.engine.memory_usage import read_memory_usage
 from veneer.engine.peak_memory import reset_peak
 from veneer.errors import UserError
-from veneer.family.loading import load_base, load_options
+from veneer.family.loading import load_run_base
 from veneer.family.protocol import device_of
 from veneer.malloc import large_pages_requested, request_large_pages
 from veneer.plan.assessment import assess_config
@@ -126,7 +126,7 @@ def _measure(config: RunConfig) -> Probe:
     if torch.cuda.is_available():
         _warm_up()
     meter = _Meter()
-    family = load_base(config.base, **load_options(config))
+    family = load_run_base(config)
     meter.record(LOADING)
     config = _with_prior(resolve(config, family))
     with closing(Trainer(config, family, pictures)) as trainer:

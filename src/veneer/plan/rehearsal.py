@@ -18,7 +18,7 @@ from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
 from veneer.data.transform import Geometry
 from veneer.engine.precision import precision_of
-from veneer.family.loading import quantize_networks
+from veneer.family.loading import quantize_networks, reads_on_demand
 from veneer.family.protocol import Conditioning, Family, device_of
 from veneer.objective.loss import Objective
 from veneer.plan.cpu.process import ModuleCounts, process_growth
@@ -27,12 +27,12 @@ from veneer.plan.parameters import count_parameters, file_size
 from veneer.plan.pictures import PictureCounts
 from veneer.plan.plan import Disk, Plan, Schedule, TimestepPlan
 from veneer.plan.tracer import MemoryTracer
-from veneer.plan.weight_files import read_weight_files
+from veneer.plan.weight_files import WeightFiles, read_weight_files
 from veneer.train.loop import Trainer
 from veneer.train.step import MicroBatch, train_step
 from veneer.weights.safetensors import encoded_bytes
 
-__all__ = ["BaseMaker", "RunInputs", "module_count", "rehearse", "tensors_of"]
+__all__ = ["BaseMaker", "RunInputs", "module_count", "rehearse", "tensors_of", "unread_parts"]
 
 BaseMaker = Callable[[MemoryTracer], Family]
 """Makes a base whose tensors have no data, recorded by the tracer."""
@@ -71,7 +71,9 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
     tracer.begin_phase(LOADING)
     family = make_base(tracer)
     _label_weights(tracer, family, config)
+    _leave_unread(tracer, family, config)
     base_modules = module_count(family)
+    files = _weight_files(tracer, family, config)
     config = resolve(config, family)
     rehearsal = _Rehearsal(tracer, family, config)
     with tracer.tracing(), closing(rehearsal.make_trainer()) as trainer:
@@ -80,10 +82,10 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
         adapted = module_count(family)
         counts = count_parameters(family.networks, trainer.injection, inputs.metadata, config.output.formats[0])
         with tracer.unrecorded():
-            files, best_file = _file_sizes(config, family, trainer.injection.weights(), inputs.metadata)
-        disk = _disk(config, encoded_bytes(trainer.state_dict(), {}), files, best_file)
+            written, best_file = _file_sizes(config, family, trainer.injection.weights(), inputs.metadata)
+        disk = _disk(config, encoded_bytes(trainer.state_dict(), {}), written, best_file)
         rehearsal.finish(trainer)
-    phases = _phases(tracer, config.base, ModuleCounts(base_modules, adapted))
+    phases = _phases(tracer, files, ModuleCounts(base_modules, adapted))
     memory = Memory(inputs.device.type, phases, rehearsal.caches)
     schedule, timesteps = _schedule(config, inputs.pictures), _timesteps(config, family)
     return replace(counts, memory=memory, schedule=schedule, disk=disk, timesteps=timesteps)
@@ -101,9 +103,32 @@ def tensors_of(network: nn.Module) -> Iterable[Tensor]:
 
 def _label_weights(tracer: MemoryTracer, family: Family, config: RunConfig) -> None:
     quantize_networks(family, config)
-    for name, network in family.networks.items():
-        tracer.label(f"weights: {name}", tensors_of(network))
+    _label_networks(tracer, family)
     tracer.label_others("weights: autoencoder")
+
+
+def _label_networks(tracer: MemoryTracer, family: Family) -> None:
+    for name, network in {**family.networks, **family.on_demand}.items():
+        tracer.label(f"weights: {name}", tensors_of(network))
+
+
+def unread_parts(config: RunConfig, family: Family) -> tuple[str, ...]:
+    """Return the names of the networks that a run does not load with the rest but when they are first called."""
+    return tuple(family.on_demand) if reads_on_demand(config) else ()
+
+
+def _weight_files(tracer: MemoryTracer, family: Family, config: RunConfig) -> WeightFiles:
+    """Return the files of what is loaded before anything is computed."""
+    unread = unread_parts(config, family)
+    return read_weight_files(config.base, tracer.held if unread else tracer.weight_bytes, unread)
+
+
+def _leave_unread(tracer: MemoryTracer, family: Family, config: RunConfig) -> None:
+    """Take those networks out of memory."""
+    if unread := unread_parts(config, family):
+        with tracer.tracing():
+            family.offload(unread)
+        tracer.begin_phase(LOADING)  # anew: only what is left was loaded
 
 
 def _schedule(config: RunConfig, pictures: PictureCounts | None) -> Schedule:
@@ -149,10 +174,10 @@ def _disk(config: RunConfig, state: int, files: int, best_file: int) -> Disk:
     return Disk(state + best, config.train.keep_checkpoints, files + best)
 
 
-def _phases(tracer: MemoryTracer, base: str, modules: ModuleCounts) -> tuple[Phase, ...]:
+def _phases(tracer: MemoryTracer, files: WeightFiles, modules: ModuleCounts) -> tuple[Phase, ...]:
     growth: Mapping[str, int] = {}
     if tracer.device.type == "cpu":  # elsewhere the tensors are not in the process's memory
-        growth = process_growth(tracer.trace, read_weight_files(base, tracer.weight_bytes), modules)
+        growth = process_growth(tracer.trace, files, modules)
     return tuple(
         Phase(name, peak.total, _largest_first(peak.parts), growth.get(name)) for name, peak in tracer.peaks().items()
     )
@@ -215,6 +240,7 @@ class _Rehearsal:
         posterior = self._family.encode_image(torch.zeros(1, 3, self._side, self._side))
         with torch.no_grad():
             self._text = self._family.encode_text([""]).to("meta")  # its shapes are all that is needed
+        _label_networks(self._tracer, self._family)
         self._latent = posterior.mean.shape[1:]
         if pictures is not None:
             self.caches = self._cache_bytes(pictures, posterior.mean)
@@ -236,6 +262,7 @@ class _Rehearsal:
             text = micro.text.tensors.values() if isinstance(micro.text, Conditioning) else ()
             self._tracer.label("batch", (micro.latents, micro.noise, micro.t_B, micro.weight_B, *text))
         trainer.offload()
+        _label_networks(self._tracer, self._family)
         train_step(replace(trainer.context, graphs=None), 0, micros[:2])
 
     def _micro_batch(self) -> MicroBatch:
@@ -274,6 +301,8 @@ class _Rehearsal:
         weights = trainer.injection.weights()
         self._tracer.label_others("adapter")
         trainer.close()
+        if unread_parts(self._config, self._family):  # read into memory of their own
+            self._tracer.label_others("weights loaded again")
         self._tracer.label_reloaded("weights loaded again")
         with apply_adapter(self._family.networks, weights), torch.no_grad():
             self._tracer.label_others("merged weights")

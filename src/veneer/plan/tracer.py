@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from veneer.engine.placeholders import is_placeholder
 from veneer.plan.cpu.workspace import KERNEL, Workspace, workspace
 from veneer.plan.trace import Block, Peak, Trace, peaks
 
@@ -291,11 +292,11 @@ class _CopyWithoutData(TorchFunctionMode):
         return memo[id(tensor)]
 
     def _without_data(self, tensor: Tensor) -> Tensor:
-        if tensor.is_meta:
+        if tensor.is_meta or is_placeholder(tensor):  # of weights that are not read yet
+            device = self._tracer.device if tensor.is_meta else tensor.device
+            stride = torch.empty(tensor.shape, device="meta").stride() if is_placeholder(tensor) else tensor.stride()
             with self._fake:
-                fake: Tensor = torch.empty_strided(
-                    tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._tracer.device
-                )
+                fake: Tensor = torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype, device=device)
         else:
             fake = self._fake.from_tensor(tensor, static_shapes=True)
             self._fake.fake_tensor_converter.tensor_memo.clear()

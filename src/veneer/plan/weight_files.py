@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,15 +62,16 @@ class WeightFiles:
         return max((copy + part.size for copy, part in zip(copies, self.parts, strict=True)), default=0)
 
 
-def read_weight_files(base: str, weight_bytes: int) -> WeightFiles:
+def read_weight_files(base: str, weight_bytes: int, unread: Collection[str] = ()) -> WeightFiles:
     """Return the files of a base's weights, from their headers if they are in a folder on this machine.
 
     Args:
         base: what ``load_family`` takes, or a published architecture.
-        weight_bytes: bytes of the base in float32, for one that is not here; its weights count as copied.
+        weight_bytes: bytes of what is loaded of it, for one that is not here; its weights count as copied.
+        unread: names of networks that are not loaded with the rest.
     """
     folder = veneer.base.path() if base == BUNDLED else user_path(base)
-    headers = [[header(file) for file in files] for files in _files(folder)]
+    headers = [[header(file) for file in files] for files in _files(folder, unread)]
     if not headers:
         return WeightFiles((PartFiles(weight_bytes // 4, 0),), mapped=False)
     parts = tuple(PartFiles(sum(map(_count, files)), sum(map(_size, files))) for files in headers)
@@ -77,11 +79,12 @@ def read_weight_files(base: str, weight_bytes: int) -> WeightFiles:
     return WeightFiles(parts, mapped=dtypes <= {"F32", "I64"})
 
 
-def _files(folder: Path) -> list[list[Path]]:
+def _files(folder: Path, unread: Collection[str]) -> list[list[Path]]:
     """Return the weight files of each of a base's networks; empty if it is no folder on this machine."""
     if not folder.is_dir():
         return []
-    of_parts = [weight_files(folder / name) for name in family_class(detect(folder)).config_names()]
+    names = [name for name in family_class(detect(folder)).config_names() if name not in unread]
+    of_parts = [weight_files(folder / name) for name in names]
     found = [files for files in of_parts if files]  # a scheduler has none
     # what is of PyTorch's format has no header to read, and is copied like a base that is not here
     return found if all(file.suffix == ".safetensors" for files in found for file in files) else []

@@ -12,7 +12,7 @@ from veneer.data.notes import note_small
 from veneer.data.preflight import Dataset, survey
 from veneer.errors import UserError
 from veneer.family.fingerprint import settings_hash
-from veneer.family.loading import load_base, load_options
+from veneer.family.loading import load_run_base
 from veneer.family.protocol import Family
 from veneer.family.unread import caption_places, unread_notes
 from veneer.run.events import Callback, Surveyed
@@ -61,7 +61,7 @@ def prepare(
     dataset = survey(config.data)
     emit(Surveyed.of(dataset))
     _check_validation(config, dataset)
-    family = load_base(config.base, **load_options(config))
+    family = load_run_base(config)
     for warning in input_warnings(config, dataset, family):
         emit(warning)
     config = resolve(config, family)

@@ -188,6 +188,8 @@ class StudyContext:
         """Refuse a base that is to be loaded otherwise than it is, for all trials share it."""
         shared = self.reference
         self._refuse_other("train.quantization", config.train.quantization, shared.train.quantization)
+        texts = config.train.text_encoder_quantization, shared.train.text_encoder_quantization
+        self._refuse_other("train.text_encoder_quantization", *texts)
         self._refuse_other("data.token_windows", config.data.token_windows, shared.data.token_windows)
 
     def _refuse_other(self, key: str, own: object, shared: object) -> None:
