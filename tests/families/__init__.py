@@ -11,10 +11,24 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["CAPTIONS", "FamilyCase", "family_cases"]
+__all__ = ["CAPTIONS", "Edits", "FamilyCase", "family_cases"]
 
 CAPTIONS = ("a cat", "the dog that sees a cat, and no end of other things besides")
 """Of different lengths, so that a batch of both must tell them apart."""
+
+
+@dataclass(frozen=True)
+class Edits:
+    """A family that edits, as diffusers' own parts have it.
+
+    Attributes:
+        counts: numbers of references to try.
+        velocity: as ``FamilyCase.velocity``, with each caption's references as a further argument: pixels (3, H, W) in
+            [-1, 1] of the size of what is painted.
+    """
+
+    counts: tuple[int, ...]
+    velocity: Callable[[Any, Tensor, Tensor, Sequence[str], Sequence[Sequence[Tensor]]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -36,6 +50,7 @@ class FamilyCase:
         key_tables: tables in tests/data/keys of whole models' layers.
         loads_adapters: whether diffusers' pipeline reads adapter files.
         unused: layers that no output of the denoiser depends on, which get no gradient.
+        edits: what it does with references; None: it takes none.
         tolerance: most that a prediction may differ from the pipeline's, where it is not the same operations.
     """
 
@@ -49,6 +64,7 @@ class FamilyCase:
     key_tables: tuple[str, ...] = ()
     loads_adapters: bool = True
     unused: tuple[str, ...] = ()
+    edits: Edits | None = None
     tolerance: float = 0.0
 
 

@@ -133,6 +133,59 @@ def test_a_batch_is_its_rows_one_by_one(family: Family) -> None:
         torch.testing.assert_close(both[one], alone, rtol=1e-4, atol=1e-5)
 
 
+def references_of(family: Family, size: tuple[int, int], count: int, rows: int = 2) -> list[list[Tensor]]:
+    """Each row's references, of the size of what is painted."""
+    height, width = (side * family.multiple for side in size)
+    return [
+        [draw(3, height, width, seed=9 + 5 * row + one).clamp(-1, 1) for one in range(count)] for row in range(rows)
+    ]
+
+
+def edit_conditioning(
+    family: Family, size: tuple[int, int], references: list[list[Tensor]], captions: tuple[str, ...] = CAPTIONS
+) -> Conditioning:
+    """Each caption and each row's references are encoded alone, as a run does."""
+    height, width = (side * family.multiple for side in size)
+    pairs = list(zip(captions, references, strict=True))
+    reads = family.text_reads_references
+    texts = [
+        family.encode_instructions([caption], [own]) if reads else family.encode_text([caption])
+        for caption, own in pairs
+    ]
+    shown = Conditioning.cat([family.encode_references(own) for _, own in pairs])
+    conditioning = family.condition(Conditioning.cat(texts), [Geometry.whole(height, width)] * len(pairs))
+    return conditioning.joined_to(shown.tensors)
+
+
+def test_a_family_edits_if_its_case_does(case: FamilyCase, family: Family) -> None:
+    counts = () if case.edits is None else case.edits.counts
+    assert all(count in family.reference_counts for count in counts)
+    assert (family.reference_counts.stop > 1) == bool(counts)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", SIZES)
+def test_a_prediction_with_references_is_the_pipeline_s(
+    case: FamilyCase, family: Family, pipeline: Any, size: tuple[int, int]
+) -> None:
+    if case.edits is None:
+        pytest.skip("it takes no references")
+    t_B, noisy = torch.tensor([0.3, 0.8], dtype=torch.float64), latents_of(family, size)
+    for count in case.edits.counts:
+        references = references_of(family, size, count)
+        expected = case.edits.velocity(pipeline, noisy, t_B.float(), CAPTIONS, references)
+        conditioning = edit_conditioning(family, size, references)
+        both = family.predict(noisy, t_B, conditioning)
+        assert len(conditioning.references) == count
+        assert_close(both, expected, case.tolerance)
+        other = edit_conditioning(family, size, references[::-1])
+        assert not torch.allclose(both, family.predict(noisy, t_B, other), rtol=1e-4, atol=1e-6)
+        for row in range(2):
+            one = slice(row, row + 1)
+            alone = edit_conditioning(family, size, references[one], CAPTIONS[one])
+            torch.testing.assert_close(family.predict(noisy[one], t_B[one], alone), both[one], rtol=1e-4, atol=1e-5)
+
+
 @torch.no_grad()
 def test_the_caption_and_the_time_matter(family: Family) -> None:
     """A family that left one of them out would pass for a right one where its reference did so too."""

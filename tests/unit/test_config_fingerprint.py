@@ -23,7 +23,7 @@ SILENT += [
 ]
 SILENT += ["tracking.trackers", "tracking.project"]
 SILENT += ["validation.pictures", "validation.every", "validation.patience"]
-SILENT += ["sample.every", "sample.guidance", "sample.prompts", "sample.steps", "data.prior.path"]
+SILENT += ["sample.every", "sample.guidance", "sample.prompts", "sample.references", "sample.steps", "data.prior.path"]
 
 
 def config(**sections: Any) -> RunConfig:

@@ -274,6 +274,7 @@ counts = st.integers(1)
 words = st.text(min_size=1).filter(lambda text: bool(text.strip()))
 targets = st.lists(words, min_size=1, max_size=3).map(tuple)
 folders = st.text(st.characters(exclude_characters="\0~", codec="utf-8"), min_size=1).map(Path) | st.just(Path("0.1"))
+several = st.lists(folders, max_size=2).map(tuple)
 
 
 def of(model: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
@@ -287,7 +288,9 @@ def of(model: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[
 
 data_configs = of(
     DataConfig,
-    sources=st.lists(of(SourceConfig, path=folders, repeats=counts), min_size=1, max_size=2).map(tuple),
+    sources=st.lists(of(SourceConfig, path=folders, repeats=counts, references=several), min_size=1, max_size=2).map(
+        tuple
+    ),
     trigger=st.none() | words,
     resolution=st.none() | st.integers(8),
     held_out=shares | folders,
@@ -344,7 +347,8 @@ configs = of(
     sample=of(
         SampleConfig,
         every=st.integers(0),
-        prompts=st.lists(st.text(), max_size=3).map(tuple),
+        prompts=st.lists(st.text(), min_size=3, max_size=3).map(tuple),
+        references=st.just(()) | st.lists(several, min_size=3, max_size=3).map(tuple),
         steps=counts,
         guidance=st.floats(1, allow_infinity=False),
     ),

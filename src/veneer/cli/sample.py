@@ -22,6 +22,14 @@ def sample(
         typer.Option(min=0, max=MAX_SEED, metavar="N", help="Seed of a prompt's first picture; the others count on."),
     ] = 0,
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Pictures of each prompt.")] = 1,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            parser=parse_path,
+            help="Picture that a base which edits applies every prompt to; repeated for a base that takes several.",
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(metavar="FOLDER", parser=parse_path, help="Where the pictures go.")] = Path(
         "samples"
     ),
@@ -42,5 +50,5 @@ def sample(
         else:
             print_text(str(event.path))
 
-    options = SampleOptions(seed=seed, count=count, scale=scale, steps=steps, guidance=guidance)
+    options = SampleOptions(seed, count, scale, steps, guidance, tuple(reference or ()))
     sample_adapter(file, prompt, out, base=base, options=options, callback=show)

@@ -48,6 +48,11 @@ def _as_tuple(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _as_several(value: object) -> object:
+    """Turn a path alone into a tuple of one, and a list into a tuple."""
+    return (value,) if isinstance(value, (str, Path)) else _as_tuple(value)
+
+
 def _not_blank(value: str) -> str:
     if not value.strip():
         raise ValueError("is empty; leave the key out instead")
@@ -90,6 +95,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Folder = Annotated[Path, BeforeValidator(_as_path)]
+Folders = Annotated[tuple[Folder, ...], BeforeValidator(_as_several)]
 NonBlank = Annotated[str, AfterValidator(_not_blank)]
 FolderOrId = Annotated[NonBlank, AfterValidator(open_home)]
 Targets = Annotated[tuple[NonBlank, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
@@ -133,6 +139,9 @@ class SourceConfig(_Section):
     captions: Literal["lines", "whole"] = "lines"
     """What is a caption in a caption file: each of its lines, of which a draw takes one; or the whole file, its lines
     joined by spaces."""
+    references: Folders = ()
+    """For a base that edits: folder with the picture that each is made from by its caption, of the same name with any
+    ending; a list of folders for several. A ``metadata.jsonl`` names them as ``reference_file_name``."""
 
 
 class PriorConfig(_Section):
@@ -303,11 +312,22 @@ class SampleConfig(_Section):
     every: Annotated[int, Field(ge=0)] = 0
     """Steps between sample sheets; 0: none while training."""
     prompts: Annotated[tuple[str, ...], BeforeValidator(_as_tuple)] = ()
-    """What to paint; default: captions of held-out pictures."""
+    """What to paint; default: captions of held-out pictures, with their references."""
+    references: Annotated[tuple[Folders, ...], BeforeValidator(_as_several)] = ()
+    """For a base that edits: the picture that each prompt is applied to, or a list of several; one alone is for all."""
     steps: Count = 25
     """Denoising steps."""
     guidance: Annotated[float, Field(ge=1)] = 4.0
     """Classifier-free guidance (Ho and Salimans 2022); 1: none."""
+
+    @model_validator(mode="after")
+    def _has_as_many_references(self) -> SampleConfig:
+        prompts, references = len(self.prompts), len(self.references)
+        if references not in (0, prompts) and (references > 1 or not prompts):
+            raise ValueError(
+                f"references are {references}, but prompts are {prompts}; name one for each, or one for all"
+            )
+        return self
 
 
 class TrackingConfig(_Section):

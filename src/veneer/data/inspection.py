@@ -16,7 +16,7 @@ from PIL import Image
 from veneer.config.colour import rgb
 from veneer.data.decode import Unreadable, decode
 from veneer.data.duplicates import THUMB, Thumb
-from veneer.data.manifest import Manifest, Rejected, Sample, content_id
+from veneer.data.manifest import Manifest, Reference, Rejected, Sample, content_id, sample_id
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.wording import few
 from veneer.files import open_regular
@@ -84,7 +84,29 @@ def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Th
     content = _read(entry.path)
     image = decode(content, background, remarks)
     thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
-    return Sample(content_id(content), entry.path, entry.captions, *image.size, entry.repeats), thumb, remarks
+    own = content_id(content)
+    references = tuple(_reference(path, image.size, background, remarks) for path in entry.references)
+    id = sample_id(own, references)
+    sample = Sample(id, entry.path, entry.captions, *image.size, entry.repeats, references, own)
+    return sample, thumb, remarks
+
+
+def _reference(path: Path, size: tuple[int, int], background: tuple[int, int, int], remarks: list[str]) -> Reference:
+    """Return a reference of a picture, (width, height) large, which is cut and resized as the picture is.
+
+    Raises:
+        Unreadable: it cannot be used, or has another aspect: an adapter would learn to zoom or to shift.
+    """
+    try:
+        content = _read(path)
+        width, height = decode(content, background, remarks).size
+    except Unreadable as error:
+        raise Unreadable(f"its reference {path}: {error}") from None
+    # one side may have been rounded to whole pixels when either was resized
+    if abs(width * size[1] - height * size[0]) > max(width, height, *size):
+        ours, theirs = f"{size[0]} x {size[1]}", f"{width} x {height}"
+        raise Unreadable(f"its reference {path} is {theirs}, and it is {ours}: crop or pad one to the other's shape")
+    return Reference(content_id(content), path, width, height)
 
 
 def _read(path: Path) -> bytes:

@@ -3,12 +3,30 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import xxhash
 
-__all__ = ["Manifest", "Rejected", "Sample", "content_id"]
+__all__ = ["Manifest", "Reference", "Rejected", "Sample", "content_id", "sample_id"]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A picture that an edit model is shown beside the instruction. Plain data, no pixels.
+
+    Attributes:
+        content: hash of the file's bytes.
+        path: the file.
+        width: in pixels, upright.
+        height: likewise.
+    """
+
+    content: str
+    path: Path
+    width: int
+    height: int
 
 
 @dataclass(frozen=True)
@@ -16,12 +34,14 @@ class Sample:
     """One picture that can be trained on. Plain data, no pixels.
 
     Attributes:
-        id: hash of the file's bytes, so that it is the same wherever the picture lies.
+        id: hash of the file's bytes, so that it is the same wherever the picture lies; of a pair, of all its pictures'.
         path: the file.
         captions: what may be said of it, at least one, each with the trigger.
         width: in pixels, upright, i.e. after the rotation that its EXIF asks for.
         height: likewise.
         repeats: how often an epoch shows it.
+        references: of a pair, the pictures that it is made from by the instruction, which is its caption; else none.
+        content: hash of the file's own bytes; left out: the id, as it is where there is no reference.
     """
 
     id: str
@@ -30,6 +50,12 @@ class Sample:
     width: int
     height: int
     repeats: int
+    references: tuple[Reference, ...] = ()
+    content: str = ""
+
+    def __post_init__(self) -> None:
+        """Fill the content in."""
+        object.__setattr__(self, "content", self.content or self.id)
 
     def __hash__(self) -> int:
         """Return the id's hash, which is quick; equal samples have equal ids."""
@@ -56,6 +82,11 @@ class Manifest:
         lines = sorted(json.dumps([sample.id, sample.captions, sample.repeats]) for sample in self.samples)
         return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
 
+    @property
+    def references(self) -> int:
+        """How many references each of its samples has, which is the same number for all."""
+        return max((len(sample.references) for sample in self.samples), default=0)
+
     def without(self, others: Manifest) -> Manifest:
         """Return the manifest less pictures of the same bytes among the others."""
         ids = {sample.id for sample in others.samples}
@@ -65,3 +96,10 @@ class Manifest:
 def content_id(content: bytes) -> str:
     """Return the id of a file's bytes: XXH3, 128 bits, in hex."""
     return xxhash.xxh3_128_hexdigest(content)
+
+
+def sample_id(content: str, references: Sequence[Reference]) -> str:
+    """Return the id of a sample: its content, or of a pair the hash of all its pictures' contents in order."""
+    if not references:
+        return content
+    return content_id("+".join([content, *(reference.content for reference in references)]).encode())

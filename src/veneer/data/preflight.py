@@ -6,6 +6,8 @@ list) ends the run before it starts.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from veneer.config.schema import DataConfig, RunConfig, SourceConfig
 from veneer.data.duplicates import near_duplicates
 from veneer.data.holdout import split, without_held_out
 from veneer.data.inspection import Inspection, inspect_pictures
-from veneer.data.manifest import Manifest
+from veneer.data.manifest import Manifest, Sample
 from veneer.data.notes import note_pictures, reasons
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.registry import read_source
@@ -59,6 +61,7 @@ def survey(config: DataConfig) -> Dataset:
     else:
         train, held = split(pictures, config.held_out)
     _refuse_if_empty(train, config.sources[0].path)
+    _check_references(config, [*train.samples.values(), *held.samples.values()])
     near = _near_paths(pictures, held)
     return Dataset(train.manifest(), held.manifest(), near, pictures.copies, note_pictures(config, train, held, near))
 
@@ -92,6 +95,26 @@ def _refuse_if_empty(pictures: Inspection, where: Path) -> None:
     if not pictures.samples:
         what = f"no picture can be used: {few(reasons(pictures.rejected))}"
         raise UserError(what, code="data.no_usable_picture", where=where)
+
+
+def _check_references(config: DataConfig, samples: Sequence[Sample]) -> None:
+    """Refuse pictures of which not all have as many references, and pictures of the class beside pairs.
+
+    Raises:
+        UserError: a batch could not be made of them.
+    """
+    counts = Counter(len(sample.references) for sample in samples)
+    if len(counts) > 1:
+        told = ", ".join(f"{number} have {count}" for count, number in sorted(counts.items()))
+        raise UserError(
+            f"of {len(samples)} pictures, held-out ones included, {told} references",
+            code="data.mixed_references",
+            where="data.sources",
+            remedy="give each as many, or train on those of each number apart",
+        )
+    if config.prior is not None and 0 not in counts:
+        what = "pictures of the class have no references, and the pictures have"
+        raise UserError(what, code="data.prior_of_pairs", where="data.prior", remedy="leave it out")
 
 
 def _near_paths(pictures: Inspection, held: Inspection) -> tuple[tuple[Path, Path], ...]:

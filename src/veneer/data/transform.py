@@ -12,12 +12,22 @@ from torch import Tensor
 from veneer.config.colour import rgb
 from veneer.config.schema import DataConfig
 from veneer.data.decode import Unreadable, decode
-from veneer.data.manifest import Sample, content_id
+from veneer.data.manifest import Reference, Sample, content_id
 from veneer.errors import UserError
 from veneer.files import open_regular
 from veneer.rng import uniform
 
-__all__ = ["Geometry", "centered_geometry", "geometry_of", "is_flipped", "load_centered", "load_pixels"]
+__all__ = [
+    "Geometry",
+    "centered_geometry",
+    "centered_square",
+    "geometry_of",
+    "is_flipped",
+    "load_centered",
+    "load_centered_references",
+    "load_pixels",
+    "load_references",
+]
 
 
 @dataclass(frozen=True)
@@ -73,10 +83,32 @@ def load_pixels(sample: Sample, config: DataConfig, resolution: int, seed: int, 
     Returns:
         float32 (3, R, R) in [-1, 1].
     """
-    square = _square(_read(sample, config), resolution, _shift(sample, config, seed, draw_index))
-    if is_flipped(sample, config, seed, draw_index):
-        square = square.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return _to_tensor(square)
+    shift = _shift(sample, config, seed, draw_index)
+    return _load(sample, config, resolution, shift, is_flipped(sample, config, seed, draw_index))
+
+
+def load_references(
+    sample: Sample, config: DataConfig, resolution: int, seed: int, draw_index: int
+) -> tuple[Tensor, ...]:
+    """Load the references of a sample as one draw of training has them: cut, resized and mirrored as the sample is.
+
+    Args:
+        sample: which picture.
+        config: as for :func:`load_pixels`, like all others.
+        resolution: as there.
+        seed: as there.
+        draw_index: as there.
+
+    Returns:
+        Of each reference float32 (3, R, R) in [-1, 1].
+    """
+    shift, flipped = _shift(sample, config, seed, draw_index), is_flipped(sample, config, seed, draw_index)
+    return tuple(_load(reference, config, resolution, shift, flipped) for reference in sample.references)
+
+
+def _load(picture: Sample | Reference, config: DataConfig, side: int, shift: float, flipped: bool) -> Tensor:
+    square = _square(_read(picture, config), side, shift)
+    return _to_tensor(square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else square)
 
 
 def _shift(sample: Sample, config: DataConfig, seed: int, draw_index: int) -> float:
@@ -91,15 +123,25 @@ def is_flipped(sample: Sample, config: DataConfig, seed: int, draw_index: int) -
 
 def load_centered(sample: Sample, config: DataConfig, resolution: int) -> Tensor:
     """Load a sample as it is measured on, with nothing random: its middle square, float32 (3, R, R) in [-1, 1]."""
-    return _to_tensor(_square(_read(sample, config), resolution, 0.5))
+    return _load(sample, config, resolution, 0.5, flipped=False)
 
 
-def _read(sample: Sample, config: DataConfig) -> Image.Image:
-    """Decode a sample's file, which must still be the one that was inspected."""
+def load_centered_references(sample: Sample, config: DataConfig, resolution: int) -> tuple[Tensor, ...]:
+    """Load the references of a sample as :func:`load_centered` loads the sample."""
+    return tuple(_load(reference, config, resolution, 0.5, flipped=False) for reference in sample.references)
+
+
+def centered_square(image: Image.Image, side: int) -> Image.Image:
+    """Cut the middle square of a picture and resize it to ``side``, as what is trained on is."""
+    return _square(image, side, 0.5)
+
+
+def _read(picture: Sample | Reference, config: DataConfig) -> Image.Image:
+    """Decode a picture's file, which must still be the one that was inspected."""
     try:
-        with open_regular(sample.path) as file:
+        with open_regular(picture.path) as file:
             content = file.read()
-        if content_id(content) == sample.id:
+        if content_id(content) == picture.content:
             return decode(content, rgb(config.background))
         code, what = "data.picture_changed", "has changed since the pictures were looked over"
     except OSError as error:
@@ -107,7 +149,7 @@ def _read(sample: Sample, config: DataConfig) -> Image.Image:
     except Unreadable as error:
         code, what = "data.picture_unusable", str(error)
     remedy = "leave the pictures alone while training, and start again"
-    raise UserError(what, code=code, where=sample.path, remedy=remedy)
+    raise UserError(what, code=code, where=picture.path, remedy=remedy)
 
 
 def _square(image: Image.Image, side: int, shift: float) -> Image.Image:

@@ -15,7 +15,7 @@ from veneer.adapter.protocol import AdapterWeights
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset
-from veneer.data.transform import centered_geometry
+from veneer.data.transform import centered_geometry, load_centered_references
 from veneer.engine.attention import trusted_attention
 from veneer.engine.precision import precision_of
 from veneer.errors import UserError
@@ -23,6 +23,7 @@ from veneer.evaluate.comparison import HELD_OUT, TRAINING, Comparison, Losses, c
 from veneer.evaluate.results import Score
 from veneer.family.cache import Encoder
 from veneer.family.protocol import Conditioning, Family, device_of
+from veneer.family.references import check_references
 from veneer.objective.loss import Objective
 from veneer.rng import key, torch_generator, uniform
 
@@ -43,12 +44,14 @@ class _NoisedPicture:
     Attributes:
         sample: the picture.
         latent_1: the posterior's mean (1, ...).
+        references: of a pair, what it is made from, encoded, one row; else no tensors.
         noise_D: for each draw (D, ...).
         t_D: time of each draw, rising.
     """
 
     sample: Sample
     latent_1: Tensor
+    references: Conditioning
     noise_D: Tensor
     t_D: Tensor
 
@@ -72,7 +75,9 @@ class HeldOutEvaluator:
         self._objective = Objective(family.noise)
         self._resolution = config.data.resolution or family.resolution
         encoder = Encoder(family, config.data, self._resolution, config.seed)
-        self._noised = [self._prepare(sample, encoder.centered(sample).mean) for sample in pictures.samples]
+        if pictures.samples:
+            check_references(family, pictures.references, pictures.samples[0].path)
+        self._noised = [self._prepare(sample, encoder) for sample in pictures.samples]
 
     def with_captions_of(self, pictures: Manifest) -> HeldOutEvaluator:
         """Return an evaluator of some of these pictures with other captions; noise and latents are the same."""
@@ -93,19 +98,20 @@ class HeldOutEvaluator:
         rows = [self._picture_losses(picture) for picture in self._noised]
         return np.array(rows, dtype=np.float64).reshape(len(rows), self._config.validation.draws)
 
-    def _prepare(self, sample: Sample, latent_1: Tensor) -> _NoisedPicture:
-        """Draw the noise and the times of a picture."""
+    def _prepare(self, sample: Sample, encoder: Encoder) -> _NoisedPicture:
+        """Encode a picture, and draw its noise and times."""
         seed, draws = self._config.seed, self._config.validation.draws
+        latent_1, references = encoder.centered(sample).mean, encoder.centered_references(sample)
         generators = [torch_generator(seed, sample.id, draw, "held-out noise") for draw in range(draws)]
         noise_D = torch.cat([torch.randn(latent_1.shape, generator=generator) for generator in generators])
-        return _NoisedPicture(sample, latent_1, noise_D, _strata(seed, sample, draws))
+        return _NoisedPicture(sample, latent_1, references, noise_D, _strata(seed, sample, draws))
 
     def _picture_losses(self, noised: _NoisedPicture) -> Losses:
         """Return the losses (draws,) of one picture, whose draws are one batch."""
         device = device_of(self._family)
         latent_D = noised.latent_1.expand_as(noised.noise_D)
         latent_D, noise_D, t_D = (tensor.to(device) for tensor in (latent_D, noised.noise_D, noised.t_D))
-        conditioning = self._conditioning(noised.sample).expand(len(noise_D)).to(device)
+        conditioning = self._conditioning(noised).expand(len(noise_D)).to(device)
         with precision_of(self._config.train.precision, device).autocast(), trusted_attention():
             loss_D = self._objective.loss_B(self._family.predict, latent_D, noise_D, t_D, conditioning)
         losses: Losses = loss_D.double().cpu().numpy()
@@ -115,10 +121,17 @@ class HeldOutEvaluator:
             raise UserError(what, code="evaluate.loss_not_finite", remedy=remedy)
         return losses
 
-    def _conditioning(self, sample: Sample) -> Conditioning:
-        """Return the conditioning of a picture's first caption, one row on the CPU."""
-        text = self._family.encode_text(sample.captions[:1]).to("cpu")
-        return self._family.condition(text, [centered_geometry(sample, self._resolution)])
+    def _conditioning(self, noised: _NoisedPicture) -> Conditioning:
+        """Return the conditioning of a picture's first caption and of its references, one row on the CPU."""
+        text = self._text(noised.sample).to("cpu")
+        conditioning = self._family.condition(text, [centered_geometry(noised.sample, self._resolution)])
+        return conditioning.joined_to(noised.references.tensors)
+
+    def _text(self, sample: Sample) -> Conditioning:
+        if not (sample.references and self._family.text_reads_references):
+            return self._family.encode_text(sample.captions[:1])
+        pixels = load_centered_references(sample, self._config.data, self._resolution)
+        return self._family.encode_instructions(sample.captions[:1], [pixels])
 
 
 def heldout_losses(config: RunConfig, family: Family, pictures: Manifest) -> Losses:

@@ -8,6 +8,7 @@ config names a folder for it, it is written to the disk as well, for later runs.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 
 import torch
@@ -18,10 +19,18 @@ from veneer.config.schema import DataConfig, RunConfig
 from veneer.data.decode import DECODING
 from veneer.data.loader import SampleDraw
 from veneer.data.manifest import Sample
-from veneer.data.transform import Geometry, geometry_of, is_flipped, load_centered, load_pixels
+from veneer.data.transform import (
+    Geometry,
+    geometry_of,
+    is_flipped,
+    load_centered,
+    load_centered_references,
+    load_pixels,
+    load_references,
+)
 from veneer.errors import UserError
 from veneer.family.fingerprint import fingerprint, settings_hash
-from veneer.family.protocol import Conditioning, Family, LatentDistribution
+from veneer.family.protocol import NO_REFERENCES, Conditioning, Family, LatentDistribution
 from veneer.family.store import Store
 from veneer.rng import torch_generator
 
@@ -52,7 +61,8 @@ class Encoder:
         self._family, self._config, self._resolution, self._seed = family, config, resolution, seed
         self._store = store
         self._posteriors: dict[tuple[str, bool], LatentDistribution] = {}
-        self._texts: dict[str, Conditioning] = {}
+        self._texts: dict[tuple[object, ...], Conditioning] = {}
+        self._references: dict[tuple[object, ...], Conditioning] = {}
 
     @property
     def store_fault(self) -> UserError | None:
@@ -71,15 +81,35 @@ class Encoder:
         if self._config.crop == "random":
             pixels_CHW = load_pixels(draw.sample, self._config, self._resolution, self._seed, draw.draw_index)
             return self._encode(pixels_CHW, draw.sample)
-        return self._cached(draw.sample, is_flipped(draw.sample, self._config, self._seed, draw.draw_index))
+        return self._cached(draw.sample, self._flipped(draw))
 
     def latents(self, batch: Sequence[SampleDraw]) -> Tensor:
         """Return a latent of each draw, sampled from its posterior, (B, ...) on the CPU."""
         return torch.cat([self._latent(draw) for draw in batch])
 
-    def texts(self, captions: Sequence[str]) -> Conditioning:
-        """Return what the frozen text encoders make of captions, on the CPU; no gradient."""
-        return Conditioning.cat([self._text(caption) for caption in captions])
+    def texts(self, captions: Sequence[str], batch: Sequence[SampleDraw] | None = None) -> Conditioning:
+        """Return what the frozen text encoders make of captions, on the CPU; no gradient.
+
+        Args:
+            captions: the texts.
+            batch: the draw of each, whose references a text encoder may see as well; None: there are no references.
+        """
+        if batch is None or not self.reads_references(batch[0].sample):
+            return Conditioning.cat([self._text(caption) for caption in captions])
+        return Conditioning.cat([self._instruction(*pair) for pair in zip(captions, batch, strict=True)])
+
+    def reads_references(self, sample: Sample) -> bool:
+        """Check whether what the text encoders make of a sample's caption depends on its references."""
+        return bool(sample.references) and self._family.text_reads_references
+
+    def references(self, batch: Sequence[SampleDraw]) -> Conditioning:
+        """Return the encoded references of each draw, on the CPU; no tensors where there are none."""
+        return Conditioning.cat([self._encoded_references(draw) for draw in batch])
+
+    def centered_references(self, sample: Sample) -> Conditioning:
+        """Return the encoded references of a picture with nothing random about it, one row on the CPU."""
+        pixels = partial(load_centered_references, sample, self._config, self._resolution)
+        return self._kept_references(sample, False, pixels)
 
     def geometry(self, draw: SampleDraw) -> Geometry:
         """Return where the pixels of one draw lie in their picture."""
@@ -90,11 +120,11 @@ class Encoder:
         return posterior.mean + posterior.std * noise_like(posterior.mean, draw, self._seed, "posterior")
 
     def _cached(self, sample: Sample, flipped: bool) -> LatentDistribution:
-        if (sample.id, flipped) not in self._posteriors:
-            key = ("posterior", DECODING, sample.id, self._resolution, rgb(self._config.background), flipped)
+        if (sample.content, flipped) not in self._posteriors:
+            key = ("posterior", DECODING, sample.content, self._resolution, rgb(self._config.background), flipped)
             tensors = self._stored(key, lambda: vars(self._centered(sample, flipped)))
-            self._posteriors[sample.id, flipped] = LatentDistribution(**tensors)
-        return self._posteriors[sample.id, flipped]
+            self._posteriors[sample.content, flipped] = LatentDistribution(**tensors)
+        return self._posteriors[sample.content, flipped]
 
     def _centered(self, sample: Sample, flipped: bool) -> LatentDistribution:
         pixels_CHW = load_centered(sample, self._config, self._resolution)
@@ -108,19 +138,65 @@ class Encoder:
         _check_finite(vars(posterior), "autoencoder", sample.path)
         return LatentDistribution(posterior.mean.cpu(), posterior.std.cpu())
 
-    @torch.no_grad()
     def _text(self, caption: str) -> Conditioning:
-        if caption not in self._texts:
-            windows = self._family.token_windows
-            key = ("text", caption) if windows == 1 else ("text", caption, windows)
-            tensors = self._stored(key, lambda: self._encode_text(caption))
-            self._texts[caption] = Conditioning(tensors)
-        return self._texts[caption]
+        windows = self._family.token_windows
+        key = ("text", caption) if windows == 1 else ("text", caption, windows)
+        return self._kept(self._texts, key, lambda: self._encode_text(caption, ()))
 
-    def _encode_text(self, caption: str) -> dict[str, Tensor]:
-        tensors = dict(self._family.encode_text([caption]).to("cpu").tensors)
+    def _instruction(self, caption: str, draw: SampleDraw) -> Conditioning:
+        """Return what the text encoders make of a caption beside the draw's references."""
+        if self._config.crop == "random":
+            return Conditioning(self._encode_text(caption, self._reference_pixels(draw)))
+        key = ("instruction", caption, *self._variant(draw.sample, self._flipped(draw)))
+        return self._kept(self._texts, key, lambda: self._encode_text(caption, self._reference_pixels(draw)))
+
+    @torch.no_grad()
+    def _encode_text(self, caption: str, references: Sequence[Tensor]) -> dict[str, Tensor]:
+        family = self._family
+        text = family.encode_instructions([caption], [references]) if references else family.encode_text([caption])
+        tensors = dict(text.to("cpu").tensors)
         _check_finite(tensors, "text encoder", f"caption {caption!r:.60}")
         return tensors
+
+    def _encoded_references(self, draw: SampleDraw) -> Conditioning:
+        if not draw.sample.references:
+            return NO_REFERENCES
+        if self._config.crop == "random":
+            return Conditioning(self._encode_references(draw.sample, self._reference_pixels(draw)))
+        return self._kept_references(draw.sample, self._flipped(draw), lambda: self._reference_pixels(draw))
+
+    def _kept_references(self, sample: Sample, flipped: bool, pixels: Callable[[], Sequence[Tensor]]) -> Conditioning:
+        if not sample.references:
+            return NO_REFERENCES
+        key = ("references", *self._variant(sample, flipped))
+        return self._kept(self._references, key, lambda: self._encode_references(sample, pixels()))
+
+    @torch.no_grad()
+    def _encode_references(self, sample: Sample, pixels: Sequence[Tensor]) -> dict[str, Tensor]:
+        tensors = dict(self._family.encode_references(pixels).to("cpu").tensors)
+        _check_finite(tensors, "autoencoder", f"references of {sample.path}")
+        return tensors
+
+    def _reference_pixels(self, draw: SampleDraw) -> tuple[Tensor, ...]:
+        return load_references(draw.sample, self._config, self._resolution, self._seed, draw.draw_index)
+
+    def _flipped(self, draw: SampleDraw) -> bool:
+        return is_flipped(draw.sample, self._config, self._seed, draw.draw_index)
+
+    def _variant(self, sample: Sample, flipped: bool) -> tuple[object, ...]:
+        """Return all that a centered sample's references depend on, of JSON's types."""
+        contents = [reference.content for reference in sample.references]
+        return DECODING, "+".join(contents), self._resolution, rgb(self._config.background), flipped
+
+    def _kept(
+        self,
+        kept: dict[tuple[object, ...], Conditioning],
+        key: tuple[object, ...],
+        compute: Callable[[], dict[str, Tensor]],
+    ) -> Conditioning:
+        if key not in kept:
+            kept[key] = Conditioning(self._stored(key, compute))
+        return kept[key]
 
 
 def _check_finite(tensors: Mapping[str, Tensor], part: str, where: object) -> None:

@@ -112,16 +112,26 @@ class Flux(PipelineFamily):
         rows, columns = (side // PATCH for side in noisy.shape[-2:])
         text_BTD, transformer, dtype = conditioning["text"], self._denoiser, self._denoiser.dtype
         guidance_B = noisy.new_ones(len(noisy)) if transformer.config.guidance_embeds else None
+        picture_BLC, places_L3 = self._picture_tokens(noisy, conditioning)
         output = transformer(
-            hidden_states=pack(noisy).to(dtype),
+            hidden_states=picture_BLC.to(dtype),
             timestep=t_B.to(dtype),
             guidance=guidance_B,
             pooled_projections=conditioning["pooled"].to(dtype),
             encoder_hidden_states=text_BTD.to(dtype),
             txt_ids=text_BTD.new_zeros(text_BTD.shape[1], 3),
-            img_ids=places(rows, columns, noisy.device),
+            img_ids=places_L3,
         )
-        return unpack(output.sample, rows)
+        return unpack(output.sample[:, : rows * columns], rows)
+
+    def _picture_tokens(self, noisy: Tensor, conditioning: Conditioning) -> tuple[Tensor, Tensor]:
+        """Return the tokens that the transformer sees beside the text's, noisy ones first, and their places."""
+        return pack(noisy), self._places(noisy)
+
+    @staticmethod
+    def _places(latents_BCHW: Tensor, picture: int = 0) -> Tensor:
+        rows, columns = (side // PATCH for side in latents_BCHW.shape[-2:])
+        return places(rows, columns, latents_BCHW.device, picture)
 
     def _latent_channels(self) -> int:
         return PATCH**2 * int(self._vae.config.latent_channels)

@@ -28,9 +28,9 @@ def unpack(tokens_BLC: Tensor, rows: int) -> Tensor:
     return grid.permute(0, 3, 1, 4, 2, 5).flatten(4).flatten(2, 3)
 
 
-def places(height: int, width: int, device: torch.device) -> Tensor:
-    """Return (0, row, column) of each token of a picture (H W, 3), float32."""
+def places(height: int, width: int, device: torch.device, picture: int = 0) -> Tensor:
+    """Return (picture, row, column) of each token of a picture (H W, 3), float32."""
     rows_HW, columns_HW = torch.meshgrid(
         torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij"
     )
-    return torch.stack([torch.zeros_like(rows_HW), rows_HW, columns_HW], dim=-1).flatten(0, 1).float()
+    return torch.stack([torch.full_like(rows_HW, picture), rows_HW, columns_HW], dim=-1).flatten(0, 1).float()

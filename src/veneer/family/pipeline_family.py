@@ -108,6 +108,8 @@ class PipelineFamily:
     is_large: bool = True
     """Whether text encoders and denoiser need not fit into memory together: a run reads each when it is first called,
     and text encoders are held in the 16 bits that their files have."""
+    reference_counts: range = range(1)
+    text_reads_references: bool = False
 
     @classmethod
     def load(cls, place: Path, options: LoadOptions) -> Self:
@@ -334,6 +336,18 @@ class PipelineFamily:
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into what the denoiser is told."""
+        raise NotImplementedError
+
+    def encode_instructions(self, captions: Sequence[str], references: Sequence[Sequence[Tensor]]) -> Conditioning:
+        """Turn captions into what the denoiser is told; a family whose text encoder sees references overrides it."""
+        return self.encode_text(captions)
+
+    def encode_references(self, references: Sequence[Tensor]) -> Conditioning:
+        """Turn references, (3, H, W), into latents as those of what is painted: the means of their posteriors."""
+        return Conditioning.of_references([self.encode_image(pixels[None]).mean for pixels in references])
+
+    def pipeline_references(self, references: Sequence[Image.Image]) -> dict[str, Any]:
+        """Return the pipeline's arguments for the references of one prompt."""
         raise NotImplementedError
 
     def unread(self, texts: Sequence[str]) -> dict[str, Unread]:

@@ -21,6 +21,7 @@ from veneer.weights.formats.protocol import KeyNames
 from veneer.weights.metadata import BaseLabels
 
 __all__ = [
+    "NO_REFERENCES",
     "Conditioning",
     "Family",
     "LatentDistribution",
@@ -28,6 +29,8 @@ __all__ = [
     "Prediction",
     "device_of",
 ]
+
+_REFERENCE = "reference."
 
 Prediction = Literal["epsilon", "v_prediction", "sample", "flow"]
 """What a denoiser answers: the noise, v (Salimans and Ho 2022), the clean latent, or noise less clean latent."""
@@ -62,6 +65,17 @@ class Conditioning:
     def __len__(self) -> int:
         """Return the number of rows."""
         return len(next(iter(self.tensors.values())))
+
+    @classmethod
+    def of_references(cls, tensors: Sequence[Tensor]) -> Conditioning:
+        """Return encoded references, each (B, ...), under the names that :attr:`references` finds them by."""
+        return cls({f"{_REFERENCE}{number}": tensor for number, tensor in enumerate(tensors)})
+
+    @property
+    def references(self) -> tuple[Tensor, ...]:
+        """The encoded references, each (B, ...), in order; empty where there are none."""
+        count = sum(name.startswith(_REFERENCE) for name in self.tensors)
+        return tuple(self.tensors[f"{_REFERENCE}{number}"] for number in range(count))
 
     def __getitem__(self, name: str) -> Tensor:
         """Return a tensor by its name; for the family alone."""
@@ -99,6 +113,10 @@ def _as_long(tensors: Sequence[Tensor]) -> list[Tensor]:
     longest = max(tensor.shape[1] for tensor in tensors)
     fill = [torch.Size((len(t), longest - t.shape[1], *t.shape[2:])) for t in tensors]
     return [torch.cat([tensor, tensor.new_zeros(shape)], dim=1) for tensor, shape in zip(tensors, fill, strict=True)]
+
+
+NO_REFERENCES = Conditioning({})
+"""The encoded references of pictures that have none."""
 
 
 class NoiseProcess(Protocol):
@@ -168,6 +186,10 @@ class Family(Protocol):
     guided_batch: bool
     """Whether the pipeline guides by one batch of all rows twice, without and with their texts; else it has none, or
     guides by two passes."""
+    reference_counts: range
+    """How many references, pictures that a text is to be applied to, it takes with a text: none, unless it edits."""
+    text_reads_references: bool
+    """Whether what a text encoder makes of a text depends on the references too."""
 
     @property
     def default_shift(self) -> TimestepShift:
@@ -203,6 +225,20 @@ class Family(Protocol):
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into what the denoiser is told; gradients flow if a text encoder has an adapter in training."""
 
+    def encode_instructions(self, captions: Sequence[str], references: Sequence[Sequence[Tensor]]) -> Conditioning:
+        """Turn captions into what the denoiser is told, where ``text_reads_references``.
+
+        Args:
+            captions: the texts.
+            references: those of each text, pixels (3, H, W) in [-1, 1] as training has cut them.
+        """
+
+    def encode_references(self, references: Sequence[Tensor]) -> Conditioning:
+        """Turn the references of one sample, (3, H, W) in [-1, 1], into a row of ``Conditioning.of_references``.
+
+        Nothing is random about it, and there is no gradient.
+        """
+
     def use_token_windows(self, count: int) -> None:
         """Read texts in so many windows from now on, in training and painting alike.
 
@@ -218,6 +254,9 @@ class Family(Protocol):
 
     def pictures_of(self, painted: object) -> Sequence[Image.Image]:
         """Return the pictures, one a prompt, in what :meth:`pipeline` returned; of a clip its first frame."""
+
+    def pipeline_references(self, references: Sequence[Image.Image]) -> Mapping[str, object]:
+        """Return how :meth:`pipeline` is told of a prompt's references, squares of the base's resolution."""
 
     def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
         """Join to texts what the denoiser is told of each picture's size and crop, on the texts' device."""

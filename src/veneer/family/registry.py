@@ -57,6 +57,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "WanPipeline": _Entry("veneer.family.wan:Wan"),
     "QwenImagePipeline": _Entry("veneer.family.qwen_image:QwenImage"),
     "FluxPipeline": _Entry("veneer.family.flux:Flux", ("flux-dev", "flux-schnell")),
+    "FluxKontextPipeline": _Entry("veneer.family.flux_kontext:FluxKontext"),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
 

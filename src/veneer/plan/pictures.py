@@ -19,11 +19,13 @@ class PictureCounts:
         shown: pictures of an epoch, repeats counted.
         distinct: pictures that are encoded, class pictures and held-out ones included.
         captions: distinct captions.
+        references: of each picture.
     """
 
     shown: int
     distinct: int
     captions: int
+    references: int = 0
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, config: RunConfig) -> PictureCounts:
@@ -32,8 +34,8 @@ class PictureCounts:
         captions = {caption for sample in train for caption in sample.captions}
         captions |= {sample.captions[0] for sample in held_out}
         class_pictures, other_captions = _beside(config.data)
-        distinct = len(train) + len(held_out) + class_pictures
-        return cls(sum(sample.repeats for sample in train), distinct, len(captions) + other_captions)
+        shown, distinct = sum(sample.repeats for sample in train), len(train) + len(held_out) + class_pictures
+        return cls(shown, distinct, len(captions) + other_captions, dataset.train.references)
 
     @classmethod
     def from_folders(cls, config: RunConfig) -> PictureCounts:
@@ -48,7 +50,8 @@ class PictureCounts:
         captions = {caption for entry in entries for caption in entry.captions}
         class_pictures, other_captions = _beside(data)
         shown = round(sum(entry.repeats for entry in entries) * (1 - share))
-        return cls(shown, len(entries) + class_pictures, len(captions) + other_captions)
+        references = max((len(entry.references) for entry in entries), default=0)
+        return cls(shown, len(entries) + class_pictures, len(captions) + other_captions, references)
 
 
 def _beside(data: DataConfig) -> tuple[int, int]:

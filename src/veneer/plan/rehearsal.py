@@ -19,7 +19,8 @@ from veneer.data.preflight import Dataset
 from veneer.data.transform import Geometry
 from veneer.engine.precision import precision_of
 from veneer.family.loading import quantize_networks, reads_on_demand
-from veneer.family.protocol import Conditioning, Family, device_of
+from veneer.family.protocol import NO_REFERENCES, Conditioning, Family, device_of
+from veneer.family.references import check_references
 from veneer.objective.loss import Objective
 from veneer.plan.cpu.process import ModuleCounts, process_growth
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
@@ -75,7 +76,9 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
     base_modules = module_count(family)
     files = _weight_files(tracer, family, config)
     config = resolve(config, family)
-    rehearsal = _Rehearsal(tracer, family, config)
+    references = inputs.pictures.references if inputs.pictures else family.reference_counts.start
+    check_references(family, references, "data.sources")
+    rehearsal = _Rehearsal(tracer, family, config, references)
     with tracer.tracing(), closing(rehearsal.make_trainer()) as trainer:
         rehearsal.encode(inputs.pictures)
         rehearsal.step(trainer)
@@ -194,20 +197,21 @@ class _Rehearsal:
         tracer: traces, except while this object is made.
         family: without data.
         config: the resolved one.
+        references: of each picture.
 
     Attributes:
         caches: bytes of encoded pictures and captions; None: their number is not known.
     """
 
-    def __init__(self, tracer: MemoryTracer, family: Family, config: RunConfig) -> None:
-        self._tracer, self._family, self._config = tracer, family, config
+    def __init__(self, tracer: MemoryTracer, family: Family, config: RunConfig, references: int) -> None:
+        self._tracer, self._family, self._config, self._reference_count = tracer, family, config, references
         self._batch = config.train.batch_size * (1 if config.data.prior is None else 2)
         # it has data, since it decides which pictures count as the class's
         self._is_prior_B = torch.zeros(self._batch, dtype=torch.bool)
         self._side = config.data.resolution or family.resolution
         self._latent = torch.Size()  # of one picture, without the batch
         self._sample_latent = self._shape_of_latents(family.resolution)
-        self._text = Conditioning({})
+        self._text = self._references = NO_REFERENCES
         self._cache: Tensor | None = None
         self.caches: int | None = None
 
@@ -239,7 +243,9 @@ class _Rehearsal:
         self._tracer.begin_phase(ENCODING)
         posterior = self._family.encode_image(torch.zeros(1, 3, self._side, self._side))
         with torch.no_grad():
-            self._text = self._family.encode_text([""]).to("meta")  # its shapes are all that is needed
+            # shapes are all that is needed
+            self._text = self._encode_texts(1, self._side).to("meta")
+            self._references = self._encode_references(self._side).to("meta")
         _label_networks(self._tracer, self._family)
         self._latent = posterior.mean.shape[1:]
         if pictures is not None:
@@ -247,12 +253,25 @@ class _Rehearsal:
             self._cache = torch.empty(self.caches, dtype=torch.uint8, device="cpu")
             self._tracer.label("caches", [self._cache])
 
+    def _encode_texts(self, count: int, side: int) -> Conditioning:
+        references = self._reference_pixels(side)
+        if references and self._family.text_reads_references:
+            return self._family.encode_instructions([""] * count, [references] * count)
+        return self._family.encode_text([""] * count)
+
+    def _encode_references(self, side: int) -> Conditioning:
+        references = self._reference_pixels(side)
+        return self._family.encode_references(references) if references else NO_REFERENCES
+
+    def _reference_pixels(self, side: int) -> list[Tensor]:
+        return [torch.zeros(3, side, side) for _ in range(self._reference_count)]
+
     def _cache_bytes(self, pictures: PictureCounts, latent: Tensor) -> int:
         """Return bytes of the mean and deviation of each latent, mirrored ones too, and of each caption's embedding."""
         data, trains_text = self._config.data, bool(self._config.adapter.text_encoders)
         latents = 0 if data.crop == "random" else pictures.distinct * (2 if data.flip else 1)
         captions = 0 if trains_text else pictures.captions
-        return latents * 2 * latent.nbytes + captions * self._text.nbytes
+        return latents * (2 * latent.nbytes + self._references.nbytes) + captions * self._text.nbytes
 
     def step(self, trainer: Trainer) -> None:
         """Do an optimiser step of at most two forward passes, since a third one holds what the second does."""
@@ -260,7 +279,8 @@ class _Rehearsal:
         micros = [self._micro_batch() for _ in range(self._config.train.gradient_accumulation_steps)]
         for micro in micros:
             text = micro.text.tensors.values() if isinstance(micro.text, Conditioning) else ()
-            self._tracer.label("batch", (micro.latents, micro.noise, micro.t_B, micro.weight_B, *text))
+            encoded = (*text, *micro.references.tensors.values())
+            self._tracer.label("batch", (micro.latents, micro.noise, micro.t_B, micro.weight_B, *encoded))
         trainer.offload()
         _label_networks(self._tracer, self._family)
         train_step(replace(trainer.context, graphs=None), 0, micros[:2])
@@ -272,11 +292,12 @@ class _Rehearsal:
             latents=self._latents(count),
             noise=self._latents(count),
             t_B=self._times(count),
-            text=captions if self._config.adapter.text_encoders else self._texts(count),
+            text=captions if self._config.adapter.text_encoders else self._rows_like(self._text, count),
             geometries=self._geometries(count, self._side),
             weight_B=torch.zeros(count, device=device),
             is_prior_B=self._is_prior_B,
             samples=(),
+            references=self._rows_like(self._references, count),
         )
 
     def _latents(self, count: int) -> Tensor:
@@ -285,8 +306,8 @@ class _Rehearsal:
     def _times(self, count: int) -> Tensor:
         return torch.zeros(count, dtype=torch.float64, device=device_of(self._family))
 
-    def _texts(self, count: int) -> Conditioning:
-        device, tensors = device_of(self._family), self._text.tensors.items()
+    def _rows_like(self, row: Conditioning, count: int) -> Conditioning:
+        device, tensors = device_of(self._family), row.tensors.items()
         return Conditioning(
             {name: torch.zeros(count, *one.shape[1:], dtype=one.dtype, device=device) for name, one in tensors}
         )
@@ -314,18 +335,21 @@ class _Rehearsal:
         """Do one denoising step, guided if the config says so, and decode, at the base's own resolution."""
         latents = torch.zeros(count, *self._sample_latent, device=device_of(self._family))
         is_guided = self._family.guided_batch and self._config.sample.guidance > 1
-        rows = count * (2 if is_guided else 1)
-        text = Conditioning.cat([self._family.encode_text([""] * count) for _ in range(rows // count)])
+        rows, side = count * (2 if is_guided else 1), self._family.resolution
+        text = Conditioning.cat([self._encode_texts(count, side) for _ in range(rows // count)])
         noisy = torch.cat([latents] * (rows // count))
-        geometries = self._geometries(rows, self._family.resolution)
-        self._family.predict(noisy, self._times(rows), self._family.condition(text, geometries))
+        geometries = self._geometries(rows, side)
+        references = self._rows_like(self._encode_references(side), rows)
+        conditioning = self._family.condition(text, geometries).joined_to(references.tensors)
+        self._family.predict(noisy, self._times(rows), conditioning)
         self._family.decode(latents)
 
     def _score(self) -> None:
         """Compute the losses of all draws of a held-out picture."""
         draws, device = self._config.validation.draws, device_of(self._family)
         latents, t_D = self._latents(draws), self._times(draws)
-        conditioning = self._family.condition(self._texts(draws), self._geometries(draws, self._side))
+        text, references = self._rows_like(self._text, draws), self._rows_like(self._references, draws)
+        conditioning = self._family.condition(text, self._geometries(draws, self._side)).joined_to(references.tensors)
         objective = Objective(self._family.noise)
         with precision_of(self._config.train.precision, device).autocast():
             objective.loss_B(self._family.predict, latents, latents, t_D, conditioning)

@@ -14,11 +14,13 @@ from veneer.errors import UserError
 from veneer.family.fingerprint import settings_hash
 from veneer.family.loading import load_run_base
 from veneer.family.protocol import Family
+from veneer.family.references import check_references, takes_references
 from veneer.family.unread import caption_places, unread_notes
 from veneer.run.events import Callback, Surveyed
 from veneer.run.identity import Identity, identify
 from veneer.run.prior import sample_prior
 from veneer.run.resume import StartOptions, check_same, find_start
+from veneer.sample.comparison import check_sample_references
 from veneer.train.distributed import ALONE, ProcessGroup
 from veneer.train.events import Warned
 from veneer.weights.checkpoint import Checkpoint, read_checkpoint
@@ -62,6 +64,8 @@ def prepare(
     emit(Surveyed.of(dataset))
     _check_validation(config, dataset)
     family = load_run_base(config)
+    check_references(family, dataset.train.references, config.data.sources[0].path)
+    check_sample_references(config, dataset, family)
     for warning in input_warnings(config, dataset, family):
         emit(warning)
     config = resolve(config, family)
@@ -112,7 +116,16 @@ def input_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[
     The survey has warned of small pictures already where the config names a resolution.
     """
     small = [] if config.data.resolution else note_small(dataset.train.samples, family.resolution)
-    return [*(Warned("data.enlarged_pictures", text) for text in small), *text_warnings(config, dataset, family)]
+    enlarged = [Warned("data.enlarged_pictures", text) for text in small]
+    return [*enlarged, *_reference_warnings(dataset, family), *text_warnings(config, dataset, family)]
+
+
+def _reference_warnings(dataset: Dataset, family: Family) -> list[Warned]:
+    """Return a warning where a base that edits is trained on pictures without references."""
+    if not takes_references(family) or dataset.train.references:
+        return []
+    text = "the base edits, and the pictures have no references: it is trained to paint their captions from nothing"
+    return [Warned("data.no_references", f"{text} (data.sources.0.references=FOLDER names some)")]
 
 
 def text_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[Warned]:

@@ -13,7 +13,7 @@ from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.run.events import Callback, SamplesSaved
 from veneer.run.folder import SAMPLES, TIMELAPSE, sheets_in
-from veneer.sample.comparison import SampleSettings, paint
+from veneer.sample.comparison import SamplePrompts, SampleSettings, open_references, paint
 from veneer.sample.files import read_note, read_pictures, write_picture, write_sheet
 from veneer.sample.sheet import fitted, sheet
 from veneer.sample.timelapse import spread_evenly, timelapse
@@ -32,22 +32,31 @@ class SampleWriter:
 
     Args:
         family: carries the adapter in training.
-        prompts: what to paint.
+        subjects: what to paint.
         settings: how.
+        background: of references that are transparent.
         folder: of the run.
         emit: is called with ``SamplesSaved``, or a warning.
     """
 
     def __init__(
-        self, family: Family, prompts: tuple[str, ...], settings: SampleSettings, folder: Path, emit: Callback
+        self,
+        family: Family,
+        subjects: SamplePrompts,
+        settings: SampleSettings,
+        folder: Path,
+        emit: Callback,
+        background: str = "white",
     ) -> None:
-        self._family, self._prompts, self._settings, self._folder, self._emit = family, prompts, settings, folder, emit
+        self._family, self._settings, self._folder, self._emit = family, settings, folder, emit
+        self._prompts, self._references, self._background = subjects.prompts, subjects.references, background
         self._cell = min(max(family.resolution, _SMALL), _LARGE)
         self._columns: dict[int, list[Image.Image]] = {}  # of the strip by step, so that no sheet is read twice
 
     def write(self, step: int) -> None:
         """Paint and write the sheet of a step, and bring the strip up to date."""
-        pictures = paint(self._family, self._prompts, self._settings)
+        references = open_references(self._references, self._background)
+        pictures = paint(self._family, self._prompts, self._settings, references)
         path = self._folder / SAMPLES / f"step-{step:09d}.png"
         page = sheet([[picture] for picture in pictures], labels=self._prompts, cell=self._cell)
         try:
@@ -80,6 +89,7 @@ class SampleWriter:
     def _note(self) -> dict[str, Any]:
         settings = self._settings
         painted = [self._prompts, settings.steps, settings.guidance, settings.seed]
+        painted += [[[str(path) for path in each] for each in self._references]] if self._references else []
         sha256 = hashlib.sha256(json.dumps(painted).encode()).hexdigest()
         return {"cell": self._cell, "columns": [], "labels": list(self._prompts), "painted": sha256}
 

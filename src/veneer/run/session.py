@@ -238,5 +238,5 @@ class TrainingSession:
 
 def _sample_writer(inputs: TrainingInputs, emit: Callback) -> SampleWriter:
     config = inputs.run.config
-    prompts = sample_prompts(config, inputs.dataset).prompts
-    return SampleWriter(inputs.family, prompts, SampleSettings.of(config), inputs.run.folder, emit)
+    subjects, background = sample_prompts(config, inputs.dataset), config.data.background
+    return SampleWriter(inputs.family, subjects, SampleSettings.of(config), inputs.run.folder, emit, background)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -17,6 +18,7 @@ from veneer.data.manifest import Sample
 from veneer.data.preflight import Dataset
 from veneer.errors import UserError
 from veneer.family.protocol import Family
+from veneer.family.references import check_references
 from veneer.sample.gallery import PictureNote, sampler_name
 from veneer.sample.generate import generate_quietly
 from veneer.sample.sheet import sheet
@@ -25,15 +27,17 @@ __all__ = [
     "Comparison",
     "SamplePrompts",
     "SampleSettings",
+    "check_sample_references",
     "compare_pictures",
     "comparison_sheet",
+    "open_references",
     "paint",
     "sample_prompts",
 ]
 
 _COUNT = 8  # columns of a sheet
 _CELL = 128  # side of a picture on it, in pixels
-_ADAPTER = "adapter"
+_ADAPTER, _REFERENCE = "adapter", "reference"
 
 
 @dataclass(frozen=True)
@@ -43,18 +47,52 @@ class SamplePrompts:
     Attributes:
         prompts: one a column of the sheet.
         real: the real picture of each prompt; empty where the user named the prompts.
+        references: files of the pictures that each prompt is applied to; empty where prompts are painted from nothing.
     """
 
     prompts: tuple[str, ...]
     real: tuple[Sample, ...] = ()
+    references: tuple[tuple[Path, ...], ...] = ()
 
 
 def sample_prompts(config: RunConfig, pictures: Dataset) -> SamplePrompts:
     """Return the config's prompts, else captions of pictures that are held out, else of those trained on."""
-    if config.sample.prompts:
-        return SamplePrompts(config.sample.prompts)
+    own = config.sample
+    if own.prompts:
+        every = own.references * len(own.prompts) if len(own.references) == 1 else own.references
+        return SamplePrompts(own.prompts, references=every)
     samples = (pictures.held_out.samples or pictures.train.samples)[:_COUNT]
-    return SamplePrompts(tuple(sample.captions[0] for sample in samples), samples)
+    references = tuple(tuple(one.path for one in sample.references) for sample in samples)
+    return SamplePrompts(
+        tuple(sample.captions[0] for sample in samples), samples, references if any(references) else ()
+    )
+
+
+def check_sample_references(config: RunConfig, pictures: Dataset, family: Family) -> None:
+    """Check before a run that what it will paint can be painted: with references where it learns to edit.
+
+    Raises:
+        UserError: prompts have no references and the pictures have, the base takes another number, or a file is no
+            picture.
+    """
+    subjects, count = sample_prompts(config, pictures), pictures.train.references
+    if count and not subjects.references:
+        what = f"is empty, but the pictures have {count} references each, so painting needs some as well"
+        raise UserError(
+            what, code="sample.no_references", where="sample.references", remedy="name a file for each prompt"
+        )
+    for each in subjects.references or ((),):
+        check_references(family, len(each), "sample.references")
+    open_references(subjects.references, config.data.background)
+
+
+def open_references(files: Sequence[Sequence[Path]], background: str) -> list[list[Image.Image]]:
+    """Decode references as those that are trained on are decoded.
+
+    Raises:
+        UserError: one is missing or no picture.
+    """
+    return [[_open(path, background) for path in several] for several in files]
 
 
 @dataclass(frozen=True)
@@ -82,10 +120,17 @@ class SampleSettings:
         return tuple(PictureNote(prompt, seed, self.steps, self.guidance, sampler) for seed, prompt in seeds)
 
 
-def paint(family: Family, prompts: Sequence[str], settings: SampleSettings) -> list[Image.Image]:
+def paint(
+    family: Family,
+    prompts: Sequence[str],
+    settings: SampleSettings,
+    references: Sequence[Sequence[Image.Image]] = (),
+) -> list[Image.Image]:
     """Return one picture a prompt by the networks as they stand, each from a seed of its own."""
     seeds = [settings.seed + place for place in range(len(prompts))]
-    return generate_quietly(family, prompts, seeds, steps=settings.steps, guidance=settings.guidance)
+    return generate_quietly(
+        family, prompts, seeds, steps=settings.steps, guidance=settings.guidance, references=references
+    )
 
 
 @dataclass(frozen=True)
@@ -94,7 +139,7 @@ class Comparison:
 
     Attributes:
         prompts: one a column.
-        rows: the base's pictures, the adapter's, and the real ones where there are some, by name.
+        rows: the base's pictures, the adapter's, and the real ones and references where there are some, by name.
         notes: how each of the adapter's was painted.
     """
 
@@ -120,14 +165,17 @@ class Comparison:
 def compare_pictures(family: Family, weights: AdapterWeights, subjects: SamplePrompts, config: RunConfig) -> Comparison:
     """Paint each subject by the base and by the adapter; the real picture is beside them where there is one.
 
-    The adapter is applied for the while; afterwards the family's networks have their own bits again.
+    So are references, a row for each of a prompt. The adapter is applied for the while; afterwards the family's
+    networks have their own bits again.
     """
     settings = SampleSettings.of(config)
-    rows = {"base": paint(family, subjects.prompts, settings)}
+    references = open_references(subjects.references, config.data.background)
+    rows: dict[str, Sequence[Image.Image]] = _reference_rows(references)
+    rows["base"] = paint(family, subjects.prompts, settings, references)
     with apply_adapter(family.networks, weights):
-        rows[_ADAPTER] = paint(family, subjects.prompts, settings)
+        rows[_ADAPTER] = paint(family, subjects.prompts, settings, references)
     if subjects.real:
-        rows["real"] = [_open(sample, config.data.background) for sample in subjects.real]
+        rows["real"] = [_open(sample.path, config.data.background) for sample in subjects.real]
     return Comparison(subjects.prompts, rows, settings.notes(subjects.prompts, sampler_name(family.pipeline())))
 
 
@@ -141,9 +189,16 @@ def comparison_sheet(
     return compare_pictures(family, weights, subjects, config).sheet()
 
 
-def _open(sample: Sample, background: str) -> Image.Image:
+def _reference_rows(references: Sequence[Sequence[Image.Image]]) -> dict[str, Sequence[Image.Image]]:
+    columns = list(zip(*references, strict=False))
+    names = [_REFERENCE if len(columns) == 1 else f"{_REFERENCE} {number}" for number in range(1, len(columns) + 1)]
+    return dict(zip(names, columns, strict=True))
+
+
+def _open(path: Path, background: str) -> Image.Image:
     try:
-        return decode(sample.path.read_bytes(), rgb(background))
+        return decode(path.read_bytes(), rgb(background))
     except (OSError, Unreadable) as error:
-        what = f"has changed since the pictures were looked over: {error}"
-        raise UserError(what, code="data.changed_picture", where=sample.path) from None
+        reason = getattr(error, "strerror", None) or error
+        what = f"cannot be shown, though it is named or was looked over: {reason}"
+        raise UserError(what, code="data.changed_picture", where=path) from None

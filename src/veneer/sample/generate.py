@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from PIL import Image
 
+from veneer.data.transform import centered_square
 from veneer.engine.adapter_bank import AdapterBank, Row
 from veneer.errors import UserError
 from veneer.family.libraries import silence_libraries
 from veneer.family.protocol import Family
+from veneer.family.references import check_references
 from veneer.family.unread import UnreadNote, unread_notes
 
 __all__ = ["generate", "generate_each", "generate_quietly", "prompt_notes"]
@@ -38,6 +40,7 @@ def generate(
     steps: int = 25,
     guidance: float = 4.0,
     batch: int = 8,
+    references: Sequence[Sequence[Image.Image]] = (),
 ) -> list[Image.Image]:
     """Paint one picture for each pair of prompt and seed, by the networks as they stand.
 
@@ -52,10 +55,15 @@ def generate(
         seeds: one a prompt.
         steps: denoising steps.
         guidance: scale of classifier-free guidance (Ho and Salimans 2022); 1 is none.
-        batch: pictures painted at once.
+        batch: pictures painted at once; those with references are painted one by one.
+        references: for a base that edits, the pictures that each prompt is applied to; the middle square is cut from
+            each, as from those that are trained on. Empty: there are none.
+
+    Raises:
+        UserError: the base takes another number of references.
     """
     _warn(family, prompts)
-    return generate_quietly(family, prompts, seeds, steps=steps, guidance=guidance, batch=batch)
+    return generate_quietly(family, prompts, seeds, steps=steps, guidance=guidance, batch=batch, references=references)
 
 
 def _warn(family: Family, prompts: Sequence[str]) -> None:
@@ -72,25 +80,37 @@ def generate_quietly(
     steps: int = 25,
     guidance: float = 4.0,
     batch: int = 8,
+    references: Sequence[Sequence[Image.Image]] = (),
 ) -> list[Image.Image]:
     """Paint as :func:`generate` does, where the user has been told already what of the prompts is not seen."""
-    pairs = list(zip(prompts, seeds, strict=True))
+    shown = references or [()] * len(prompts)
+    jobs = list(zip(prompts, seeds, shown, strict=True))
+    for own in shown:
+        check_references(family, len(own), "references")
     pipeline: Any = family.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []
-    for start in range(0, len(pairs), batch):
-        part = pairs[start : start + batch]
+    batch = 1 if references else batch  # a pipeline resizes all references of a batch to the first one's shape
+    for start in range(0, len(jobs), batch):
+        part = jobs[start : start + batch]
         with silence_libraries():
             result = pipeline(
-                **family.pipeline_prompts([prompt for prompt, _ in part]),
+                **family.pipeline_prompts([prompt for prompt, _, _ in part]),
+                **_reference_arguments(family, part[0][2]),
                 **family.pipeline_guidance(guidance),
-                generator=[torch.Generator().manual_seed(seed) for _, seed in part],
+                generator=[torch.Generator().manual_seed(seed) for _, seed, _ in part],
                 num_inference_steps=steps,
                 height=family.resolution,
                 width=family.resolution,
             )
         pictures += family.pictures_of(result)
     return pictures
+
+
+def _reference_arguments(family: Family, references: Sequence[Image.Image]) -> Mapping[str, object]:
+    if not references:
+        return {}
+    return family.pipeline_references([centered_square(picture, family.resolution) for picture in references])
 
 
 def generate_each(

@@ -56,19 +56,26 @@ class BatchBuilder:
         Pictures that are cropped at random are not among it, nor are captions that a text encoder learns from.
         """
         pictures: dict[tuple[str, bool], SampleDraw] = {}
-        captions: dict[str, None] = {}
+        captions: dict[tuple[str, tuple[str, bool] | None], SampleDraw] = {}
         config, all_there_are = self.config.data, self._variants
         for batch in map(self._draws, steps):
             for draw in batch:
-                pictures[draw.sample.id, is_flipped(draw.sample, config, self.config.seed, draw.draw_index)] = draw
-                captions[caption_of(draw, config, self.config.seed)] = None
+                variant = draw.sample.id, is_flipped(draw.sample, config, self.config.seed, draw.draw_index)
+                pictures[variant] = draw
+                seen = variant if self.encoder.reads_references(draw.sample) else None
+                captions[caption_of(draw, config, self.config.seed), seen] = draw
             if (len(pictures), len(captions)) == all_there_are:
                 break
         calls: list[Callable[[], object]] = []
         if config.crop != "random":
             calls += [partial(self.encoder.posterior, draw) for draw in pictures.values()]
+            calls += [partial(self.encoder.references, [draw]) for draw in pictures.values() if draw.sample.references]
         if not self.config.adapter.text_encoders:
-            calls += [partial(self.encoder.texts, [caption]) for caption in captions]
+            calls += [
+                partial(self.encoder.texts, [caption], [draw])
+                for (caption, seen), draw in captions.items()
+                if seen is None or config.crop != "random"
+            ]
         return calls
 
     def _draws(self, step: int) -> list[SampleDraw]:
@@ -86,11 +93,17 @@ class BatchBuilder:
 
     @property
     def _variants(self) -> tuple[int, int]:
-        """How many pictures, mirrored ones counted too, and captions there are at most."""
+        """How many pictures, mirrored ones counted too, and captions, there are at most."""
         samples = [*self.own.samples, *(() if self.prior is None else self.prior.samples)]
-        captions = {caption for sample in samples for caption in sample.captions}
-        dropped = {""} if self.config.data.caption_dropout else set()
-        return len({sample.id for sample in samples}) * (1 + self.config.data.flip), len(captions | dropped)
+        dropped = ("",) if self.config.data.caption_dropout else ()
+        sides = 1 + self.config.data.flip
+        captions = {
+            (caption, sample.id if self.encoder.reads_references(sample) else None)
+            for sample in samples
+            for caption in (*sample.captions, *dropped)
+        }
+        count = sum(1 if seen is None else sides for _, seen in captions)
+        return len({sample.id for sample in samples}) * sides, count
 
     def _micro(self, own: Sequence[SampleDraw], prior: Sequence[SampleDraw], count: int) -> MicroBatch:
         """Build one forward pass over both kinds: loss + weight x prior loss, each a mean (Ruiz et al. 2023, eq. 2)."""
@@ -104,6 +117,7 @@ class BatchBuilder:
             noise=self._noise(latents, batch).to(self.device),
             t_B=self._times(batch, geometries).to(self.device),
             text=self._text(batch),
+            references=self.encoder.references(batch).to(self.device),
             geometries=geometries,
             weight_B=weight_B.to(self.device),
             is_prior_B=is_prior_B,
@@ -128,4 +142,4 @@ class BatchBuilder:
         captions = [caption_of(draw, self.config.data, self.config.seed) for draw in batch]
         if self.config.adapter.text_encoders:
             return captions
-        return self.encoder.texts(captions).to(self.device)
+        return self.encoder.texts(captions, batch).to(self.device)

@@ -257,8 +257,9 @@ def _idle(config: RunConfig, family: Family) -> tuple[str, ...]:
     """Return the parts of the base that no step needs once pictures and captions are encoded."""
     if not config.train.offload:
         return ()
-    pictures = () if config.data.crop == "random" else ("autoencoder",)
-    return (*pictures, *(() if config.adapter.text_encoders else family.text_encoders))
+    crops = config.data.crop == "random"
+    reads = config.adapter.text_encoders or (crops and family.text_reads_references)
+    return (*(() if crops else ("autoencoder",)), *(() if reads else family.text_encoders))
 
 
 def _is_due(every: int, step: int, last: int | None = None) -> bool:

@@ -23,7 +23,7 @@ from veneer.engine.attention import trusted_attention
 from veneer.engine.cuda_graph import GraphedBackward
 from veneer.engine.precision import Precision
 from veneer.errors import UserError
-from veneer.family.protocol import Conditioning, Family
+from veneer.family.protocol import NO_REFERENCES, Conditioning, Family
 from veneer.objective.loss import Objective
 from veneer.rng import key
 from veneer.train.distributed import GradientSum, ProcessGroup
@@ -102,6 +102,7 @@ class MicroBatch:
         weight_B: of each picture's loss in the step's loss; they sum to 1 over the step's own pictures.
         is_prior_B: which pictures are of the class rather than the subject; on the CPU, where it is read.
         samples: the pictures.
+        references: of pairs, the encoded pictures that they are made from; else no tensors.
     """
 
     latents: Tensor
@@ -112,6 +113,7 @@ class MicroBatch:
     weight_B: Tensor
     is_prior_B: Tensor
     samples: tuple[Sample, ...]
+    references: Conditioning = NO_REFERENCES
 
 
 @dataclass(frozen=True)
@@ -337,7 +339,7 @@ def _conditioning(context: StepContext, micro: MicroBatch) -> Conditioning:
         if not isinstance(text, Conditioning):
             with _training(family.networks):
                 text = family.encode_text(text)
-        return family.condition(text, micro.geometries)
+        return family.condition(text, micro.geometries).joined_to(micro.references.tensors)
 
 
 def _clip(parameters: Sequence[nn.Parameter], max_norm: float | None) -> float:

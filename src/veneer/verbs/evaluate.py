@@ -12,7 +12,7 @@ from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
-from veneer.data.manifest import Manifest
+from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset, read_prior
 from veneer.errors import UserError
 from veneer.evaluate.comparison import DRIFT
@@ -30,6 +30,7 @@ from veneer.files import atomic_write, opens_paths
 from veneer.rng import key
 from veneer.run.folder import COPYING, EVALUATED, make_writable
 from veneer.run.identity import HASHES, PICTURES
+from veneer.sample.comparison import open_references
 from veneer.sample.files import write_picture
 from veneer.sample.generate import generate_quietly
 from veneer.verbs.evaluation_inputs import EvaluationOptions, read_inputs, survey_folders, survey_prior
@@ -158,6 +159,8 @@ def _drift_pictures(subject: _Subject, options: EvaluationOptions) -> tuple[Mani
     if of_class.samples:
         return choose_pictures(of_class, limit), "pictures of the class"
     samples = (*subject.pictures.train.samples, *subject.pictures.held_out.samples)
+    if 0 not in subject.family.reference_counts:
+        return Manifest(), None
     prompts = drift_prompts(config.base, [sample.captions[0] for sample in samples], options.samples)
     if not prompts:
         return Manifest(), None
@@ -170,7 +173,7 @@ def _sample_drift_pictures(subject: _Subject, prompts: Sequence[str]) -> Manifes
     folder = subject.out / EVALUATED / _DRIFT
     for earlier in folder.glob("other-*"):
         earlier.unlink()
-    for number, image in enumerate(_sample(subject, prompts, _DRIFT)):
+    for number, image in enumerate(_sample(subject, prompts, (), _DRIFT)):
         write_picture(image, folder / f"other-{number:03d}.png")
         atomic_write(folder / f"other-{number:03d}.txt", prompts[number].encode())
     return survey_folders([folder], subject.config, trigger=None).train
@@ -186,7 +189,7 @@ def _copying(subject: _Subject, count: int, notes: list[str]) -> Copying | None:
     captions = [picture.captions[0] for picture in pictures]
     subject.callback(StageStarted(f"sampling {len(captions)} pictures to look for copies"))
     files = [f"{EVALUATED}/sample-{number:03d}.png" for number in range(len(captions))]
-    images = _sample_adapted(subject, captions, "copying")
+    images = _sample_adapted(subject, captions, _references(subject, pictures), "copying")
     samples = [SampledPicture(*parts) for parts in zip(captions, files, images, strict=True)]
     try:
         copying, left_out = find_copies(subject.config, subject.family, subject.pictures, samples)
@@ -214,24 +217,36 @@ def _scores(subject: _Subject, models: ScoreModels, notes: list[str]) -> tuple[P
     captions = [picture.captions[0] for picture in pictures]
     subject.callback(StageStarted(f"sampling {2 * len(captions)} pictures to score"))
     notes += models.unread(captions)
-    base, adapter = _sample(subject, captions, "scores"), _sample_adapted(subject, captions, "scores")
+    references = _references(subject, pictures)
+    base, adapter = (sample(subject, captions, references, "scores") for sample in (_sample, _sample_adapted))
     real = [centered_picture(picture, subject.config, subject.family.resolution) for picture in pictures]
     scores, missing = score_pictures(models, captions, real, base, adapter, subject.config.seed)
     notes += missing
     return scores
 
 
-def _sample(subject: _Subject, captions: Sequence[str], purpose: str) -> list[Image.Image]:
+_References = Sequence[Sequence[Image.Image]]
+
+
+def _references(subject: _Subject, pictures: Sequence[Sample]) -> _References:
+    """Return the references of pictures; nothing where they have none."""
+    files = [[one.path for one in picture.references] for picture in pictures]
+    return open_references(files, subject.config.data.background) if any(files) else ()
+
+
+def _sample(subject: _Subject, captions: Sequence[str], references: _References, purpose: str) -> list[Image.Image]:
     """Sample captions with the networks as they stand, from seeds of their own for each purpose."""
     seeds = [key(subject.config.seed, number, purpose) for number in range(len(captions))]
-    settings = subject.config.sample
-    return generate_quietly(subject.family, captions, seeds, steps=settings.steps, guidance=settings.guidance)
+    steps, guidance = subject.config.sample.steps, subject.config.sample.guidance
+    return generate_quietly(subject.family, captions, seeds, steps=steps, guidance=guidance, references=references)
 
 
-def _sample_adapted(subject: _Subject, captions: Sequence[str], purpose: str) -> list[Image.Image]:
+def _sample_adapted(
+    subject: _Subject, captions: Sequence[str], references: _References, purpose: str
+) -> list[Image.Image]:
     """Sample captions with the adapter."""
     with apply_adapter(subject.family.networks, subject.weights):
-        return _sample(subject, captions, purpose)
+        return _sample(subject, captions, references, purpose)
 
 
 def _step_of(adapter: AdapterFile) -> int | None:

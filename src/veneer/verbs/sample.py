@@ -13,9 +13,11 @@ from typing import TypeAlias
 from PIL import Image
 
 from veneer.family.protocol import Family
+from veneer.family.references import check_references
 from veneer.files import opens_paths
 from veneer.run.folder import make_writable
 from veneer.run.identity import TRIGGER
+from veneer.sample.comparison import open_references
 from veneer.sample.files import write_picture
 from veneer.sample.gallery import PictureNote, sampler_name
 from veneer.sample.generate import generate_quietly, prompt_notes
@@ -28,6 +30,7 @@ __all__ = ["PictureWritten", "SampleOptions", "sample_adapter"]
 
 _Job: TypeAlias = "tuple[int, str, int]"
 """A prompt's number, the prompt and a seed."""
+_BACKGROUND = "white"  # of references that are transparent, as in a run that names none
 _AT_ONCE = 8
 """Pictures that are painted together."""
 
@@ -42,6 +45,7 @@ class SampleOptions:
         scale: strength of the adapter; 1 is what it was trained at.
         steps: denoising steps.
         guidance: classifier-free guidance; 1 is none.
+        references: for a base that edits, the pictures that every prompt is applied to.
     """
 
     seed: int = 0
@@ -49,6 +53,7 @@ class SampleOptions:
     scale: float = 1.0
     steps: int = 25
     guidance: float = 4.0
+    references: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,12 +99,15 @@ def sample_adapter(
             default: ``warnings.warn`` for the former.
 
     Raises:
-        UserError: the adapter or the base cannot be read, or the folder cannot be written to.
+        UserError: the adapter or the base cannot be read, the folder cannot be written to, or the base takes another
+            number of references.
     """
     options = options or SampleOptions()
     make_writable(out, "choose another --out")
+    references = open_references([options.references], _BACKGROUND)[0]
     left_out: list[LeftOut] = []
     family = load_merged(file, base, options.scale, left_out)
+    check_references(family, len(references), "--reference")
     for each in left_out:
         callback(Warned("weights.left_out", str(each), each.names))
     for note in prompt_notes(family, prompts, info(file).metadata.get(TRIGGER)):
@@ -107,7 +115,7 @@ def sample_adapter(
     offsets = range(options.count)
     jobs = [(row, prompt, options.seed + offset) for row, prompt in enumerate(prompts) for offset in offsets]
     written, sampler = [], sampler_name(family.pipeline())
-    for job, picture in _paint(family, jobs, options):
+    for job, picture in _paint(family, jobs, options, references):
         _, prompt, seed = job
         made = PictureNote(prompt, seed, options.steps, options.guidance, sampler, options.scale)
         written.append(_write(picture, out / _name(*job), made))
@@ -115,13 +123,21 @@ def sample_adapter(
     return written
 
 
-def _paint(family: Family, jobs: Sequence[_Job], options: SampleOptions) -> Iterator[tuple[_Job, Image.Image]]:
+def _paint(
+    family: Family, jobs: Sequence[_Job], options: SampleOptions, references: Sequence[Image.Image]
+) -> Iterator[tuple[_Job, Image.Image]]:
     """Yield each job with its picture, some at once."""
     for start in range(0, len(jobs), _AT_ONCE):
         part = jobs[start : start + _AT_ONCE]
         texts, seeds = [prompt for _, prompt, _ in part], [seed for _, _, seed in part]
         pictures = generate_quietly(
-            family, texts, seeds, steps=options.steps, guidance=options.guidance, batch=_AT_ONCE
+            family,
+            texts,
+            seeds,
+            steps=options.steps,
+            guidance=options.guidance,
+            batch=_AT_ONCE,
+            references=[references] * len(part) if references else (),
         )
         yield from zip(part, pictures, strict=True)
 

@@ -20,7 +20,7 @@ class FolderSource:
         """List the pictures of a folder and of those below it."""
         tree = Tree.walk(config.path)
         captions = CaptionFiles(tree.own_files, tree.pictures, config.captions)
-        listing = tree.list_pictures(captions.describe)
+        listing = tree.list_pictures(lambda picture: [captions.describe(picture)])
         read = [file.path for file in captions.read]
         unread = find_unread(tree.own_files, tree.pictures, read)
         rejected = (*listing.rejected, *tree.find_misnamed(read))

@@ -138,7 +138,7 @@ class _Subset:
         own = Tree(folder, tuple(file for file in Tree.walk(folder).files if file.parent == folder))
         captions = CaptionFiles(own.files, own.pictures, mode, (extension.lower(),))
         listing = own.list_pictures(
-            lambda picture: replace(self._complete(captions.describe(picture)), repeats=repeats)
+            lambda picture: [replace(self._complete(captions.describe(picture)), repeats=repeats)]
         )
         read = [self.path, *(file.path for file in captions.read)]
         why_not = f"caption_extension is {extension!r} in {self.where}"

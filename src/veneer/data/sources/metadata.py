@@ -1,8 +1,10 @@
 """A folder with a ``metadata.jsonl`` or a ``metadata.csv``, as the ``datasets`` library has it.
 
-Each row has ``file_name``, relative to the folder, and ``text``, a caption; in JSON also a list of them. A list speaks
-for its folder and those below: pictures that none of its rows names are left out. Where no list speaks, captions are
-read from the files beside each picture.
+Each row has ``file_name``, relative to the folder, and ``text``, a caption; in JSON also a list of them. A row of a
+pair also has ``reference_file_name``, the picture that the text is to be applied to, or ``reference_file_names``, a
+list of several (that library takes any column with such an ending for pictures). A list speaks for its folder and those
+below: pictures that none of its rows names are left out. Where no list speaks, captions are read from the files beside
+each picture.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -31,13 +33,21 @@ from veneer.files import read_utf8
 __all__ = ["MetadataSource"]
 
 _OTHER_NAMES = {"file_name": ("filename", "file", "image", "path"), "text": ("caption", "captions", "prompt")}
+_REFERENCE, _REFERENCES = "reference_file_name", "reference_file_names"
+_OTHER_REFERENCES = re.compile(
+    r"(source|control|cond|condition|conditioning|edit|kontext|original|input|reference|before)"
+    r"(_(image|images|path|file|file_name|file_names))?(_\d+)?"
+)
+"""Columns that other trainers have for the pictures that an edit starts from."""
 _EXAMPLE = '{"file_name": "a.png", "text": "a cat"}'
 _DELIMITERS = ",;\t"
 
 Row: TypeAlias = tuple[str, dict[str, Any]]
 """The place to name in messages, and the values by the columns' names."""
-Lists: TypeAlias = Mapping[Path, Mapping[Path, Entry]]
-"""For each folder that has lists, the pictures that they name."""
+Entries: TypeAlias = Mapping[Path, Sequence[Entry]]
+"""The pictures that lists name, each with one entry for each set of references."""
+Lists: TypeAlias = Mapping[Path, Entries]
+"""For each folder that has lists, what they name."""
 
 
 class MetadataSource:
@@ -68,30 +78,44 @@ class _Lists:
         captions = CaptionFiles(self.tree.own_files, self.tree.pictures, config.captions)
         listing = self.tree.list_pictures(lambda picture: self._entry_or_reason(picture, captions))
         # a list may name pictures whose ending says nothing, or whose name is hidden
-        listed = {entry.path: entry for entries in self.entries.values() for entry in entries.values()}
+        listed = {path: entries for named in self.entries.values() for path, entries in named.items()}
         walked = set(self.tree.pictures)
-        others = tuple(entry for path, entry in listed.items() if path not in walked)
-        read = [*self.files, *listed, *(file.path for file in captions.read)]
+        others = tuple(entry for path, entries in listed.items() if path not in walked for entry in entries)
+        read = [*self.files, *listed, *self._references, *(file.path for file in captions.read)]
         unread = find_unread(self.tree.own_files, self.tree.pictures, read, self._why_not)
-        notes = (*captions.notes(), *self._note_several())
+        notes = (*captions.notes(), *self._note_several(), *self._note_other_references())
         rejected = (*listing.rejected, *self.tree.find_misnamed(read))
         entries = (*listing.entries, *others)
         return replace(listing, entries=entries, rejected=rejected, notes=notes, unread=tuple(unread))
 
     @cached_property
     def entries(self) -> Lists:
-        entries: dict[Path, dict[Path, Entry]] = {}
+        entries: dict[Path, dict[Path, list[Entry]]] = {}
         for file in self.files:
-            _read_list(file, entries.setdefault(file.parent, {}))
+            _read_list(file, entries.setdefault(file.parent, {}), self._columns)
         return entries
 
-    def _entry_or_reason(self, picture: Path, captions: CaptionFiles) -> Entry | str:
-        """Return the picture as the nearest list that names it has it, or why it is left out."""
+    @cached_property
+    def _columns(self) -> dict[str, str]:
+        """The columns of the lists, each with the place where it was met first; filled when the lists are read."""
+        return {}
+
+    @cached_property
+    def _references(self) -> frozenset[Path]:
+        named = (entry for entries in self.entries.values() for several in entries.values() for entry in several)
+        return frozenset(reference for entry in named for reference in entry.references)
+
+    def _entry_or_reason(self, picture: Path, captions: CaptionFiles) -> Sequence[Entry] | str:
+        """Return the picture as the nearest list that names it has it, or why it is left out.
+
+        One that is named only as the reference of others is no picture to train on, and that is no reason to tell.
+        """
         above = [self.entries[folder] for folder in picture.parents if folder in self.entries]
         if not above:
-            return captions.describe(picture)
+            return [captions.describe(picture)]
         names = " or ".join(dict.fromkeys(file.name for file in self.files if file.parent in picture.parents))
-        return next((listed[picture] for listed in above if picture in listed), f"no line of {names} names it")
+        reason = () if picture in self._references else f"no line of {names} names it"
+        return next((listed[picture] for listed in above if picture in listed), reason)
 
     def _why_not(self, picture: Path) -> str | None:
         lists = [file for file in self.files if file.parent in picture.parents]
@@ -101,15 +125,32 @@ class _Lists:
         several = [file for file in self.files if sum(other.parent == file.parent for other in self.files) > 1]
         return [f"several lists for one folder, all of which are read: {few(several)}"] if several else []
 
+    def _note_other_references(self) -> list[str]:
+        """Note columns that look as if they named the pictures that edits start from, and are not read."""
+        if self._references:
+            return []
+        other = {name: where for name, where in self._columns.items() if _OTHER_REFERENCES.fullmatch(name)}
+        return [
+            f"{where}: the column {name!r} is not read; call it {_REFERENCE!r} if its pictures are to be edited"
+            for name, where in other.items()
+        ]
 
-def _read_list(path: Path, entries: dict[Path, Entry]) -> None:
-    """Add the pictures that a list names; several rows for one picture are several captions."""
+
+def _read_list(path: Path, entries: dict[Path, list[Entry]], columns: dict[str, str]) -> None:
+    """Add the pictures that a list names; several rows for one picture, and its references, are several captions."""
     names = _Names(path.parent)
     for where, row in _READERS[path.name.lower()](path):
-        picture = _named_file(names, row, where)
+        for name in row:
+            columns.setdefault(name, where)
+        picture = _named_file(names, _field(row, "file_name", where), "file_name", where)
+        references = _reference_files(names, row, where)
         captions = _captions(row, where)
-        earlier = entries[picture].captions if picture in entries else ()
-        entries[picture] = Entry(picture, tuple(dict.fromkeys((*earlier, *captions))), captions_at=where)
+        known = entries.setdefault(picture, [])
+        earlier = next((entry for entry in known if entry.references == references), None)
+        if earlier is not None:
+            known.remove(earlier)
+            captions = tuple(dict.fromkeys((*earlier.captions, *captions)))
+        known.append(Entry(picture, tuple(dict.fromkeys(captions)), captions_at=where, references=references))
 
 
 def _json_rows(path: Path) -> Iterator[Row]:
@@ -186,10 +227,29 @@ class _Names:
         return self._indexes[folder]
 
 
-def _named_file(names: _Names, row: dict[str, Any], where: str) -> Path:
-    name = _field(row, "file_name", where)
+def _reference_files(names: _Names, row: dict[str, Any], where: str) -> tuple[Path, ...]:
+    """Return the references of a row; none where it names none."""
+    column = next((name for name in (_REFERENCE, _REFERENCES) if row.get(name)), None)
+    if column is None:
+        return ()
+    named = row[column]
+    if isinstance(named, str) and named.startswith("["):  # a table can hold a list as JSON alone
+        named = _json_list(named, column, where)
+    listed = named if isinstance(named, list) else [named]
+    return tuple(_named_file(names, name, column, where) for name in listed)
+
+
+def _json_list(text: str, column: str, where: str) -> object:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        what = f"{column!r} begins as a list, and is not JSON: {error}"
+        raise UserError(what, code="data.metadata_not_json", where=where) from None
+
+
+def _named_file(names: _Names, name: object, column: str, where: str) -> Path:
     if not isinstance(name, str) or not name or "\0" in name:
-        raise UserError("'file_name' should be the name of a file", code="data.metadata_file_name", where=where)
+        raise UserError(f"{column!r} should be the name of a file", code="data.metadata_file_name", where=where)
     # a backslash is a letter of a name where there is such a file, else it parts folders, as on Windows
     for path in (PurePosixPath(name), PureWindowsPath(name) if "\\" in name else PurePosixPath(name)):
         if path.is_absolute() or path.drive or ".." in path.parts:

@@ -21,12 +21,14 @@ class Entry:
         captions: what its source says of it; may be empty.
         repeats: how often an epoch shows it.
         captions_at: the place to name in a message about its captions, such as ``metadata.jsonl:3``.
+        references: of a pair, the files of the pictures that it is made from; else none.
     """
 
     path: Path
     captions: tuple[str, ...]
     repeats: int = 1
     captions_at: str = ""
+    references: tuple[Path, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from veneer.data.sources.folder import FolderSource
 from veneer.data.sources.kohya_toml import KohyaTomlSource
 from veneer.data.sources.metadata import MetadataSource
 from veneer.data.sources.protocol import Entry, Listing, Source
+from veneer.data.sources.references import with_references
 from veneer.data.sources.unread import note_unread
 from veneer.data.wording import few
 
@@ -29,6 +30,8 @@ def read_source(config: SourceConfig, trigger: str | None, sources: Sequence[Sou
     """
     listings = (source.list_pictures(config) for source in sources)
     listing = next(listing for listing in listings if listing is not None)
+    if config.references:
+        listing = with_references(listing, config.path, config.references)
     if trigger is None:
         refuse_uncaptioned(config.path, listing)
     entries = [

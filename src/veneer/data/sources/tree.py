@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -89,11 +89,11 @@ class Tree:
         """
         return cls(folder, tuple(_files_below(folder)))
 
-    def list_pictures(self, describe: Callable[[Path], Entry | str]) -> Listing:
+    def list_pictures(self, describe: Callable[[Path], Sequence[Entry] | str]) -> Listing:
         """List the pictures among the files.
 
         Args:
-            describe: gives a picture's entry, or the reason why it is left out.
+            describe: gives a picture's entries, or the reason why it is left out.
 
         Raises:
             UserError: there is no picture.
@@ -108,7 +108,7 @@ class Tree:
             if isinstance(result, str):
                 rejected.append(Rejected(picture, result))
             else:
-                entries.append(result)
+                entries += result
         return Listing(tuple(entries), tuple(rejected))
 
     def _remedy_for_no_picture(self) -> str:
