@@ -64,7 +64,7 @@ def run(base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactor
 
 def config_of(base: Path, pictures: Path, output: Path, **sections: Any) -> RunConfig:
     train = {"max_steps": 3, "learning_rate": 0.05, **sections.pop("train", {})}
-    sections.setdefault("sample", {"prompts": [PROMPT], "steps": 1, "guidance": 1.0})
+    sections.setdefault("sample", {"prompts": [PROMPT], "steps": 2, "guidance": 1.0})
     return quick_config(
         base, pictures, output, train=train, data={"held_out": 0.25, **sections.pop("data", {})}, **sections
     )

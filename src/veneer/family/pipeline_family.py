@@ -372,8 +372,12 @@ class PipelineFamily:
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents into pixels, clamped to [-1, 1]."""
         with self._autoencoder() as vae:
-            pixels_BCHW = vae.decode(self._from_latents(latents).to(vae.device, vae.dtype)).sample
-        return cast(Tensor, pixels_BCHW).float().clamp(-1, 1)
+            pixels_BCHW = self._decoded(vae, self._from_latents(latents).to(vae.device, vae.dtype))
+        return pixels_BCHW.float().clamp(-1, 1)
+
+    def _decoded(self, vae: Any, latents: Tensor) -> Tensor:
+        """Return what the autoencoder makes of its own latents."""
+        return cast(Tensor, vae.decode(latents).sample)
 
     def _to_latents(self, mean_BCHW: Tensor, std_BCHW: Tensor) -> LatentDistribution:
         """Return what the denoiser is given of the autoencoder's own latents."""

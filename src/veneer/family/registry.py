@@ -54,6 +54,7 @@ class _Entry(NamedTuple):
 FAMILIES: Mapping[str, _Entry] = {
     "StableDiffusionPipeline": _Entry("veneer.family.sd:StableDiffusion", ("v1", "v2")),
     "StableDiffusionXLPipeline": _Entry("veneer.family.sdxl:StableDiffusionXL", ("xl_base",)),
+    "LTXPipeline": _Entry("veneer.family.ltx_video:LtxVideo"),
     "WanPipeline": _Entry("veneer.family.wan:Wan"),
     "QwenImagePipeline": _Entry("veneer.family.qwen_image:QwenImage"),
     "FluxPipeline": _Entry("veneer.family.flux:Flux", ("flux-dev", "flux-schnell")),

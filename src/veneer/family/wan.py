@@ -8,7 +8,6 @@ from types import MappingProxyType
 from typing import Any, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from veneer.config.schema import Density
@@ -19,8 +18,8 @@ from veneer.family.flow import FlowMatching
 from veneer.family.key_names.network import dotted_in_comfy, names_in
 from veneer.family.key_names.wan import wan_names
 from veneer.family.offload import Loader
-from veneer.family.pipeline_family import PipelineFamily
-from veneer.family.protocol import Conditioning, LatentDistribution
+from veneer.family.protocol import Conditioning
+from veneer.family.video import VideoFamily
 from veneer.weights.formats.protocol import KeyNames
 from veneer.weights.metadata import BaseLabels
 
@@ -28,14 +27,13 @@ __all__ = ["Wan"]
 
 _TEXT_LENGTH = 512  # tokens that the pipeline gives the transformer, zeros behind the text
 _TIMES = 1000  # the transformer is told 1000 sigma
-_PICTURE = 4  # axes of a picture, one more of a clip
 _EXPANDED = "expand_timesteps"
 _LARGE_LATENT = (
     16  # pixels a latent of 2.2's autoencoder; its bases were trained on 704 x 1280, the others on 480 x 832
 )
 
 
-class Wan(PipelineFamily):
+class Wan(VideoFamily):
     """A Wan base that paints from texts; its latents are (B, C, T, H, W), of a picture with T = 1.
 
     Its conditioning is ``text`` (B, L, D), UMT5's last hidden states without padding, and ``mask`` (B, L).
@@ -66,10 +64,6 @@ class Wan(PipelineFamily):
         side = self.trained_side * 3 // 4 if self._pixels_a_latent == _LARGE_LATENT else self.trained_side
         self.resolution = self._pixels_a_latent * side
         self.multiple = self._pixels_a_latent * int(self._denoiser.config.patch_size[-1])
-        self._statistics = tuple(
-            torch.tensor(self._vae.config[key], dtype=torch.float32).view(1, -1, 1, 1, 1)
-            for key in ("latents_mean", "latents_std")
-        )
 
     @property
     def settings(self) -> dict[str, str]:
@@ -94,8 +88,8 @@ class Wan(PipelineFamily):
     @property
     def key_names(self) -> KeyNames:
         """The names of the model's own code, which ComfyUI and musubi-tuner's files have."""
-        names = names_in(self.denoiser, self._denoiser, wan_names)
-        return {"kohya": names, "comfy": dotted_in_comfy(self.denoiser, names)}
+        network = (self.denoiser, self._denoiser, wan_names)
+        return {"kohya": names_in(*network), "comfy": dotted_in_comfy(*network)}
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into ``text`` and ``mask``, as the pipeline does but for its padding."""
@@ -134,28 +128,9 @@ class Wan(PipelineFamily):
         tokens = math.prod(side // patch for side, patch in zip(noisy.shape[2:], patches, strict=True))
         return time_B[:, None].expand(-1, tokens)
 
-    @torch.no_grad()
-    def encode_image(self, pixels_BCHW: Tensor) -> LatentDistribution:
-        """Turn pixels of pictures (B, 3, H, W) or clips (B, 3, T, H, W) into the scaled posterior over latents."""
-        return super().encode_image(pixels_BCHW.unsqueeze(2) if pixels_BCHW.ndim == _PICTURE else pixels_BCHW)
-
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Turn latents into pixels of clips (B, 3, T, H, W), of pictures (B, 3, H, W)."""
-        pixels = super().decode(latents)
-        return pixels.squeeze(2) if pixels.shape[2] == 1 else pixels
-
-    def _to_latents(self, mean_BCTHW: Tensor, std_BCTHW: Tensor) -> LatentDistribution:
-        mean, std = (values.to(mean_BCTHW.device) for values in self._statistics)
-        return LatentDistribution((mean_BCTHW - mean) / std, std_BCTHW / std)
-
-    def _from_latents(self, latents: Tensor) -> Tensor:
-        mean, std = (values.to(latents.device) for values in self._statistics)
-        return latents * std + mean
-
-    def _scaling_factor(self) -> float:
-        """Return 1: each channel has a scale of its own."""
-        return 1.0
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        config = self._vae.config
+        return torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
 
     def _latent_channels(self) -> int:
         return int(self._vae.config.z_dim)
@@ -163,15 +138,6 @@ class Wan(PipelineFamily):
     @property
     def _pixels_a_latent(self) -> int:
         return int(self._vae.config.scale_factor_spatial)
-
-    @torch.no_grad()
-    def pipeline_prompts(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Return the pipeline's arguments for pictures of prompts."""
-        return {"prompt": list(prompts), "num_frames": 1, "output_type": "pil"}
-
-    def pictures_of(self, painted: Any) -> Sequence[Image.Image]:
-        """Return the first frame of each clip."""
-        return [frames[0] for frames in painted.frames]
 
     @classmethod
     def _abstract_tokenizer(cls, text_encoder: Any) -> AbstractTokenizer:

@@ -30,14 +30,17 @@ def names_in(prefix: str, network: nn.Module, names: Callable[[Outputs], Names])
     return {f"{prefix}.{path}": _prefixed(prefix, name) for path, name in names(outputs).items()}
 
 
-def dotted_in_comfy(prefix: str, names: Names) -> Names:
+def dotted_in_comfy(prefix: str, network: nn.Module, names: Callable[[Outputs], Names]) -> Names:
     """Return what ComfyUI's files call layers of which it takes the model's own names only, and diffusers does too.
 
     Args:
         prefix: of the network.
-        names: as :func:`names_in` gives them.
+        network: whose weights need not be there.
+        names: of the family.
     """
-    return {path: _prefixed(_COMFY, _without(prefix, name)) for path, name in names.items()}
+    own = names_in(prefix, network, names)
+    paths = weighted_layers_of({prefix: network})
+    return {path: _prefixed(_COMFY, _without(prefix, own.get(path, path))) for path in paths}
 
 
 def _without(prefix: str, name: str | Slice) -> str | Slice:

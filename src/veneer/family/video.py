@@ -1,0 +1,61 @@
+"""What families of clips share: an axis of time, of which a picture has one frame, and channels that are normalised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from veneer.family.pipeline_family import PipelineFamily
+from veneer.family.protocol import LatentDistribution
+
+__all__ = ["VideoFamily"]
+
+_PICTURE = 4  # axes of a batch of pictures; of clips there is one more
+
+
+class VideoFamily(PipelineFamily):
+    """A base whose latents are (B, C, T, H, W), of a picture with T = 1."""
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Return the mean and the deviation of each channel (C,) of the autoencoder's latents."""
+        raise NotImplementedError
+
+    def _scaling_factor(self) -> float:
+        """Return 1: each channel has a scale of its own."""
+        return 1.0
+
+    @torch.no_grad()
+    def encode_image(self, pixels_BCHW: Tensor) -> LatentDistribution:
+        """Turn pixels of pictures (B, 3, H, W) or clips (B, 3, T, H, W) into the posterior over normalised latents."""
+        return super().encode_image(pixels_BCHW.unsqueeze(2) if pixels_BCHW.ndim == _PICTURE else pixels_BCHW)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Turn latents into pixels of clips (B, 3, T, H, W), of pictures (B, 3, H, W)."""
+        pixels = super().decode(latents)
+        return pixels.squeeze(2) if pixels.shape[2] == 1 else pixels
+
+    def _to_latents(self, mean_BCTHW: Tensor, std_BCTHW: Tensor) -> LatentDistribution:
+        mean, std = self._statistics_like(mean_BCTHW)
+        return LatentDistribution((mean_BCTHW - mean) / std, std_BCTHW / std)
+
+    def _from_latents(self, latents: Tensor) -> Tensor:
+        mean, std = self._statistics_like(latents)
+        return latents * std + mean
+
+    def _statistics_like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        mean_C, std_C = (each.to(latents.device, torch.float32) for each in self._statistics())
+        return mean_C.view(1, -1, 1, 1, 1), std_C.view(1, -1, 1, 1, 1)
+
+    @torch.no_grad()
+    def pipeline_prompts(self, prompts: Sequence[str]) -> dict[str, Any]:
+        """Return the pipeline's arguments for pictures of prompts."""
+        return {"prompt": list(prompts), "num_frames": 1, "output_type": "pil"}
+
+    def pictures_of(self, painted: Any) -> Sequence[Image.Image]:
+        """Return the first frame of each clip."""
+        return [frames[0] for frames in painted.frames]
