@@ -105,6 +105,7 @@ def _record(family: QwenImage, told: list[Any]) -> Any:
     return recording
 
 
+@pytest.mark.slow
 def test_a_scale_of_guidance_is_the_pipeline_s_true_one(family: QwenImage, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its ``guidance_scale`` is for distilled bases; the other one does nothing without a negative prompt."""
     monkeypatch.setattr(family, "resolution", 16)

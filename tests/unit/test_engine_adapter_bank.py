@@ -172,6 +172,20 @@ def test_guidance_takes_both_the_single_and_the_doubled_batch(net: Net, bank: Ad
             net(torch.cat([X, X, X]))
 
 
+def test_a_layer_may_get_each_row_as_several_adjacent_ones() -> None:
+    """As a layer does that is given a text's tokens one by one."""
+    torch.manual_seed(0)
+    net, x = nn.ModuleDict({"out": nn.Linear(4, 5)}), torch.randn(2, 3, 6, 4)
+    bank = AdapterBank({"net": net})
+    bank.add("a", adapter(1, layers=("out",)))
+    with bank.rows([None, ("a", 0.5)]):
+        expected = net["out"](x)
+    with bank.rows([None, ("a", 0.5)], folded=("net.o",)):
+        torch.testing.assert_close(net["out"](x.flatten(0, 1)), expected.flatten(0, 1))
+    with raises_code("adapter.other_batch_size"), bank.rows([None, "a"], folded=("net.other.",)):
+        net["out"](x.flatten(0, 1))
+
+
 def test_what_is_refused(net: Net, bank: AdapterBank) -> None:
     with raises_code("adapter.name_taken") as caught:
         bank.add("a", adapter(1))

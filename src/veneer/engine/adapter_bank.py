@@ -76,13 +76,14 @@ class AdapterBank:
         del self._adapters[name]
 
     @contextmanager
-    def rows(self, rows: Sequence[Row], *, guidance: bool = False) -> Iterator[None]:
+    def rows(self, rows: Sequence[Row], *, guidance: bool = False, folded: tuple[str, ...] = ()) -> Iterator[None]:
         """Give each row of the batches inside adapters of its own: row b of a network's input has ``rows[b]``.
 
         Args:
             rows: one entry a row; ``"a"``, ``("a", 0.5)``, ``{"a": 0.5, "b": 1.0}``, or None for the base alone.
             guidance: the batch may also be these rows twice, one whole after the other, as diffusers' pipelines have it
                 for classifier-free guidance (Ho and Salimans 2022): rows b and b + B are of one picture.
+            folded: beginnings of the paths of layers that get each row as several adjacent ones.
 
         Raises:
             UserError: a row is none of these, an adapter is not in the bank, a strength is no finite number, or rows
@@ -93,7 +94,10 @@ class AdapterBank:
         strengths = [self._strengths(row) for row in rows]
         paths = {path for row in strengths for name in row for path in self._adapters[name]}
         self._check_compiled({path.partition(".")[0] for path in paths})
-        hooks = {path: RowAdapterHook(path, self._on_layer(path, strengths), 1 + guidance) for path in sorted(paths)}
+        hooks = {
+            path: RowAdapterHook(path, self._on_layer(path, strengths), 1 + guidance, path.startswith(folded))
+            for path in sorted(paths)
+        }
         with ExitStack() as stack:
             for path, hook in hooks.items():
                 stack.callback(self._layers[path].register_forward_hook(hook, with_kwargs=True).remove)

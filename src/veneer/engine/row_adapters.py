@@ -91,10 +91,11 @@ class RowAdapterHook:
         path: of the layer, for messages.
         rows: what each row of the batch has here.
         copies: how often the batch may repeat the rows, whole; any number from 1 to this is taken.
+        is_folded: whether each row comes as several adjacent ones, as many as there are; of a linear layer.
     """
 
-    def __init__(self, path: str, rows: Sequence[RowUpdates], copies: int) -> None:
-        self._path, self._count, self._copies = path, len(rows), copies
+    def __init__(self, path: str, rows: Sequence[RowUpdates], copies: int, is_folded: bool = False) -> None:
+        self._path, self._count, self._copies, self._is_folded = path, len(rows), copies, is_folded
         groups = group_rows([_rank(updates) for updates in rows])
         self._groups = [_stack(rows[group.start : group.stop], group.start) for group in groups]
         self._cast: dict[tuple[torch.device, torch.dtype], list[_RowGroup]] = {}
@@ -102,15 +103,23 @@ class RowAdapterHook:
     def __call__(self, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
         """Return the layer's output with the adapters' part added, in place unless autograd records it."""
         x = args[0] if args else kwargs["input"]
+        output = output.clone() if output.requires_grad else output
+        if self._is_folded:  # adjacent rows (rows N, ..., D) are one long row of each (rows, N ..., D)
+            x, rows = (x.reshape(self._count, -1, x.shape[-1]), output.view(self._count, -1, output.shape[-1]))
+            self._add(layer, x, rows)
+        else:
+            self._add(layer, x, output)
+        return output
+
+    def _add(self, layer: nn.Module, x: Tensor, output: Tensor) -> None:
+        """Add the adapters' part to a layer's output in place."""
         self._check(len(x))
         x = x.to(output.dtype)  # under autocast the output has the narrower dtype, as both factors get
-        output = output.clone() if output.requires_grad else output
         add = _add_linear if isinstance(layer, nn.Linear) else _add_convolution
         for start in range(0, len(x), self._count):
             for group in self._on(output.device, output.dtype):
                 rows = slice(start + group.first, start + group.first + group.length)
                 add(layer, x[rows], output[rows], group)
-        return output
 
     def _check(self, count: int) -> None:
         if count % self._count or count > self._count * self._copies:

@@ -96,6 +96,7 @@ class PipelineFamily:
     guidance_argument: str = "guidance_scale"
     """What the pipeline calls a scale of guidance of which 1 is none."""
     guided_batch: bool = True
+    folded_layers: tuple[str, ...] = ()
     pipeline_options: Mapping[str, Any] = MappingProxyType({})
     """What the pipeline takes beside its parts."""
     stored_options: tuple[str, ...] = ()

@@ -191,6 +191,9 @@ class Family(Protocol):
     text_reads_references: bool
     """Whether what a text encoder makes of a text depends on the references too."""
 
+    folded_layers: tuple[str, ...]
+    """Beginnings of the paths of layers, networks first, that get the tokens of each picture's text as rows."""
+
     @property
     def default_shift(self) -> TimestepShift:
         """The shift of timesteps where a config names none: a number, or ``resolution``."""

@@ -11,7 +11,7 @@ __all__ = ["without_padding"]
 
 
 def without_padding(conditioning: Conditioning) -> tuple[Tensor, Tensor | None]:
-    """Return ``text`` (B, T, ...) up to the longest row's last token, and its ``mask`` (B, T) where rows are shorter.
+    """Return ``text`` (B, T, ...) up to the longest row's last token, and its ``mask`` (B, T) if it masks anything.
 
     Args:
         conditioning: whose ``mask`` is true where a token is.
@@ -19,6 +19,6 @@ def without_padding(conditioning: Conditioning) -> tuple[Tensor, Tensor | None]:
     text, mask_BT = conditioning["text"], conditioning["mask"]
     if isinstance(mask_BT, FakeTensor) or mask_BT.is_meta:  # a plan's, which has no numbers: all are taken to be there
         return text, None
-    longest = int(mask_BT.sum(dim=1).max())
+    longest = int(mask_BT.any(dim=0).nonzero().max()) + 1
     text, mask_BT = text[:, :longest], mask_BT[:, :longest].bool()
     return text, None if bool(mask_BT.all()) else mask_BT

@@ -146,7 +146,8 @@ def generate_each(
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), batch):
         part = slice(start, start + batch)
-        with bank.rows(rows[part], guidance=family.guided_batch and guidance > 1):
+        guided = family.guided_batch and guidance > 1
+        with bank.rows(rows[part], guidance=guided, folded=family.folded_layers):
             pictures += generate_quietly(
                 family, prompts[part], seeds[part], steps=steps, guidance=guidance, batch=batch
             )

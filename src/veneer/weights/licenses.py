@@ -59,6 +59,12 @@ _FLUX_DEV = License(
     "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md",
     name="flux-1-dev-non-commercial-license",
 )
+_KREA_2 = License(
+    "other",
+    "Krea 2 Community License",
+    "https://huggingface.co/krea/Krea-2-Raw",
+    name="krea-2-community-license",
+)
 _APACHE = License("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 _BUNDLED = License("cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/")
 
@@ -74,6 +80,8 @@ LICENSES: Mapping[str, License] = {
     "stabilityai/stable-diffusion-xl-base-1.0": _RAIL_PP_XL,
     "black-forest-labs/FLUX.1-dev": _FLUX_DEV,
     "black-forest-labs/FLUX.1-schnell": _APACHE,
+    "krea/Krea-2-Raw": _KREA_2,
+    "krea/Krea-2-Turbo": _KREA_2,
     "Qwen/Qwen-Image": _APACHE,
     "Qwen/Qwen-Image-2512": _APACHE,
 }
