@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -12,6 +12,7 @@ from torch import nn
 
 from veneer.family.file_content import check_config
 from veneer.family.hub import fetch_file
+from veneer.family.pipeline_folder import INDEX, is_in_index
 
 __all__ = ["AbstractTokenizer", "Config", "make_network", "make_scheduler", "read_configs"]
 
@@ -56,24 +57,28 @@ class AbstractTokenizer:
         return SimpleNamespace(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
 
 
-def read_configs(place: str, names: Iterable[str]) -> dict[str, Config]:
+def read_configs(place: str, names: Iterable[str], optional: Collection[str] = ()) -> dict[str, Config]:
     """Return the configurations of parts of a pipeline.
 
     Args:
         place: a folder in diffusers' layout, or a hub id.
         names: of the parts.
+        optional: those of them that the pipeline may lack; such a part that it lacks is left out.
 
     Raises:
         UserError: one is not there, or is no JSON object.
     """
-    return {name: check_config(_config_file(place, name)) for name in names}
+    index = check_config(_file(place, INDEX)) if optional else {}
+    present = [name for name in names if name not in optional or is_in_index(index, name)]
+    return {name: check_config(_config_file(place, name)) for name in present}
 
 
 def _config_file(place: str, name: str) -> Path:
-    file = f"{name}/scheduler_config.json" if name == "scheduler" else f"{name}/config.json"
-    if Path(place).is_dir():
-        return Path(place) / file
-    return fetch_file(place, file)
+    return _file(place, f"{name}/scheduler_config.json" if name == "scheduler" else f"{name}/config.json")
+
+
+def _file(place: str, file: str) -> Path:
+    return Path(place) / file if Path(place).is_dir() else fetch_file(place, file)
 
 
 def make_network(kind: type[Any], config: Config, dtype: torch.dtype) -> nn.Module:

@@ -196,8 +196,9 @@ def _names_by_family(folder: Path) -> KeyNames:
     if pipeline not in FAMILIES:
         return {}
     family = family_class(str(pipeline))
+    configs = read_configs(str(folder), family.config_names(), family.optional_parts)
     with silence_libraries():
-        networks = family.abstract(read_configs(str(folder), family.config_names()), torch.float32).networks
+        networks = family.abstract(configs, torch.float32).networks
     return BaseNames.of(networks).key_names
 
 

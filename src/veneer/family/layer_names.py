@@ -81,7 +81,7 @@ def published_names(name: str) -> BaseNames:
 
 def _names_in(place: str, source: Source) -> BaseNames:
     """Return the layers of a base in diffusers' layout: a folder, or a hub id."""
-    return _abstract(source.pipeline, read_configs(place, source.family.config_names()))
+    return _abstract(source.pipeline, read_configs(place, source.family.config_names(), source.family.optional_parts))
 
 
 def _abstract(pipeline: str, configs: Mapping[str, Config]) -> BaseNames:

@@ -103,6 +103,8 @@ class PipelineFamily:
     """Those of them that a base's model_index.json says."""
     left_out: tuple[str, ...] = ()
     """Parts of the pipeline that are not loaded."""
+    optional_parts: tuple[str, ...] = ()
+    """Text encoders and tokenizers that a base may come without."""
     max_token_windows: int = 1
     multiple: int
     noise: NoiseProcess
@@ -123,8 +125,11 @@ class PipelineFamily:
         else:
             folder = PipelineFolder(place)
             parts |= {name: folder.index[name] for name in cls.stored_options if name in folder.index}
-            loaded = load_parts(folder, networks, tuple(cls.tokenizers.values()), options)
-            pipeline = cls._pipeline_class()(**loaded, **parts)
+            absent = {name for name in cls.optional_parts if folder.lacks(name)}
+            networks = {name: kind for name, kind in networks.items() if name not in absent}
+            tokenizers = [name for name in cls.tokenizers.values() if name not in absent]
+            loaded = load_parts(folder, networks, tokenizers, options)
+            pipeline = cls._pipeline_class()(**loaded, **parts, **dict.fromkeys(absent))
         stored = {name: pipeline.config[name] for name in cls.stored_options}
         offloaded = {"autoencoder": "vae", **{name: name for name in (*cls.tokenizers, cls.denoiser)}}
         components = {**pipeline.components, "scheduler": cls._scheduler_of(pipeline, place)}
@@ -156,11 +161,17 @@ class PipelineFamily:
     def abstract(cls, configs: Mapping[str, Config], dtype: torch.dtype) -> Self:
         """Return a base on the meta device, from the configurations of its networks and its scheduler."""
         networks = {}
+        absent = {name for name in cls.optional_parts if name not in configs}
         for name, kind in cls._network_classes().items():
+            if name in absent:
+                continue
             with one_line_errors(f"{name}/config.json", "undo what was changed in it, or fetch it again"):
                 networks[name] = make_network(kind, configs[name], dtype)
-        tokenizers = {part: cls._abstract_tokenizer(networks[name]) for name, part in cls.tokenizers.items()}
-        return cls({**networks, **tokenizers, "scheduler": make_scheduler(configs["scheduler"])})
+        tokenizers = {
+            part: cls._abstract_tokenizer(networks[name]) for name, part in cls.tokenizers.items() if name in networks
+        }
+        parts = {**dict.fromkeys((*cls.optional_parts, *cls.left_out)), **networks, **tokenizers}
+        return cls({**parts, "scheduler": make_scheduler(configs["scheduler"])})
 
     @classmethod
     def _abstract_tokenizer(cls, text_encoder: Any) -> AbstractTokenizer:
@@ -182,8 +193,8 @@ class PipelineFamily:
     ) -> None:
         self._parts, self._options = dict(parts), {**self.pipeline_options, **(options or {})}
         self._denoiser, self._vae = parts[self.denoiser], parts["vae"]
-        self._text_encoders = {name: parts[name] for name in self.tokenizers}
-        self._tokenizers = {name: parts[tokenizer] for name, tokenizer in self.tokenizers.items()}
+        self._text_encoders = {name: parts[name] for name in self.tokenizers if parts[name] is not None}
+        self._tokenizers = {name: parts[self.tokenizers[name]] for name in self._text_encoders}
         self._check_channels()
         self._check_texts()
         self._scale = self._scaling_factor()
@@ -268,7 +279,8 @@ class PipelineFamily:
 
     def _check_texts(self) -> None:
         """Refuse a tokenizer of other files than its text encoder's: it loads, and tells the text encoder nothing."""
-        for name, part in self.tokenizers.items():
+        for name in self._text_encoders:
+            part = self.tokenizers[name]
             cut = self._tokenizers[name].model_max_length if self.text_tokens is None else 0
             most = getattr(self._text_encoders[name].config, "max_position_embeddings", None)
             self._check_vocabulary(name, part)
@@ -399,6 +411,12 @@ class PipelineFamily:
         self.offload(())  # it may be saved
         scheduler = copy.deepcopy(self._parts["scheduler"])  # painting changes it: how many steps, which is next
         return self._pipeline_class()(**{**self._parts, "scheduler": scheduler}, **self._options)
+
+    def _pipeline_for_text(self) -> Any:
+        """Return diffusers' pipeline for its ``encode_prompt``, with all text encoders in memory."""
+        for name in self._text_encoders:
+            self._offloader.restore(name)
+        return self._pipeline_class()(**self._parts, **self._options)
 
     def offload(self, parts: Sequence[str]) -> None:
         """Take these parts out of memory, and all others back; see :class:`veneer.family.offload.Offloader`."""

@@ -7,7 +7,7 @@ what every part needs, in the order in which a person would look: is it there, i
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from veneer.errors import UserError
 from veneer.family.file_content import check_config, check_content, fetch_again
 from veneer.family.shards import WeightFiles, find_weights
 
-__all__ = ["INDEX", "PipelineFolder"]
+__all__ = ["INDEX", "PipelineFolder", "is_in_index"]
 
 INDEX = "model_index.json"
 """Name of the file that says which pipeline a folder holds, and of which class each part is."""
@@ -42,6 +42,10 @@ class PipelineFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.index = check_config(path / INDEX)
+
+    def lacks(self, name: str) -> bool:
+        """Return whether the index says that the base comes without a part."""
+        return not is_in_index(self.index, name)
 
     def check_network(self, name: str, kind: type[Any]) -> WeightFiles:
         """Check a network's class, configuration and weight files; return those that it is to be read from.
@@ -131,6 +135,11 @@ class PipelineFolder:
 
     def _folder(self, name: str) -> Path:
         return _part_folder(self.path / name)
+
+
+def is_in_index(index: Mapping[str, Any], name: str) -> bool:
+    """Return whether a ``model_index.json`` has a part: one that a base comes without is ``[null, null]`` there."""
+    return index.get(name) not in (None, [None, None])
 
 
 def _check_merges(folder: Path) -> None:

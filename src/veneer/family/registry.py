@@ -60,6 +60,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "Krea2Pipeline": _Entry("veneer.family.krea2:Krea2", ("krea2",)),
     "FluxPipeline": _Entry("veneer.family.flux:Flux", ("flux-dev", "flux-schnell")),
     "FluxKontextPipeline": _Entry("veneer.family.flux_kontext:FluxKontext"),
+    "StableDiffusion3Pipeline": _Entry("veneer.family.sd3:StableDiffusion3", ("sd3", "sd35_medium", "sd35_large")),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
 
@@ -69,6 +70,8 @@ class LoadableFamily(Protocol):
 
     denoiser: ClassVar[str]
     """Name of the network that removes noise."""
+    optional_parts: ClassVar[tuple[str, ...]]
+    """Names of the parts that a base may come without."""
 
     @classmethod
     def load(cls, place: Path, options: LoadOptions) -> Family:

@@ -51,7 +51,8 @@ def _make_base(config: RunConfig) -> Family:
     if source.is_file:  # which has no configurations
         return source.load(LoadOptions())
     with one_line_errors(source.base, "its parts do not fit together: take all from one base"):
-        configs = read_configs(str(source.place or source.base), source.family.config_names())
+        parts = source.family.config_names(), source.family.optional_parts
+        configs = read_configs(str(source.place or source.base), *parts)
         family = source.family.abstract(configs, _WEIGHT_DTYPE)
     quantize_text_encoders(family, config, {name: _stored_dtypes(source.place, name) for name in family.text_encoders})
     return family
