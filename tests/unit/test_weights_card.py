@@ -121,7 +121,7 @@ def test_every_front_matter_is_valid(base: str) -> None:
     data = ModelCard(model_card(replace(FACTS, license=license_of(base)), Score())).data.to_dict()
     assert ModelCardData(**data).to_dict() == data
     assert data["license"] == (license.id if (license := license_of(base)) else "other")
-    assert ("license_link" in data) == ("license_name" in data) == (base == "black-forest-labs/FLUX.1-dev")
+    assert ("license_link" in data) == ("license_name" in data) == (base in LICENSES and data["license"] == "other")
 
 
 def test_a_licence_that_is_not_known_is_said_not_to_be() -> None:

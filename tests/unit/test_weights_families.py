@@ -64,6 +64,7 @@ def test_the_family_of_an_adapter_of_attention_alone_is_told_or_left_open(table:
 METADATA = {
     "sdxl_base_v1-0": "Stable Diffusion XL",
     "sd3.5-large": "Stable Diffusion 3",
+    "stable-diffusion-v3.5/lora": "Stable Diffusion 3",
     "flux1": "FLUX",
     "flux-2-dev/lora": "FLUX.2",
     "qwen-image/lora": "Qwen-Image",

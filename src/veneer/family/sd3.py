@@ -62,12 +62,12 @@ class StableDiffusion3(PipelineFamily):
 
     @property
     def labels(self) -> BaseLabels:
-        """Those of 3 medium, whose attention has no norms, of 3.5 medium, whose first blocks attend twice, or of 3.5 large."""
+        """Those of 3 medium, whose attention has no norms, of 3.5 medium, which attends twice, or of 3.5 large."""
         config = self._denoiser.config
         if config.qk_norm is None:
-            return _labels("medium", "SD 3", "sd3")
+            return _labels("medium", "SD 3", "sd3", "sd3-diffusers")
         size = "medium" if config.dual_attention_layers else "large"
-        return _labels(f"5-{size}", f"SD 3.5 {size.title()}", f"sd3.5-{size}")
+        return _labels(f"5-{size}", f"SD 3.5 {size.title()}", f"sd3.5-{size}", "sd3.5", "sd3.5-diffusers")
 
     @property
     def key_names(self) -> KeyNames:
@@ -75,7 +75,7 @@ class StableDiffusion3(PipelineFamily):
         return {"kohya": names_in(self.denoiser, self._denoiser, sd3_names)}
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
-        """Turn captions into ``text`` and ``pooled``; CLIP's tokenizers cut them at their length, T5's at 256 tokens."""
+        """Turn captions into ``text`` and ``pooled``; CLIP's tokenizers cut them at 77 tokens, T5's at 256."""
         device = self._text_encoders["text_encoder"].device
         with silence_libraries():  # it tells of every caption that is longer than CLIP reads
             text_BLD, _, pooled_BP, _ = self._pipeline_for_text().encode_prompt(
@@ -129,12 +129,13 @@ class StableDiffusion3(PipelineFamily):
         return {"transformer": SD3Transformer2DModel, "vae": AutoencoderKL, **clips, _T5: T5EncoderModel}
 
 
-def _labels(size: str, civitai: str, tag: str) -> BaseLabels:
+def _labels(version: str, civitai: str, *tags: str) -> BaseLabels:
+    """Return the labels of a size; ``version`` is kohya's name of it (sd-scripts, ``library/sd3_utils.py``)."""
     return BaseLabels(
-        f"stable-diffusion-3-{size}",
-        tag,
+        f"stable-diffusion-3-{version}",
+        version,
         implementation="https://github.com/Stability-AI/generative-models",
         module="networks.lora_sd3",
         civitai=civitai,
-        tags=(tag, f"{tag}-diffusers"),
+        tags=tags,
     )

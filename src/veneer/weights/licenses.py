@@ -64,6 +64,11 @@ _KREA_2 = License(
     "Krea 2 Community License",
     "https://huggingface.co/krea/Krea-2-Raw",
     name="krea-2-community-license",
+_STABILITY = License(
+    "other",
+    "Stability AI Community License",
+    "https://stability.ai/community-license-agreement",
+    name="stabilityai-ai-community",
 )
 _APACHE = License("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 _BUNDLED = License("cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/")
@@ -78,6 +83,10 @@ LICENSES: Mapping[str, License] = {
     "stabilityai/stable-diffusion-2-1": _RAIL_PP_2,
     "stabilityai/stable-diffusion-2-1-base": _RAIL_PP_2,
     "stabilityai/stable-diffusion-xl-base-1.0": _RAIL_PP_XL,
+    "stabilityai/stable-diffusion-3-medium-diffusers": _STABILITY,
+    "stabilityai/stable-diffusion-3.5-medium": _STABILITY,
+    "stabilityai/stable-diffusion-3.5-large": _STABILITY,
+    "stabilityai/stable-diffusion-3.5-large-turbo": _STABILITY,
     "black-forest-labs/FLUX.1-dev": _FLUX_DEV,
     "black-forest-labs/FLUX.1-schnell": _APACHE,
     "krea/Krea-2-Raw": _KREA_2,

@@ -112,6 +112,7 @@ _MARKS = {
     "stable-diffusion-v2": "Stable Diffusion 2",
     "sd3": _SD3,
     "stable-diffusion-3": _SD3,
+    "stable-diffusion-v3": _SD3,
     "flux2": _FLUX2,
     "flux-2": _FLUX2,
     "flux.2": _FLUX2,
