@@ -44,11 +44,14 @@ class AbstractTokenizer:
     def __call__(self, texts: Sequence[str], **options: object) -> Any:
         """Return ``input_ids`` and ``attention_mask`` of texts as long as can be, as lists or as tensors (B, L).
 
-        Of a text in windows, which is asked for without marks, there are no ids.
+        Of a text in windows, which is asked for without marks, there are no ids. Texts that are to be as long as the
+        longest of them are empty: pipelines ask so what they cut off.
         """
         if options.get("add_special_tokens") is False:
             return SimpleNamespace(input_ids=[[] for _ in texts])
         length = int(cast(Any, options.get("max_length")) or self.model_max_length)
+        if options.get("padding") == "longest":
+            length = self._marks
         if options.get("return_tensors") is None:
             return SimpleNamespace(
                 input_ids=[[0] * length for _ in texts], attention_mask=[[1] * length for _ in texts]

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
+from veneer.config.schema import Density
 from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.flow import FlowMatching
@@ -42,6 +43,7 @@ class StableDiffusion3(PipelineFamily):
 
     name = "sd3"
     denoiser = "transformer"
+    default_density: Density = "logit_normal"
     tokenizers = MappingProxyType(
         {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", _T5: "tokenizer_3"},
     )
