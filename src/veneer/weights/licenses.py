@@ -64,6 +64,7 @@ _KREA_2 = License(
     "Krea 2 Community License",
     "https://huggingface.co/krea/Krea-2-Raw",
     name="krea-2-community-license",
+)
 _STABILITY = License(
     "other",
     "Stability AI Community License",
