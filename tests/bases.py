@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import write_tiny_tokenizer
-from veneer.config.schema import Density, TimestepShift
+from veneer.config.schema import Density, TargetPreset, TimestepShift
 
 __all__ = ["Defaults", "write_flux_file", "write_single_file", "write_tiny_flux", "write_tiny_sdxl"]
 
@@ -41,6 +41,13 @@ class Defaults:
             "text_encoder": ("q_proj", "k_proj", "v_proj", "out_proj"),
         }
     )
+
+    def expand_targets(
+        self, network: str, wanted: TargetPreset | None, blocks: Sequence[str]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the default; what a preset means, only a base can tell."""
+        assert wanted is None
+        return self.default_targets[network], tuple(blocks)
 
 
 def write_tiny_sdxl(folder: Path, prediction: str = "epsilon", *, zero_terminal_snr: bool = False) -> Path:

@@ -30,10 +30,8 @@ def config(**sections: Any) -> RunConfig:
     values: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "p"}], "trigger": "sks"}}
     values["data"]["prior"] = {"prompt": "a cat"}
     values["objective"] = {"timestep_density": "logit_normal", "timestep_shift": 3.0}
-    values["adapter"], values["train"] = (
-        {"text_encoders": {"text_encoder": {}}},
-        {"ema_decay": 0.9, "text_encoder_quantization": "none"},
-    )
+    values["adapter"] = {"blocks": ["blocks.1"], "text_encoders": {"text_encoder": {"blocks": ["layers.0"]}}}
+    values["train"] = {"ema_decay": 0.9, "text_encoder_quantization": "none"}
     for name, section in sections.items():
         values[name] = {**values.get(name, {}), **section} if isinstance(section, dict) else section
     return resolve(build_config(values, "test"), Defaults(64))
@@ -68,8 +66,12 @@ def test_what_has_no_say_is_in_no_hash(change: dict[str, Any]) -> None:
     [
         ({"seed": 1}, {"seed": (0, 1)}),
         (
-            {"adapter": {"rank": 8, "text_encoders": {"text_encoder": {}}}},
+            {"adapter": {"rank": 8}},
             {"adapter.rank": (4, 8), "adapter.alpha": (4.0, 8.0)},
+        ),
+        (
+            {"adapter": {"blocks": ["blocks.2"]}},
+            {"adapter.blocks": (["blocks.1"], ["blocks.2"])},
         ),
         ({"train": {"max_grad_norm": None}}, {"train.max_grad_norm": (1.0, None)}),
         ({"train": {"optimizer": {"betas": [0.5, 0.9]}}}, {"train.optimizer.betas": ([0.9, 0.999], [0.5, 0.9])}),

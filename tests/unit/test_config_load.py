@@ -32,6 +32,7 @@ from veneer.config.schema import (
     RunConfig,
     SampleConfig,
     SourceConfig,
+    TargetPreset,
     TextEncoderAdapterConfig,
     TrackingConfig,
     TrainConfig,
@@ -301,7 +302,9 @@ data_configs = of(
     cache=st.none() | folders,
     prior=st.none() | of(PriorConfig, prompt=words, count=counts, weight=positives, path=st.none() | folders),
 )
-ranked = {"rank": counts, "alpha": st.none() | positives, "target_modules": st.none() | targets, "dropout": shares}
+presets = st.sampled_from(get_args(TargetPreset))
+ranked = {"rank": counts, "alpha": st.none() | positives, "target_modules": st.none() | targets | presets}
+ranked |= {"dropout": shares, "blocks": st.none() | targets}
 text_encoders = of(TextEncoderAdapterConfig, **ranked, learning_rate=positives)
 optimizers = of(
     OptimizerConfig,

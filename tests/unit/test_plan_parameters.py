@@ -11,6 +11,7 @@ from torch import nn
 
 from tests.training import bits_of, tiny_config, tiny_run
 from veneer.adapter.registry import specs_of
+from veneer.config.schema import AdapterConfig
 from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.plan.parameters import plan_parameters
@@ -67,11 +68,12 @@ def test_the_table_is_short_and_aligned(family: Family, tiny_pictures: Path) -> 
     text = str(plan_parameters(tiny_config(tiny_pictures, adapter={"text_encoders": {"text_encoder": {}}}), family))
     lines = text.splitlines()
     targets = ["to_q", "to_k", "to_v", "to_out.0"], ["q_proj", "k_proj", "v_proj", "out_proj"]
-    assert len(lines) == 13 and max(map(len, lines)) < 80
+    assert len(lines) == 14 and max(map(len, lines)) < 80
     assert lines[0].split() == ["network", "trainable", "of", "share", "layers"]
     assert [line.split()[0] for line in lines[1:12]] == ["unet", *targets[0], "text_encoder", *targets[1], "all"]
     assert len({len(line) for line in lines[:12]}) == 1
     assert "11,648" in lines[1] and "bytes" in lines[12]
+    assert lines[13] == "blocks touched: unet 5 of 5, text_encoder 2 of 2"
 
 
 def test_what_does_not_fit_the_base_is_said_in_the_plan(family: Family, tiny_pictures: Path) -> None:
@@ -92,3 +94,12 @@ def test_specs_are_the_configs(family: Family, tiny_pictures: Path) -> None:
     assert (specs["unet"].rank, specs["unet"].alpha, specs["unet"].dropout) == (6, 3.0, 0.1)
     assert (specs["text_encoder"].rank, specs["text_encoder"].alpha) == (2, 2.0)
     assert specs["text_encoder"].targets == ("fc1",)
+
+
+def test_a_text_encoder_takes_presets_and_blocks_as_well(family: Family) -> None:
+    sections = {"text_encoder": {"target_modules": "all_linear", "blocks": ["layers.1"]}}
+    adapter = AdapterConfig.model_validate({"blocks": ["up_blocks"], "text_encoders": sections})
+    specs = specs_of(adapter, family)
+    assert specs["unet"].targets == ("to_q", "to_k", "to_v", "to_out.0") and specs["unet"].blocks == ("up_blocks",)
+    text = specs["text_encoder"]
+    assert text.targets == ("k_proj", "v_proj", "q_proj", "out_proj", "fc1", "fc2") and text.blocks == ("layers.1",)

@@ -6,11 +6,13 @@ import json
 
 import pytest
 
+from veneer.adapter.targets import BlockCoverage
 from veneer.plan.memory import STEP, Memory, Phase
 from veneer.plan.plan import Disk, NetworkPlan, Plan, Schedule, TimestepPlan
 
 MEMORY = Memory("cpu", (Phase(STEP, 300, {"weights: unet": 300}, process=500),), caches=None)
-NETWORKS = {"unet": NetworkPlan(10, 1000, {"to_q": 1}, {"to_q": 10})}
+BLOCKS = BlockCoverage(5, 25, ("singles.0-19",))
+NETWORKS = {"unet": NetworkPlan(10, 1000, {"to_q": 1}, {"to_q": 10}, BLOCKS)}
 
 
 def test_a_plan_is_written_with_the_sums_that_a_reader_wants() -> None:
@@ -21,6 +23,7 @@ def test_a_plan_is_written_with_the_sums_that_a_reader_wants() -> None:
         "total": 1000,
         "layers": {"to_q": 1},
         "targets": {"to_q": 10},
+        "blocks": {"touched": 5, "total": 25, "left_out": ["singles.0-19"]},
     }
     assert (values["trainable"], values["total"], values["share"], values["file_bytes"]) == (10, 1000, 0.01, 40)
     phase = {"name": STEP, "tensors": 300, "parts": {"weights: unet": 300}, "process": 500, "peak": 500}
@@ -51,6 +54,10 @@ def test_a_plan_is_written_with_the_sums_that_a_reader_wants() -> None:
 def test_timesteps_are_told_in_one_line(timesteps: TimestepPlan, line: str) -> None:
     assert str(timesteps) == line
     assert line in str(Plan(NETWORKS, 40, timesteps=timesteps))
+
+
+def test_blocks_are_told_in_one_line() -> None:
+    assert "blocks touched: unet 5 of 25 (none of singles.0-19)" in str(Plan(NETWORKS, 40)).splitlines()
 
 
 def test_what_was_not_planned_is_null() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 import veneer.train.loop
 from tests.errors import raises_code
+from tests.plans import changed
 from tests.training import (
     Recorder,
     bits_of,
@@ -27,6 +28,7 @@ from tests.training import (
     write_noise_pictures,
 )
 from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.targets import BlockCoverage
 from veneer.data.loader import caption_of
 from veneer.data.preflight import survey
 from veneer.engine import prepare
@@ -42,6 +44,7 @@ from veneer.train.events import (
     StepSkipped,
     Stopped,
     TrainingStarted,
+    Warned,
 )
 from veneer.train.loop import Trainer, train
 from veneer.train.step import MicroBatch, NonFinite, train_step
@@ -69,13 +72,25 @@ def test_the_events_of_a_run(family: Family, tiny_pictures: Path) -> None:
     events = tiny_run(config, family)
     kinds = [type(event) for event in events]
     two = [StepDone, StepDone, SampleDue]
-    assert events[0] == TrainingStarted(start_step=0, max_steps=4)
+    assert events[0] == TrainingStarted(start_step=0, max_steps=4, blocks={"unet": BlockCoverage(5, 5)})
     assert kinds == [TrainingStarted, SampleDue, *two, *two, CheckpointDue, Finished]
     steps = [event for event in events if isinstance(event, StepDone)]
     assert [event.step for event in steps] == [1, 2, 3, 4]
     assert [event.rates["unet"] for event in steps] == pytest.approx([0.01, 0.0075, 0.005, 0.0025])
     assert all(math.isfinite(event.loss) and event.gradient_norm > 0 and event.prior_loss is None for event in steps)
     assert [event.step for event in events if isinstance(event, SampleDue)] == [0, 2, 4]
+
+
+def test_names_that_leave_blocks_out_are_told_and_blocks_that_were_named_are_not(
+    family: Family, tiny_pictures: Path
+) -> None:
+    names = {"target_modules": ["mid_block.attentions.0.proj_in"]}
+    for adapter, told in ((names, 1), ({"blocks": ["mid_block"]}, 0)):
+        events = tiny_run(tiny_config(tiny_pictures, adapter=adapter, train={"max_steps": 1}), family)
+        warnings = [event for event in events if isinstance(event, Warned)]
+        assert [warning.code for warning in warnings] == ["adapter.blocks_left_out"] * told
+        if told:
+            assert "reaches 1 of 5 blocks of the unet, none of down_blocks." in warnings[0].text
 
 
 @pytest.mark.parametrize(("every", "steps"), [(0, []), (1, [1, 2, 3, 4, 5]), (2, [2, 4, 5]), (5, [5]), (9, [5])])
@@ -280,9 +295,14 @@ CHANGES: dict[str, dict[str, Any]] = {
     "rank": {"adapter": {"rank": 2}},
     "alpha": {"adapter": {"alpha": 8.0}},
     "targets": {"adapter": {"target_modules": ["to_q"]}},
+    "blocks": {"adapter": {"blocks": ["mid_block"]}},
     "dropout": {"adapter": {"dropout": 0.5}},
     "text_encoder": {"adapter": {"text_encoders": {"text_encoder": {}}}},
     "timesteps": {"objective": {"timestep_density": "high_noise"}},
+    "logit_normal": {"objective": {"timestep_density": "logit_normal"}},
+    "logit_mean": {"objective": {"timestep_density": "logit_normal", "logit_mean": 0.5}},
+    "logit_std": {"objective": {"timestep_density": "logit_normal", "logit_std": 0.5}},
+    "shift": {"objective": {"timestep_shift": 3.0}},
     "weighting": {"objective": {"weighting": "min_snr"}},
     "gamma": {"objective": {"weighting": "min_snr", "snr_gamma": 0.5}},
     "batch": {"train": {"batch_size": 3}},
@@ -313,6 +333,13 @@ def test_each_field_changes_the_adapter(
     family: Family, tiny_pictures: Path, plain: AdapterWeights, change: Any
 ) -> None:
     assert not same(trained(tiny_config(tiny_pictures, **change), family), plain)
+
+
+def test_a_preset_trains_what_its_names_do(family: Family, tiny_pictures: Path, plain: AdapterWeights) -> None:
+    config = tiny_config(tiny_pictures)
+    assert same(trained(changed(config, "adapter", target_modules="attention"), family), plain)
+    more = trained(changed(config, "adapter", target_modules="attention_mlp"), family)
+    assert more.keys() > plain.keys()
 
 
 @pytest.mark.parametrize("change", [{"flip": True}, {"crop": "random"}], ids=["flip", "crop"])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import get_args
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -12,6 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from veneer.adapter.layers import fit_to_layers, is_wrapped, layers_of, layers_under, nearest, places_under
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, InjectedLayer, LayerAdapter
+from veneer.adapter.targets import BlockCoverage, is_named, layers_in_blocks, measure_coverage
+from veneer.config.schema import TargetPreset
 from veneer.errors import UserError
 
 __all__ = ["Injection", "Match", "inject"]
@@ -75,6 +78,14 @@ class Injection:
     def by_network(self, prefix: str) -> list[nn.Parameter]:
         """Return all that trains in one network; nothing if it has no adapter."""
         return [parameter for name, parameter in self.named_parameters() if name.startswith(f"{prefix}.")]
+
+    def block_coverage(self) -> dict[str, BlockCoverage]:
+        """Return which blocks of each adapted network are reached, by the network's prefix."""
+        modules: dict[str, list[str]] = {}
+        for match in self.matches:
+            paths = modules.setdefault(match.network, [])
+            paths += [module.removeprefix(f"{match.network}.") for module in match.modules]
+        return {prefix: measure_coverage(self._networks[prefix], paths) for prefix, paths in modules.items()}
 
     def parameter_counts(self) -> dict[str, int]:
         """Return how many numbers train on each layer, by its full path."""
@@ -174,12 +185,13 @@ def _check_networks(networks: Mapping[str, nn.Module], specs: Mapping[str, Adapt
 
 def _match_all(prefix: str, network: nn.Module, spec: AdapterSpec) -> list[Match]:
     layers = dict(layers_under(network))
+    inside = layers_in_blocks(list(layers), spec.blocks)
     taken: dict[str, str] = {}
     matches = []
     for target in spec.targets:
-        paths = [path for path in layers if _names(target, path)]
+        paths = [path for path in inside if is_named(target, path)]
         if not paths:
-            raise _no_match(prefix, network, target, list(layers))
+            raise _no_match(prefix, network, target, inside, spec.blocks)
         for path in paths:
             spec.check_layer(f"{prefix}.{path}", layers[path])
             if path in taken:
@@ -190,15 +202,24 @@ def _match_all(prefix: str, network: nn.Module, spec: AdapterSpec) -> list[Match
     return matches
 
 
-def _names(target: str, path: str) -> bool:
-    return path == target or path.endswith(f".{target}")
+def _no_match(prefix: str, network: nn.Module, target: str, paths: Sequence[str], blocks: Sequence[str]) -> UserError:
+    """Return the mistake of a target that is no layer.
 
-
-def _no_match(prefix: str, network: nn.Module, target: str, paths: list[str]) -> UserError:
-    kinds = sorted({type(module).__name__ for path, module in network.named_modules() if _names(target, path)})
-    if not kinds:
-        what, options = f"target {target!r} matches nothing in {prefix}", nearest(target, paths)
+    Args:
+        prefix: the network's.
+        network: in which it was looked for.
+        target: what was looked for.
+        paths: of the layers that it could have been.
+        blocks: that they are in; none: all.
+    """
+    named = {path: module for path, module in network.named_modules() if is_named(target, path)}
+    kinds = sorted({type(module).__name__ for module in named.values()})
+    if not kinds or any(isinstance(module, nn.Linear | nn.Conv2d) for module in named.values()):
+        where = f"{', '.join(blocks)} of {prefix}" if blocks else prefix
+        what, options = f"target {target!r} matches nothing in {where}", nearest(target, list(paths))
         remedy = f"did you mean {' or '.join(options)}?"
+        if target in get_args(TargetPreset):
+            remedy = f"write target_modules={target}, not in a list"
         return UserError(what, code="adapter.target_matches_nothing", remedy=remedy)
     what = f"target {target!r} names {' and '.join(kinds)} in {prefix}, which is neither Linear nor Conv2d"
     inside = [target + f".{path}".rpartition(f".{target}")[2] for path in paths if f".{target}." in f".{path}"]

@@ -21,6 +21,7 @@ __all__ = [
     "is_wrapped",
     "layers_of",
     "layers_under",
+    "modules_under",
     "nearest",
     "places_under",
     "weighted_layers_of",
@@ -50,6 +51,12 @@ def layers_under(network: nn.Module) -> Iterator[tuple[str, Layer]]:
         yield path, layer
 
 
+def modules_under(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield all modules below a network by dotted path; wrappers are looked through, as by :func:`layers_under`."""
+    for path, _, module in _walk(network, "", "", _is_module):
+        yield path, module
+
+
 def places_under(network: nn.Module) -> dict[str, str]:
     """Return where each layer hangs in a network, wrappers included, by its path without them."""
     return {path: place for path, place, _ in _walk(network, "", "", _is_target)}
@@ -69,6 +76,10 @@ def weighted_layers_of(networks: Mapping[str, nn.Module]) -> dict[str, WeightedL
 
 def _is_target(module: nn.Module) -> TypeGuard[Layer]:
     return isinstance(module, nn.Linear | nn.Conv2d)
+
+
+def _is_module(module: nn.Module) -> TypeGuard[nn.Module]:
+    return True
 
 
 def _has_weight(module: nn.Module) -> TypeGuard[nn.Module]:

@@ -28,6 +28,7 @@ from veneer.adapter.protocol import (
     refitted,
 )
 from veneer.adapter.stored import alpha_tensor, layer_product, number_in
+from veneer.adapter.targets import pattern_of
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 from veneer.rng import torch_generator
@@ -44,12 +45,14 @@ class LoraSpec:
         alpha: numerator of the strength; the rank makes it 1.
         targets: names, or endings of dotted paths, of the layers to adapt.
         dropout: share of the adapter's inputs zeroed while training.
+        blocks: in which these are looked for; none: the whole network.
     """
 
     rank: int
     alpha: float
     targets: tuple[str, ...]
     dropout: float = 0.0
+    blocks: tuple[str, ...] = ()
     peft_markers: ClassVar[Mapping[str, Any]] = {}
     """Settings of peft's config that mark the method; none for plain LoRA."""
 
@@ -71,14 +74,16 @@ class LoraSpec:
     def from_config(cls, config: AdapterConfig | TextEncoderAdapterConfig) -> LoraSpec:
         """Return the plan that a section of a run's config states."""
         alpha = float(config.rank) if config.alpha is None else config.alpha
-        return cls(config.rank, alpha, config.target_modules or (), config.dropout)
+        assert not isinstance(config.target_modules, str), "a preset has been expanded"
+        return cls(config.rank, alpha, config.target_modules or (), config.dropout, config.blocks or ())
 
     def to_peft(self) -> LoraConfig:
         """Return the same plan for ``network.add_adapter`` and ``peft.get_peft_model``."""
         settings: dict[str, Any] = {"lora_alpha": int(self.alpha) if self.alpha == int(self.alpha) else self.alpha}
         settings |= {"r": self.rank, "lora_dropout": self.dropout, "init_lora_weights": "gaussian"}
         settings |= self.peft_markers
-        return LoraConfig(target_modules=list(self.targets), **settings)
+        targets = pattern_of(self.targets, self.blocks) if self.blocks else list(self.targets)
+        return LoraConfig(target_modules=targets, **settings)
 
     @classmethod
     def from_peft(cls, config: LoraConfig) -> LoraSpec:

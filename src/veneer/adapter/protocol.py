@@ -53,6 +53,10 @@ class AdapterSpec(Protocol):
     def targets(self) -> tuple[str, ...]:
         """Names, or endings of dotted paths, of the layers to adapt."""
 
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """Blocks that these are looked for in; none: the whole network."""
+
     def check_layer(self, path: str, layer: Layer) -> None:
         """Refuse a layer that the method cannot adapt.
 

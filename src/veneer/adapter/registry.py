@@ -23,6 +23,7 @@ from veneer.adapter.oft import OFT
 from veneer.adapter.oft_of_peft import OFT_OF_PEFT
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, LayerAdapter, Method
 from veneer.adapter.replaced import REPLACED
+from veneer.config.load import BaseDefaults, complete_adapter
 from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 
@@ -37,19 +38,17 @@ TRAINED: Mapping[str, Method] = {name: method for name, method in METHODS.items(
 """Those that are trained here, by their value of ``adapter.method``."""
 
 
-class Networks(Protocol):
+class Networks(BaseDefaults, Protocol):
     """What of a base an adapter's plan depends on; ``veneer.family.protocol.Family`` is one."""
 
     networks: Mapping[str, nn.Module]
-    denoiser: str
-    default_targets: Mapping[str, tuple[str, ...]]
 
 
 def specs_of(config: AdapterConfig, base: Networks) -> dict[str, AdapterSpec]:
     """Return the adapters that a config asks for, by the name of their network: the denoiser's, then text encoders'.
 
     Raises:
-        UserError: the base has no text encoder of a name in the config.
+        UserError: the base has no text encoder of a name in the config, or no such layers or blocks.
     """
     text_encoders = [name for name in base.networks if name != base.denoiser]
     if unknown := next((name for name in config.text_encoders if name not in text_encoders), None):
@@ -59,16 +58,15 @@ def specs_of(config: AdapterConfig, base: Networks) -> dict[str, AdapterSpec]:
             where="adapter.text_encoders",
             remedy=f"it has {', '.join(text_encoders) or 'none that can be adapted'}",
         )
-    sections: dict[str, AdapterConfig | TextEncoderAdapterConfig] = {base.denoiser: config}
-    sections |= {name: config.text_encoders[name] for name in text_encoders if name in config.text_encoders}
-    return {name: _spec(config.method, section, base.default_targets[name]) for name, section in sections.items()}
+    specs = {base.denoiser: _spec(config.method, complete_adapter(config, base, base.denoiser))}
+    sections = {name: config.text_encoders[name] for name in text_encoders if name in config.text_encoders}
+    return specs | {name: _spec(config.method, complete_adapter(one, base, name)) for name, one in sections.items()}
 
 
-def _spec(method: str, section: AdapterConfig | TextEncoderAdapterConfig, targets: tuple[str, ...]) -> AdapterSpec:
-    complete = section.model_copy(update={"target_modules": section.target_modules or targets})
+def _spec(method: str, section: AdapterConfig | TextEncoderAdapterConfig) -> AdapterSpec:
     make = TRAINED[method].spec
     assert make is not None
-    return make(complete)
+    return make(section)
 
 
 def to_tensors(weights: AdapterWeights) -> dict[str, Tensor]:

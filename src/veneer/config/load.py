@@ -26,6 +26,7 @@ from veneer.config.schema import (
     Density,
     ObjectiveConfig,
     RunConfig,
+    TargetPreset,
     TextEncoderAdapterConfig,
     TimestepShift,
 )
@@ -38,6 +39,7 @@ __all__ = [
     "BaseDefaults",
     "ObjectiveDefaults",
     "build_config",
+    "complete_adapter",
     "complete_objective",
     "config_from_folder",
     "dump_config",
@@ -158,6 +160,15 @@ class BaseDefaults(ObjectiveDefaults, Protocol):
     denoiser: str
     default_targets: Mapping[str, tuple[str, ...]]
 
+    def expand_targets(
+        self, network: str, wanted: TargetPreset | None, blocks: Sequence[str]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the layers' names and the blocks that a preset means, or the base's default, within some blocks.
+
+        Raises:
+            UserError: a block is not there, or nothing in the blocks is meant.
+        """
+
 
 def resolve(config: RunConfig, base: BaseDefaults) -> RunConfig:
     """Fill in what depends on the base or on other keys, so that the file written beside a result says everything.
@@ -169,9 +180,10 @@ def resolve(config: RunConfig, base: BaseDefaults) -> RunConfig:
     Raises:
         UserError: a key is set that has no effect beside the others.
     """
-    data, targets = config.data, base.default_targets
-    text_encoders = {name: _completed(part, targets.get(name)) for name, part in config.adapter.text_encoders.items()}
-    adapter = _completed(config.adapter, targets[base.denoiser]).model_copy(update={"text_encoders": text_encoders})
+    data = config.data
+    text_encoders = {name: complete_adapter(part, base, name) for name, part in config.adapter.text_encoders.items()}
+    adapter = complete_adapter(config.adapter, base, base.denoiser)
+    adapter = adapter.model_copy(update={"text_encoders": text_encoders})
     prior = data.prior
     if prior is not None and prior.path is None:
         prior = prior.model_copy(update={"path": config.output.dir / "prior"})
@@ -203,10 +215,25 @@ def complete_objective(config: ObjectiveConfig, base: ObjectiveDefaults) -> Obje
 _Adapter = TypeVar("_Adapter", AdapterConfig, TextEncoderAdapterConfig)
 
 
-def _completed(adapter: _Adapter, targets: tuple[str, ...] | None) -> _Adapter:
-    """Fill in the base's targets, and a strength alpha/rank of 1."""
-    alpha = adapter.alpha or float(adapter.rank)
-    return adapter.model_copy(update={"alpha": alpha, "target_modules": adapter.target_modules or targets})
+def complete_adapter(adapter: _Adapter, base: BaseDefaults, network: str) -> _Adapter:
+    """Fill in the names of layers where a config leaves them to the base or to a preset, and a strength of 1.
+
+    Args:
+        adapter: as the user wrote it.
+        base: what it is for.
+        network: the name of the network that is adapted; one that the base lacks is refused elsewhere.
+
+    Raises:
+        UserError: a preset or the base's default is nothing within ``blocks``, or these are not there.
+    """
+    update: dict[str, Any] = {"alpha": adapter.alpha or float(adapter.rank)}
+    wanted, blocks = adapter.target_modules, adapter.blocks
+    if network in base.default_targets and (isinstance(wanted, str) or (wanted is None and blocks)):
+        preset = wanted if isinstance(wanted, str) else None
+        update["target_modules"], update["blocks"] = base.expand_targets(network, preset, blocks or ())
+    elif wanted is None:
+        update["target_modules"] = base.default_targets.get(network)
+    return adapter.model_copy(update=update)
 
 
 def dump_config(config: RunConfig) -> str:

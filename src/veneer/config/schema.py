@@ -7,8 +7,9 @@ paths are relative to is said in ``config.paths``.
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -29,6 +30,7 @@ __all__ = [
     "RunConfig",
     "SampleConfig",
     "SourceConfig",
+    "TargetPreset",
     "TextEncoderAdapterConfig",
     "TimestepShift",
     "TrackingConfig",
@@ -78,6 +80,12 @@ def _number_or_word(value: object) -> str:
     return "word" if isinstance(value, str) else "number"
 
 
+def _names_or_preset(value: object) -> str:
+    """Take text for a preset if it is like one; other text should have been a list."""
+    is_preset = isinstance(value, str) and get_close_matches(value, get_args(TargetPreset), n=1, cutoff=0.7)
+    return "preset" if is_preset else "names"
+
+
 def _trained(value: object) -> object:
     """Say of a method that only its files are read that it is not trained."""
     if value in READ_METHODS:
@@ -98,7 +106,11 @@ Folder = Annotated[Path, BeforeValidator(_as_path)]
 Folders = Annotated[tuple[Folder, ...], BeforeValidator(_as_several)]
 NonBlank = Annotated[str, AfterValidator(_not_blank)]
 FolderOrId = Annotated[NonBlank, AfterValidator(open_home)]
-Targets = Annotated[tuple[NonBlank, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+TargetPreset = Literal["attention", "attention_mlp", "all_linear"]
+Names = Annotated[tuple[NonBlank, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+Targets = Annotated[
+    Annotated[Names, Tag("names")] | Annotated[TargetPreset, Tag("preset")], Discriminator(_names_or_preset)
+]
 Density = Literal["uniform", "high_noise", "logit_normal"]
 TimestepShift = Annotated[
     Annotated[Positive, Tag("number")] | Annotated[Literal["resolution", "none"], Tag("word")],
@@ -193,7 +205,10 @@ class TextEncoderAdapterConfig(_Section):
     alpha: Positive | None = None
     """Strength alpha/rank; default: the rank."""
     target_modules: Targets | None = None
-    """Names, or endings of dotted paths, of the text encoder's layers; default: the base's own, of its attention."""
+    """Names, or endings of dotted paths, of the text encoder's layers, or a preset as of the denoiser; default: the
+    base's own, of its attention."""
+    blocks: Names | None = None
+    """Blocks of the text encoder that it is confined to, e.g. ``[layers.6-11]``; default: none."""
     dropout: Share = 0.0
     """Share of the adapter's input that is dropped while training."""
     learning_rate: Positive = 5e-5
@@ -210,8 +225,12 @@ class AdapterConfig(_Section):
     alpha: Positive | None = None
     """Strength alpha/rank; default: the rank, which makes it 1."""
     target_modules: Targets | None = None
-    """Names, or endings of dotted paths, of the layers that get an adapter; default: the base's own, of its
-    attention."""
+    """Names, or endings of dotted paths, of the layers that get an adapter, or a preset: ``attention``;
+    ``attention_mlp``, without what makes scales and shifts of the time; ``all_linear``, every linear layer of the
+    blocks; default: the base's own, of its attention."""
+    blocks: Names | None = None
+    """Blocks that the adapter is confined to, e.g. ``[transformer_blocks.0-9, single_transformer_blocks.5]``; default:
+    none."""
     dropout: Share = 0.0
     """Share of the adapter's input that is dropped while training."""
     text_encoders: dict[NonBlank, TextEncoderAdapterConfig] = {}

@@ -23,7 +23,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from veneer.config.schema import Density, TimestepShift
+from veneer.adapter.targets import expand_preset, names_in_blocks
+from veneer.config.schema import Density, TargetPreset, TimestepShift
 from veneer.engine.quantization import NONE
 from veneer.errors import UserError
 from veneer.family.abstract import AbstractTokenizer, Config, make_network, make_scheduler
@@ -91,6 +92,8 @@ class PipelineFamily:
     """Tokens of a caption that are read, marks and a template's words not counted; None: as its tokenizers cut it."""
     default_targets: Mapping[str, tuple[str, ...]]
     """Of each network that an adapter may change, the layers that it changes where a config names none."""
+    target_presets: Mapping[TargetPreset, tuple[str, ...]] = MappingProxyType({})
+    """Of presets of the denoiser's layers, the names that they mean; others are found by looking into its blocks."""
     trained_side: int = 128
     """Side of the squares that bases were trained on, in latents, where their configurations do not say it."""
     guidance_argument: str = "guidance_scale"
@@ -216,6 +219,15 @@ class PipelineFamily:
     def labels(self) -> BaseLabels:
         """What programs and sites call bases of this kind."""
         raise NotImplementedError
+
+    def expand_targets(
+        self, network: str, wanted: TargetPreset | None, blocks: Sequence[str]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the layers' names and the blocks that a preset means, or the default, within some blocks."""
+        if wanted is None:
+            return names_in_blocks(self.networks[network], self.default_targets[network], blocks), tuple(blocks)
+        own = self.target_presets.get(wanted, ()) if network == self.denoiser else ()
+        return expand_preset(self.networks[network], wanted, blocks, own)
 
     @property
     def default_shift(self) -> TimestepShift:

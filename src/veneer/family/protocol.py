@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from veneer.config.schema import Density, TimestepShift
+from veneer.config.schema import Density, TargetPreset, TimestepShift
 from veneer.data.transform import Geometry
 from veneer.family.unread import Unread
 from veneer.weights.formats.protocol import KeyNames
@@ -193,6 +193,20 @@ class Family(Protocol):
 
     folded_layers: tuple[str, ...]
     """Beginnings of the paths of layers, networks first, that get the tokens of each picture's text as rows."""
+
+    def expand_targets(
+        self, network: str, wanted: TargetPreset | None, blocks: Sequence[str]
+    ) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the layers' names and the blocks that a preset means, or the default, within some blocks.
+
+        Args:
+            network: a key of ``networks``.
+            wanted: the preset; None: ``default_targets``.
+            blocks: as of ``adapter.blocks``; none: all.
+
+        Raises:
+            UserError: a block is not there, or nothing in the blocks is meant.
+        """
 
     @property
     def default_shift(self) -> TimestepShift:

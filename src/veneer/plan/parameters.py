@@ -95,4 +95,5 @@ def _count_network(name: str, network: nn.Module, injection: Injection) -> Netwo
     for match in (match for match in injection.matches if match.network == name):
         layers[match.target] = len(match.modules)
         targets[match.target] = sum(layer_counts[module] for module in match.modules)
-    return NetworkPlan(trainable, parameter_count(network) - trainable, layers, targets)
+    blocks = injection.block_coverage().get(name)
+    return NetworkPlan(trainable, parameter_count(network) - trainable, layers, targets, blocks)

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, computed_field
 
+from veneer.adapter.targets import BlockCoverage
 from veneer.plan.memory import Memory
 from veneer.plan.text import format_bytes, format_table
 
@@ -23,12 +24,14 @@ class NetworkPlan:
         total: parameters of the network itself.
         layers: number of adapted layers by target.
         targets: the adapter's parameters by target.
+        blocks: that the adapter reaches; None: there is no adapter.
     """
 
     trainable: int
     total: int
     layers: Mapping[str, int]
     targets: Mapping[str, int] = field(default_factory=dict)
+    blocks: BlockCoverage | None = None
 
     def rows(self, name: str) -> list[tuple[str, ...]]:
         """Return the network's row of the table, and one for each of its targets."""
@@ -189,8 +192,10 @@ class Plan:
         rows: list[Sequence[str]] = [("network", "trainable", "of", "share", "layers")]
         rows += [row for name, network in self.networks.items() for row in network.rows(name)]
         rows.append(_row("all", self.trainable, self.total, layers))
-        parts = [str(part) for part in (self.timesteps, self.memory, self.schedule, self.disk) if part]
-        return "\n".join([format_table(rows), f"adapter file: {self.file_bytes:,} bytes", *parts])
+        blocks = [f"{name} {network.blocks}" for name, network in self.networks.items() if network.blocks]
+        lines = [f"blocks touched: {', '.join(blocks)}"] if blocks else []
+        lines += [str(part) for part in (self.timesteps, self.memory, self.schedule, self.disk) if part]
+        return "\n".join([format_table(rows), f"adapter file: {self.file_bytes:,} bytes", *lines])
 
 
 _SERIALISER = TypeAdapter(Plan)

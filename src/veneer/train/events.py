@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.targets import BlockCoverage
 
 __all__ = [
     "CheckpointDue",
@@ -33,10 +34,12 @@ class TrainingStarted:
     Attributes:
         start_step: steps already done by an earlier run whose state was loaded.
         max_steps: steps in all.
+        blocks: that the adapter reaches, by network.
     """
 
     start_step: int
     max_steps: int
+    blocks: Mapping[str, BlockCoverage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

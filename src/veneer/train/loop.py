@@ -11,7 +11,8 @@ from torch import Tensor
 
 from veneer.adapter.inject import inject
 from veneer.adapter.registry import specs_of
-from veneer.config.schema import RunConfig
+from veneer.adapter.targets import BlockCoverage
+from veneer.config.schema import AdapterConfig, RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
 from veneer.engine.cuda_graph import GraphedBackward
@@ -111,7 +112,9 @@ class Trainer:
 
     def run(self) -> Generator[Event, None, None]:
         """Train to the end, event by event."""
-        yield TrainingStarted(self.steps_done, self._config.train.max_steps)
+        coverage = self.injection.block_coverage()
+        yield TrainingStarted(self.steps_done, self._config.train.max_steps, coverage)
+        yield from _blocks_left_out(self._config.adapter, coverage, self._family.denoiser)
         if self.steps_done == 0 and self._config.sample.every > 0:
             yield SampleDue(0)
         self._encode_ahead()
@@ -242,6 +245,20 @@ class Trainer:
             processes=self.processes,
         )
         return replace(context, graphs=graphs_for(config, context))
+
+
+def _blocks_left_out(adapter: AdapterConfig, coverage: Mapping[str, BlockCoverage], denoiser: str) -> Iterator[Warned]:
+    """Yield a warning of each network that has blocks without an adapter, though the config names no blocks.
+
+    Names that reach every block of one model may well reach a fifth of another's.
+    """
+    for network, blocks in coverage.items():
+        section = adapter if network == denoiser else adapter.text_encoders[network]
+        if blocks.left_out and not section.blocks:
+            place = "adapter" if network == denoiser else f"adapter.text_encoders.{network}"
+            text = f"the adapter reaches {blocks.touched} of {blocks.total} blocks of the {network}, none of "
+            text += f"{', '.join(blocks.left_out)}; set {place}.target_modules to attention, or name {place}.blocks"
+            yield Warned("adapter.blocks_left_out", text)
 
 
 def graphs_for(config: RunConfig, context: StepContext) -> GraphedBackward | None:
