@@ -63,8 +63,13 @@ _TEXT = (
     "relative_attention_max_distance",
     "rms_norm_eps",
     "rope_parameters",
+    "num_key_value_heads",
+    "layer_types",
+    "sliding_window",
+    "attn_logit_softcapping",
+    "query_pre_attn_scalar",
 )
-"""Of a text encoder's settings, those that no weight's shape tells: CLIP's, T5's further ones, then those of Qwen."""
+"""Of a text encoder's settings, those that no weight's shape tells: CLIP's, T5's further ones, language models'."""
 _NUMBER = "set it to a number, or leave it out"
 _LONGEST = 60  # characters of a setting that is written out; of a longer one it is a hash
 
@@ -269,6 +274,7 @@ class PipelineFamily:
             values[f"{part}.vocabulary"] = sorted(tokenizer.get_vocab().items())
             values[f"{part}.length"] = tokenizer.model_max_length
             values[f"{part}.padding"] = tokenizer.pad_token_id
+            values[f"{part}.chat_template"] = getattr(tokenizer, "chat_template", None)
         return {key: _short(value) for key, value in values.items() if value is not None}
 
     def _scaling_factor(self) -> float:

@@ -92,6 +92,8 @@ LICENSES: Mapping[str, License] = {
     "black-forest-labs/FLUX.1-schnell": _APACHE,
     "krea/Krea-2-Raw": _KREA_2,
     "krea/Krea-2-Turbo": _KREA_2,
+    "Tongyi-MAI/Z-Image": _APACHE,
+    "Tongyi-MAI/Z-Image-Turbo": _APACHE,
     "Qwen/Qwen-Image": _APACHE,
     "Qwen/Qwen-Image-2512": _APACHE,
 }
