@@ -69,7 +69,7 @@ class PipelineFolder:
         """
         from transformers import PreTrainedTokenizerBase
 
-        kind = self.class_of(name, PreTrainedTokenizerBase, "tokenizer")
+        kind = self._class_of(name, self._tokenizer_entry(name), PreTrainedTokenizerBase, "tokenizer")
         folder = self._folder(name)
         check_config(folder / _TOKENIZER_CONFIG)
         if (folder / _WHOLE_TOKENIZER).exists():
@@ -80,6 +80,17 @@ class PipelineFolder:
                 check_config(folder / file) if file.endswith(".json") else check_content(folder / file)
         _check_merges(folder)
         return kind
+
+    def _tokenizer_entry(self, name: str) -> tuple[str, str]:
+        """Return library and class of a tokenizer; of a processor, which prepares pictures as well, of its tokenizer.
+
+        A processor needs torchvision, its tokenizer does not.
+        """
+        library, class_name = self._entry(name)
+        if library == "transformers" and class_name.endswith("Processor"):
+            named = check_config(self._folder(name) / _TOKENIZER_CONFIG).get("tokenizer_class")
+            return library, named if isinstance(named, str) else class_name
+        return library, class_name
 
     def check_scheduler(self, name: str = "scheduler") -> type[Any]:
         """Check a scheduler's configuration; return its class.
@@ -104,7 +115,10 @@ class PipelineFolder:
         Raises:
             UserError: it gives none, or one that is not there.
         """
-        library, class_name = self._entry(name)
+        return self._class_of(name, self._entry(name), kind_of, title)
+
+    def _class_of(self, name: str, entry: tuple[str, str], kind_of: type[Any], title: str) -> type[Any]:
+        library, class_name = entry
         if library not in ("diffusers", "transformers"):
             what = f"its {name} is a {library}.{class_name}, code of another's that is not run"
             remedy = "use a base whose parts are of diffusers and transformers"

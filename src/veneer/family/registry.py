@@ -62,6 +62,8 @@ FAMILIES: Mapping[str, _Entry] = {
     "FluxKontextPipeline": _Entry("veneer.family.flux_kontext:FluxKontext"),
     "StableDiffusion3Pipeline": _Entry("veneer.family.sd3:StableDiffusion3", ("sd3", "sd35_medium", "sd35_large")),
     "ZImagePipeline": _Entry("veneer.family.z_image:ZImage", ("z-image-turbo",)),
+    "Flux2Pipeline": _Entry("veneer.family.flux2:Flux2Dev", ("flux-2-dev",)),
+    "Flux2KleinPipeline": _Entry("veneer.family.flux2:Flux2Klein"),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
 

@@ -71,6 +71,18 @@ _STABILITY = License(
     "https://stability.ai/community-license-agreement",
     name="stabilityai-ai-community",
 )
+_FLUX2_DEV = License(
+    "other",
+    "FLUX.2 [dev] Non-Commercial License",
+    "https://huggingface.co/black-forest-labs/FLUX.2-dev/blob/main/LICENSE.txt",
+    name="flux-dev-non-commercial-license",
+)
+_FLUX2_KLEIN_9B = License(
+    "other",
+    "FLUX Non-Commercial License",
+    "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B/blob/main/LICENSE.md",
+    name="flux-non-commercial-license",
+)
 _APACHE = License("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 _BUNDLED = License("cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/")
 
@@ -94,6 +106,11 @@ LICENSES: Mapping[str, License] = {
     "krea/Krea-2-Turbo": _KREA_2,
     "Tongyi-MAI/Z-Image": _APACHE,
     "Tongyi-MAI/Z-Image-Turbo": _APACHE,
+    "black-forest-labs/FLUX.2-dev": _FLUX2_DEV,
+    "black-forest-labs/FLUX.2-klein-4B": _APACHE,
+    "black-forest-labs/FLUX.2-klein-base-4B": _APACHE,
+    "black-forest-labs/FLUX.2-klein-9B": _FLUX2_KLEIN_9B,
+    "black-forest-labs/FLUX.2-klein-base-9B": _FLUX2_KLEIN_9B,
     "Qwen/Qwen-Image": _APACHE,
     "Qwen/Qwen-Image-2512": _APACHE,
 }
