@@ -64,6 +64,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "ZImagePipeline": _Entry("veneer.family.z_image:ZImage", ("z-image-turbo",)),
     "Flux2Pipeline": _Entry("veneer.family.flux2:Flux2Dev", ("flux-2-dev",)),
     "Flux2KleinPipeline": _Entry("veneer.family.flux2:Flux2Klein"),
+    "ChromaPipeline": _Entry("veneer.family.chroma:Chroma", ("chroma",)),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
 
