@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "Network", "adapt", "gradients", "worst"]
+__all__ = ["NETWORKS", "Network", "adapt", "adapt_made", "gradients", "worst"]
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,19 @@ NETWORKS = {
 
 def adapt(network: Network, dropout: float = 0.0, rank: int = 4) -> nn.Module:
     """The network, frozen, with random adapters (B too), in training mode."""
+    return adapt_made(network, lambda model: None, dropout, rank)
+
+
+def adapt_made(
+    network: Network, change: Callable[[nn.Module], object], dropout: float = 0.0, rank: int = 4
+) -> nn.Module:
+    """The same, changed before the adapters are put in."""
     from peft import LoraConfig, inject_adapter_in_model
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = network.make().requires_grad_(False)
+        change(model)
         settings: dict[str, Any] = {"r": rank, "lora_alpha": 2 * rank, "lora_dropout": dropout}
         config = LoraConfig(target_modules=list(network.targets), init_lora_weights=False, **settings)
         return inject_adapter_in_model(config, model).train()

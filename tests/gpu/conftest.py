@@ -20,7 +20,18 @@ from benchmarks import models
 from tests.gpu.sizes import Sizes, full_sizes, tiny_sizes
 from tools.on_gpu.check import DEVICE
 
-_ORDER = ("quantized", "batched", "plan", "graphs", "resume", "out_of_memory", "gradients", "attention", "example")
+_ORDER = (
+    "block_offload",
+    "quantized",
+    "batched",
+    "plan",
+    "graphs",
+    "resume",
+    "out_of_memory",
+    "gradients",
+    "attention",
+    "example",
+)
 """The tests by what is least known of a GPU: those that are left when the time is over tell least."""
 
 

@@ -19,6 +19,7 @@ from veneer.adapter.apply import apply_adapter
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.engine.adapter_bank import AdapterBank
+from veneer.engine.blocks import repeated_blocks
 from veneer.evaluate.heldout import score_adapter
 from veneer.evaluate.results import read_evaluation
 from veneer.family.protocol import Family
@@ -26,7 +27,7 @@ from veneer.family.registry import FAMILIES, family_class, load_family
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
 from veneer.sample.generate import generate, generate_each
-from veneer.train.events import StepDone
+from veneer.train.events import StepDone, Warned
 from veneer.verbs.merge import merge_adapters
 from veneer.weights.file import FILE_NAME, load
 
@@ -75,6 +76,24 @@ def test_a_killed_run_goes_on_to_the_same_bits(run: RunConfig, base: Path, tiny_
     killed(other, StepDone, 2)
     record_events(other, Resume())
     assert hashes(other.output.dir) == hashes(run.output.dir)
+
+
+@pytest.mark.slow
+def test_blocks_that_wait_in_cpu_memory_change_no_bit(
+    run: RunConfig, base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    """Of training, with its score and its pictures on the way; it stops and goes on in the other way."""
+    other = config_of(base, tiny_pictures, tmp_path / "run", sample={"every": 2, "prompts": [PROMPT], "steps": 2})
+    family = load_family(str(base))
+    count = len(repeated_blocks(family.networks[family.denoiser]))
+    offloaded = other.model_copy(update={"train": other.train.model_copy(update={"offload_blocks": count})})
+    killed(offloaded, StepDone, 2)
+    record_events(other, Resume())
+    assert hashes(other.output.dir) == hashes(run.output.dir)
+    again = offloaded.in_folder(tmp_path / "again")
+    events = record_events(again)
+    assert hashes(again.output.dir) == hashes(run.output.dir)
+    assert any(isinstance(event, Warned) and event.code == "train.offload_blocks_on_cpu" for event in events)
 
 
 def test_the_score_is_that_of_the_file(run: RunConfig, base: Path) -> None:

@@ -20,6 +20,7 @@ SILENT += [
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.offload",
+    "train.offload_blocks",
 ]
 SILENT += ["tracking.trackers", "tracking.project"]
 SILENT += ["validation.pictures", "validation.every", "validation.patience"]
@@ -53,7 +54,7 @@ def test_every_key_shapes_the_adapter_or_is_known_not_to() -> None:
         {"sample": {"every": 3, "steps": 1}},
         {"tracking": {"trackers": [], "project": "mine"}},
         {"validation": {"draws": 2, "pictures": 3, "every": 5, "patience": 2}},
-        {"train": {"checkpoint_every": 3, "keep_checkpoints": 9, "offload": False}},
+        {"train": {"checkpoint_every": 3, "keep_checkpoints": 9, "offload": False, "offload_blocks": 9}},
         {"data": {"sources": [{"path": "q"}], "held_out": 0.5, "trigger": "sks", "prior": {"prompt": "a cat"}}},
     ],
 )

@@ -342,6 +342,7 @@ configs = of(
         max_grad_norm=st.none() | positives,
         text_encoder_quantization=st.none() | st.sampled_from(get_args(WeightFormat)),
         offload=st.booleans(),
+        offload_blocks=st.integers(0, 10**4),
         cuda_graphs=st.booleans(),
         ema_decay=st.none() | st.floats(0, 1, exclude_min=True, exclude_max=True),
         checkpoint_every=st.integers(0),

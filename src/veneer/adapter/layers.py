@@ -18,12 +18,14 @@ __all__ = [
     "fit_to_layer",
     "fit_to_layers",
     "is_compiled",
+    "is_offloaded",
     "is_wrapped",
     "layers_of",
     "layers_under",
     "modules_under",
     "nearest",
     "places_under",
+    "set_offloaded",
     "weighted_layers_of",
 ]
 
@@ -33,6 +35,8 @@ _COMPILED = "_orig_mod"
 """The name under which what ``torch.compile`` returns holds what was compiled; its class takes seconds to import."""
 _SHARDED = ("FSDPModule", "FullyShardedDataParallel")
 """Wrappers of PyTorch that split weights up, the newer and the older."""
+
+_OFFLOADED = "_veneer_offloaded"
 
 _OPTIONAL_LEVEL = "text_model."
 """A level of text encoders' layer names that is there or not, by class and by version of transformers."""
@@ -129,6 +133,19 @@ def _check_whole(module: nn.Module) -> None:
 def is_compiled(network: nn.Module) -> bool:
     """Return whether ``torch.compile`` was called on a network or on a module within it."""
     return any(_COMPILED in one._modules or one._compiled_call_impl is not None for one in network.modules())
+
+
+def set_offloaded(tensor: Tensor, is_offloaded: bool) -> None:
+    """Note of a weight whether its numbers are on the device only while its block is computed."""
+    if is_offloaded:
+        vars(tensor)[_OFFLOADED] = True
+    else:
+        vars(tensor).pop(_OFFLOADED, None)
+
+
+def is_offloaded(tensor: Tensor) -> bool:
+    """Return whether a weight's numbers are on the device only while its block is computed."""
+    return _OFFLOADED in vars(tensor)
 
 
 def is_wrapped(network: nn.Module, kinds: tuple[type[nn.Module], ...]) -> bool:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from veneer.adapter.layers import bias_of, fit_to_layers, weighted_layers_of
+from veneer.adapter.layers import bias_of, fit_to_layers, is_offloaded, weighted_layers_of
 from veneer.adapter.lora import LoraFactors, concatenate
 from veneer.adapter.protocol import (
     AdapterWeights,
@@ -133,8 +133,9 @@ def is_mergeable(adapter: LayerAdapter, layer: WeightedLayer) -> bool:
 
 
 def _has_weight(layer: WeightedLayer) -> bool:
-    """Return whether a layer has a weight of its own; what is quantised has none."""
-    return isinstance(layer._parameters.get("weight"), nn.Parameter)
+    """Return whether a layer has a weight of its own that is there; what is quantised has none."""
+    weight = layer._parameters.get("weight")
+    return isinstance(weight, nn.Parameter) and not is_offloaded(weight)
 
 
 def _check_mergeable(weights: AdapterWeights, layers: Mapping[str, WeightedLayer]) -> None:
@@ -142,7 +143,7 @@ def _check_mergeable(weights: AdapterWeights, layers: Mapping[str, WeightedLayer
         if not adapter.method.is_mergeable:
             what = f"{name} has a {adapter.method.title} adapter, which cannot be merged into a weight"
             raise UserError(what, code="adapter.cannot_merge", remedy="sample with it beside the base")
-        if layers[name].weight.is_meta:
+        if layers[name].weight.is_meta or is_offloaded(layers[name].weight):
             what = f"the weight of {name} is not in memory, so nothing can be merged into it"
             remedy = "take accelerate's hooks off first (remove_hook_from_module), or load the base whole"
             raise UserError(what, code="adapter.offloaded_base", remedy=remedy)

@@ -23,6 +23,7 @@ _WITHOUT_EFFECT = frozenset(
         "train.keep_checkpoints",
         # when parts of the base that do not learn are in memory
         "train.offload",
+        "train.offload_blocks",
         # names and places; what is there has fingerprints of its own, so that base and pictures may be moved
         "base",
         "data.sources",

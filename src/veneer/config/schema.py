@@ -310,6 +310,9 @@ class TrainConfig(_Section):
     offload: bool = True
     """Encode first all that the run will see, then let autoencoder and text encoder leave memory, but for painting and
     scoring; those that a step needs stay. The denoiser of a large base is read only then."""
+    offload_blocks: Annotated[int, Field(ge=0)] = 0
+    """Number of the denoiser's repeated blocks whose frozen weights wait in CPU memory and are copied to the GPU before
+    they are needed, two of them at a time; the results have the same bits. There are no CUDA graphs then. 0: none."""
     on_nonfinite: Literal["stop", "skip"] = "stop"
     """What to do in a step whose loss or gradient is not finite: end the run, or leave the adapter as it is."""
     checkpoint_every: Annotated[int, Field(ge=0)] = 100

@@ -140,6 +140,7 @@ _TRAINING = {
     "mixed_precision": "train.precision",
     "train_dtype": "train.precision",
     "gradient_checkpointing": "train.memory",
+    "blocks_to_swap": "train.offload_blocks",
     "base_model_precision": "train.quantization",
     "fp8_base": "train.quantization",
     "backup_after": "train.checkpoint_every",

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 __all__ = [
     "RecomputeContext",
+    "forget_recipe",
     "has_outer_hooks",
     "is_recomputable",
     "make_recomputable",
@@ -207,6 +208,14 @@ def _recipe_of(tensor: Tensor) -> _Recipe | None:
     if recipe is None or recipe.version != tensor._version or recipe.dtype != tensor.dtype:
         return None
     return recipe
+
+
+def forget_recipe(tensor: Tensor) -> None:
+    """Let whoever saves a tensor from now on save the tensor itself."""
+    if type(tensor) in _WITH_STORAGE and tensor.layout is torch.strided:
+        holder: _RecipeHolder | None = getattr(tensor.untyped_storage(), _ATTRIBUTE, None)
+        if holder is not None:
+            holder.recipe = None
 
 
 def is_recomputable(tensor: Tensor) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from veneer.adapter.registry import METHODS, specs_of
 from veneer.config.schema import RunConfig
+from veneer.engine import block_offload
 from veneer.engine.quantization import NONE, find_format
 from veneer.engine.quantized import parameter_count, quantization_of, quantize
 from veneer.errors import UserError
@@ -38,6 +39,7 @@ def load_base(
     token_windows: int = 1,
     text_encoder_quantization: str | None = NONE,
     on_demand: bool = False,
+    offload_blocks: int = 0,
 ) -> Family:
     """Load a base model, on the GPU if PyTorch finds one: ``bundled``, a folder, a file or a hub id.
 
@@ -53,7 +55,10 @@ def load_base(
         token_windows: how many windows of its text encoders' length a text takes, as in ``data.token_windows``.
         text_encoder_quantization: the format of all other text encoders, as in ``train.text_encoder_quantization``.
         on_demand: whether text encoders and denoiser of a large base are read when they are first called. Their files
-            are checked now. Until then they have NaN in place of their weights.
+            are checked now. Until then they have NaN in place of their weights. With ``offload_blocks`` the denoiser
+            is read at once, into CPU memory.
+        offload_blocks: the number of the denoiser's blocks whose weights wait in CPU memory, as in
+            ``train.offload_blocks``; they are never on the GPU all at once.
 
     Raises:
         UserError: there is no such base, only its plan can be made, or the library that quantises is not installed.
@@ -71,10 +76,13 @@ def load_base(
         device,
         text_encoder_quantization=text_encoder_quantization,
         on_demand=on_demand,
+        keeps_denoiser=offload_blocks > 0,
     )
     family = source.load(options)
     family.use_token_windows(token_windows)
     set_thresholds(sum(4 * parameter_count(network) for network in family.networks.values()))
+    if offload_blocks:
+        block_offload.offload_blocks(family.networks[family.denoiser], offload_blocks, device)
     return family if device is None else family.to(device, dtype)
 
 
@@ -107,17 +115,20 @@ class _Options(TypedDict, total=False):
     text_encoders: tuple[str, ...]
     token_windows: int
     text_encoder_quantization: str | None
+    offload_blocks: int
 
 
 def load_options(config: RunConfig) -> _Options:
     """Return the arguments of :func:`load_base` that a run needs beside the base."""
-    texts = text_options(config.data.token_windows)
+    options = text_options(config.data.token_windows)
     if config.train.text_encoder_quantization is not None:
-        texts["text_encoder_quantization"] = config.train.text_encoder_quantization
+        options["text_encoder_quantization"] = config.train.text_encoder_quantization
+    if config.train.offload_blocks:
+        options["offload_blocks"] = config.train.offload_blocks
     if config.train.quantization == NONE:
-        return {**texts}
+        return options
     parts = tuple(config.adapter.text_encoders)
-    return {"quantization": config.train.quantization, "text_encoders": parts, **texts}
+    return {"quantization": config.train.quantization, "text_encoders": parts, **options}
 
 
 def text_options(token_windows: int) -> _Options:

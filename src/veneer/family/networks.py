@@ -52,6 +52,7 @@ class LoadOptions:
         text_encoders: names of text encoders; those that are not among ``networks`` have a format of their own.
         text_encoder_quantization: that format; None: they are held as their files have them, 16-bit numbers in 16 bits.
         on_demand: whether a large base's networks are to be read when they are first called.
+        keeps_denoiser: whether its denoiser is none of them, since blocks of it will wait in CPU memory.
         unread: names of those networks.
     """
 
@@ -62,6 +63,7 @@ class LoadOptions:
     text_encoders: tuple[str, ...] = ()
     text_encoder_quantization: str | None = NONE
     on_demand: bool = False
+    keeps_denoiser: bool = False
     unread: tuple[str, ...] = ()
 
     def quantization_of(self, network: str, stored: Collection[torch.dtype] = ()) -> str:

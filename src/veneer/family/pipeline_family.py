@@ -146,7 +146,8 @@ class PipelineFamily:
     @classmethod
     def _adapted(cls, options: LoadOptions) -> LoadOptions:
         """Return options with what they mean for this family: which networks are text encoders, which are unread."""
-        unread = (*cls.tokenizers, cls.denoiser) if options.on_demand and cls.is_large else ()
+        denoiser = () if options.keeps_denoiser else (cls.denoiser,)
+        unread = (*cls.tokenizers, *denoiser) if options.on_demand and cls.is_large else ()
         format = options.text_encoder_quantization or (None if cls.is_large else NONE)
         return replace(options, text_encoders=tuple(cls.tokenizers), text_encoder_quantization=format, unread=unread)
 

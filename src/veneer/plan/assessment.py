@@ -157,7 +157,8 @@ def _assess(config: RunConfig, plan: Plan, planner: Planner, free: int) -> Asses
     assessment, before = Assessment(plan, free), _memory(plan).before
     if assessment.fits:
         return assessment
-    remedies = find_remedies(config, lambda changed: _memory(planner(changed)).on_top_of(before), free)
+    blocks = _memory(plan).blocks if _memory(plan).device != "cpu" else 0
+    remedies = find_remedies(config, lambda changed: _memory(planner(changed)).on_top_of(before), free, blocks)
     return replace(assessment, remedies=tuple(remedies))
 
 

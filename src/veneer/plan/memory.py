@@ -49,12 +49,16 @@ class Memory:
         caches: bytes of cached latents and embeddings, which are on the CPU whatever the device; None: the pictures
             are not known.
         before: bytes that the process holds before it loads the base, which every phase includes; 0 on a GPU.
+        blocks: number of the denoiser's repeated blocks.
+        offloaded: bytes of CPU memory that the weights of offloaded blocks wait in.
     """
 
     device: str
     phases: tuple[Phase, ...]
     caches: int | None
     before: int = 0
+    blocks: int = 0
+    offloaded: int = 0
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -84,7 +88,8 @@ class Memory:
         head = f"memory on {'CPU' if self.device == 'cpu' else self.device}"
         others = [f"{phase.name} {format_bytes(phase.peak)}" for phase in self.phases if phase is not self.step]
         table = format_table([(head, "bytes"), *self._step_rows()])
-        return f"{table}\nother peaks: {', '.join(others)}"
+        waiting = f"\noffloaded blocks: {format_bytes(self.offloaded)} of CPU memory" if self.offloaded else ""
+        return f"{table}\nother peaks: {', '.join(others)}{waiting}"
 
     def _step_rows(self) -> list[tuple[str, str]]:
         step = self.step

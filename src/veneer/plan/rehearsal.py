@@ -17,6 +17,8 @@ from veneer.config.schema import ObjectiveConfig, RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
 from veneer.data.transform import Geometry
+from veneer.engine.block_offload import find_offload, offload_blocks
+from veneer.engine.blocks import repeated_blocks
 from veneer.engine.precision import precision_of
 from veneer.family.loading import quantize_networks, reads_on_demand
 from veneer.family.protocol import NO_REFERENCES, Conditioning, Family, device_of
@@ -50,11 +52,18 @@ class RunInputs:
         device: where its networks are.
         pictures: their numbers; None: they are not known.
         metadata: what the adapter's file will hold beside the weights.
+        for_gpu: plan for a GPU though ``device`` is the CPU, because there is none here: its memory is that of tensors.
     """
 
     device: torch.device
     pictures: PictureCounts | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    for_gpu: bool = False
+
+    @property
+    def kind(self) -> str:
+        """The kind of device that is planned for, as PyTorch calls it."""
+        return "cuda" if self.for_gpu else self.device.type
 
 
 def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan:
@@ -73,6 +82,7 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
     family = make_base(tracer)
     _label_weights(tracer, family, config)
     _leave_unread(tracer, family, config)
+    _offload_blocks(tracer, family, config, torch.device(inputs.kind))
     base_modules = module_count(family)
     files = _weight_files(tracer, family, config)
     config = resolve(config, family)
@@ -88,10 +98,16 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
             written, best_file = _file_sizes(config, family, trainer.injection.weights(), inputs.metadata)
         disk = _disk(config, encoded_bytes(trainer.state_dict(), {}), written, best_file)
         rehearsal.finish(trainer)
-    phases = _phases(tracer, files, ModuleCounts(base_modules, adapted))
-    memory = Memory(inputs.device.type, phases, rehearsal.caches)
+    phases = _phases(tracer, files, ModuleCounts(base_modules, adapted), inputs.kind)
+    memory = Memory(inputs.kind, phases, rehearsal.caches, **_blocks(family))
     schedule, timesteps = _schedule(config, inputs.pictures), _timesteps(config, family)
     return replace(counts, memory=memory, schedule=schedule, disk=disk, timesteps=timesteps)
+
+
+def _blocks(family: Family) -> dict[str, int]:
+    denoiser = family.networks[family.denoiser]
+    handle = find_offload(denoiser)
+    return {"blocks": len(repeated_blocks(denoiser)), "offloaded": 0 if handle is None else handle.nbytes}
 
 
 def module_count(family: Family) -> int:
@@ -117,7 +133,10 @@ def _label_networks(tracer: MemoryTracer, family: Family) -> None:
 
 def unread_parts(config: RunConfig, family: Family) -> tuple[str, ...]:
     """Return the names of the networks that a run does not load with the rest but when they are first called."""
-    return tuple(family.on_demand) if reads_on_demand(config) else ()
+    if not reads_on_demand(config):
+        return ()
+    kept = {family.denoiser} if config.train.offload_blocks else set()
+    return tuple(name for name in family.on_demand if name not in kept)
 
 
 def _weight_files(tracer: MemoryTracer, family: Family, config: RunConfig) -> WeightFiles:
@@ -132,6 +151,14 @@ def _leave_unread(tracer: MemoryTracer, family: Family, config: RunConfig) -> No
         with tracer.tracing():
             family.offload(unread)
         tracer.begin_phase(LOADING)  # anew: only what is left was loaded
+
+
+def _offload_blocks(tracer: MemoryTracer, family: Family, config: RunConfig, device: torch.device) -> None:
+    denoiser = family.networks[family.denoiser]
+    if config.train.offload_blocks and find_offload(denoiser) is None:
+        with tracer.tracing():
+            offload_blocks(denoiser, config.train.offload_blocks, device)
+        tracer.begin_phase(LOADING)  # anew: the others are never on the device all at once
 
 
 def _schedule(config: RunConfig, pictures: PictureCounts | None) -> Schedule:
@@ -177,9 +204,9 @@ def _disk(config: RunConfig, state: int, files: int, best_file: int) -> Disk:
     return Disk(state + best, config.train.keep_checkpoints, files + best)
 
 
-def _phases(tracer: MemoryTracer, files: WeightFiles, modules: ModuleCounts) -> tuple[Phase, ...]:
+def _phases(tracer: MemoryTracer, files: WeightFiles, modules: ModuleCounts, kind: str) -> tuple[Phase, ...]:
     growth: Mapping[str, int] = {}
-    if tracer.device.type == "cpu":  # elsewhere the tensors are not in the process's memory
+    if kind == "cpu":  # elsewhere the tensors are not in the process's memory
         growth = process_growth(tracer.trace, files, modules)
     return tuple(
         Phase(name, peak.total, _largest_first(peak.parts), growth.get(name)) for name, peak in tracer.peaks().items()

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from veneer.config.schema import RunConfig, TrainConfig
+from veneer.engine.block_offload import ON_DEVICE
 from veneer.engine.quantization import FORMATS, NONE
 from veneer.plan.memory import Memory
 from veneer.plan.text import format_bytes
@@ -51,7 +52,7 @@ def verdict(memory: Memory, free: int) -> str:
     return f"{fits}: {format_bytes(memory.peak)} while {memory.fullest.name}, and {format_bytes(free)} are free"
 
 
-def find_remedies(config: RunConfig, planner: Planner, limit: int) -> list[Remedy]:
+def find_remedies(config: RunConfig, planner: Planner, limit: int, blocks: int = 0) -> list[Remedy]:
     """Return the mildest form of each change that makes a run fit, or of several together if none does alone.
 
     Smaller batches are made up for by more forward passes, so a step sees the same pictures.
@@ -60,17 +61,18 @@ def find_remedies(config: RunConfig, planner: Planner, limit: int) -> list[Remed
         config: the run that does not fit.
         planner: returns the memory of a config.
         limit: bytes that it may take.
+        blocks: the number of blocks that can be offloaded.
 
     Returns:
         An empty list if even all changes together do not help.
     """
     search = _Search(config, planner, limit)
-    ladders = [ladder for ladder in _ladders(config) if ladder]
+    ladders = [ladder for ladder in _ladders(config, blocks) if ladder]
     alone = [remedy for ladder in ladders if (remedy := search.mildest(ladder)) is not None]
     return alone or search.together(ladders)
 
 
-def _ladders(config: RunConfig) -> Iterator[Sequence[Changes]]:
+def _ladders(config: RunConfig, blocks: int) -> Iterator[Sequence[Changes]]:
     """Yield the kinds of change, each from its mildest form to its strongest."""
     train, batch = config.train, config.train.batch_size
     total = batch * train.gradient_accumulation_steps
@@ -80,9 +82,18 @@ def _ladders(config: RunConfig) -> Iterator[Sequence[Changes]]:
     yield [{"train.precision": "bfloat16"}] if train.precision == "float32" else []
     forms = _quantizations(train.precision) if train.quantization == NONE else ()
     yield [{"train.quantization": form} for form in forms]
+    yield [{"train.offload_blocks": count} for count in _counts(config, blocks)]
     ranks = [config.adapter.rank >> halvings for halvings in range(1, config.adapter.rank.bit_length())]
     yield [{"adapter.rank": rank} for rank in ranks]
     yield [{"sample.prompts": ("a picture",)}] if len(config.sample.prompts) != 1 else []
+
+
+def _counts(config: RunConfig, blocks: int) -> list[int]:
+    """Return a quarter, half, three quarters and all of the blocks, where that is more than are offloaded now."""
+    if config.adapter.method == "dora":  # reads all weights at once
+        return []
+    counts = [blocks * quarters // 4 for quarters in range(1, 5)]
+    return [count for count in counts if count > max(ON_DEVICE, config.train.offload_blocks)]
 
 
 def _quantizations(precision: str) -> Iterator[str]:

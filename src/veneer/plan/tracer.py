@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from veneer.engine.block_weights import watch_storages
 from veneer.engine.placeholders import is_placeholder
 from veneer.plan.cpu.workspace import KERNEL, Workspace, workspace
 from veneer.plan.trace import Block, Peak, Trace, peaks
@@ -61,6 +62,7 @@ class MemoryTracer:
         self.device = device
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._storages: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by address: number and storage
+        self._emptied: set[int] = set()  # blocks whose storage is there and has no memory
         self._unread: set[int] = set()  # weights that nothing was computed with yet
         self._mapped: dict[int, int] = {}  # by a weight's number: number of the block that reading it brought in
         self._kernels: set[object] = set()
@@ -75,7 +77,7 @@ class MemoryTracer:
     @contextmanager
     def tracing(self) -> Iterator[MemoryTracer]:
         """Within, tensors have no data, and each operation is recorded."""
-        with self._fake, _RecordOperations(self, self._fake), self._calls:
+        with watch_storages(self.record_size), self._fake, _RecordOperations(self, self._fake), self._calls:
             yield self
 
     @contextmanager
@@ -120,7 +122,7 @@ class MemoryTracer:
 
         Tensors of the meta device are on this tracer's device in the copy, all others on their own.
         """
-        with _CopyWithoutData(self, self._fake):
+        with watch_storages(self.record_size), _CopyWithoutData(self, self._fake):
             return copy.deepcopy(thing)
 
     def record(self, tensor: Tensor) -> int:
@@ -134,6 +136,16 @@ class MemoryTracer:
         if number not in self._unread:
             self._unread.add(number)
             self._weight_bytes += self._blocks[number].tensor
+
+    def record_size(self, tensor: Tensor) -> None:
+        """Record that a tensor's storage was emptied, or filled again."""
+        number, is_empty = self.record(tensor), tensor.untyped_storage().nbytes() == 0
+        if is_empty and number not in self._emptied:
+            self._emptied.add(number)
+            self._events.append(-number - 1)
+        elif not is_empty and number in self._emptied:
+            self._emptied.remove(number)
+            self._events.append(number + 1)
 
     def record_reads(self, values: Iterable[Any]) -> None:
         """Record the weights among an operation's arguments as read, if they were not before."""
@@ -186,7 +198,7 @@ class MemoryTracer:
 
     def _release(self, address: int, number: int) -> Callable[[object], None]:
         def release(_: object) -> None:
-            numbers = (number, self._mapped.pop(number, None))
+            numbers = (None if number in self._emptied else number, self._mapped.pop(number, None))
             self._events += [-freed - 1 for freed in numbers if freed is not None]
             del self._storages[address]
 
@@ -195,7 +207,8 @@ class MemoryTracer:
     @property
     def held(self) -> int:
         """Bytes of all tensors that are held now."""
-        return sum(self._blocks[number].tensor for number, _ in self._storages.values())
+        numbers = (number for number, _ in self._storages.values() if number not in self._emptied)
+        return sum(self._blocks[number].tensor for number in numbers)
 
     @property
     def weight_bytes(self) -> int:
@@ -292,7 +305,8 @@ class _CopyWithoutData(TorchFunctionMode):
         return memo[id(tensor)]
 
     def _without_data(self, tensor: Tensor) -> Tensor:
-        if tensor.is_meta or is_placeholder(tensor):  # of weights that are not read yet
+        is_emptied = tensor.numel() > 0 and not tensor.is_meta and not tensor.untyped_storage().nbytes()
+        if tensor.is_meta or is_placeholder(tensor) or is_emptied:  # of weights that are not read yet, or offloaded
             device = self._tracer.device if tensor.is_meta else tensor.device
             stride = torch.empty(tensor.shape, device="meta").stride() if is_placeholder(tensor) else tensor.stride()
             with self._fake:

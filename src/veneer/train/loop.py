@@ -15,6 +15,7 @@ from veneer.adapter.targets import BlockCoverage
 from veneer.config.schema import AdapterConfig, RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
+from veneer.engine.block_offload import ON_DEVICE, BlockOffload, find_offload, offload_blocks
 from veneer.engine.cuda_graph import GraphedBackward
 from veneer.engine.memory_levels import prepare
 from veneer.engine.precision import Precision, precision_of
@@ -101,6 +102,7 @@ class Trainer:
         check_quantization({name: family.networks[name] for name in specs}, config.train.quantization)
         self.batches = _batch_builder(config, family, dataset, self._objective, processes)
         with ExitStack() as undoing:
+            self._blocks = _offload_blocks(config, family, undoing)
             self.injection = inject(family.networks, specs, config.seed)
             undoing.callback(self.injection.eject)
             self._parameters = dict(self.injection.named_parameters())
@@ -203,6 +205,7 @@ class Trainer:
     def _warnings(self) -> Iterator[Warned]:
         """Yield once what has turned out not to work, and the run does not need."""
         yield from self._cache_warning()
+        yield from self._blocks_warning()
         graphs = self.context.graphs
         if graphs is not None and graphs.fault is not None and not self._graphs_failed:
             self._graphs_failed = True
@@ -215,6 +218,21 @@ class Trainer:
         if fault is not None and not self._cache_failed:
             self._cache_failed = True
             yield Warned("cache.not_written", f"nothing more is kept in data.cache for later runs: {fault}")
+
+    def _blocks_warning(self) -> Iterator[Warned]:
+        """Yield once what keeps the offload of blocks from being of use."""
+        blocks, self._blocks = self._blocks, None
+        if blocks is None:
+            return
+        if device_of(self._family).type == "cpu":
+            what = "train.offload_blocks frees no memory on the CPU and takes as much as the blocks have: use 0"
+            yield Warned("train.offload_blocks_on_cpu", what)
+        elif blocks.count <= ON_DEVICE:
+            what = f"train.offload_blocks={blocks.count} frees nothing, for {ON_DEVICE} of them are always on the GPU"
+            yield Warned("train.too_few_offloaded_blocks", what)
+        if blocks.unpinned:
+            what = f"the system pins no more memory, so {blocks.unpinned >> 20} MiB of offloaded blocks come slowly"
+            yield Warned("train.unpinned_blocks", what)
 
     def _stops(self) -> bool:
         self._stopping = any(self.processes.all_gather(self._asked_to_stop))
@@ -265,9 +283,35 @@ def graphs_for(config: RunConfig, context: StepContext) -> GraphedBackward | Non
     """Return what does passes as CUDA graphs, where it can be."""
     adapter = config.adapter
     draws = adapter.dropout > 0  # which a graph would do with the same numbers each time
-    if not config.train.cuda_graphs or draws or adapter.text_encoders or device_of(context.family).type != "cuda":
+    moves = config.train.offload_blocks > 0  # a graph would read where the weights lay when it was recorded
+    if (
+        not config.train.cuda_graphs
+        or draws
+        or moves
+        or adapter.text_encoders
+        or device_of(context.family).type != "cuda"
+    ):
         return None
     return GraphedBackward(partial(add_gradients, context), context.parameters)
+
+
+def _offload_blocks(config: RunConfig, family: Family, undoing: ExitStack) -> BlockOffload | None:
+    """Return the handle of the denoiser's offloaded blocks, which they are from now on if they were not; None: none."""
+    denoiser, wanted = family.networks[family.denoiser], config.train.offload_blocks
+    found = find_offload(denoiser)
+    if wanted and config.adapter.method == "dora":
+        what = "is not for DoRA, whose magnitudes are made of all weights before the first step"
+        remedy = "use adapter.method=lora, or 0"
+        raise UserError(what, code="train.offload_blocks_with_dora", where="train.offload_blocks", remedy=remedy)
+    if found is not None and found.count != wanted:
+        what = f"is {wanted}, but the base was loaded with {found.count}"
+        remedy = f"load_base(..., offload_blocks={wanted})"
+        raise UserError(what, code="train.other_offload_blocks", where="train.offload_blocks", remedy=remedy)
+    if not wanted or found is not None:
+        return found
+    handle = offload_blocks(denoiser, wanted)
+    undoing.callback(handle.undo)
+    return handle
 
 
 def _idle(config: RunConfig, family: Family) -> tuple[str, ...]:
