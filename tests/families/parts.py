@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from string import ascii_letters
 from typing import Any
 
 from tests.conftest import write_tiny_tokenizer
 
-__all__ = ["clip_text_encoder", "clip_tokenizer", "t5_tokenizer", "tiny_autoencoder"]
+__all__ = ["clip_text_encoder", "clip_tokenizer", "letters_of", "t5_tokenizer", "tiny_autoencoder"]
 
 
 def tiny_autoencoder(**config: Any) -> Any:
@@ -53,3 +54,8 @@ def t5_tokenizer(length: int) -> Any:
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -5.0), ("\u2581", -2.0)]
     letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,"]
     return T5TokenizerFast(vocab=[*pieces, *letters], extra_ids=0, model_max_length=length)
+
+
+def letters_of(others: str = ",") -> list[str]:
+    """All letters, capital ones too, and other characters."""
+    return [*ascii_letters, *others]

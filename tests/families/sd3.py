@@ -43,7 +43,7 @@ def write_tiny_sd3(folder: Path, *, is_first: bool = False, has_t5: bool = True)
                 joint_attention_dim=96,
                 caption_projection_dim=32,
                 pooled_projection_dim=24 + 40,
-                pos_embed_max_size=12,
+                pos_embed_max_size=24,
                 **kind,
             ),
             "vae": tiny_autoencoder(

@@ -12,6 +12,7 @@ from diffusers import StableDiffusion3Pipeline
 from safetensors.torch import save_file
 from torch import Tensor
 
+from tests.errors import raises_code
 from tests.families import CAPTIONS
 from tests.families.sd3 import velocity, write_tiny_sd3
 from tests.key_tables import read_key_table
@@ -19,6 +20,7 @@ from tests.running import quick_config, without_rehearsals
 from tests.training import tiny_config
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraFactors, LoraSpec, delta_weight
+from veneer.data.transform import Geometry
 from veneer.family.layer_names import names_of_base
 from veneer.family.registry import load_family
 from veneer.family.sd3 import StableDiffusion3
@@ -129,12 +131,23 @@ def test_the_first_kind_without_norms_and_second_attentions_predicts_as_the_pipe
 @torch.no_grad()
 def test_a_patch_s_place_is_counted_from_the_picture_s_middle(family: StableDiffusion3, pipeline: Any) -> None:
     """The position embedding is a grid of which the middle is taken (Esser et al. 2024, section 5.3.2)."""
-    embedding, side = pipeline.transformer.pos_embed, 12
+    embedding, side = pipeline.transformer.pos_embed, 24
     assert "pos_embed.pos_embed" in dict(pipeline.transformer.named_buffers())
     grid = embedding.pos_embed.view(side, side, -1)
     latents = torch.zeros(1, 4, 8, 12)
     middle = grid[(side - 4) // 2 : (side + 4) // 2, (side - 6) // 2 : (side + 6) // 2].flatten(0, 1)
     assert torch.equal(embedding(latents)[0], embedding.proj(latents).flatten(2)[0].T + middle)
+
+
+def test_a_picture_that_is_larger_than_the_grid_of_places_is_refused(family: StableDiffusion3) -> None:
+    text = family.encode_text(CAPTIONS[:1])
+    family.condition(text, [Geometry.whole(96, 96)])
+    with raises_code("family.too_large") as caught:
+        family.condition(text, [Geometry.whole(64, 100)])
+    assert str(caught.value) == (
+        "data.resolution: makes a picture of 64 x 100 pixels, and the transformer has places for 96 a side; "
+        "choose a smaller one"
+    )
 
 
 def test_the_transformer_is_told_a_thousand_sigma(family: StableDiffusion3) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
+from veneer.errors import UserError
 from veneer.family.noise import mix
 
-__all__ = ["FlowMatching"]
+__all__ = ["FlowMatching", "flow_of"]
+
+_PREDICTS_FLOW = "flow_prediction"
 
 
 @dataclass(frozen=True)
@@ -44,3 +47,17 @@ class FlowMatching:
     def target(self, clean: Tensor, noise: Tensor, t_B: Tensor) -> Tensor:
         """Return d x_sigma / d sigma = eps - x (Lipman et al. 2023, eq. 23 with time reversed)."""
         return noise - clean
+
+
+def flow_of(scheduler: Any) -> FlowMatching:
+    """Return the forward process of a scheduler that integrates a velocity; those of DPM and UniPC can do so too.
+
+    Raises:
+        UserError: it is set to predict something else.
+    """
+    prediction = scheduler.config.get("prediction_type", _PREDICTS_FLOW)  # flow matching's own have no such setting
+    if prediction != _PREDICTS_FLOW:
+        what = f"the scheduler predicts {prediction!r}, and this base's transformer a flow"
+        remedy = f"take its own scheduler, whose prediction_type is {_PREDICTS_FLOW}"
+        raise UserError(what, code="family.wrong_scheduler", remedy=remedy)
+    return FlowMatching()

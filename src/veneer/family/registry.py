@@ -60,6 +60,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "Krea2Pipeline": _Entry("veneer.family.krea2:Krea2", ("krea2",)),
     "FluxPipeline": _Entry("veneer.family.flux:Flux", ("flux-dev", "flux-schnell")),
     "FluxKontextPipeline": _Entry("veneer.family.flux_kontext:FluxKontext"),
+    "SanaPipeline": _Entry("veneer.family.sana:Sana"),
     "StableDiffusion3Pipeline": _Entry("veneer.family.sd3:StableDiffusion3", ("sd3", "sd35_medium", "sd35_large")),
     "ZImagePipeline": _Entry("veneer.family.z_image:ZImage", ("z-image-turbo",)),
     "Flux2Pipeline": _Entry("veneer.family.flux2:Flux2Dev", ("flux-2-dev",)),

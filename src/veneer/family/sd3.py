@@ -11,12 +11,13 @@ from torch import Tensor
 from veneer.config.schema import Density
 from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
-from veneer.family.flow import FlowMatching
+from veneer.family.flow import flow_of
 from veneer.family.key_names.network import names_in
 from veneer.family.key_names.sd3 import sd3_names
 from veneer.family.libraries import silence_libraries
 from veneer.family.offload import Loader
 from veneer.family.pipeline_family import PipelineFamily
+from veneer.family.positions import check_in_grid
 from veneer.family.protocol import Conditioning, LatentDistribution
 from veneer.weights.formats.protocol import KeyNames
 from veneer.weights.metadata import BaseLabels
@@ -56,7 +57,7 @@ class StableDiffusion3(PipelineFamily):
     ) -> None:
         super().__init__(parts, load, options)
         self.text_tokens = _T5_LENGTH - 1 if _T5 in self._tokenizers else None
-        self.noise = FlowMatching()
+        self.noise = flow_of(parts["scheduler"])
         config = self._denoiser.config
         self._shift = float(self._vae.config.shift_factor or 0)
         self.multiple = self._pixels_a_latent * int(config.patch_size)
@@ -86,7 +87,12 @@ class StableDiffusion3(PipelineFamily):
         return Conditioning({"text": text_BLD, "pooled": pooled_BP})
 
     def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
-        """Return the texts: this transformer is told nothing of sizes and crops."""
+        """Return the texts: this transformer is told nothing of sizes and crops.
+
+        Raises:
+            UserError: a picture is larger than the grid of places that the transformer has.
+        """
+        check_in_grid(geometries, self._denoiser.config.pos_embed_max_size * self.multiple)
         return text
 
     def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from veneer.family.protocol import Conditioning
 
-__all__ = ["without_padding"]
+__all__ = ["cut_to_longest", "without_padding"]
 
 
 def without_padding(conditioning: Conditioning) -> tuple[Tensor, Tensor | None]:
@@ -22,3 +23,10 @@ def without_padding(conditioning: Conditioning) -> tuple[Tensor, Tensor | None]:
     longest = int(mask_BT.any(dim=0).nonzero().max()) + 1
     text, mask_BT = text[:, :longest], mask_BT[:, :longest].bool()
     return text, None if bool(mask_BT.all()) else mask_BT
+
+
+def cut_to_longest(conditioning: Conditioning) -> Conditioning:
+    """Return ``text`` and ``mask`` without what is padding in every row, as they are stored."""
+    text, mask_BT = without_padding(conditioning)
+    mask_BT = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device) if mask_BT is None else mask_BT
+    return Conditioning({"text": text, "mask": mask_BT})

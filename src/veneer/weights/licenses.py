@@ -83,6 +83,12 @@ _FLUX2_KLEIN_9B = License(
     "https://huggingface.co/black-forest-labs/FLUX.2-klein-9B/blob/main/LICENSE.md",
     name="flux-non-commercial-license",
 )
+_NVIDIA = License(
+    "other",
+    "NVIDIA License",
+    "https://huggingface.co/Efficient-Large-Model/Sana_1600M_1024px_diffusers/blob/main/LICENSE.txt",
+    name="nvidia-license",
+)
 _APACHE = License("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 _BUNDLED = License("cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/")
 
@@ -111,6 +117,9 @@ LICENSES: Mapping[str, License] = {
     "black-forest-labs/FLUX.2-klein-base-4B": _APACHE,
     "black-forest-labs/FLUX.2-klein-9B": _FLUX2_KLEIN_9B,
     "black-forest-labs/FLUX.2-klein-base-9B": _FLUX2_KLEIN_9B,
+    "Efficient-Large-Model/Sana_600M_1024px_diffusers": _NVIDIA,
+    "Efficient-Large-Model/Sana_1600M_1024px_diffusers": _NVIDIA,
+    "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": _NVIDIA,
     "Qwen/Qwen-Image": _APACHE,
     "Qwen/Qwen-Image-2512": _APACHE,
 }
