@@ -66,6 +66,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "Flux2Pipeline": _Entry("veneer.family.flux2:Flux2Dev", ("flux-2-dev",)),
     "Flux2KleinPipeline": _Entry("veneer.family.flux2:Flux2Klein"),
     "ChromaPipeline": _Entry("veneer.family.chroma:Chroma", ("chroma",)),
+    "ErnieImagePipeline": _Entry("veneer.family.ernie_image:ErnieImage"),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
 

@@ -112,6 +112,8 @@ LICENSES: Mapping[str, License] = {
     "krea/Krea-2-Turbo": _KREA_2,
     "Tongyi-MAI/Z-Image": _APACHE,
     "Tongyi-MAI/Z-Image-Turbo": _APACHE,
+    "baidu/ERNIE-Image": _APACHE,
+    "baidu/ERNIE-Image-Turbo": _APACHE,
     "black-forest-labs/FLUX.2-dev": _FLUX2_DEV,
     "black-forest-labs/FLUX.2-klein-4B": _APACHE,
     "black-forest-labs/FLUX.2-klein-base-4B": _APACHE,
