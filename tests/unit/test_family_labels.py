@@ -26,6 +26,7 @@ def labels_of(published: str) -> BaseLabels:
         ("sd21", "sd_v2_v", "stable-diffusion-v2-768-v", "SD2", "SD 2.1 768"),
         ("sdxl", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base", "SDXL", "SDXL 1.0"),
         ("flux-dev", "flux1", "flux-1-dev", "Flux", "Flux.1 D"),
+        ("lumina2", "lumina2", "lumina-2", "Unknown", "Lumina"),
         ("z-image", "z_image", "Z-Image", "Unknown", "ZImageBase"),
         ("z-image-turbo", "z_image", "Z-Image", "Unknown", "ZImageTurbo"),
         ("sd3-medium", "medium", "stable-diffusion-3-medium", "Unknown", "SD 3"),

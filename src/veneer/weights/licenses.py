@@ -110,6 +110,7 @@ LICENSES: Mapping[str, License] = {
     "black-forest-labs/FLUX.1-schnell": _APACHE,
     "krea/Krea-2-Raw": _KREA_2,
     "krea/Krea-2-Turbo": _KREA_2,
+    "Alpha-VLLM/Lumina-Image-2.0": _APACHE,
     "Tongyi-MAI/Z-Image": _APACHE,
     "Tongyi-MAI/Z-Image-Turbo": _APACHE,
     "baidu/ERNIE-Image": _APACHE,

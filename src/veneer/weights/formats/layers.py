@@ -178,7 +178,7 @@ class LayerIndex:
         layers: dict[str, dict[str, Slice | None]] = {}
         for name in found:
             if _fits(told, name.network):
-                layers.setdefault(name.layer if name.part is None else name.part.name, {})[name.layer] = name.part
+                layers.setdefault(name.layer if name.part is None else _whole_layer(name), {})[name.layer] = name.part
         return [Meaning(slices, self._shape_of(slices)) for slices in layers.values()]
 
     def _shape_of(self, slices: Mapping[str, Slice | None]) -> tuple[int, ...]:
@@ -219,6 +219,12 @@ class _Name(NamedTuple):
     network: str
     path: str
     part: Slice | None
+
+
+def _whole_layer(name: _Name) -> str:
+    """Return which layer of a file a name is a part of: programs that call the denoiser differently mean the same."""
+    network = name.network if name.network in TEXT_ENCODERS else ""
+    return f"{network}.{name.path}"
 
 
 def _names(full: str, base: BaseNames) -> Iterator[_Name]:
