@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.errors import raises_code
+from veneer.config.load import load_config
 from veneer.config.schema import DataConfig, PriorConfig, SampleConfig, SourceConfig
 from veneer.data.manifest import Sample
 from veneer.data.preflight import survey
@@ -58,7 +59,8 @@ def test_a_list_names_references(pair: Path) -> None:
     (sample,) = dataset.train.samples
     assert [reference.path for reference in sample.references] == [pair / "before" / "a.png"]
     assert (sample.captions, sample.references[0].width, sample.references[0].height) == (("make it red",), 40, 20)
-    assert not dataset.train.rejected and not dataset.notes, "a reference is no picture that was left out"
+    assert not dataset.train.rejected, "a reference is no picture that was left out"
+    assert [note.partition(", such")[0] for note in dataset.notes] == ["each picture is made from 1 by its caption"]
 
 
 def test_a_list_names_several(pair: Path) -> None:
@@ -215,3 +217,13 @@ def test_prompts_have_one_reference_each_or_one_for_all() -> None:
     for prompts, references in ((("a", "b", "c"), (one, two)), ((), (one,))):
         with pytest.raises(ValueError, match="references are"):
             SampleConfig(prompts=prompts, references=references)
+
+
+def test_paths_are_relative_to_the_file_that_has_them(tmp_path: Path) -> None:
+    data, sample = "{sources: [{path: after, references: before}]}", "{prompts: [red], references: a.png}"
+    (tmp_path / "run.yaml").write_text(f"base: bundled\ndata: {data}\nsample: {sample}\n")
+    read = load_config(tmp_path / "run.yaml")
+    assert read.data.sources[0].references == (tmp_path / "before",)
+    assert read.sample.references == ((tmp_path / "a.png",),)
+    several = load_config(tmp_path / "run.yaml", ["data.sources.0.references=[/one, /two]"])
+    assert several.data.sources[0].references == (Path("/one"), Path("/two"))

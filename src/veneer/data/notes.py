@@ -30,6 +30,7 @@ def note_pictures(config: DataConfig, train: Inspection, held: Inspection, near:
         *_note_copies(train.copies),
         *_note_empty_holdout(config, train, held),
         *_note_leaks(held, near),
+        *_note_references(train),
         *note_small(train.samples.values(), config.resolution or 0),
         *dict.fromkeys((*train.notes, *held.notes)),
     ]
@@ -70,6 +71,17 @@ def _note_empty_holdout(config: DataConfig, train: Inspection, held: Inspection)
     if not config.held_out or held.samples:
         return []
     return [f"{len(train.samples)} pictures are too few to hold any out, so there will be no held-out score"]
+
+
+def _note_references(train: Inspection) -> list[str]:
+    """Note that pictures are pairs: which files are references is found by names, and may not be what was meant."""
+    pair = next((sample for sample in train.samples.values() if sample.references), None)
+    if pair is None:
+        return []
+    return [
+        f"each picture is made from {len(pair.references)} by its caption, such as {pair.path} from "
+        f"{few([reference.path for reference in pair.references])}"
+    ]
 
 
 def _note_leaks(held: Inspection, near: Pairs) -> list[str]:

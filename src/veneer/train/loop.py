@@ -23,6 +23,7 @@ from veneer.engine.quantized import check_quantization
 from veneer.errors import UserError
 from veneer.family.cache import Encoder, store_of
 from veneer.family.protocol import Family, device_of
+from veneer.family.references import check_references
 from veneer.family.unread import caption_places, unread_notes
 from veneer.objective.loss import Objective
 from veneer.train.batches import BatchBuilder
@@ -336,6 +337,8 @@ def _batch_builder(
         near = max(1, round(resolution / family.multiple)) * family.multiple
         what = f"{resolution} is not a multiple of {family.multiple}, which the base needs"
         raise UserError(what, code="data.unfit_resolution", where="data.resolution", remedy=f"use {near}")
+    if dataset.train.samples:
+        check_references(family, dataset.train.references, config.data.sources[0].path)
     encoder = Encoder(family, config.data, resolution, config.seed, store_of(config, family))
     return BatchBuilder(config, objective, encoder, dataset.train, _prior(config), device_of(family), processes)
 

@@ -121,6 +121,7 @@ def _evaluate(
 ) -> Evaluation:
     """Do all parts of an evaluation, one after another."""
     config = subject.config
+    _check_alike(subject.pictures)
     drift, drift_source = _drift_pictures(subject, options)
     subject.callback(StageStarted("measuring the denoising loss of base and adapter"))
     kinds = pictures_by_kind(config, subject.pictures) | {DRIFT: drift}
@@ -140,6 +141,17 @@ def _evaluate(
         scores=scores,
         notes=tuple(notes),
     )
+
+
+def _check_alike(pictures: Dataset) -> None:
+    """Refuse to compare pairs with pictures that have other references, or none."""
+    train, held_out = pictures.train, pictures.held_out
+    if train.samples and held_out.samples and train.references != held_out.references:
+        what = (
+            f"the training pictures have {train.references} references each, those to measure on {held_out.references}"
+        )
+        remedy = "name those of each picture in a metadata.jsonl"
+        raise UserError(what, code="evaluate.other_references", remedy=remedy)
 
 
 def _picture_warnings(adapter: AdapterFile, pictures: Dataset) -> list[str]:
