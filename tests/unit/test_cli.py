@@ -154,6 +154,20 @@ def test_whatever_happens_is_one_line(
     assert refusal(capsys, "train", "pictures", code=code) == line
 
 
+def test_the_base_is_an_option_of_a_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given: list[object] = []
+
+    def read(source: Path, overrides: list[str], *_: object) -> None:
+        given.extend(overrides)
+        raise UserError("read", code="test.read")
+
+    monkeypatch.setattr("veneer.cli.train.read_run_config", read)
+    refusal(capsys, "train", "pictures", "--base", "it's here", "seed=3")
+    assert given == ["seed=3", "base='it''s here'"]
+
+
 def test_an_abort_is_an_interrupt(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def abort(*_: object, **__: object) -> None:
         raise typer.Abort

@@ -18,7 +18,7 @@ from veneer.file_kind import JSON, kind_of_file
 from veneer.files import read_utf8, user_path
 from veneer.study.config import Study, StudyConfig, load_study
 
-__all__ = ["read_planned_config", "read_run_config", "read_study"]
+__all__ = ["read_planned_config", "read_run_config", "read_study", "with_base"]
 
 
 _RUN = "a folder of pictures, a dataset.toml or a configuration file"
@@ -112,10 +112,15 @@ def read_planned_config(
     if not has_source and base is None:
         remedy = "or name an architecture with --base"
         raise UserError("is missing", code="cli.missing_source", where="FOLDER|CONFIG.yaml", remedy=remedy)
-    overrides = [*words[has_source:], *([f"base={_quoted(base)}"] if base else [])]
+    overrides = with_base(words[has_source:], base)
     if has_source:
         return read_run_config(user_path(words[0]), overrides, trigger, presets), True
     return config_from_folder(Path("pictures"), trigger, overrides, presets), False
+
+
+def with_base(overrides: Sequence[str], base: str | None) -> list[str]:
+    """Return overrides with that of an option ``--base`` behind them, where it is given."""
+    return [*overrides, *([f"base={_quoted(base)}"] if base else [])]
 
 
 def read_study(source: Path, overrides: Sequence[str], config: Path | None, trigger: str | None) -> Study:

@@ -105,8 +105,8 @@ LayersBase = Annotated[
     typer.Option(
         metavar="BASE",
         parser=parse_model,
-        help="The adapter's base, where its file does not tell which layers it is of; or a published architecture "
-        "(sd15, sdxl, flux-dev). Default: what config.yaml beside the adapter says, else the architecture it fits.",
+        help="The adapter's base, where its file does not tell which layers it is of; or a published architecture, "
+        "such as sdxl or flux-dev. Default: what config.yaml beside the adapter says, else the architecture it fits.",
     ),
 ]
 

@@ -26,7 +26,8 @@ def plan(
         typer.Option(
             metavar="BASE",
             parser=parse_model,
-            help="In place of the configuration's. sd15, sd21, sdxl and flux-dev name architectures without weights.",
+            help="In place of the configuration's. Names such as sdxl and flux-dev are of architectures without "
+            "weights; docs/families.md has all.",
         ),
     ] = None,
     trigger: Annotated[str | None, typer.Option(metavar="TOKEN", help="As for 'veneer train'.")] = None,

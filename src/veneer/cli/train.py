@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from veneer.cli.inputs import read_run_config
-from veneer.cli.options import parse_path, refuse_unused
+from veneer.cli.inputs import read_run_config, with_base
+from veneer.cli.options import parse_model, parse_path, refuse_unused
 
 __all__ = ["train"]
 
@@ -23,6 +23,14 @@ def train(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Change keys of the configuration, e.g. train.max_steps=200."),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            parser=parse_model,
+            help="The base model: bundled, a diffusers folder, a .safetensors file or a hub id; the same as base=BASE.",
+        ),
     ] = None,
     trigger: Annotated[
         str | None, typer.Option(metavar="TOKEN", help="Words that will call the adapter in a prompt.")
@@ -50,7 +58,7 @@ def train(
     """Train an adapter on pictures, and measure it."""
     if resume is None:
         refuse_unused({"--allow-change": allow_change}, "--resume")
-    config = read_run_config(source, overrides or (), trigger, preset or ())
+    config = read_run_config(source, with_base(overrides or (), base), trigger, preset or ())
     from veneer.cli.terminal.train import run_in_terminal
     from veneer.run.resume import Resume
 

@@ -35,7 +35,7 @@ def convert(
         typer.Option(
             metavar="BASE",
             parser=parse_model,
-            help="The adapter's base, or a published architecture (sd15, sd21, sdxl, flux-dev); its weights are not "
+            help="The adapter's base, or a published architecture, such as sdxl or flux-dev; its weights are not "
             "read. Default: what config.yaml beside the adapter says, else the architecture that it fits.",
         ),
     ] = None,
