@@ -47,6 +47,7 @@ class FamilyCase:
         paint: (pipeline, latents, captions, steps) -> latents after so many of the pipeline's own steps without
             guidance; None: its scheduler is not Euler's, and the family has a test of its own.
         published: the names of its published sizes, each with the counts' file in tests/data/configs.
+        open: (folder, its class) -> the pipeline, where diffusers does not open it by itself.
         key_tables: tables in tests/data/keys of whole models' layers.
         loads_adapters: whether diffusers' pipeline reads adapter files.
         unused: layers that no output of the denoiser depends on, which get no gradient.
@@ -61,6 +62,7 @@ class FamilyCase:
     velocity: Callable[[Any, Tensor, Tensor, Sequence[str]], Tensor]
     paint: Callable[[Any, Tensor, Sequence[str], int], Tensor] | None
     published: dict[str, str] = field(default_factory=dict)
+    open: Callable[[Path, Any], Any] | None = None
     key_tables: tuple[str, ...] = ()
     loads_adapters: bool = True
     unused: tuple[str, ...] = ()

@@ -8,11 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["PREFIX", "SUFFIX", "decode", "encode", "tiny_autoencoder", "tiny_tokenizer"]
+__all__ = ["EDIT_PREFIX", "PREFIX", "SUFFIX", "decode", "encode", "tiny_autoencoder", "tiny_tokenizer"]
 
 PREFIX = (
     "<|im_start|>system\nDescribe the image by detailing the color, shape, size, texture, quantity, text, "
     "spatial relationships of the objects and background:<|im_end|>\n<|im_start|>user\n"
+)
+EDIT_PREFIX = (
+    "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
+    "background), then explain how the user's text instruction should alter or modify the image. Generate a new image "
+    "that meets the user's requirements while maintaining consistency with the original input where appropriate."
+    "<|im_end|>\n<|im_start|>user\n"
 )
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 _MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
@@ -21,14 +27,16 @@ _MARKS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<
 def tiny_tokenizer() -> Any:
     """Return Qwen's tokenizer with a token for each byte, and one for each word of the pipelines' sentences.
 
-    So these have as many tokens as with the published one: 34 before a caption, 5 behind it.
+    So these have as many tokens as with the published one: 34 before a caption, or 64 before an instruction, and 5
+    behind them.
     """
     from tokenizers.pre_tokenizers import ByteLevel
     from transformers import Qwen2Tokenizer
 
-    words = re.findall(r" ?[A-Za-z]+", re.sub(r"<\|\w+\|>", "\n", PREFIX + SUFFIX))
+    words = re.findall(r"'s| ?[A-Za-z]+|\),| \(", re.sub(r"<\|\w+\|>", "\n", PREFIX + EDIT_PREFIX + SUFFIX))
     spelt = [word.replace(" ", "\u0120") for word in words]
-    merges = list(dict.fromkeys((word[:end], word[end]) for word in spelt for end in range(1, len(word))))
+    merges = [(word[:end], word[end]) for word in spelt for end in range(1, len(word))]
+    merges = list(dict.fromkeys([*merges, ("\u0120", "user")]))  # "user" is one before the space is joined to it
     names = ["<|endoftext|>", *sorted(ByteLevel.alphabet()), *("".join(merge) for merge in merges)]
     vocabulary = {name: number for number, name in enumerate(names)}
     return Qwen2Tokenizer(vocab=vocabulary, merges=merges, extra_special_tokens=list(_MARKS), model_max_length=131072)

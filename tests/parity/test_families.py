@@ -45,7 +45,8 @@ def folder(case: FamilyCase, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(case: FamilyCase, folder: Path) -> Any:
-    pipeline = getattr(diffusers, case.pipeline).from_pretrained(folder)
+    kind = getattr(diffusers, case.pipeline)
+    pipeline = kind.from_pretrained(folder) if case.open is None else case.open(folder, kind)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

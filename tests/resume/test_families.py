@@ -31,7 +31,12 @@ from veneer.train.events import StepDone, Warned
 from veneer.verbs.merge import merge_adapters
 from veneer.weights.file import FILE_NAME, load
 
-CASES = family_cases()
+CASES = {
+    name: case
+    for name, case in family_cases().items()
+    if 0 in family_class(case.pipeline).reference_counts  # type: ignore[attr-defined]
+}
+"""Without those that paint nothing without a reference, whose runs are in test_pairs.py."""
 QUICK = "flux"
 """The family whose runs are tested in the quick suite; the others' are slow tests."""
 SIDE = 8

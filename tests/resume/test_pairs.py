@@ -77,7 +77,7 @@ def pairs(case: FamilyCase, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config_of(base: Path, pairs: Path, output: Path, **sections: Any) -> RunConfig:
     train = {"max_steps": 3, "learning_rate": 0.05, **sections.pop("train", {})}
-    sample = {"prompts": [], "steps": 1, "guidance": 1.0, **sections.pop("sample", {})}
+    sample = {"prompts": [], "steps": 2, "guidance": 1.0, **sections.pop("sample", {})}
     data = {"held_out": 0.25, **sections.pop("data", {})}
     return quick_config(base, pairs, output, train=train, sample=sample, data=data, **sections)
 
@@ -175,7 +175,7 @@ def test_the_pipeline_reads_the_whole_file_and_paints_what_veneer_paints(
 
 def test_an_adapter_paints_edits(run: RunConfig, base: Path, pairs: Path, tmp_path: Path) -> None:
     files = tuple(one.path for one in survey(run.data).train.samples[0].references)
-    options = SampleOptions(steps=1, guidance=1.0, references=files)
+    options = SampleOptions(steps=2, guidance=1.0, references=files)
     first, second = sample_adapter(run.output.dir, ["make it 1", "make it 2"], tmp_path, options=options)
     others = tuple(sorted(pairs.glob("before-7*")))
     with Image.open(first) as one, Image.open(sample(run, tmp_path / "other", others)) as other:
@@ -188,7 +188,7 @@ def test_an_adapter_paints_edits(run: RunConfig, base: Path, pairs: Path, tmp_pa
 
 
 def sample(run: RunConfig, out: Path, references: tuple[Path, ...]) -> Path:
-    options = SampleOptions(steps=1, guidance=1.0, references=references)
+    options = SampleOptions(steps=2, guidance=1.0, references=references)
     return sample_adapter(run.output.dir, ["make it 1"], out, options=options)[0]
 
 

@@ -133,6 +133,7 @@ class PipelineFamily:
         else:
             folder = PipelineFolder(place)
             parts |= {name: folder.index[name] for name in cls.stored_options if name in folder.index}
+            parts |= cls._other_parts(folder)
             absent = {name for name in cls.optional_parts if folder.lacks(name)}
             networks = {name: kind for name, kind in networks.items() if name not in absent}
             tokenizers = [name for name in cls.tokenizers.values() if name not in absent]
@@ -142,6 +143,11 @@ class PipelineFamily:
         offloaded = {"autoencoder": "vae", **{name: name for name in (*cls.tokenizers, cls.denoiser)}}
         components = {**pipeline.components, "scheduler": cls._scheduler_of(pipeline, place)}
         return cls(components, loader_of(place, offloaded, networks, options), stored)
+
+    @classmethod
+    def _other_parts(cls, folder: PipelineFolder) -> dict[str, Any]:
+        """Load what the pipeline takes beside networks, tokenizers and the scheduler: nothing, by itself."""
+        return {}
 
     @classmethod
     def _adapted(cls, options: LoadOptions) -> LoadOptions:

@@ -92,17 +92,19 @@ class QwenImage(QwenLatents):
         return {**super().pipeline_prompts(prompts), "negative_prompt": [" "] * len(prompts)}
 
     def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
-        """Return the velocity eps - x (B, C, H, W)."""
-        rows, columns = (side // PATCH for side in noisy.shape[-2:])
+        """Return the velocity eps - x (B, C, H, W); the tokens of references stand behind the noisy ones."""
+        pictures = (noisy, *conditioning.references)
+        shapes = [(1, *(side // PATCH for side in picture.shape[-2:])) for picture in pictures]
         text_BTD, mask_BT = without_padding(conditioning)
         output = self._denoiser(
-            hidden_states=pack(noisy).to(self._denoiser.dtype),
+            hidden_states=torch.cat([pack(picture.to(noisy)) for picture in pictures], dim=1).to(self._denoiser.dtype),
             timestep=t_B.to(self._denoiser.dtype),
             encoder_hidden_states=text_BTD.to(self._denoiser.dtype),
             encoder_hidden_states_mask=mask_BT,
-            img_shapes=[[(1, rows, columns)]] * len(noisy),
+            img_shapes=[shapes] * len(noisy),
         )
-        return unpack(output.sample, rows)
+        _, rows, columns = shapes[0]
+        return unpack(output.sample[:, : rows * columns], rows)
 
     @classmethod
     def _abstract_tokenizer(cls, text_encoder: Any) -> AbstractTokenizer:

@@ -57,6 +57,8 @@ FAMILIES: Mapping[str, _Entry] = {
     "LTXPipeline": _Entry("veneer.family.ltx_video:LtxVideo"),
     "WanPipeline": _Entry("veneer.family.wan:Wan"),
     "QwenImagePipeline": _Entry("veneer.family.qwen_image:QwenImage"),
+    "QwenImageEditPipeline": _Entry("veneer.family.qwen_image_edit:QwenImageEdit"),
+    "QwenImageEditPlusPipeline": _Entry("veneer.family.qwen_image_edit:QwenImageEditPlus"),
     "Krea2Pipeline": _Entry("veneer.family.krea2:Krea2", ("krea2",)),
     "FluxPipeline": _Entry("veneer.family.flux:Flux", ("flux-dev", "flux-schnell")),
     "FluxKontextPipeline": _Entry("veneer.family.flux_kontext:FluxKontext"),

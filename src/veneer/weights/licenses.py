@@ -125,6 +125,9 @@ LICENSES: Mapping[str, License] = {
     "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": _NVIDIA,
     "Qwen/Qwen-Image": _APACHE,
     "Qwen/Qwen-Image-2512": _APACHE,
+    "Qwen/Qwen-Image-Edit": _APACHE,
+    "Qwen/Qwen-Image-Edit-2509": _APACHE,
+    "Qwen/Qwen-Image-Edit-2511": _APACHE,
 }
 """Each licence by the base's hub id. A base that is not here, a fine-tune or a file from elsewhere, may have any."""
 
