@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tests.bases import Defaults
 from tests.errors import raises_code
+from veneer.config.base_name import BaseName, components_of
 from veneer.config.document import read_yaml
 from veneer.config.keys import known_keys, schema_name
 from veneer.config.load import (
@@ -21,6 +22,7 @@ from veneer.config.load import (
     resolve,
     write_config,
 )
+from veneer.config.paths import names_only
 from veneer.config.schema import (
     AdapterConfig,
     DataConfig,
@@ -39,6 +41,7 @@ from veneer.config.schema import (
     ValidationConfig,
     WeightFormat,
 )
+from veneer.errors import UserError
 from veneer.rng import MAX_SEED
 from veneer.weights.adapter_path import FILE_NAMES
 
@@ -312,9 +315,15 @@ optimizers = of(
     betas=st.tuples(shares, shares),
     epsilon=positives,
 )
+
+
+def base_of(path: str, components: dict[str, Path]) -> dict[str, Any]:
+    return {"path": path, "components": {name: str(place) for name, place in components.items()}}
+
+
 configs = of(
     RunConfig,
-    base=words,
+    base=words | st.builds(base_of, words, st.dictionaries(words, folders, min_size=1, max_size=2)),
     data=data_configs,
     seed=st.integers(0, MAX_SEED),
     output=of(
@@ -374,8 +383,41 @@ def test_what_is_dumped_loads_equal(config: RunConfig) -> None:
 
 def test_a_dump_names_every_key(minimal: Path) -> None:
     config = resolve(
-        load_config(minimal, ["data.prior.prompt=a cat", "adapter.text_encoders.text_encoder={}"]), Defaults(64)
+        load_config(
+            minimal,
+            ["data.prior.prompt=a cat", "adapter.text_encoders.text_encoder={}", "base.components.vae=vae.safetensors"],
+        ),
+        Defaults(64),
     )
     dumped = read_yaml(dump_config(config), "dumped").lines
     named = {schema_name(key) for key in dumped}
     assert set(known_keys()) <= named
+
+
+def test_a_base_has_components_in_files_and_on_the_command_line(tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    data = "data: {sources: [{path: p}]}"
+    whole, text = tmp_path / "whole.yaml", tmp_path / "text.yaml"
+    whole.write_text(f"base: {{path: ./m, components: {{vae: vae.safetensors}}}}\n{data}\n")
+    text.write_text(f"base: ./m\n{data}\n")
+    first = load_config(whole)
+    assert first.base == BaseName(str(tmp_path / "m"), {"vae": str(tmp_path / "vae.safetensors")})
+    assert str(first.base) == str(tmp_path / "m") and first.base != str(tmp_path / "m")
+    second = load_config(text, ["base.components.vae=elsewhere.safetensors"])
+    assert components_of(second.base) == {"vae": "elsewhere.safetensors"}
+    assert build_config(first.model_dump(mode="json"), "request").base == first.base
+    assert components_of(load_config(whole, ["base=other"]).base) == {}
+    assert names_only(first.model_dump(mode="json"))["base"] == {
+        "path": "m",
+        "components": {"vae": "vae.safetensors"},
+    }
+
+
+@pytest.mark.parametrize(
+    "base",
+    [{"components": {}}, {"path": "m", "compnents": {}}, {"path": "m", "components": {"vae": 3}}, 3, ""],
+)
+def test_a_wrong_base_is_one_line(base: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        build_config({"base": base, "data": {"sources": [{"path": "p"}]}}, "request")
+    assert "base" in str(caught.value) and "\n" not in str(caught.value)

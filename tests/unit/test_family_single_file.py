@@ -106,9 +106,14 @@ def test_a_denoiser_under_the_original_names_is_no_base(names: tuple[str, ...], 
 @pytest.mark.parametrize(
     ("shapes", "code", "words"),
     [
-        ({"double_blocks.0.img_attn.norm.key_norm.scale": (8,)}, "base.not_a_model", "has its denoiser, but not its"),
-        ({"joint_blocks.37.x_block.mlp.fc1.weight": (8, 8)}, "base.unknown_family", "a checkpoint of sd35_large"),
-        ({"head.modulation": (1,), "patch_embedding.weight": (1536, 16)}, "base.unknown_family", "checkpoint of wan"),
+        ({"double_blocks.0.img_attn.norm.key_norm.scale": (8,)}, "base.no_configs", "no FluxTransformer2DModel whose"),
+        ({"joint_blocks.37.x_block.mlp.fc1.weight": (8, 8)}, "base.no_configs", "no SD3Transformer2DModel whose"),
+        (
+            {"head.modulation": (1,), "patch_embedding.weight": (1536, 16)},
+            "base.no_configs",
+            "no WanTransformer3DModel",
+        ),
+        ({"blocks.0.attn.qkv_x.weight": (8, 8)}, "base.unknown_family", "a checkpoint of mochi-1-preview"),
         ({LDM: (320, 9, 3, 3)}, "base.unknown_family", "a checkpoint of inpainting"),
         ({LDM: (320, 8, 3, 3)}, "base.unknown_family", "a checkpoint of instruct-pix2pix"),
     ],

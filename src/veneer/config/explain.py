@@ -74,6 +74,8 @@ def _key(location: tuple[int | str, ...]) -> Key:
     """Return a validator's location without the names of union branches, which no user wrote."""
     key: list[int | str] = []
     for part in location:
+        if isinstance(part, str) and part.startswith("<"):  # a branch of a union with a section
+            continue
         if isinstance(part, int) or section_at(tuple(key)) is not None:
             key.append(part)
     return tuple(key)

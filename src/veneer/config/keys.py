@@ -13,7 +13,7 @@ from veneer.config.document import Key
 from veneer.config.schema import RunConfig
 from veneer.config.spellings import ELSEWHERE, RENAMED
 
-__all__ = ["describe", "dotted", "known_keys", "nearest", "schema_name", "section_at"]
+__all__ = ["describe", "dotted", "has_names", "is_named", "known_keys", "nearest", "schema_name", "section_at"]
 
 _NAME = "<name>"
 
@@ -38,13 +38,13 @@ def section_at(key: Key) -> type[BaseModel] | None:
         if isinstance(part, str) and not is_name:
             field = section.model_fields.get(part) if section else None
             section = _section_of(field.annotation) if field else None
-            is_name = field is not None and _has_names(field.annotation)
+            is_name = field is not None and has_names(field.annotation)
         else:
             is_name = False
     return section
 
 
-def _has_names(annotation: Any) -> bool:
+def has_names(annotation: Any) -> bool:
     """Check whether what stands under a key is a mapping whose own keys the user names."""
     return get_origin(annotation) is dict
 
@@ -60,7 +60,7 @@ def _walk(section: type[BaseModel], prefix: str) -> Iterator[tuple[str, str]]:
         yield prefix + name, field.description or ""
         below = _section_of(field.annotation)
         if below is not None:
-            entry = f"{_NAME}." if _has_names(field.annotation) else ""
+            entry = f"{_NAME}." if has_names(field.annotation) else ""
             yield from _walk(below, f"{prefix}{name}.{entry}")
 
 
@@ -73,11 +73,16 @@ def schema_name(key: Key) -> str:
     return ".".join(names)
 
 
+def is_named(key: Key) -> bool:
+    """Return whether the last part of a key is a name that the user gives to an entry of a mapping."""
+    return _is_name(key, len(key) - 1)
+
+
 def _is_name(key: Key, place: int) -> bool:
     """Check whether a part of a key is a name that the user gave to an entry of a mapping."""
     section = section_at(key[: place - 1]) if place else None
     above = section.model_fields.get(str(key[place - 1])) if section else None
-    return above is not None and _has_names(above.annotation)
+    return above is not None and has_names(above.annotation)
 
 
 def describe(key: Key) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from veneer.config.document import Key, read_yaml
-from veneer.config.keys import dotted, known_keys, nearest, schema_name, section_at
+from veneer.config.keys import dotted, is_named, known_keys, nearest, schema_name, section_at
 from veneer.errors import UserError
 
 __all__ = ["parse_override", "set_key"]
@@ -43,12 +43,20 @@ def set_key(values: dict[str, Any], name: str, value: Any, where: str) -> Key:
     here: Any = values
     for place, part in enumerate(key[:-1]):
         _check_place(here, key[: place + 1], where)
-        if not isinstance(here, list) and here.get(part) is None:
-            here[part] = {}
+        if not isinstance(here, list):
+            here[part] = _as_section(here.get(part), key[: place + 1])
         here = here[part]
     _check_place(here, key, where)
     here[key[-1]] = value
     return key
+
+
+def _as_section(value: Any, key: Key) -> Any:
+    """Return a section for keys to be set in: a new one, or one that was written as a text."""
+    text_key = getattr(section_at(key), "text_key", None)
+    if isinstance(value, str) and text_key is not None:
+        return {text_key: value}
+    return {} if value is None else value
 
 
 def _parse_key(name: str) -> Key:
@@ -67,7 +75,7 @@ def _check_place(here: Any, key: Key, override: str) -> None:
         if not isinstance(name, int) or name >= len(here):
             what = f"{dotted(above)} has {len(here)} elements, counted from 0"
             raise UserError(what, code="config.unknown_element", where=override)
-    elif isinstance(name, int) or not isinstance(here, dict) or section_at(above) is None:
+    elif isinstance(name, int) or not isinstance(here, dict) or not (section_at(above) or is_named(key)):
         if not above or schema_name(above) in known_keys():
             raise UserError(f"{dotted(above) or 'a config'} has no {name}", code="config.unknown_key", where=override)
         meant = nearest(above)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from veneer.config.document import Key
-from veneer.config.keys import dotted, schema_name, section_at
+from veneer.config.keys import dotted, has_names, schema_name, section_at
 from veneer.config.schema import OutputConfig
 from veneer.errors import UserError
 from veneer.files import public_name, user_path
@@ -25,7 +25,8 @@ __all__ = ["BUNDLED", "anchored", "check_elsewhere", "names_only", "portable", "
 BUNDLED = "bundled"
 """Name of the base that comes with Veneer, whatever lies under it."""
 _BASE = "base"
-"""Key of a name that may be a path."""
+_BASES = (_BASE, f"{_BASE}.path")
+"""Keys of a name that may be a path."""
 _HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 
 
@@ -53,10 +54,16 @@ def portable(values: Any, folder: Path) -> Any:
 def names_only(values: Any) -> Any:
     """Return values of a config as others may see them: of each path the last part, and a base's hub id."""
     named = _with_paths(values, (), Path(), _public, lambda text, _, key: schema_name(key) in _path_keys())
-    base = str(named[_BASE])
-    if base != BUNDLED and (not _HUB_ID.fullmatch(base) or user_path(base).exists()):
-        named[_BASE] = _public(base)
+    if isinstance(parts := named[_BASE], dict):
+        named[_BASE] = {**parts, "path": _public_base(str(parts["path"]))}
+    else:
+        named[_BASE] = _public_base(str(parts))
     return named
+
+
+def _public_base(base: str) -> str:
+    is_local = base != BUNDLED and (not _HUB_ID.fullmatch(base) or user_path(base).exists())
+    return _public(base) if is_local else base
 
 
 def _public(path: str) -> str:
@@ -85,7 +92,7 @@ def _with_paths(
 def _is_path(text: str, folder: Path, key: Key) -> bool:
     """Check whether a text is a path that depends on where it is written."""
     name = schema_name(key)
-    if name == _BASE:
+    if name in _BASES:
         return text != BUNDLED and _can_lead(text) and (text.startswith(("./", "../")) or (folder / text).exists())
     return name in _path_keys() and _can_lead(text)
 
@@ -105,7 +112,9 @@ def _find_path_keys(above: Key) -> Iterator[str]:
     section = section_at(above)
     for name, field in section.model_fields.items() if section else ():
         key = (*above, name)
-        if _holds_path(field.annotation):
+        if has_names(field.annotation) and _holds_path(field.annotation):
+            yield schema_name((*key, ""))
+        elif key != (_BASE,) and _holds_path(field.annotation):
             yield schema_name(key)
         elif section_at(key) is not None:
             yield from _find_path_keys(key)
@@ -150,7 +159,7 @@ def check_elsewhere(written: Any, used: Any, folder: Path, places: dict[Key, str
 def _leads_elsewhere(text: Any, folder: Path, key: Key) -> bool:
     if (
         not isinstance(text, str)
-        or schema_name(key) not in {*_path_keys(), _BASE}
+        or schema_name(key) not in {*_path_keys(), *_BASES}
         or text == BUNDLED
         or not _can_lead(text)
         or os.path.isabs(text)

@@ -9,10 +9,21 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    Tag,
+    model_validator,
+)
 
+from veneer.config.base_name import BaseName, as_plain
 from veneer.config.colour import rgb
 from veneer.files import open_home, opens_paths, user_path
 from veneer.rng import MAX_SEED
@@ -21,6 +32,7 @@ __all__ = [
     "MAX_TOKEN_WINDOWS",
     "READ_METHODS",
     "AdapterConfig",
+    "BaseConfig",
     "DataConfig",
     "Density",
     "ObjectiveConfig",
@@ -106,6 +118,23 @@ Folder = Annotated[Path, BeforeValidator(_as_path)]
 Folders = Annotated[tuple[Folder, ...], BeforeValidator(_as_several)]
 NonBlank = Annotated[str, AfterValidator(_not_blank)]
 FolderOrId = Annotated[NonBlank, AfterValidator(open_home)]
+
+
+def _as_mapping(value: object) -> object:
+    """Turn a base that has components into the mapping that it is written as."""
+    return as_plain(value) if isinstance(value, BaseName) else value
+
+
+def _text_or_parts(value: object) -> str:
+    return "<parts>" if isinstance(value, (dict, BaseConfig)) else "<text>"
+
+
+def _as_base(value: object) -> BaseName:
+    if isinstance(value, BaseConfig):
+        return BaseName(value.path, {name: str(path) for name, path in value.components.items()})
+    return BaseName(str(value))
+
+
 TargetPreset = Literal["attention", "attention_mlp", "all_linear"]
 Names = Annotated[tuple[NonBlank, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
 Targets = Annotated[
@@ -138,6 +167,32 @@ class _Section(BaseModel):
     def __hash__(self) -> int:
         """Return a hash of all values; those that are mappings have none of their own."""
         return hash(self.model_dump_json())
+
+
+class BaseConfig(_Section):
+    """A base whose parts do not all lie in one place."""
+
+    text_key: ClassVar[str] = "path"
+    """The key that is meant where the section is given as a text."""
+
+    path: FolderOrId
+    """What ``base`` is without components: a diffusers folder, a file with the denoiser and perhaps further parts, or a
+    hub id."""
+    components: dict[NonBlank, Folder] = {}
+    """Where a part is taken from instead, by the pipeline's name of it: ``vae``, ``text_encoder``, ``tokenizer``; a
+    file, the part's folder, or a diffusers folder that has it."""
+
+
+if TYPE_CHECKING:
+    Base = BaseName
+else:
+    Base = Annotated[
+        Annotated[FolderOrId, Tag("<text>")] | Annotated[BaseConfig, Tag("<parts>")],
+        Discriminator(_text_or_parts),
+        BeforeValidator(_as_mapping),
+        AfterValidator(_as_base),
+        PlainSerializer(as_plain),
+    ]
 
 
 class SourceConfig(_Section):
@@ -393,8 +448,9 @@ class OutputConfig(_Section):
 class RunConfig(_Section):
     """The configuration of one run."""
 
-    base: FolderOrId
-    """``bundled``, a diffusers folder, a ``.safetensors`` file, or a hub id."""
+    base: Base
+    """``bundled``, a diffusers folder, a ``.safetensors`` file, or a hub id. Where parts of it lie elsewhere, a
+    mapping: ``path`` and ``components``."""
     data: DataConfig
     """The pictures."""
     seed: Seed = 0

@@ -7,10 +7,8 @@ a single file calls them is told by :mod:`veneer.family.single_file_layout`.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -27,13 +25,14 @@ from veneer.family.registry import BUNDLED, FAMILIES, detect_on_hub, family_clas
 from veneer.family.shards import WeightsFile, find_weights, is_scale
 from veneer.family.single_file import check_is_safetensors
 from veneer.family.single_file_layout import Place, single_file_layout
+from veneer.family.stored_weight import StoredWeight
 from veneer.files import is_pickle, user_path
 from veneer.weights.formats.contents import content_of
 from veneer.weights.formats.names import NETWORKS, memory_path
 from veneer.weights.formats.protocol import BaseNames, BaseNetworks, KeyNames
 from veneer.weights.safetensors import DTYPES
 
-__all__ = ["BaseWeights", "StoredWeight"]
+__all__ = ["BaseWeights"]
 
 _TABLES = re.compile(r"\.(?:token_embedding|position_embedding|shared|embed_tokens|relative_attention_bias|pos_embed)$")
 """Layers whose weight is a table that rows are looked up in."""
@@ -47,40 +46,6 @@ _QUANTISED: tuple[tuple[str, str], ...] = (
     ("SVDQuant", r"\.(?:wscales|proj_down)$"),
 )
 """Formats of packed numbers, each with a pattern of names that only its tensors have."""
-
-
-@dataclass(frozen=True)
-class StoredWeight:
-    """A weight or a bias of a layer, as a file has it.
-
-    Attributes:
-        file: which has it.
-        place: where in the file it lies.
-        shape: of the weight.
-        dtype: that it is stored in.
-    """
-
-    file: WeightsFile
-    place: Place
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that its numbers take in the file."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
-    def read(self) -> Tensor:
-        """Read it: in the dtype that it is stored in; 8-bit numbers with a scale are multiplied by it, in float32."""
-        rows = self.place.rows
-        if rows is None:
-            found = self.file.read(self.place.tensor)
-        else:  # torch has no cat for 8-bit floats, hence bytes
-            runs = [self.file.read(self.place.tensor, (start, start + length)) for start, length in rows.spans]
-            found = runs[0] if len(runs) == 1 else torch.cat([run.view(torch.uint8) for run in runs]).view(self.dtype)
-        if (scale := self.file.read_scale(self.place.tensor)) is not None:
-            found = found.float() * (scale if rows is None or scale.ndim == 0 else rows.take(scale))
-        return found.T.contiguous() if self.place.is_transposed else found
 
 
 class BaseWeights:

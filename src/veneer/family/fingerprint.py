@@ -10,11 +10,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import veneer.base
 from veneer.errors import UserError
-from veneer.family.registry import BUNDLED, load_family
+from veneer.family.registry import load_family, place_of
 from veneer.family.shards import weight_files
-from veneer.files import user_path
 
 __all__ = ["fingerprint", "settings_hash", "settings_of"]
 
@@ -64,10 +62,9 @@ def settings_hash(settings: Mapping[str, str]) -> str:
 
 
 def _find(base: str) -> Path:
-    if base == BUNDLED:
-        return veneer.base.path()
-    path = user_path(base)
-    return path if path.exists() else _find_download(base)
+    if (place := place_of(base)) is not None:
+        return place
+    return _find_download(base)
 
 
 def _find_download(base: str) -> Path:

@@ -33,6 +33,7 @@ class LatentUNet(PipelineFamily):
     max_token_windows = MAX_TOKEN_WINDOWS
     noise: DiscreteDiffusion
     is_large = False
+    reads_checkpoints = True
 
     def __init__(
         self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None

@@ -12,7 +12,7 @@ from torch import nn
 from torch.serialization import get_unsafe_globals_in_checkpoint
 
 from veneer.errors import UserError
-from veneer.family.file_content import fetch_again
+from veneer.family.file_content import check_config, fetch_again
 from veneer.family.libraries import in_one_line
 from veneer.family.shards import Shards, WeightFiles
 
@@ -39,6 +39,15 @@ class NetworkFiles:
     def folder(self) -> Path:
         """Its folder."""
         return self.base / self.name
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its configuration.
+
+        Raises:
+            UserError: it is missing or broken.
+        """
+        return check_config(self.folder / "config.json")
 
     def without_weights(self) -> nn.Module:
         """Make the network with its weights on the meta device; its buffers have the values that its class gives them.

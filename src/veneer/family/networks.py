@@ -19,12 +19,15 @@ from torch import Tensor, nn
 from veneer.engine.quantization import NONE, find_format
 from veneer.engine.quantized import packed_weights, quantize, quantize_streamed
 from veneer.errors import UserError
+from veneer.family.assembled import is_assembled
 from veneer.family.file_content import fetch_again
+from veneer.family.foreign_weights import foreign_weights
 from veneer.family.libraries import one_line_errors, silence_libraries
 from veneer.family.network_files import NetworkFiles
 from veneer.family.offload import Loader, without_memory
 from veneer.family.pipeline_folder import INDEX, PipelineFolder, check_network_weights
-from veneer.family.shards import Shards
+from veneer.family.shards import Shards, WeightsFile
+from veneer.family.stored_weight import StoredWeight
 
 __all__ = [
     "LoadOptions",
@@ -82,7 +85,11 @@ class LoadOptions:
         return stored_format(stored)
 
 
-_HALVES: Mapping[torch.dtype, str] = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
+_HALVES: Mapping[torch.dtype, str] = {
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.float8_e4m3fn: "bfloat16",
+}
 
 
 def stored_format(dtypes: Collection[torch.dtype]) -> str:
@@ -230,6 +237,8 @@ def load_network(kind: type[Any], folder: Path, name: str, options: LoadOptions)
     network = NetworkFiles(kind, folder, name, check_network_weights(folder / name, kind))
     with network.causes():
         format = _format_of(network, options)
+        if (foreign := _load_foreign(network, format, options)) is not None:
+            return foreign
         if format == NONE:
             return _load_whole(network, options.dtype)
         return _load_streamed(network, format, options) or _load_then_quantize(network, format, options)
@@ -256,7 +265,7 @@ def make_network(kind: type[Any], folder: Path, name: str, options: LoadOptions)
         if format != NONE:
             find_format(format).check_installed()
         empty = network.without_weights()
-        if _names_in_files(network, empty) is None:
+        if _names_in_files(network, empty) is None and _foreign(network, empty) is None:
             return load_network(kind, folder, name, options)
         quantize(empty, format)
         return without_memory(empty.eval(), options.device, options.dtype)
@@ -288,6 +297,40 @@ def _load_then_quantize(network: NetworkFiles, format: str, options: LoadOptions
     loaded = _load_whole(network, torch.float32)
     quantize(loaded, format, options.device)
     return loaded.to(options.dtype)
+
+
+def _foreign(network: NetworkFiles, empty: nn.Module) -> dict[str, StoredWeight] | None:
+    """Return where a single file has the weights of a network; None: its files are of a diffusers folder."""
+    if not is_assembled(network.base) or len(files := network.files.files(network.folder)) != 1:
+        return None
+    if network.folder.is_symlink():  # to a folder, whose names are the libraries'
+        return None
+    return foreign_weights(empty, network.config, WeightsFile.open(files[0]))
+
+
+def _load_foreign(network: NetworkFiles, format: str, options: LoadOptions) -> nn.Module | None:
+    """Load a network from a single file with names of its own, weight by weight; None: there is no such file."""
+    if not is_assembled(network.base):
+        return None
+    empty = network.without_weights()
+    stored = _foreign(network, empty)
+    if stored is None:
+        return None
+    packed = [] if format == NONE else packed_weights(empty, format)
+    if packed:
+        stream = ((name, stored[name].read_number()) for name in packed)
+        quantize_streamed(empty, format, stream, options.dtype, options.device)
+    own = empty.state_dict(keep_vars=True)
+    read: dict[int, nn.Parameter | Tensor] = {}
+    for name in own.keys() - set(packed):
+        if id(own[name]) not in read:
+            weight = stored[name].read_number()
+            weight = weight.to(options.dtype) if weight.is_floating_point() else weight
+            is_parameter = isinstance(own[name], nn.Parameter)
+            read[id(own[name])] = nn.Parameter(weight, own[name].requires_grad) if is_parameter else weight
+    weights = {name: read[id(own[name])] for name in own.keys() - set(packed)}
+    empty.load_state_dict(weights, strict=False, assign=True)
+    return empty.eval()
 
 
 def _load_streamed(network: NetworkFiles, format: str, options: LoadOptions) -> nn.Module | None:

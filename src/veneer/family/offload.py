@@ -292,9 +292,13 @@ def _fill(weights: Mapping[str, Tensor], loaded: nn.Module) -> None:
 @torch.no_grad()
 def _checksum(tensors: Iterable[Tensor]) -> list[int]:
     """Return a sum over the bits of each tensor: another number wherever one of its numbers was changed."""
-    return [int(_bits(tensor).sum(dtype=torch.int64)) for tensor in tensors]
+    return [sum(int(part.sum(dtype=torch.int64)) for part in _bits(tensor).split(_AT_ONCE)) for tensor in tensors]
+
+
+_AT_ONCE = 2**20
+"""Numbers that are summed at a time: they are widened for it."""
 
 
 def _bits(tensor: Tensor) -> Tensor:
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return tensor.detach().contiguous().view(kinds[tensor.element_size()])
+    return tensor.detach().contiguous().flatten().view(kinds[tensor.element_size()])

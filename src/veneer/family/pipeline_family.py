@@ -116,6 +116,8 @@ class PipelineFamily:
     max_token_windows: int = 1
     multiple: int
     noise: NoiseProcess
+    reads_checkpoints: bool = False
+    """Whether a base is read from one file by diffusers' pipeline as a whole, not part by part."""
     is_large: bool = True
     """Whether text encoders and denoiser need not fit into memory together: a run reads each when it is first called,
     and text encoders are held in the 16 bits that their files have."""

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple, Protocol, cast
 
 import torch
 
 import veneer.base
+from veneer.config.base_name import components_of
 from veneer.errors import UserError
 from veneer.family.abstract import Config
+from veneer.family.assembled import Assembly, is_assembled, real_place
 from veneer.family.file_content import fetch_again
 from veneer.family.hub import fetch, read_index
 from veneer.family.libraries import one_line_errors, silence_libraries
@@ -34,6 +37,7 @@ __all__ = [
     "family_class",
     "find",
     "load_family",
+    "place_of",
 ]
 
 BUNDLED = "bundled"
@@ -54,9 +58,9 @@ class _Entry(NamedTuple):
 FAMILIES: Mapping[str, _Entry] = {
     "StableDiffusionPipeline": _Entry("veneer.family.sd:StableDiffusion", ("v1", "v2")),
     "StableDiffusionXLPipeline": _Entry("veneer.family.sdxl:StableDiffusionXL", ("xl_base",)),
-    "LTXPipeline": _Entry("veneer.family.ltx_video:LtxVideo"),
-    "WanPipeline": _Entry("veneer.family.wan:Wan"),
-    "QwenImagePipeline": _Entry("veneer.family.qwen_image:QwenImage"),
+    "LTXPipeline": _Entry("veneer.family.ltx_video:LtxVideo", ("ltx-video", "ltx-video-0.9.1")),
+    "WanPipeline": _Entry("veneer.family.wan:Wan", ("wan-t2v-1.3B", "wan-t2v-14B")),
+    "QwenImagePipeline": _Entry("veneer.family.qwen_image:QwenImage", ("qwen-image",)),
     "QwenImageEditPipeline": _Entry("veneer.family.qwen_image_edit:QwenImageEdit"),
     "QwenImageEditPlusPipeline": _Entry("veneer.family.qwen_image_edit:QwenImageEditPlus"),
     "Krea2Pipeline": _Entry("veneer.family.krea2:Krea2", ("krea2",)),
@@ -79,6 +83,8 @@ class LoadableFamily(Protocol):
 
     denoiser: ClassVar[str]
     """Name of the network that removes noise."""
+    reads_checkpoints: ClassVar[bool]
+    """Whether a base is read from one file by diffusers' pipeline as a whole, not part by part."""
     optional_parts: ClassVar[tuple[str, ...]]
     """Names of the parts that a base may come without."""
 
@@ -141,8 +147,13 @@ class Source:
             return self._load_folder(self.place or fetch(self.base, self.family.part_names()), options)
 
     def _load_folder(self, folder: Path, options: LoadOptions) -> Family:
-        with one_line_errors(str(folder), "its parts are each whole, but do not fit together: take all from one base"):
-            return self.family.load(folder, options)
+        where = self.base if is_assembled(folder) else str(folder)
+        with one_line_errors(where, "its parts are each whole, but do not fit together: take all from one base"):
+            try:
+                return self.family.load(folder, options)
+            except UserError as fault:
+                place = None if fault.where is None else real_place(Path(str(fault.where)))
+                raise UserError(fault.what, code=fault.code, where=place, remedy=fault.remedy) from fault
 
     def _load_file(self, options: LoadOptions) -> Family:
         assert self.place is not None
@@ -178,12 +189,43 @@ def find(base: str) -> Source:
     Raises:
         UserError: there is no such base, it is a pickle, or of a family that is not known.
     """
-    path = veneer.base.path() if base == BUNDLED else user_path(base)
+    path = veneer.base.path() if str(base) == BUNDLED else user_path(base)
     if path.is_dir():
-        return Source(path, str(path), detect(path))
+        return _assembled(Source(path, str(path), detect(path)), components_of(base))
     if path.exists() or path.is_symlink() or is_pickle(path):
-        return Source(path, str(path), detect_file(path))
-    return Source(None, base, detect_on_hub(base))
+        return _assembled(Source(path, str(path), detect_file(path)), components_of(base))
+    return _assembled(Source(None, str(base), detect_on_hub(base)), components_of(base))
+
+
+def place_of(base: str) -> Path | None:
+    """Return where all of a base lies: its folder or file, or the folder of links to its parts; None: on the hub.
+
+    Raises:
+        UserError: as of :func:`find`.
+    """
+    path = veneer.base.path() if str(base) == BUNDLED else user_path(base)
+    if components_of(base):
+        return find(base).place
+    if path.is_file():
+        with suppress(UserError):  # what is no base is a file all the same
+            return find(base).place
+    return path if path.exists() else None
+
+
+def _assembled(source: Source, components: Mapping[str, str]) -> Source:
+    """Return a base as a folder of links to its parts, if they lie in several places or in a file of other names."""
+    is_whole_file = source.is_file and source.family.reads_checkpoints
+    if not components and (is_whole_file or not source.is_file):
+        return source
+    if is_whole_file:
+        what = "is a checkpoint whose parts cannot be taken from elsewhere"
+        remedy = "give it as a diffusers folder, or leave base.components out"
+        raise UserError(what, code="base.unknown_component", where=source.base, remedy=remedy)
+    place = source.place
+    if place is None:
+        place = fetch(source.base, [name for name in source.family.part_names() if name not in components])
+    places = {name: user_path(path) for name, path in components.items()}
+    return replace(source, place=Assembly(place, places, source.pipeline, source.family).folder())
 
 
 def _configs_needed(file: Path) -> str:

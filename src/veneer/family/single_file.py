@@ -20,11 +20,16 @@ from veneer.weights.header import TensorEntry
 
 __all__ = ["check_is_safetensors", "check_is_whole", "conversion", "kind_of_checkpoint"]
 
-_FALLBACK, _LDM = "v1", "model.diffusion_model.input_blocks."
-_PACKED = (
-    r"scaled_fp8|\.(scale_weight|weight_scale|scale_input|absmax|quant_map|qweight|qzeros|weight_scale_2)$|quant_state"
-)
-"""Names of the scales of quantised numbers."""
+_FALLBACK, _NATIVE = "v1", "model.diffusion_model."
+_LDM = f"{_NATIVE}input_blocks."
+_OF_UNETS = ("v1", "v2", "xl_base")
+"""Kinds of checkpoints that diffusers reads as a whole, and whatever it does not know."""
+_QWEN_IMAGE = ("txt_norm.weight", "transformer_blocks.0.img_mod.1.weight")
+"""Weights of Qwen-Image's denoiser, which diffusers has no kind for."""
+_PACKED = r"\.(absmax|quant_map|qweight|qzeros|weight_scale_2)$|quant_state"
+"""Names of the scales of packed numbers."""
+_SCALED = r"scaled_fp8|\.(scale_weight|weight_scale|scale_input)$"
+"""Names of the scales of 8-bit floats."""
 _NEEDED = {
     "its autoencoder (first_stage_model)": r"^first_stage_model\.",
     "its text encoder (cond_stage_model, conditioner)": r"^(cond_stage_model|conditioner)\.",
@@ -89,6 +94,9 @@ def kind_of_checkpoint(file: Path) -> str:
     if _lacks(tensors):  # names within a whole base are its own affair
         _refuse_additions(file, tensors)
     kind = _infer(tensors)
+    if kind not in _OF_UNETS:
+        return kind
+    _refuse_scaled(file, tensors)
     if kind == _FALLBACK and not any(name.startswith(_LDM) for name in tensors):
         _refuse_parts(file, tensors)
         what = "holds no base model that is known by the names of its weights"
@@ -98,6 +106,13 @@ def kind_of_checkpoint(file: Path) -> str:
 
 def _refuse_packed(file: Path, names: Collection[str]) -> None:
     if any(re.search(_PACKED, name) for name in names):
+        what = "is quantised: its numbers are packed with scales beside them"
+        raise _no_base(file, what, "give the base's file in float16, bfloat16 or float32")
+
+
+def _refuse_scaled(file: Path, names: Collection[str]) -> None:
+    """Refuse 8-bit floats with scales where diffusers reads the file as a whole, which passes over the scales."""
+    if any(re.search(_SCALED, name) for name in names):
         what = "is quantised: its numbers are packed with scales beside them"
         raise _no_base(file, what, "give the base's file in float16, bfloat16 or float32")
 
@@ -128,6 +143,8 @@ def _no_base(file: Path, what: str, remedy: str) -> UserError:
 def _infer(tensors: Mapping[str, TensorEntry]) -> str:
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
+    if any(all(prefix + name in tensors for name in _QWEN_IMAGE) for prefix in ("", _NATIVE)):
+        return "qwen-image"
     shapes = {name: torch.empty(entry.shape, device="meta") for name, entry in tensors.items()}
     return str(infer_diffusers_model_type(shapes))
 

@@ -7,11 +7,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-import veneer.base
 from veneer.family.file_content import header
-from veneer.family.registry import BUNDLED, detect, family_class
+from veneer.family.registry import detect, family_class, place_of
 from veneer.family.shards import weight_files
-from veneer.files import user_path
 from veneer.weights.header import Header
 
 __all__ = ["PartFiles", "WeightFiles", "read_weight_files"]
@@ -70,7 +68,7 @@ def read_weight_files(base: str, weight_bytes: int, unread: Collection[str] = ()
         weight_bytes: bytes of what is loaded of it, for one that is not here; its weights count as copied.
         unread: names of networks that are not loaded with the rest.
     """
-    folder = veneer.base.path() if base == BUNDLED else user_path(base)
+    folder = place_of(base) or Path(base)
     headers = [[header(file) for file in files] for files in _files(folder, unread)]
     if not headers:
         return WeightFiles((PartFiles(weight_bytes // 4, 0),), mapped=False)

@@ -1,0 +1,57 @@
+"""The base of a run: where it is, and where those of its parts are that other files have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+__all__ = ["BaseName", "as_plain", "components_of"]
+
+
+class BaseName(str):
+    """The text that a config's ``base`` is, which also has the places of components.
+
+    Whoever needs to know where the base is takes it for a text; who loads it asks :func:`components_of`.
+
+    Args:
+        path: ``bundled``, a folder, a file, or a hub id.
+        components: file or folder by the pipeline's name of the part.
+    """
+
+    __slots__ = ("components",)
+
+    components: Mapping[str, str]
+
+    def __new__(cls, path: str, components: Mapping[str, str] = MappingProxyType({})) -> BaseName:
+        """Make the text."""
+        made = super().__new__(cls, path)
+        made.components = dict(components)
+        return made
+
+    def __getnewargs__(self) -> Any:
+        """Return what a copy is made of."""
+        return str(self), dict(self.components)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether place and components are the same."""
+        return isinstance(other, str) and str(self) == str(other) and self.components == components_of(other)
+
+    def __ne__(self, other: object) -> bool:
+        """Return whether place or components are others."""
+        return not self == other
+
+    def __hash__(self) -> int:
+        """Return the hash of the text alone."""
+        return super().__hash__()
+
+
+def as_plain(base: str) -> str | dict[str, Any]:
+    """Return a base as a config has it: a text, or a mapping if it has components."""
+    components = dict(components_of(base))
+    return {"path": str(base), "components": components} if components else str(base)
+
+
+def components_of(base: str) -> Mapping[str, str]:
+    """Return the places of the parts of a base that are taken from elsewhere, by name."""
+    return base.components if isinstance(base, BaseName) else {}
