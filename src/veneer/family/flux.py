@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -10,15 +10,12 @@ from torch import Tensor
 
 from veneer.adapter.layers import weighted_layers_of
 from veneer.config.schema import Density
-from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
-from veneer.family.flow import FlowMatching
 from veneer.family.key_names.flux import flux_names, linear1_qkv_names, onetrainer_names, x_labs_names
 from veneer.family.key_names.network import names_in
-from veneer.family.offload import Loader
 from veneer.family.packing import PATCH, pack, places, unpack
-from veneer.family.pipeline_family import PipelineFamily
-from veneer.family.protocol import Conditioning, LatentDistribution
+from veneer.family.protocol import Conditioning
+from veneer.family.shifted_latents import ShiftedLatents
 from veneer.family.windows import tokens
 from veneer.weights.formats.protocol import KeyNames
 from veneer.weights.metadata import BaseLabels
@@ -35,7 +32,7 @@ _NAMES = {
 """What files call the transformer's layers, by who does."""
 
 
-class Flux(PipelineFamily):
+class Flux(ShiftedLatents):
     """A FLUX.1 base; its conditioning has two tensors.
 
     ``text`` (B, T, D): T5's last hidden states, those of padding too, for the base was trained without a mask.
@@ -46,7 +43,6 @@ class Flux(PipelineFamily):
     """
 
     name = "flux"
-    denoiser = "transformer"
     default_density: Density = "logit_normal"
     tokenizers = MappingProxyType({"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"})
     default_targets = MappingProxyType(
@@ -58,15 +54,6 @@ class Flux(PipelineFamily):
     )
     guided_batch = False  # guidance is an input, or none
     left_out = ("image_encoder", "feature_extractor")
-
-    def __init__(
-        self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None
-    ) -> None:
-        super().__init__(parts, load, options)
-        self.noise = FlowMatching()
-        self._shift = float(self._vae.config.shift_factor or 0)
-        self.multiple = self._pixels_a_latent * PATCH
-        self.resolution = self._pixels_a_latent * self.trained_side
 
     @property
     def labels(self) -> BaseLabels:
@@ -103,10 +90,6 @@ class Flux(PipelineFamily):
         text_encoder = self._text_encoders[name]
         return text_encoder(tokens(self._tokenizers[name], captions, text_encoder.device))
 
-    def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
-        """Return the texts: this transformer is told nothing of sizes and crops."""
-        return text
-
     def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the velocity eps - x (B, C, H, W)."""
         rows, columns = (side // PATCH for side in noisy.shape[-2:])
@@ -135,12 +118,6 @@ class Flux(PipelineFamily):
 
     def _latent_channels(self) -> int:
         return PATCH**2 * int(self._vae.config.latent_channels)
-
-    def _to_latents(self, mean_BCHW: Tensor, std_BCHW: Tensor) -> LatentDistribution:
-        return LatentDistribution((mean_BCHW - self._shift) * self._scale, std_BCHW * self._scale)
-
-    def _from_latents(self, latents: Tensor) -> Tensor:
-        return latents / self._scale + self._shift
 
     def _caption_tokenizers(self) -> Sequence[Any]:
         """Return T5's: CLIP's one vector is of a caption's beginning only, as when the base was trained."""

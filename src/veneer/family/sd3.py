@@ -16,9 +16,9 @@ from veneer.family.key_names.network import names_in
 from veneer.family.key_names.sd3 import sd3_names
 from veneer.family.libraries import silence_libraries
 from veneer.family.offload import Loader
-from veneer.family.pipeline_family import PipelineFamily
 from veneer.family.positions import check_in_grid
-from veneer.family.protocol import Conditioning, LatentDistribution
+from veneer.family.protocol import Conditioning
+from veneer.family.shifted_latents import ShiftedLatents
 from veneer.weights.formats.protocol import KeyNames
 from veneer.weights.metadata import BaseLabels
 
@@ -32,7 +32,7 @@ _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "a
 _CLIP = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
-class StableDiffusion3(PipelineFamily):
+class StableDiffusion3(ShiftedLatents):
     """A Stable Diffusion 3 or 3.5 base; its conditioning has two tensors.
 
     ``text`` (B, L, D): the hidden states before the last layer of both CLIPs, side by side and filled up with zeros to
@@ -43,7 +43,6 @@ class StableDiffusion3(PipelineFamily):
     """
 
     name = "sd3"
-    denoiser = "transformer"
     default_density: Density = "logit_normal"
     tokenizers = MappingProxyType(
         {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", _T5: "tokenizer_3"},
@@ -105,12 +104,6 @@ class StableDiffusion3(PipelineFamily):
             pooled_projections=conditioning["pooled"].to(dtype),
         )
         return cast(Tensor, output.sample)
-
-    def _to_latents(self, mean_BCHW: Tensor, std_BCHW: Tensor) -> LatentDistribution:
-        return LatentDistribution((mean_BCHW - self._shift) * self._scale, std_BCHW * self._scale)
-
-    def _from_latents(self, latents: Tensor) -> Tensor:
-        return latents / self._scale + self._shift
 
     def _caption_tokenizers(self) -> Sequence[Any]:
         """Return T5's where there is one: it reads on where CLIP's end."""

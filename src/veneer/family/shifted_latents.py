@@ -1,4 +1,4 @@
-"""What transformers over FLUX.1's autoencoder share: latents that are shifted and scaled, squares of 2 x 2 of them."""
+"""What transformers over the autoencoders of Stable Diffusion 3 and FLUX.1 share: latents shifted and scaled."""
 
 from __future__ import annotations
 
