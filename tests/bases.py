@@ -23,6 +23,7 @@ class Defaults:
         resolution: side of the square that the base was trained on, in pixels.
         denoiser: the name of its denoiser.
         default_targets: of each network.
+        default_blocks: of none.
         default_density: of timesteps.
         default_shift: of timesteps.
         default_logit_mean: of a logit-normal density.
@@ -32,6 +33,7 @@ class Defaults:
     resolution: int
     denoiser: str = "unet"
     default_density: Density = "uniform"
+    default_blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     default_shift: TimestepShift = 1.0
     default_logit_mean: float = 0.0
     default_logit_std: float = 1.0

@@ -49,8 +49,8 @@ def use_base(patch: pytest.MonkeyPatch, family: Family, *, rehearse: bool = Fals
 
     Unless they are to ``rehearse`` their memory, runs count their parameters alone.
     """
-    for module in ("run.preparation", "verbs.evaluate"):
-        patch.setattr(f"veneer.{module}.load_base", lambda base: family)
+    for loader in ("run.preparation.load_run_base", "verbs.evaluate.load_base"):
+        patch.setattr(f"veneer.{loader}", lambda *_, **__: family)
     if not rehearse:
         without_rehearsals(patch)
 

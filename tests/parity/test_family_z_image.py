@@ -15,6 +15,8 @@ from tests.families import CAPTIONS
 from tests.families.z_image import write_tiny_z_image
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraFactors, LoraSpec
+from veneer.adapter.registry import specs_of
+from veneer.config.schema import AdapterConfig
 from veneer.family.abstract import make_scheduler
 from veneer.family.published import read_published
 from veneer.family.registry import family_class
@@ -108,9 +110,12 @@ def test_guidance_of_1_is_none_though_the_pipeline_s_none_is_0(
 
 
 def test_default_targets_leave_the_refiners_alone(family: ZImage) -> None:
-    (targets,) = family.default_targets.values()
+    (spec,) = specs_of(AdapterConfig(), family).values()
     attention = ("to_q", "to_k", "to_v", "to_out.0")
-    assert set(targets) == {f"layers.{block}.attention.{name}" for block in range(2) for name in attention}
+    injection = inject(family.networks, {"transformer": spec}, seed=0)
+    found = {module for match in injection.matches for module in match.modules}
+    injection.eject()
+    assert found == {f"transformer.layers.{block}.attention.{name}" for block in range(2) for name in attention}
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +127,7 @@ def published() -> Iterator[ZImage]:
 
 
 def test_a_published_base_is_adapted_in_all_thirty_blocks(published: ZImage) -> None:
-    spec = LoraSpec(16, 16.0, published.default_targets["transformer"])
+    (spec,) = specs_of(AdapterConfig(rank=16), published).values()
     injection = inject(published.networks, {"transformer": spec}, seed=0)
     try:
         counts = injection.parameter_counts()

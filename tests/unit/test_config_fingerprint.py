@@ -24,7 +24,15 @@ SILENT += [
 ]
 SILENT += ["tracking.trackers", "tracking.project"]
 SILENT += ["validation.pictures", "validation.every", "validation.patience"]
-SILENT += ["sample.every", "sample.guidance", "sample.prompts", "sample.references", "sample.steps", "data.prior.path"]
+SILENT += [
+    "sample.every",
+    "sample.guidance",
+    "sample.prompts",
+    "sample.references",
+    "sample.steps",
+    "data.prior.path",
+    "adapter.training_adapter",
+]
 
 
 def config(**sections: Any) -> RunConfig:
@@ -52,6 +60,7 @@ def test_every_key_shapes_the_adapter_or_is_known_not_to() -> None:
         {"output": {"dir": "elsewhere", "formats": ["peft"]}},
         {"base": "elsewhere"},
         {"sample": {"every": 3, "steps": 1}},
+        {"adapter": {"training_adapter": "elsewhere.safetensors"}},
         {"tracking": {"trackers": [], "project": "mine"}},
         {"validation": {"draws": 2, "pictures": 3, "every": 5, "patience": 2}},
         {"train": {"checkpoint_every": 3, "keep_checkpoints": 9, "offload": False, "offload_blocks": 9}},

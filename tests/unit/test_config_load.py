@@ -331,7 +331,12 @@ configs = of(
         dir=folders,
         formats=st.lists(st.sampled_from(list(FILE_NAMES)), min_size=1, unique=True).map(tuple),
     ),
-    adapter=of(AdapterConfig, **ranked, text_encoders=st.dictionaries(words, text_encoders, max_size=2)),
+    adapter=of(
+        AdapterConfig,
+        **ranked,
+        training_adapter=st.none() | folders,
+        text_encoders=st.dictionaries(words, text_encoders, max_size=2),
+    ),
     objective=of(
         ObjectiveConfig,
         timestep_density=st.none() | st.sampled_from(get_args(Density)),

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from veneer.adapter.layers import fit_to_layers, is_compiled, weighted_layers_of
@@ -17,11 +18,18 @@ __all__ = ["apply_adapter"]
 
 
 @contextmanager
-def apply_adapter(networks: Mapping[str, nn.Module], weights: AdapterWeights) -> Iterator[None]:
+def apply_adapter(
+    networks: Mapping[str, nn.Module], weights: AdapterWeights, *, originals: torch.device | None = None
+) -> Iterator[None]:
     """Make the networks the base with an adapter inside, and the base again afterwards, bit for bit.
 
     The adapter is merged into the weights. A quantised layer has none to merge into: there the adapter's part is
     computed beside the layer, which takes no memory but that of the adapter.
+
+    Args:
+        networks: the base's, by prefix.
+        weights: the adapter.
+        originals: device that the weights without it are kept on meanwhile; None: their own.
 
     Raises:
         UserError: the adapter is of another architecture, or a network without weights to merge into is compiled; no
@@ -34,6 +42,8 @@ def apply_adapter(networks: Mapping[str, nn.Module], weights: AdapterWeights) ->
     merged = merge(networks, [({name: adapter for name, adapter in fitted.items() if name not in beside}, 1.0)])
     with ExitStack() as stack:
         stack.callback(merged.undo)
+        if originals is not None:
+            merged.move_originals(originals)
         for name, adapter in beside.items():
             hook = _as_hook(adapter.bypass(layers[name]))
             stack.callback(layers[name].register_forward_hook(hook).remove)

@@ -73,6 +73,11 @@ class MergedAdapters:
     def __init__(self, swaps: list[_Swap]) -> None:
         self._swaps = swaps
 
+    def move_originals(self, device: torch.device) -> None:
+        """Move the original weights and biases to another device, where they wait for :meth:`undo`."""
+        for swap in self._swaps:
+            swap.original.data = swap.original.data.to(device)
+
     def undo(self) -> None:
         """Put the original weights and biases back, bit for bit; a second call does nothing.
 

@@ -29,6 +29,7 @@ _WITHOUT_EFFECT = frozenset(
         "data.sources",
         "data.held_out",
         "data.prior.path",
+        "adapter.training_adapter",
         # what is kept there is keyed on all that it was made from
         "data.cache",
     }

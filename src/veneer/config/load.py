@@ -155,10 +155,12 @@ class BaseDefaults(ObjectiveDefaults, Protocol):
     Attributes:
         denoiser: the name of its denoiser.
         default_targets: of each network, the layers that an adapter changes where a config names none.
+        default_blocks: of a network, the blocks that it is confined to then; of others it is none.
     """
 
     denoiser: str
     default_targets: Mapping[str, tuple[str, ...]]
+    default_blocks: Mapping[str, tuple[str, ...]]
 
     def expand_targets(
         self, network: str, wanted: TargetPreset | None, blocks: Sequence[str]
@@ -233,6 +235,7 @@ def complete_adapter(adapter: _Adapter, base: BaseDefaults, network: str) -> _Ad
         update["target_modules"], update["blocks"] = base.expand_targets(network, preset, blocks or ())
     elif wanted is None:
         update["target_modules"] = base.default_targets.get(network)
+        update["blocks"] = base.default_blocks.get(network)
     return adapter.model_copy(update=update)
 
 

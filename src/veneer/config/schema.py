@@ -288,6 +288,9 @@ class AdapterConfig(_Section):
     none."""
     dropout: Share = 0.0
     """Share of the adapter's input that is dropped while training."""
+    training_adapter: Folder | None = None
+    """File of an adapter that is in a distilled base while it is trained and scored, so that training does not have to
+    take the distillation back; it is no part of the result, nor of what is painted."""
     text_encoders: dict[NonBlank, TextEncoderAdapterConfig] = {}
     """Text encoders to adapt as well, each by its name in the base: ``text_encoder``, ``text_encoder_2``; ``{}`` is
     enough for each."""

@@ -26,6 +26,7 @@ from veneer.family.protocol import Conditioning, Family, device_of
 from veneer.family.references import check_references
 from veneer.objective.loss import Objective
 from veneer.rng import key, torch_generator, uniform
+from veneer.weights.training_adapter import TrainingAdapter
 
 __all__ = [
     "HeldOutEvaluator",
@@ -166,6 +167,8 @@ def compare_adapter(
 ) -> Comparison:
     """Measure the base and the adapter on each kind of pictures, with the same noise and times.
 
+    A training adapter that the config names is in both.
+
     Args:
         config: as for ``score_adapter``.
         family: as for ``score_adapter``.
@@ -175,9 +178,10 @@ def compare_adapter(
     evaluators = {
         kind: HeldOutEvaluator(config, family, pictures) for kind, pictures in kinds.items() if pictures.samples
     }
-    base = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
-    with apply_adapter(family.networks, weights):
-        adapter = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
+    with TrainingAdapter(config.adapter, family.networks, family.denoiser).applied():
+        base = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
+        with apply_adapter(family.networks, weights):
+            adapter = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}
     return compare_losses(adapter, base, config.seed)
 
 

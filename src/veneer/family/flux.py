@@ -23,6 +23,10 @@ from veneer.weights.metadata import BaseLabels
 __all__ = ["Flux"]
 
 _T5_LENGTH = 512  # tokens that the base was trained with
+_SCHNELL = (
+    "the base takes no guidance scale, like FLUX.1 [schnell], which was distilled to paint in 4 steps: plain training "
+    "undoes that, so that few steps paint blurs; train FLUX.1 [dev], whose layers are the same"
+)
 _NAMES = {
     "kohya": flux_names,
     "x-labs": x_labs_names,
@@ -54,6 +58,11 @@ class Flux(ShiftedLatents):
     )
     guided_batch = False  # guidance is an input, or none
     left_out = ("image_encoder", "feature_extractor")
+
+    @property
+    def distilled(self) -> str | None:
+        """What plain training does to [schnell], which is known by taking no guidance scale."""
+        return None if self._denoiser.config.guidance_embeds else _SCHNELL
 
     @property
     def labels(self) -> BaseLabels:

@@ -107,7 +107,8 @@ def load_run_base(config: RunConfig) -> Family:
 
 def reads_on_demand(config: RunConfig) -> bool:
     """Return whether a run reads text encoders and denoiser of a large base when they are first called."""
-    return config.train.offload and METHODS[config.adapter.method].is_additive
+    needs_weights = config.adapter.training_adapter is not None or not METHODS[config.adapter.method].is_additive
+    return config.train.offload and not needs_weights
 
 
 class _Options(TypedDict, total=False):

@@ -97,6 +97,8 @@ class PipelineFamily:
     """Tokens of a caption that are read, marks and a template's words not counted; None: as its tokenizers cut it."""
     default_targets: Mapping[str, tuple[str, ...]]
     """Of each network that an adapter may change, the layers that it changes where a config names none."""
+    default_blocks: Mapping[str, tuple[str, ...]] = MappingProxyType({})
+    """Of networks whose adapters are confined to some blocks by default, these."""
     target_presets: Mapping[TargetPreset, tuple[str, ...]] = MappingProxyType({})
     """Of presets of the denoiser's layers, the names that they mean; others are found by looking into its blocks."""
     trained_side: int = 128
@@ -242,6 +244,11 @@ class PipelineFamily:
             return names_in_blocks(self.networks[network], self.default_targets[network], blocks), tuple(blocks)
         own = self.target_presets.get(wanted, ()) if network == self.denoiser else ()
         return expand_preset(self.networks[network], wanted, blocks, own)
+
+    @property
+    def distilled(self) -> str | None:
+        """A sentence of what plain training does to the base, and what to do; None: nothing says it is distilled."""
+        return None
 
     @property
     def default_shift(self) -> TimestepShift:

@@ -166,6 +166,8 @@ class Family(Protocol):
     """The names of all text encoders, of those too that no adapter changes."""
     default_targets: Mapping[str, tuple[str, ...]]
     """Of each network, the layers that an adapter changes where a config names none."""
+    default_blocks: Mapping[str, tuple[str, ...]]
+    """Of networks whose adapters are confined to some blocks by default, these."""
     default_density: Density
     """The density that timesteps are drawn from where a config names none."""
     default_logit_mean: float
@@ -206,6 +208,12 @@ class Family(Protocol):
 
         Raises:
             UserError: a block is not there, or nothing in the blocks is meant.
+        """
+
+    @property
+    def distilled(self) -> str | None:
+        """What plain training does to a base that was distilled to paint in few steps, and what to do; None: nothing
+        of its files says that it was.
         """
 
     @property

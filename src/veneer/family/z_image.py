@@ -11,7 +11,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import pad_sequence
 
-from veneer.adapter.layers import layers_under
 from veneer.config.schema import Density
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.chat import AbstractChatTokenizer, tokens_before
@@ -26,9 +25,6 @@ from veneer.weights.metadata import BaseLabels
 __all__ = ["ZImage"]
 
 _LENGTH = 512  # tokens that the pipeline reads of a text in its template (``encode_prompt``'s default)
-_MAIN = "layers."
-"""What begins the paths of the blocks that see picture and text together; the refiners before them see one of both."""
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _TURBO_SHIFT = 3.0
 """Of the scheduler that Z-Image-Turbo was published with; Z-Image's is 6."""
 _DISTILLED = (
@@ -50,16 +46,16 @@ class ZImage(ShiftedLatents):
     text_tokens = _LENGTH
     default_density: Density = "logit_normal"
     default_shift = 2.0  # as musubi-tuner trains; its schedulers paint with 6 and 3
-    default_targets: Mapping[str, tuple[str, ...]] = MappingProxyType({"transformer": _ATTENTION})
+    default_targets = MappingProxyType({"transformer": ("to_q", "to_k", "to_v", "to_out.0")})
+    default_blocks = MappingProxyType(
+        {"transformer": ("layers",)}
+    )  # not the refiners, which see one of text and picture
 
     def __init__(
         self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(parts, load, options)
         self.text_tokens = _LENGTH - tokens_before(self._tokenizers["text_encoder"], self._in_template)
-        main = [path for path, _ in layers_under(self._denoiser) if path.startswith(_MAIN)]
-        targets = tuple(path for path in main if path.endswith(tuple(f".attention.{name}" for name in _ATTENTION)))
-        self.default_targets = {self.denoiser: targets}
 
     @property
     def distilled(self) -> str | None:

@@ -154,6 +154,8 @@ class Plan:
         schedule: its length; None likewise.
         disk: the files that it leaves; None likewise.
         timesteps: what they are drawn from; None likewise.
+        training_adapter: name of the file that is in the base only while it is trained and scored; None: there is none.
+        distilled: what plain training does to a base that was distilled; None: nothing says that it was.
     """
 
     networks: Mapping[str, NetworkPlan]
@@ -162,6 +164,8 @@ class Plan:
     schedule: Schedule | None = None
     disk: Disk | None = None
     timesteps: TimestepPlan | None = None
+    training_adapter: str | None = None
+    distilled: str | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -195,6 +199,8 @@ class Plan:
         blocks = [f"{name} {network.blocks}" for name, network in self.networks.items() if network.blocks]
         lines = [f"blocks touched: {', '.join(blocks)}"] if blocks else []
         lines += [str(part) for part in (self.timesteps, self.memory, self.schedule, self.disk) if part]
+        if self.training_adapter is not None:
+            lines.append(f"training adapter: {self.training_adapter}, in the base while it is trained and scored only")
         return "\n".join([format_table(rows), f"adapter file: {self.file_bytes:,} bytes", *lines])
 
 

@@ -20,6 +20,7 @@ from veneer.data.transform import Geometry
 from veneer.engine.block_offload import find_offload, offload_blocks
 from veneer.engine.blocks import repeated_blocks
 from veneer.engine.precision import precision_of
+from veneer.family.distillation import warn_of_distillation
 from veneer.family.loading import quantize_networks, reads_on_demand
 from veneer.family.protocol import NO_REFERENCES, Conditioning, Family, device_of
 from veneer.family.references import check_references, usual_references
@@ -101,7 +102,10 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
     phases = _phases(tracer, files, ModuleCounts(base_modules, adapted), inputs.kind)
     memory = Memory(inputs.kind, phases, rehearsal.caches, **_blocks(family))
     schedule, timesteps = _schedule(config, inputs.pictures), _timesteps(config, family)
-    return replace(counts, memory=memory, schedule=schedule, disk=disk, timesteps=timesteps)
+    plan = replace(counts, memory=memory, schedule=schedule, disk=disk, timesteps=timesteps)
+    path = config.adapter.training_adapter
+    distilled = warn_of_distillation(config.base, family, path)
+    return replace(plan, training_adapter=None if path is None else path.name, distilled=distilled)
 
 
 def _blocks(family: Family) -> dict[str, int]:

@@ -17,6 +17,7 @@ from veneer.family.fingerprint import fingerprint, settings_hash
 from veneer.family.protocol import Family
 from veneer.family.windows import TOKEN_WINDOWS
 from veneer.weights.checkpoint import Provenance
+from veneer.weights.training_adapter import TRAINING_ADAPTER, training_adapter_hash
 
 __all__ = [
     "BASE",
@@ -45,6 +46,7 @@ HASHES: Mapping[str, str] = {
     BASE: "veneer.base.sha256",
     PICTURES: "veneer.data.fingerprint",
     PRIOR: "veneer.prior.fingerprint",
+    TRAINING_ADAPTER: "veneer.training_adapter.sha256",
 }
 """In an adapter file's metadata: fingerprints of what the settings point to, by the config's key."""
 
@@ -105,4 +107,6 @@ def identify(config: RunConfig, pictures: Dataset, family: Family) -> Identity:
     hashes = {BASE: fingerprint(config.base), PICTURES: pictures.train.fingerprint()}
     if config.data.prior is not None:
         hashes[PRIOR] = read_prior(config).fingerprint()
+    if config.adapter.training_adapter is not None:
+        hashes[TRAINING_ADAPTER] = training_adapter_hash(config.adapter.training_adapter)
     return Identity(config, hashes, family.settings)

@@ -11,6 +11,7 @@ from veneer.config.schema import RunConfig
 from veneer.data.notes import note_small
 from veneer.data.preflight import Dataset, survey
 from veneer.errors import UserError
+from veneer.family.distillation import warn_of_distillation
 from veneer.family.fingerprint import settings_hash
 from veneer.family.loading import load_run_base
 from veneer.family.protocol import Family
@@ -111,13 +112,15 @@ def _check_alike(run: Identity, processes: ProcessGroup) -> None:
 
 
 def input_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[Warned]:
-    """Return warnings about the pictures that need the base to be known.
+    """Return warnings about the base, and about the pictures that need the base to be known.
 
     The survey has warned of small pictures already where the config names a resolution.
     """
+    distilled = warn_of_distillation(config.base, family, config.adapter.training_adapter)
+    base = [] if distilled is None else [Warned("family.distilled_base", distilled)]
     small = [] if config.data.resolution else note_small(dataset.train.samples, family.resolution)
     enlarged = [Warned("data.enlarged_pictures", text) for text in small]
-    return [*enlarged, *_reference_warnings(dataset, family), *text_warnings(config, dataset, family)]
+    return [*base, *enlarged, *_reference_warnings(dataset, family), *text_warnings(config, dataset, family)]
 
 
 def _reference_warnings(dataset: Dataset, family: Family) -> list[Warned]:

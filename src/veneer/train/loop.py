@@ -44,6 +44,7 @@ from veneer.train.events import (
 from veneer.train.optim import optimizer_for, rate_factor, set_rates
 from veneer.train.state import restore, snapshot
 from veneer.train.step import StepContext, add_gradients, train_step
+from veneer.weights.training_adapter import TrainingAdapter
 
 __all__ = ["Trainer", "graphs_for", "train"]
 
@@ -102,8 +103,11 @@ class Trainer:
         specs = specs_of(config.adapter, family)
         check_quantization({name: family.networks[name] for name in specs}, config.train.quantization)
         self.batches = _batch_builder(config, family, dataset, self._objective, processes)
+        self._training_adapter = TrainingAdapter(config.adapter, family.networks, family.denoiser)
         with ExitStack() as undoing:
             self._blocks = _offload_blocks(config, family, undoing)
+            self._training_adapter.apply()
+            undoing.callback(self._training_adapter.remove)
             self.injection = inject(family.networks, specs, config.seed)
             undoing.callback(self.injection.eject)
             self._parameters = dict(self.injection.named_parameters())
@@ -117,9 +121,12 @@ class Trainer:
         """Train to the end, event by event."""
         coverage = self.injection.block_coverage()
         yield TrainingStarted(self.steps_done, self._config.train.max_steps, coverage)
+        for left_out in self._training_adapter.left_out:
+            yield Warned("adapter.training_adapter_left_out", f"of {self._config.adapter.training_adapter} {left_out}")
         yield from _blocks_left_out(self._config.adapter, coverage, self._family.denoiser)
         if self.steps_done == 0 and self._config.sample.every > 0:
-            yield SampleDue(0)
+            with self._training_adapter.removed():
+                yield SampleDue(0)
         self._encode_ahead()
         yield from self._warnings()
         while not self._stops() and self.steps_done < self._last_step:
@@ -142,7 +149,7 @@ class Trainer:
     def _due(self) -> Generator[Event, None, None]:
         """Yield what is due after the step that was done; samples and scores are of the averaged adapter."""
         if _is_due(self._config.sample.every, self.steps_done):
-            with self._at_rest():
+            with self._at_rest(), self._training_adapter.removed():
                 yield SampleDue(self.steps_done)
         if _is_due(self._config.validation.every, self.steps_done, last=self._config.train.max_steps):
             with self._at_rest():

@@ -93,9 +93,11 @@ def evaluate_adapter(
     family = load_base(inputs.config.base, **text_options(inputs.config.data.token_windows))
     left_out: list[LeftOut] = []
     adapter = load(file, family.networks, left_out=left_out)
-    subject = _Subject(resolve(inputs.config, family), family, adapter.weights, inputs.pictures, out, callback)
+    config = _without_lost_training_adapter(inputs.config, more := list[str]())
+    subject = _Subject(resolve(config, family), family, adapter.weights, inputs.pictures, out, callback)
     notes = [
         *inputs.notes,
+        *more,
         *map(str, left_out),
         *base_warnings(metadata, inputs.config.base),
         *_picture_warnings(adapter, inputs.pictures),
@@ -103,6 +105,15 @@ def evaluate_adapter(
     evaluation = _evaluate(file_in(file).name, subject, options, models, _step_of(adapter), notes)
     write_evaluation(evaluation, out)
     return evaluation
+
+
+def _without_lost_training_adapter(config: RunConfig, notes: list[str]) -> RunConfig:
+    """Return a config whose training adapter is there; if its file is gone, the adapter is measured without it."""
+    path = config.adapter.training_adapter
+    if path is None or path.exists():
+        return config
+    notes.append(f"the training adapter {path} is not there, so base and adapter are measured without it")
+    return config.model_copy(update={"adapter": config.adapter.model_copy(update={"training_adapter": None})})
 
 
 @opens_paths

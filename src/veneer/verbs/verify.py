@@ -17,6 +17,7 @@ from veneer.files import opens_paths
 from veneer.run.folder import CONFIG, config_beside
 from veneer.run.identity import BASE, BASE_NAME, CONFIG_HASH, HASHES, PICTURES, PRIOR, SETTINGS_HASH
 from veneer.weights.file import info, tensor_hashes
+from veneer.weights.training_adapter import TRAINING_ADAPTER, training_adapter_hash
 
 __all__ = ["Check", "verify_adapter"]
 
@@ -70,6 +71,7 @@ def verify_adapter(file: Path, *, base: str | None = None) -> list[Check]:
         "base": (HASHES[BASE], lambda: fingerprint(_require_base(base))),
         "base settings": (SETTINGS_HASH, lambda: settings_hash(settings_of(_require_base(base)))),
         "pictures": (HASHES[PICTURES], lambda: survey(_require_config(config).data).train.fingerprint()),
+        "training adapter": (HASHES[TRAINING_ADAPTER], lambda: _training_adapter(_require_config(config))),
         "class pictures": (HASHES[PRIOR], lambda: read_prior(_require_config(config)).fingerprint()),
     }
     checks = [_check(subject, metadata[key], compute) for subject, (key, compute) in hashes.items() if key in metadata]
@@ -81,6 +83,13 @@ def _check(subject: str, recorded: str, compute: Callable[[], str]) -> Check:
         return Check(subject, recorded, compute())
     except UserError as fault:
         return Check(subject, recorded, None, str(fault))
+
+
+def _training_adapter(config: RunConfig) -> str:
+    path = config.adapter.training_adapter
+    if path is None:
+        raise UserError(f"the {CONFIG} beside the file names none", code="verify.no_training_adapter")
+    return training_adapter_hash(path)
 
 
 def _config_beside(file: Path) -> RunConfig | None:

@@ -38,6 +38,8 @@ def print_plan(config: RunConfig, *, count_pictures: bool, probed: bool, memory:
 def assessment_text(assessment: Assessment) -> str:
     """Return the plan, the verdict and the remedies as text."""
     lines = [str(assessment.plan), assessment.verdict]
+    if assessment.plan.distilled is not None:
+        lines.append(f"warning: {assessment.plan.distilled}")
     if assessment.remedies:
         lines.append("what would make it fit:")
         lines += [f"  {remedy}" for remedy in assessment.remedies]
