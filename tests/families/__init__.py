@@ -43,12 +43,14 @@ class FamilyCase:
         encode: (pipeline, pixels) -> mean and deviation of the latents as the denoiser sees them.
         decode: (pipeline, latents) -> pixels, not clamped.
         velocity: (pipeline, noisy latents, sigma_B float32, captions) -> eps - x as the pipeline computes it for these
-            captions without guidance, in the latents' shape.
+            captions without guidance, in the latents' shape; of a base of discrete diffusion (pipeline, noisy latents,
+            steps, captions) -> the predicted noise.
         paint: (pipeline, latents, captions, steps) -> latents after so many of the pipeline's own steps without
             guidance; None: its scheduler is not Euler's, and the family has a test of its own.
         published: the names of its published sizes, each with the counts' file in tests/data/configs.
         open: (folder, its class) -> the pipeline, where diffusers does not open it by itself.
         key_tables: tables in tests/data/keys of whole models' layers.
+        is_flow: whether it is flow matching; else discrete diffusion that predicts noise.
         loads_adapters: whether diffusers' pipeline reads adapter files.
         unused: layers that no output of the denoiser depends on, which get no gradient.
         edits: what it does with references; None: it takes none.
@@ -64,6 +66,7 @@ class FamilyCase:
     published: dict[str, str] = field(default_factory=dict)
     open: Callable[[Path, Any], Any] | None = None
     key_tables: tuple[str, ...] = ()
+    is_flow: bool = True
     loads_adapters: bool = True
     unused: tuple[str, ...] = ()
     edits: Edits | None = None

@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.conftest import write_tiny_tokenizer
 
-__all__ = ["clip_text_encoder", "clip_tokenizer", "letters_of", "t5_tokenizer", "tiny_autoencoder"]
+__all__ = ["clip_text_encoder", "clip_tokenizer", "letters_of", "t5_text_encoder", "t5_tokenizer", "tiny_autoencoder"]
 
 
 def tiny_autoencoder(**config: Any) -> Any:
@@ -59,3 +59,11 @@ def t5_tokenizer(length: int) -> Any:
 def letters_of(others: str = ",") -> list[str]:
     """All letters, capital ones too, and other characters."""
     return [*ascii_letters, *others]
+
+
+def t5_text_encoder(tokens: int, width: int) -> Any:
+    """T5's encoder of two layers."""
+    from transformers import T5Config, T5EncoderModel
+
+    sizes = {"d_model": width, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4}
+    return T5EncoderModel(T5Config(vocab_size=tokens, feed_forward_proj="gated-gelu", **sizes))

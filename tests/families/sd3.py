@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.families import FamilyCase
-from tests.families.parts import clip_text_encoder, clip_tokenizer, t5_tokenizer, tiny_autoencoder
+from tests.families.parts import clip_text_encoder, clip_tokenizer, t5_text_encoder, t5_tokenizer, tiny_autoencoder
 
 __all__ = ["CASE", "decode", "encode", "paint", "velocity", "write_tiny_sd3"]
 
@@ -24,14 +24,12 @@ def write_tiny_sd3(folder: Path, *, is_first: bool = False, has_t5: bool = True)
         has_t5: whether its third text encoder is there.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, SD3Transformer2DModel, StableDiffusion3Pipeline
-    from transformers import T5Config, T5EncoderModel
 
     first, second = clip_tokenizer(folder / "tokenizer"), clip_tokenizer(folder / "tokenizer_2", padding="!")
     tokenizers = {"tokenizer": first, "tokenizer_2": second, "tokenizer_3": t5_tokenizer(512) if has_t5 else None}
     kind: dict[str, Any] = {} if is_first else {"qk_norm": "rms_norm", "dual_attention_layers": (0, 1)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        t5 = {"d_model": 96, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4}
         networks = {
             "transformer": SD3Transformer2DModel(
                 sample_size=16,
@@ -55,9 +53,7 @@ def write_tiny_sd3(folder: Path, *, is_first: bool = False, has_t5: bool = True)
             ),
             "text_encoder": clip_text_encoder(len(first), 32, 24),
             "text_encoder_2": clip_text_encoder(len(second), 48, 40, hidden_act="gelu"),
-            "text_encoder_3": T5EncoderModel(
-                T5Config(vocab_size=len(t5_tokenizer(512)), feed_forward_proj="gated-gelu", **t5)
-            ),
+            "text_encoder_3": t5_text_encoder(len(t5_tokenizer(512)), 96),
         }
     if not has_t5:
         networks["text_encoder_3"] = None

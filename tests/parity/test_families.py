@@ -106,21 +106,33 @@ def test_a_prediction_and_its_loss_are_the_pipeline_s(
 ) -> None:
     """Captions of different lengths in one batch; each row has a time of its own.
 
-    The loss is flow matching's (Lipman et al. 2023) over diffusers' own scheduler, elementwise.
+    The loss is flow matching's (Lipman et al. 2023) over diffusers' own scheduler, elementwise, or Ho et al.'s (2020).
     """
     t_B = torch.tensor(times, dtype=torch.float64)
     clean, noise = latents_of(family, size), latents_of(family, size, seed=1)
     conditioning = conditioning_of(family, size)
-    scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
-    sigma_B = t_B.float()
-    scheduler.sigmas = scheduler.timesteps = sigma_B
+    expected_noisy, told_B, target = (flow_step if case.is_flow else diffusion_step)(pipeline, clean, noise, t_B)
     noisy = family.noise.add_noise(clean, noise, t_B)
-    assert_close(noisy, scheduler.scale_noise(clean, sigma_B, noise), 1e-6)
-    answer = case.velocity(pipeline, noisy, sigma_B, CAPTIONS)
+    assert_close(noisy, expected_noisy, 1e-6)
+    answer = case.velocity(pipeline, noisy, told_B, CAPTIONS)
     assert_close(family.predict(noisy, t_B, conditioning), answer, case.tolerance)
-    expected = (answer - (noise - clean)).square().flatten(1).mean(dim=1)
+    expected = (answer - target).square().flatten(1).mean(dim=1)
     own = Objective(family.noise).loss_B(family.predict, clean, noise, t_B, conditioning)
     assert_close(own, expected, max(case.tolerance, 1e-6))
+
+
+def flow_step(pipeline: Any, clean: Tensor, noise: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, sigma and what is to be predicted."""
+    scheduler, sigma_B = diffusers.FlowMatchEulerDiscreteScheduler(), t_B.float()
+    scheduler.sigmas = scheduler.timesteps = sigma_B
+    return scheduler.scale_noise(clean, sigma_B, noise), sigma_B, noise - clean
+
+
+def diffusion_step(pipeline: Any, clean: Tensor, noise: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents, the steps' numbers and what is to be predicted."""
+    scheduler: Any = diffusers.DDPMScheduler.from_config(pipeline.scheduler.config)
+    step_B = (t_B * scheduler.config.num_train_timesteps).long().clamp(max=scheduler.config.num_train_timesteps - 1)
+    return scheduler.add_noise(clean, noise, step_B), step_B, noise
 
 
 @torch.no_grad()

@@ -115,6 +115,8 @@ class PipelineFamily:
     """Parts of the pipeline that are not loaded."""
     optional_parts: tuple[str, ...] = ()
     """Text encoders and tokenizers that a base may come without."""
+    autoencoder_overflows: bool = False
+    """Whether the autoencoder's activations leave the range of float16: held in it, it computes in float32."""
     max_token_windows: int = 1
     multiple: int
     noise: NoiseProcess
@@ -438,7 +440,13 @@ class PipelineFamily:
     def _autoencoder(self) -> Iterator[Any]:
         """Give the autoencoder, in memory and in the dtype that it computes in."""
         self._offloader.restore("autoencoder")
-        yield self._vae
+        dtype = self._vae.dtype
+        if dtype != torch.float16 or not self.autoencoder_overflows:
+            yield self._vae
+            return
+        with torch.autocast(self._vae.device.type, enabled=False):
+            yield self._vae.to(torch.float32)
+        self._vae.to(dtype)
 
     def pipeline(self) -> Any:
         """Return diffusers' pipeline over these networks; what is injected or merged here is seen there."""

@@ -66,6 +66,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "Krea2Pipeline": _Entry("veneer.family.krea2:Krea2", ("krea2",)),
     "FluxPipeline": _Entry("veneer.family.flux:Flux", ("flux-dev", "flux-schnell")),
     "FluxKontextPipeline": _Entry("veneer.family.flux_kontext:FluxKontext"),
+    "PixArtSigmaPipeline": _Entry("veneer.family.pixart:PixArtSigma"),
     "SanaPipeline": _Entry("veneer.family.sana:Sana"),
     "StableDiffusion3Pipeline": _Entry("veneer.family.sd3:StableDiffusion3", ("sd3", "sd35_medium", "sd35_large")),
     "ZImagePipeline": _Entry("veneer.family.z_image:ZImage", ("z-image-turbo",)),

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from types import MappingProxyType
 from typing import Any, cast
 
@@ -46,6 +45,7 @@ class StableDiffusionXL(LatentUNet):
     pipeline_options = MappingProxyType({"add_watermarker": False, _FORCE_ZEROS: True})
     stored_options = (_FORCE_ZEROS,)
     left_out = ("image_encoder", "feature_extractor")
+    autoencoder_overflows = True
 
     @property
     def settings(self) -> dict[str, str]:
@@ -93,18 +93,6 @@ class StableDiffusionXL(LatentUNet):
         return cast(
             Tensor, self._denoiser(noisy, index_B, encoder_hidden_states=text_BLD, added_cond_kwargs=added).sample
         )
-
-    @contextmanager
-    def _autoencoder(self) -> Iterator[Any]:
-        """Give the autoencoder, in float32 where it is held in float16, whose range its activations leave."""
-        with super()._autoencoder() as autoencoder:
-            dtype = autoencoder.dtype
-            if dtype != torch.float16:
-                yield autoencoder
-                return
-            with torch.autocast(autoencoder.device.type, enabled=False):
-                yield autoencoder.to(torch.float32)
-            autoencoder.to(dtype)
 
     @classmethod
     def _pipeline_class(cls) -> Any:

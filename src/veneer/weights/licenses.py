@@ -53,6 +53,11 @@ _RAIL_PP_XL = License(
     "CreativeML Open RAIL++-M",
     "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/blob/main/LICENSE.md",
 )
+_RAIL_PP_PIXART = License(
+    "openrail++",
+    "CreativeML Open RAIL++-M",
+    "https://huggingface.co/PixArt-alpha/PixArt-Sigma-XL-2-1024-MS",
+)
 _FLUX_DEV = License(
     "other",
     "FLUX.1 [dev] Non-Commercial License",
@@ -120,6 +125,7 @@ LICENSES: Mapping[str, License] = {
     "black-forest-labs/FLUX.2-klein-base-4B": _APACHE,
     "black-forest-labs/FLUX.2-klein-9B": _FLUX2_KLEIN_9B,
     "black-forest-labs/FLUX.2-klein-base-9B": _FLUX2_KLEIN_9B,
+    "PixArt-alpha/PixArt-Sigma-XL-2-1024-MS": _RAIL_PP_PIXART,
     "Efficient-Large-Model/Sana_600M_1024px_diffusers": _NVIDIA,
     "Efficient-Large-Model/Sana_1600M_1024px_diffusers": _NVIDIA,
     "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": _NVIDIA,
