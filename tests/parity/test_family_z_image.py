@@ -114,7 +114,10 @@ def test_default_targets_leave_the_refiners_alone(family: ZImage) -> None:
     attention = ("to_q", "to_k", "to_v", "to_out.0")
     injection = inject(family.networks, {"transformer": spec}, seed=0)
     found = {module for match in injection.matches for module in match.modules}
+    coverage = injection.block_coverage()["transformer"]
     injection.eject()
+    assert spec.blocks == ("layers",), "which were named, so that no run warns of the others"
+    assert coverage.left_out == ("noise_refiner.0-1", "context_refiner.0-1")
     assert found == {f"transformer.layers.{block}.attention.{name}" for block in range(2) for name in attention}
 
 

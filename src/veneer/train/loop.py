@@ -10,9 +10,10 @@ from functools import partial
 from torch import Tensor
 
 from veneer.adapter.inject import inject
+from veneer.adapter.protocol import AdapterSpec
 from veneer.adapter.registry import specs_of
 from veneer.adapter.targets import BlockCoverage
-from veneer.config.schema import AdapterConfig, RunConfig
+from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
 from veneer.engine.block_offload import ON_DEVICE, BlockOffload, find_offload, offload_blocks
@@ -100,7 +101,7 @@ class Trainer:
         self._last_step = config.train.max_steps
         self._idle = _idle(config, family)
         self._objective = Objective.from_config(config.objective, family)
-        specs = specs_of(config.adapter, family)
+        self._specs = specs = specs_of(config.adapter, family)
         check_quantization({name: family.networks[name] for name in specs}, config.train.quantization)
         self.batches = _batch_builder(config, family, dataset, self._objective, processes)
         self._training_adapter = TrainingAdapter(config.adapter, family.networks, family.denoiser)
@@ -123,7 +124,7 @@ class Trainer:
         yield TrainingStarted(self.steps_done, self._config.train.max_steps, coverage)
         for left_out in self._training_adapter.left_out:
             yield Warned("adapter.training_adapter_left_out", f"of {self._config.adapter.training_adapter} {left_out}")
-        yield from _blocks_left_out(self._config.adapter, coverage, self._family.denoiser)
+        yield from _blocks_left_out(self._specs, coverage, self._family.denoiser)
         if self.steps_done == 0 and self._config.sample.every > 0:
             with self._training_adapter.removed():
                 yield SampleDue(0)
@@ -273,14 +274,15 @@ class Trainer:
         return replace(context, graphs=graphs_for(config, context))
 
 
-def _blocks_left_out(adapter: AdapterConfig, coverage: Mapping[str, BlockCoverage], denoiser: str) -> Iterator[Warned]:
-    """Yield a warning of each network that has blocks without an adapter, though the config names no blocks.
+def _blocks_left_out(
+    specs: Mapping[str, AdapterSpec], coverage: Mapping[str, BlockCoverage], denoiser: str
+) -> Iterator[Warned]:
+    """Yield a warning of each network that has blocks without an adapter, though neither config nor base names blocks.
 
     Names that reach every block of one model may well reach a fifth of another's.
     """
     for network, blocks in coverage.items():
-        section = adapter if network == denoiser else adapter.text_encoders[network]
-        if blocks.left_out and not section.blocks:
+        if blocks.left_out and not specs[network].blocks:
             place = "adapter" if network == denoiser else f"adapter.text_encoders.{network}"
             text = f"the adapter reaches {blocks.touched} of {blocks.total} blocks of the {network}, none of "
             text += f"{', '.join(blocks.left_out)}; set {place}.target_modules to attention, or name {place}.blocks"
