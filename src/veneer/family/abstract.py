@@ -29,6 +29,7 @@ class AbstractTokenizer:
     """
 
     pad_token_id = bos_token_id = eos_token_id = 0
+    pad_token = bos_token = eos_token = ""
 
     def __init__(self, length: int, marks: int) -> None:
         self.model_max_length, self._marks = length, marks

@@ -71,6 +71,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "StableDiffusion3Pipeline": _Entry("veneer.family.sd3:StableDiffusion3", ("sd3", "sd35_medium", "sd35_large")),
     "ZImagePipeline": _Entry("veneer.family.z_image:ZImage", ("z-image-turbo",)),
     "Lumina2Pipeline": _Entry("veneer.family.lumina2:Lumina2", ("lumina2",)),
+    "HiDreamImagePipeline": _Entry("veneer.family.hidream:HiDream", ("hidream",)),
     "Flux2Pipeline": _Entry("veneer.family.flux2:Flux2Dev", ("flux-2-dev",)),
     "Flux2KleinPipeline": _Entry("veneer.family.flux2:Flux2Klein"),
     "ChromaPipeline": _Entry("veneer.family.chroma:Chroma", ("chroma",)),

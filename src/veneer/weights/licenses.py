@@ -95,6 +95,7 @@ _NVIDIA = License(
     name="nvidia-license",
 )
 _APACHE = License("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
+_MIT = License("mit", "MIT", "https://opensource.org/license/mit")
 _BUNDLED = License("cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/")
 
 LICENSES: Mapping[str, License] = {
@@ -115,6 +116,9 @@ LICENSES: Mapping[str, License] = {
     "black-forest-labs/FLUX.1-schnell": _APACHE,
     "krea/Krea-2-Raw": _KREA_2,
     "krea/Krea-2-Turbo": _KREA_2,
+    "HiDream-ai/HiDream-I1-Full": _MIT,
+    "HiDream-ai/HiDream-I1-Dev": _MIT,
+    "HiDream-ai/HiDream-I1-Fast": _MIT,
     "Alpha-VLLM/Lumina-Image-2.0": _APACHE,
     "Tongyi-MAI/Z-Image": _APACHE,
     "Tongyi-MAI/Z-Image-Turbo": _APACHE,
