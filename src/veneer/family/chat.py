@@ -45,7 +45,7 @@ class AbstractChatTokenizer(AbstractTokenizer):
 
     def __call__(self, texts: str | Sequence[str], **options: object) -> Any:
         """Return ``input_ids`` and ``attention_mask``, each (B, L) or, of one text without marks, none."""
-        if options.get("add_special_tokens") is False:
+        if options.pop("add_special_tokens", True) is False and "return_tensors" not in options:
             return BatchEncoding({"input_ids": []})
         ids = super().__call__([texts] if isinstance(texts, str) else texts, **options)
         return BatchEncoding({"input_ids": ids.input_ids, "attention_mask": ids.input_ids + 1})

@@ -139,9 +139,10 @@ def text_options(token_windows: int) -> _Options:
 
 def quantize_networks(family: Family, config: RunConfig) -> None:
     """Quantise the networks of a loaded base that a run wants quantised and that are not yet."""
-    for name in specs_of(config.adapter, family):
-        if quantization_of(family.networks[name]) != config.train.quantization:
-            quantize(family.networks[name], config.train.quantization)
+    modules = {**family.on_demand, **family.networks}
+    for name in (*specs_of(config.adapter, family), *family.guides):
+        if quantization_of(modules[name]) != config.train.quantization:
+            quantize(modules[name], config.train.quantization)
 
 
 def quantize_text_encoders(family: Family, config: RunConfig, stored: Mapping[str, Collection[torch.dtype]]) -> None:

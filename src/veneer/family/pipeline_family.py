@@ -117,6 +117,7 @@ class PipelineFamily:
     """Text encoders and tokenizers that a base may come without."""
     autoencoder_overflows: bool = False
     """Whether the autoencoder's activations leave the range of float16: held in it, it computes in float32."""
+    guides: tuple[str, ...] = ()
     max_token_windows: int = 1
     multiple: int
     noise: NoiseProcess
@@ -146,7 +147,7 @@ class PipelineFamily:
             loaded = load_parts(folder, networks, tokenizers, options)
             pipeline = cls._pipeline_class()(**loaded, **parts, **dict.fromkeys(absent))
         stored = {name: pipeline.config[name] for name in cls.stored_options}
-        offloaded = {"autoencoder": "vae", **{name: name for name in (*cls.tokenizers, cls.denoiser)}}
+        offloaded = {"autoencoder": "vae", **{name: name for name in (*cls.tokenizers, cls.denoiser, *cls.guides)}}
         components = {**pipeline.components, "scheduler": cls._scheduler_of(pipeline, place)}
         return cls(components, loader_of(place, offloaded, networks, options), stored)
 
@@ -161,7 +162,13 @@ class PipelineFamily:
         denoiser = () if options.keeps_denoiser else (cls.denoiser,)
         unread = (*cls.tokenizers, *denoiser) if options.on_demand and cls.is_large else ()
         format = options.text_encoder_quantization or (None if cls.is_large else NONE)
-        return replace(options, text_encoders=tuple(cls.tokenizers), text_encoder_quantization=format, unread=unread)
+        return replace(
+            options,
+            networks=(*options.networks, *(cls.guides if cls.denoiser in options.networks else ())),
+            text_encoders=tuple(cls.tokenizers),
+            text_encoder_quantization=format,
+            unread=(*unread, *cls.guides),
+        )
 
     @classmethod
     def _scheduler_of(cls, pipeline: Any, place: Path) -> Any:
@@ -219,7 +226,8 @@ class PipelineFamily:
         self._check_channels()
         self._check_texts()
         self._scale = self._scaling_factor()
-        large = {**self._text_encoders, self.denoiser: self._denoiser}
+        guides = {name: parts[name] for name in self.guides}
+        large = {**self._text_encoders, self.denoiser: self._denoiser, **guides}
         self._offloader = Offloader({"autoencoder": self._vae, **large}, load)
         self.on_demand: Mapping[str, nn.Module] = large if self.is_large else {}
         adaptable = {name: one for name, one in self._text_encoders.items() if name in self.default_targets}
@@ -451,6 +459,8 @@ class PipelineFamily:
     def pipeline(self) -> Any:
         """Return diffusers' pipeline over these networks; what is injected or merged here is seen there."""
         self.offload(())  # it may be saved
+        for name in self.guides:
+            self._offloader.restore(name)
         scheduler = copy.deepcopy(self._parts["scheduler"])  # painting changes it: how many steps, which is next
         return self._pipeline_class()(**{**self._parts, "scheduler": scheduler}, **self._options)
 
@@ -462,7 +472,8 @@ class PipelineFamily:
 
     def offload(self, parts: Sequence[str]) -> None:
         """Take these parts out of memory, and all others back; see :class:`veneer.family.offload.Offloader`."""
-        self._offloader.offload(parts)
+        idle = self.guides if parts else [name for name in self.guides if name in self._offloader.unread]
+        self._offloader.offload((*parts, *idle))
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """Move and cast all networks in place; those that are not read yet are where they should be once they are."""

@@ -182,6 +182,9 @@ class Family(Protocol):
     """How many windows of its text encoders' length a text may take at most."""
     token_windows: int
     """How many it takes, whatever its own length: 1, unless :meth:`use_token_windows` says more."""
+    guides: tuple[str, ...]
+    """The names of networks beside the denoiser that its pipeline guides by. No step of training calls them: they are
+    read when the pipeline is asked for, and leave memory with the parts that are offloaded."""
     on_demand: Mapping[str, nn.Module]
     """Text encoders and denoiser by name, if they are so large that a run has one or the other in memory: each is read
     when it is first called. Empty where a run has both."""

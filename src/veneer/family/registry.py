@@ -76,6 +76,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "Flux2KleinPipeline": _Entry("veneer.family.flux2:Flux2Klein"),
     "ChromaPipeline": _Entry("veneer.family.chroma:Chroma", ("chroma",)),
     "ErnieImagePipeline": _Entry("veneer.family.ernie_image:ErnieImage"),
+    "Ideogram4Pipeline": _Entry("veneer.family.ideogram4:Ideogram4"),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
 

@@ -94,6 +94,12 @@ _NVIDIA = License(
     "https://huggingface.co/Efficient-Large-Model/Sana_1600M_1024px_diffusers/blob/main/LICENSE.txt",
     name="nvidia-license",
 )
+_IDEOGRAM4 = License(
+    "other",
+    "Ideogram 4 Non-Commercial Model Agreement",
+    "https://huggingface.co/ideogram-ai/ideogram-4-fp8/blob/main/LICENSE.md",
+    name="ideogram-4-non-commercial",
+)
 _APACHE = License("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 _MIT = License("mit", "MIT", "https://opensource.org/license/mit")
 _BUNDLED = License("cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/")
@@ -122,6 +128,8 @@ LICENSES: Mapping[str, License] = {
     "Alpha-VLLM/Lumina-Image-2.0": _APACHE,
     "Tongyi-MAI/Z-Image": _APACHE,
     "Tongyi-MAI/Z-Image-Turbo": _APACHE,
+    "ideogram-ai/ideogram-4-fp8": _IDEOGRAM4,
+    "ideogram-ai/ideogram-4-nf4": _IDEOGRAM4,
     "baidu/ERNIE-Image": _APACHE,
     "baidu/ERNIE-Image-Turbo": _APACHE,
     "black-forest-labs/FLUX.2-dev": _FLUX2_DEV,
