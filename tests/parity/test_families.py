@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -17,8 +18,11 @@ from tests.training import tiny_config
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
 from veneer.config.load import build_config
+from veneer.data.manifest import Manifest
+from veneer.data.preflight import survey
 from veneer.data.transform import Geometry
 from veneer.engine.memory_levels import prepare
+from veneer.evaluate.heldout import HeldOutEvaluator
 from veneer.family.protocol import Conditioning, Family
 from veneer.family.registry import FAMILIES, family_class, load_family
 from veneer.objective.loss import Objective
@@ -295,3 +299,26 @@ def test_the_memory_of_a_run_is_planned(case: FamilyCase, folder: Path, tmp_path
     assert plan.memory is not None and plan.trainable > 0
     step = next(phase for phase in plan.memory.phases if phase.name == STEP)
     assert step.tensors > plan.total
+
+
+def test_a_large_base_is_scored_and_painted_row_by_row(
+    family: Family, folder: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many rows as fit into memory with its weights; the numbers are those of all at once."""
+    config = tiny_config(tiny_pictures, base=str(folder), data={"resolution": 4 * family.multiple})
+    sizes: list[int] = []
+
+    def counted(noisy: Tensor, *arguments: Any) -> Tensor:
+        sizes.append(len(noisy))
+        return predict(noisy, *arguments)
+
+    predict = family.predict
+    monkeypatch.setattr(family, "predict", counted)
+    held_out = Manifest(survey(config.data).held_out.samples[:1])
+    found = []
+    for at_once in (1, None):
+        monkeypatch.setattr(type(family), "inference_batch_size", at_once)
+        with torch.no_grad():
+            found.append(HeldOutEvaluator(config, family, held_out).losses())
+    assert sizes == [1] * config.validation.draws + [config.validation.draws]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-4)

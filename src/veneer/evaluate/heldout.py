@@ -79,6 +79,7 @@ class HeldOutEvaluator:
         if pictures.samples:
             check_references(family, pictures.references, pictures.samples[0].path)
         self._noised = [self._prepare(sample, encoder) for sample in pictures.samples]
+        self._texts: dict[tuple[str, str], Conditioning] = {}
 
     def with_captions_of(self, pictures: Manifest) -> HeldOutEvaluator:
         """Return an evaluator of some of these pictures with other captions; noise and latents are the same."""
@@ -91,7 +92,7 @@ class HeldOutEvaluator:
     def losses(self) -> Losses:
         """Return denoising losses (pictures, draws) of the networks as they stand; the same numbers each time.
 
-        Captions are encoded anew each time, for an adapter may be in a text encoder as well.
+        Captions are encoded anew each time where an adapter may be in a text encoder as well.
 
         Raises:
             UserError: a loss is not finite.
@@ -108,18 +109,26 @@ class HeldOutEvaluator:
         return _NoisedPicture(sample, latent_1, references, noise_D, _strata(seed, sample, draws))
 
     def _picture_losses(self, noised: _NoisedPicture) -> Losses:
-        """Return the losses (draws,) of one picture, whose draws are one batch."""
-        device = device_of(self._family)
-        latent_D = noised.latent_1.expand_as(noised.noise_D)
-        latent_D, noise_D, t_D = (tensor.to(device) for tensor in (latent_D, noised.noise_D, noised.t_D))
-        conditioning = self._conditioning(noised).expand(len(noise_D)).to(device)
-        with precision_of(self._config.train.precision, device).autocast(), trusted_attention():
-            loss_D = self._objective.loss_B(self._family.predict, latent_D, noise_D, t_D, conditioning)
-        losses: Losses = loss_D.double().cpu().numpy()
+        """Return the losses (draws,) of one picture, whose draws are one batch if the base lets them be."""
+        conditioning, draws = self._conditioning(noised), len(noised.noise_D)
+        at_once = self._family.inference_batch_size or draws
+        parts = [slice(start, start + at_once) for start in range(0, draws, at_once)]
+        losses: Losses = np.concatenate([self._draws_losses(noised, conditioning, part) for part in parts])
         if not np.isfinite(losses).all():
             what = f"the denoising loss on {noised.sample.path} is not finite"
             remedy = "lower train.learning_rate, or use float32 as train.precision"
             raise UserError(what, code="evaluate.loss_not_finite", remedy=remedy)
+        return losses
+
+    def _draws_losses(self, noised: _NoisedPicture, conditioning: Conditioning, part: slice) -> Losses:
+        """Return the losses of some draws of a picture, which are one batch."""
+        device, noise_D = device_of(self._family), noised.noise_D[part]
+        latent_D = noised.latent_1.expand_as(noise_D)
+        latent_D, noise_D, t_D = (tensor.to(device) for tensor in (latent_D, noise_D, noised.t_D[part]))
+        told = conditioning.expand(len(noise_D)).to(device)
+        with precision_of(self._config.train.precision, device).autocast(), trusted_attention():
+            loss_D = self._objective.loss_B(self._family.predict, latent_D, noise_D, t_D, told)
+        losses: Losses = loss_D.double().cpu().numpy()
         return losses
 
     def _conditioning(self, noised: _NoisedPicture) -> Conditioning:
@@ -129,6 +138,15 @@ class HeldOutEvaluator:
         return conditioning.joined_to(noised.references.tensors)
 
     def _text(self, sample: Sample) -> Conditioning:
+        """Return what is made of a picture's first caption; once for all, where no adapter can change it."""
+        if self._family.networks.keys() != {self._family.denoiser}:
+            return self._encode_text(sample)
+        key = sample.id, sample.captions[0]
+        if key not in self._texts:
+            self._texts[key] = self._encode_text(sample).to("cpu")
+        return self._texts[key]
+
+    def _encode_text(self, sample: Sample) -> Conditioning:
         if not (sample.references and self._family.text_reads_references):
             return self._family.encode_text(sample.captions[:1])
         pixels = load_centered_references(sample, self._config.data, self._resolution)

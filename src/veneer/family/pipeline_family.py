@@ -261,6 +261,11 @@ class PipelineFamily:
         return None
 
     @property
+    def inference_batch_size(self) -> int | None:
+        """One row of a large base, whose single rows keep a GPU busy; any number of others."""
+        return 1 if self.is_large else None
+
+    @property
     def default_shift(self) -> TimestepShift:
         """The shift that the scheduler paints with; 1 for a base of discrete diffusion, which has none."""
         config = self._parts["scheduler"].config

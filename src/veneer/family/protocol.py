@@ -220,6 +220,10 @@ class Family(Protocol):
         """
 
     @property
+    def inference_batch_size(self) -> int | None:
+        """How many rows are painted or scored at once, where they would not fit into memory together; None: any."""
+
+    @property
     def default_shift(self) -> TimestepShift:
         """The shift of timesteps where a config names none: a number, or ``resolution``."""
 

@@ -32,6 +32,7 @@ from veneer.plan.pictures import PictureCounts
 from veneer.plan.plan import Disk, Plan, Schedule, TimestepPlan
 from veneer.plan.tracer import MemoryTracer
 from veneer.plan.weight_files import WeightFiles, read_weight_files
+from veneer.sample.generate import painted_at_once
 from veneer.train.loop import Trainer
 from veneer.train.step import MicroBatch, train_step
 from veneer.weights.safetensors import encoded_bytes
@@ -42,7 +43,6 @@ BaseMaker = Callable[[MemoryTracer], Family]
 """Makes a base whose tensors have no data, recorded by the tracer."""
 
 _NO_PICTURES = Dataset(Manifest(), Manifest())
-_SAMPLED_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -348,7 +348,8 @@ class _Rehearsal:
 
     def finish(self, trainer: Trainer) -> None:
         """Sample a sheet and score a held-out picture, with the adapter merged."""
-        count = min(_SAMPLED_AT_ONCE, len(self._config.sample.prompts) or _SAMPLED_AT_ONCE)
+        at_once = painted_at_once(self._family)
+        count = min(at_once, len(self._config.sample.prompts) or at_once)
         self._tracer.begin_phase(f"sampling {count} picture{'s' if count > 1 else ''}")
         weights = trainer.injection.weights()
         self._tracer.label_others("adapter")
@@ -377,7 +378,8 @@ class _Rehearsal:
 
     def _score(self) -> None:
         """Compute the losses of all draws of a held-out picture."""
-        draws, device = self._config.validation.draws, device_of(self._family)
+        device, at_once = device_of(self._family), self._family.inference_batch_size
+        draws = min(self._config.validation.draws, at_once or self._config.validation.draws)
         latents, t_D = self._latents(draws), self._times(draws)
         text, references = self._rows_like(self._text, draws), self._rows_like(self._references, draws)
         conditioning = self._family.condition(text, self._geometries(draws, self._side)).joined_to(references.tensors)

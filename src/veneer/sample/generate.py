@@ -17,7 +17,10 @@ from veneer.family.protocol import Family
 from veneer.family.references import check_references
 from veneer.family.unread import UnreadNote, unread_notes
 
-__all__ = ["generate", "generate_each", "generate_quietly", "prompt_notes"]
+__all__ = ["generate", "generate_each", "generate_quietly", "painted_at_once", "prompt_notes"]
+
+
+_AT_ONCE = 8  # pictures that are painted in one batch, at most
 
 
 def prompt_notes(family: Family, prompts: Sequence[str], trigger: str | None = None) -> list[UnreadNote]:
@@ -39,7 +42,7 @@ def generate(
     *,
     steps: int = 25,
     guidance: float = 4.0,
-    batch: int = 8,
+    batch: int | None = None,
     references: Sequence[Sequence[Image.Image]] = (),
 ) -> list[Image.Image]:
     """Paint one picture for each pair of prompt and seed, by the networks as they stand.
@@ -55,7 +58,8 @@ def generate(
         seeds: one a prompt.
         steps: denoising steps.
         guidance: scale of classifier-free guidance (Ho and Salimans 2022); 1 is none.
-        batch: pictures painted at once; those with references are painted one by one.
+        batch: pictures painted at once; those with references are painted one by one. None: as many as the base lets
+            fit into memory, 8 at most.
         references: for a base that edits, the pictures that each prompt is applied to; the middle square is cut from
             each, as from those that are trained on. Empty: there are none.
 
@@ -64,6 +68,11 @@ def generate(
     """
     _warn(family, prompts)
     return generate_quietly(family, prompts, seeds, steps=steps, guidance=guidance, batch=batch, references=references)
+
+
+def painted_at_once(family: Family) -> int:
+    """Return how many pictures are painted in one batch where nobody says it."""
+    return family.inference_batch_size or _AT_ONCE
 
 
 def _warn(family: Family, prompts: Sequence[str]) -> None:
@@ -79,7 +88,7 @@ def generate_quietly(
     *,
     steps: int = 25,
     guidance: float = 4.0,
-    batch: int = 8,
+    batch: int | None = None,
     references: Sequence[Sequence[Image.Image]] = (),
 ) -> list[Image.Image]:
     """Paint as :func:`generate` does, where the user has been told already what of the prompts is not seen."""
@@ -90,9 +99,10 @@ def generate_quietly(
     pipeline: Any = family.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     pictures: list[Image.Image] = []
-    batch = 1 if references else batch  # a pipeline resizes all references of a batch to the first one's shape
-    for start in range(0, len(jobs), batch):
-        part = jobs[start : start + batch]
+    # a pipeline resizes all references of a batch to the first one's shape
+    count = 1 if references else batch or painted_at_once(family)
+    for start in range(0, len(jobs), count):
+        part = jobs[start : start + count]
         with silence_libraries():
             result = pipeline(
                 **family.pipeline_prompts([prompt for prompt, _, _ in part]),

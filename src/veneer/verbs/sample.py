@@ -20,7 +20,7 @@ from veneer.run.identity import TRIGGER
 from veneer.sample.comparison import open_references
 from veneer.sample.files import write_picture
 from veneer.sample.gallery import PictureNote, sampler_name
-from veneer.sample.generate import generate_quietly, prompt_notes
+from veneer.sample.generate import generate_quietly, painted_at_once, prompt_notes
 from veneer.train.events import Warned
 from veneer.verbs.merge import load_merged
 from veneer.weights.file import info
@@ -31,7 +31,6 @@ __all__ = ["PictureWritten", "SampleOptions", "sample_adapter"]
 _Job: TypeAlias = "tuple[int, str, int]"
 """A prompt's number, the prompt and a seed."""
 _BACKGROUND = "white"  # of references that are transparent, as in a run that names none
-_AT_ONCE = 8
 """Pictures that are painted together."""
 
 
@@ -127,8 +126,9 @@ def _paint(
     family: Family, jobs: Sequence[_Job], options: SampleOptions, references: Sequence[Image.Image]
 ) -> Iterator[tuple[_Job, Image.Image]]:
     """Yield each job with its picture, some at once."""
-    for start in range(0, len(jobs), _AT_ONCE):
-        part = jobs[start : start + _AT_ONCE]
+    at_once = painted_at_once(family)
+    for start in range(0, len(jobs), at_once):
+        part = jobs[start : start + at_once]
         texts, seeds = [prompt for _, prompt, _ in part], [seed for _, _, seed in part]
         pictures = generate_quietly(
             family,
@@ -136,7 +136,7 @@ def _paint(
             seeds,
             steps=options.steps,
             guidance=options.guidance,
-            batch=_AT_ONCE,
+            batch=at_once,
             references=[references] * len(part) if references else (),
         )
         yield from zip(part, pictures, strict=True)
