@@ -78,6 +78,12 @@ def test_latents_are_packed_and_placed_as_the_pipeline_does(height: int, width: 
     assert torch.equal(places(height // 2, width // 2, torch.device("cpu")), expected)
 
 
+def test_schnell_is_distilled_and_dev_is_not(family: Flux, pipeline: Any) -> None:
+    takes_guidance = pipeline.transformer.config.guidance_embeds
+    assert (family.distilled is None) == takes_guidance
+    assert takes_guidance or "schnell" in str(family.distilled)
+
+
 def test_default_targets_are_in_the_networks(family: Flux) -> None:
     specs = {name: LoraSpec(2, 2.0, targets) for name, targets in family.default_targets.items()}
     injection = inject(family.networks, specs, seed=0)

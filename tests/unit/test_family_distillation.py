@@ -24,6 +24,7 @@ PLAIN = SimpleNamespace(distilled=None)
         "x/Hyper-SD",
         "c:\\models\\Krea-2-Turbo",
         "HiDream-I1-Distilled",
+        "/m/flux-2-klein-4b.safetensors",
     ],
 )
 def test_a_name_tells_of_a_distillation(place: str) -> None:
@@ -34,7 +35,15 @@ def test_a_name_tells_of_a_distillation(place: str) -> None:
 
 @pytest.mark.parametrize(
     "place",
-    ["bundled", "ostris/Z-Image-De-Turbo", "dev2pro-de-distilled", "hyperreal-xl", "turbot/base", "krea/Krea-2-Raw"],
+    [
+        "bundled",
+        "ostris/Z-Image-De-Turbo",
+        "dev2pro-de-distilled",
+        "hyperreal-xl",
+        "turbot/base",
+        "krea/Krea-2-Raw",
+        "flux-2-klein-base-4b",
+    ],
 )
 def test_other_names_do_not(place: str) -> None:
     assert warn_of_distillation(place, PLAIN) is None

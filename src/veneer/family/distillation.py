@@ -8,7 +8,9 @@ from typing import Protocol
 
 __all__ = ["warn_of_distillation"]
 
-_DISTILLED = re.compile(r"(?:^|[\W_])(?:turbo|schnell|lightning|lcm|hyper[-_]?sd|dmd2?|distill(?:ed)?)(?:$|[\W_])")
+_DISTILLED = re.compile(
+    r"(?:^|[\W_])(?:turbo|schnell|lightning|lcm|hyper[-_]?sd|dmd2?|distill(?:ed)?|klein(?!.*base))(?:$|[\W_])"
+)
 _UNDONE = re.compile(r"(?:^|[\W_])(?:de|un|non)[-_]?(?:turbo|distill)")
 """In names of bases, in small letters: what tells of a distillation, and of one that was taken back."""
 

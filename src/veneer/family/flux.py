@@ -62,7 +62,7 @@ class Flux(ShiftedLatents):
     @property
     def distilled(self) -> str | None:
         """What plain training does to [schnell], which is known by taking no guidance scale."""
-        return None if self._denoiser.config.guidance_embeds else _SCHNELL
+        return _SCHNELL if self._denoiser.config.get("guidance_embeds") is False else None
 
     @property
     def labels(self) -> BaseLabels:
