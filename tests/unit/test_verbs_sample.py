@@ -96,7 +96,7 @@ def test_no_picture_of_another_adapter_is_written_over(tmp_path: Path) -> None:
 def test_pictures_are_written_as_they_are_painted(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sample, "_AT_ONCE", 2)
+    monkeypatch.setattr(sample, "painted_at_once", lambda family: 2)
     whole = sample_adapter(trained, ["a cat"], tmp_path / "whole", options=SampleOptions(steps=1, count=5))
     seen: list[Any] = []
 
