@@ -37,7 +37,7 @@ from veneer.train.events import StepDone, Warned
 from veneer.verbs.evaluate import evaluate_adapter
 from veneer.verbs.evaluation_inputs import EvaluationOptions
 from veneer.verbs.sample import SampleOptions, sample_adapter
-from veneer.weights.file import FILE_NAME, load
+from veneer.weights.file import FILE_NAME, info, load
 
 EDITORS = {name: case for name, case in family_cases().items() if case.edits is not None}
 SIDE = 8
@@ -173,7 +173,13 @@ def test_the_pipeline_reads_the_whole_file_and_paints_what_veneer_paints(
     assert np.abs(own - painted(theirs)).max() <= 2 < np.abs(own - plain).max()
 
 
-def test_an_adapter_paints_edits(run: RunConfig, base: Path, pairs: Path, tmp_path: Path) -> None:
+def test_the_card_edits_a_picture_and_the_file_says_that_it_edits(run: RunConfig, case: FamilyCase) -> None:
+    card, count = (run.output.dir / "README.md").read_text("utf-8"), max(case.edits.counts) if case.edits else 0
+    assert "pipeline_tag: image-to-image" in card and card.count("load_image(") == count
+    assert info(run.output.dir).metadata["veneer.references"] == str(count)
+
+
+def test_an_adapter_paints_edits(case: FamilyCase, run: RunConfig, pairs: Path, tmp_path: Path) -> None:
     files = tuple(one.path for one in survey(run.data).train.samples[0].references)
     options = SampleOptions(steps=2, guidance=1.0, references=files)
     first, second = sample_adapter(run.output.dir, ["make it 1", "make it 2"], tmp_path, options=options)
@@ -183,6 +189,9 @@ def test_an_adapter_paints_edits(run: RunConfig, base: Path, pairs: Path, tmp_pa
     assert second.is_file()
     with raises_code("family.references"):
         sample(run, tmp_path, files * 9)
+    if 0 in family_class(case.pipeline).reference_counts:  # type: ignore[attr-defined]
+        with pytest.warns(match="learned to edit"):
+            sample(run, tmp_path, ())
     with raises_code("data.changed_picture"):
         sample(run, tmp_path, (tmp_path / "none.png",))
 

@@ -23,7 +23,7 @@ from veneer.run.resume import Resume
 from veneer.run.sampling import SampleWriter
 from veneer.run.session import run_training
 from veneer.sample import files
-from veneer.sample.comparison import SampleSettings, paint
+from veneer.sample.comparison import SamplePrompts, SampleSettings, paint
 from veneer.sample.sheet import table_of
 from veneer.train.events import StepDone, Warned
 
@@ -188,7 +188,7 @@ def test_a_large_bases_pictures_are_larger_on_the_sheet(
     monkeypatch.setattr(sampling, "paint", lambda *_: painted)
     family: Any = a_base_of(side)
     sample_writer = SampleWriter(
-        family, tuple(PROMPTS), SampleSettings.of(config), config.output.dir, lambda event: None
+        family, SamplePrompts(tuple(PROMPTS)), SampleSettings.of(config), config.output.dir, lambda event: None
     )
     sample_writer.write(0)
     with Image.open(sheets_in(config.output.dir)[0]) as page:

@@ -58,6 +58,17 @@ def test_the_hub_reads_the_front_matter() -> None:
     ]
 
 
+def test_an_adapter_that_edits_is_shown_with_a_picture_to_edit() -> None:
+    """Pipelines that edit take the picture first, so the prompt is named."""
+    card = model_card(replace(FACTS, prompt="red", references=1), None)
+    assert ModelCard(card).data.pipeline_tag == "image-to-image"
+    assert "pipeline(image=load_image(\"1.png\"), prompt='red').images[0]" in card
+    assert "from diffusers.utils import load_image" in card
+    several = model_card(replace(FACTS, references=2), None)
+    assert 'image=[load_image("1.png"), load_image("2.png")], ' in several
+    assert "pipeline(prompt='red').images" in model_card(replace(FACTS, prompt="red", names_prompt=True), None)
+
+
 def test_a_base_that_is_not_on_the_hub_is_not_linked() -> None:
     data = ModelCard(model_card(replace(FACTS, base_id=None, trigger=None, gallery={}), None)).data.to_dict()
     assert "base_model" not in data

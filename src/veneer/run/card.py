@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ def run_card(
     score: Score | None,
     *,
     prompt: str,
+    references: int,
     gallery: Mapping[str, str],
     sheet: str | None,
 ) -> str:
@@ -37,9 +39,11 @@ def run_card(
         files: the adapter's.
         score: on held-out pictures; None where there are none.
         prompt: that shows the adapter.
+        references: pictures that it is applied to.
         gallery: prompts by the names of pictures in the run's gallery.
         sheet: name of the comparison's file; None where there is none.
     """
+    pipeline = type(family.pipeline())
     base, local = config.base, config.base != BUNDLED and user_path(config.base).exists()
     facts = CardFacts(
         title=public_name(config.output.dir.resolve().name, "adapter"),
@@ -51,13 +55,19 @@ def run_card(
         license=base_license(base),
         trigger=config.data.trigger,
         base_id=None if local or base == BUNDLED else base,
-        pipeline=type(family.pipeline()).__name__ if local and user_path(base).is_file() else None,
+        pipeline=pipeline.__name__ if local and user_path(base).is_file() else None,
+        references=references,
+        names_prompt=_first_argument(pipeline) != "prompt",
         labels=family.labels,
         gallery={f"{GALLERY}/{name}": text for name, text in gallery.items()},
         sheet=sheet,
         version=__version__,
     )
     return model_card(facts, score)
+
+
+def _first_argument(pipeline: type[Any]) -> str:
+    return list(inspect.signature(pipeline.__call__).parameters)[1]
 
 
 def _settings(config: RunConfig) -> dict[str, object]:

@@ -26,6 +26,7 @@ __all__ = [
     "HASHES",
     "PICTURES",
     "PRIOR",
+    "REFERENCES",
     "SETTINGS_HASH",
     "TRIGGER",
     "Identity",
@@ -40,6 +41,8 @@ CONFIG_HASH = "veneer.config.sha256"
 """In an adapter file's metadata: hash of the settings."""
 SETTINGS_HASH = "veneer.base.settings.sha256"
 """In an adapter file's metadata: hash of the base's own settings, such as its scheduler and tokenizer."""
+REFERENCES = "veneer.references"
+"""In an adapter file's metadata: how many references each picture of its training had, where they had some."""
 TRIGGER = "veneer.trigger"
 """In an adapter file's metadata: the words that call what it learned."""
 HASHES: Mapping[str, str] = {
@@ -59,11 +62,13 @@ class Identity:
         config: resolved.
         hashes: fingerprints of what the config points to, by the config's key.
         settings: the base's own, by name, as its family has them.
+        references: of each picture.
     """
 
     config: RunConfig
     hashes: Mapping[str, str]
     settings: Mapping[str, str] = field(default_factory=dict)
+    references: int = 0
 
     @property
     def folder(self) -> Path:
@@ -91,6 +96,8 @@ class Identity:
         }
         if config.data.trigger is not None:
             metadata[TRIGGER] = config.data.trigger
+        if self.references:
+            metadata[REFERENCES] = str(self.references)
         if config.data.token_windows > 1:
             metadata[TOKEN_WINDOWS] = str(config.data.token_windows)
         return metadata
@@ -109,4 +116,4 @@ def identify(config: RunConfig, pictures: Dataset, family: Family) -> Identity:
         hashes[PRIOR] = read_prior(config).fingerprint()
     if config.adapter.training_adapter is not None:
         hashes[TRAINING_ADAPTER] = training_adapter_hash(config.adapter.training_adapter)
-    return Identity(config, hashes, family.settings)
+    return Identity(config, hashes, family.settings, pictures.train.references)

@@ -85,7 +85,16 @@ def write_result(inputs: TrainingInputs, finished: Finished, emit: Callback) -> 
     def write_card() -> None:
         files = [CardFile(file.path.name, file.format, file.sha256) for file in saved]
         shown = SHEET if sheet else None
-        card = run_card(config, family, files, score, prompt=subjects.prompts[0], gallery=gallery, sheet=shown)
+        card = run_card(
+            config,
+            family,
+            files,
+            score,
+            prompt=subjects.prompts[0],
+            references=inputs.run.references,
+            gallery=gallery,
+            sheet=shown,
+        )
         atomic_write(config.output.dir / CARD, card.encode())
 
     _warning_of_faults("model card", write_card, emit)

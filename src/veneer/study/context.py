@@ -100,7 +100,8 @@ class StudyContext:
         settings = {**training_settings(config), "train.memory": config.train.memory}
         digest = _hash({**settings, **hashes, **self._settings})
         output = self.folder / TRIALS / f"{_slug(point.name)}-seed{seed}-{digest[:_HASH_DIGITS]}"
-        return Trial(point, Identity(config.in_folder(output), hashes, self._settings), digest)
+        references = self._pictures(config).train.references
+        return Trial(point, Identity(config.in_folder(output), hashes, self._settings, references), digest)
 
     def base_losses(self) -> Losses:
         """Return the base's losses on the held-out pictures, (pictures, draws); measured once for a folder."""

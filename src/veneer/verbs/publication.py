@@ -200,6 +200,10 @@ def _text(file: PublicFile) -> str:
     return file.content.decode("utf-8", "replace") if isinstance(file.content, bytes) else read_utf8(file.content)
 
 
+def _count(text: str) -> int:
+    return int(text) if text.isdecimal() and len(text) < 3 else 0
+
+
 def _card(place: Path, adapters: dict[str, AdapterInfo]) -> str:
     """Return a card made of what the files themselves say."""
     about = next(iter(adapters.values()))
@@ -216,6 +220,7 @@ def _card(place: Path, adapters: dict[str, AdapterInfo]) -> str:
         config={},
         license=known,
         trigger=trigger,
+        references=_count(about.metadata.get("veneer.references", "")),
         base_id=base if known is not None and base != BUNDLED else None,
         version=about.metadata.get("veneer.version"),
     )

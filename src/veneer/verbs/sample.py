@@ -16,7 +16,7 @@ from veneer.family.protocol import Family
 from veneer.family.references import check_references
 from veneer.files import opens_paths
 from veneer.run.folder import make_writable
-from veneer.run.identity import TRIGGER
+from veneer.run.identity import REFERENCES, TRIGGER
 from veneer.sample.comparison import open_references
 from veneer.sample.files import write_picture
 from veneer.sample.gallery import PictureNote, sampler_name
@@ -109,7 +109,11 @@ def sample_adapter(
     check_references(family, len(references), "--reference")
     for each in left_out:
         callback(Warned("weights.left_out", str(each), each.names))
-    for note in prompt_notes(family, prompts, info(file).metadata.get(TRIGGER)):
+    metadata = info(file).metadata
+    if REFERENCES in metadata and not references:
+        text = "the adapter learned to edit, and there is no picture to edit: --reference FILE names one"
+        callback(Warned("sample.no_references", text))
+    for note in prompt_notes(family, prompts, metadata.get(TRIGGER)):
         callback(Warned(**vars(note)))
     offsets = range(options.count)
     jobs = [(row, prompt, options.seed + offset) for row, prompt in enumerate(prompts) for offset in offsets]

@@ -77,6 +77,8 @@ class CardFacts:
         trigger: words that call the adapter.
         base_id: the base's hub id, where it has one; the hub links to it and accepts nothing else there.
         pipeline: diffusers' class that loads the base, if that is a single file.
+        references: pictures that a prompt is applied to.
+        names_prompt: whether the pipeline takes something else than a prompt first.
         labels: what programs call the base's kind; None: it is not known.
         gallery: the adapter's pictures beside the card by name, with the prompt of each.
         sheet: a picture of base and adapter side by side.
@@ -93,6 +95,8 @@ class CardFacts:
     trigger: str | None = None
     base_id: str | None = None
     pipeline: str | None = None
+    references: int = 0
+    names_prompt: bool = False
     labels: BaseLabels | None = None
     gallery: Mapping[str, str] = field(default_factory=dict)
     sheet: str | None = None
@@ -120,12 +124,16 @@ def _front_matter(facts: CardFacts) -> str:
     base = {"base_model": facts.base_id, "base_model_relation": "adapter"} if facts.base_id else {}
     license = {"license": "other"} if facts.license is None else facts.license.card_fields
     tags = dict.fromkeys((*_TAGS, *(facts.labels.tags if facts.labels else ()), facts.method.lower()))
-    fields: dict[str, Any] = {**base, "library_name": "diffusers", "pipeline_tag": "text-to-image", **license}
+    fields: dict[str, Any] = {**base, "library_name": "diffusers", "pipeline_tag": _task(facts), **license}
     fields |= {"tags": list(tags), "instance_prompt": facts.trigger or facts.prompt}
     fields["widget"] = [{"text": text, "output": {"url": name}} for name, text in facts.gallery.items()] or [
         {"text": facts.prompt}
     ]
     return f"---\n{yaml.safe_dump(fields, sort_keys=False, allow_unicode=True)}---\n"
+
+
+def _task(facts: CardFacts) -> str:
+    return "image-to-image" if facts.references else "text-to-image"
 
 
 def _gallery(facts: CardFacts) -> str:
@@ -183,11 +191,21 @@ def _usage(facts: CardFacts) -> str:
     return f"## Use\n\n{_with_diffusers(facts)}{texts}{_with_programs(facts)}{_STRENGTH}"
 
 
+def _arguments(facts: CardFacts) -> str:
+    """Return the arguments of the pipeline's call."""
+    if not facts.references:
+        return f"{'prompt=' if facts.names_prompt else ''}{facts.prompt!r}"
+    files = [f'load_image("{number}.png")' for number in range(1, facts.references + 1)]
+    image = files[0] if len(files) == 1 else f"[{', '.join(files)}]"
+    return f"image={image}, prompt={facts.prompt!r}"
+
+
 def _with_diffusers(facts: CardFacts) -> str:
     file = facts.file_for("diffusers", "kohya", "comfy") or facts.files[0]
     bundled = facts.base == _BUNDLED
     imports, base = ("import veneer.base\n", "veneer.base.path()") if bundled else ("", repr(facts.base))
     kind, load = (facts.pipeline, "from_single_file") if facts.pipeline else ("DiffusionPipeline", "from_pretrained")
+    imports += "from diffusers.utils import load_image\n" if facts.references else ""
     note = "" if bundled or facts.base_id else "  # where the base is"
     return f"""With diffusers:
 
@@ -196,7 +214,7 @@ def _with_diffusers(facts: CardFacts) -> str:
 
 pipeline = {kind}.{load}({base}){note}
 pipeline.load_lora_weights(".", weight_name={file.name!r})  # the folder of this file
-image = pipeline({facts.prompt!r}).images[0]
+image = pipeline({_arguments(facts)}).images[0]
 ```
 """
 
