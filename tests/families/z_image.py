@@ -14,7 +14,7 @@ from tests.families.chat_tokenizers import qwen_tokenizer
 from tests.families.flux import decode, encode
 from tests.families.parts import tiny_autoencoder
 
-__all__ = ["CASE", "write_tiny_z_image"]
+__all__ = ["CASE", "write_tiny_z_image", "write_z_image_file"]
 
 
 def write_tiny_z_image(folder: Path, shift: float = 6.0) -> Path:
@@ -60,6 +60,34 @@ def _networks(vocabulary: int) -> dict[str, Any]:
             use_post_quant_conv=False,
         ),
     }
+
+
+def write_z_image_file(folder: Path, path: Path, stem: str = "model.diffusion_model.") -> Path:
+    """Write a Z-Image folder's transformer into one file, under the names that its authors gave it.
+
+    Args:
+        folder: from :func:`write_tiny_z_image`.
+        path: the file to write.
+        stem: what the names begin with, as ComfyUI has it.
+    """
+    from safetensors.torch import load_file, save_file
+
+    own = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in own.items():
+        if name.endswith(".attention.to_q.weight"):
+            parts = [own[name.replace("to_q", f"to_{letter}")] for letter in "qkv"]
+            tensors[name.replace("to_q", "qkv")] = torch.cat(parts)
+        elif not name.endswith((".to_k.weight", ".to_v.weight")):
+            for theirs, native in _NATIVE.items():
+                name = name.replace(theirs, native)
+            tensors[name] = tensor
+    save_file({f"{stem}{name}": tensor for name, tensor in tensors.items()}, path)
+    return path
+
+
+_NATIVE = {"all_x_embedder.2-1.": "x_embedder.", "all_final_layer.2-1.": "final_layer.", "to_out.0.": "out."}
+_NATIVE |= {".norm_q.": ".q_norm.", ".norm_k.": ".k_norm."}
 
 
 def velocity(pipeline: Any, latents: Tensor, sigma_B: Tensor, captions: Sequence[str]) -> Tensor:

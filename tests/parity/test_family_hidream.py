@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +15,10 @@ from tests.errors import raises_code
 from tests.families import CAPTIONS
 from tests.families.hidream import velocity, write_tiny_hidream
 from veneer.adapter.inject import inject
+from veneer.adapter.layers import layers_under
 from veneer.adapter.lora import LoraSpec
+from veneer.adapter.targets import expand_preset, is_named
+from veneer.config.schema import TargetPreset
 from veneer.family.abstract import make_network, make_scheduler
 from veneer.family.hidream import HiDream
 from veneer.family.protocol import Conditioning
@@ -127,6 +130,18 @@ def test_a_published_base_is_adapted_in_both_streams_of_all_blocks() -> None:
     counts = injection.parameter_counts()
     assert len(counts) == 16 * 8 + 32 * 4 and sum(counts.values()) == 20_971_520
     assert not any("expert" in path for path in counts)
+    injection.eject()
+    names, _ = expand_preset(network, "attention_mlp", (), HiDream.target_presets["attention_mlp"])
+    layers = [layer for path, layer in layers_under(network) if any(is_named(name, path) for name in names)]
+    assert len(layers) == 256 + 16 * 3 + 48 * 3
+    assert 16 * sum(sum(layer.weight.shape) for layer in layers) == 42_401_792
+
+
+def test_the_experts_that_a_gate_chooses_among_are_in_one_preset_only(family: HiDream) -> None:
+    presets = {preset: family.expand_targets("transformer", preset, ())[0] for preset in get_args(TargetPreset)}
+    paths = [path for path, _ in layers_under(family.networks["transformer"]) if ".experts." in path]
+    with_experts = {preset for preset, names in presets.items() if any(is_named(n, p) for n in names for p in paths)}
+    assert with_experts == {"all_linear"}
 
 
 def test_its_scheduler_is_no_euler_s_and_has_the_shift_3(pipeline: Any) -> None:

@@ -116,7 +116,8 @@ def test_comfyui_s_file_of_all_layers_is_what_diffusers_makes_of_it() -> None:
     assert len(theirs) == 2 * len(weights)
     for path, own in weights.items():
         down, up = (theirs[f"{path}.lora_{letter}.weight"] for letter in "AB")
-        torch.testing.assert_close(up @ down, own.up @ own.down, rtol=1e-4, atol=1e-4)
+        x = torch.randn(down.shape[1], 2)
+        torch.testing.assert_close(up @ (down @ x), own.up @ (own.down @ x), rtol=1e-4, atol=1e-3)
 
 
 def _is_in_blocks(path: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,14 +13,14 @@ from diffusers import ZImagePipeline
 from torch import Tensor
 
 from tests.families import CAPTIONS
-from tests.families.z_image import write_tiny_z_image
+from tests.families.z_image import write_tiny_z_image, write_z_image_file
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraFactors, LoraSpec
 from veneer.adapter.registry import specs_of
 from veneer.config.schema import AdapterConfig
 from veneer.family.abstract import make_scheduler
 from veneer.family.published import read_published
-from veneer.family.registry import family_class
+from veneer.family.registry import family_class, load_family
 from veneer.family.z_image import ZImage
 from veneer.sample.generate import generate
 from veneer.weights.formats.kohya import KOHYA
@@ -169,3 +170,16 @@ def test_a_kohya_file_has_the_fused_layers_that_comfyui_and_diffusers_read(famil
         down, up = (theirs[f"{path}.lora_{letter}.weight"] for letter in "AB")
         torch.testing.assert_close(up @ down, own.scale * own.up @ own.down, rtol=1e-4, atol=1e-4)
     assert len(theirs) == 2 * len(weights)
+
+
+@pytest.mark.parametrize("stem", ["model.diffusion_model.", ""])
+def test_a_file_of_the_transformer_alone_takes_the_rest_from_the_folder_it_lies_in(stem: str, tmp_path: Path) -> None:
+    folder = write_tiny_z_image(tmp_path / "base", shift=3.0)
+    whole = load_family(str(folder))
+    file = write_z_image_file(folder, folder / "z_image_turbo_bf16.safetensors", stem)
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    alone = load_family(str(file))
+    assert isinstance(alone, ZImage) and alone.distilled is not None
+    weights = whole.networks["transformer"].state_dict()
+    for name, weight in alone.networks["transformer"].state_dict().items():
+        assert torch.equal(weight, weights[name]), name

@@ -12,6 +12,7 @@ from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwa
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from veneer.config.schema import TargetPreset
 from veneer.errors import UserError
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.libraries import silence_libraries
@@ -28,7 +29,9 @@ _LENGTH = 128  # tokens that each text encoder reads (``encode_prompt``'s defaul
 _T5, _LLAMA = "text_encoder_3", "text_encoder_4"
 _TIMES = 1000
 """What sigma is multiplied by before the transformer is told of it."""
-_ATTENTION = ("to_q", "to_k", "to_v", "to_out")
+_ATTENTION = ("to_q", "to_k", "to_v", "to_out", "to_q_t", "to_k_t", "to_v_t", "to_out_t")
+_SHARED = tuple(f"{part}.{layer}" for part in ("ff_t", "shared_experts") for layer in ("w1", "w2", "w3"))
+"""The layers that answer for every token, beside the experts among which a gate chooses."""
 _DISTILLED_SCHEDULER = "FlowMatchLCMScheduler"
 """Of HiDream-I1-Dev and -Fast; that of -Full is UniPC's, by HiDream.ai's own word (SimpleTuner, pull request 1407)."""
 _DISTILLED = (
@@ -53,7 +56,10 @@ class HiDream(ShiftedLatents):
         {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2", _T5: "tokenizer_3", _LLAMA: "tokenizer_4"}
     )
     text_tokens = _LENGTH - 1
-    default_targets = MappingProxyType({"transformer": (*_ATTENTION, *(f"{name}_t" for name in _ATTENTION))})
+    default_targets = MappingProxyType({"transformer": _ATTENTION})
+    target_presets: Mapping[TargetPreset, tuple[str, ...]] = MappingProxyType(
+        {"attention": _ATTENTION, "attention_mlp": (*_ATTENTION, *_SHARED)}
+    )
 
     def __init__(
         self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None

@@ -61,8 +61,8 @@ class ZImage(ShiftedLatents):
     def distilled(self) -> str | None:
         """What plain training does to Turbo; None: it is not, or its files do not tell.
 
-        Transformer and autoencoder of both have one configuration. The scheduler tells them apart, but diffusers gives
-        a single file Turbo's, whatever it holds.
+        Transformer and autoencoder of both have one configuration, and weights of the same names and shapes: their
+        schedulers alone tell them apart. A single file has none, and gets the base's.
         """
         return _DISTILLED if self._parts["scheduler"].config.get("shift") == _TURBO_SHIFT else None
 
