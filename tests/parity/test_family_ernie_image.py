@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from diffusers import ErnieImagePipeline
 
 from tests.families import CAPTIONS
 from tests.families.ernie_image import write_tiny_ernie
+from tests.native_files import write_native_file
 from tests.parity.test_families import conditioning_of, latents_of
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
@@ -113,3 +115,12 @@ def test_the_default_targets_reach_every_block() -> None:
     injection.eject()
     assert {path.split(".")[2] for path in counts} == {str(block) for block in range(36)}
     assert (len(counts), sum(counts.values())) == (144, 18_874_368)
+
+
+def test_a_file_of_the_transformer_is_known_and_read(folder: Path, family: ErnieImage, tmp_path: Path) -> None:
+    """Under the names of diffusers, as every program has them."""
+    base = shutil.copytree(folder, tmp_path / "base")
+    file = write_native_file(base, base / "ernie.safetensors", lambda _: {}, "model.diffusion_model.")
+    (base / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    own, expected = (one.networks["transformer"].state_dict() for one in (load_family(str(file)), family))
+    assert own.keys() == expected.keys() and all(torch.equal(own[key], expected[key]) for key in own)

@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from tests.families import CAPTIONS
 from tests.families.flux2_dev import write_tiny_dev
 from tests.families.flux2_klein import write_tiny_klein
+from tests.native_files import write_native_file
 from tests.parity.test_families import conditioning_of, latents_of
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
 from veneer.config.schema import ObjectiveConfig
 from veneer.family.abstract import make_network
 from veneer.family.flux2 import Flux2Dev, Flux2Klein
+from veneer.family.key_names.flux2 import flux2_names
 from veneer.family.networks import LoadOptions
 from veneer.family.published import read_published
 from veneer.family.registry import load_family
@@ -96,6 +98,14 @@ def test_latents_are_squares_standardised_by_numbers_among_the_weights(klein_fol
     assert not torch.allclose(after.mean, before.mean) and torch.equal(after.std, before.std)
     changed = {key for key, value in family.settings.items() if settings[key] != value}
     assert changed == {"vae.bn.running_mean"}, "so a cache of the old latents is another one"
+
+
+def test_a_text_s_padding_and_template_are_settings(dev: Flux2Dev, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, before = dev.pipeline().components["tokenizer"], dict(dev.settings)
+    monkeypatch.setattr(tokenizer, "padding_side", "left")
+    monkeypatch.setattr(tokenizer, "chat_template", f"{tokenizer.chat_template} ")
+    changed = {key for key, value in dev.settings.items() if before.get(key) != value}
+    assert changed == {"tokenizer.padding_side", "tokenizer.chat_template"}
 
 
 @torch.no_grad()
@@ -230,3 +240,23 @@ def test_programs_call_the_sizes_by_their_names(klein: Flux2Klein, dev: Flux2Dev
     assert (klein.labels.architecture, klein.labels.version) == ("Flux.2-klein", None), "of no published size"
     small = Flux2Klein.abstract(read_published("flux2-klein-4b").parts, torch.float32)
     assert (small.labels.version, small.labels.civitai) == ("flux_2_klein_4b", "Flux.2 Klein 4B-base")
+
+
+@pytest.mark.parametrize("name", ["klein", "dev"])
+@pytest.mark.parametrize("stem", ["", "model.diffusion_model."])
+def test_a_file_of_the_transformer_is_known_and_read(
+    name: str, stem: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """diffusers has one kind for both, and reads none with a stem; [klein] has no weights for a guidance scale."""
+    from diffusers import Flux2Transformer2DModel
+
+    folder = shutil.copytree(request.getfixturevalue(f"{name}_folder"), tmp_path / "base")
+    file = write_native_file(folder, folder / "flux2.safetensors", flux2_names, stem)
+    theirs = load_family(str(folder)).networks["transformer"]
+    if not stem:
+        theirs = Flux2Transformer2DModel.from_single_file(file, config=str(folder), subfolder="transformer")
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    family = load_family(str(file))
+    assert type(family) is type(request.getfixturevalue(name))
+    own, expected = family.networks["transformer"].state_dict(), theirs.state_dict()
+    assert own.keys() == expected.keys() and all(torch.equal(own[key], expected[key]) for key in own)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,14 +14,18 @@ from diffusers.pipelines.ideogram4.pipeline_ideogram4 import _logit_normal_sigma
 
 from tests.families import CAPTIONS
 from tests.families.ideogram4 import LENGTH, velocity, write_tiny_ideogram
+from tests.native_files import write_native_file
 from tests.parity.test_families import conditioning_of, latents_of
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
+from veneer.config.base_name import BaseName
 from veneer.config.schema import ObjectiveConfig
 from veneer.engine.quantized import quantization_of
 from veneer.family.ideogram4 import Ideogram4, _layout
+from veneer.family.key_names.ideogram4 import ideogram4_names
 from veneer.family.networks import LoadOptions
 from veneer.family.published import read_published
+from veneer.family.registry import detect_file, load_family
 from veneer.objective.loss import Objective
 
 T = torch.tensor([0.3, 0.8], dtype=torch.float64)
@@ -159,3 +164,21 @@ def test_the_default_targets_reach_every_block() -> None:
     injection.eject()
     assert {path.split(".")[2] for path in counts} == {str(block) for block in range(34)}
     assert (len(counts), sum(counts.values())) == (136, 20_054_016)
+
+
+def test_files_of_both_transformers_are_known_and_read(folder: Path, family: Ideogram4, tmp_path: Path) -> None:
+    """As ComfyUI keeps them: two files, queries, keys and values in one layer."""
+    files = {
+        name: write_native_file(folder, tmp_path / f"{name}.safetensors", ideogram4_names, part=name)
+        for name in ("transformer", GUIDE)
+    }
+    others = {part: str(folder / part) for part in ("vae", "text_encoder", "tokenizer", "scheduler")}
+    base = shutil.copytree(folder, tmp_path / "base")
+    for name in files:
+        (base / name / "diffusion_pytorch_model.safetensors").unlink()
+    whole = BaseName(str(base), {name: str(file) for name, file in files.items()} | others)
+    assert detect_file(files["transformer"]) == "Ideogram4Pipeline"
+    one, other = load_family(whole).pipeline(), family.pipeline()
+    for name in files:
+        own, expected = getattr(one, name).state_dict(), getattr(other, name).state_dict()
+        assert own.keys() == expected.keys() and all(torch.equal(own[key], expected[key]) for key in own)

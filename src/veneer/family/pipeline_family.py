@@ -71,6 +71,7 @@ _TEXT = (
 )
 """Of a text encoder's settings, those that no weight's shape tells: CLIP's, T5's further ones, language models'."""
 _NUMBER = "set it to a number, or leave it out"
+_USUAL_SIDE = "right"  # on which texts are filled up
 _LONGEST = 60  # characters of a setting that is written out; of a longer one it is a hash
 
 
@@ -306,6 +307,8 @@ class PipelineFamily:
             values[f"{part}.length"] = tokenizer.model_max_length
             values[f"{part}.padding"] = tokenizer.pad_token_id
             values[f"{part}.chat_template"] = getattr(tokenizer, "chat_template", None)
+            side = getattr(tokenizer, "padding_side", _USUAL_SIDE)
+            values[f"{part}.padding_side"] = None if side == _USUAL_SIDE else side
         return {key: _short(value) for key, value in values.items() if value is not None}
 
     def _scaling_factor(self) -> float:

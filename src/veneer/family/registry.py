@@ -48,7 +48,7 @@ class _Entry(NamedTuple):
 
     Attributes:
         loader: ``module:class`` of its :class:`LoadableFamily`, imported when a base of it is loaded.
-        checkpoints: what diffusers calls single files of it (``infer_diffusers_model_type``).
+        checkpoints: what single files of it are called (``kind_of_checkpoint``).
     """
 
     loader: str
@@ -73,10 +73,10 @@ FAMILIES: Mapping[str, _Entry] = {
     "Lumina2Pipeline": _Entry("veneer.family.lumina2:Lumina2", ("lumina2",)),
     "HiDreamImagePipeline": _Entry("veneer.family.hidream:HiDream", ("hidream",)),
     "Flux2Pipeline": _Entry("veneer.family.flux2:Flux2Dev", ("flux-2-dev",)),
-    "Flux2KleinPipeline": _Entry("veneer.family.flux2:Flux2Klein"),
+    "Flux2KleinPipeline": _Entry("veneer.family.flux2:Flux2Klein", ("flux-2-klein",)),
     "ChromaPipeline": _Entry("veneer.family.chroma:Chroma", ("chroma",)),
-    "ErnieImagePipeline": _Entry("veneer.family.ernie_image:ErnieImage"),
-    "Ideogram4Pipeline": _Entry("veneer.family.ideogram4:Ideogram4"),
+    "ErnieImagePipeline": _Entry("veneer.family.ernie_image:ErnieImage", ("ernie-image",)),
+    "Ideogram4Pipeline": _Entry("veneer.family.ideogram4:Ideogram4", ("ideogram4",)),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
 

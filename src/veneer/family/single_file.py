@@ -24,8 +24,14 @@ _FALLBACK, _NATIVE = "v1", "model.diffusion_model."
 _LDM = f"{_NATIVE}input_blocks."
 _OF_UNETS = ("v1", "v2", "xl_base")
 """Kinds of checkpoints that diffusers reads as a whole, and whatever it does not know."""
-_QWEN_IMAGE = ("txt_norm.weight", "transformer_blocks.0.img_mod.1.weight")
-"""Weights of Qwen-Image's denoiser, which diffusers has no kind for."""
+_TELLING: Mapping[str, tuple[str, str]] = {
+    "qwen-image": ("txt_norm.weight", "transformer_blocks.0.img_mod.1.weight"),
+    "ernie-image": ("layers.0.adaLN_sa_ln.weight", "layers.0.mlp.linear_fc2.weight"),
+    "ideogram4": ("llm_cond_proj.weight", "embed_image_indicator.weight"),
+}
+"""Weights that denoisers have which diffusers has no kind for."""
+_FLUX2, _FLUX2_KLEIN, _GUIDANCE = "flux-2-dev", "flux-2-klein", re.compile(r"guidance_(?:in|embedder)\.")
+"""diffusers has one kind for FLUX.2, of which [klein] takes no guidance."""
 _PACKED = r"\.(absmax|quant_map|qweight|qzeros|weight_scale_2)$|quant_state"
 """Names of the scales of packed numbers."""
 _SCALED = r"scaled_fp8|\.(scale_weight|weight_scale|scale_input)$"
@@ -143,10 +149,13 @@ def _no_base(file: Path, what: str, remedy: str) -> UserError:
 def _infer(tensors: Mapping[str, TensorEntry]) -> str:
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
-    if any(all(prefix + name in tensors for name in _QWEN_IMAGE) for prefix in ("", _NATIVE)):
-        return "qwen-image"
+    for kind, telling in _TELLING.items():
+        if any(all(prefix + name in tensors for name in telling) for prefix in ("", _NATIVE)):
+            return kind
     shapes = {name: torch.empty(entry.shape, device="meta") for name, entry in tensors.items()}
-    return str(infer_diffusers_model_type(shapes))
+    found = str(infer_diffusers_model_type(shapes))
+    is_klein = found == _FLUX2 and not any(map(_GUIDANCE.search, tensors))
+    return _FLUX2_KLEIN if is_klein else found
 
 
 def _lacks(names: Collection[str]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from veneer.family.key_names.flux import FLUX
 from veneer.family.key_names.flux2 import FLUX2
+from veneer.family.key_names.ideogram4 import IDEOGRAM4
 from veneer.family.key_names.rules import NameTable
 from veneer.family.key_names.sd3 import SD3, also_swapped
 from veneer.family.native_names import RESNET, TOP_LEVEL
@@ -70,8 +71,8 @@ _Layout = dict[str, Place]
 def single_file_layout(shapes: Shapes) -> dict[str, Place]:
     """Return where each weight of a single file lies, by its name in diffusers with the network's name first.
 
-    Read are Stable Diffusion 1, 2, XL and 3, FLUX.1 and FLUX.2, with text encoders or without, and denoisers under
-    diffusers' own names. Weights of autoencoders are left out.
+    Read are Stable Diffusion 1, 2, XL and 3, FLUX.1 and FLUX.2, with text encoders or without, Ideogram 4, and
+    denoisers under diffusers' own names. Weights of autoencoders are left out.
 
     Args:
         shapes: of the file's tensors.
@@ -105,6 +106,7 @@ def _denoiser(shapes: Shapes) -> Iterator[_Part]:
         ("vector_in.in_layer.weight", "transformer", _flux),
         ("double_stream_modulation_img.lin.weight", "transformer", _flux2),
         ("joint_blocks.0.x_block.attn.qkv.weight", "transformer", _sd3),
+        ("llm_cond_proj.weight", "transformer", _ideogram4),
         ("down_blocks.0.resnets.0.conv1.weight", "unet", _as_stored),
         ("time_text_embed.timestep_embedder.linear_1.weight", "transformer", _as_stored),
     )
@@ -255,6 +257,11 @@ def _flux(shapes: Shapes) -> _Layout:
 def _flux2(shapes: Shapes) -> _Layout:
     """Lay out FLUX.2's transformer."""
     return _by_table(FLUX2, shapes)
+
+
+def _ideogram4(shapes: Shapes) -> _Layout:
+    """Lay out Ideogram 4's transformer."""
+    return _by_table(IDEOGRAM4, shapes)
 
 
 def _sd3(shapes: Shapes) -> _Layout:

@@ -5,12 +5,16 @@ Source: diffusers ``loaders/lora_conversion_utils.py``, ``_convert_non_diffusers
 
 from __future__ import annotations
 
-from veneer.family.key_names.rules import Names, Outputs, native_names, qkv
+from veneer.family.key_names.rules import Names, NameTable, Outputs, qkv
 
-__all__ = ["ideogram4_names"]
+__all__ = ["IDEOGRAM4", "ideogram4_names"]
+
+IDEOGRAM4 = NameTable(
+    {"layers.N.attention.to_out.0": "layers.N.attention.o"}, {"layers.N.attention.qkv": qkv("layers.N.attention")}
+)
+"""The names of the transformer's layers."""
 
 
 def ideogram4_names(outputs: Outputs) -> Names:
     """Return the native names of the transformer's layers by path."""
-    names = {"layers.N.attention.to_out.0": "layers.N.attention.o"}
-    return native_names(outputs, names, {"layers.N.attention.qkv": qkv("layers.N.attention")})
+    return IDEOGRAM4.native_names(outputs)
