@@ -107,6 +107,17 @@ def snippet(card: str) -> str:
     return card.partition("```python\n")[2].partition("```")[0]
 
 
+@pytest.mark.parametrize("has_peft", [True, False])
+def test_an_adapter_that_diffusers_has_no_reader_for_is_read_by_peft(has_peft: bool) -> None:
+    labels = BaseLabels("pixart-sigma", None, diffusers_reads=False)
+    files = (*FACTS.files, CardFile("adapter_model.safetensors", "peft")) if has_peft else FACTS.files
+    text = model_card(replace(FACTS, labels=labels, files=files), None)
+    code = snippet(text)
+    assert "load_lora_weights" not in text and 'PeftModel.from_pretrained(pipeline.transformer, "peft")' in code
+    assert ("veneer adapter convert" in text) is not has_peft
+    ast.parse(code)
+
+
 def test_bundled_base_is_found_by_its_package() -> None:
     code = snippet(model_card(replace(FACTS, base="bundled"), None))
     assert "veneer.base.path()" in code

@@ -61,8 +61,10 @@ class AbstractTokenizer:
             return SimpleNamespace(
                 input_ids=[[0] * length for _ in texts], attention_mask=[[1] * length for _ in texts]
             )
+        from transformers import BatchEncoding  # some pipelines take its parts by name, some as attributes
+
         ids_BL = torch.zeros(len(texts), length, dtype=torch.long)
-        return SimpleNamespace(input_ids=ids_BL, attention_mask=torch.ones_like(ids_BL))
+        return BatchEncoding({"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)})
 
 
 def read_configs(place: str, names: Iterable[str], optional: Collection[str] = ()) -> dict[str, Config]:

@@ -63,6 +63,7 @@ class PixArtSigma(PipelineFamily):
             implementation="https://github.com/PixArt-alpha/PixArt-sigma",
             civitai="PixArt E",
             tags=("pixart-sigma", "pixart_sigma-diffusers"),
+            diffusers_reads=False,
         )
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:

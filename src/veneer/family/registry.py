@@ -67,6 +67,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "FluxPipeline": _Entry("veneer.family.flux:Flux", ("flux-dev", "flux-schnell")),
     "FluxKontextPipeline": _Entry("veneer.family.flux_kontext:FluxKontext"),
     "PixArtSigmaPipeline": _Entry("veneer.family.pixart:PixArtSigma"),
+    "AuraFlowPipeline": _Entry("veneer.family.auraflow:AuraFlow"),
     "SanaPipeline": _Entry("veneer.family.sana:Sana"),
     "StableDiffusion3Pipeline": _Entry("veneer.family.sd3:StableDiffusion3", ("sd3", "sd35_medium", "sd35_large")),
     "ZImagePipeline": _Entry("veneer.family.z_image:ZImage", ("z-image-turbo",)),

@@ -207,14 +207,34 @@ def _with_diffusers(facts: CardFacts) -> str:
     kind, load = (facts.pipeline, "from_single_file") if facts.pipeline else ("DiffusionPipeline", "from_pretrained")
     imports += "from diffusers.utils import load_image\n" if facts.references else ""
     note = "" if bundled or facts.base_id else "  # where the base is"
+    made = f"pipeline = {kind}.{load}({base}){note}"
+    paint = f"image = pipeline({_arguments(facts)}).images[0]"
+    if facts.labels is not None and not facts.labels.diffusers_reads:
+        return _with_peft(facts, f"from diffusers import {kind}", made, paint)
     return f"""With diffusers:
 
 ```python
 {imports}from diffusers import {kind}
 
-pipeline = {kind}.{load}({base}){note}
+{made}
 pipeline.load_lora_weights(".", weight_name={file.name!r})  # the folder of this file
-image = pipeline({_arguments(facts)}).images[0]
+{paint}
+```
+"""
+
+
+def _with_peft(facts: CardFacts, imported: str, made: str, paint: str) -> str:
+    """Return how an adapter is used that diffusers has no reader for."""
+    convert = "" if facts.file_for("peft") else f" First `veneer adapter convert {facts.files[0].name} peft --to peft`."
+    return f"""With diffusers and peft, for diffusers has no reader of its own for adapters of this base.{convert}
+
+```python
+{imported}
+from peft import PeftModel
+
+{made}
+pipeline.transformer = PeftModel.from_pretrained(pipeline.transformer, "peft")  # the folder of adapter_config.json
+{paint}
 ```
 """
 

@@ -62,6 +62,7 @@ class BaseLabels:
         webui: what A1111 and Forge call it in their lists.
         civitai: what Civitai calls it.
         tags: what the hub's cards call it.
+        diffusers_reads: whether diffusers' pipeline has a reader for adapters of it; else peft reads them.
     """
 
     architecture: str
@@ -73,6 +74,7 @@ class BaseLabels:
     webui: str = "Unknown"
     civitai: str = "Other"
     tags: tuple[str, ...] = ()
+    diffusers_reads: bool = True
 
 
 @dataclass(frozen=True)
