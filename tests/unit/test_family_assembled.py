@@ -14,6 +14,8 @@ from torch import nn
 
 from tests.bases import write_flux_file, write_tiny_flux
 from tests.errors import raises_code
+from veneer.adapter.inject import inject
+from veneer.adapter.lora import LoraSpec
 from veneer.config.base_name import BaseName
 from veneer.engine.quantized import quantization_of
 from veneer.family.fingerprint import fingerprint
@@ -154,3 +156,79 @@ def test_a_broken_part_is_named_by_its_own_place(flux: Path, tmp_path: Path) -> 
     with raises_code("base.wrong_weights") as caught:
         load_family(BaseName(str(flux), {"vae": str(vae)}))
     assert str(vae) in str(caught.value) and json.dumps("veneer-base-")[1:-1] not in str(caught.value)
+
+
+GGUF_TYPES = ("Q8_0", "Q4_0", "Q5_1", "BF16", "F16")
+
+
+def write_gguf(file: Path, tensors: dict[str, torch.Tensor], kind: str) -> dict[str, torch.Tensor]:
+    """Pack matrices as llama.cpp does, norms and biases stay; return what the packed numbers stand for."""
+    gguf = pytest.importorskip("gguf")
+    writer, expected = gguf.GGUFWriter(file, "flux"), {}
+    packed_as = gguf.GGMLQuantizationType[kind]
+    for name, tensor in tensors.items():
+        numbers = tensor.float().numpy()
+        if tensor.ndim == 2 and tensor.shape[1] % 32 == 0:
+            packed = gguf.quants.quantize(numbers, packed_as)
+            writer.add_tensor(name, packed, raw_dtype=packed_as)
+            expected[name] = torch.from_numpy(gguf.quants.dequantize(packed, packed_as)).reshape(tensor.shape)
+        else:
+            writer.add_tensor(name, numbers)
+            expected[name] = tensor
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return expected
+
+
+@pytest.mark.parametrize("kind", GGUF_TYPES)
+def test_a_gguf_file_is_what_its_numbers_stand_for(kind: str, flux: Path, tmp_path: Path) -> None:
+    base = without(flux, tmp_path / "base", "transformer")
+    whole = Path(shutil.copytree(base, tmp_path / "whole"))
+    native = load_file(write_flux_file(flux, tmp_path / "native.safetensors"))
+    save_file(write_gguf(base / "flux.gguf", native, kind), whole / "flux.safetensors")
+    mine, theirs = load_family(str(base / "flux.gguf")), load_family(str(whole / "flux.safetensors"))
+    assert_same(mine, theirs)
+    assert_same(load_base(str(base / "flux.gguf"), on_demand=True), theirs)
+    assert fingerprint(str(base / "flux.gguf")) != fingerprint(str(whole / "flux.safetensors"))
+
+
+def test_a_lora_s_gradients_over_gguf_are_those_over_the_widened_weights(flux: Path, tmp_path: Path) -> None:
+    base = without(flux, tmp_path / "base", "transformer")
+    whole = Path(shutil.copytree(base, tmp_path / "whole"))
+    native = load_file(write_flux_file(flux, tmp_path / "native.safetensors"))
+    save_file(write_gguf(base / "flux.gguf", native, "Q4_0"), whole / "flux.safetensors")
+    gradients = []
+    for place in (base / "flux.gguf", whole / "flux.safetensors"):
+        family = load_base(str(place), "none")
+        injection = inject(family.networks, {"transformer": LoraSpec(4, 4.0, ("to_q", "to_k", "to_out.0"))}, 0)
+        with torch.no_grad():
+            for parameter in injection.parameters():
+                parameter.add_(0.1)
+        text = family.encode_text(["a cat"])
+        channels = family.encode_image(torch.zeros(1, 3, 16, 16)).mean.shape[1]
+        noisy = torch.randn(1, channels, 4, 4, generator=torch.Generator().manual_seed(0))
+        family.predict(noisy, torch.tensor([0.5], dtype=torch.float64), text).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in injection.named_parameters()})
+    assert gradients[0].keys() == gradients[1].keys() and gradients[0]
+    for name, gradient in gradients[0].items():
+        assert gradient is not None and bool(gradient.any()), name
+        assert torch.equal(gradient, gradients[1][name]), name  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["F8_E4M3", "packed"])
+def test_gradients_over_8_bit_floats_and_what_is_packed_otherwise(kind: str, flux: Path, tmp_path: Path) -> None:
+    base = without(flux, tmp_path / "base", "transformer")
+    file = write_flux_file(flux, base / "flux.safetensors")
+    tensors = load_file(file)
+    if kind == "packed":
+        save_file({**tensors, "img_in.weight.absmax": torch.zeros(1)}, file)
+        with raises_code("base.not_a_model"):
+            find(str(file))
+        return
+    stored = {name: t.to(torch.float8_e4m3fn) if t.ndim == 2 else t for name, t in tensors.items()}
+    save_file(stored, file)
+    family = load_family(str(file))
+    linear: Any = family.networks["transformer"].get_submodule("x_embedder")
+    assert torch.equal(linear.weight, stored["img_in.weight"].float())

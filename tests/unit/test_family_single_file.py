@@ -128,7 +128,7 @@ def test_other_families_and_kinds_are_named(
 @pytest.mark.parametrize(
     ("name", "content", "code", "words"),
     [
-        ("a.gguf", b"GGUF" + bytes(99), "base.not_a_model", "is a GGUF file, whose numbers are packed for painting"),
+        ("a.gguf", b"GGUF" + bytes(99), "base.not_a_model", "is a GGUF file"),
         ("a.safetensors", b"GGUF" + bytes(99), "base.not_a_model", "is a GGUF file"),
         ("a.safetensors", PICKLED, "base.wrong_file", "is a pickle under the name of a safetensors file; convert it"),
         (

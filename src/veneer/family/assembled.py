@@ -23,12 +23,12 @@ from veneer.errors import UserError
 from veneer.family.abstract import make_network
 from veneer.family.file_content import check_config
 from veneer.family.foreign_weights import foreign_weights, has_several_parts
+from veneer.family.gguf_file import open_weights
 from veneer.family.libraries import silence_libraries
 from veneer.family.pipeline_folder import INDEX
 from veneer.family.published import PUBLISHED, read_published
-from veneer.family.shards import WeightsFile
 
-__all__ = ["MARK", "Assembly", "is_assembled", "real_place"]
+__all__ = ["MARK", "Assembly", "denoiser_class", "fits_published", "is_assembled", "real_place"]
 
 MARK = "assembled.json"
 """File that says of such a folder where its parts are."""
@@ -49,6 +49,20 @@ def real_place(path: Path) -> Path:
         return path
     parts = json.loads((inner / MARK).read_text("utf-8"))
     return Path(parts.get(path.relative_to(inner).parts[0], path)) if path.is_symlink() or path.exists() else path
+
+
+def denoiser_class(family: Any) -> type[Any]:
+    """Return the class of a family's denoiser."""
+    kind: type[Any] = family._network_classes()[family.denoiser]
+    return kind
+
+
+def fits_published(file: Path, pipeline: str, family: Any) -> bool:
+    """Return whether a file has the weights of one of a pipeline's published denoisers, by name and shape."""
+    kind, opened = denoiser_class(family), open_weights(file)
+    configs = [one.parts[family.denoiser] for one in map(read_published, PUBLISHED) if one.pipeline == pipeline]
+    networks = ((config, make_network(kind, config, torch.float32)) for config in configs)
+    return any(foreign_weights(network, config, opened) is not None for config, network in networks)
 
 
 @dataclass(frozen=True)
@@ -144,11 +158,11 @@ class Assembly:
         """Return whether the base is a file that has a part, or may have it beside the denoiser."""
         if not self.place.is_file() or name == self.family.denoiser:
             return self.place.is_file()
-        return has_several_parts(WeightsFile.open(self.place).header.tensors)
+        return has_several_parts(open_weights(self.place).header.tensors)
 
     def _lay_file(self, folder: Path, kind: type[Any], file: Path, *, is_named: bool) -> bool:
         """Put a single file's part into the folder, with the configuration that its weights fit."""
-        opened = WeightsFile.open(file)
+        opened = open_weights(file)
         for config in self._configs(folder.name, file, kind):
             if foreign_weights(make_network(kind, config, torch.float32), config, opened) is not None:
                 folder.mkdir()

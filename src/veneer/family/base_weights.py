@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import veneer.base
 from veneer.errors import UserError
 from veneer.family.abstract import read_configs
-from veneer.family.file_content import check_config
+from veneer.family.file_content import check_config, check_content
 from veneer.family.hub import fetch
 from veneer.family.libraries import silence_libraries
 from veneer.family.pipeline_folder import INDEX
@@ -26,6 +26,7 @@ from veneer.family.shards import WeightsFile, find_weights, is_scale
 from veneer.family.single_file import check_is_safetensors
 from veneer.family.single_file_layout import Place, single_file_layout
 from veneer.family.stored_weight import StoredWeight
+from veneer.file_kind import GGUF
 from veneer.files import is_pickle, user_path
 from veneer.weights.formats.contents import content_of
 from veneer.weights.formats.names import NETWORKS, memory_path
@@ -207,6 +208,9 @@ def _place_of(base: str) -> Path:
 def _in_file(place: Path) -> dict[str, StoredWeight]:
     """Return the weights of a single file."""
     check_is_safetensors(place)
+    if check_content(place) is GGUF:
+        what = "is a GGUF file, whose numbers are packed"
+        raise UserError(what, code="base.not_a_model", where=place, remedy=_UNPACKED)
     file = WeightsFile.open(place)
     _refuse_quantised(place, file.header.tensors)
     shapes = {name: entry.shape for name, entry in file.header.tensors.items() if not is_scale(name)}

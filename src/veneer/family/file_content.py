@@ -15,7 +15,7 @@ from typing import Any
 
 import veneer.base
 from veneer.errors import UserError
-from veneer.file_kind import EMPTY, SAFETENSORS, FileKind, is_torn_zip, kind_in
+from veneer.file_kind import EMPTY, GGUF, SAFETENSORS, FileKind, is_torn_zip, kind_in
 from veneer.weights.header import Header, parse_header
 
 __all__ = ["check_config", "check_content", "check_weights", "fetch_again", "header"]
@@ -113,6 +113,8 @@ def check_weights(file: Path) -> None:
         header(file)
         return
     kind = check_content(file)
+    if file.suffix == ".gguf" and kind is GGUF:
+        return
     if is_torn_zip(file):
         raise UserError("is cut short", code="base.cut_short", where=file, remedy=fetch_again(file))
     if kind is None or kind.category != "pickle":

@@ -42,7 +42,7 @@ def fingerprint(base: str) -> str:
 
 
 def _weight_files(place: Path) -> list[Path]:
-    found = list(place.glob("*/*.safetensors"))
+    found = [*place.glob("*/*.safetensors"), *place.glob("*/*.gguf")]
     pickled = [part for part in place.glob("*/") if not any(file.parent == part for file in found)]
     return [*found, *(file for part in pickled for file in weight_files(part))]
 

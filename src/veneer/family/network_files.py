@@ -120,7 +120,7 @@ class NetworkFiles:
         Raises:
             UserError: there is one.
         """
-        if self.files.is_pickled:
+        if self.files.is_pickled or self.files.has_foreign_names:
             return
         own = {name: tuple(tensor.shape) for name, tensor in self.without_weights().state_dict().items()}
         stored = Shards(self.files.files(self.folder)).shapes

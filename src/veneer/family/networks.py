@@ -22,11 +22,12 @@ from veneer.errors import UserError
 from veneer.family.assembled import is_assembled
 from veneer.family.file_content import fetch_again
 from veneer.family.foreign_weights import foreign_weights
+from veneer.family.gguf_file import open_weights
 from veneer.family.libraries import one_line_errors, silence_libraries
 from veneer.family.network_files import NetworkFiles
 from veneer.family.offload import Loader, without_memory
 from veneer.family.pipeline_folder import INDEX, PipelineFolder, check_network_weights
-from veneer.family.shards import Shards, WeightsFile
+from veneer.family.shards import Shards
 from veneer.family.stored_weight import StoredWeight
 
 __all__ = [
@@ -273,7 +274,9 @@ def make_network(kind: type[Any], folder: Path, name: str, options: LoadOptions)
 
 def _format_of(network: NetworkFiles, options: LoadOptions) -> str:
     """Return the format of a network's linear layers, which its files may decide."""
-    if network.name in options.networks or network.name not in options.text_encoders or network.files.is_pickled:
+    if network.name in options.networks or network.name not in options.text_encoders:
+        return options.quantization_of(network.name)
+    if network.files.is_pickled or network.files.has_foreign_names:
         return options.quantization_of(network.name)
     return options.quantization_of(network.name, Shards(network.files.files(network.folder)).dtypes())
 
@@ -305,7 +308,7 @@ def _foreign(network: NetworkFiles, empty: nn.Module) -> dict[str, StoredWeight]
         return None
     if network.folder.is_symlink():  # to a folder, whose names are the libraries'
         return None
-    return foreign_weights(empty, network.config, WeightsFile.open(files[0]))
+    return foreign_weights(empty, network.config, open_weights(files[0]))
 
 
 def _load_foreign(network: NetworkFiles, format: str, options: LoadOptions) -> nn.Module | None:
@@ -371,7 +374,7 @@ def _read(shards: Shards, names: set[str], dtype: torch.dtype) -> dict[str, Tens
 
 def _names_in_files(network: NetworkFiles, empty: nn.Module) -> dict[str, str] | None:
     """Return the name in a network's files of each of its weights; None: they are not the network's own, or pickled."""
-    if network.files.is_pickled:
+    if network.files.is_pickled or network.files.has_foreign_names:
         return None
     shapes = Shards(network.files.files(network.folder)).shapes
     return _stored_names(empty, shapes) or _renamed_names(empty, shapes)

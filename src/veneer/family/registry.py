@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import veneer.base
 from veneer.config.base_name import components_of
 from veneer.errors import UserError
 from veneer.family.abstract import Config
-from veneer.family.assembled import Assembly, is_assembled, real_place
+from veneer.family.assembled import Assembly, denoiser_class, fits_published, is_assembled, real_place
 from veneer.family.file_content import fetch_again
 from veneer.family.hub import fetch, read_index
 from veneer.family.libraries import one_line_errors, silence_libraries
@@ -278,10 +278,30 @@ def detect_file(file: Path) -> str:
     check_is_safetensors(file)
     with silence_libraries():
         kind = kind_of_checkpoint(file)
-    for pipeline, entry in FAMILIES.items():
-        if kind in entry.checkpoints:
-            return pipeline
-    raise _unknown_family(f"checkpoint of {kind}", file)
+    pipelines = [pipeline for pipeline, entry in FAMILIES.items() if kind in entry.checkpoints]
+    if not pipelines:
+        raise _unknown_family(f"checkpoint of {kind}", file)
+    if family_class(pipelines[0]).reads_checkpoints:
+        return pipelines[0]
+    return _pipeline_around(file, pipelines) or _fitting(file, pipelines) or pipelines[0]
+
+
+def _pipeline_around(file: Path, pipelines: Sequence[str]) -> str | None:
+    """Return the pipeline of the diffusers folder that a file lies in, if it has such a denoiser."""
+    if not (file.parent / INDEX).is_file():
+        return None
+    pipeline = detect(file.parent)
+    kinds = {denoiser_class(family_class(each)) for each in pipelines}
+    return pipeline if denoiser_class(family_class(pipeline)) in kinds else None
+
+
+def _fitting(file: Path, pipelines: Sequence[str]) -> str | None:
+    """Return the pipeline of whose published denoisers one has the weights of a file, where several have such files."""
+    if len(pipelines) == 1:
+        return None
+    with silence_libraries():
+        fitting = (each for each in pipelines if fits_published(file, each, family_class(each)))
+        return next(fitting, None)
 
 
 def detect_on_hub(base: str) -> str:

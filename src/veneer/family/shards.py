@@ -26,7 +26,7 @@ __all__ = ["Shards", "WeightFiles", "WeightsFile", "find_weights", "is_scale", "
 _STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Names of weight files without their endings: diffusers', then transformers' two."""
 _FILE = re.compile(
-    rf"(?P<stem>{'|'.join(_STEMS)})(?:\.(?P<variant>[\w-]+?))?(?P<shard>-\d+-of-\d+)?\.(?P<form>safetensors|bin)"
+    rf"(?P<stem>{'|'.join(_STEMS)})(?:\.(?P<variant>[\w-]+?))?(?P<shard>-\d+-of-\d+)?\.(?P<form>safetensors|bin|gguf)"
 )
 _INDEX = re.compile(rf"(?P<stem>{'|'.join(_STEMS)})\.(?P<form>safetensors|bin)\.index(?:\.(?P<variant>[\w-]+))?\.json")
 _VARIANTS = ("", "fp32", "bf16", "fp16", "non_ema", "ema")
@@ -41,7 +41,7 @@ class WeightFiles:
         name: of the file, or of the index that lists its shards.
         stem: the name without variant and ending.
         variant: the part of the name before its ending, such as ``fp16``; empty as a rule.
-        form: its ending: ``safetensors`` or ``bin``.
+        form: its ending: ``safetensors``, ``bin``, or ``gguf`` in a folder of links.
         is_index: whether ``name`` lists shards.
     """
 
@@ -55,6 +55,11 @@ class WeightFiles:
     def is_pickled(self) -> bool:
         """Whether it is of PyTorch's own format, of which the libraries read tensors and nothing else."""
         return self.form == "bin"
+
+    @property
+    def has_foreign_names(self) -> bool:
+        """Whether only :mod:`veneer.family.foreign_weights` reads it."""
+        return self.form == "gguf"
 
     def has_shard(self, name: str) -> bool:
         """Return whether a file is one of the shards that the index lists, by its name alone."""

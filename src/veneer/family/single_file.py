@@ -12,6 +12,7 @@ import torch
 
 from veneer.errors import UserError
 from veneer.family.file_content import check_content, header
+from veneer.family.gguf_file import open_weights
 from veneer.file_kind import GGUF, SAFETENSORS, FileKind, kind_despite_ending
 from veneer.files import is_pickle
 from veneer.weights.formats.contents import DENOISER, TEXT_ENCODER, content_of
@@ -43,7 +44,7 @@ _NEEDED = {
 
 
 def check_is_safetensors(file: Path) -> None:
-    """Check by its first bytes and its name that a single file may be opened as safetensors.
+    """Check by its first bytes and its name that a single file may be opened as safetensors or GGUF.
 
     Raises:
         UserError: it is a pickle, which is not opened, or something else.
@@ -52,9 +53,7 @@ def check_is_safetensors(file: Path) -> None:
         raise _pickle(file)
     kind = check_content(file)
     if kind is GGUF:
-        remedy = "give the base's .safetensors file or folder"
-        what = "is a GGUF file, whose numbers are packed for painting: nothing is trained on it"
-        raise UserError(what, code="base.not_a_model", where=file, remedy=remedy)
+        return
     if file.suffix.lower() != ".safetensors":
         raise _other_ending(file, kind)
 
@@ -93,7 +92,7 @@ def kind_of_checkpoint(file: Path) -> str:
     Raises:
         UserError: the file is broken, or holds something else than a base.
     """
-    tensors = header(file).tensors
+    tensors = open_weights(file).header.tensors
     if not tensors:
         raise _no_base(file, "holds no tensors", "give the base's file")
     _refuse_packed(file, tensors)
@@ -102,6 +101,7 @@ def kind_of_checkpoint(file: Path) -> str:
     kind = _infer(tensors)
     if kind not in _OF_UNETS:
         return kind
+    _refuse_gguf(file)
     _refuse_scaled(file, tensors)
     if kind == _FALLBACK and not any(name.startswith(_LDM) for name in tensors):
         _refuse_parts(file, tensors)
@@ -114,6 +114,13 @@ def _refuse_packed(file: Path, names: Collection[str]) -> None:
     if any(re.search(_PACKED, name) for name in names):
         what = "is quantised: its numbers are packed with scales beside them"
         raise _no_base(file, what, "give the base's file in float16, bfloat16 or float32")
+
+
+def _refuse_gguf(file: Path) -> None:
+    """Refuse GGUF where diffusers reads the file as a whole, which it does not in this format."""
+    if check_content(file) is GGUF:
+        what = "is a GGUF file of no family whose denoiser is read from such a file"
+        raise _no_base(file, what, "give the base's .safetensors file or folder")
 
 
 def _refuse_scaled(file: Path, names: Collection[str]) -> None:
