@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
 from diffusers import FlowMatchLCMScheduler, HiDreamImagePipeline, HiDreamImageTransformer2DModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.errors import raises_code
@@ -23,6 +25,7 @@ from veneer.family.abstract import make_network, make_scheduler
 from veneer.family.hidream import HiDream
 from veneer.family.protocol import Conditioning
 from veneer.family.published import read_published
+from veneer.family.registry import load_family
 from veneer.sample.generate import generate
 
 PUBLISHED = read_published("hidream-i1-full").parts
@@ -154,3 +157,14 @@ def test_dev_and_fast_are_told_by_their_scheduler(family: HiDream, pipeline: Any
     assert family.distilled is None
     parts = {name: copy.deepcopy(part) for name, part in pipeline.components.items()}
     assert HiDream({**parts, "scheduler": FlowMatchLCMScheduler(shift=6.0)}).distilled is not None
+
+
+@pytest.mark.parametrize("stem", ["", "model.diffusion_model."])
+def test_a_file_of_the_transformer_alone_takes_the_rest_from_the_folder_it_lies_in(stem: str, tmp_path: Path) -> None:
+    folder = write_tiny_hidream(tmp_path / "base")
+    weights = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    (folder / "transformer" / "diffusion_pytorch_model.safetensors").unlink()
+    file = folder / "hidream_i1_full_fp16.safetensors"
+    save_file({f"{stem}{name}": weight for name, weight in weights.items()}, file)
+    network = load_family(str(file)).networks["transformer"].state_dict()
+    assert network.keys() == weights.keys() and all(torch.equal(network[name], weights[name]) for name in weights)

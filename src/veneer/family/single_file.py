@@ -29,8 +29,9 @@ _TELLING: Mapping[str, tuple[str, str]] = {
     "qwen-image": ("txt_norm.weight", "transformer_blocks.0.img_mod.1.weight"),
     "ernie-image": ("layers.0.adaLN_sa_ln.weight", "layers.0.mlp.linear_fc2.weight"),
     "ideogram4": ("llm_cond_proj.weight", "embed_image_indicator.weight"),
+    "hidream": ("double_stream_blocks.0.block.adaLN_modulation.1.bias", "final_layer.linear.weight"),
 }
-"""Weights that denoisers have which diffusers has no kind for."""
+"""Weights that denoisers have which diffusers has no kind for, or knows without ComfyUI's prefix only."""
 _FLUX2, _FLUX2_KLEIN, _GUIDANCE = "flux-2-dev", "flux-2-klein", re.compile(r"guidance_(?:in|embedder)\.")
 """diffusers has one kind for FLUX.2, of which [klein] takes no guidance."""
 _PACKED = r"\.(absmax|quant_map|qweight|qzeros|weight_scale_2)$|quant_state"
