@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.families import FamilyCase
 from tests.families.parts import clip_text_encoder, clip_tokenizer, t5_text_encoder, t5_tokenizer, tiny_autoencoder
 
-__all__ = ["CASE", "decode", "encode", "paint", "velocity", "write_tiny_sd3"]
+__all__ = ["CASE", "decode", "encode", "paint", "velocity", "write_sd3_file", "write_tiny_sd3"]
 
 
 def write_tiny_sd3(folder: Path, *, is_first: bool = False, has_t5: bool = True) -> Path:
@@ -61,6 +62,74 @@ def write_tiny_sd3(folder: Path, *, is_first: bool = False, has_t5: bool = True)
     pipeline = StableDiffusion3Pipeline(**networks, **tokenizers, scheduler=scheduler)
     pipeline.save_pretrained(folder)
     return folder
+
+
+_OUTER = {
+    "x_embedder.proj": "pos_embed.proj",
+    "context_embedder": "context_embedder",
+    "final_layer.linear": "proj_out",
+    **{
+        f"{native}_embedder.mlp.{place}": f"time_text_embed.{own}_embedder.linear_{number}"
+        for native, own in (("t", "timestep"), ("y", "text"))
+        for number, place in ((1, 0), (2, 2))
+    },
+}
+_SIDES = (("x", "ff", "norm1", "attn.to_", "", "attn.to_out.0", ""),)
+_SIDES += (("context", "ff_context", "norm1_context", "attn.add_", "_proj", "attn.to_add_out", "added_"),)
+
+
+def write_sd3_file(folder: Path, path: Path, stem: str = "model.diffusion_model.") -> Path:
+    """Write a Stable Diffusion 3 folder's transformer into one file, under the names that its authors gave it.
+
+    Args:
+        folder: from :func:`write_tiny_sd3`.
+        path: the file to write.
+        stem: what the names begin with.
+    """
+    own = load_file(folder / "transformer" / "diffusion_pytorch_model.safetensors")
+    tensors = {"pos_embed": own.pop("pos_embed.pos_embed")}
+    last = sum(name.endswith("norm1_context.linear.weight") for name in own) - 1
+    for native, layers in _native_layers(own).items():
+        for kind in ("weight", "bias"):
+            if f"{layers[0]}.{kind}" in own:
+                tensors[f"{native}.{kind}"] = torch.cat([own.pop(f"{layer}.{kind}") for layer in layers])
+    swapped = {
+        "final_layer": "norm_out",
+        f"joint_blocks.{last}.context_block": f"transformer_blocks.{last}.norm1_context",
+    }
+    for native, layer in swapped.items():
+        for kind in ("weight", "bias"):
+            scale, shift = own.pop(f"{layer}.linear.{kind}").chunk(2)
+            tensors[f"{native}.adaLN_modulation.1.{kind}"] = torch.cat([shift, scale])
+    assert not own, "each weight has its place"
+    save_file({f"{stem}{name}": tensor.contiguous() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def _native_layers(weights: dict[str, Tensor]) -> dict[str, list[str]]:
+    """Which of diffusers' layers each native layer consists of, but for those whose halves are swapped."""
+    found = {native: [layer] for native, layer in _OUTER.items()}
+    blocks = sum(name.endswith("attn.to_q.weight") and ".attn." in name for name in weights)
+    for number in range(blocks):
+        block = f"transformer_blocks.{number}"
+        for side, mlp, norm, projection, end, out, added in _SIDES:
+            native = f"joint_blocks.{number}.{side}_block"
+            if (side, number) != ("context", blocks - 1):
+                found[f"{native}.adaLN_modulation.1"] = [f"{block}.{norm}.linear"]
+            found[f"{native}.mlp.fc1"], found[f"{native}.mlp.fc2"] = (
+                [f"{block}.{mlp}.net.0.proj"],
+                [f"{block}.{mlp}.net.2"],
+            )
+            found[f"{native}.attn.qkv"] = [f"{block}.{projection}{letter}{end}" for letter in "qkv"]
+            found[f"{native}.attn.proj"] = [f"{block}.{out}"]
+            for letter in "qk":
+                found[f"{native}.attn.ln_{letter}"] = [f"{block}.attn.norm_{added}{letter}"]
+        second = f"joint_blocks.{number}.x_block.attn2"
+        found[f"{second}.qkv"] = [f"{block}.attn2.to_{letter}" for letter in "qkv"]
+        found[f"{second}.proj"] = [f"{block}.attn2.to_out.0"]
+        for letter in "qk":
+            found[f"{second}.ln_{letter}"] = [f"{block}.attn2.norm_{letter}"]
+    return {native: layers for native, layers in found.items() if f"{layers[0]}.weight" in weights}
 
 
 def encode(pipeline: Any, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,20 +9,25 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusion3Pipeline
-from safetensors.torch import save_file
+from diffusers.loaders.single_file_utils import (
+    convert_sd3_transformer_checkpoint_to_diffusers,
+    infer_diffusers_model_type,
+)
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.errors import raises_code
 from tests.families import CAPTIONS
-from tests.families.sd3 import velocity, write_tiny_sd3
+from tests.families.sd3 import velocity, write_sd3_file, write_tiny_sd3
 from tests.key_tables import read_key_table
 from tests.running import quick_config, without_rehearsals
 from tests.training import tiny_config
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraFactors, LoraSpec, delta_weight
+from veneer.config.base_name import BaseName
 from veneer.data.transform import Geometry
 from veneer.family.layer_names import names_of_base
-from veneer.family.registry import load_family
+from veneer.family.registry import FAMILIES, load_family
 from veneer.family.sd3 import StableDiffusion3
 from veneer.plan.abstract import abstract_base
 from veneer.plan.tracer import MemoryTracer
@@ -200,6 +205,54 @@ def test_kohya_s_names_are_the_native_ones_and_its_files_are_read_back(
     theirs.load_lora_weights(tmp_path, weight_name="kohya.safetensors")
     layers = [module for part in (theirs.transformer, theirs.text_encoder) for module in part.modules()]
     assert not any(getattr(module, "lora_A", None) for module in layers)  # diffusers has no converter for such names
+
+
+@pytest.mark.parametrize(("width", "places"), [(1536, 192**2), (1536, 384**2), (2432, 192**2)])
+def test_files_of_published_sizes_are_known(width: int, places: int) -> None:
+    tensors = {
+        "joint_blocks.0.context_block.adaLN_modulation.1.bias": torch.empty(6 * width, device="meta"),
+        "joint_blocks.37.x_block.mlp.fc1.weight": torch.empty(4 * width, width, device="meta"),
+        "pos_embed": torch.empty(1, places, width, device="meta"),
+    }
+    if width == 1536:
+        tensors.pop("joint_blocks.37.x_block.mlp.fc1.weight")
+    for stem in ("", "model.diffusion_model."):
+        kind = infer_diffusers_model_type({f"{stem}{name}": tensor for name, tensor in tensors.items()})
+        assert kind in FAMILIES["StableDiffusion3Pipeline"].checkpoints
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["3.5", "3"])
+def either(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_sd3(tmp_path_factory.mktemp("base") / "sd3", is_first=request.param)
+
+
+def test_a_transformer_s_own_file_is_the_transformer_of_the_folder(either: Path, tmp_path: Path) -> None:
+    file = write_sd3_file(either, tmp_path / "sd3.safetensors")
+    converted = convert_sd3_transformer_checkpoint_to_diffusers(
+        {name.removeprefix("model.diffusion_model."): tensor for name, tensor in load_file(file).items()}
+    )
+    family = load_family(BaseName(str(either), {"transformer": str(file)}))
+    weights = family.networks["transformer"].state_dict()
+    stored = load_file(either / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert weights.keys() == stored.keys() == converted.keys()
+    assert all(torch.equal(weights[name], stored[name]) for name in stored)
+    assert all(torch.equal(converted[name], stored[name]) for name in stored)  # so diffusers reads the file too
+
+
+def test_a_file_with_both_clips_and_without_t5_has_all_of_a_base_s_networks(without_t5: Path, tmp_path: Path) -> None:
+    """As ``sd3_medium_incl_clips.safetensors``; it is named for each, for files are known by published sizes alone."""
+    tensors = load_file(write_sd3_file(without_t5, tmp_path / "sd3.safetensors"))
+    for name, stem in (("text_encoder", "clip_l"), ("text_encoder_2", "clip_g")):
+        weights = load_file(without_t5 / name / "model.safetensors")
+        tensors |= {f"text_encoders.{stem}.transformer.{key}": weight for key, weight in weights.items()}
+    file = tmp_path / "all.safetensors"
+    save_file(tensors, file)
+    expected = load_family(str(without_t5))
+    family = load_family(BaseName(str(without_t5), dict.fromkeys(expected.networks, str(file))))
+    assert family.text_encoders == ("text_encoder", "text_encoder_2")
+    for name, network in expected.networks.items():
+        own = family.networks[name].state_dict()
+        assert all(torch.equal(own[key], weight) for key, weight in network.state_dict().items())
 
 
 @pytest.mark.slow

@@ -11,7 +11,6 @@ from torch import Tensor
 from veneer.config.schema import Density
 from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
-from veneer.family.flow import flow_of
 from veneer.family.key_names.network import names_in
 from veneer.family.key_names.sd3 import sd3_names
 from veneer.family.libraries import silence_libraries
@@ -56,11 +55,7 @@ class StableDiffusion3(ShiftedLatents):
     ) -> None:
         super().__init__(parts, load, options)
         self.text_tokens = _T5_LENGTH - 1 if _T5 in self._tokenizers else None
-        self.noise = flow_of(parts["scheduler"])
-        config = self._denoiser.config
-        self._shift = float(self._vae.config.shift_factor or 0)
-        self.multiple = self._pixels_a_latent * int(config.patch_size)
-        self.resolution = self._pixels_a_latent * int(config.sample_size)
+        self.resolution = self._pixels_a_latent * int(self._denoiser.config.sample_size)
 
     @property
     def labels(self) -> BaseLabels:
