@@ -66,10 +66,10 @@ def test_a_folder_that_is_no_base(tmp_path: Path) -> None:
 
 
 def test_another_family_is_named(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "WanPipeline"}))
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "MochiPipeline"}))
     with raises_code("base.unknown_family") as caught:
         detect(tmp_path)
-    assert f"is a WanPipeline; known are {', '.join(FAMILIES)}" in str(caught.value)
+    assert f"is a MochiPipeline; known are {', '.join(FAMILIES)}" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -238,9 +238,6 @@ def test_a_single_file_that_is_torn(tmp_path: Path) -> None:
 V2 = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
 
 
-AURAFLOW = ("double_layers.0.attn.w2q.weight", "double_layers.0.attn.w1q.weight", "t_embedder.mlp.0.weight")
-
-
 @pytest.mark.parametrize("shapes", [{LDM: (320, 4, 3, 3)}, {LDM: (320, 4, 3, 3), V2: (320, 1024)}])
 def test_a_stable_diffusion_checkpoint_is_known_by_its_weights(
     tmp_path: Path, shapes: dict[str, tuple[int, ...]]
@@ -251,8 +248,8 @@ def test_a_stable_diffusion_checkpoint_is_known_by_its_weights(
 @pytest.mark.parametrize(
     ("shapes", "kind"),
     [
-        ({"cond_seq_linear.weight": (8,), **dict.fromkeys(AURAFLOW, (8,))}, "auraflow"),
-        ({"model.diffusion_model.cap_embedder.0.weight": (8,)}, "lumina2"),
+        ({"blocks.0.attn.qkv_x.weight": (8,)}, "mochi-1-preview"),
+        ({"token_refiner.blocks.0.attn.qkv_proj.weight": (8,)}, "minimax-h3"),
         ({"conditioner.embedders.0.model.transformer.resblocks.9.mlp.c_proj.bias": (8,)}, "xl_refiner"),
         ({LDM: (320, 9, 3, 3)}, "inpainting"),
     ],
