@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +71,13 @@ def statistics(vae: Any, epsilon: float) -> tuple[Tensor, Tensor]:
     return vae.bn.running_mean.view(1, -1, 1, 1), torch.sqrt(vae.bn.running_var.view(1, -1, 1, 1) + epsilon)
 
 
+@cache
+def _texts(pipeline: Any, captions: tuple[str, ...]) -> Any:
+    return pipeline.encode_prompt(list(captions), device="cpu")
+
+
 def velocity(pipeline: Any, latents: Tensor, sigma_B: Tensor, captions: Sequence[str]) -> Tensor:
-    text, text_ids = pipeline.encode_prompt(list(captions), device="cpu")
+    text, text_ids = _texts(pipeline, tuple(captions))
     count, channels, height, width = latents.shape
     side = pipeline.vae_scale_factor * 2
     tokens, ids = pipeline.prepare_latents(

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import diffusers
 import numpy as np
@@ -35,6 +36,8 @@ CASES = family_cases()
 TIMES = [(0.02, 0.98), (0.25, 0.7), (0.5, 1.0)]
 SIZES = [(4, 4), (4, 6)]
 """Height and width of pictures, in the family's multiple of pixels."""
+_TEXTS: WeakKeyDictionary[Family, dict[str, Conditioning]] = WeakKeyDictionary()
+"""What each family makes of captions: some read them through thirty layers, and test after test asks for the same."""
 
 
 @pytest.fixture(scope="module", params=CASES)
@@ -76,7 +79,12 @@ def latents_of(family: Family, size: tuple[int, int], seed: int = 0, count: int 
 def conditioning_of(family: Family, size: tuple[int, int], captions: tuple[str, ...] = CAPTIONS) -> Conditioning:
     """Each caption is encoded alone, as a run does."""
     height, width = (side * family.multiple for side in size)
-    text = Conditioning.cat([family.encode_text([caption]) for caption in captions])
+    known = _TEXTS.setdefault(family, {})
+    for caption in captions:
+        if caption not in known:
+            with torch.no_grad():
+                known[caption] = family.encode_text([caption])
+    text = Conditioning.cat([known[caption] for caption in captions])
     return family.condition(text, [Geometry.whole(height, width)] * len(captions))
 
 
