@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -20,6 +21,7 @@ from veneer.adapter.inject import inject
 from veneer.adapter.layers import layers_under
 from veneer.adapter.lora import LoraSpec
 from veneer.adapter.targets import expand_preset, is_named
+from veneer.config.base_name import BaseName
 from veneer.config.schema import TargetPreset
 from veneer.family.abstract import make_network, make_scheduler
 from veneer.family.hidream import HiDream
@@ -168,3 +170,18 @@ def test_a_file_of_the_transformer_alone_takes_the_rest_from_the_folder_it_lies_
     save_file({f"{stem}{name}": weight for name, weight in weights.items()}, file)
     network = load_family(str(file)).networks["transformer"].state_dict()
     assert network.keys() == weights.keys() and all(torch.equal(network[name], weights[name]) for name in weights)
+
+
+def test_a_base_is_published_without_llama_which_is_named_beside_it(tmp_path: Path) -> None:
+    folder = write_tiny_hidream(tmp_path / "base")
+    llama = {"text_encoder_4": tmp_path / "llama", "tokenizer_4": tmp_path / "words"}
+    for name, place in llama.items():
+        (folder / name).rename(place)
+    index = folder / "model_index.json"
+    named = json.loads(index.read_text("utf-8"))
+    index.write_text(json.dumps({name: value for name, value in named.items() if name not in llama}), "utf-8")
+    with raises_code("base.broken_index") as caught:
+        load_family(str(folder))
+    assert "base.components.text_encoder_4=PATH" in str(caught.value)
+    base = BaseName(str(folder), {name: str(place) for name, place in llama.items()})
+    assert load_family(base).text_encoders == tuple(HiDream.tokenizers)

@@ -145,7 +145,10 @@ class PipelineFolder:
         if isinstance(entry, list) and len(entry) == 2 and all(isinstance(each, str) for each in entry):
             return entry[0], entry[1]
         what = f"names no {name}, without which there is no base"
-        raise UserError(what, code="base.broken_index", where=self.path / INDEX, remedy=fetch_again(self.path / INDEX))
+        remedy = (
+            f"{fetch_again(self.path / INDEX)}, or name one that it was published without: base.components.{name}=PATH"
+        )
+        raise UserError(what, code="base.broken_index", where=self.path / INDEX, remedy=remedy)
 
     def _folder(self, name: str) -> Path:
         return _part_folder(self.path / name)
