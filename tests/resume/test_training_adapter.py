@@ -24,6 +24,7 @@ from veneer.family.loading import load_base
 from veneer.family.registry import load_family
 from veneer.plan.assessment import assess_config, plan_loaded
 from veneer.plan.memory import STEP
+from veneer.run.folder import CARD
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
 from veneer.train.events import SampleDue, StepDone
@@ -141,6 +142,8 @@ def test_it_is_in_the_scores_and_not_in_the_pictures(
     assert score.mean == pytest.approx(last.held_out.mean, rel=1e-4)
     evaluation = evaluate_adapter(config.output.dir)
     assert evaluation.held_out == score
+    card = (config.output.dir / CARD).read_text("utf-8")
+    assert file.name in card and str(file.parent) not in card
     kept = info(config.output.dir / FILE_NAME).metadata["veneer.training_adapter.sha256"]
     assert len(kept) == 64
     assert main(["adapter", "verify", str(config.output.dir)]) == 0

@@ -16,6 +16,7 @@ from veneer.family.registry import BUNDLED
 from veneer.files import public_name, user_path
 from veneer.run.folder import GALLERY
 from veneer.weights.card import CardFacts, CardFile, model_card
+from veneer.weights.training_adapter import TRAINING_ADAPTER
 
 __all__ = ["run_card"]
 
@@ -72,6 +73,8 @@ def _first_argument(pipeline: type[Any]) -> str:
 
 def _settings(config: RunConfig) -> dict[str, object]:
     settings = _dotted(config.model_dump(mode="json", include={"seed", "adapter", "objective", "train"}))
+    if config.adapter.training_adapter is not None:
+        settings[TRAINING_ADAPTER] = config.adapter.training_adapter.name
     settings["data.resolution"] = config.data.resolution
     if config.data.token_windows > 1:
         settings["data.token_windows"] = config.data.token_windows
