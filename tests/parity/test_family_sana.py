@@ -65,6 +65,14 @@ def test_text_is_the_begin_mark_and_what_follows_the_instruction(family: Sana, p
     torch.testing.assert_close(own["text"], torch.cat([states[:, :1], states[:, first:]], dim=1), rtol=1e-4, atol=1e-5)
 
 
+def test_the_first_text_changes_no_setting(folder: Path) -> None:
+    """The pipeline moves the padding to the right, which transformers has on the left: a run would not be resumed."""
+    family = load_family(str(folder))
+    before = dict(family.settings)
+    family.encode_text(["a cat"])
+    assert family.settings == before
+
+
 def test_a_long_caption_is_one_of_which_the_pipeline_reads_298_tokens(family: Sana) -> None:
     long = "a" * 299
     assert family.unread(["a" * 298]) == {}

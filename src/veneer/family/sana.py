@@ -49,6 +49,8 @@ class Sana(PipelineFamily):
         self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(parts, load, options)
+        # as the pipeline sets it with the first text: it is a setting of the base, which must not change in a run
+        self._tokenizers["text_encoder"].padding_side = "right"
         self.noise = flow_of(parts["scheduler"])
         config = self._denoiser.config
         self.multiple = self._pixels_a_latent * int(config.patch_size)
