@@ -11,6 +11,7 @@ import torch
 from tests.errors import raises_code
 from veneer.config.load import build_config
 from veneer.config.schema import RunConfig
+from veneer.engine.quantized import parameter_count
 from veneer.family.published import read_published
 from veneer.family.registry import family_class
 from veneer.plan.abstract import abstract_base
@@ -34,7 +35,7 @@ def config_of(base: str, **train: str) -> RunConfig:
 def test_a_published_architecture_is_its_family_s_class_with_the_parameters_of_its_weights(name: str) -> None:
     family = abstract_base(config_of(name), MemoryTracer(torch.device("cpu")))
     assert type(family) is family_class(read_published(name).pipeline)
-    counts = {prefix: sum(p.numel() for p in network.parameters()) for prefix, network in family.networks.items()}
+    counts = {prefix: parameter_count(network) for prefix, network in family.networks.items()}
     assert counts == PARAMETERS[name]
 
 
