@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 import diffusers
@@ -18,7 +18,9 @@ from tests.families import CAPTIONS, FamilyCase, family_cases
 from tests.training import tiny_config
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
+from veneer.adapter.registry import specs_of
 from veneer.config.load import build_config
+from veneer.config.schema import AdapterConfig, TargetPreset
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
 from veneer.data.transform import Geometry
@@ -255,6 +257,27 @@ def test_default_targets_are_in_the_networks_and_learn(case: FamilyCase, family:
         assert all(match.modules for match in injection.matches)
     finally:
         injection.eject()
+
+
+def test_default_targets_reach_every_block_that_the_family_does_not_spare(family: Family) -> None:
+    (spec,) = specs_of(AdapterConfig(rank=1), family).values()
+    injection = inject(family.networks, {family.denoiser: spec}, seed=0)
+    try:
+        coverage = injection.block_coverage()[family.denoiser]
+    finally:
+        injection.eject()
+    assert coverage.touched > 0 and (not coverage.left_out or family.default_blocks)
+
+
+@pytest.mark.parametrize("preset", get_args(TargetPreset))
+def test_presets_reach_every_block(family: Family, preset: TargetPreset) -> None:
+    (spec,) = specs_of(AdapterConfig(rank=1, target_modules=preset), family).values()
+    injection = inject(family.networks, {family.denoiser: spec}, seed=0)
+    try:
+        coverage = injection.block_coverage()[family.denoiser]
+    finally:
+        injection.eject()
+    assert coverage.touched > 0 and not coverage.left_out
 
 
 def _gradients(family: Family) -> None:

@@ -15,7 +15,7 @@ from tests.families.krea2 import LAYERS, write_tiny_krea2
 from tests.families.qwen_parts import PREFIX, SUFFIX
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
-from veneer.family.abstract import make_network
+from veneer.family.abstract import make_network, read_configs
 from veneer.family.krea2 import Krea2
 from veneer.family.protocol import Conditioning
 from veneer.family.published import read_published
@@ -133,6 +133,15 @@ def test_turbo_is_told_from_raw_by_its_model_index(family: Krea2, tmp_path: Path
     assert isinstance(turbo, Krea2)
     assert family.distilled is None and turbo.distilled is not None and "Raw" in turbo.distilled
     assert turbo.pipeline().config.is_distilled and not family.pipeline().config.is_distilled
+
+
+def test_a_plan_of_a_folder_knows_what_its_model_index_says(folder: Path, tmp_path: Path) -> None:
+    turbo = write_tiny_krea2(tmp_path / "turbo", is_distilled=True)
+    raw, other = (
+        Krea2.abstract(read_configs(str(place), Krea2.config_names()), torch.float32) for place in (folder, turbo)
+    )
+    assert list(raw._layers()) == list(other._layers()) == list(LAYERS)
+    assert raw.distilled is None and other.distilled is not None
 
 
 def test_the_shift_is_the_scheduler_s_by_the_picture_s_size(family: Krea2) -> None:

@@ -269,7 +269,7 @@ def test_asking_for_scores_with_nothing_held_out_is_refused_first(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = config.data.model_copy(update={"held_out": 0.0})
-    monkeypatch.setattr("veneer.run.preparation.load_base", None)
+    monkeypatch.setattr("veneer.run.preparation.load_run_base", None)
     text = r"validation\.every: no picture is held out .*; hold some out with data\.held_out"
     with raises_code("validation.nothing_held_out", match=text):
         run_training(config.model_copy(update={"data": data}))

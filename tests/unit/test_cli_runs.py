@@ -180,7 +180,7 @@ def test_an_unwritable_output_is_refused_before_anything_long(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("veneer.run.preparation.survey", forbid)
-    monkeypatch.setattr("veneer.run.preparation.load_base", forbid)
+    monkeypatch.setattr("veneer.run.preparation.load_run_base", forbid)
     (tmp_path / "file").write_text("in the way")
     assert main(train_in(tmp_path / "file" / "run", tiny_base, tiny_pictures)) == 2
     line = capsys.readouterr().err

@@ -68,7 +68,7 @@ class AbstractTokenizer:
 
 
 def read_configs(place: str, names: Iterable[str], optional: Collection[str] = ()) -> dict[str, Config]:
-    """Return the configurations of parts of a pipeline.
+    """Return the configurations of parts of a pipeline, and what its index says, under the index's name.
 
     Args:
         place: a folder in diffusers' layout, or a hub id.
@@ -78,9 +78,9 @@ def read_configs(place: str, names: Iterable[str], optional: Collection[str] = (
     Raises:
         UserError: one is not there, or is no JSON object.
     """
-    index = check_config(_file(place, INDEX)) if optional else {}
+    index = check_config(_file(place, INDEX))
     present = [name for name in names if name not in optional or is_in_index(index, name)]
-    return {name: check_config(_config_file(place, name)) for name in present}
+    return {INDEX: index, **{name: check_config(_config_file(place, name)) for name in present}}
 
 
 def _config_file(place: str, name: str) -> Path:

@@ -31,7 +31,7 @@ from veneer.family.abstract import AbstractTokenizer, Config, make_network, make
 from veneer.family.libraries import one_line_errors
 from veneer.family.networks import LoadOptions, load_file, load_parts, loader_of
 from veneer.family.offload import Loader, Offloader
-from veneer.family.pipeline_folder import PipelineFolder
+from veneer.family.pipeline_folder import INDEX, PipelineFolder
 from veneer.family.protocol import Conditioning, LatentDistribution, NoiseProcess
 from veneer.family.unread import Unread, find_unread, join_unread
 from veneer.family.windows import window_tokens
@@ -188,7 +188,7 @@ class PipelineFamily:
 
     @classmethod
     def abstract(cls, configs: Mapping[str, Config], dtype: torch.dtype) -> Self:
-        """Return a base on the meta device, from the configurations of its networks and its scheduler."""
+        """Return a base on the meta device, from the configurations of its networks and scheduler, and its index."""
         networks = {}
         absent = {name for name in cls.optional_parts if name not in configs}
         for name, kind in cls._network_classes().items():
@@ -200,7 +200,9 @@ class PipelineFamily:
             part: cls._abstract_tokenizer(networks[name]) for name, part in cls.tokenizers.items() if name in networks
         }
         parts = {**dict.fromkeys((*cls.optional_parts, *cls.left_out)), **networks, **tokenizers}
-        return cls({**parts, "scheduler": make_scheduler(configs["scheduler"])})
+        index = configs.get(INDEX, {})
+        stored = {name: index[name] for name in cls.stored_options if name in index}
+        return cls({**parts, "scheduler": make_scheduler(configs["scheduler"])}, options=stored)
 
     @classmethod
     def _abstract_tokenizer(cls, text_encoder: Any) -> AbstractTokenizer:

@@ -34,9 +34,10 @@ def check_references(family: Family, count: int, where: object) -> None:
         return
     base, most = f"a {family.name} base", counts.stop - 1
     if not most:
-        what, remedy = (
-            f"{base} paints from text alone and takes no references",
-            "leave them out, or use a base that edits",
+        what = f"{base} paints from text alone and takes no references"
+        remedy = (
+            "leave them out, or use a base that edits; of a file that does, whose weights do not tell it, name the "
+            "diffusers folder or hub id as base.path and the file in base.components"
         )
     elif count > most:
         what, remedy = f"{base} takes {most} references with a text at most, not {count}", "leave some out"
