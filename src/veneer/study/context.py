@@ -33,6 +33,7 @@ from veneer.study.statistics import StoppedEarly, TrialResult
 from veneer.study.trial import TRIALS, Trial
 from veneer.weights.checkpoint import clear_checkpoints
 from veneer.weights.file import FILE_NAME, load
+from veneer.weights.training_adapter import TrainingAdapter
 
 __all__ = ["StudyContext"]
 
@@ -243,7 +244,9 @@ class StudyContext:
         """Measure the networks as they stand; the pictures are encoded once for all trials."""
         if self._evaluator is None:
             self._evaluator = HeldOutEvaluator(self.reference, self.family, self._measured_on)
-        return self._evaluator.losses()
+        reference, family = self.reference, self.family
+        with TrainingAdapter(reference.adapter, family.networks, family.denoiser).applied():
+            return self._evaluator.losses()
 
     def _measured_once(self, trial: Trial | None, measure: Callable[[], Losses]) -> Losses:
         """Return recorded losses, or measure and record them."""
