@@ -37,7 +37,7 @@ from veneer.train.loop import Trainer
 from veneer.train.step import MicroBatch, train_step
 from veneer.weights.safetensors import encoded_bytes
 
-__all__ = ["BaseMaker", "RunInputs", "module_count", "rehearse", "tensors_of", "unread_parts"]
+__all__ = ["BaseMaker", "RunInputs", "module_count", "rehearse", "rehearse_step", "tensors_of", "unread_parts"]
 
 BaseMaker = Callable[[MemoryTracer], Family]
 """Makes a base whose tensors have no data, recorded by the tracer."""
@@ -106,6 +106,31 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
     path = config.adapter.training_adapter
     distilled = warn_of_distillation(config.base, family, path)
     return replace(plan, training_adapter=None if path is None else path.name, distilled=distilled)
+
+
+def rehearse_step(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Phase:
+    """Return the memory of a training step alone, on a GPU: a part of :func:`rehearse`.
+
+    Args:
+        config: the run.
+        make_base: makes its base.
+        inputs: what it is done with.
+
+    Raises:
+        UserError: the config does not fit the base.
+    """
+    tracer = MemoryTracer(inputs.device)
+    family = make_base(tracer)
+    _label_weights(tracer, family, config)
+    _leave_unread(tracer, family, config)
+    config = resolve(config, family)
+    rehearsal = _Rehearsal(tracer, family, config, family.reference_counts.start)
+    with tracer.tracing(), closing(rehearsal.make_trainer()) as trainer:
+        rehearsal.encode(inputs.pictures)
+        rehearsal.step(trainer)
+        tracer.begin_phase("after it")  # in which all that was offloaded comes back
+    peak = tracer.peaks()[STEP]
+    return Phase(STEP, peak.total, _largest_first(peak.parts))
 
 
 def _blocks(family: Family) -> dict[str, int]:
@@ -306,13 +331,13 @@ class _Rehearsal:
 
     def step(self, trainer: Trainer) -> None:
         """Do an optimiser step of at most two forward passes, since a third one holds what the second does."""
-        self._tracer.begin_phase(STEP)
         micros = [self._micro_batch() for _ in range(self._config.train.gradient_accumulation_steps)]
         for micro in micros:
             text = micro.text.tensors.values() if isinstance(micro.text, Conditioning) else ()
             encoded = (*text, *micro.references.tensors.values())
             self._tracer.label("batch", (micro.latents, micro.noise, micro.t_B, micro.weight_B, *encoded))
         trainer.offload()
+        self._tracer.begin_phase(STEP)  # not before: what encodes has left memory by then
         _label_networks(self._tracer, self._family)
         train_step(replace(trainer.context, graphs=None), 0, micros[:2])
 

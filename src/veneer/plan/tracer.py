@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -127,6 +127,9 @@ class MemoryTracer:
 
     def record(self, tensor: Tensor) -> int:
         """Record a tensor's storage unless it is recorded already, and return its number."""
+        known = self._storages.get(tensor.untyped_storage()._cdata)
+        if known is not None:
+            return known[0]
         size = self._size(tensor)
         return self._record(tensor, Block(size, malloc=size))
 
@@ -172,8 +175,10 @@ class MemoryTracer:
         self._events += [-number - 1 for number in numbers[-1:]]
 
     def _size(self, tensor: Tensor) -> int:
-        here = tensor.device.type == self.device.type
-        return _granted(tensor.untyped_storage().nbytes(), tensor.device) if here else 0
+        # asking a tensor without data for its device is an operation of its own
+        device = tensor.fake_device if type(tensor) is FakeTensor else tensor.device
+        here = device.type == self.device.type
+        return _granted(tensor.untyped_storage().nbytes(), device) if here else 0
 
     def _record(self, tensor: Tensor, block: Block) -> int:
         storage = tensor.untyped_storage()

@@ -1,0 +1,1 @@
+"""What each published base takes to train, as a table of docs/families.md."""

@@ -1,0 +1,237 @@
+"""What each published base takes to train: parameters, weights, what training adds to them, the card that it fits.
+
+``python -m tools.plan_table`` plans all published bases, or those that are named, and writes figures.json beside this
+file and the table of docs/families.md. A base is planned by :func:`veneer.plan.rehearsal.rehearse_step` with three blocks
+of each long list of blocks: what is held grows by as much with each further one as with the third, so what all of them
+take is known from it (a test holds a whole base against it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tools.publish import publish
+from veneer.config.load import build_config
+from veneer.config.schema import RunConfig
+from veneer.engine.block_offload import ON_DEVICE
+from veneer.engine.blocks import repeated_blocks
+from veneer.engine.memory_levels import MEMORY_LEVELS, MemoryLevel
+from veneer.engine.quantization import FORMATS
+from veneer.engine.quantized import packed_weights
+from veneer.family.protocol import Family
+from veneer.family.published import PUBLISHED, read_published
+from veneer.plan.abstract import abstract_base
+from veneer.plan.rehearsal import BaseMaker, RunInputs, rehearse_step
+from veneer.plan.tracer import MemoryTracer
+from veneer.silence import silence_notices
+
+__all__ = ["CARDS", "FIGURES", "Figures", "fit", "measure", "step_bytes", "table", "whole_step_bytes"]
+
+FIGURES = Path(__file__).parent / "figures.json"
+PAGE = Path(__file__).parents[2] / "docs" / "families.md"
+CARDS = (8, 12, 16, 24, 32, 48, 80)
+"""Memory of usual cards in GB of 10^9 bytes, as their makers count."""
+_CONTEXT = 10**9
+"""Bytes that CUDA's context, its libraries' workspaces and the display take of a card."""
+_KEPT, _LONG = 3, 5
+"""Blocks that are left of a list, and the length from which one is shortened."""
+_FORMS = ("bfloat16", "torchao_int8", "bnb_nf4")
+_TITLES = {"bfloat16": "16 bits", "torchao_int8": "int8", "bnb_nf4": "nf4"}
+_PRECISION = "bfloat16"
+_RANK = 16
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a base takes.
+
+    Attributes:
+        title: what people call it.
+        resolution: side of the pictures, in pixels.
+        parameters: of the denoiser.
+        weights: bytes of the denoiser, by the form that its linear layers are held in.
+        rest: bytes of what is in no block, by form.
+        block: bytes of the largest block, by form.
+        text: bytes of all text encoders, by form.
+        added: bytes that a step of one picture holds beside frozen weights, by memory level, as far as it was planned.
+    """
+
+    title: str
+    resolution: int
+    parameters: int
+    weights: Mapping[str, int]
+    rest: Mapping[str, int]
+    block: Mapping[str, int]
+    text: Mapping[str, int]
+    added: Mapping[str, int]
+
+
+def measure(name: str, levels: Iterable[MemoryLevel] = MEMORY_LEVELS) -> Figures:
+    """Plan a published base at some memory levels."""
+    family = abstract_base(_config(name, "lean"), MemoryTracer(torch.device("meta")))
+    denoiser = family.networks[family.denoiser]
+    blocks = list(repeated_blocks(denoiser).values())
+    sizes = {form: [_bytes(block, form) for block in blocks] for form in _FORMS}
+    weights = {form: _bytes(denoiser, form) for form in _FORMS}
+    texts = _text_encoders(family)
+    return Figures(
+        title=read_published(name).title,
+        resolution=family.resolution,
+        parameters=sum(parameter.numel() for parameter in denoiser.parameters()),
+        weights=weights,
+        rest={form: weights[form] - sum(sizes[form]) for form in _FORMS},
+        block={form: max(sizes[form]) for form in _FORMS},
+        text={form: sum(_bytes(text, form) for text in texts) for form in _FORMS},
+        added={level: step_bytes(name, level) for level in levels},
+    )
+
+
+def _config(name: str, memory: str) -> RunConfig:
+    values: dict[str, Any] = {"base": name, "data": {"sources": [{"path": "pictures"}]}}
+    train = {"batch_size": 1, "precision": _PRECISION, "memory": memory, "quantization": "bnb_nf4"}
+    return build_config({**values, "train": train, "adapter": {"rank": _RANK}}, "plan_table")
+
+
+def _text_encoders(family: Family) -> list[nn.Module]:
+    pipeline: Any = family
+    return [pipeline._parts[name] for name in family.text_encoders]
+
+
+def _bytes(network: nn.Module, form: str) -> int:
+    """Return the bytes of a network whose linear layers are held in a form, and all else in float32."""
+    packed = set(packed_weights(network, form))
+    total = 0
+    for name, parameter in network.named_parameters():
+        shape = (parameter.shape[0], math.prod(parameter.shape[1:])) if parameter.ndim > 1 else (1, parameter.numel())
+        total += sum(FORMATS[form].part_sizes(shape)) if name in packed else 4 * parameter.numel()
+    return total
+
+
+def step_bytes(name: str, memory: str) -> int:
+    """Return the bytes that a step holds beside frozen weights, from a base with few of its blocks."""
+    config, growth, lengths = _config(name, memory), _Growth(), dict[str, int]()
+    short = _added(config, partial(_short_base, config, lengths, growth))
+    return short + sum((length - _KEPT) * growth.bytes_a_block(path) for path, length in lengths.items())
+
+
+def whole_step_bytes(name: str, memory: str) -> int:
+    """Return the same of the whole base."""
+    config = _config(name, memory)
+    return _added(config, partial(abstract_base, config))
+
+
+def _added(config: RunConfig, make: BaseMaker) -> int:
+    phase = rehearse_step(config, make, RunInputs(torch.device("cpu"), for_gpu=True))
+    return phase.tensors - sum(size for part, size in phase.parts.items() if part.startswith("weights: "))
+
+
+def _short_base(config: RunConfig, lengths: dict[str, int], growth: _Growth, tracer: MemoryTracer) -> Family:
+    """Return the base with few blocks of each long list, whose lengths are noted."""
+    family = abstract_base(config, tracer)
+    denoiser = family.networks[family.denoiser]
+    lengths |= Counter(path.rpartition(".")[0] for path in repeated_blocks(denoiser))
+    for path in [path for path, length in lengths.items() if length < _LONG]:
+        del lengths[path]
+    for path in lengths:
+        blocks: Any = denoiser.get_submodule(path)
+        del blocks[_KEPT:]
+        for block in blocks:
+            block.register_forward_hook(partial(growth.record, tracer, path))
+    return family
+
+
+class _Growth:
+    """What is held after each block of the first forward pass of a step, with the adapter's share of a block."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, list[int]] = {}
+        self._learned: dict[str, int] = {}
+
+    def record(self, tracer: MemoryTracer, path: str, block: nn.Module, *_: object) -> None:
+        """Note what is held now."""
+        held = self._held.setdefault(path, [])
+        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1 and len(held) < _KEPT:
+            held.append(tracer.held)
+            self._learned[path] = sum(p.nbytes for p in block.parameters() if p.requires_grad)
+
+    def bytes_a_block(self, path: str) -> int:
+        """Return what a further block of a list adds: what it saves, and parameters and two moments of its adapter."""
+        before, after = self._held[path][-2:]
+        return after - before + 3 * self._learned[path]
+
+
+def fit(figures: Figures, card: int) -> str:
+    """Return the mildest settings with which a step fits a card: more bits first, then less recomputation."""
+    room = card * 10**9 - _CONTEXT
+    if min(figures.text.values()) > room:
+        return "no: text encoders"
+    for form in _FORMS:
+        for level in (level for level in MEMORY_LEVELS if level in figures.added):
+            if figures.weights[form] + figures.added[level] <= room:
+                return f"{_TITLES[form]}, {level}"
+    for form in _FORMS:
+        if figures.rest[form] + ON_DEVICE * figures.block[form] + figures.added["checkpoint"] <= room:
+            return f"{_TITLES[form]}, checkpoint, blocks offloaded"
+    return "no"
+
+
+def table(figures: Mapping[str, Figures]) -> str:
+    """Return the table."""
+    head = ["base", "parameters", *(f"weights {_TITLES[form]}" for form in _FORMS), "text encoders", *MEMORY_LEVELS]
+    rows = [head, ["---"] * len(head), *(_row(name, one) for name, one in figures.items())]
+    cards = [["base", *(f"{card} GB" for card in CARDS)], ["---"] * (len(CARDS) + 1)]
+    cards += [[f"`{name}`", *(fit(one, card) for card in CARDS)] for name, one in figures.items()]
+    return "\n".join(_line(row) for row in rows) + "\n\n" + "\n".join(_line(row) for row in cards)
+
+
+def _row(name: str, figures: Figures) -> list[str]:
+    weights = [_gigabytes(figures.weights[form]) for form in _FORMS]
+    text = f"{_gigabytes(figures.text['bfloat16'])} ({_gigabytes(figures.text['bnb_nf4'])} in nf4)"
+    added = [_gigabytes(figures.added[level]) if level in figures.added else "" for level in MEMORY_LEVELS]
+    return [f"`{name}`, {figures.resolution} px", f"{figures.parameters / 1e9:.2f} B", *weights, text, *added]
+
+
+def _line(cells: list[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f}"
+
+
+def _read() -> dict[str, Figures]:
+    stored = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
+    return {name: Figures(**values) for name, values in stored.items() if name in PUBLISHED}
+
+
+def main() -> None:
+    """Plan the bases and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bases", nargs="*", help="names; default: all published")
+    parser.add_argument("--levels", default=",".join(MEMORY_LEVELS), help="memory levels that are planned")
+    given = parser.parse_args()
+    figures = _read()
+    for name in given.bases or list(PUBLISHED):
+        with silence_notices():
+            found = measure(name, given.levels.split(","))
+        before = figures[name].added if name in figures else {}
+        figures[name] = replace(found, added={**before, **found.added})
+        print(_line(_row(name, figures[name])), flush=True)
+        figures = dict(sorted(figures.items()))
+        FIGURES.write_text(json.dumps({n: asdict(one) for n, one in figures.items()}, indent=1) + "\n", "utf-8")
+    publish(PAGE, "memory", table(figures))
+
+
+if __name__ == "__main__":
+    main()
