@@ -1,9 +1,9 @@
 """What each published base takes to train: parameters, weights, what training adds to them, the card that it fits.
 
 ``python -m tools.plan_table`` plans all published bases, or those that are named, and writes figures.json beside this
-file and the table of docs/families.md. A base is planned by :func:`veneer.plan.rehearsal.rehearse_step` with three blocks
-of each long list of blocks: what is held grows by as much with each further one as with the third, so what all of them
-take is known from it (a test holds a whole base against it).
+file and the table of docs/families.md. A base is planned by :func:`veneer.plan.rehearsal.rehearse_step` with three
+blocks of each long list of blocks: what is held grows by as much with each further one as with the third, so what all
+of them take is known from it (a test holds a whole base against it).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from veneer.engine.block_offload import ON_DEVICE
 from veneer.engine.blocks import repeated_blocks
 from veneer.engine.memory_levels import MEMORY_LEVELS, MemoryLevel
 from veneer.engine.quantization import FORMATS
-from veneer.engine.quantized import packed_weights
+from veneer.engine.quantized import QuantizedLayer, packed_weights
 from veneer.family.protocol import Family
 from veneer.family.published import PUBLISHED, read_published
 from veneer.plan.abstract import abstract_base
@@ -36,7 +36,7 @@ from veneer.plan.rehearsal import BaseMaker, RunInputs, rehearse_step
 from veneer.plan.tracer import MemoryTracer
 from veneer.silence import silence_notices
 
-__all__ = ["CARDS", "FIGURES", "Figures", "fit", "measure", "step_bytes", "table", "whole_step_bytes"]
+__all__ = ["CARDS", "FIGURES", "Figures", "fit", "measure", "read_figures", "step_bytes", "table", "whole_step_bytes"]
 
 FIGURES = Path(__file__).parent / "figures.json"
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -111,17 +111,20 @@ def _text_encoders(family: Family) -> list[nn.Module]:
 def _bytes(network: nn.Module, form: str) -> int:
     """Return the bytes of a network whose linear layers are held in a form, and all else in float32."""
     packed = set(packed_weights(network, form))
-    total = 0
-    for name, parameter in network.named_parameters():
-        shape = (parameter.shape[0], math.prod(parameter.shape[1:])) if parameter.ndim > 1 else (1, parameter.numel())
-        total += sum(FORMATS[form].part_sizes(shape)) if name in packed else 4 * parameter.numel()
-    return total
+    shapes = [layer.weight_shape for layer in network.modules() if isinstance(layer, QuantizedLayer)]
+    shapes += [parameter.shape for name, parameter in network.named_parameters() if name in packed]
+    rest = [parameter.numel() for name, parameter in network.named_parameters() if name not in packed]
+    matrices = [(shape[0], math.prod(shape[1:])) for shape in shapes]
+    return sum(sum(FORMATS[form].part_sizes(matrix)) for matrix in matrices) + 4 * sum(rest)
 
 
 def step_bytes(name: str, memory: str) -> int:
     """Return the bytes that a step holds beside frozen weights, from a base with few of its blocks."""
     config, growth, lengths = _config(name, memory), _Growth(), dict[str, int]()
-    short = _added(config, partial(_short_base, config, lengths, growth))
+    try:
+        short = _added(config, partial(_short_base, config, lengths, growth))
+    except IndexError:  # the base looks up by a block's number what each block is told
+        return whole_step_bytes(name, memory)
     return short + sum((length - _KEPT) * growth.bytes_a_block(path) for path, length in lengths.items())
 
 
@@ -192,7 +195,7 @@ def table(figures: Mapping[str, Figures]) -> str:
     rows = [head, ["---"] * len(head), *(_row(name, one) for name, one in figures.items())]
     cards = [["base", *(f"{card} GB" for card in CARDS)], ["---"] * (len(CARDS) + 1)]
     cards += [[f"`{name}`", *(fit(one, card) for card in CARDS)] for name, one in figures.items()]
-    return "\n".join(_line(row) for row in rows) + "\n\n" + "\n".join(_line(row) for row in cards)
+    return "\n".join(_line(row) for row in rows) + "\n\n" + "\n".join(_line(row) for row in cards) + "\n"
 
 
 def _row(name: str, figures: Figures) -> list[str]:
@@ -210,7 +213,8 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f}"
 
 
-def _read() -> dict[str, Figures]:
+def read_figures() -> dict[str, Figures]:
+    """Return the figures of all bases that were planned."""
     stored = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
     return {name: Figures(**values) for name, values in stored.items() if name in PUBLISHED}
 
@@ -221,7 +225,7 @@ def main() -> None:
     parser.add_argument("bases", nargs="*", help="names; default: all published")
     parser.add_argument("--levels", default=",".join(MEMORY_LEVELS), help="memory levels that are planned")
     given = parser.parse_args()
-    figures = _read()
+    figures = read_figures()
     for name in given.bases or list(PUBLISHED):
         with silence_notices():
             found = measure(name, given.levels.split(","))
@@ -230,7 +234,7 @@ def main() -> None:
         print(_line(_row(name, figures[name])), flush=True)
         figures = dict(sorted(figures.items()))
         FIGURES.write_text(json.dumps({n: asdict(one) for n, one in figures.items()}, indent=1) + "\n", "utf-8")
-    publish(PAGE, "memory", table(figures))
+    publish(PAGE, table(figures), "memory")
 
 
 if __name__ == "__main__":

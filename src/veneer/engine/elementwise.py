@@ -36,6 +36,8 @@ def _cheap_functions() -> Iterator[object]:
 
 
 _CHEAP = frozenset(_cheap_functions())
+_SAVING_INPUT = frozenset((functional.silu, functional.gelu))
+"""Those that save their input for their own gradient, so that recomputing the result saves nothing more: SwiGLU's."""
 
 
 def has_elementwise_work(model: nn.Module) -> bool:
@@ -57,7 +59,8 @@ def _make_recomputable(result: Tensor, func: Callable[..., Tensor], arguments: o
     leaves, structure = tree_flatten(arguments)
     tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
     saved = [tensor.nbytes for tensor in tensors if not is_recomputable(tensor)]
-    if len(saved) == len(tensors) or sum(saved) > _MAX_SAVED_SHARE * result.nbytes:
+    is_free = func in _SAVING_INPUT and len(tensors) == 1
+    if not is_free and (len(saved) == len(tensors) or sum(saved) > _MAX_SAVED_SHARE * result.nbytes):
         return
     template = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]

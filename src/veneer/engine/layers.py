@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from diffusers.models import activations, normalization
+from diffusers.models.transformers.transformer_krea2 import Krea2RMSNorm
 from peft.tuners.lora import Conv2d as PeftConv2d
 from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
@@ -299,6 +300,7 @@ _CLASSES: dict[type[_LayerForward], tuple[type[nn.Module], ...]] = {
         nn.RMSNorm,
         normalization.FP32LayerNorm,
         normalization.RMSNorm,
+        Krea2RMSNorm,
         text_activations.FastGELUActivation,
         text_activations.GELUTanh,
         text_activations.NewGELUActivation,
