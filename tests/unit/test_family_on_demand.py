@@ -158,6 +158,12 @@ def test_an_adapter_that_starts_from_the_weights_has_them(flux: Path, tiny_pictu
     assert in_memory(load_run_base(config)) == set(LARGE)
 
 
+def test_a_training_adapter_has_weights_to_be_merged_into(flux: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+    adapter = {"training_adapter": str(tmp_path / "a.safetensors")}
+    config = tiny_config(tiny_pictures, base=str(flux), adapter=adapter)
+    assert in_memory(load_run_base(config)) == set(LARGE)
+
+
 def test_files_are_checked_before_anything_is_read(flux: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -210,6 +216,8 @@ def test_the_plan_has_text_encoders_and_denoiser_one_after_the_other(flux: Path,
         step, step_before = (one[STEP].parts["weights: transformer"] for one in (phases, before))
         assert step == pytest.approx(step_before, abs=1000)
         assert all(before[STEP].parts[text] > 10_000 for text in texts)
+        assert "read to encode texts, and gone before a step: text_encoder" in str(plan.memory)
+        assert "read to encode texts" not in str(whole.memory)
     assert loaded.memory.peak == pytest.approx(sketched.memory.peak, rel=0.05)
 
 

@@ -11,6 +11,7 @@ from veneer.plan.text import format_bytes, format_table
 
 __all__ = ["ENCODING", "LOADING", "STEP", "Memory", "Phase"]
 
+_WEIGHTS = "weights: "
 LOADING, ENCODING, STEP = "loading", "encoding a picture", "training step"
 """Names of phases; the last is the one that a run spends its time in."""
 
@@ -89,7 +90,19 @@ class Memory:
         others = [f"{phase.name} {format_bytes(phase.peak)}" for phase in self.phases if phase is not self.step]
         table = format_table([(head, "bytes"), *self._step_rows()])
         waiting = f"\noffloaded blocks: {format_bytes(self.offloaded)} of CPU memory" if self.offloaded else ""
-        return f"{table}\nother peaks: {', '.join(others)}{waiting}"
+        return f"{table}\nother peaks: {', '.join(others)}{self._read_to_encode()}{waiting}"
+
+    def _read_to_encode(self) -> str:
+        """Return a line on weights that are read to encode texts and gone before a step; empty: there are none."""
+        by_name = {phase.name: phase.parts for phase in self.phases}
+        loaded, encoding = by_name.get(LOADING, {}), by_name.get(ENCODING, {})
+        apart = {
+            part.removeprefix(_WEIGHTS): format_bytes(size)
+            for part, size in encoding.items()
+            if part.startswith(_WEIGHTS) and size > 2 * loaded.get(part, 0)
+        }
+        told = ", ".join(f"{name} {size}" for name, size in apart.items())
+        return f"\nread to encode texts, and gone before a step: {told}" if apart else ""
 
     def _step_rows(self) -> list[tuple[str, str]]:
         step = self.step
