@@ -99,7 +99,7 @@ class Memory:
         apart = {
             part.removeprefix(_WEIGHTS): format_bytes(size)
             for part, size in encoding.items()
-            if part.startswith(_WEIGHTS) and size > 2 * loaded.get(part, 0)
+            if part.startswith(_WEIGHTS) and size > 2 * max(loaded.get(part, 0), self.step.parts.get(part, 0))
         }
         told = ", ".join(f"{name} {size}" for name, size in apart.items())
         return f"\nread to encode texts, and gone before a step: {told}" if apart else ""
