@@ -37,7 +37,7 @@ def test_less_is_held_at_a_stronger_level_and_in_fewer_bits() -> None:
     for one in FIGURES.values():
         assert {"lean", "checkpoint"} <= one.added.keys()
         assert one.added["checkpoint"] < one.added["lean"]
-        assert list(one.weights.values()) == sorted(one.weights.values(), reverse=True)
+        assert one.weights["bnb_nf4"] < one.weights["torchao_int8"]  # neither packs convolutions, 16 bits do
         assert 1.9 < one.weights["bfloat16"] / one.parameters < 3  # what is no linear layer stays in float32
         assert all(one.rest[form] + one.block[form] <= one.weights[form] for form in one.weights)
 
