@@ -196,8 +196,9 @@ WRITTEN_OUT = [cls for cls, forward in layers.LAYER_FORWARDS.items() if forward 
 @pytest.mark.parametrize("plain", WRITTEN_OUT)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_written_as_several_operations_keeps_its_input_alone(plain: Any, dtype: torch.dtype) -> None:
-    sizes = {"RMSNorm": (6, 1e-6), "T5LayerNorm": (6,), "FP32LayerNorm": (6,)}.get(plain.__name__, ())
-    layer = plain(*sizes).to(dtype).requires_grad_(False)
+    sizes: dict[str, tuple[Any, ...]] = {"RMSNorm": (6, 1e-6), "T5LayerNorm": (6,), "FP32LayerNorm": (6,)}
+    sizes |= {"Krea2RMSNorm": (6,)}
+    layer = plain(*sizes.get(plain.__name__, ())).to(dtype).requires_grad_(False)
     for parameter in layer.parameters():
         parameter.normal_()
     x = torch.randn(2, 3, 6, dtype=dtype, requires_grad=True)

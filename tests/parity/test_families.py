@@ -42,7 +42,13 @@ _TEXTS: WeakKeyDictionary[Family, dict[str, Conditioning]] = WeakKeyDictionary()
 """What each family makes of captions: some read them through thirty layers, and test after test asks for the same."""
 
 
-@pytest.fixture(scope="module", params=CASES)
+QUICK = ("flux", "z_image", "qwen_image", "flux2_klein")
+"""The families that the quick suite tries; the others' tests are slow ones, for there are many."""
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
+)
 def case(request: pytest.FixtureRequest) -> FamilyCase:
     return CASES[request.param]
 
@@ -336,6 +342,8 @@ def test_a_large_base_is_scored_and_painted_row_by_row(
     family: Family, folder: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As many rows as fit into memory with its weights; the numbers are those of all at once."""
+    if 0 not in family.reference_counts:
+        pytest.skip("it needs a reference beside each picture")
     config = tiny_config(tiny_pictures, base=str(folder), data={"resolution": 4 * family.multiple})
     sizes: list[int] = []
 

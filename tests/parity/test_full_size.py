@@ -29,6 +29,11 @@ ADDED = (*ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 COUNTED = {"to_q,to_k,to_v,to_out.0": ATTENTION, "+ add_q_proj,add_k_proj,add_v_proj,to_add_out": ADDED}
 
 
+QUICK = ("sd15", "sdxl", "flux-dev", "z-image", "qwen-image")
+"""The sizes that the quick suite counts."""
+EACH = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in PUBLISHED]
+
+
 def gathered(name: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((GATHERED / f"{FILES[name]}.json").read_text("utf-8"))
     return found
@@ -60,7 +65,7 @@ def test_every_published_architecture_was_gathered() -> None:
     assert set(FILES) == set(PUBLISHED)
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", EACH)
 def test_a_published_denoiser_has_the_shapes_of_the_gathered_configuration(name: str) -> None:
     expected = gathered(name)
     other = make_network(getattr(diffusers, expected["model_class"]), expected["config"], torch.float32)
@@ -71,7 +76,7 @@ def test_a_published_denoiser_has_the_shapes_of_the_gathered_configuration(name:
     assert sum(parameter.numel() for parameter in own.parameters()) == expected["parameters"]
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", EACH)
 @pytest.mark.parametrize("column", COUNTED)
 def test_an_adapter_of_rank_16_has_the_gathered_size(name: str, column: str) -> None:
     expected = gathered(name)["lora_r16"][column]

@@ -202,7 +202,7 @@ def test_a_launcher_that_repeats_its_signal_ends_all_after_the_same_step(make: C
 
 
 @pytest.mark.parametrize("count", [1, 2])
-@pytest.mark.parametrize("place", ["survey", "load_base"])
+@pytest.mark.parametrize("place", ["survey", "load_run_base"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_training_ends_all_in_one_line(
     make: Callable[..., RunConfig], count: int, place: str, number: signal.Signals

@@ -79,9 +79,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "text encoder and dropout": {"adapter": {"text_encoders": {"text_encoder": {"dropout": 0.2}}, "dropout": 0.3}},
     "cosine": {"train": {"lr_scheduler": "cosine", "warmup_steps": 2}, "data": {"crop": "random", "flip": True}},
 }
+SLOW = ("bfloat16", "checkpointing", "average")
+"""Those that ``tests/unit/test_train_loop.py`` resumes without a run's folder."""
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(value, marks=[pytest.mark.slow] if name in SLOW else []) for name, value in VARIANTS.items()],
+    ids=VARIANTS,
+)
 def test_a_killed_run_goes_on_to_the_same_bits(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path, variant: dict[str, Any]
 ) -> None:

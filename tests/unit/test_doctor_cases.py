@@ -112,8 +112,11 @@ def test_every_run_is_recorded_and_nothing_else() -> None:
 
 @every_case
 def test_a_record_is_of_its_run(case: Case) -> None:
-    """Of the very settings that the case has now: only what training resolves is added."""
-    assert evidence_of(case).config == resolve(planned_config(case), Defaults(_SIDE))
+    """Of the very settings that the case has now: only what training resolves is added.
+
+    What was not resolved yet when the run was recorded is so here.
+    """
+    assert resolve(evidence_of(case).config, Defaults(_SIDE)) == resolve(planned_config(case), Defaults(_SIDE))
 
 
 @every_case

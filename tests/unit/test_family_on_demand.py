@@ -194,6 +194,7 @@ def test_a_copy_without_data_has_all_weights_and_leaves_the_base_unread(flux: Pa
     assert abs(bytes_of[0] - bytes_of[1]) < 1000 < bytes_of[0] and in_memory(family) == set()
 
 
+@pytest.mark.slow
 def test_the_plan_has_text_encoders_and_denoiser_one_after_the_other(flux: Path, tiny_pictures: Path) -> None:
     def config(**train: Any) -> Any:
         return tiny_config(tiny_pictures, base=str(flux), train={"quantization": "bnb_nf4", **train})

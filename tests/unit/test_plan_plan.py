@@ -15,6 +15,9 @@ BLOCKS = BlockCoverage(5, 25, ("singles.0-19",))
 NETWORKS = {"unet": NetworkPlan(10, 1000, {"to_q": 1}, {"to_q": 10}, BLOCKS)}
 
 
+NO_BLOCKS = {"blocks": 0, "offloaded": 0}
+
+
 def test_a_plan_is_written_with_the_sums_that_a_reader_wants() -> None:
     values = Plan(NETWORKS, 40, MEMORY, Schedule(100, 4, 2, 50), Disk(1000, 2, 40)).as_dict()
     assert json.loads(json.dumps(values)) == values
@@ -27,7 +30,14 @@ def test_a_plan_is_written_with_the_sums_that_a_reader_wants() -> None:
     }
     assert (values["trainable"], values["total"], values["share"], values["file_bytes"]) == (10, 1000, 0.01, 40)
     phase = {"name": STEP, "tensors": 300, "parts": {"weights: unet": 300}, "process": 500, "peak": 500}
-    assert values["memory"] == {"device": "cpu", "phases": [phase], "caches": None, "before": 0, "peak": 500}
+    assert values["memory"] == {
+        "device": "cpu",
+        "phases": [phase],
+        "caches": None,
+        "before": 0,
+        "peak": 500,
+        **NO_BLOCKS,
+    }
     schedule = {"steps": 100, "batch": 4, "accumulate": 2, "pictures": 50, "shown": 800, "epochs": 16.0}
     assert values["schedule"] == schedule
     assert values["disk"] == {"checkpoint": 1000, "keep": 2, "result": 40, "total": 2040}

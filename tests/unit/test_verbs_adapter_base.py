@@ -78,6 +78,7 @@ def test_a_base_that_is_gone_is_not_asked_for(tmp_path: Path) -> None:
         base_names(tmp_path / "x.safetensors", f"{tmp_path}/gone")
 
 
+@pytest.mark.slow
 def test_none_fits(tmp_path: Path) -> None:
     assert base_names(adapter(tmp_path / "x.safetensors", "unet.conv_in", (5, 6))) is None
     assert base_names(adapter(tmp_path / "y.safetensors", SDXL_LAYER, (5, 6))) is None

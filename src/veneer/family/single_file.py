@@ -95,7 +95,8 @@ def kind_of_checkpoint(file: Path) -> str:
     """
     tensors = open_weights(file).header.tensors
     if not tensors:
-        raise _no_base(file, "holds no tensors", "give the base's file")
+        what = "is a GGUF file without tensors" if check_content(file) is GGUF else "holds no tensors"
+        raise _no_base(file, what, "give the base's file")
     _refuse_packed(file, tensors)
     if _lacks(tensors):  # names within a whole base are its own affair
         _refuse_additions(file, tensors)

@@ -34,6 +34,7 @@ _BACKGROUND = "white"  # of references that are transparent, as in a run that na
 """Pictures that are painted together."""
 
 
+@opens_paths
 @dataclass(frozen=True)
 class SampleOptions:
     """The options of sampling.
