@@ -226,7 +226,8 @@ def test_the_plan_offloads_them(tiny_base: Path, tiny_pictures: Path, tmp_path: 
             plans.append({phase.name: phase for phase in plan.memory.phases})
         for name, role in roles.items():
             saved = plans[1][STEP].parts[role] - plans[0][STEP].parts.get(role, 0)
-            assert saved == whole[name], role
+            left = sum(4 for _ in parts(family)[name].parameters())  # one number in place of each weight
+            assert whole[name] - left <= saved <= whole[name], role
         others = [phase for phase in plans[0] if phase.startswith("painting")]
         assert [plans[0][name].tensors for name in others] == [plans[1][name].tensors for name in others]
     assert not any(bool(p.isnan().any()) for part in parts(family).values() for p in part.parameters())

@@ -555,15 +555,21 @@ def most_own_memory() -> Iterator[list[int]]:
 
 
 def growth_of_a_merge(folder: Path) -> int:
-    """Return by how many bytes a process grows that merges into a base of 107 MB; a small one warms it up."""
+    """Return by how many bytes a process grows that merges into a base of 107 MB; a small one warms it up.
+
+    The least of three times: how much of a heap lies idle between two threads is chance, what a merge holds is not.
+    """
     tensors_writer.os.fsync = lambda file: None  # type: ignore[attr-defined]  # which takes as long as all the rest
-    for name, layers in (("small", 2), ("large", 68)):
-        file, source = write_large(folder / name, layers)
+    small, large = (write_large(folder / name, layers) for name, layers in (("small", 2), ("large", 68)))
+    grown = []
+    for number, (file, source) in enumerate((small, large, large, large)):
         release_freed_memory()
         with most_own_memory() as seen:
-            merge_adapters([source], folder / name / "out.safetensors", base=str(file))
-    assert len(seen) > 20 and file.stat().st_size > 1e8
-    return max(seen) - seen[0]
+            merge_adapters([source], folder / f"{number}.safetensors", base=str(file))
+        assert file is small[0] or len(seen) > 20
+        grown.append(max(seen) - seen[0])
+    assert large[0].stat().st_size > 1e8
+    return min(grown[1:])
 
 
 @pytest.mark.slow
