@@ -120,6 +120,7 @@ def test_without_being_asked_there_are_none(config: RunConfig) -> None:
     assert not (quiet.output.dir / BEST).exists()
 
 
+@pytest.mark.slow
 def test_scoring_changes_nothing_of_the_adapter(config: RunConfig, tmp_path: Path) -> None:
     record_events(config)
     evaluate_less = config.validation.model_copy(update={"every": 0})

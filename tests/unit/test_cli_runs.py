@@ -209,6 +209,7 @@ def test_a_result_is_not_overwritten_unasked(
     assert (run.folder / FILE_NAME).read_bytes() == before
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_all_of_an_earlier_result(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     first = train_in(tmp_path / "run", tiny_base, tiny_pictures, "sample.every=1")
     assert main(first) == 0
@@ -257,6 +258,7 @@ def test_broken_pictures_are_left_out_with_a_reason(
     assert "no picture was held out, so there is no score" in out
 
 
+@pytest.mark.slow
 def test_missing_pictures_of_the_class_are_painted_once(
     tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

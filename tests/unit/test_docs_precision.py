@@ -37,6 +37,7 @@ def test_the_page_quotes_the_figures() -> None:
     assert published(precision.PAGE, precision.NAME) == expected, "run: python -m benchmarks"
 
 
+@pytest.mark.slow
 def test_the_count_is_of_the_published_architecture() -> None:
     """Its 859,520,964 parameters, of which few are none of products."""
     plain, half, held = (precision.weights_of(precision.full_size, form) for form in ("none", "bfloat16", "bnb_int8"))

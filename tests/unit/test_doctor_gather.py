@@ -173,6 +173,7 @@ def test_words_are_taken_out_whole(run: Path) -> None:
     assert {before[id]: after[id] for id in before}["a black square, sks"] == "black square"
 
 
+@pytest.mark.slow
 def test_a_killed_run(config: RunConfig, tmp_path: Path) -> None:
     config = config.in_folder(tmp_path / "run")
     killed(config, StepDone, 4)

@@ -158,6 +158,7 @@ def test_what_a_step_needs_stays(
     assert offloaded_while_training(tiny_config(tiny_pictures, **sections), family) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [

@@ -94,6 +94,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "variant",
     [pytest.param(VARIANTS[name], id=name, marks=[] if name == FAST else pytest.mark.slow) for name in VARIANTS],

@@ -72,6 +72,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return place
 
 
+@pytest.mark.slow
 def test_on_a_large_base_the_memory_of_large_tensors_is_returned_to_the_system() -> None:
     requested, with_all, without = run(str(LARGE), "request")
     if not requested:

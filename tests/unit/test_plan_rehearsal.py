@@ -90,6 +90,7 @@ def test_planning_leaves_the_base_as_it_was(config: RunConfig, family: Family, p
     assert fresh.keys() == used.keys() and all(torch.equal(fresh[name], used[name]) for name in fresh)
 
 
+@pytest.mark.slow
 def test_more_formats_take_disk_and_no_memory(config: RunConfig, family: Family, plan: Plan) -> None:
     formats: tuple[Any, ...] = ("diffusers", "kohya", "comfy", "peft")
     output = config.output.model_copy(update={"formats": formats})

@@ -182,6 +182,7 @@ def test_a_finished_run_that_is_resumed_has_one_score(config: RunConfig) -> None
     assert [step for step, _ in curves(config.output.dir)["result/difference"]] == [6, 8]
 
 
+@pytest.mark.slow
 def test_overwrite_begins_anew(config: RunConfig) -> None:
     run_training(config)
     run_training(config, overwrite=True)
@@ -235,6 +236,7 @@ def test_the_others_go_on_in_the_same_run_without_double_points(name: str, confi
     assert len(run_of(name).inits) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("installed")
 def test_a_longer_run_goes_on_in_the_same_and_a_changed_one_in_another(config: RunConfig) -> None:
     config = tracked_by(config, "trackio")
