@@ -269,6 +269,11 @@ class PipelineFamily:
         return 1 if self.is_large else None
 
     @property
+    def fewest_steps(self) -> int:
+        """Two where the schedule is stretched to end at ``shift_terminal``, which of one step makes NaN; else one."""
+        return 2 if self._parts["scheduler"].config.get("shift_terminal") else 1
+
+    @property
     def default_shift(self) -> TimestepShift:
         """The shift that the scheduler paints with; 1 for a base of discrete diffusion, which has none."""
         config = self._parts["scheduler"].config

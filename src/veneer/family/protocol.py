@@ -224,6 +224,10 @@ class Family(Protocol):
         """How many rows are painted or scored at once, where they would not fit into memory together; None: any."""
 
     @property
+    def fewest_steps(self) -> int:
+        """The fewest denoising steps that its scheduler paints in."""
+
+    @property
     def default_shift(self) -> TimestepShift:
         """The shift of timesteps where a config names none: a number, or ``resolution``."""
 

@@ -22,6 +22,7 @@ from veneer.run.identity import Identity, identify
 from veneer.run.prior import sample_prior
 from veneer.run.resume import StartOptions, check_same, find_start
 from veneer.sample.comparison import check_sample_references
+from veneer.sample.generate import check_steps
 from veneer.train.distributed import ALONE, ProcessGroup
 from veneer.train.events import Warned
 from veneer.weights.checkpoint import Checkpoint, read_checkpoint
@@ -67,6 +68,7 @@ def prepare(
     family = load_run_base(config)
     check_references(family, dataset.train.references, config.data.sources[0].path)
     check_sample_references(config, dataset, family)
+    check_steps(family, config.sample.steps)
     for warning in input_warnings(config, dataset, family):
         emit(warning)
     config = resolve(config, family)

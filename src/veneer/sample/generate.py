@@ -17,7 +17,7 @@ from veneer.family.protocol import Family
 from veneer.family.references import check_references
 from veneer.family.unread import UnreadNote, unread_notes
 
-__all__ = ["generate", "generate_each", "generate_quietly", "painted_at_once", "prompt_notes"]
+__all__ = ["check_steps", "generate", "generate_each", "generate_quietly", "painted_at_once", "prompt_notes"]
 
 
 _AT_ONCE = 8  # pictures that are painted in one batch, at most
@@ -64,7 +64,7 @@ def generate(
             each, as from those that are trained on. Empty: there are none.
 
     Raises:
-        UserError: the base takes another number of references.
+        UserError: the base takes another number of references, or is not painted in so few steps.
     """
     _warn(family, prompts)
     return generate_quietly(family, prompts, seeds, steps=steps, guidance=guidance, batch=batch, references=references)
@@ -73,6 +73,18 @@ def generate(
 def painted_at_once(family: Family) -> int:
     """Return how many pictures are painted in one batch where nobody says it."""
     return family.inference_batch_size or _AT_ONCE
+
+
+def check_steps(family: Family, steps: int) -> None:
+    """Refuse fewer denoising steps than a base is painted in.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    if steps < family.fewest_steps:
+        what = f"the scheduler of this {family.name} base cannot paint in {steps} step"
+        remedy = f"use at least {family.fewest_steps}"
+        raise UserError(what, code="sample.too_few_steps", where="sample.steps", remedy=remedy)
 
 
 def _warn(family: Family, prompts: Sequence[str]) -> None:
@@ -94,6 +106,7 @@ def generate_quietly(
     """Paint as :func:`generate` does, where the user has been told already what of the prompts is not seen."""
     shown = references or [()] * len(prompts)
     jobs = list(zip(prompts, seeds, shown, strict=True))
+    check_steps(family, steps)
     for own in shown:
         check_references(family, len(own), "references")
     pipeline: Any = family.pipeline()
