@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.conftest import write_tiny_tokenizer
+from tests.families.parts import t5_tokenizer
 from veneer.config.schema import Density, TargetPreset, TimestepShift
 
 __all__ = ["Defaults", "write_flux_file", "write_single_file", "write_tiny_flux", "write_tiny_sdxl"]
@@ -248,13 +249,11 @@ def write_tiny_flux(folder: Path, *, takes_guidance: bool = True) -> Path:
     """Write a FLUX.1 pipeline of random weights (seed 0), one token for each 4 x 4 pixels; the same bits each time."""
     import torch
     from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
-    from transformers import CLIPTokenizer, T5TokenizerFast
+    from transformers import CLIPTokenizer
 
     write_tiny_tokenizer(folder / "tokenizer")
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -5.0), ("\u2581", -2.0)]
-    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,"]
-    tokenizer_2 = T5TokenizerFast(vocab=[*pieces, *letters], extra_ids=0, model_max_length=512)
+    tokenizer_2 = t5_tokenizer(512)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks = _tiny_flux_networks(len(tokenizer), len(tokenizer_2), takes_guidance)

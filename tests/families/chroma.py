@@ -11,6 +11,7 @@ from torch import Tensor
 
 from tests.families import FamilyCase
 from tests.families.flux import decode, encode, packed, unpacked
+from tests.families.parts import t5_tokenizer
 
 __all__ = ["CASE"]
 
@@ -18,11 +19,9 @@ __all__ = ["CASE"]
 def write_tiny_chroma(folder: Path) -> Path:
     """Write a Chroma pipeline of random weights (seed 0), one token for each 4 x 4 pixels; the same bits each time."""
     from diffusers import AutoencoderKL, ChromaPipeline, ChromaTransformer2DModel, FlowMatchEulerDiscreteScheduler
-    from transformers import T5Config, T5EncoderModel, T5TokenizerFast
+    from transformers import T5Config, T5EncoderModel
 
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -5.0), ("\u2581", -2.0)]
-    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,"]
-    tokenizer = T5TokenizerFast(vocab=[*pieces, *letters], extra_ids=0, model_max_length=512)
+    tokenizer = t5_tokenizer(512)
     text = {"d_model": 24, "d_kv": 6, "d_ff": 48, "num_layers": 2, "num_heads": 4, "feed_forward_proj": "gated-gelu"}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.families import FamilyCase
+from tests.families.parts import t5_tokenizer
 
 __all__ = ["CASE", "write_tiny_wan"]
 
@@ -19,11 +20,8 @@ _TIMES = 1000
 def write_tiny_wan(folder: Path, *, expand_timesteps: bool = False) -> Path:
     """Write a Wan pipeline of random weights (seed 0); the same bits each time."""
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
-    from transformers import T5TokenizerFast
 
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -5.0), ("\u2581", -2.0)]
-    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,"]
-    tokenizer = T5TokenizerFast(vocab=[*pieces, *letters], extra_ids=0, model_max_length=512)
+    tokenizer = t5_tokenizer(512)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks = _networks(len(tokenizer))

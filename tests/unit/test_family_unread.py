@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from transformers import CLIPTokenizer, T5TokenizerFast
+from transformers import CLIPTokenizer
 
 from tests.conftest import write_tiny_tokenizer
+from tests.families.parts import t5_tokenizer
 from veneer.family.registry import load_family
 from veneer.family.unread import Unread, find_unread, join_unread, unread_notes
 
@@ -27,9 +28,7 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture(scope="module")
 def t5() -> Any:
-    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -5.0), ("\u2581", -2.0)]
-    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,"]
-    return T5TokenizerFast(vocab=[*pieces, *letters], extra_ids=0, model_max_length=512)
+    return t5_tokenizer(512)
 
 
 def slow(tokenizer: Any) -> Any:
