@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from veneer import __version__
-from veneer.cli import adapter
+from veneer.cli import adapter, data
 from veneer.cli.doctor import doctor
 from veneer.cli.evaluate import evaluate
 from veneer.cli.plan import plan
@@ -29,6 +29,7 @@ app = typer.Typer(
 )
 for _verb in (train, plan, sample, evaluate, study, doctor, report):
     app.command()(_verb)
+app.add_typer(data.app, name="data", help="Look pictures over before a training, and prepare them for it.")
 app.add_typer(
     adapter.app, name="adapter", help="Look into adapter files; convert, resize, blend, compare, prune, merge, publish."
 )

@@ -18,8 +18,11 @@ __all__ = [
     "Base",
     "LayersBase",
     "NewFile",
+    "Overrides",
+    "PictureSource",
     "Scale",
     "ToFormat",
+    "Trigger",
     "WeightedAdapter",
     "WeightedAdapters",
     "parse_model",
@@ -70,6 +73,17 @@ def parse_weighted(text: str) -> WeightedAdapter:
     return WeightedAdapter(parse_path(found[1]), float(found[2])) if found else WeightedAdapter(parse_path(text))
 
 
+PictureSource = Annotated[
+    Path,
+    typer.Argument(
+        metavar="FOLDER|CONFIG.yaml", parser=parse_path, help="A folder of pictures, or a run's configuration."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="KEY=VALUE", help="Change keys of the configuration, e.g. train.max_steps=200."),
+]
+Trigger = Annotated[str | None, typer.Option(metavar="TOKEN", help="Words that will call the adapter in a prompt.")]
 AdapterFile = Annotated[
     Path, typer.Argument(metavar="ADAPTER", parser=parse_path, help="Adapter file, or the folder of its run.")
 ]

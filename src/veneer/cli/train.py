@@ -8,22 +8,14 @@ from typing import Annotated
 import typer
 
 from veneer.cli.inputs import read_run_config, with_base
-from veneer.cli.options import parse_model, parse_path, refuse_unused
+from veneer.cli.options import Overrides, PictureSource, Trigger, parse_model, refuse_unused
 
 __all__ = ["train"]
 
 
 def train(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="FOLDER|CONFIG.yaml", parser=parse_path, help="A folder of pictures, or a run's configuration."
-        ),
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="KEY=VALUE", help="Change keys of the configuration, e.g. train.max_steps=200."),
-    ] = None,
+    source: PictureSource,
+    overrides: Overrides = None,
     base: Annotated[
         str | None,
         typer.Option(
@@ -32,9 +24,7 @@ def train(
             help="The base model: bundled, a diffusers folder, a .safetensors file or a hub id; the same as base=BASE.",
         ),
     ] = None,
-    trigger: Annotated[
-        str | None, typer.Option(metavar="TOKEN", help="Words that will call the adapter in a prompt.")
-    ] = None,
+    trigger: Trigger = None,
     preset: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME", help="Start from a preset, e.g. rank-small or style; may be repeated."),

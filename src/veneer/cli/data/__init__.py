@@ -1,0 +1,19 @@
+"""``veneer data``: one file for each of its verbs."""
+
+from __future__ import annotations
+
+import typer
+
+from veneer.cli.data.check import check
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
+_VERBS = (check,)
+for _verb in _VERBS:
+    app.command()(_verb)
+
+
+@app.callback()
+def data() -> None:
+    """Look pictures over before a training: without it, Typer would make a group of one verb that verb itself."""
