@@ -16,7 +16,8 @@ from veneer.verbs.data_check import check_pictures
 @pytest.fixture
 def pictures(tiny_pictures: Path, tmp_path: Path) -> Path:
     """Pictures of which one is broken and one is there twice."""
-    folder = Path(shutil.copytree(tiny_pictures, tmp_path / "pictures"))
+    folder = tmp_path / "pictures"
+    shutil.copytree(tiny_pictures, folder, ignore=shutil.ignore_patterns("*.jsonl"))
     (folder / "broken.png").write_bytes(b"")
     first = sorted(folder.glob("*.png"))[1]
     shutil.copy(first, folder / "zz copy.png")
