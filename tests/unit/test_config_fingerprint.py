@@ -39,6 +39,7 @@ def config(**sections: Any) -> RunConfig:
     values: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "p"}], "trigger": "sks"}}
     values["data"]["prior"] = {"prompt": "a cat"}
     values["objective"] = {"timestep_density": "logit_normal", "timestep_shift": 3.0}
+    values["objective"] |= {"unmasked_weight": 0.1, "normalize_masked_area": False}
     values["adapter"] = {"blocks": ["blocks.1"], "text_encoders": {"text_encoder": {"blocks": ["layers.0"]}}}
     values["train"] = {"ema_decay": 0.9, "text_encoder_quantization": "none"}
     for name, section in sections.items():

@@ -344,6 +344,8 @@ configs = of(
         logit_std=st.none() | positives,
         timestep_shift=st.none() | positives | st.sampled_from(["resolution", "none"]),
         snr_gamma=positives,
+        unmasked_weight=shares,
+        normalize_masked_area=st.booleans(),
     ),
     train=of(
         TrainConfig,

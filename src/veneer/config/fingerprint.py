@@ -40,6 +40,9 @@ _EQUIVALENT: Mapping[str, Mapping[Any, Any]] = {
     "train.memory": {"leaner": "lean", "checkpoint": "lean"},
     # a shift of 1 changes no time
     "objective.timestep_shift": {"none": None, 1.0: None},
+    # what every release before did, which had no such keys
+    "objective.unmasked_weight": {0.0: None},
+    "objective.normalize_masked_area": {True: None},
 }
 
 

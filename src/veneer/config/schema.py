@@ -315,6 +315,12 @@ class ObjectiveConfig(_Section):
     """Weight of each timestep's loss."""
     snr_gamma: Positive = 5.0
     """Cap of the signal-to-noise ratio (Hang et al. 2023, Min-SNR, section 3.4)."""
+    unmasked_weight: Share = 0.0
+    """Of pictures with a mask, the weight of the loss outside of it: 0 learns nothing there, 0.1 keeps backgrounds from
+    drifting."""
+    normalize_masked_area: bool = True
+    """Of pictures with a mask, whether the loss is a mean over the mask, so that small masks count as much as large
+    ones, or over the whole picture."""
 
 
 class OptimizerConfig(_Section):

@@ -121,6 +121,8 @@ _ADAPTER_AND_OBJECTIVE = {
     "loss_weight_fn": "objective.weighting",
     "loss_weight_strength": "objective.snr_gamma",
     "min_snr_gamma": "objective.snr_gamma",
+    "mask_min_value": "objective.unmasked_weight",
+    "normalize_masked_area_loss": "objective.normalize_masked_area",
 }
 
 _TRAINING = {

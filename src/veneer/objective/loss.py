@@ -12,6 +12,7 @@ from veneer.config.load import ObjectiveDefaults, complete_objective
 from veneer.config.schema import ObjectiveConfig
 from veneer.family.protocol import Conditioning, NoiseProcess
 from veneer.objective.density import ShiftOf, TimestepDensity
+from veneer.objective.masking import masked_mean_B, place_weights
 from veneer.objective.weighting import WEIGHTINGS
 
 __all__ = ["Objective", "Predict", "Trained"]
@@ -45,12 +46,16 @@ class Objective:
         density: what times are drawn from.
         weighting: weight of each time's loss, a key of ``weighting.WEIGHTINGS``.
         gamma: cap of the signal-to-noise ratio under ``min_snr``.
+        unmasked_weight: weight of what is outside a picture's mask.
+        normalize_masked_area: whether a masked loss is a mean over what its weights leave, or over the whole picture.
     """
 
     process: NoiseProcess
     density: TimestepDensity = field(default_factory=TimestepDensity)
     weighting: str = "none"
     gamma: float = 5.0
+    unmasked_weight: float = 0.0
+    normalize_masked_area: bool = True
 
     @classmethod
     def from_config(cls, config: ObjectiveConfig, base: Trained) -> Objective:
@@ -60,7 +65,9 @@ class Objective:
             UserError: the config asks for what the base has not, or for the shape of another density.
         """
         config = complete_objective(config, base)
-        return cls(base.noise, _density(config, base), config.weighting, config.snr_gamma)
+        weighting = config.weighting, config.snr_gamma
+        masking = config.unmasked_weight, config.normalize_masked_area
+        return cls(base.noise, _density(config, base), *weighting, *masking)
 
     def times(self, numbers: Sequence[float], sizes: Sequence[tuple[int, int]]) -> Tensor:
         """Return times (B,), float64 in [0, 1], for uniform numbers in [0, 1) and pictures' heights and widths."""
@@ -70,7 +77,15 @@ class Objective:
         """Return the weight of each time (B,)."""
         return WEIGHTINGS[self.weighting](self.process, t_B, self.gamma)
 
-    def loss_B(self, predict: Predict, clean: Tensor, noise: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
+    def loss_B(
+        self,
+        predict: Predict,
+        clean: Tensor,
+        noise: Tensor,
+        t_B: Tensor,
+        conditioning: Conditioning,
+        mask: Tensor | None = None,
+    ) -> Tensor:
         """Return the weighted mean squared error of each row (B,), in float32 whatever the network's arithmetic.
 
         Args:
@@ -79,12 +94,19 @@ class Objective:
             noise: what is added to them, in their shape.
             t_B: how much of it: float64 in [0, 1].
             conditioning: of B rows.
+            mask: how much each place of the latents counts, (B, 1, h, w) in [0, 1]; None: all count alike.
         """
         noisy = self.process.add_noise(clean, noise, t_B)
         target = self.process.target(clean, noise, t_B)
         prediction = predict(noisy, t_B, conditioning)
-        error_B = (prediction.float() - target.float()).square().flatten(1).mean(dim=1)
-        return self.weight_B(t_B) * error_B
+        error = (prediction.float() - target.float()).square()
+        return self.weight_B(t_B) * self._mean_B(error, mask)
+
+    def _mean_B(self, error: Tensor, mask: Tensor | None) -> Tensor:
+        if mask is None:
+            return error.flatten(1).mean(dim=1)
+        weights = place_weights(mask.float(), self.unmasked_weight)
+        return masked_mean_B(error, weights, normalized=self.normalize_masked_area)
 
 
 def _density(config: ObjectiveConfig, base: Trained) -> TimestepDensity:
