@@ -1,8 +1,9 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
-from veneer.data.duplicates import near_duplicates
+from veneer.data.duplicates import lookalikes, near_duplicates
 
 
 def test_near_duplicates_are_those_of_the_plain_definition() -> None:
@@ -26,3 +27,33 @@ def test_pictures_that_are_all_alike_are_as_many_pairs_as_pictures() -> None:
     pairs = near_duplicates(thumbs, held)
     assert len(pairs) < 1000 and {place for pair in pairs for place in pair} == set(range(500))
     assert all((any(held[i] != held[j] for i, j in pairs if place in (i, j))) for place in range(500))
+
+
+def smooth(random: np.random.Generator, count: int) -> NDArray[np.uint8]:
+    """Thumbnails of 8 x 8 whose cells are like their neighbours, as those of photographs are, some of them copies."""
+    coarse = random.normal(0, 45, (count, 2, 2, 1)).repeat(4, axis=1).repeat(4, axis=2)
+    thumbs = 128 + coarse + random.normal(0, 9, (count, 8, 8, 3))
+    thumbs[count // 2 :: 7] = thumbs[: len(thumbs[count // 2 :: 7])] + random.integers(-7, 8, (1, 8, 8, 3))
+    return np.clip(thumbs, 0, 255).astype(np.uint8)
+
+
+def test_thumbnails_that_are_parted_are_compared_as_those_that_are_not() -> None:
+    random = np.random.default_rng(1)
+    thumbs, held = smooth(random, 900), random.random(900) < 0.2
+    expected = set()
+    for index in range(900):
+        alike = lookalikes(thumbs, thumbs[index])
+        alike[index] = False
+        for side in (False, True):
+            others = np.flatnonzero(alike & (held == side))
+            expected |= {(min(index, other), max(index, other)) for other in map(int, others[:1])}
+    assert len(expected) > 60
+    assert near_duplicates(thumbs, held) == sorted(expected)
+
+
+def test_many_that_are_alike_are_not_each_compared_with_each() -> None:
+    random = np.random.default_rng(2)
+    thumbs = random.integers(100, 124, (20_000, 8, 8, 3), dtype=np.uint8)
+    held = np.arange(20_000) % 2 == 1
+    pairs = near_duplicates(thumbs, held)
+    assert pairs == sorted({(first, other) for other in range(1, 20_000) for first in (0, 1) if first < other})
