@@ -25,10 +25,12 @@ class Edits:
         counts: numbers of references to try.
         velocity: as ``FamilyCase.velocity``, with each caption's references as a further argument: pixels (3, H, W) in
             [-1, 1] of the size of what is painted.
+        side: of the squares that the tiny base paints in runs on pairs, in latents; pipelines refuse tiny references.
     """
 
     counts: tuple[int, ...]
     velocity: Callable[[Any, Tensor, Tensor, Sequence[str], Sequence[Sequence[Tensor]]], Tensor]
+    side: int = 8
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["decode", "encode", "paint", "tiny_autoencoder", "tiny_transformer", "velocity", "write"]
+__all__ = ["decode", "edit_velocity", "encode", "paint", "tiny_autoencoder", "tiny_transformer", "velocity", "write"]
 
 TEXT_WIDTH = 8
 """Of the tiny language models; the transformers read three layers of them side by side."""
@@ -77,23 +77,50 @@ def _texts(pipeline: Any, captions: tuple[str, ...]) -> Any:
 
 
 def velocity(pipeline: Any, latents: Tensor, sigma_B: Tensor, captions: Sequence[str]) -> Tensor:
-    text, text_ids = _texts(pipeline, tuple(captions))
+    tokens, ids = _tokens(pipeline, latents)
+    answer = _answer(pipeline, (tokens, ids), sigma_B, _texts(pipeline, tuple(captions)))
+    unpacked: Tensor = pipeline._unpack_latents_with_ids(answer, ids)
+    return unpacked
+
+
+def edit_velocity(
+    pipeline: Any, latents: Tensor, sigma_B: Tensor, captions: Sequence[str], references: Sequence[Sequence[Tensor]]
+) -> Tensor:
+    """The references of each row are encoded alone, as a run does; the pipeline shows all rows of a call the same."""
+    tokens, ids = _tokens(pipeline, latents)
+    each = [
+        pipeline.prepare_image_latents([one[None] for one in own], 1, torch.Generator(), "cpu", latents.dtype)
+        for own in references
+    ]
+    shown, shown_ids = (torch.cat(parts) for parts in zip(*each, strict=True))
+    pictures = torch.cat([tokens, shown], dim=1), torch.cat([ids, shown_ids], dim=1)
+    answer = _answer(pipeline, pictures, sigma_B, _texts(pipeline, tuple(captions)))
+    unpacked: Tensor = pipeline._unpack_latents_with_ids(answer[:, : tokens.shape[1]], ids)
+    return unpacked
+
+
+def _tokens(pipeline: Any, latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokens of latents, and their places."""
     count, channels, height, width = latents.shape
     side = pipeline.vae_scale_factor * 2
     tokens, ids = pipeline.prepare_latents(
         count, channels // 4, height * side, width * side, latents.dtype, "cpu", None, latents
     )
-    answer = pipeline.transformer(
-        hidden_states=tokens,
+    return tokens, ids
+
+
+def _answer(pipeline: Any, pictures: tuple[Tensor, Tensor], sigma_B: Tensor, texts: tuple[Tensor, Tensor]) -> Tensor:
+    """What the transformer makes of tokens of pictures and texts, each with its places."""
+    answer: Tensor = pipeline.transformer(
+        hidden_states=pictures[0],
         timestep=sigma_B,
-        guidance=torch.full([count], 1.0) if pipeline.transformer.config.guidance_embeds else None,
-        encoder_hidden_states=text,
-        txt_ids=text_ids,
-        img_ids=ids,
+        guidance=torch.full([len(sigma_B)], 1.0) if pipeline.transformer.config.guidance_embeds else None,
+        encoder_hidden_states=texts[0],
+        txt_ids=texts[1],
+        img_ids=pictures[1],
         return_dict=False,
     )[0]
-    unpacked: Tensor = pipeline._unpack_latents_with_ids(answer, ids)
-    return unpacked
+    return answer
 
 
 def paint(pipeline: Any, latents: Tensor, captions: Sequence[str], steps: int) -> Tensor:

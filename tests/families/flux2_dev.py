@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.families import FamilyCase, flux2
+from tests.families import Edits, FamilyCase, flux2
 from tests.families.chat_tokenizers import mistral_tokenizer
 
 __all__ = ["CASE", "tiny_mistral", "write_tiny_dev"]
@@ -54,6 +54,7 @@ CASE = FamilyCase(
     decode=flux2.decode,
     velocity=flux2.velocity,
     paint=flux2.paint,
+    edits=Edits((1, 2), flux2.edit_velocity, side=32),
     published={"flux2-dev": "flux2-dev"},
     key_tables=("flux2-dev",),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from tests.families import FamilyCase, flux2
+from tests.families import Edits, FamilyCase, flux2
 from tests.families.chat_tokenizers import qwen_tokenizer
 
 __all__ = ["CASE", "write_tiny_klein"]
@@ -49,6 +49,7 @@ CASE = FamilyCase(
     decode=flux2.decode,
     velocity=flux2.velocity,
     paint=flux2.paint,
+    edits=Edits((1, 2), flux2.edit_velocity, side=32),
     published={"flux2-klein-4b": "flux2-klein-4b", "flux2-klein-9b": "flux2-klein-9b"},
     key_tables=("flux2-klein-4b", "flux2-klein-9b"),
 )

@@ -25,7 +25,7 @@ from veneer.family.cache import Encoder
 from veneer.family.flux_kontext import FluxKontext
 from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Conditioning, Family
-from veneer.family.references import check_references, usual_references
+from veneer.family.references import check_references
 from veneer.family.store import Store
 from veneer.train.loop import Trainer
 
@@ -184,6 +184,6 @@ def test_a_base_takes_as_many_as_it_says(loaded: Reading, family: Family, pairs:
     for base, count in ((loaded, 2), (family, 1)):
         with raises_code("family.references"):
             check_references(base, count, "here")
-    assert (usual_references(loaded), usual_references(family)) == (1, 0)
+    assert (loaded.usual_references, family.usual_references) == (1, 0)
     with raises_code("family.references"):
         Trainer(config_of(pairs), family, survey(config_of(pairs).data))

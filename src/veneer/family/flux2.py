@@ -1,6 +1,7 @@
 """FLUX.2 (Black Forest Labs 2025): a transformer over the latents of an autoencoder and a language model's states.
 
-[dev] reads Mistral Small 3.1 and takes a guidance scale as an input; [klein] reads Qwen3 and takes none.
+[dev] reads Mistral Small 3.1 and takes a guidance scale as an input; [klein] reads Qwen3 and takes none. Both edit: the
+tokens of references stand behind those of what is painted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from veneer.config.schema import Density
@@ -29,6 +31,8 @@ from veneer.weights.metadata import BaseLabels
 __all__ = ["Flux2Dev", "Flux2Klein"]
 
 _LENGTH = 512  # tokens of a text with its template that the bases were trained with
+_TIME_OF_REFERENCE = 10
+"""Time in the places of the first reference's tokens; that of the second is twice it, and of what is painted 0."""
 _JOINT = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 _SINGLE = ("to_qkv_mlp_proj", "to_out")
 """In a single block one layer is what is four elsewhere, and its ``to_out`` is a layer and no list of them."""
@@ -89,15 +93,21 @@ class _Flux2(BatchNormLatents):
     def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the velocity eps - x (B, C, H, W)."""
         text_BTD, dtype = conditioning["text"], self._denoiser.dtype
+        pictures = (noisy, *conditioning.references)
         output = self._denoiser(
-            hidden_states=noisy.flatten(2).transpose(1, 2).to(dtype),
+            hidden_states=torch.cat([picture.to(dtype).flatten(2).transpose(1, 2) for picture in pictures], dim=1),
             timestep=t_B.to(dtype),
             guidance=self._guidance(noisy),
             encoder_hidden_states=text_BTD.to(dtype),
             txt_ids=_text_places(text_BTD.shape[1], noisy.device),
-            img_ids=_picture_places(noisy.shape[2], noisy.shape[3], noisy.device),
+            img_ids=torch.cat([_picture_places(picture, number) for number, picture in enumerate(pictures)]),
         )
-        return cast(Tensor, output.sample.transpose(1, 2).unflatten(2, noisy.shape[2:]))
+        tokens_BLC = output.sample[:, : noisy.shape[2] * noisy.shape[3]]
+        return cast(Tensor, tokens_BLC.transpose(1, 2).unflatten(2, noisy.shape[2:]))
+
+    def pipeline_references(self, references: Sequence[Image.Image]) -> dict[str, Any]:
+        """Return the pipeline's arguments for references, each of which it takes in the size that it has."""
+        return {"image": list(references)}
 
     def _guidance(self, noisy: Tensor) -> Tensor | None:
         """Return the guidance scale 1 of each row (B,); any other would train the distilled guidance anew."""
@@ -125,7 +135,12 @@ class _Flux2(BatchNormLatents):
 
 
 class Flux2Dev(_Flux2):
-    """FLUX.2 [dev]: Mistral Small 3.1 reads captions after a system message; layers 10, 20 and 30 of its 40."""
+    """FLUX.2 [dev]: Mistral Small 3.1 reads captions after a system message; layers 10, 20 and 30 of its 40.
+
+    It edits up to ten pictures, of which its makers advise six; the pipeline has no limit.
+    """
+
+    reference_counts = range(11)
 
     @property
     def labels(self) -> BaseLabels:
@@ -155,8 +170,12 @@ class Flux2Dev(_Flux2):
 
 
 class Flux2Klein(_Flux2):
-    """FLUX.2 [klein]: Qwen3 reads captions in its template, thinking off; layers 9, 18 and 27 of its 36."""
+    """FLUX.2 [klein]: Qwen3 reads captions in its template, thinking off; layers 9, 18 and 27 of its 36.
 
+    It edits up to four pictures, by its makers' documentation; the pipeline has no limit.
+    """
+
+    reference_counts = range(5)
     stored_options = ("is_distilled",)
 
     @property
@@ -201,6 +220,7 @@ def _text_places(length: int, device: torch.device) -> Tensor:
     return F.pad(torch.arange(length, device=device)[:, None], (3, 0))
 
 
-def _picture_places(rows: int, columns: int, device: torch.device) -> Tensor:
-    """Return (0, row, column, 0) of each token of a picture (H W, 4)."""
-    return F.pad(places(rows, columns, device), (0, 1))
+def _picture_places(picture_BCHW: Tensor, number: int) -> Tensor:
+    """Return (10 number, row, column, 0) of each token of what is painted, number 0, or of a reference (H W, 4)."""
+    rows, columns = picture_BCHW.shape[2:]
+    return F.pad(places(rows, columns, picture_BCHW.device, _TIME_OF_REFERENCE * number), (0, 1))

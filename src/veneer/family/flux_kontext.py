@@ -26,6 +26,7 @@ class FluxKontext(Flux):
 
     name = "flux_kontext"
     reference_counts = range(2)
+    usual_references = 1
 
     @property
     def labels(self) -> BaseLabels:

@@ -128,6 +128,7 @@ class PipelineFamily:
     """Whether text encoders and denoiser need not fit into memory together: a run reads each when it is first called,
     and text encoders are held in the 16 bits that their files have."""
     reference_counts: range = range(1)
+    usual_references: int = 0
     text_reads_references: bool = False
 
     @classmethod

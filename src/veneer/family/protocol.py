@@ -193,6 +193,8 @@ class Family(Protocol):
     guides by two passes."""
     reference_counts: range
     """How many references, pictures that a text is to be applied to, it takes with a text: none, unless it edits."""
+    usual_references: int
+    """How many there are where nobody says it: one of a base that is made to edit; it may also paint from nothing."""
     text_reads_references: bool
     """Whether what a text encoder makes of a text depends on the references too."""
 

@@ -50,6 +50,7 @@ class QwenImageEdit(QwenImage):
     name = "qwen_image_edit"
     text_tokens = 1024
     reference_counts = range(1, 2)
+    usual_references = 1
     text_reads_references = True
     left_out = ("processor",)
     seen_area: int = 1024 * 1024

@@ -5,17 +5,7 @@ from __future__ import annotations
 from veneer.errors import UserError
 from veneer.family.protocol import Family
 
-__all__ = ["check_references", "takes_references", "usual_references"]
-
-
-def takes_references(family: Family) -> bool:
-    """Check whether a base edits."""
-    return family.reference_counts.stop > 1
-
-
-def usual_references(family: Family) -> int:
-    """Return how many references there are beside a text where nobody says it: one, if the base edits."""
-    return max(family.reference_counts.start, min(1, family.reference_counts.stop - 1))
+__all__ = ["check_references"]
 
 
 def check_references(family: Family, count: int, where: object) -> None:

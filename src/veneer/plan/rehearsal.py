@@ -23,7 +23,7 @@ from veneer.engine.precision import precision_of
 from veneer.family.distillation import warn_of_distillation
 from veneer.family.loading import quantize_networks, reads_on_demand
 from veneer.family.protocol import NO_REFERENCES, Conditioning, Family, device_of
-from veneer.family.references import check_references, usual_references
+from veneer.family.references import check_references
 from veneer.objective.loss import Objective
 from veneer.plan.cpu.process import ModuleCounts, process_growth
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
@@ -87,7 +87,7 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
     base_modules = module_count(family)
     files = _weight_files(tracer, family, config)
     config = resolve(config, family)
-    references = usual_references(family) if inputs.pictures is None else inputs.pictures.references
+    references = family.usual_references if inputs.pictures is None else inputs.pictures.references
     check_references(family, references, "data.sources")
     rehearsal = _Rehearsal(tracer, family, config, references)
     with tracer.tracing(), closing(rehearsal.make_trainer()) as trainer:

@@ -15,7 +15,7 @@ from veneer.family.distillation import warn_of_distillation
 from veneer.family.fingerprint import settings_hash
 from veneer.family.loading import load_run_base
 from veneer.family.protocol import Family
-from veneer.family.references import check_references, takes_references
+from veneer.family.references import check_references
 from veneer.family.unread import caption_places, unread_notes
 from veneer.run.events import Callback, Surveyed
 from veneer.run.identity import Identity, identify
@@ -126,8 +126,8 @@ def input_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[
 
 
 def _reference_warnings(dataset: Dataset, family: Family) -> list[Warned]:
-    """Return a warning where a base that edits is trained on pictures without references."""
-    if not takes_references(family) or dataset.train.references:
+    """Return a warning where a base that is made to edit is trained on pictures without references."""
+    if not family.usual_references or dataset.train.references:
         return []
     text = "the base edits, and the pictures have no references: it is trained to paint their captions from nothing"
     return [Warned("data.no_references", f"{text} (data.sources.0.references=FOLDER names some)")]
