@@ -17,7 +17,8 @@ from tests.bases import Defaults
 from veneer.config.keys import known_keys
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import DataConfig, SourceConfig
-from veneer.data.loader import SampleDraw, caption_of, draw_samples
+from veneer.data.caption_text import caption_of
+from veneer.data.loader import draw_samples
 from veneer.data.manifest import Manifest, Sample, content_id
 from veneer.data.preflight import read_prior, survey
 from veneer.data.transform import load_pixels
@@ -67,22 +68,6 @@ def test_order_depends_on_seed_and_epoch_and_not_on_names_or_listing() -> None:
     assert [draw.sample.id for draw in draw_samples(manifest, 1, 0, 20)] != order
     assert [draw.sample.id for draw in draw_samples(manifest, 0, 1, 20)] != order
     assert order != [one.id for one in manifest.samples]
-
-
-def test_captions_are_drawn_among_all() -> None:
-    one = sample(0, captions=("a", "b", "c"))
-    drawn = [caption_of(SampleDraw(one, draw_index), config(), 0) for draw_index in range(300)]
-    assert drawn == [caption_of(SampleDraw(one, draw_index), config(), 0) for draw_index in range(300)]
-    assert set(drawn) == {"a", "b", "c"} and min(Counter(drawn).values()) > 60
-    assert drawn != [caption_of(SampleDraw(one, draw_index), config(), 1) for draw_index in range(300)]
-
-
-def test_captions_drop_out_as_often_as_asked() -> None:
-    one = sample(0)
-    drawn = [caption_of(SampleDraw(one, draw_index), config(caption_dropout=0.3), 0) for draw_index in range(1000)]
-    assert set(drawn) == {"a cat", ""}
-    assert 250 < drawn.count("") < 350
-    assert all(caption_of(SampleDraw(one, draw_index), config(), 0) == "a cat" for draw_index in range(100))
 
 
 Seen = tuple[list[str], list[str], list[float], list[str], int]

@@ -29,7 +29,7 @@ from tests.training import (
 )
 from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.targets import BlockCoverage
-from veneer.data.loader import caption_of
+from veneer.data.caption_text import caption_of
 from veneer.data.preflight import survey
 from veneer.engine import prepare
 from veneer.errors import UserError

@@ -1,4 +1,4 @@
-"""Choose the pictures of a step, and their captions, by pure functions of the seed and the step.
+"""Choose the pictures of a step by pure functions of the seed and the step.
 
 The pictures that a run draws are numbered from 0. Draw n belongs to step
 n // (batch_size x gradient_accumulation_steps), so a step sees the same pictures however they are split into batches,
@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-from veneer.config.schema import DataConfig
 from veneer.data.manifest import Manifest, Sample
-from veneer.rng import key, uniform
+from veneer.rng import key
 
-__all__ = ["SampleDraw", "caption_of", "draw_samples"]
+__all__ = ["SampleDraw", "draw_samples"]
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,3 @@ def _epoch(manifest: Manifest, seed: int, epoch: int) -> tuple[Sample, ...]:
     repeated = [(sample, turn) for sample in manifest.samples for turn in range(sample.repeats)]
     repeated.sort(key=lambda repeat: key(seed, epoch, repeat[0].id, repeat[1], "order"))
     return tuple(sample for sample, _ in repeated)
-
-
-def caption_of(draw: SampleDraw, config: DataConfig, seed: int) -> str:
-    """Return the caption of one draw: one of the sample's, or at the rate of ``caption_dropout`` none."""
-    if uniform(seed, draw.draw_index, draw.sample.id, "caption dropout") < config.caption_dropout:
-        return ""
-    captions = draw.sample.captions
-    return captions[int(uniform(seed, draw.draw_index, draw.sample.id, "caption") * len(captions))]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from veneer.config.schema import RunConfig
-from veneer.data.loader import SampleDraw, caption_of, draw_samples
+from veneer.data.caption_text import all_texts, caption_of
+from veneer.data.loader import SampleDraw, draw_samples
 from veneer.data.manifest import Manifest
 from veneer.data.transform import Geometry, is_flipped
 from veneer.family.cache import Encoder, noise_like
@@ -95,12 +96,11 @@ class BatchBuilder:
     def _variants(self) -> tuple[int, int]:
         """How many pictures, mirrored ones counted too, and captions, there are at most."""
         samples = [*self.own.samples, *(() if self.prior is None else self.prior.samples)]
-        dropped = ("",) if self.config.data.caption_dropout else ()
         sides = 1 + self.config.data.flip
         captions = {
             (caption, sample.id if self.encoder.reads_references(sample) else None)
             for sample in samples
-            for caption in (*sample.captions, *dropped)
+            for caption in all_texts(sample, self.config.data)
         }
         count = sum(1 if seen is None else sides for _, seen in captions)
         return len({sample.id for sample in samples}) * sides, count
