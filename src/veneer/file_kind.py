@@ -30,6 +30,7 @@ __all__ = [
     "kind_in",
     "kind_of",
     "kind_of_file",
+    "zip_directory_size",
 ]
 
 Category = Literal[
@@ -228,7 +229,9 @@ def _names_in_zip(file: BinaryIO) -> list[bytes]:
 
     Python's zipfile reads all of it, which may be as large as the file, into many times the memory.
     """
-    directory = _directory(file)
+    start, size = _directory_span(file)
+    file.seek(start)
+    directory = file.read(min(size, _MOST_DIRECTORY))
     names: list[bytes] = []
     place = 0
     while directory[place : place + 4] == b"PK\x01\x02":
@@ -238,8 +241,13 @@ def _names_in_zip(file: BinaryIO) -> list[bytes]:
     return names
 
 
-def _directory(file: BinaryIO) -> bytes:
-    """Return a zip's directory, of a long one its beginning; none if the file is cut short.
+def zip_directory_size(file: BinaryIO) -> int:
+    """Return the bytes that a zip's directory is said to have; 0 if the file is cut short or no zip."""
+    return _directory_span(file)[1]
+
+
+def _directory_span(file: BinaryIO) -> tuple[int, int]:
+    """Return where a zip's directory begins and its size; no bytes if the file is cut short.
 
     It lies right before the record that has its size: 12 bytes into the last one, or 40 bytes into that of a large
     file, which lies 76 bytes before the last.
@@ -250,13 +258,12 @@ def _directory(file: BinaryIO) -> bytes:
     tail = file.read()
     end = tail.rfind(b"PK\x05\x06")
     if end < 0:
-        return b""
+        return 0, 0
     length = int.from_bytes(tail[end + 12 : end + 16], "little")
     if end >= 76 and tail[end - 76 : end - 72] == b"PK\x06\x06":
         end -= 76
         length = int.from_bytes(tail[end + 40 : end + 48], "little")
-    file.seek(max(0, start + end - length))
-    return file.read(min(length, _MOST_DIRECTORY))
+    return max(0, start + end - length), length
 
 
 def _is_text(head: bytes) -> bool:

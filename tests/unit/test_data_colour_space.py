@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
 from veneer.config.schema import DataConfig, SourceConfig
-from veneer.data.decode import Unreadable, decode
+from veneer.data.decode import decode
 from veneer.data.preflight import survey
+from veneer.data.unreadable import Unreadable
 
 WHITE = (255, 255, 255)
 Pixels = np.ndarray[Any, Any]

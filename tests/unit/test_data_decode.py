@@ -12,8 +12,9 @@ import pytest
 from PIL import Image, ImageFile
 
 from veneer.config.schema import DataConfig, SourceConfig
-from veneer.data.decode import MAX_PIXELS, Unreadable, decode
+from veneer.data.decode import MAX_PIXELS, decode
 from veneer.data.preflight import survey
+from veneer.data.unreadable import Unreadable
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.errors import raises_code
 from veneer.config.load import load_config
 from veneer.config.schema import DataConfig, PriorConfig, SampleConfig, SourceConfig
+from veneer.data.location import Location
 from veneer.data.manifest import Sample
 from veneer.data.preflight import survey
 from veneer.data.transform import load_centered, load_centered_references, load_pixels, load_references
@@ -205,7 +206,7 @@ def test_a_reference_must_not_change_while_training(pair: Path) -> None:
     save(pair / "before" / "a.png", 9)
     with raises_code("data.picture_changed"):
         load_centered_references(sample, config(pair), 16)
-    gone = replace(sample.references[0], path=pair / "gone.png")
+    gone = replace(sample.references[0], location=Location(pair / "gone.png"))
     with raises_code("data.picture_gone"):
         load_centered_references(replace(sample, references=(gone,)), config(pair), 16)
 

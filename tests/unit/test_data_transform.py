@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.errors import raises_code
 from veneer.config.schema import DataConfig, SourceConfig
+from veneer.data.location import Location
 from veneer.data.manifest import Sample
 from veneer.data.preflight import survey
 from veneer.data.transform import is_flipped, load_centered, load_pixels
@@ -104,6 +105,7 @@ def test_a_picture_that_changes_while_training_stops_the_run(tmp_path: Path) -> 
     with raises_code("data.picture_changed") as caught:
         load_pixels(sample, config(), 16, 0, 0)
     assert "a.png: has changed since the pictures were looked over; " in str(caught.value)
+    gone = tmp_path / "gone.png"
     with raises_code("data.picture_gone") as caught:
-        load_pixels(replace(sample, path=tmp_path / "gone.png"), config(), 16, 0, 0)
+        load_pixels(replace(sample, path=gone, location=Location(gone)), config(), 16, 0, 0)
     assert "gone.png: can no longer be read: No such file" in str(caught.value)

@@ -23,7 +23,8 @@ from PIL import Image
 from safetensors.torch import save
 
 from veneer.cli.inputs import read_run_config
-from veneer.data.decode import Unreadable, decode
+from veneer.data.decode import decode
+from veneer.data.unreadable import Unreadable
 from veneer.errors import UserError
 from veneer.family.registry import detect_file
 from veneer.file_kind import is_torn_zip, kind_despite_ending, kind_in, kind_of, kind_of_file

@@ -12,9 +12,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from veneer.data.colour_space import stated_space
+from veneer.data.unreadable import Unreadable
 from veneer.file_kind import EMPTY, kind_in
 
-__all__ = ["DECODING", "MAX_PIXELS", "MIN_SIDE", "Unreadable", "decode"]
+__all__ = ["DECODING", "MAX_PIXELS", "MIN_SIDE", "decode"]
 
 DECODING = 2
 """Version of the decoding, part of the keys of cached latents: raise it when pictures begin to give other pixels."""
@@ -42,10 +43,6 @@ _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 
 _REMEDIES = {"other picture": "save it as PNG or JPEG", "pointer": "fetch it: git lfs pull"}
 """What to do with a file of each category that has the name of a picture, where the category tells it."""
-
-
-class Unreadable(Exception):
-    """A picture that cannot be used; the message says why."""
 
 
 def decode(content: bytes, background: tuple[int, int, int], remarks: list[str] | None = None) -> Image.Image:

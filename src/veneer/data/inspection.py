@@ -5,7 +5,6 @@ A fault in a picture puts that picture aside and says why.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,17 +13,15 @@ import numpy as np
 from PIL import Image
 
 from veneer.config.colour import rgb
-from veneer.data.decode import Unreadable, decode
+from veneer.data.decode import decode
 from veneer.data.duplicates import THUMB, Thumb
+from veneer.data.location import Location
 from veneer.data.manifest import Manifest, Reference, Rejected, Sample, content_id, sample_id
 from veneer.data.sources.protocol import Entry, Listing
+from veneer.data.unreadable import Unreadable
 from veneer.data.wording import few
-from veneer.files import open_regular
 
 __all__ = ["Inspection", "inspect_pictures"]
-
-_MAX_BYTES = 2**30
-"""Bytes of a picture's file, at most: more than any picture of :data:`veneer.data.decode.MAX_PIXELS` pixels takes."""
 
 
 @dataclass(frozen=True)
@@ -81,41 +78,41 @@ def inspect_pictures(listings: Iterable[Listing], background: str) -> Inspection
 def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Thumb, list[str]]:
     """Return a picture, its thumbnail, and remarks on how it is decoded."""
     remarks: list[str] = []
-    content = _read(entry.path)
+    content = _read(entry.location)
     image = decode(content, background, remarks)
     thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
     own = content_id(content)
-    references = tuple(_reference(path, image.size, background, remarks) for path in entry.references)
+    references = tuple(_reference(one, image.size, background, remarks) for one in entry.references)
     id = sample_id(own, references)
-    sample = Sample(id, entry.path, entry.captions, *image.size, entry.repeats, references, own)
+    sample = Sample(id, entry.path, entry.captions, *image.size, entry.repeats, references, own, entry.location)
     return sample, thumb, remarks
 
 
-def _reference(path: Path, size: tuple[int, int], background: tuple[int, int, int], remarks: list[str]) -> Reference:
+def _reference(
+    location: Location, size: tuple[int, int], background: tuple[int, int, int], remarks: list[str]
+) -> Reference:
     """Return a reference of a picture, (width, height) large, which is cut and resized as the picture is.
 
     Raises:
         Unreadable: it cannot be used, or has another aspect: an adapter would learn to zoom or to shift.
     """
     try:
-        content = _read(path)
+        content = _read(location)
         width, height = decode(content, background, remarks).size
     except Unreadable as error:
-        raise Unreadable(f"its reference {path}: {error}") from None
+        raise Unreadable(f"its reference {location}: {error}") from None
     # one side may have been rounded to whole pixels when either was resized
     if abs(width * size[1] - height * size[0]) > max(width, height, *size):
         ours, theirs = f"{size[0]} x {size[1]}", f"{width} x {height}"
-        raise Unreadable(f"its reference {path} is {theirs}, and it is {ours}: crop or pad one to the other's shape")
-    return Reference(content_id(content), path, width, height)
+        raise Unreadable(
+            f"its reference {location} is {theirs}, and it is {ours}: crop or pad one to the other's shape"
+        )
+    return Reference(content_id(content), location.path, width, height, location)
 
 
-def _read(path: Path) -> bytes:
+def _read(location: Location) -> bytes:
     try:
-        with open_regular(path) as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > _MAX_BYTES:
-                raise Unreadable(f"too large: {size:,} bytes, at most {_MAX_BYTES:,}")
-            return file.read()
+        return location.read()
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from None
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import xxhash
 
+from veneer.data.location import AT_PATH, Location
+
 __all__ = ["Manifest", "Reference", "Rejected", "Sample", "content_id", "sample_id"]
 
 
@@ -18,15 +20,17 @@ class Reference:
 
     Attributes:
         content: hash of the file's bytes.
-        path: the file.
+        path: the file, for messages.
         width: in pixels, upright.
         height: likewise.
+        location: where its bytes lie.
     """
 
     content: str
     path: Path
     width: int
     height: int
+    location: Location
 
 
 @dataclass(frozen=True)
@@ -35,13 +39,14 @@ class Sample:
 
     Attributes:
         id: hash of the file's bytes, so that it is the same wherever the picture lies; of a pair, of all its pictures'.
-        path: the file.
+        path: the file, for messages and reports.
         captions: what may be said of it, at least one, each with the trigger.
         width: in pixels, upright, i.e. after the rotation that its EXIF asks for.
         height: likewise.
         repeats: how often an epoch shows it.
         references: of a pair, the pictures that it is made from by the instruction, which is its caption; else none.
         content: hash of the file's own bytes; left out: the id, as it is where there is no reference.
+        location: where its bytes lie; left out: in the file ``path``.
     """
 
     id: str
@@ -52,10 +57,13 @@ class Sample:
     repeats: int
     references: tuple[Reference, ...] = ()
     content: str = ""
+    location: Location = AT_PATH
 
     def __post_init__(self) -> None:
-        """Fill the content in."""
+        """Fill the content and the location in."""
         object.__setattr__(self, "content", self.content or self.id)
+        if self.location == AT_PATH:
+            object.__setattr__(self, "location", Location(self.path))
 
     def __hash__(self) -> int:
         """Return the id's hash, which is quick; equal samples have equal ids."""

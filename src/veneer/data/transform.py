@@ -11,10 +11,10 @@ from torch import Tensor
 
 from veneer.config.colour import rgb
 from veneer.config.schema import DataConfig
-from veneer.data.decode import Unreadable, decode
+from veneer.data.decode import decode
 from veneer.data.manifest import Reference, Sample, content_id
+from veneer.data.unreadable import Unreadable
 from veneer.errors import UserError
-from veneer.files import open_regular
 from veneer.rng import uniform
 
 __all__ = [
@@ -139,8 +139,7 @@ def centered_square(image: Image.Image, side: int) -> Image.Image:
 def _read(picture: Sample | Reference, config: DataConfig) -> Image.Image:
     """Decode a picture's file, which must still be the one that was inspected."""
     try:
-        with open_regular(picture.path) as file:
-            content = file.read()
+        content = picture.location.read()
         if content_id(content) == picture.content:
             return decode(content, rgb(config.background))
         code, what = "data.picture_changed", "has changed since the pictures were looked over"

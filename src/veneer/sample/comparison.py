@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -13,9 +12,11 @@ from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.colour import rgb
 from veneer.config.schema import RunConfig
-from veneer.data.decode import Unreadable, decode
+from veneer.data.decode import decode
+from veneer.data.location import Location
 from veneer.data.manifest import Sample
 from veneer.data.preflight import Dataset
+from veneer.data.unreadable import Unreadable
 from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.family.references import check_references
@@ -47,22 +48,23 @@ class SamplePrompts:
     Attributes:
         prompts: one a column of the sheet.
         real: the real picture of each prompt; empty where the user named the prompts.
-        references: files of the pictures that each prompt is applied to; empty where prompts are painted from nothing.
+        references: where the pictures lie that each prompt is applied to; empty where prompts are painted from nothing.
     """
 
     prompts: tuple[str, ...]
     real: tuple[Sample, ...] = ()
-    references: tuple[tuple[Path, ...], ...] = ()
+    references: tuple[tuple[Location, ...], ...] = ()
 
 
 def sample_prompts(config: RunConfig, pictures: Dataset) -> SamplePrompts:
     """Return the config's prompts, else captions of pictures that are held out, else of those trained on."""
     own = config.sample
     if own.prompts:
-        every = own.references * len(own.prompts) if len(own.references) == 1 else own.references
+        named = tuple(tuple(map(Location, files)) for files in own.references)
+        every = named * len(own.prompts) if len(named) == 1 else named
         return SamplePrompts(own.prompts, references=every)
     samples = (pictures.held_out.samples or pictures.train.samples)[:_COUNT]
-    references = tuple(tuple(one.path for one in sample.references) for sample in samples)
+    references = tuple(tuple(one.location for one in sample.references) for sample in samples)
     return SamplePrompts(
         tuple(sample.captions[0] for sample in samples), samples, references if any(references) else ()
     )
@@ -86,13 +88,13 @@ def check_sample_references(config: RunConfig, pictures: Dataset, family: Family
     open_references(subjects.references, config.data.background)
 
 
-def open_references(files: Sequence[Sequence[Path]], background: str) -> list[list[Image.Image]]:
+def open_references(places: Sequence[Sequence[Location]], background: str) -> list[list[Image.Image]]:
     """Decode references as those that are trained on are decoded.
 
     Raises:
         UserError: one is missing or no picture.
     """
-    return [[_open(path, background) for path in several] for several in files]
+    return [[_open(place, background) for place in several] for several in places]
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def compare_pictures(family: Family, weights: AdapterWeights, subjects: SamplePr
     with apply_adapter(family.networks, weights):
         rows[_ADAPTER] = paint(family, subjects.prompts, settings, references)
     if subjects.real:
-        rows["real"] = [_open(sample.path, config.data.background) for sample in subjects.real]
+        rows["real"] = [_open(sample.location, config.data.background) for sample in subjects.real]
     return Comparison(subjects.prompts, rows, settings.notes(subjects.prompts, sampler_name(family.pipeline())))
 
 
@@ -195,10 +197,10 @@ def _reference_rows(references: Sequence[Sequence[Image.Image]]) -> dict[str, Se
     return dict(zip(names, columns, strict=True))
 
 
-def _open(path: Path, background: str) -> Image.Image:
+def _open(place: Location, background: str) -> Image.Image:
     try:
-        return decode(path.read_bytes(), rgb(background))
+        return decode(place.read(), rgb(background))
     except (OSError, Unreadable) as error:
         reason = getattr(error, "strerror", None) or error
         what = f"cannot be shown, though it is named or was looked over: {reason}"
-        raise UserError(what, code="data.changed_picture", where=path) from None
+        raise UserError(what, code="data.changed_picture", where=place) from None

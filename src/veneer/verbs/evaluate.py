@@ -253,8 +253,8 @@ _References = Sequence[Sequence[Image.Image]]
 
 def _references(subject: _Subject, pictures: Sequence[Sample]) -> _References:
     """Return the references of pictures; nothing where they have none."""
-    files = [[one.path for one in picture.references] for picture in pictures]
-    return open_references(files, subject.config.data.background) if any(files) else ()
+    places = [[one.location for one in picture.references] for picture in pictures]
+    return open_references(places, subject.config.data.background) if any(places) else ()
 
 
 def _sample(subject: _Subject, captions: Sequence[str], references: _References, purpose: str) -> list[Image.Image]:

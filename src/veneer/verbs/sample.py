@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
+from veneer.data.location import Location
 from veneer.family.protocol import Family
 from veneer.family.references import check_references
 from veneer.files import opens_paths
@@ -104,7 +105,7 @@ def sample_adapter(
     """
     options = options or SampleOptions()
     make_writable(out, "choose another --out")
-    references = open_references([options.references], _BACKGROUND)[0]
+    references = open_references([tuple(map(Location, options.references))], _BACKGROUND)[0]
     left_out: list[LeftOut] = []
     family = load_merged(file, base, options.scale, left_out)
     check_references(family, len(references), "--reference")

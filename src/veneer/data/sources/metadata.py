@@ -21,6 +21,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias
 
 from veneer.config.schema import SourceConfig
+from veneer.data.location import Location
 from veneer.data.sources.caption_files import CaptionFiles
 from veneer.data.sources.names import NameIndex
 from veneer.data.sources.protocol import Entry, Listing
@@ -103,7 +104,7 @@ class _Lists:
     @cached_property
     def _references(self) -> frozenset[Path]:
         named = (entry for entries in self.entries.values() for several in entries.values() for entry in several)
-        return frozenset(reference for entry in named for reference in entry.references)
+        return frozenset(reference.path for entry in named for reference in entry.references)
 
     def _entry_or_reason(self, picture: Path, captions: CaptionFiles) -> Sequence[Entry] | str:
         """Return the picture as the nearest list that names it has it, or why it is left out.
@@ -227,7 +228,7 @@ class _Names:
         return self._indexes[folder]
 
 
-def _reference_files(names: _Names, row: dict[str, Any], where: str) -> tuple[Path, ...]:
+def _reference_files(names: _Names, row: dict[str, Any], where: str) -> tuple[Location, ...]:
     """Return the references of a row; none where it names none."""
     column = next((name for name in (_REFERENCE, _REFERENCES) if row.get(name)), None)
     if column is None:
@@ -236,7 +237,7 @@ def _reference_files(names: _Names, row: dict[str, Any], where: str) -> tuple[Pa
     if isinstance(named, str) and named.startswith("["):  # a table can hold a list as JSON alone
         named = _json_list(named, column, where)
     listed = named if isinstance(named, list) else [named]
-    return tuple(_named_file(names, name, column, where) for name in listed)
+    return tuple(Location(_named_file(names, name, column, where)) for name in listed)
 
 
 def _json_list(text: str, column: str, where: str) -> object:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Protocol
 
 from veneer.config.schema import SourceConfig
+from veneer.data.location import AT_PATH, Location
 from veneer.data.manifest import Rejected
 
 __all__ = ["Entry", "Listing", "Source", "Unread"]
@@ -17,18 +18,25 @@ class Entry:
     """A picture as its source lists it, not yet opened.
 
     Attributes:
-        path: the file; its bytes are read with ``path.read_bytes()`` alone.
+        path: the file, for messages and reports; its bytes are read by its location alone.
         captions: what its source says of it; may be empty.
         repeats: how often an epoch shows it.
         captions_at: the place to name in a message about its captions, such as ``metadata.jsonl:3``.
-        references: of a pair, the files of the pictures that it is made from; else none.
+        references: of a pair, where the pictures lie that it is made from; else none.
+        location: where its bytes lie; left out: in the file ``path``.
     """
 
     path: Path
     captions: tuple[str, ...]
     repeats: int = 1
     captions_at: str = ""
-    references: tuple[Path, ...] = ()
+    references: tuple[Location, ...] = ()
+    location: Location = AT_PATH
+
+    def __post_init__(self) -> None:
+        """Fill the location in."""
+        if self.location == AT_PATH:
+            object.__setattr__(self, "location", Location(self.path))
 
 
 @dataclass(frozen=True)

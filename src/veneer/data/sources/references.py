@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from veneer.data.location import Location
 from veneer.data.manifest import Rejected
 from veneer.data.sources.names import NameIndex
 from veneer.data.sources.protocol import Entry, Listing
@@ -38,7 +39,7 @@ def with_references(listing: Listing, pictures: Path, folders: Sequence[Path]) -
         references = [index.find(_name(entry.path, pictures)) for index in indexes]
         wrong = next((pair for pair in zip(references, folders, strict=True) if len(pair[0]) != 1), None)
         if wrong is None:
-            found.append(replace(entry, references=tuple(files[0] for files in references)))
+            found.append(replace(entry, references=tuple(Location(files[0]) for files in references)))
         else:
             how_many = "several references" if wrong[0] else "no reference"
             rejected.append(Rejected(entry.path, f"{how_many} of its name in {wrong[1]}"))
