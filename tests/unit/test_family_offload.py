@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tests.errors import raises_code
 from tests.running import hashes, quick_config, without_rehearsals
@@ -18,6 +18,7 @@ from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
+from veneer.family.store import MemoryStore
 from veneer.plan.assessment import assess_config, plan_loaded
 from veneer.plan.memory import STEP
 from veneer.run.session import run_training
@@ -191,6 +192,12 @@ def test_bits_are_the_same_with_and_without(
     assert found[0] == found[1]
 
 
+def kept_by(trainer: Trainer) -> dict[tuple[object, ...], dict[str, Tensor]]:
+    store = trainer.batches.encoder.store
+    assert isinstance(store, MemoryStore)
+    return store.kept
+
+
 def test_nothing_is_encoded_in_vain(family: Family, tiny_pictures: Path) -> None:
     """What is encoded ahead is what the steps take, no more and no less, also when the run goes on in its middle."""
     sections = {"data": {"flip": True, "caption_dropout": 0.3}, "train": {"max_steps": 4, "batch_size": 2}}
@@ -199,13 +206,11 @@ def test_nothing_is_encoded_in_vain(family: Family, tiny_pictures: Path) -> None
         with trainer_on(config, family) as trainer:
             for encode in trainer.batches.encoding_calls(range(first, 4)):
                 encode()
-            encoder = trainer.batches.encoder
-            ahead = set(encoder._posteriors), set(encoder._texts)
+            ahead = set(kept_by(trainer))
         with trainer_on(config, family) as trainer:
             for step in range(first, 4):
                 trainer.batches.micro_batches(step)
-            encoder = trainer.batches.encoder
-            assert (set(encoder._posteriors), set(encoder._texts)) == ahead
+            assert set(kept_by(trainer)) == ahead
 
 
 def test_looking_ahead_ends_when_there_is_nothing_new(family: Family, tiny_pictures: Path) -> None:

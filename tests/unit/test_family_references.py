@@ -26,7 +26,7 @@ from veneer.family.flux_kontext import FluxKontext
 from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Conditioning, Family
 from veneer.family.references import check_references
-from veneer.family.store import Store
+from veneer.family.store import MemoryStore, Store
 from veneer.train.loop import Trainer
 
 SIDE = 16
@@ -173,7 +173,7 @@ def test_a_picture_is_encoded_once_whatever_it_is_made_from(reading: Reading, pa
     first, second = draws_of(config, 2)
     encoder = Encoder(reading, config.data, SIDE, 0)
     assert torch.equal(encoder.posterior(first).mean, encoder.posterior(second).mean)
-    assert len(encoder._posteriors) == 1
+    assert isinstance(encoder.store, MemoryStore) and len(encoder.store.kept) == 1
     direct = reading.encode_image(load_centered(first.sample, config.data, SIDE)[None]).mean
     assert torch.equal(encoder.centered(first.sample).mean, direct)
 

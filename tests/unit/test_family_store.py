@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from PIL import Image
 from torch import Tensor
 
 from tests.errors import raises_code
@@ -20,7 +22,8 @@ from veneer.data.preflight import survey
 from veneer.family import cache
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
-from veneer.family.store import Store
+from veneer.family.store import Store, old_files
+from veneer.family.store_shard import Shard
 from veneer.train.events import Finished, Warned
 from veneer.train.loop import train
 
@@ -62,18 +65,6 @@ def test_all_that_a_picture_depends_on_is_in_its_key(
 def test_another_base_has_other_numbers(tmp_path: Path) -> None:
     Store(tmp_path, "one").get_or_compute(("caption", "a cat"), counting(1.0)[0])
     assert Store(tmp_path, "other").get_or_compute(("caption", "a cat"), counting(2.0)[0])["it"].item() == 2.0
-
-
-def test_a_torn_file_is_written_anew(tmp_path: Path) -> None:
-    store = Store(tmp_path, "base")
-    store.get_or_compute(("caption", "a cat"), counting(1.0)[0])
-    (file,) = tmp_path.rglob("*.safetensors")
-    file.write_bytes(file.read_bytes()[:-2])
-    compute, calls = counting(1.0)
-    assert store.get_or_compute(("caption", "a cat"), compute)["it"].item() == 1.0
-    assert len(calls) == 1
-    assert store.get_or_compute(("caption", "a cat"), compute)["it"].item() == 1.0
-    assert len(calls) == 1
 
 
 def config_of(base: Path, pictures: Path, cache: Path | None) -> RunConfig:
@@ -149,8 +140,8 @@ def test_another_release_of_what_computes_them_is_another_key(
     stores = [cache.store_of(config, family)]
     monkeypatch.setattr(cache, "version", lambda name: "0.0" if name == package else releases(name))
     stores.append(cache.store_of(config, family))
-    paths = {store._path(("text", "a cat")) for store in stores if store is not None}
-    assert len(paths) == 2
+    digests = {store.digest(("text", "a cat")) for store in stores if store is not None}
+    assert len(digests) == 2
 
 
 @pytest.mark.parametrize("part", ["autoencoder", "text encoder"])
@@ -167,11 +158,10 @@ def test_what_is_not_finite_is_refused_by_its_cause_and_never_stored(
     with raises_code("base.not_finite") as caught:
         list(train(config, broken, survey(config.data)))
     assert part in str(caught.value)
-    assert not any(file for file in tmp_path.rglob("*.safetensors") if not _is_finite(file))
-
-
-def _is_finite(file: Path) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in load_file(file).values())
+    for path in tmp_path.rglob("*.shard"):
+        shard = Shard(path)
+        for tensors in map(shard.read, shard.refresh()):
+            assert tensors is not None and all(bool(tensor.isfinite().all()) for tensor in tensors.values())
 
 
 def test_latents_of_pictures_that_were_decoded_otherwise_are_computed_anew(
@@ -189,6 +179,58 @@ def test_latents_of_pictures_that_were_decoded_otherwise_are_computed_anew(
         cache.Encoder(family, config.data, 16, seed=0, store=cache.store_of(config, family)).centered(sample)
         counts.append(len(encoded))
     assert counts == [1, 1, 2]
+
+
+def encoder_calls(config: RunConfig, family: Family, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What a run encodes, by the name of the member that does it."""
+    calls: list[str] = []
+    with monkeypatch.context() as patch:
+        for name in ("encode_image", "encode_text"):
+            encode = getattr(family, name)
+            patch.setattr(family, name, lambda *given, name=name, encode=encode: calls.append(name) or encode(*given))
+        list(train(config, family, survey(config.data)))
+    return calls
+
+
+def test_a_picture_is_encoded_again_by_its_content_and_by_nothing_else(
+    family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """New times and names change nothing; a pixel of one picture that is another one lets this one be encoded."""
+    pictures = Path(shutil.copytree(tiny_pictures, tmp_path / "pictures"))
+    config = resolve(config_of(tiny_base, pictures, tmp_path / "cache"), family)
+    config = config.model_copy(update={"data": config.data.model_copy(update={"flip": False})})
+    assert Counter(encoder_calls(config, family, monkeypatch)) == {"encode_image": 12, "encode_text": 12}
+    for path in pictures.glob("*.png"):
+        os.utime(path, (1, 1))
+    assert encoder_calls(config, family, monkeypatch) == []
+    with Image.open(pictures / "red_cross.png") as image:
+        image.putpixel((0, 0), (0, 0, 1))
+        image.save(pictures / "red_cross.png")
+    assert encoder_calls(config, family, monkeypatch) == ["encode_image"]
+
+
+def test_files_of_the_old_layout_are_named_and_left_alone(
+    family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "ab" / f"{'0' * 62}.safetensors"
+    old.parent.mkdir()
+    old.write_bytes(b"old")
+    config = resolve(config_of(tiny_base, tiny_pictures, tmp_path), family)
+    warned = [event.code for event in train(config, family, survey(config.data)) if isinstance(event, Warned)]
+    assert warned == ["cache.old_layout"] and old.read_bytes() == b"old"
+    assert list(old_files(tmp_path)) == [old]
+
+
+def test_a_run_goes_on_where_its_cache_is_deleted_under_it(
+    family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    plain = losses(config_of(tiny_base, tiny_pictures, None), family)
+    config = resolve(config_of(tiny_base, tiny_pictures, tmp_path / "cache"), family)
+    found = []
+    for event in train(config, family, survey(config.data)):
+        found += [event.loss] if hasattr(event, "loss") else []
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+    assert found == plain
 
 
 def test_a_store_that_cannot_be_written_costs_time_and_not_the_run(

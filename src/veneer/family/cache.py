@@ -1,8 +1,8 @@
 """Encode pictures into latents and captions into conditioning, each distinct one once.
 
 Each is encoded alone, so its bits depend neither on the batch that it was first met in nor on where a run was resumed.
-The cache lies on the CPU: a picture of 512 pixels takes 128 KiB, a caption of Stable Diffusion 1 231 KiB. Where the
-config names a folder for it, it is written to the disk as well, for later runs.
+A picture of 512 pixels takes 128 KiB, a caption of Stable Diffusion 1 231 KiB: in the CPU's memory, or where the config
+names a folder for it on the disk, for later runs as well.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -31,7 +32,9 @@ from veneer.data.transform import (
 from veneer.errors import UserError
 from veneer.family.fingerprint import fingerprint, settings_hash
 from veneer.family.protocol import NO_REFERENCES, Conditioning, Family, LatentDistribution
-from veneer.family.store import Store
+from veneer.family.store import MemoryStore, Store, TensorStore
+from veneer.family.store_shard import Tensors
+from veneer.files import public_name
 from veneer.rng import torch_generator
 
 __all__ = ["Encoder", "noise_like", "store_of"]
@@ -48,26 +51,21 @@ class Encoder:
         config: crop, flip and background.
         resolution: side of the square, in pixels.
         seed: of what is random about a draw.
-        store: the cache on disk, of this base as it is; None: there is none.
+        store: keeps the results, which are of this base as it is; None: memory does.
+
+    Attributes:
+        store: as above.
 
     Raises:
         UserError: the base reads texts in another number of windows than the config says.
     """
 
     def __init__(
-        self, family: Family, config: DataConfig, resolution: int, seed: int, store: Store | None = None
+        self, family: Family, config: DataConfig, resolution: int, seed: int, store: TensorStore | None = None
     ) -> None:
         _check_windows(family, config)
         self._family, self._config, self._resolution, self._seed = family, config, resolution, seed
-        self._store = store
-        self._posteriors: dict[tuple[str, bool], LatentDistribution] = {}
-        self._texts: dict[tuple[object, ...], Conditioning] = {}
-        self._references: dict[tuple[object, ...], Conditioning] = {}
-
-    @property
-    def store_fault(self) -> UserError | None:
-        """Why the cache on disk takes nothing more; None: it does, or there is none."""
-        return None if self._store is None else self._store.fault
+        self.store: TensorStore = MemoryStore() if store is None else store
 
     def centered(self, sample: Sample) -> LatentDistribution:
         """Return the posterior of a picture with nothing random about it, each tensor (1, ...) on the CPU."""
@@ -120,18 +118,12 @@ class Encoder:
         return posterior.mean + posterior.std * noise_like(posterior.mean, draw, self._seed, "posterior")
 
     def _cached(self, sample: Sample, flipped: bool) -> LatentDistribution:
-        if (sample.content, flipped) not in self._posteriors:
-            key = ("posterior", DECODING, sample.content, self._resolution, rgb(self._config.background), flipped)
-            tensors = self._stored(key, lambda: vars(self._centered(sample, flipped)))
-            self._posteriors[sample.content, flipped] = LatentDistribution(**tensors)
-        return self._posteriors[sample.content, flipped]
+        key = ("posterior", DECODING, sample.content, self._resolution, rgb(self._config.background), flipped)
+        return LatentDistribution(**self.store.get_or_compute(key, lambda: vars(self._centered(sample, flipped))))
 
     def _centered(self, sample: Sample, flipped: bool) -> LatentDistribution:
         pixels_CHW = load_centered(sample, self._config, self._resolution)
         return self._encode(pixels_CHW.flip(-1) if flipped else pixels_CHW, sample)
-
-    def _stored(self, key: tuple[object, ...], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        return compute() if self._store is None else self._store.get_or_compute(key, compute)
 
     def _encode(self, pixels_CHW: Tensor, sample: Sample) -> LatentDistribution:
         posterior = self._family.encode_image(pixels_CHW[None])
@@ -141,14 +133,14 @@ class Encoder:
     def _text(self, caption: str) -> Conditioning:
         windows = self._family.token_windows
         key = ("text", caption) if windows == 1 else ("text", caption, windows)
-        return self._kept(self._texts, key, lambda: self._encode_text(caption, ()))
+        return self._kept(key, lambda: self._encode_text(caption, ()))
 
     def _instruction(self, caption: str, draw: SampleDraw) -> Conditioning:
         """Return what the text encoders make of a caption beside the draw's references."""
         if self._config.crop == "random":
             return Conditioning(self._encode_text(caption, self._reference_pixels(draw)))
         key = ("instruction", caption, *self._variant(draw.sample, self._flipped(draw)))
-        return self._kept(self._texts, key, lambda: self._encode_text(caption, self._reference_pixels(draw)))
+        return self._kept(key, lambda: self._encode_text(caption, self._reference_pixels(draw)))
 
     @torch.no_grad()
     def _encode_text(self, caption: str, references: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -169,7 +161,7 @@ class Encoder:
         if not sample.references:
             return NO_REFERENCES
         key = ("references", *self._variant(sample, flipped))
-        return self._kept(self._references, key, lambda: self._encode_references(sample, pixels()))
+        return self._kept(key, lambda: self._encode_references(sample, pixels()))
 
     @torch.no_grad()
     def _encode_references(self, sample: Sample, pixels: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -188,15 +180,8 @@ class Encoder:
         contents = [reference.content for reference in sample.references]
         return DECODING, "+".join(contents), self._resolution, rgb(self._config.background), flipped
 
-    def _kept(
-        self,
-        kept: dict[tuple[object, ...], Conditioning],
-        key: tuple[object, ...],
-        compute: Callable[[], dict[str, Tensor]],
-    ) -> Conditioning:
-        if key not in kept:
-            kept[key] = Conditioning(self._stored(key, compute))
-        return kept[key]
+    def _kept(self, key: tuple[object, ...], compute: Callable[[], Tensors]) -> Conditioning:
+        return Conditioning(self.store.get_or_compute(key, compute))
 
 
 def _check_finite(tensors: Mapping[str, Tensor], part: str, where: object) -> None:
@@ -234,7 +219,8 @@ def store_of(config: RunConfig, family: Family) -> Store | None:
     releases = " ".join(version(package) for package in _LIBRARIES)
     machine = f"{_device_kind(parameter.device)} {torch.__version__} {releases} {torch.get_num_threads()}"
     base = f"{fingerprint(config.base)} {settings_hash(family.settings)} {parameter.dtype}"
-    return Store(config.data.cache, f"{base} {machine}{quantization}")
+    name = public_name(Path(config.base).name, "base")
+    return Store(config.data.cache, f"{base} {machine}{quantization}", name)
 
 
 def _device_kind(device: torch.device) -> str:

@@ -25,6 +25,7 @@ from veneer.errors import UserError
 from veneer.family.cache import Encoder, store_of
 from veneer.family.protocol import Family, device_of
 from veneer.family.references import check_references
+from veneer.family.store import has_old_layout
 from veneer.family.unread import caption_places, unread_notes
 from veneer.objective.loss import Objective
 from veneer.train.batches import BatchBuilder
@@ -128,6 +129,7 @@ class Trainer:
         if self.steps_done == 0 and self._config.sample.every > 0:
             with self._training_adapter.removed():
                 yield SampleDue(0)
+        yield from self._old_cache_warning()
         self._encode_ahead()
         yield from self._warnings()
         while not self._stops() and self.steps_done < self._last_step:
@@ -223,10 +225,18 @@ class Trainer:
 
     def _cache_warning(self) -> Iterator[Warned]:
         """Yield once that the cache on disk takes nothing more; the run does not need it."""
-        fault = self.batches.encoder.store_fault
+        fault = self.batches.encoder.store.fault
         if fault is not None and not self._cache_failed:
             self._cache_failed = True
             yield Warned("cache.not_written", f"nothing more is kept in data.cache for later runs: {fault}")
+
+    def _old_cache_warning(self) -> Iterator[Warned]:
+        """Yield that the cache on disk holds files which an older release wrote, and which are of no use any more."""
+        folder = self._config.data.cache
+        if folder is not None and has_old_layout(folder):
+            what = f"{folder} has files of an older release, one for each picture, which are not read any more: what "
+            what += "the run needs of them is encoded again (veneer data cache --prune removes them)"
+            yield Warned("cache.old_layout", what)
 
     def _blocks_warning(self) -> Iterator[Warned]:
         """Yield once what keeps the offload of blocks from being of use."""
