@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 import xxhash
@@ -291,9 +291,8 @@ def _tensors_in(content: memoryview) -> Tensors | None:
         return None
 
 
-def _tensor(said: dict[str, object], data: memoryview) -> Tensor:
-    start, end = said["data_offsets"]  # type: ignore[misc]
-    dtype, shape = DTYPES[str(said["dtype"])], tuple(said["shape"])  # type: ignore[arg-type,var-annotated]
+def _tensor(said: dict[str, Any], data: memoryview) -> Tensor:
+    (start, end), dtype, shape = said["data_offsets"], DTYPES[said["dtype"]], tuple(said["shape"])
     if start == end:
         return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(data[start:end], dtype=dtype).reshape(shape)
