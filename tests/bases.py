@@ -29,6 +29,7 @@ class Defaults:
         default_shift: of timesteps.
         default_logit_mean: of a logit-normal density.
         default_logit_std: of a logit-normal density.
+        multiple: what sides of pictures are multiples of.
     """
 
     resolution: int
@@ -38,6 +39,7 @@ class Defaults:
     default_shift: TimestepShift = 1.0
     default_logit_mean: float = 0.0
     default_logit_std: float = 1.0
+    multiple: int = 4
     default_targets: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "unet": ("to_q", "to_k", "to_v", "to_out.0"),

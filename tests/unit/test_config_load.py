@@ -290,13 +290,15 @@ def of(model: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[
     return st.builds(model, **fields)
 
 
+resolutions = st.integers(8) | st.sampled_from(["832x1216", "8x8"])
 data_configs = of(
     DataConfig,
-    sources=st.lists(of(SourceConfig, path=folders, repeats=counts, references=several), min_size=1, max_size=2).map(
-        tuple
-    ),
+    sources=st.lists(
+        of(SourceConfig, path=folders, repeats=counts, weight=positives, references=several), min_size=1, max_size=2
+    ).map(tuple),
     trigger=st.none() | words,
-    resolution=st.none() | st.integers(8),
+    resolution=st.none() | resolutions | st.lists(resolutions, min_size=1, max_size=3, unique=True).map(tuple),
+    upscale=st.booleans(),
     held_out=shares | folders,
     background=st.sampled_from(["white", "#00ff7f"]),
     flip=st.booleans(),
@@ -321,9 +323,10 @@ def base_of(path: str, components: dict[str, Path]) -> dict[str, Any]:
     return {"path": path, "components": {name: str(place) for name, place in components.items()}}
 
 
+names = words.filter(lambda text: not text.startswith("~"))  # nobody's home folder
 configs = of(
     RunConfig,
-    base=words | st.builds(base_of, words, st.dictionaries(words, folders, min_size=1, max_size=2)),
+    base=names | st.builds(base_of, names, st.dictionaries(words, folders, min_size=1, max_size=2)),
     data=data_configs,
     seed=st.integers(0, MAX_SEED),
     output=of(

@@ -21,18 +21,20 @@ def config(**options: Any) -> DataConfig:
 
 def test_captions_are_drawn_among_all() -> None:
     one = sample(0, captions=("a", "b", "c"))
-    drawn = [caption_of(SampleDraw(one, draw_index), config(), 0) for draw_index in range(300)]
-    assert drawn == [caption_of(SampleDraw(one, draw_index), config(), 0) for draw_index in range(300)]
+    drawn = [caption_of(SampleDraw(one, draw_index, (8, 8)), config(), 0) for draw_index in range(300)]
+    assert drawn == [caption_of(SampleDraw(one, draw_index, (8, 8)), config(), 0) for draw_index in range(300)]
     assert set(drawn) == {"a", "b", "c"} and min(Counter(drawn).values()) > 60
-    assert drawn != [caption_of(SampleDraw(one, draw_index), config(), 1) for draw_index in range(300)]
+    assert drawn != [caption_of(SampleDraw(one, draw_index, (8, 8)), config(), 1) for draw_index in range(300)]
 
 
 def test_captions_drop_out_as_often_as_asked() -> None:
     one = sample(0)
-    drawn = [caption_of(SampleDraw(one, draw_index), config(caption_dropout=0.3), 0) for draw_index in range(1000)]
+    drawn = [
+        caption_of(SampleDraw(one, draw_index, (8, 8)), config(caption_dropout=0.3), 0) for draw_index in range(1000)
+    ]
     assert set(drawn) == {"a cat", ""}
     assert 250 < drawn.count("") < 350
-    assert all(caption_of(SampleDraw(one, draw_index), config(), 0) == "a cat" for draw_index in range(100))
+    assert all(caption_of(SampleDraw(one, draw_index, (8, 8)), config(), 0) == "a cat" for draw_index in range(100))
 
 
 def test_the_random_keys_of_a_caption_are_those_of_every_release() -> None:
@@ -41,11 +43,11 @@ def test_the_random_keys_of_a_caption_are_those_of_every_release() -> None:
     for draw_index in range(50):
         place = int(uniform(7, draw_index, one.id, "caption") * 3)
         expected = "" if uniform(7, draw_index, one.id, "caption dropout") < 0.2 else one.captions[place]
-        assert caption_of(SampleDraw(one, draw_index), config(caption_dropout=0.2), 7) == expected
+        assert caption_of(SampleDraw(one, draw_index, (8, 8)), config(caption_dropout=0.2), 7) == expected
 
 
 def test_all_texts_are_those_that_are_drawn() -> None:
     one = sample(0, captions=("a", "b"))
     for options in ({}, {"caption_dropout": 0.3}):
-        drawn = {caption_of(SampleDraw(one, draw_index), config(**options), 0) for draw_index in range(100)}
+        drawn = {caption_of(SampleDraw(one, draw_index, (8, 8)), config(**options), 0) for draw_index in range(100)}
         assert drawn == set(all_texts(one, config(**options)))

@@ -40,8 +40,8 @@ def seen_at(pixels: np.ndarray, sample: Sample, *, mirrored: bool) -> tuple[floa
 @pytest.mark.parametrize("draw", range(6))
 def test_a_random_crop_is_where_it_is_told_to_be(sample: Sample, draw: int) -> None:
     settings = config(crop="random", flip=True)
-    pixels = load_pixels(sample, settings, SIDE, seed=3, draw_index=draw).numpy()
-    geometry = geometry_of(sample, settings, SIDE, seed=3, draw_index=draw)
+    pixels = load_pixels(sample, settings, (SIDE, SIDE), seed=3, draw_index=draw).numpy()
+    geometry = geometry_of(sample, settings, (SIDE, SIDE), seed=3, draw_index=draw)
     assert (geometry.original, geometry.target) == ((sample.height, sample.width), (SIDE, SIDE))
     mirrored = bool(pixels[0, :, -1].mean() < pixels[0, :, 0].mean())
     y, x = seen_at(pixels, sample, mirrored=mirrored)
@@ -51,16 +51,16 @@ def test_a_random_crop_is_where_it_is_told_to_be(sample: Sample, draw: int) -> N
 
 def test_mirrored_showings_are_among_those(sample: Sample) -> None:
     settings = config(crop="random", flip=True)
-    ends = [load_pixels(sample, settings, SIDE, 3, draw)[0, 0, [0, -1]].tolist() for draw in range(6)]
+    ends = [load_pixels(sample, settings, (SIDE, SIDE), 3, draw)[0, 0, [0, -1]].tolist() for draw in range(6)]
     assert {left < right for left, right in ends} == {True, False}
 
 
 def test_a_centered_crop_is_in_the_middle(sample: Sample) -> None:
-    geometry = centered_geometry(sample, SIDE)
-    y, x = seen_at(load_centered(sample, config(), SIDE).numpy(), sample, mirrored=False)
+    geometry = centered_geometry(sample, (SIDE, SIDE))
+    y, x = seen_at(load_centered(sample, config(), (SIDE, SIDE)).numpy(), sample, mirrored=False)
     assert geometry.top_left[0] + SIDE / 2 == pytest.approx(y, abs=1.5)
     assert geometry.top_left[1] + SIDE / 2 == pytest.approx(x, abs=1.5)
-    assert geometry == geometry_of(sample, config(), SIDE, seed=0, draw_index=0)
+    assert geometry == geometry_of(sample, config(), (SIDE, SIDE), seed=0, draw_index=0)
 
 
 def test_a_picture_that_is_seen_whole_has_no_crop() -> None:

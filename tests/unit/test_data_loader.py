@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,13 @@ from tests.bases import Defaults
 from veneer.config.keys import known_keys
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import DataConfig, SourceConfig
+from veneer.data.buckets import Buckets, Size
 from veneer.data.caption_text import caption_of
-from veneer.data.loader import draw_samples
+from veneer.data.loader import DrawSchedule, PictureStream, SampleDraw
 from veneer.data.manifest import Manifest, Sample, content_id
 from veneer.data.preflight import read_prior, survey
 from veneer.data.transform import load_pixels
+from veneer.rng import key
 
 
 def sample(number: int, repeats: int = 1, captions: tuple[str, ...] = ("a cat",)) -> Sample:
@@ -32,9 +34,47 @@ def config(**options: Any) -> DataConfig:
     return DataConfig(sources=(SourceConfig(path=Path("pictures")),), **options)
 
 
+BUCKETS = Buckets((8,), 8)
+FOUR_SIZES = Buckets((64,), 8)
+shapes = st.sampled_from([(64, 64), (96, 64), (64, 96), (40, 24)])
+
+
+def drawn(manifest: Manifest, seed: int, batch: int, numbers: Iterable[int], buckets: Buckets) -> list[SampleDraw]:
+    schedule = DrawSchedule(manifest, buckets, seed, batch)
+    return [draw for number in numbers for draw in schedule.micro_batch(number)]
+
+
 manifests = st.lists(st.integers(1, 3), min_size=1, max_size=6).map(
     lambda repeats: Manifest(tuple(sample(number, count) for number, count in enumerate(repeats)))
 )
+mixed = st.lists(st.tuples(st.integers(1, 3), shapes), min_size=1, max_size=9).map(
+    lambda pictures: Manifest(
+        tuple(
+            replace(sample(number, count), width=shape[0], height=shape[1])
+            for number, (count, shape) in enumerate(pictures)
+        )
+    )
+)
+
+
+def as_before_buckets(manifest: Manifest, seed: int, step: int, count: int) -> list[tuple[Sample, int]]:
+    """The draws of a step as they were when all pictures were squares of one size."""
+    length = sum(sample.repeats for sample in manifest.samples)
+
+    def epoch(number: int) -> list[Sample]:
+        repeated = [(sample, turn) for sample in manifest.samples for turn in range(sample.repeats)]
+        repeated.sort(key=lambda repeat: key(seed, number, repeat[0].id, repeat[1], "order"))
+        return [sample for sample, _ in repeated]
+
+    return [(epoch(draw // length)[draw % length], draw) for draw in range(step * count, (step + 1) * count)]
+
+
+@given(manifests, st.integers(0, 5), st.integers(0, 30), st.integers(1, 5))
+def test_of_one_size_all_draws_are_as_they_were_before_there_were_buckets(
+    manifest: Manifest, seed: int, number: int, batch: int
+) -> None:
+    now = [(draw.sample, draw.draw_index) for draw in drawn(manifest, seed, batch, [number], BUCKETS)]
+    assert now == as_before_buckets(manifest, seed, number, batch)
 
 
 @given(manifests, st.integers(0, 5), st.integers(1, 7), st.integers(1, 4))
@@ -43,7 +83,7 @@ def test_an_epoch_shows_each_picture_as_often_as_it_repeats(
 ) -> None:
     length = sum(one.repeats for one in manifest.samples)
     steps = -(-length * epochs // count)
-    shown = [draw for step in range(steps) for draw in draw_samples(manifest, seed, step, count)]
+    shown = drawn(manifest, seed, count, range(steps), BUCKETS)
     assert [draw.draw_index for draw in shown] == list(range(steps * count))
     for epoch in range(epochs):
         times = Counter(draw.sample for draw in shown[epoch * length : (epoch + 1) * length])
@@ -51,23 +91,87 @@ def test_an_epoch_shows_each_picture_as_often_as_it_repeats(
 
 
 @given(manifests, st.integers(0, 5), st.integers(0, 20), st.integers(1, 3), st.integers(1, 3))
-def test_the_pictures_of_a_run_are_numbered_whatever_a_steps_size(
+def test_of_one_size_a_run_s_pictures_are_the_same_in_batches_of_any_size(
     manifest: Manifest, seed: int, step: int, batch: int, accumulate: int
 ) -> None:
-    whole = draw_samples(manifest, seed, step, batch * accumulate)
-    assert whole == [
-        draw_samples(manifest, seed, step * batch * accumulate + i, 1)[0] for i in range(batch * accumulate)
-    ]
+    count = batch * accumulate
+    whole = drawn(manifest, seed, count, [step], BUCKETS)
+    assert whole == drawn(manifest, seed, 1, range(step * count, (step + 1) * count), BUCKETS)
+    assert whole == drawn(manifest, seed, batch, range(step * accumulate, (step + 1) * accumulate), BUCKETS)
+
+
+@given(mixed, st.integers(0, 3), st.integers(1, 4))
+def test_each_micro_batch_has_one_size_and_each_picture_its_exact_share(
+    manifest: Manifest, seed: int, batch: int
+) -> None:
+    """Over as many micro-batches as an epoch has pictures, each is shown ``batch`` times its repeats."""
+    length = sum(one.repeats for one in manifest.samples)
+    schedule = DrawSchedule(manifest, FOUR_SIZES, seed, batch)
+    batches = [schedule.micro_batch(number) for number in range(length)]
+    for number, draws in enumerate(batches):
+        assert [draw.draw_index for draw in draws] == list(range(number * batch, (number + 1) * batch))
+        assert len({draw.size for draw in draws}) == 1
+        assert all(FOUR_SIZES.sizes(draw.sample.width, draw.sample.height) == (draw.size,) for draw in draws)
+    times = Counter(draw.sample for draws in batches for draw in draws)
+    assert times == Counter({one: one.repeats * batch for one in manifest.samples})
+
+
+@given(mixed, st.integers(0, 3), st.integers(0, 3000))
+def test_a_micro_batch_is_found_without_those_before_it(manifest: Manifest, seed: int, number: int) -> None:
+    schedule = DrawSchedule(manifest, FOUR_SIZES, seed, 2)
+    before = [schedule.micro_batch(place) for place in range(max(0, number - 3), number + 1)]
+    assert drawn(manifest, seed, 2, [number], FOUR_SIZES) == before[-1]
+
+
+def test_at_all_times_a_bucket_has_had_its_share_to_within_two_turns() -> None:
+    shares = [(64, 64)] * 90 + [(96, 64)] * 55 + [(64, 96)] * 30 + [(40, 24)] * 2 + [(128, 64)]
+    pictures = [replace(sample(n, 1), width=w, height=h) for n, (w, h) in enumerate(shares)]
+    schedule = DrawSchedule(Manifest(tuple(pictures)), FOUR_SIZES, 0, 1)
+    turns: Counter[Size] = Counter()
+    for number in range(1000):
+        turns[schedule.micro_batch(number)[0].size] += 1
+        for size, members in schedule.members.items():
+            assert abs(turns[size] - (number + 1) * len(members) / len(shares)) < 2
+
+
+def test_each_picture_is_drawn_at_each_of_its_sizes() -> None:
+    manifest, buckets = Manifest((replace(sample(0), width=64, height=64), sample(1))), Buckets((16, 64), 8)
+    seen = Counter((draw.sample.path.name, draw.size) for draw in drawn(manifest, 0, 1, range(3), buckets))
+    assert seen == {("0.png", (16, 16)): 1, ("0.png", (64, 64)): 1, ("1.png", (8, 8)): 1}
+
+
+@given(st.lists(st.floats(0.05, 3.5), min_size=1, max_size=5), st.integers(0, 3), st.integers(1, 60))
+def test_a_picture_of_a_weight_is_shown_as_often_to_within_one(weights: list[float], seed: int, epochs: int) -> None:
+    samples = [replace(sample(number), weight=weight) for number, weight in enumerate(weights)]
+    stream = PictureStream(samples, seed)
+    place, shown = 0, list[Sample]()
+    for epoch in range(epochs):
+        count = stream._shown_before(epoch + 1) - place
+        shown += stream.draw(place, count)
+        place += count
+        for one in samples:
+            assert abs(shown.count(one) - (epoch + 1) * one.weight) <= 1 + 1e-9
+    assert shown == [stream.draw(number, 1)[0] for number in range(place)]
+
+
+def test_whole_weights_are_repeats() -> None:
+    weighed = Manifest(tuple(replace(sample(number), weight=2.0) for number in range(5)))
+    repeated = Manifest(tuple(sample(number, 2) for number in range(5)))
+    orders = [[draw.sample.id for draw in drawn(one, 0, 2, range(20), BUCKETS)] for one in (weighed, repeated)]
+    assert orders[0] == orders[1]
 
 
 def test_order_depends_on_seed_and_epoch_and_not_on_names_or_listing() -> None:
     manifest = Manifest(tuple(sample(number) for number in range(20)))
-    order = [draw.sample.id for draw in draw_samples(manifest, 0, 0, 20)]
+
+    def order(manifest: Manifest, seed: int, step: int) -> list[str]:
+        return [draw.sample.id for draw in drawn(manifest, seed, 20, [step], BUCKETS)]
+
+    first = order(manifest, 0, 0)
     renamed = [replace(one, path=Path(one.id)) for one in reversed(manifest.samples)]
-    assert [draw.sample.id for draw in draw_samples(Manifest(tuple(renamed)), 0, 0, 20)] == order
-    assert [draw.sample.id for draw in draw_samples(manifest, 1, 0, 20)] != order
-    assert [draw.sample.id for draw in draw_samples(manifest, 0, 1, 20)] != order
-    assert order != [one.id for one in manifest.samples]
+    assert order(Manifest(tuple(renamed)), 0, 0) == first
+    assert order(manifest, 1, 0) != first and order(manifest, 0, 1) != first
+    assert first != [one.id for one in manifest.samples]
 
 
 Seen = tuple[list[str], list[str], list[float], list[str], int]
@@ -76,14 +180,19 @@ Seen = tuple[list[str], list[str], list[float], list[str], int]
 def what_training_sees(mapping: dict[str, Any]) -> Seen:
     """Pictures, captions, pixels, held-out pictures and the prior of a first step."""
     run = resolve(build_config({"base": "bundled", "data": mapping}, "test"), Defaults(16))
-    assert run.data.resolution is not None
     dataset, prior = survey(run.data), read_prior(run)
-    picked = draw_samples(dataset.train, 0, 0, 12)
-    pixels = [load_pixels(draw.sample, run.data, run.data.resolution, 0, draw.draw_index) for draw in picked]
+    picked = drawn(dataset.train, 0, 1, range(12), Buckets.of(run.data, Defaults(16)))
+    pixels = [load_pixels(draw.sample, run.data, draw.size, 0, draw.draw_index) for draw in picked]
     said = [caption_of(draw, run.data, 0) for draw in picked]
     said += [caption for one in prior.samples for caption in one.captions]
     held = sorted(one.id for one in dataset.held_out.samples)
-    return [draw.sample.id for draw in picked], said, torch.stack(pixels).flatten().tolist(), held, len(prior.samples)
+    return (
+        [draw.sample.id for draw in picked],
+        said,
+        torch.cat([one.flatten() for one in pixels]).tolist(),
+        held,
+        len(prior.samples),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +211,10 @@ CHANGES: dict[str, Callable[[dict[str, Any], Path], object]] = {
     "sources.repeats": lambda data, folder: data["sources"][0].update(repeats=1),
     "sources.captions": lambda data, folder: data["sources"][0].update(captions="whole"),
     "trigger": lambda data, folder: data.update(trigger="tok"),
+    "sources.weight": lambda data, folder: data["sources"].append({"path": str(folder), "weight": 0.1}),
     "resolution": lambda data, folder: data.update(resolution=24),
+    "aspect": lambda data, folder: data.update(aspect="square"),
+    "upscale": lambda data, folder: data.update(resolution=24, upscale=True),
     "held_out": lambda data, folder: data.update(held_out=0.5),
     "background": lambda data, folder: data.update(background="black"),
     "crop": lambda data, folder: data.update(crop="random"),

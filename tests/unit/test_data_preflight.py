@@ -196,11 +196,15 @@ def test_pictures_that_look_the_same_are_listed_and_leaks_are_said(tmp_path: Pat
     assert looked_over(tmp_path / "a", held_out=0.0).notes == ()
 
 
-def test_small_pictures_are_said_to_be_enlarged(tmp_path: Path) -> None:
+def test_small_pictures_are_named(tmp_path: Path) -> None:
     many(tmp_path, 2)
     paint(tmp_path / "large.png", 7, (80, 64))
     [note] = looked_over(tmp_path, resolution=64, held_out=0.0).notes
-    assert "smaller than 64 pixels" in note and "000.png (32 x 32)" in note and "large.png" not in note
+    assert note.startswith("smaller than 64 x 64 pixels and trained at their own size: ")
+    assert "000.png (32 x 32)" in note and "large.png" not in note
+    for asked in ({"resolution": 64, "upscale": True}, {"resolution": 64, "aspect": "square"}, {"resolution": "64x60"}):
+        [note] = looked_over(tmp_path, held_out=0.0, **asked).notes
+        assert "pixels and enlarged, so blurred: " in note and "large.png" not in note
 
 
 def test_folders_named_as_kohyas_scripts_have_it_are_pointed_out(tmp_path: Path) -> None:

@@ -192,23 +192,23 @@ def test_both_are_cut_resized_and_mirrored_alike(tmp_path: Path, crop: str) -> N
         image.resize((80, 40), Image.Resampling.NEAREST).save(tmp_path / "large.png")
     folder, data = listed(tmp_path, row("a.png", ["same.png", "large.png"])), {"crop": crop, "flip": True}
     sample, own = only(folder, **data), config(folder, **data)
-    seen = [load_pixels(sample, own, 16, 0, draw) for draw in range(12)]
+    seen = [load_pixels(sample, own, (16, 16), 0, draw) for draw in range(12)]
     assert len({pixels.numpy().tobytes() for pixels in seen}) == (2 if crop == "center" else 12)
     for draw, pixels in enumerate(seen):
-        same, large = load_references(sample, own, 16, 0, draw)
+        same, large = load_references(sample, own, (16, 16), 0, draw)
         assert torch.equal(same, pixels)
         assert (large - pixels).abs().mean() < 0.5 * (large.flip(-1) - pixels).abs().mean()
-    assert torch.equal(load_centered_references(sample, own, 16)[0], load_centered(sample, own, 16))
+    assert torch.equal(load_centered_references(sample, own, (16, 16))[0], load_centered(sample, own, (16, 16)))
 
 
 def test_a_reference_must_not_change_while_training(pair: Path) -> None:
     sample = only(pair)
     save(pair / "before" / "a.png", 9)
     with raises_code("data.picture_changed"):
-        load_centered_references(sample, config(pair), 16)
+        load_centered_references(sample, config(pair), (16, 16))
     gone = replace(sample.references[0], location=Location(pair / "gone.png"))
     with raises_code("data.picture_gone"):
-        load_centered_references(replace(sample, references=(gone,)), config(pair), 16)
+        load_centered_references(replace(sample, references=(gone,)), config(pair), (16, 16))
 
 
 def test_prompts_have_one_reference_each_or_one_for_all() -> None:

@@ -221,7 +221,7 @@ def test_what_a_run_told_of_captions_that_are_cut_is_told_again(run: Path, tmp_p
     shutil.copytree(run, tmp_path / "run")
     with (tmp_path / "run" / LOG).open("a") as log:
         told = {"event": "Warned", "code": "data.cut_captions", "text": "5 of 9 captions", "details": list("abcde")}
-        log.write("".join(json.dumps(line) + "\n" for line in (told, told, {**told, "code": "data.enlarged_pictures"})))
+        log.write("".join(json.dumps(line) + "\n" for line in (told, told, {**told, "code": "data.small_pictures"})))
     diagnosis, evidence = run_doctor(tmp_path / "run")
     assert evidence.unread_texts[-1] == "5 of 9 captions; a; b; c; and 2 more"
     assert evidence.unread_texts.count("5 of 9 captions; a; b; c; and 2 more") == 1

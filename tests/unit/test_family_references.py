@@ -30,6 +30,7 @@ from veneer.family.store import MemoryStore, Store
 from veneer.train.loop import Trainer
 
 SIDE = 16
+SIZE = (SIDE, SIDE)
 
 
 class Reading(FluxKontext):
@@ -81,12 +82,12 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_of(pairs: Path, **data: Any) -> RunConfig:
-    return tiny_config(pairs, data={"resolution": SIDE, "held_out": 0.0, **data})
+    return tiny_config(pairs, data={"resolution": SIDE, "aspect": "square", "held_out": 0.0, **data})
 
 
 def draws_of(config: RunConfig, count: int = 8) -> list[SampleDraw]:
     samples = survey(config.data).train.samples
-    return [SampleDraw(samples[number % len(samples)], number) for number in range(count)]
+    return [SampleDraw(samples[number % len(samples)], number, SIZE) for number in range(count)]
 
 
 def test_references_have_places_among_the_tensors() -> None:
@@ -103,7 +104,7 @@ def test_references_have_places_among_the_tensors() -> None:
 def test_each_distinct_reference_is_encoded_once(reading: Reading, pairs: Path, data: Any, times: int) -> None:
     """Two pictures have one reference in common; a text is encoded with each reference that it is about."""
     config = config_of(pairs, **data)
-    encoder, draws = Encoder(reading, config.data, SIDE, seed=0), draws_of(config, 24)
+    encoder, draws = Encoder(reading, config.data, seed=0), draws_of(config, 24)
     for draw in draws:
         encoder.references([draw])
         encoder.texts([draw.sample.captions[0]], [draw])
@@ -113,11 +114,11 @@ def test_each_distinct_reference_is_encoded_once(reading: Reading, pairs: Path, 
 @torch.no_grad()
 def test_what_is_kept_is_what_would_be_encoded(reading: Reading, pairs: Path) -> None:
     config = config_of(pairs)
-    encoder = Encoder(reading, config.data, SIDE, seed=0)
+    encoder = Encoder(reading, config.data, seed=0)
     draws = draws_of(config, 4)
     texts, references = encoder.texts(["red"] * 4, draws), encoder.references(draws)
     for place, draw in enumerate(draws):
-        pixels = load_centered_references(draw.sample, config.data, SIDE)
+        pixels = load_centered_references(draw.sample, config.data, SIZE)
         direct = reading.encode_image(pixels[0][None]).mean
         assert torch.equal(references.references[0][place : place + 1], direct)
         assert torch.equal(texts["text"][place], reading.encode_instructions(["red"], [pixels])["text"][0])
@@ -128,7 +129,7 @@ def test_a_store_keeps_them_by_content(reading: Reading, pairs: Path, tmp_path: 
     config = config_of(pairs)
     found = []
     for _ in range(2):
-        encoder = Encoder(reading, config.data, SIDE, 0, Store(tmp_path, "base"))
+        encoder = Encoder(reading, config.data, 0, Store(tmp_path, "base"))
         draws = draws_of(config, 4)
         found.append((encoder.references(draws).references[0], encoder.texts(["red"] * 4, draws)["text"]))
     assert (reading.asked.count("references"), reading.asked.count("text red")) == (3, 3)
@@ -171,11 +172,11 @@ def test_a_picture_is_encoded_once_whatever_it_is_made_from(reading: Reading, pa
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
     config = config_of(tmp_path)
     first, second = draws_of(config, 2)
-    encoder = Encoder(reading, config.data, SIDE, 0)
+    encoder = Encoder(reading, config.data, 0)
     assert torch.equal(encoder.posterior(first).mean, encoder.posterior(second).mean)
     assert isinstance(encoder.store, MemoryStore) and len(encoder.store.kept) == 1
-    direct = reading.encode_image(load_centered(first.sample, config.data, SIDE)[None]).mean
-    assert torch.equal(encoder.centered(first.sample).mean, direct)
+    direct = reading.encode_image(load_centered(first.sample, config.data, SIZE)[None]).mean
+    assert torch.equal(encoder.centered(first.sample, SIZE).mean, direct)
 
 
 def test_a_base_takes_as_many_as_it_says(loaded: Reading, family: Family, pairs: Path) -> None:

@@ -176,7 +176,7 @@ def test_latents_of_pictures_that_were_decoded_otherwise_are_computed_anew(
     counts = []
     for version in (cache.DECODING, cache.DECODING, cache.DECODING + 1):
         monkeypatch.setattr(cache, "DECODING", version)
-        cache.Encoder(family, config.data, 16, seed=0, store=cache.store_of(config, family)).centered(sample)
+        cache.Encoder(family, config.data, seed=0, store=cache.store_of(config, family)).centered(sample, (16, 16))
         counts.append(len(encoded))
     assert counts == [1, 1, 2]
 

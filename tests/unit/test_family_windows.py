@@ -140,13 +140,13 @@ def test_the_store_tells_windows_apart(tiny_base: Path, tiny_pictures: Path, tmp
     for windows in (1, 2, 1, 2):
         family = load_base(str(tiny_base), token_windows=windows)
         data = tiny_config(tiny_pictures, data={"token_windows": windows}).data
-        text = Encoder(family, data, 16, 0, Store(tmp_path, "base")).texts([LONG])
+        text = Encoder(family, data, 0, Store(tmp_path, "base")).texts([LONG])
         assert text["text"].shape[1] == 2 + 14 * windows
 
 
 def test_a_base_that_was_loaded_otherwise_is_refused(family: Any, tiny_pictures: Path) -> None:
     with raises_code("family.other_token_windows") as caught:
-        Encoder(family, tiny_config(tiny_pictures, data={"token_windows": 3}).data, 16, 0)
+        Encoder(family, tiny_config(tiny_pictures, data={"token_windows": 3}).data, 0)
     assert str(caught.value) == (
         "data.token_windows: is 3, and the base was loaded with 1; load_base(..., token_windows=3)"
     )

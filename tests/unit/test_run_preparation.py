@@ -89,12 +89,12 @@ def test_a_caption_of_several_pictures_is_told_once(family: Family, tmp_path: Pa
     assert warning.details[0].startswith(f"{folder / '0.png'} and 2 more: of 15 tokens")
 
 
-def test_pictures_smaller_than_the_bases_own_side_give_a_warning(family: Family, tmp_path: Path) -> None:
+def test_pictures_smaller_than_the_bases_own_resolution_give_a_warning(family: Family, tmp_path: Path) -> None:
     folder = write_pictures(tmp_path / "p", ["a", "b"], side=12)
     (warning,) = warnings(folder, family)
-    assert warning.code == "data.enlarged_pictures"
+    assert warning.code == "data.small_pictures"
     assert (
-        warning.text.startswith("smaller than 16 pixels and enlarged, so blurred: ")
+        warning.text.startswith("smaller than 16 x 16 pixels and trained at their own size: ")
         and "0.png (12 x 12)" in warning.text
     )
     # where the config names a side, survey has told of it
@@ -115,7 +115,7 @@ def test_a_run_warns_before_it_trains_and_decodes_no_picture_twice_for_it(
     with pytest.raises(Stop):
         main(["train", str(tmp_path / "run.yaml")])
     out = capsys.readouterr().out
-    assert "warning: smaller than 16 pixels" in out
+    assert "warning: smaller than 16 x 16 pixels" in out
     assert "warning: 1 of 3 captions is longer than the 14 tokens" in out
     assert len(looked) == 2
 

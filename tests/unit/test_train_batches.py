@@ -33,6 +33,9 @@ def tensors_of(micro: MicroBatch) -> dict[str, Tensor]:
     return {**vars(micro), **micro.text.tensors}
 
 
+SIZE = (16, 16)
+
+
 @pytest.mark.parametrize("data", [{}, {"flip": True}, RANDOM], ids=["plain", "flip", "random"])
 def test_a_picture_is_the_same_alone_as_in_a_batch(family: Family, tiny_pictures: Path, data: dict[str, Any]) -> None:
     (whole,) = micros_of(family, tiny_pictures, 5, data=data, train={"batch_size": 4})
@@ -62,7 +65,7 @@ def test_the_same_picture_gets_other_noise_at_another_showing(family: Family, ti
 def test_the_noise_is_not_the_one_that_drew_the_latent(family: Family, tiny_pictures: Path) -> None:
     with trainer_on(tiny_config(tiny_pictures), family) as trainer:
         (micro,) = trainer.batches.micro_batches(0)
-        posterior = [trainer.batches.encoder.centered(sample) for sample in micro.samples]
+        posterior = [trainer.batches.encoder.centered(sample, SIZE) for sample in micro.samples]
     drew = torch.cat([(z - p.mean) / p.std for z, p in zip(micro.latents[:, None], posterior, strict=True)])
     both = torch.stack([drew.flatten(), micro.noise.flatten()])
     assert abs(float(torch.corrcoef(both)[0, 1])) < 4 / drew.numel() ** 0.5
@@ -102,7 +105,7 @@ def shown(encoder: Encoder, draws: list[SampleDraw]) -> None:
 def test_each_distinct_input_is_encoded_once(family: Family, tiny_pictures: Path, data: Any, times: int) -> None:
     config = tiny_config(tiny_pictures, data=data)
     sample, counting = survey(config.data).train.samples[0], Counting(family)
-    shown(Encoder(counting, config.data, 16, seed=0), [SampleDraw(sample, number) for number in range(30)])  # type: ignore[arg-type]
+    shown(Encoder(counting, config.data, seed=0), [SampleDraw(sample, number, SIZE) for number in range(30)])  # type: ignore[arg-type]
     assert counting.pictures == times
     assert counting.texts == [sample.captions[0]]
 
@@ -111,19 +114,19 @@ def test_each_distinct_input_is_encoded_once(family: Family, tiny_pictures: Path
 def test_what_is_kept_is_what_would_be_encoded(family: Family, tmp_path: Path, data: dict[str, Any]) -> None:
     """On pictures whose mirror image and whose edges are others."""
     config = tiny_config(write_noise_pictures(tmp_path), data={"trigger": "noise", **data})
-    encoder = Encoder(family, config.data, 16, seed=3)
+    encoder = Encoder(family, config.data, seed=3)
     for number, sample in enumerate(survey(config.data).train.samples * 2):
-        direct = family.encode_image(load_pixels(sample, config.data, 16, 3, number)[None])
-        kept = encoder.posterior(SampleDraw(sample, number))
+        direct = family.encode_image(load_pixels(sample, config.data, SIZE, 3, number)[None])
+        kept = encoder.posterior(SampleDraw(sample, number, SIZE))
         assert torch.equal(kept.mean, direct.mean) and torch.equal(kept.std, direct.std)
 
 
 def test_a_latent_is_drawn_from_the_posterior(family: Family, tiny_pictures: Path) -> None:
     """Elementwise over 400 showings: mean and deviation within five standard errors."""
     config = tiny_config(tiny_pictures)
-    encoder, sample = Encoder(family, config.data, 16, seed=0), survey(config.data).train.samples[0]
-    drawn = encoder.latents([SampleDraw(sample, number) for number in range(400)])
-    posterior = encoder.centered(sample)
+    encoder, sample = Encoder(family, config.data, seed=0), survey(config.data).train.samples[0]
+    drawn = encoder.latents([SampleDraw(sample, number, SIZE) for number in range(400)])
+    posterior = encoder.centered(sample, SIZE)
     standard = (drawn - posterior.mean) / posterior.std
     assert float(standard.mean(dim=0).abs().max()) < 5 / 400**0.5
     assert float((standard.var(dim=0) - 1).abs().max()) < 5 * (2 / 400) ** 0.5

@@ -26,6 +26,8 @@ from benchmarks.page import machine
 from benchmarks.timing import interleaved, ratio
 from tools.publish import publish
 from veneer.config.schema import RunConfig
+from veneer.data.buckets import Buckets
+from veneer.data.loader import DrawSchedule
 from veneer.data.preflight import Dataset
 from veneer.evaluate.comparison import Losses, paired_difference
 from veneer.evaluate.heldout import heldout_losses
@@ -127,8 +129,9 @@ def train(family: Family, config: RunConfig, pictures: Dataset, taught: Taught, 
     """Train with AdamW at Veneer's defaults, on the pictures, noise and timesteps of Veneer's own loop."""
     config = veneer.resolve(config, family)
     objective = Objective.from_config(config.objective, family)
-    encoder = Encoder(family, config.data, family.resolution, config.seed)
-    batches = BatchBuilder(config, objective, encoder, pictures.train, None, torch.device("cpu"))
+    encoder = Encoder(family, config.data, config.seed)
+    draws = DrawSchedule(pictures.train, Buckets.of(config.data, family), config.seed, config.train.batch_size)
+    batches = BatchBuilder(config, objective, encoder, draws, None, torch.device("cpu"))
     decay, most = config.train.optimizer.weight_decay, config.train.max_grad_norm
     optimizer = torch.optim.AdamW(taught.parameters, lr=rate, weight_decay=decay)
     for step in range(config.train.max_steps):

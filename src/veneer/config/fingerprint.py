@@ -38,6 +38,9 @@ _WITHOUT_EFFECT = frozenset(
 _EQUIVALENT: Mapping[str, Mapping[Any, Any]] = {
     # the engine's own levels give the same bits, so a run that ran out of memory may go on at the next one
     "train.memory": {"leaner": "lean", "checkpoint": "lean"},
+    # what they are where nothing is said is no setting, so that files of square pictures keep their hash
+    "data.aspect": {"buckets": None},
+    "data.upscale": {False: None},
     # a shift of 1 changes no time
     "objective.timestep_shift": {"none": None, 1.0: None},
     # what every release before did, which had no such keys

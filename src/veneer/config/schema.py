@@ -7,9 +7,10 @@ paths are relative to is said in ``config.paths``.
 
 from __future__ import annotations
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -51,6 +52,8 @@ __all__ = [
     "WeightFormat",
 ]
 
+T = TypeVar("T")
+
 
 def _as_path(value: object) -> object:
     """Turn text into a path with its ``~`` opened; strict validation takes paths only."""
@@ -73,7 +76,7 @@ def _not_blank(value: str) -> str:
     return value
 
 
-def _without_repeats(values: tuple[str, ...]) -> tuple[str, ...]:
+def _without_repeats(values: tuple[T, ...]) -> tuple[T, ...]:
     if len(set(values)) < len(values):
         raise ValueError("names one twice")
     return values
@@ -105,10 +108,27 @@ def _trained(value: object) -> object:
     return value
 
 
+def _one_or_several(value: object) -> str:
+    return "<several>" if isinstance(value, (list, tuple)) else "<one>"
+
+
+def _width_by_height(value: str) -> str:
+    """Check that a text is a width and a height in pixels, and write it as ``832x1216``."""
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[xX\u00d7]\s*(\d{1,6})\s*", value)
+    if match is None:
+        raise ValueError(f"is {value!r}, but should be a number, or width and height such as 832x1216")
+    width, height = map(int, match.groups())
+    if min(width, height) < MIN_RESOLUTION:
+        raise ValueError(f"is {value!r}, but sides should be at least {MIN_RESOLUTION}")
+    return f"{width}x{height}"
+
+
 READ_METHODS = ("loha", "lokr", "doha", "dokr", "oft", "boft", "glora", "ia3", "full", "norm", "replaced", "dylora")
 """Adapter methods whose files are read, and which are not trained."""
 MAX_TOKEN_WINDOWS = 10
 """Most windows of a text encoder that a text may take."""
+MIN_RESOLUTION = 8
+"""Pixels of a resolution, at least."""
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -146,6 +166,22 @@ TimestepShift = Annotated[
     Discriminator(_number_or_word),
 ]
 WeightFormat = Literal["none", "bfloat16", "float16", "bnb_nf4", "bnb_int8", "torchao_int8", "torchao_fp8"]
+Resolution = Annotated[
+    Annotated[int, Field(ge=MIN_RESOLUTION), Tag("number")]
+    | Annotated[str, AfterValidator(_width_by_height), Tag("word")],
+    Discriminator(_number_or_word),
+]
+Resolutions = Annotated[
+    Annotated[Resolution, Tag("<one>")]
+    | Annotated[
+        tuple[Resolution, ...],
+        Field(min_length=1),
+        BeforeValidator(_as_tuple),
+        AfterValidator(_without_repeats),
+        Tag("<several>"),
+    ],
+    Discriminator(_one_or_several),
+]
 Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)]
 Formats = Annotated[
     tuple[Literal["diffusers", "kohya", "comfy", "peft"], ...],
@@ -203,6 +239,8 @@ class SourceConfig(_Section):
     its subfolders are read too. Or the ``.toml`` file of a dataset of kohya's scripts."""
     repeats: Count = 1
     """How often an epoch shows each of its pictures; times the TOML's own ``num_repeats``."""
+    weight: Positive = 1.0
+    """How often its pictures are shown beside those of other sources, times ``repeats``: at 0.5 every other epoch."""
     captions: Literal["lines", "whole"] = "lines"
     """What is a caption in a caption file: each of its lines, of which a draw takes one; or the whole file, its lines
     joined by spaces."""
@@ -231,14 +269,22 @@ class DataConfig(_Section):
     """The folders of pictures."""
     trigger: NonBlank | None = None
     """Words that call the adapter; appended to each caption that lacks them, alone where there is no caption."""
-    resolution: Annotated[int, Field(ge=8)] | None = None
-    """Side of the square that the model sees, in pixels; default: the base's own."""
+    resolution: Resolutions | None = None
+    """How large pictures are seen, in pixels: the side of a square of that area; or width and height, such as
+    ``832x1216``, that all are cut to; or a list of such, at each of which each picture is trained. All are multiples of
+    what the base needs, mostly 8 or 16; default: the base's own."""
+    aspect: Literal["buckets", "square"] = "buckets"
+    """What a picture keeps of its shape: ``buckets``, nearly all of it, at the area of ``resolution``; ``square``, what
+    a square has of it."""
+    upscale: bool = False
+    """Enlarge pictures that are smaller than ``resolution``; else they are trained at their own size. Squares and sizes
+    such as ``832x1216`` are always filled."""
     held_out: ShareOrFolder = 0.1
     """Share of the pictures kept from training to measure on (of ten or more at least one), or a folder of such."""
     background: Annotated[str, AfterValidator(_colour)] = "white"
     """Colour that transparent pictures are laid on: a name, or ``"#rrggbb"`` in quotes."""
     crop: Literal["center", "random"] = "center"
-    """Which square is cut from a picture that is not square."""
+    """Which part is cut from a picture whose shape is not that of its size."""
     flip: bool = False
     """Mirror half of the draws, left to right; wrong for text and for faces that are not symmetric."""
     caption_dropout: Share = 0.0

@@ -84,7 +84,17 @@ def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Th
     own = content_id(content)
     references = tuple(_reference(one, image.size, background, remarks) for one in entry.references)
     id = sample_id(own, references)
-    sample = Sample(id, entry.path, entry.captions, *image.size, entry.repeats, references, own, entry.location)
+    sample = Sample(
+        id,
+        entry.path,
+        entry.captions,
+        *image.size,
+        entry.repeats,
+        references,
+        own,
+        location=entry.location,
+        weight=entry.weight,
+    )
     return sample, thumb, remarks
 
 
@@ -119,4 +129,5 @@ def _read(location: Location) -> bytes:
 
 def _unite(first: Sample, second: Sample) -> Sample:
     captions = tuple(dict.fromkeys((*first.captions, *second.captions)))
-    return replace(first, captions=captions, repeats=first.repeats + second.repeats)
+    repeats = first.repeats + second.repeats
+    return replace(first, captions=captions, repeats=repeats, weight=(first.rate + second.rate) / repeats)

@@ -1,49 +1,152 @@
-"""Choose the pictures of a step by pure functions of the seed and the step.
+"""Choose the pictures of each micro-batch by pure functions of the seed and the step.
 
-The pictures that a run draws are numbered from 0. Draw n belongs to step
-n // (batch_size x gradient_accumulation_steps), so a step sees the same pictures however they are split into batches,
-and a run that was stopped goes on where it was.
+A micro-batch holds pictures of one size. Each size is a bucket with an endless stream of its pictures: epoch after
+epoch, each in an order of its own, so that no micro-batch is short and none of the pictures is left out. The buckets
+take turns in proportion to how many pictures they show, each turn at a random place within its own stretch of the
+run. So a run that was stopped goes on where it was, and each picture has its exact share of the training.
+
+The pictures that a run draws are numbered from 0: draw n is in micro-batch n // batch_size. Where all pictures have one
+size, a step sees the same pictures however they are split into batches.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property
 
+import numpy as np
+from numpy.typing import NDArray
+
+from veneer.data.bucket_turns import BucketTurns
+from veneer.data.buckets import Buckets, Size
 from veneer.data.manifest import Manifest, Sample
-from veneer.rng import key
+from veneer.rng import key, uniform
 
-__all__ = ["SampleDraw", "draw_samples"]
+__all__ = ["DrawSchedule", "SampleDraw"]
 
 
 @dataclass(frozen=True)
 class SampleDraw:
-    """One draw: a sample, and the draw's number among all of the run, from 0."""
+    """One draw: a sample, the draw's number among all of the run, from 0, and the (height, width) that it is cut to."""
 
     sample: Sample
     draw_index: int
+    size: Size
 
 
-def draw_samples(manifest: Manifest, seed: int, step: int, count: int) -> list[SampleDraw]:
-    """Return the draws of one optimiser step.
+class DrawSchedule:
+    """Which pictures each micro-batch of a run holds.
 
     Args:
-        manifest: what to draw from, at least one sample.
+        manifest: what is drawn from.
+        buckets: the sizes that its pictures are cut to.
         seed: of the run.
-        step: from 0.
-        count: pictures a step, batch_size x gradient_accumulation_steps.
+        batch_size: pictures of a micro-batch.
 
-    Each epoch draws every sample ``repeats`` times in an order of its own; a step may span epochs.
+    Attributes:
+        samples: what is drawn from.
+        members: the pictures of each size, by size, rising.
     """
-    length = sum(sample.repeats for sample in manifest.samples)
-    assert length, "survey leaves no training set empty"
-    draws = range(step * count, (step + 1) * count)
-    return [SampleDraw(_epoch(manifest, seed, draw // length)[draw % length], draw) for draw in draws]
+
+    def __init__(self, manifest: Manifest, buckets: Buckets, seed: int, batch_size: int) -> None:
+        self.samples = manifest.samples
+        self._batch_size = batch_size
+        members: dict[Size, list[Sample]] = {}
+        for sample in manifest.samples:
+            for size in buckets.sizes(sample.width, sample.height):
+                members.setdefault(size, []).append(sample)
+        self.members = {size: tuple(members[size]) for size in sorted(members)}
+        self._streams = [PictureStream(samples, seed) for samples in self.members.values()]
+        names = [f"{height}x{width}" for height, width in self.members]
+        self._turns = BucketTurns(names, [stream.rate for stream in self._streams], seed)
+
+    def micro_batch(self, number: int) -> list[SampleDraw]:
+        """Return the draws of one micro-batch, counted over the run from 0; there is at least one sample."""
+        bucket, turn = self._turns.turn(number)
+        count, size = self._batch_size, tuple(self.members)[bucket]
+        samples = self._streams[bucket].draw(turn * count, count)
+        return [SampleDraw(sample, number * count + place, size) for place, sample in enumerate(samples)]
 
 
-@lru_cache(maxsize=8)
-def _epoch(manifest: Manifest, seed: int, epoch: int) -> tuple[Sample, ...]:
-    """Return the repeated samples in an order keyed by their contents, so that names and paths do not change it."""
-    repeated = [(sample, turn) for sample in manifest.samples for turn in range(sample.repeats)]
-    repeated.sort(key=lambda repeat: key(seed, epoch, repeat[0].id, repeat[1], "order"))
-    return tuple(sample for sample, _ in repeated)
+class PictureStream:
+    """An endless stream of pictures: in each epoch each as often as it repeats, in an order of the epoch's own.
+
+    A picture of a weight that is not whole is shown floor((e + 1) r + u) - floor(e r + u) times in epoch e, where r is
+    its rate and u in [0, 1) is keyed by its id: r times an epoch on the mean, and never off by a whole showing.
+
+    Args:
+        samples: the pictures, at least one.
+        seed: of the run.
+
+    Attributes:
+        rate: pictures of an epoch on the mean.
+    """
+
+    def __init__(self, samples: Sequence[Sample], seed: int) -> None:
+        self._samples, self._seed = samples, seed
+        self._rates_N = np.array([sample.rate for sample in samples], dtype=np.float64)
+        self._is_whole = bool((self._rates_N == np.floor(self._rates_N)).all())
+        self.rate = float(self._rates_N.sum())
+        self._orders: dict[int, NDArray[np.intp]] = {}
+
+    def draw(self, start: int, count: int) -> list[Sample]:
+        """Return ``count`` pictures of the stream from place ``start`` on."""
+        epoch = self._epoch_of(start)
+        place, drawn = start - self._shown_before(epoch), list[Sample]()
+        while len(drawn) < count:
+            order = self._order(epoch)[place : place + count - len(drawn)]
+            drawn += [self._samples[index] for index in order]
+            epoch, place = epoch + 1, 0
+        return drawn
+
+    def _epoch_of(self, place: int) -> int:
+        """Return the epoch that a place of the stream is in."""
+        if self._is_whole:
+            return place // int(self.rate)
+        low, high = 0, 1
+        while self._shown_before(high) <= place:
+            low, high = high, 2 * high
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if self._shown_before(middle) <= place else (low, middle)
+        return low
+
+    def _shown_before(self, epoch: int) -> int:
+        """Return how many pictures all epochs before this one show."""
+        return epoch * int(self.rate) if self._is_whole else int(self._times_before(epoch).sum())
+
+    def _times_before(self, epoch: int) -> NDArray[np.int64]:
+        """Return how often each picture (N,) is shown in all epochs before this one."""
+        return np.floor(epoch * self._rates_N + self._phases_N).astype(np.int64)
+
+    @cached_property
+    def _phases_N(self) -> NDArray[np.float64]:
+        phases = [uniform(self._seed, sample.id, "weight") for sample in self._samples]
+        # whole rates need none, and stay clear of rounding
+        return np.where(self._rates_N == np.floor(self._rates_N), 0.0, phases)
+
+    def _order(self, epoch: int) -> NDArray[np.intp]:
+        """Return the indices of an epoch's pictures, repeats and all, in an order keyed by their contents.
+
+        So names and paths do not change it.
+        """
+        if epoch not in self._orders:
+            if len(self._orders) > 1:
+                self._orders.clear()
+            self._orders[epoch] = self._compute_order(epoch)
+        return self._orders[epoch]
+
+    def _compute_order(self, epoch: int) -> NDArray[np.intp]:
+        times_N = self._times_before(epoch + 1) - self._times_before(epoch)
+        repeated = np.repeat(np.arange(len(times_N)), times_N)
+        keys = np.fromiter(
+            (
+                key(self._seed, epoch, sample.id, turn, "order")
+                for sample, times in zip(self._samples, times_N.tolist(), strict=True)
+                for turn in range(times)
+            ),
+            dtype=np.int64,
+            count=len(repeated),
+        )
+        return repeated[np.argsort(keys, kind="stable")]

@@ -47,6 +47,7 @@ class Sample:
         references: of a pair, the pictures that it is made from by the instruction, which is its caption; else none.
         content: hash of the file's own bytes; left out: the id, as it is where there is no reference.
         location: where its bytes lie; left out: in the file ``path``.
+        weight: how often it is shown beside others, times ``repeats``.
     """
 
     id: str
@@ -58,12 +59,18 @@ class Sample:
     references: tuple[Reference, ...] = ()
     content: str = ""
     location: Location = AT_PATH
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Fill the content and the location in."""
         object.__setattr__(self, "content", self.content or self.id)
         if self.location == AT_PATH:
             object.__setattr__(self, "location", Location(self.path))
+
+    @property
+    def rate(self) -> float:
+        """How often an epoch shows it on the mean."""
+        return self.repeats * self.weight
 
     def __hash__(self) -> int:
         """Return the id's hash, which is quick; equal samples have equal ids."""
@@ -86,8 +93,11 @@ class Manifest:
     rejected: tuple[Rejected, ...] = ()
 
     def fingerprint(self) -> str:
-        """Return a hash of all that training sees: contents, captions, repeats; neither paths nor their order."""
-        lines = sorted(json.dumps([sample.id, sample.captions, sample.repeats]) for sample in self.samples)
+        """Return a hash of all that training sees: contents, captions, repeats, weights; neither paths nor their order.
+
+        A weight of 1 is no part of it.
+        """
+        lines = sorted(json.dumps([one.id, one.captions, one.repeats, *_weight(one)]) for one in self.samples)
         return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
 
     @property
@@ -99,6 +109,10 @@ class Manifest:
         """Return the manifest less pictures of the same bytes among the others."""
         ids = {sample.id for sample in others.samples}
         return Manifest(tuple(sample for sample in self.samples if sample.id not in ids), self.rejected)
+
+
+def _weight(sample: Sample) -> list[float]:
+    return [] if sample.weight == 1 else [sample.weight]
 
 
 def content_id(content: bytes) -> str:

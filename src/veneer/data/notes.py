@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from veneer.config.schema import DataConfig, SourceConfig
+from veneer.data.buckets import SmallPictures
 from veneer.data.inspection import Inspection
 from veneer.data.manifest import Rejected, Sample
 from veneer.data.wording import few
@@ -31,16 +32,26 @@ def note_pictures(config: DataConfig, train: Inspection, held: Inspection, near:
         *_note_empty_holdout(config, train, held),
         *_note_leaks(held, near),
         *_note_references(train),
-        *note_small(train.samples.values(), config.resolution or 0),
+        *note_small(train.samples.values(), config),
         *dict.fromkeys((*train.notes, *held.notes)),
     ]
     return tuple(notes)
 
 
-def note_small(samples: Iterable[Sample], side: int) -> list[str]:
-    """Return a note on pictures that are smaller than ``side`` pixels; none if there are no such pictures."""
-    small = [f"{one.path} ({one.width} x {one.height})" for one in samples if min(one.width, one.height) < side]
-    return [f"smaller than {side} pixels and enlarged, so blurred: {few(small)}"] if small else []
+def note_small(samples: Iterable[Sample], config: DataConfig, default: int | None = None) -> list[str]:
+    """Return a note on pictures that are smaller than the resolution; none if there are no such pictures.
+
+    Args:
+        samples: the pictures.
+        config: what they are asked to be.
+        default: the base's own resolution; None: it is not known.
+    """
+    small = SmallPictures.among(samples, config, default)
+    if not small.samples:
+        return []
+    named = few([f"{one.path} ({one.width} x {one.height})" for one in small.samples])
+    what = "enlarged, so blurred" if small.enlarged else "trained at their own size"
+    return [f"smaller than {small.size} pixels and {what}: {named}"]
 
 
 def reasons(rejected: Iterable[Rejected]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Cut from a sample the square that the model sees."""
+"""Cut from a sample what the model sees of it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from veneer.config.colour import rgb
 from veneer.config.schema import DataConfig
+from veneer.data.buckets import Size
 from veneer.data.decode import decode
 from veneer.data.manifest import Reference, Sample, content_id
 from veneer.data.unreadable import Unreadable
@@ -21,6 +22,7 @@ __all__ = [
     "Geometry",
     "centered_geometry",
     "centered_square",
+    "cut",
     "geometry_of",
     "is_flipped",
     "load_centered",
@@ -50,69 +52,66 @@ class Geometry:
         return cls((height, width), (0, 0), (height, width))
 
 
-def geometry_of(sample: Sample, config: DataConfig, resolution: int, seed: int, draw_index: int) -> Geometry:
+def geometry_of(sample: Sample, config: DataConfig, size: Size, seed: int, draw_index: int) -> Geometry:
     """Return the geometry of what :func:`load_pixels` loads for the same arguments."""
     shift = _shift(sample, config, seed, draw_index)
-    return _geometry(sample, resolution, shift, is_flipped(sample, config, seed, draw_index))
+    return _geometry(sample, size, shift, is_flipped(sample, config, seed, draw_index))
 
 
-def centered_geometry(sample: Sample, resolution: int) -> Geometry:
+def centered_geometry(sample: Sample, size: Size) -> Geometry:
     """Return the geometry of what :func:`load_centered` loads."""
-    return _geometry(sample, resolution, 0.5, flipped=False)
+    return _geometry(sample, size, 0.5, flipped=False)
 
 
-def _geometry(sample: Sample, side: int, shift: float, flipped: bool) -> Geometry:
-    short = min(sample.width, sample.height)
-    top, left = (shift * (whole - short) for whole in (sample.height, sample.width))
+def _geometry(sample: Sample, size: Size, shift: float, flipped: bool) -> Geometry:
+    left, top, right, bottom = _box((sample.width, sample.height), size, shift)
     if flipped:
-        left = sample.width - short - left
-    corner = round(top * side / short), round(left * side / short)
-    return Geometry((sample.height, sample.width), corner, (side, side))
+        left, right = sample.width - right, sample.width - left
+    corner = round(top * size[0] / (bottom - top)), round(left * size[1] / (right - left))
+    return Geometry((sample.height, sample.width), corner, size)
 
 
-def load_pixels(sample: Sample, config: DataConfig, resolution: int, seed: int, draw_index: int) -> Tensor:
+def load_pixels(sample: Sample, config: DataConfig, size: Size, seed: int, draw_index: int) -> Tensor:
     """Load a sample as one draw of training has it.
 
     Args:
         sample: which picture.
         config: background, crop and flip.
-        resolution: side of the square R, in pixels.
+        size: height and width (H, W) that it is cut to, in pixels.
         seed: of the run.
         draw_index: the draw's number among all of the run, from 0.
 
     Returns:
-        float32 (3, R, R) in [-1, 1].
+        float32 (3, H, W) in [-1, 1].
     """
     shift = _shift(sample, config, seed, draw_index)
-    return _load(sample, config, resolution, shift, is_flipped(sample, config, seed, draw_index))
+    return _load(sample, config, size, shift, is_flipped(sample, config, seed, draw_index))
 
 
-def load_references(
-    sample: Sample, config: DataConfig, resolution: int, seed: int, draw_index: int
-) -> tuple[Tensor, ...]:
+def load_references(sample: Sample, config: DataConfig, size: Size, seed: int, draw_index: int) -> tuple[Tensor, ...]:
     """Load the references of a sample as one draw of training has them: cut, resized and mirrored as the sample is.
 
     Args:
         sample: which picture.
         config: as for :func:`load_pixels`, like all others.
-        resolution: as there.
+        size: as there.
         seed: as there.
         draw_index: as there.
 
     Returns:
-        Of each reference float32 (3, R, R) in [-1, 1].
+        Of each reference float32 (3, H, W) in [-1, 1].
     """
     shift, flipped = _shift(sample, config, seed, draw_index), is_flipped(sample, config, seed, draw_index)
-    return tuple(_load(reference, config, resolution, shift, flipped) for reference in sample.references)
+    return tuple(_load(reference, config, size, shift, flipped) for reference in sample.references)
 
 
-def _load(picture: Sample | Reference, config: DataConfig, side: int, shift: float, flipped: bool) -> Tensor:
-    square = _square(_read(picture, config), side, shift)
-    return _to_tensor(square.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else square)
+def _load(picture: Sample | Reference, config: DataConfig, size: Size, shift: float, flipped: bool) -> Tensor:
+    part = cut(_read(picture, config), size, shift)
+    return _to_tensor(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else part)
 
 
 def _shift(sample: Sample, config: DataConfig, seed: int, draw_index: int) -> float:
-    """Return how far along its picture's long side one showing's square lies, from 0 to 1."""
+    """Return how far along what is cropped away one draw's cut lies, from 0 to 1."""
     return uniform(seed, draw_index, sample.id, "crop") if config.crop == "random" else 0.5
 
 
@@ -121,19 +120,19 @@ def is_flipped(sample: Sample, config: DataConfig, seed: int, draw_index: int) -
     return config.flip and uniform(seed, draw_index, sample.id, "flip") < 0.5
 
 
-def load_centered(sample: Sample, config: DataConfig, resolution: int) -> Tensor:
-    """Load a sample as it is measured on, with nothing random: its middle square, float32 (3, R, R) in [-1, 1]."""
-    return _load(sample, config, resolution, 0.5, flipped=False)
+def load_centered(sample: Sample, config: DataConfig, size: Size) -> Tensor:
+    """Load a sample as it is measured on, with nothing random: its middle, float32 (3, H, W) in [-1, 1]."""
+    return _load(sample, config, size, 0.5, flipped=False)
 
 
-def load_centered_references(sample: Sample, config: DataConfig, resolution: int) -> tuple[Tensor, ...]:
+def load_centered_references(sample: Sample, config: DataConfig, size: Size) -> tuple[Tensor, ...]:
     """Load the references of a sample as :func:`load_centered` loads the sample."""
-    return tuple(_load(reference, config, resolution, 0.5, flipped=False) for reference in sample.references)
+    return tuple(_load(reference, config, size, 0.5, flipped=False) for reference in sample.references)
 
 
 def centered_square(image: Image.Image, side: int) -> Image.Image:
-    """Cut the middle square of a picture and resize it to ``side``, as what is trained on is."""
-    return _square(image, side, 0.5)
+    """Cut the middle square of a picture and resize it to ``side``."""
+    return cut(image, (side, side), 0.5)
 
 
 def _read(picture: Sample | Reference, config: DataConfig) -> Image.Image:
@@ -151,12 +150,28 @@ def _read(picture: Sample | Reference, config: DataConfig) -> Image.Image:
     raise UserError(what, code=code, where=picture.path, remedy=remedy)
 
 
-def _square(image: Image.Image, side: int, shift: float) -> Image.Image:
-    """Cut a square that lies ``shift`` (0 to 1) of the way along the long side, and resize it to ``side``."""
-    short = min(image.size)
-    left, top = (shift * (whole - short) for whole in image.size)
-    # cutting while resizing: the long side is never rounded to whole pixels
-    return image.resize((side, side), Image.Resampling.LANCZOS, box=(left, top, left + short, top + short))
+def cut(image: Image.Image, size: Size, shift: float) -> Image.Image:
+    """Cut the largest part of a size's shape from a picture, and resize it to that size.
+
+    Args:
+        image: the picture.
+        size: height and width in pixels.
+        shift: where the part lies along what is cropped away, from 0 (left, top) to 1.
+    """
+    # cutting while resizing: the part's sides are never rounded to whole pixels
+    box = _box(image.size, size, shift)
+    return image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
+
+
+def _box(picture: tuple[int, int], size: Size, shift: float) -> tuple[float, float, float, float]:
+    """Return left, top, right and bottom of the largest part of a size's shape in a picture (width, height)."""
+    (width, height), (tall, wide) = picture, size
+    is_wider = width * tall > height * wide
+    across = height * wide / tall if is_wider else float(width)
+    down = float(height) if is_wider else width * tall / wide
+    left, top = shift * (width - across), shift * (height - down)
+    # a sum of rounded numbers may be a hair beyond the picture
+    return left, top, min(left + across, width), min(top + down, height)
 
 
 def _to_tensor(image: Image.Image) -> Tensor:

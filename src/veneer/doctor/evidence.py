@@ -160,7 +160,7 @@ class PictureCounts:
         duplicates: number of pictures that are copies of another file, byte by byte.
         near_duplicates: number of training pictures that look like another one; None if they were not compared.
         leaked: number of held-out pictures that look like a training picture; None likewise.
-        small: number of training pictures whose short side is below the resolution; None likewise.
+        small: number of training pictures that are smaller than the resolution; None likewise.
         smallest: shortest side of all in pixels; None likewise.
         near_duplicate_examples: file names of some near duplicates.
         small_examples: file names of some small pictures.

@@ -89,7 +89,8 @@ class _TrainingPictures:
 
     def pixels_of(self, sample: Sample) -> Tensor:
         """Return the middle square of a real picture at the base's own resolution, (3, H, W) in [-1, 1]."""
-        return load_centered(sample, self._config.data, self._family.resolution)
+        side = self._family.resolution
+        return load_centered(sample, self._config.data, (side, side))
 
     def nearest(self, query: _Query) -> Neighbour:
         """Return the training picture at the smallest angle, other than the query itself."""

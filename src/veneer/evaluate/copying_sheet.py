@@ -49,7 +49,7 @@ def copying_sheet(
 
 def centered_picture(sample: Sample, config: RunConfig, side: int) -> Image.Image:
     """Return the middle square of a real picture, as the model sees it."""
-    levels_CHW = load_centered(sample, config.data, side).add(1.0).mul(127.5).round().to(torch.uint8)
+    levels_CHW = load_centered(sample, config.data, (side, side)).add(1.0).mul(127.5).round().to(torch.uint8)
     return Image.fromarray(levels_CHW.permute(1, 2, 0).numpy())
 
 

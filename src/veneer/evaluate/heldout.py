@@ -13,6 +13,7 @@ from torch import Tensor
 from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.schema import RunConfig
+from veneer.data.buckets import Buckets, Size
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset
 from veneer.data.transform import centered_geometry, load_centered_references
@@ -44,6 +45,7 @@ class _NoisedPicture:
 
     Attributes:
         sample: the picture.
+        size: height and width that it is cut to.
         latent_1: the posterior's mean (1, ...).
         references: of a pair, what it is made from, encoded, one row; else no tensors.
         noise_D: for each draw (D, ...).
@@ -51,6 +53,7 @@ class _NoisedPicture:
     """
 
     sample: Sample
+    size: Size
     latent_1: Tensor
     references: Conditioning
     noise_D: Tensor
@@ -60,10 +63,10 @@ class _NoisedPicture:
 class HeldOutEvaluator:
     """Measures denoising losses on a fixed set of pictures, the same way each time.
 
-    Nothing is random but the keyed noise: pictures are centered, latents are the posterior's means, captions the first
-    ones. Draw d of D has a random time in the d-th of D equal parts of time (stratified sampling), another one for each
-    picture. The loss is the base's own (uniform times, no weighting) whatever the adapter was trained with, so that
-    different runs can be compared.
+    Nothing is random but the keyed noise: pictures are centered, each at the largest of its sizes, latents are the
+    posterior's means, captions the first ones. Draw d of D has a random time in the d-th of D equal parts of time
+    (stratified sampling), another one for each picture. The loss is the base's own (uniform times, no weighting)
+    whatever the adapter was trained with, so that different runs can be compared.
 
     Args:
         config: draws, seed, resolution, precision.
@@ -74,8 +77,8 @@ class HeldOutEvaluator:
     def __init__(self, config: RunConfig, family: Family, pictures: Manifest) -> None:
         self._config, self._family = config, family
         self._objective = Objective(family.noise)
-        self._resolution = config.data.resolution or family.resolution
-        encoder = Encoder(family, config.data, self._resolution, config.seed)
+        self._buckets = Buckets.of(config.data, family)
+        encoder = Encoder(family, config.data, config.seed)
         if pictures.samples:
             check_references(family, pictures.references, pictures.samples[0].path)
         self._noised = [self._prepare(sample, encoder) for sample in pictures.samples]
@@ -103,10 +106,11 @@ class HeldOutEvaluator:
     def _prepare(self, sample: Sample, encoder: Encoder) -> _NoisedPicture:
         """Encode a picture, and draw its noise and times."""
         seed, draws = self._config.seed, self._config.validation.draws
-        latent_1, references = encoder.centered(sample).mean, encoder.centered_references(sample)
+        size = self._buckets.largest(sample.width, sample.height)
+        latent_1, references = encoder.centered(sample, size).mean, encoder.centered_references(sample, size)
         generators = [torch_generator(seed, sample.id, draw, "held-out noise") for draw in range(draws)]
         noise_D = torch.cat([torch.randn(latent_1.shape, generator=generator) for generator in generators])
-        return _NoisedPicture(sample, latent_1, references, noise_D, _strata(seed, sample, draws))
+        return _NoisedPicture(sample, size, latent_1, references, noise_D, _strata(seed, sample, draws))
 
     def _picture_losses(self, noised: _NoisedPicture) -> Losses:
         """Return the losses (draws,) of one picture, whose draws are one batch if the base lets them be."""
@@ -134,7 +138,7 @@ class HeldOutEvaluator:
     def _conditioning(self, noised: _NoisedPicture) -> Conditioning:
         """Return the conditioning of a picture's first caption and of its references, one row on the CPU."""
         text = self._text(noised.sample).to("cpu")
-        conditioning = self._family.condition(text, [centered_geometry(noised.sample, self._resolution)])
+        conditioning = self._family.condition(text, [centered_geometry(noised.sample, noised.size)])
         return conditioning.joined_to(noised.references.tensors)
 
     def _text(self, sample: Sample) -> Conditioning:
@@ -149,7 +153,8 @@ class HeldOutEvaluator:
     def _encode_text(self, sample: Sample) -> Conditioning:
         if not (sample.references and self._family.text_reads_references):
             return self._family.encode_text(sample.captions[:1])
-        pixels = load_centered_references(sample, self._config.data, self._resolution)
+        size = self._buckets.largest(sample.width, sample.height)
+        pixels = load_centered_references(sample, self._config.data, size)
         return self._family.encode_instructions(sample.captions[:1], [pixels])
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from veneer.config.colour import rgb
 from veneer.config.schema import DataConfig, RunConfig
+from veneer.data.buckets import Size
 from veneer.data.decode import DECODING
 from veneer.data.loader import SampleDraw
 from veneer.data.manifest import Sample
@@ -49,7 +50,6 @@ class Encoder:
     Args:
         family: the base; its autoencoder must not change, nor may its text encoders if texts are encoded.
         config: crop, flip and background.
-        resolution: side of the square, in pixels.
         seed: of what is random about a draw.
         store: keeps the results, which are of this base as it is; None: memory does.
 
@@ -60,16 +60,19 @@ class Encoder:
         UserError: the base reads texts in another number of windows than the config says.
     """
 
-    def __init__(
-        self, family: Family, config: DataConfig, resolution: int, seed: int, store: TensorStore | None = None
-    ) -> None:
+    def __init__(self, family: Family, config: DataConfig, seed: int, store: TensorStore | None = None) -> None:
         _check_windows(family, config)
-        self._family, self._config, self._resolution, self._seed = family, config, resolution, seed
+        self._family, self._config, self._seed = family, config, seed
         self.store: TensorStore = MemoryStore() if store is None else store
 
-    def centered(self, sample: Sample) -> LatentDistribution:
-        """Return the posterior of a picture with nothing random about it, each tensor (1, ...) on the CPU."""
-        return self._cached(sample, flipped=False)
+    def centered(self, sample: Sample, size: Size) -> LatentDistribution:
+        """Return the posterior of a picture with nothing random about it, each tensor (1, ...) on the CPU.
+
+        Args:
+            sample: the picture.
+            size: height and width that it is cut to.
+        """
+        return self._cached(sample, size, flipped=False)
 
     def posterior(self, draw: SampleDraw) -> LatentDistribution:
         """Return the posterior of one draw, each tensor (1, ...) on the CPU.
@@ -77,12 +80,12 @@ class Encoder:
         A centered picture has two variants, as it is and mirrored; both are cached. A random crop never comes twice.
         """
         if self._config.crop == "random":
-            pixels_CHW = load_pixels(draw.sample, self._config, self._resolution, self._seed, draw.draw_index)
+            pixels_CHW = load_pixels(draw.sample, self._config, draw.size, self._seed, draw.draw_index)
             return self._encode(pixels_CHW, draw.sample)
-        return self._cached(draw.sample, self._flipped(draw))
+        return self._cached(draw.sample, draw.size, self._flipped(draw))
 
     def latents(self, batch: Sequence[SampleDraw]) -> Tensor:
-        """Return a latent of each draw, sampled from its posterior, (B, ...) on the CPU."""
+        """Return a latent of each draw, sampled from its posterior, (B, ...) on the CPU; all are of one size."""
         return torch.cat([self._latent(draw) for draw in batch])
 
     def texts(self, captions: Sequence[str], batch: Sequence[SampleDraw] | None = None) -> Conditioning:
@@ -104,25 +107,25 @@ class Encoder:
         """Return the encoded references of each draw, on the CPU; no tensors where there are none."""
         return Conditioning.cat([self._encoded_references(draw) for draw in batch])
 
-    def centered_references(self, sample: Sample) -> Conditioning:
+    def centered_references(self, sample: Sample, size: Size) -> Conditioning:
         """Return the encoded references of a picture with nothing random about it, one row on the CPU."""
-        pixels = partial(load_centered_references, sample, self._config, self._resolution)
-        return self._kept_references(sample, False, pixels)
+        pixels = partial(load_centered_references, sample, self._config, size)
+        return self._kept_references(sample, size, False, pixels)
 
     def geometry(self, draw: SampleDraw) -> Geometry:
         """Return where the pixels of one draw lie in their picture."""
-        return geometry_of(draw.sample, self._config, self._resolution, self._seed, draw.draw_index)
+        return geometry_of(draw.sample, self._config, draw.size, self._seed, draw.draw_index)
 
     def _latent(self, draw: SampleDraw) -> Tensor:
         posterior = self.posterior(draw)
         return posterior.mean + posterior.std * noise_like(posterior.mean, draw, self._seed, "posterior")
 
-    def _cached(self, sample: Sample, flipped: bool) -> LatentDistribution:
-        key = ("posterior", DECODING, sample.content, self._resolution, rgb(self._config.background), flipped)
-        return LatentDistribution(**self.store.get_or_compute(key, lambda: vars(self._centered(sample, flipped))))
+    def _cached(self, sample: Sample, size: Size, flipped: bool) -> LatentDistribution:
+        key = ("posterior", DECODING, sample.content, _in_key(size), rgb(self._config.background), flipped)
+        return LatentDistribution(**self.store.get_or_compute(key, lambda: vars(self._centered(sample, size, flipped))))
 
-    def _centered(self, sample: Sample, flipped: bool) -> LatentDistribution:
-        pixels_CHW = load_centered(sample, self._config, self._resolution)
+    def _centered(self, sample: Sample, size: Size, flipped: bool) -> LatentDistribution:
+        pixels_CHW = load_centered(sample, self._config, size)
         return self._encode(pixels_CHW.flip(-1) if flipped else pixels_CHW, sample)
 
     def _encode(self, pixels_CHW: Tensor, sample: Sample) -> LatentDistribution:
@@ -139,7 +142,7 @@ class Encoder:
         """Return what the text encoders make of a caption beside the draw's references."""
         if self._config.crop == "random":
             return Conditioning(self._encode_text(caption, self._reference_pixels(draw)))
-        key = ("instruction", caption, *self._variant(draw.sample, self._flipped(draw)))
+        key = ("instruction", caption, *self._variant(draw.sample, draw.size, self._flipped(draw)))
         return self._kept(key, lambda: self._encode_text(caption, self._reference_pixels(draw)))
 
     @torch.no_grad()
@@ -155,12 +158,15 @@ class Encoder:
             return NO_REFERENCES
         if self._config.crop == "random":
             return Conditioning(self._encode_references(draw.sample, self._reference_pixels(draw)))
-        return self._kept_references(draw.sample, self._flipped(draw), lambda: self._reference_pixels(draw))
+        pixels = partial(self._reference_pixels, draw)
+        return self._kept_references(draw.sample, draw.size, self._flipped(draw), pixels)
 
-    def _kept_references(self, sample: Sample, flipped: bool, pixels: Callable[[], Sequence[Tensor]]) -> Conditioning:
+    def _kept_references(
+        self, sample: Sample, size: Size, flipped: bool, pixels: Callable[[], Sequence[Tensor]]
+    ) -> Conditioning:
         if not sample.references:
             return NO_REFERENCES
-        key = ("references", *self._variant(sample, flipped))
+        key = ("references", *self._variant(sample, size, flipped))
         return self._kept(key, lambda: self._encode_references(sample, pixels()))
 
     @torch.no_grad()
@@ -170,18 +176,23 @@ class Encoder:
         return tensors
 
     def _reference_pixels(self, draw: SampleDraw) -> tuple[Tensor, ...]:
-        return load_references(draw.sample, self._config, self._resolution, self._seed, draw.draw_index)
+        return load_references(draw.sample, self._config, draw.size, self._seed, draw.draw_index)
 
     def _flipped(self, draw: SampleDraw) -> bool:
         return is_flipped(draw.sample, self._config, self._seed, draw.draw_index)
 
-    def _variant(self, sample: Sample, flipped: bool) -> tuple[object, ...]:
+    def _variant(self, sample: Sample, size: Size, flipped: bool) -> tuple[object, ...]:
         """Return all that a centered sample's references depend on, of JSON's types."""
         contents = [reference.content for reference in sample.references]
-        return DECODING, "+".join(contents), self._resolution, rgb(self._config.background), flipped
+        return DECODING, "+".join(contents), _in_key(size), rgb(self._config.background), flipped
 
     def _kept(self, key: tuple[object, ...], compute: Callable[[], Tensors]) -> Conditioning:
         return Conditioning(self.store.get_or_compute(key, compute))
+
+
+def _in_key(size: Size) -> int | Size:
+    """Return a size as keys of the store have it: of a square its side, as always."""
+    return size[0] if size[0] == size[1] else size
 
 
 def _check_finite(tensors: Mapping[str, Tensor], part: str, where: object) -> None:

@@ -34,7 +34,7 @@ class PictureCounts:
         captions = {caption for sample in train for caption in sample.captions}
         captions |= {sample.captions[0] for sample in held_out}
         class_pictures, other_captions = _beside(config.data)
-        shown, distinct = sum(sample.repeats for sample in train), len(train) + len(held_out) + class_pictures
+        shown, distinct = round(sum(sample.rate for sample in train)), len(train) + len(held_out) + class_pictures
         return cls(shown, distinct, len(captions) + other_captions, dataset.train.references)
 
     @classmethod
@@ -49,7 +49,7 @@ class PictureCounts:
         share = data.held_out if isinstance(data.held_out, float) else 0.0
         captions = {caption for entry in entries for caption in entry.captions}
         class_pictures, other_captions = _beside(data)
-        shown = round(sum(entry.repeats for entry in entries) * (1 - share))
+        shown = round(sum(entry.repeats * entry.weight for entry in entries) * (1 - share))
         references = max((len(entry.references) for entry in entries), default=0)
         return cls(shown, len(entries) + class_pictures, len(captions) + other_captions, references)
 

@@ -14,6 +14,7 @@ from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.load import complete_objective, resolve
 from veneer.config.schema import ObjectiveConfig, RunConfig
+from veneer.data.buckets import Buckets, Size
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
 from veneer.data.transform import Geometry
@@ -198,14 +199,14 @@ def _schedule(config: RunConfig, pictures: PictureCounts | None) -> Schedule:
 
 def _timesteps(config: RunConfig, family: Family) -> TimestepPlan:
     """Return what timesteps are drawn from, and what of it a run would do that names nothing."""
-    own, side = complete_objective(ObjectiveConfig(), family), config.data.resolution or family.resolution
+    own, size = complete_objective(ObjectiveConfig(), family), Buckets.of(config.data, family).most
     objective, density = config.objective, Objective.from_config(config.objective, family).density
     shape = (objective.timestep_density, objective.logit_mean, objective.logit_std)
     return TimestepPlan(
         density.name,
         objective.logit_mean,
         objective.logit_std,
-        shift=density.shift_of(side, side),
+        shift=density.shift_of(*size),
         by_resolution=objective.timestep_shift == "resolution",
         own_density=shape == (own.timestep_density, own.logit_mean, own.logit_std),
         own_shift=objective.timestep_shift == own.timestep_shift,
@@ -264,16 +265,17 @@ class _Rehearsal:
         self._batch = config.train.batch_size * (1 if config.data.prior is None else 2)
         # it has data, since it decides which pictures count as the class's
         self._is_prior_B = torch.zeros(self._batch, dtype=torch.bool)
-        self._side = config.data.resolution or family.resolution
+        self._size = Buckets.of(config.data, family).most
+        self._sample_size = family.resolution, family.resolution
         self._latent = torch.Size()  # of one picture, without the batch
-        self._sample_latent = self._shape_of_latents(family.resolution)
+        self._sample_latent = self._shape_of_latents(self._sample_size)
         self._text = self._references = NO_REFERENCES
         self._cache: Tensor | None = None
         self.caches: int | None = None
 
-    def _shape_of_latents(self, side: int) -> torch.Size:
+    def _shape_of_latents(self, size: Size) -> torch.Size:
         with self._tracer.unrecorded():
-            return self._family.encode_image(torch.zeros(1, 3, side, side)).mean.shape[1:]
+            return self._family.encode_image(torch.zeros(1, 3, *size)).mean.shape[1:]
 
     def make_trainer(self) -> Trainer:
         """Return a trainer after its first step, from which on the optimiser has its state."""
@@ -297,11 +299,11 @@ class _Rehearsal:
     def encode(self, pictures: PictureCounts | None) -> None:
         """Encode a picture and a caption, and hold as much as the caches of all of them take."""
         self._tracer.begin_phase(ENCODING)
-        posterior = self._family.encode_image(torch.zeros(1, 3, self._side, self._side))
+        posterior = self._family.encode_image(torch.zeros(1, 3, *self._size))
         with torch.no_grad():
             # shapes are all that is needed
-            self._text = self._encode_texts(1, self._side).to("meta")
-            self._references = self._encode_references(self._side).to("meta")
+            self._text = self._encode_texts(1, self._size).to("meta")
+            self._references = self._encode_references(self._size).to("meta")
         _label_networks(self._tracer, self._family)
         self._latent = posterior.mean.shape[1:]
         if pictures is not None:
@@ -309,18 +311,18 @@ class _Rehearsal:
             self._cache = torch.empty(self.caches, dtype=torch.uint8, device="cpu")
             self._tracer.label("caches", [self._cache])
 
-    def _encode_texts(self, count: int, side: int) -> Conditioning:
-        references = self._reference_pixels(side)
+    def _encode_texts(self, count: int, size: Size) -> Conditioning:
+        references = self._reference_pixels(size)
         if references and self._family.text_reads_references:
             return self._family.encode_instructions([""] * count, [references] * count)
         return self._family.encode_text([""] * count)
 
-    def _encode_references(self, side: int) -> Conditioning:
-        references = self._reference_pixels(side)
+    def _encode_references(self, size: Size) -> Conditioning:
+        references = self._reference_pixels(size)
         return self._family.encode_references(references) if references else NO_REFERENCES
 
-    def _reference_pixels(self, side: int) -> list[Tensor]:
-        return [torch.zeros(3, side, side) for _ in range(self._reference_count)]
+    def _reference_pixels(self, size: Size) -> list[Tensor]:
+        return [torch.zeros(3, *size) for _ in range(self._reference_count)]
 
     def _cache_bytes(self, pictures: PictureCounts, latent: Tensor) -> int:
         """Return bytes of the mean and deviation of each latent, mirrored ones too, and of each caption's embedding."""
@@ -349,7 +351,7 @@ class _Rehearsal:
             noise=self._latents(count),
             t_B=self._times(count),
             text=captions if self._config.adapter.text_encoders else self._rows_like(self._text, count),
-            geometries=self._geometries(count, self._side),
+            geometries=self._geometries(count, self._size),
             weight_B=torch.zeros(count, device=device),
             is_prior_B=self._is_prior_B,
             samples=(),
@@ -368,8 +370,8 @@ class _Rehearsal:
             {name: torch.zeros(count, *one.shape[1:], dtype=one.dtype, device=device) for name, one in tensors}
         )
 
-    def _geometries(self, count: int, side: int) -> tuple[Geometry, ...]:
-        return (Geometry.whole(side, side),) * count
+    def _geometries(self, count: int, size: Size) -> tuple[Geometry, ...]:
+        return (Geometry.whole(*size),) * count
 
     def finish(self, trainer: Trainer) -> None:
         """Sample a sheet and score a held-out picture, with the adapter merged."""
@@ -392,11 +394,11 @@ class _Rehearsal:
         """Do one denoising step, guided if the config says so, and decode, at the base's own resolution."""
         latents = torch.zeros(count, *self._sample_latent, device=device_of(self._family))
         is_guided = self._family.guided_batch and self._config.sample.guidance > 1
-        rows, side = count * (2 if is_guided else 1), self._family.resolution
-        text = Conditioning.cat([self._encode_texts(count, side) for _ in range(rows // count)])
+        rows, size = count * (2 if is_guided else 1), self._sample_size
+        text = Conditioning.cat([self._encode_texts(count, size) for _ in range(rows // count)])
         noisy = torch.cat([latents] * (rows // count))
-        geometries = self._geometries(rows, side)
-        references = self._rows_like(self._encode_references(side), rows)
+        geometries = self._geometries(rows, size)
+        references = self._rows_like(self._encode_references(size), rows)
         conditioning = self._family.condition(text, geometries).joined_to(references.tensors)
         self._family.predict(noisy, self._times(rows), conditioning)
         self._family.decode(latents)
@@ -407,7 +409,7 @@ class _Rehearsal:
         draws = min(self._config.validation.draws, at_once or self._config.validation.draws)
         latents, t_D = self._latents(draws), self._times(draws)
         text, references = self._rows_like(self._text, draws), self._rows_like(self._references, draws)
-        conditioning = self._family.condition(text, self._geometries(draws, self._side)).joined_to(references.tensors)
+        conditioning = self._family.condition(text, self._geometries(draws, self._size)).joined_to(references.tensors)
         objective = Objective(self._family.noise)
         with precision_of(self._config.train.precision, device).autocast():
             objective.loss_B(self._family.predict, latents, latents, t_D, conditioning)

@@ -120,9 +120,9 @@ def input_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[
     """
     distilled = warn_of_distillation(config.base, family, config.adapter.training_adapter)
     base = [] if distilled is None else [Warned("family.distilled_base", distilled)]
-    small = [] if config.data.resolution else note_small(dataset.train.samples, family.resolution)
-    enlarged = [Warned("data.enlarged_pictures", text) for text in small]
-    return [*base, *enlarged, *_reference_warnings(dataset, family), *text_warnings(config, dataset, family)]
+    notes = [] if config.data.resolution else note_small(dataset.train.samples, config.data, family.resolution)
+    small = [Warned("data.small_pictures", text) for text in notes]
+    return [*base, *small, *_reference_warnings(dataset, family), *text_warnings(config, dataset, family)]
 
 
 def _reference_warnings(dataset: Dataset, family: Family) -> list[Warned]:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from veneer.config.schema import RunConfig
+from veneer.data.buckets import Size
 from veneer.data.caption_text import all_texts, caption_of
-from veneer.data.loader import SampleDraw, draw_samples
-from veneer.data.manifest import Manifest
+from veneer.data.loader import DrawSchedule, SampleDraw
 from veneer.data.transform import Geometry, is_flipped
 from veneer.family.cache import Encoder, noise_like
 from veneer.family.protocol import Conditioning
@@ -22,6 +23,9 @@ from veneer.train.distributed import ALONE, ProcessGroup
 from veneer.train.step import MicroBatch
 
 __all__ = ["BatchBuilder"]
+
+_Variant: TypeAlias = tuple[str, Size, bool]
+"""A picture's id, the size that it is cut to, and whether it is mirrored."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class BatchBuilder:
         objective: whose density the times are drawn from.
         encoder: turns pictures into latents and captions into conditioning.
         own: pictures of the style or subject.
-        prior: pictures of the class, as many in each micro-batch as of the subject's; None: none.
+        prior: pictures of the class, as many as of the subject's; None: none. They are in the subject's micro-batches
+            where all pictures have one size, else in micro-batches of their own.
         device: that micro-batches are on.
         processes: that share them.
     """
@@ -41,8 +46,8 @@ class BatchBuilder:
     config: RunConfig
     objective: Objective
     encoder: Encoder
-    own: Manifest
-    prior: Manifest | None
+    own: DrawSchedule
+    prior: DrawSchedule | None
     device: torch.device
     processes: ProcessGroup = ALONE
 
@@ -56,12 +61,13 @@ class BatchBuilder:
 
         Pictures that are cropped at random are not among it, nor are captions that a text encoder learns from.
         """
-        pictures: dict[tuple[str, bool], SampleDraw] = {}
-        captions: dict[tuple[str, tuple[str, bool] | None], SampleDraw] = {}
+        pictures: dict[_Variant, SampleDraw] = {}
+        captions: dict[tuple[str, _Variant | None], SampleDraw] = {}
         config, all_there_are = self.config.data, self._variants
         for batch in map(self._draws, steps):
             for draw in batch:
-                variant = draw.sample.id, is_flipped(draw.sample, config, self.config.seed, draw.draw_index)
+                flipped = is_flipped(draw.sample, config, self.config.seed, draw.draw_index)
+                variant = draw.sample.id, draw.size, flipped
                 pictures[variant] = draw
                 seen = variant if self.encoder.reads_references(draw.sample) else None
                 captions[caption_of(draw, config, self.config.seed), seen] = draw
@@ -84,29 +90,50 @@ class BatchBuilder:
         return [draw for own, prior in self._shares(step) for draw in (*own, *prior)]
 
     def _shares(self, step: int) -> list[tuple[list[SampleDraw], list[SampleDraw]]]:
-        """Return the subject's and the class's draws of each of this process's micro-batches."""
-        batch = self.config.train.batch_size
-        count = batch * self.config.train.gradient_accumulation_steps
-        own = draw_samples(self.own, self.config.seed, step, count)
-        prior = [] if self.prior is None else draw_samples(self.prior, self.config.seed, step, count)
-        starts = range(0, count, batch)[self.processes.turns]
-        return [(own[start : start + batch], prior[start : start + batch]) for start in starts]
+        """Return the subject's and the class's draws of each of this process's micro-batches.
+
+        Where they are not in one, those of the class come after all of the subject's, in every process: micro-batches
+        have the same places in a step's sums whatever the number of processes.
+        """
+        passes = self.config.train.gradient_accumulation_steps
+        numbers = range(step * passes, (step + 1) * passes)[self.processes.turns]
+        own = [self.own.micro_batch(number) for number in numbers]
+        if self.prior is None:
+            return [(draws, []) for draws in own]
+        prior = [self.prior.micro_batch(number) for number in numbers]
+        if self.shares_passes:
+            return list(zip(own, prior, strict=True))
+        return [*((draws, []) for draws in own), *(([], draws) for draws in prior)]
+
+    @property
+    def shares_passes(self) -> bool:
+        """Whether pictures of the class are in the subject's micro-batches: all pictures have one and the same size."""
+        return self.prior is not None and len({*self.own.members, *self.prior.members}) == 1
 
     @property
     def _variants(self) -> tuple[int, int]:
-        """How many pictures, mirrored ones counted too, and captions, there are at most."""
-        samples = [*self.own.samples, *(() if self.prior is None else self.prior.samples)]
+        """How many pictures there are at most, in each size and mirrored ones counted too, and how many captions."""
+        schedules = (self.own,) if self.prior is None else (self.own, self.prior)
+        pictures = {
+            (sample.id, size): sample
+            for schedule in schedules
+            for size, samples in schedule.members.items()
+            for sample in samples
+        }
         sides = 1 + self.config.data.flip
         captions = {
-            (caption, sample.id if self.encoder.reads_references(sample) else None)
-            for sample in samples
+            (caption, place if self.encoder.reads_references(sample) else None)
+            for place, sample in pictures.items()
             for caption in all_texts(sample, self.config.data)
         }
         count = sum(1 if seen is None else sides for _, seen in captions)
-        return len({sample.id for sample in samples}) * sides, count
+        return len(pictures) * sides, count
 
     def _micro(self, own: Sequence[SampleDraw], prior: Sequence[SampleDraw], count: int) -> MicroBatch:
-        """Build one forward pass over both kinds: loss + weight x prior loss, each a mean (Ruiz et al. 2023, eq. 2)."""
+        """Build one forward pass over either kind or both, of one size.
+
+        The losses of all add up to loss + weight x prior loss, each a mean (Ruiz et al. 2023, eq. 2).
+        """
         batch = [*own, *prior]
         geometries = tuple(self.encoder.geometry(draw) for draw in batch)
         latents = self.encoder.latents(batch)

@@ -14,6 +14,8 @@ from veneer.adapter.protocol import AdapterSpec
 from veneer.adapter.registry import specs_of
 from veneer.adapter.targets import BlockCoverage
 from veneer.config.schema import RunConfig
+from veneer.data.buckets import Buckets
+from veneer.data.loader import DrawSchedule
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
 from veneer.engine.block_offload import ON_DEVICE, BlockOffload, find_offload, offload_blocks
@@ -351,15 +353,16 @@ def _is_due(every: int, step: int, last: int | None = None) -> bool:
 def _batch_builder(
     config: RunConfig, family: Family, dataset: Dataset, objective: Objective, processes: ProcessGroup
 ) -> BatchBuilder:
-    resolution = config.data.resolution or family.resolution
-    if resolution % family.multiple:
-        near = max(1, round(resolution / family.multiple)) * family.multiple
-        what = f"{resolution} is not a multiple of {family.multiple}, which the base needs"
-        raise UserError(what, code="data.unfit_resolution", where="data.resolution", remedy=f"use {near}")
+    buckets = Buckets.of(config.data, family)
     if dataset.train.samples:
         check_references(family, dataset.train.references, config.data.sources[0].path)
-    encoder = Encoder(family, config.data, resolution, config.seed, store_of(config, family))
-    return BatchBuilder(config, objective, encoder, dataset.train, _prior(config), device_of(family), processes)
+    encoder = Encoder(family, config.data, config.seed, store_of(config, family))
+    own, prior = (
+        None if pictures is None else DrawSchedule(pictures, buckets, config.seed, config.train.batch_size)
+        for pictures in (dataset.train, _prior(config))
+    )
+    assert own is not None
+    return BatchBuilder(config, objective, encoder, own, prior, device_of(family), processes)
 
 
 def _prior(config: RunConfig) -> Manifest | None:

@@ -24,6 +24,7 @@ class Entry:
         captions_at: the place to name in a message about its captions, such as ``metadata.jsonl:3``.
         references: of a pair, where the pictures lie that it is made from; else none.
         location: where its bytes lie; left out: in the file ``path``.
+        weight: how often it is shown beside others, times ``repeats``.
     """
 
     path: Path
@@ -32,6 +33,7 @@ class Entry:
     captions_at: str = ""
     references: tuple[Location, ...] = ()
     location: Location = AT_PATH
+    weight: float = 1.0
 
     def __post_init__(self) -> None:
         """Fill the location in."""
@@ -71,7 +73,8 @@ class Source(Protocol):
         """Return the pictures of a place, in an order that does not change, or None if it is of another kind.
 
         Args:
-            config: the place, and how its captions are read. Its ``repeats`` are none of the source's concern.
+            config: the place, and how its captions are read. Its ``repeats`` and ``weight`` are none of the source's
+                concern.
 
         Raises:
             UserError: the place is of this kind, but something in it is at fault.

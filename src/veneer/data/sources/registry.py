@@ -35,7 +35,12 @@ def read_source(config: SourceConfig, trigger: str | None, sources: Sequence[Sou
     if trigger is None:
         refuse_uncaptioned(config.path, listing)
     entries = [
-        replace(entry, captions=with_trigger(entry.captions, trigger), repeats=entry.repeats * config.repeats)
+        replace(
+            entry,
+            captions=with_trigger(entry.captions, trigger),
+            repeats=entry.repeats * config.repeats,
+            weight=entry.weight * config.weight,
+        )
         for entry in listing.entries
     ]
     notes = (*listing.notes, *note_unread(listing.unread), *_note_uncaptioned(listing.entries))

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from veneer.config.schema import RunConfig
+from veneer.data.buckets import SmallPictures
 from veneer.data.preflight import Dataset, survey
 from veneer.data.sources.registry import read_source
 from veneer.doctor.evidence import CaptionStatistics, PictureCounts
@@ -67,7 +68,7 @@ def _with_survey(counts: PictureCounts, config: RunConfig, dataset: Dataset) -> 
     near = {path for pair in dataset.near if train.issuperset(pair) for path in pair}
     leaked = {path for pair in dataset.near for path in pair if path in held_out and not held_out.issuperset(pair)}
     sides = {sample.path: min(sample.width, sample.height) for sample in dataset.train.samples}
-    small = {path for path, side in sides.items() if side < (config.data.resolution or 0)}
+    small = {sample.path for sample in SmallPictures.among(dataset.train.samples, config.data).samples}
     return replace(
         counts,
         duplicates=len(dataset.copies),

@@ -1,0 +1,228 @@
+"""Choose the size that each picture is cut to: its own aspect ratio at constant area, in steps of the base's multiple.
+
+Of the sizes of about one area, a picture gets the one that crops the least of it (NovelAI 2022, aspect ratio
+bucketing). No picture is enlarged: one that is smaller than its size gets one that fits in it. All is a pure function
+of a picture's size, of the configuration, and of what the base says of its own sizes.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol, TypeAlias
+
+from veneer.config.schema import DataConfig
+from veneer.data.manifest import Sample
+from veneer.errors import UserError
+
+__all__ = ["MAX_ASPECT", "BaseSizes", "Buckets", "Size", "SmallPictures", "cropped_share", "largest", "resolutions_of"]
+
+Size: TypeAlias = tuple[int, int]
+"""Height and width in pixels."""
+MAX_ASPECT = 4
+"""Most that a long side is of its short side: what a picture is longer is cropped."""
+_STEPS = 16
+"""Steps that a resolution is divided into: 1024 pixels into steps of 64."""
+
+
+class BaseSizes(Protocol):
+    """What a base says of the pictures that it takes; ``veneer.family.protocol.Family`` is one.
+
+    Attributes:
+        resolution: side of the square that it was trained on, in pixels.
+        multiple: sides of pictures must be multiples of this many pixels.
+    """
+
+    resolution: int
+    multiple: int
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """The sizes that pictures are cut to.
+
+    Attributes:
+        resolutions: what the config asks for: the side of a square of a size's area, or an exact (height, width).
+        multiple: that sides are multiples of.
+        upscale: pictures that are smaller than their size are enlarged.
+    """
+
+    resolutions: tuple[int | Size, ...]
+    multiple: int
+    upscale: bool = False
+
+    @classmethod
+    def of(cls, config: DataConfig, base: BaseSizes) -> Buckets:
+        """Return the buckets of a config on a base.
+
+        Raises:
+            UserError: a side is not a multiple of the base's.
+        """
+        resolutions = resolutions_of(config, base.resolution)
+        _check_multiples(resolutions, base.multiple)
+        return cls(resolutions, base.multiple, config.upscale)
+
+    def sizes(self, width: int, height: int) -> tuple[Size, ...]:
+        """Return the sizes (height, width) that a picture is cut to: one for each resolution, equal ones once.
+
+        Args:
+            width: of the picture in pixels, upright.
+            height: likewise.
+        """
+        found = [
+            self._size(width, height, wanted, shapes)
+            for wanted, shapes in zip(self.resolutions, self._shapes, strict=True)
+        ]
+        return tuple(dict.fromkeys(found))
+
+    def largest(self, width: int, height: int) -> Size:
+        """Return the largest of a picture's sizes, at which it is measured."""
+        return largest(self.sizes(width, height))
+
+    @property
+    def most(self) -> Size:
+        """The largest size that any picture may get."""
+        return largest((side, side) if isinstance(side, int) else side for side in self.resolutions)
+
+    @cached_property
+    def _shapes(self) -> tuple[_Shapes, ...]:
+        return tuple(_Shapes.of(wanted, self.multiple) for wanted in self.resolutions)
+
+    def _size(self, width: int, height: int, wanted: int | Size, shapes: _Shapes) -> Size:
+        size = shapes.nearest(width, height)
+        if isinstance(wanted, tuple) or self.upscale or (size[0] <= height and size[1] <= width):
+            return size
+        return _fitting(width, height, wanted, self.multiple)
+
+
+def resolutions_of(config: DataConfig, default: int) -> tuple[int | Size, ...]:
+    """Return the resolutions that a config asks for: sides of squares of an area, or exact sizes (height, width).
+
+    Args:
+        config: of the pictures.
+        default: the base's own resolution, where the config names none.
+    """
+    asked = default if config.resolution is None else config.resolution
+    several = asked if isinstance(asked, tuple) else (asked,)
+    sizes = [_parsed(one) if isinstance(one, str) else one for one in several]
+    return tuple((one, one) if config.aspect == "square" and isinstance(one, int) else one for one in sizes)
+
+
+@dataclass(frozen=True)
+class SmallPictures:
+    """The pictures that are smaller than what they are asked to be.
+
+    Attributes:
+        size: the largest resolution asked for, as text.
+        enlarged: whether they are enlarged to it; else they are trained at their own size.
+        samples: the pictures.
+    """
+
+    size: str
+    enlarged: bool
+    samples: tuple[Sample, ...]
+
+    @classmethod
+    def among(cls, samples: Iterable[Sample], config: DataConfig, default: int | None = None) -> SmallPictures:
+        """Find them.
+
+        Args:
+            samples: the pictures.
+            config: what they are asked to be.
+            default: the base's own resolution; None: it is not known, so none is small where the config names none.
+        """
+        wanted = max(resolutions_of(config, default or 0), key=_area)
+        if isinstance(wanted, tuple):
+            small = [one for one in samples if one.height < wanted[0] or one.width < wanted[1]]
+            size = f"{wanted[1]} x {wanted[0]}"
+        else:
+            small = [one for one in samples if one.width * one.height < wanted * wanted]
+            size = f"{wanted} x {wanted}"
+        return cls(size, isinstance(wanted, tuple) or config.upscale, tuple(small))
+
+
+def cropped_share(width: int, height: int, size: Size) -> float:
+    """Return the share of a picture's area that is cropped away where it is cut to a size (height, width)."""
+    down, across = height * size[1], width * size[0]
+    return 1 - min(down, across) / max(down, across)
+
+
+def largest(sizes: Iterable[Size]) -> Size:
+    """Return the size of the largest area; of equal areas the tallest."""
+    return max(sizes, key=lambda size: (size[0] * size[1], size))
+
+
+def _area(wanted: int | Size) -> int:
+    return wanted * wanted if isinstance(wanted, int) else wanted[0] * wanted[1]
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """Sizes of about one area, by aspect ratio, rising; of one aspect ratio the largest only."""
+
+    aspects: tuple[float, ...]
+    sizes: tuple[Size, ...]
+
+    @classmethod
+    def of(cls, wanted: int | Size, multiple: int) -> _Shapes:
+        sizes = {wanted} if isinstance(wanted, tuple) else _sizes_of_area(wanted, multiple)
+        by_aspect: dict[float, Size] = {}
+        for size in sorted(sizes):
+            by_aspect[size[1] / size[0]] = size
+        ordered = sorted(by_aspect.items())
+        return cls(tuple(aspect for aspect, _ in ordered), tuple(size for _, size in ordered))
+
+    def nearest(self, width: int, height: int) -> Size:
+        """Return the size that crops the least share of a picture; of two alike the larger one."""
+        place = bisect_left(self.aspects, width / height)
+        around = self.sizes[max(0, place - 1) : place + 1]
+        return min(around, key=lambda size: (cropped_share(width, height, size), -size[0] * size[1]))
+
+
+def _sizes_of_area(side: int, multiple: int) -> set[Size]:
+    """Return the sizes of at most the area of a square, in steps, each as large as the area lets it be."""
+    step = _step(side, multiple)
+    sizes = {(side, side)}
+    for one in range(step, MAX_ASPECT * side, step):
+        other = side * side // one // step * step
+        if 0 < max(one, other) <= MAX_ASPECT * min(one, other):
+            sizes |= {(one, other), (other, one)}
+    return sizes
+
+
+def _step(side: int, multiple: int) -> int:
+    return max(1, round(side / _STEPS / multiple)) * multiple
+
+
+def _fitting(width: int, height: int, side: int, multiple: int) -> Size:
+    """Return a size that fits in a picture, or one multiple where the picture is smaller than that.
+
+    Its steps are a sixteenth of the picture's short side, so that small pictures of like sizes share a batch.
+    """
+    short, long = min(width, height), max(width, height)
+    step = _step(min(short, side), multiple)
+    across = max(step, min(short, side) // step * step)
+    if across > short:
+        step = across = multiple
+    most = max(step, min(long, MAX_ASPECT * across, side * side // across) // step * step)
+    ideal = across * long / short  # of which nothing is cropped
+    options = {min(most, max(step, int(ideal // step) * step + more)) for more in (0, step)}
+    along = min(options, key=lambda one: (cropped_share(long, short, (across, one)), -one))
+    return (across, along) if width >= height else (along, across)
+
+
+def _parsed(text: str) -> Size:
+    """Return the (height, width) of ``832x1216``, which is width by height."""
+    width, height = map(int, text.split("x"))
+    return height, width
+
+
+def _check_multiples(resolutions: Iterable[int | Size], multiple: int) -> None:
+    for wanted in resolutions:
+        sides = wanted if isinstance(wanted, tuple) else (wanted,)
+        if wrong := next((side for side in sides if side % multiple), None):
+            near = max(1, round(wrong / multiple)) * multiple
+            what = f"{wrong} is not a multiple of {multiple}, which the base needs"
+            raise UserError(what, code="data.unfit_resolution", where="data.resolution", remedy=f"use {near}")
