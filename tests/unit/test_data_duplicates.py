@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
+from scipy.sparse.csgraph import connected_components
 
-from veneer.data.duplicates import lookalikes, near_duplicates
+from veneer.data.duplicates import compare, lookalikes, near_duplicates
 
 
 def test_near_duplicates_are_those_of_the_plain_definition() -> None:
@@ -57,3 +59,28 @@ def test_many_that_are_alike_are_not_each_compared_with_each() -> None:
     held = np.arange(20_000) % 2 == 1
     pairs = near_duplicates(thumbs, held)
     assert pairs == sorted({(first, other) for other in range(1, 20_000) for first in (0, 1) if first < other})
+
+
+@pytest.mark.parametrize("count", [60, 900])
+@pytest.mark.parametrize("seed", range(3))
+def test_groups_are_the_components_of_the_graph_of_pairs(seed: int, count: int) -> None:
+    """As scipy finds them, whose labels are in the order of the first members."""
+    random = np.random.default_rng(seed)
+    thumbs = random.integers(100, 148, (count, 2, 2, 3), dtype=np.uint8) if count < 100 else smooth(random, count)
+    graph = np.stack([lookalikes(thumbs, thumb) for thumb in thumbs])
+    _, labels = connected_components(graph)
+    _, first = np.unique(labels, return_index=True)
+    assert compare(thumbs, np.zeros(count, bool)).group_N.tolist() == first[labels].tolist()
+    assert 1 < len(first) < count
+
+
+def test_a_chain_of_lookalikes_is_one_group_though_no_first_links_it() -> None:
+    chain = np.array([0, 72, 24, 48, 200], np.uint8).repeat(12).reshape(5, 2, 2, 3)
+    found = compare(chain, np.zeros(5, bool))
+    assert found.pairs == [(0, 2), (1, 3)] and found.group_N.tolist() == [0, 0, 0, 0, 4]
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_no_picture_and_one_are_alike_to_none(count: int) -> None:
+    found = compare(np.zeros((count, 8, 8, 3), np.uint8), np.zeros(count, bool))
+    assert found.pairs == [] and found.group_N.tolist() == list(range(count))

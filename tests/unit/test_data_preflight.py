@@ -96,7 +96,7 @@ def test_what_is_no_file_is_put_aside_without_waiting_for_it(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("count", "share", "held"),
-    [(9, 0.1, 0), (10, 0.1, 1), (10, 0.01, 1), (10, 0.0, 0), (20, 0.15, 3), (5, 0.5, 2), (2, 0.99, 1), (100, 0.29, 29)],
+    [(9, 0.1, 0), (10, 0.1, 1), (10, 0.01, 1), (10, 0.0, 0), (20, 0.15, 3), (5, 0.5, 2), (2, 0.99, 1), (50, 0.58, 29)],
 )
 def test_how_many_are_held_out(tmp_path: Path, count: int, share: float, held: int) -> None:
     found = looked_over(many(tmp_path, count), held_out=share)
@@ -123,6 +123,18 @@ def test_more_pictures_move_few_between_training_and_held_out(tmp_path: Path) ->
     before = names(looked_over(many(tmp_path, 20), held_out=0.2))[1]
     after = names(looked_over(many(tmp_path, 5, first=20), held_out=0.2))[1]
     assert len(before & after) >= 2
+
+
+def test_pictures_that_look_the_same_are_on_one_side(tmp_path: Path) -> None:
+    """Each is there three times, saved otherwise, so that a split by files would part most of them."""
+    for number in range(10):
+        with Image.open(paint(tmp_path / f"{number}.png", number)) as image:
+            image.resize((64, 64), Image.Resampling.NEAREST).save(tmp_path / f"{number}.jpg", quality=85)
+            image.save(tmp_path / f"{number}.bmp")
+    found = looked_over(tmp_path, held_out=0.3)
+    train, held = ({Path(name).stem for name in side} for side in names(found))
+    assert (len(train), len(held)) == (7, 3) and train.isdisjoint(held)
+    assert not any("flatters" in note for note in found.notes)
 
 
 def test_held_out_may_be_a_folder(tmp_path: Path) -> None:

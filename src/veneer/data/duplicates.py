@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["THUMB", "Thumb", "lookalikes", "near_duplicates"]
+__all__ = ["THUMB", "Comparison", "Thumb", "compare", "lookalikes", "near_duplicates"]
 
 Thumb = NDArray[np.uint8]
 """A picture of THUMB x THUMB cells, (THUMB, THUMB, 3)."""
@@ -31,6 +32,20 @@ _STEPS = (6, 16, 64, THUMB * THUMB * 3)
 """Numbers of cells by which pairs are compared, few first: most differ in those already."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Which of N thumbnails look the same.
+
+    Attributes:
+        group_N: of each, the first one of its group, as an index. Two that look the same are of one group, and so are
+            all that such pairs link.
+        pairs: see :func:`near_duplicates`.
+    """
+
+    group_N: Indices
+    pairs: list[tuple[int, int]]
+
+
 def lookalikes(thumbs: NDArray[np.uint8], thumb: NDArray[np.uint8]) -> NDArray[np.bool_]:
     """Check which thumbnails (N, H, W, 3) differ from one (H, W, 3) in no cell by more than a few levels, (N,)."""
     apart = np.abs(thumbs.astype(np.int16) - thumb.astype(np.int16))
@@ -43,6 +58,12 @@ def near_duplicates(thumbs: NDArray[np.uint8], held_N: NDArray[np.bool_]) -> lis
 
     Each is paired with the first that is like it among those of its own side, held out or not, and with the first of
     the other side: at most 2N pairs, where all would be N^2/2 of pictures that are all alike.
+    """
+    return compare(thumbs, held_N).pairs
+
+
+def compare(thumbs: NDArray[np.uint8], held_N: NDArray[np.bool_]) -> Comparison:
+    """Compare thumbnails (N, H, W, 3), some of which are held out, and return which look the same.
 
     Thumbnails are parted at the median of one cell, then of another, as in a k-d tree (Bentley 1975). With each part go
     those beyond its borders that may still be like one within. Exact; only where many thumbnails are nearly alike, and
@@ -63,14 +84,15 @@ def near_duplicates(thumbs: NDArray[np.uint8], held_N: NDArray[np.bool_]) -> lis
         else:
             for first, second in _alike_pairs(flat_ND, part, candidates):
                 firsts.meet(first, second)
-    return firsts.pairs()
+    return Comparison(firsts.groups(), firsts.pairs())
 
 
 class _Firsts:
-    """For each thumbnail the first that is like it, of its own side and of the other."""
+    """For each thumbnail the first that is like it, of its own side and of the other, and the first of its group."""
 
     def __init__(self, held_N: NDArray[np.bool_]) -> None:
         self._held_N, self._none = held_N, len(held_N)
+        self._linked_N = np.arange(len(held_N))  # a forest: each points to itself, or to an earlier one of its group
         self._first_N2 = np.full((len(held_N), 2), self._none)
 
     def meet(self, first: Indices, second: Indices) -> None:
@@ -78,6 +100,21 @@ class _Firsts:
         across = (self._held_N[first] != self._held_N[second]).astype(int)
         np.minimum.at(self._first_N2, (first, across), second)
         np.minimum.at(self._first_N2, (second, across), first)
+        self._link(first, second)
+
+    def _link(self, first: Indices, second: Indices) -> None:
+        """Let both of each pair be of one group."""
+        roots = np.unique(np.stack([self._roots(first), self._roots(second)], axis=1), axis=0)
+        for one, other in roots[roots[:, 0] != roots[:, 1]]:
+            both = self._roots(np.array([one, other]))  # which those before may have linked
+            self._linked_N[both] = both.min()
+
+    def _roots(self, indices: Indices) -> Indices:
+        roots = self._linked_N[indices]
+        while (roots != self._linked_N[roots]).any():
+            roots = self._linked_N[roots]
+        self._linked_N[indices] = roots
+        return roots
 
     def meet_all(self, part: Indices, candidates: Indices) -> None:
         """Take each of a part to be like all candidates."""
@@ -86,6 +123,10 @@ class _Firsts:
             for other in leading:
                 met = part[part != other]
                 self.meet(met, np.full(len(met), other))
+
+    def groups(self) -> Indices:
+        """Return of each thumbnail the first one of its group."""
+        return self._roots(np.arange(self._none))
 
     def pairs(self) -> list[tuple[int, int]]:
         """Return each thumbnail with its firsts, smaller index first, in order and once."""
@@ -119,7 +160,7 @@ def _spread(flat_ND: NDArray[np.uint8]) -> int:
 
 def _alike_pairs(flat_ND: NDArray[np.uint8], part: Indices, candidates: Indices) -> Iterator[tuple[Indices, Indices]]:
     """Yield pairs (P,) and (P,) of one of the part and a later candidate that are alike."""
-    rows = max(_AT_ONCE // len(candidates), 1)
+    rows = max(_AT_ONCE // max(len(candidates), 1), 1)
     for start in range(0, len(part), rows):
         own = part[start : start + rows]
         may_be = _may_be_alike(flat_ND[own, : _STEPS[0]], flat_ND[candidates, : _STEPS[0]])

@@ -2,30 +2,81 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from veneer.data.inspection import Inspection
 from veneer.data.manifest import Rejected
-from veneer.rng import key
+from veneer.rng import key, uniform
 
-__all__ = ["split", "without_held_out"]
+__all__ = ["MANY", "choose_held_out", "split", "without_held_out"]
+
+MANY = 100
+"""Pictures from which on each is held out by its own hash alone, so that no other picture changes its side."""
+_PURPOSE = "held out"
 
 
-def split(pictures: Inspection, share: float) -> tuple[Inspection, Inspection]:
-    """Keep a share from training: the ids that a hash ranks first, whatever the files' names and order.
+def choose_held_out(ids: Sequence[str], share: float, group_of: Mapping[str, str] | None = None) -> frozenset[str]:
+    """Choose which pictures are held out, whatever their names and order.
 
-    Of ten or more pictures at least one; never all.
+    Groups are held out whole, by the hash of one member: the first by another hash, so that large groups are held out
+    no more often than small ones. Of fewer than ``MANY`` pictures the share is held out as exactly as groups allow:
+    those that the hash ranks first, and of ten or more at least one. Of more, those whose hash, a number in [0, 1), is
+    below the share, but for groups that are larger than it: then pictures that are added move none from one
+    side to the other, unless they join its group or make a group fit. Never all.
 
-    Returns:
-        The pictures to train on, and those that are held out.
+    Args:
+        ids: of the pictures, each once.
+        share: to hold out, 0 to 1.
+        group_of: the name of each picture's group, by id; None: each is alone.
     """
-    total = len(pictures.samples)
+    total = len(ids)
     # a share such as 0.29 of 100 is 28.999999999999996
     count = int(share * total + 1e-9)
     if share > 0 and total >= 10:
         count = max(count, 1)
-    ranked = sorted(pictures.samples, key=lambda id: key("held out", id))
-    chosen = set(ranked[: min(count, max(total - 1, 0))])
+    count = min(count, max(total - 1, 0))
+    groups = sorted(_groups(ids, group_of), key=lambda group: key(_PURPOSE, group[0]))
+    small = [group for group in groups if len(group) <= count]
+    chosen = [group for group in small if uniform(_PURPOSE, group[0]) < share] if total >= MANY else []
+    if not chosen:
+        chosen = _filling(small, count if total < MANY else min(count, 1))
+    held = [id for group in chosen for id in group]
+    spared = len(chosen[-1]) if chosen and len(held) == total else 0
+    return frozenset(held[: len(held) - spared])
+
+
+def _groups(ids: Sequence[str], group_of: Mapping[str, str] | None) -> list[list[str]]:
+    """Return the members of each group, first the one that decides for all."""
+    groups: dict[str, list[str]] = {}
+    for id in ids:
+        groups.setdefault(id if group_of is None else group_of[id], []).append(id)
+    return [members if len(members) == 1 else sorted(members, key=_place_in_group) for members in groups.values()]
+
+
+def _place_in_group(id: str) -> int:
+    return key("deciding", id)
+
+
+def _filling(groups: Sequence[list[str]], count: int) -> list[list[str]]:
+    """Return the first groups that together have so many members, leaving out those that are too large."""
+    chosen = []
+    for group in groups:
+        if len(group) <= count:
+            chosen.append(group)
+            count -= len(group)
+    return chosen
+
+
+def split(
+    pictures: Inspection, share: float, group_of: Mapping[str, str] | None = None
+) -> tuple[Inspection, Inspection]:
+    """Keep a share from training, as :func:`choose_held_out` chooses it.
+
+    Returns:
+        The pictures to train on, and those that are held out.
+    """
+    chosen = choose_held_out(list(pictures.samples), share, group_of)
     train = {id: sample for id, sample in pictures.samples.items() if id not in chosen}
     held = {id: sample for id, sample in pictures.samples.items() if id in chosen}
     return replace(pictures, samples=train), Inspection(held)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from veneer.config.schema import DataConfig, RunConfig, SourceConfig
-from veneer.data.duplicates import near_duplicates
+from veneer.data.duplicates import compare, near_duplicates
 from veneer.data.holdout import split, without_held_out
 from veneer.data.inspection import Inspection, inspect_pictures
 from veneer.data.manifest import Manifest, Sample
@@ -59,7 +59,7 @@ def survey(config: DataConfig) -> Dataset:
         held = _inspect_held_out(config.held_out, config)
         train = without_held_out(pictures, held)
     else:
-        train, held = split(pictures, config.held_out)
+        train, held = split(pictures, config.held_out, _groups(pictures))
     _refuse_if_empty(train, config.sources[0].path)
     _check_references(config, [*train.samples.values(), *held.samples.values()])
     near = _near_paths(pictures, held)
@@ -115,6 +115,15 @@ def _check_references(config: DataConfig, samples: Sequence[Sample]) -> None:
     if config.prior is not None and 0 not in counts:
         what = "pictures of the class have no references, and the pictures have"
         raise UserError(what, code="data.prior_of_pairs", where="data.prior", remedy="leave it out")
+
+
+def _groups(pictures: Inspection) -> dict[str, str]:
+    """Return for each picture, by id, the first one of those that it looks like."""
+    ids = list(pictures.thumbs)
+    if not ids:
+        return {}
+    group_N = compare(np.stack(list(pictures.thumbs.values())), np.zeros(len(ids), bool)).group_N
+    return {id: ids[first] for id, first in zip(ids, group_N, strict=True)}
 
 
 def _near_paths(pictures: Inspection, held: Inspection) -> tuple[tuple[Path, Path], ...]:
