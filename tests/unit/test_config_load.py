@@ -291,12 +291,24 @@ def of(model: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[
 
 
 resolutions = st.integers(8) | st.sampled_from(["832x1216", "8x8"])
+templates = st.sampled_from(["a photo of {caption}", "{caption}, drawn"])
+source_configs = of(
+    SourceConfig,
+    path=folders,
+    repeats=counts,
+    weight=positives,
+    references=several,
+    tag_separator=st.sampled_from([",", ";"]),
+    shuffle_tags=st.booleans(),
+    keep_tags=st.integers(0, 9),
+    tag_dropout=shares,
+    tag_orders=st.none() | counts,
+)
 data_configs = of(
     DataConfig,
-    sources=st.lists(
-        of(SourceConfig, path=folders, repeats=counts, weight=positives, references=several), min_size=1, max_size=2
-    ).map(tuple),
+    sources=st.lists(source_configs, min_size=1, max_size=2).map(tuple),
     trigger=st.none() | words,
+    caption_template=st.none() | st.lists(templates, min_size=1, max_size=2).map(tuple),
     resolution=st.none() | resolutions | st.lists(resolutions, min_size=1, max_size=3, unique=True).map(tuple),
     upscale=st.booleans(),
     held_out=shares | folders,

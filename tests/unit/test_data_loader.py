@@ -209,9 +209,12 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 CHANGES: dict[str, Callable[[dict[str, Any], Path], object]] = {
     "sources.path": lambda data, folder: data.update(sources=[{"path": str(folder), "repeats": 2}]),
     "sources.repeats": lambda data, folder: data["sources"][0].update(repeats=1),
+    "sources.shuffle_tags": lambda data, folder: data["sources"][0].update(shuffle_tags=True, tag_separator="t"),
+    "sources.tag_dropout": lambda data, folder: data["sources"][0].update(tag_dropout=0.5),
     "sources.captions": lambda data, folder: data["sources"][0].update(captions="whole"),
     "trigger": lambda data, folder: data.update(trigger="tok"),
     "sources.weight": lambda data, folder: data["sources"].append({"path": str(folder), "weight": 0.1}),
+    "caption_template": lambda data, folder: data.update(caption_template=["a photo of {caption}"]),
     "resolution": lambda data, folder: data.update(resolution=24),
     "aspect": lambda data, folder: data.update(aspect="square"),
     "upscale": lambda data, folder: data.update(resolution=24, upscale=True),
@@ -230,8 +233,11 @@ CHANGES: dict[str, Callable[[dict[str, Any], Path], object]] = {
 def test_every_field_has_a_test_that_it_changes_something() -> None:
     fields = {key.removeprefix("data.") for key in known_keys() if key.startswith("data.")}
     # the weight of the prior's loss is training's, and so is its test; the cache's is in test_family_store.py, that of
-    # how texts are encoded in test_family_windows.py, that of references in test_data_references.py
-    assert set(CHANGES) == fields - {"cache", "sources", "sources.references", "prior.weight", "token_windows"}
+    # how texts are encoded in test_family_windows.py, that of references in test_data_references.py, those of the keys
+    # that say more of another key in test_data_tags.py and test_data_captions.py
+    elsewhere = {"cache", "sources", "sources.references", "prior.weight", "token_windows"}
+    elsewhere |= {"sources.tag_separator", "sources.keep_tags", "sources.tag_orders"}
+    assert set(CHANGES) == fields - elsewhere - {"trigger_placement", "prompt_weights"}
 
 
 @pytest.mark.parametrize("field", CHANGES)

@@ -10,12 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.errors import raises_code
 from tests.training import tiny_config, trainer_on, write_noise_pictures
 from veneer.data.loader import SampleDraw
 from veneer.data.preflight import survey
 from veneer.data.transform import load_pixels
 from veneer.family.cache import Encoder
 from veneer.family.protocol import Conditioning, Family, LatentDistribution
+from veneer.plan.pictures import PictureCounts
 from veneer.train.step import MicroBatch
 
 
@@ -130,3 +132,41 @@ def test_a_latent_is_drawn_from_the_posterior(family: Family, tiny_pictures: Pat
     standard = (drawn - posterior.mean) / posterior.std
     assert float(standard.mean(dim=0).abs().max()) < 5 / 400**0.5
     assert float((standard.var(dim=0) - 1).abs().max()) < 5 * (2 / 400) ** 0.5
+
+
+TAGGED: dict[str, Any] = {"shuffle_tags": True, "tag_separator": " "}
+
+
+def tagged(pictures: Path, **source: Any) -> dict[str, Any]:
+    return {"sources": [{"path": str(pictures), **TAGGED, **source}]}
+
+
+@pytest.mark.parametrize("source", [{}, {"tag_orders": 2}, {"tag_dropout": 0.3}])
+def test_every_text_of_shuffled_tags_is_known_beforehand(
+    family: Family, tiny_pictures: Path, source: dict[str, Any]
+) -> None:
+    """A large base's text encoders are gone when the first step is done."""
+    config = tiny_config(tiny_pictures, data=tagged(tiny_pictures, **source), train={"max_steps": 6})
+    with trainer_on(config, family) as trainer:
+        builder, counting = trainer.batches, Counting(family)
+        builder.encoder._family = counting  # type: ignore[assignment]
+        for call in builder.encoding_calls(range(6)):
+            call()
+        encoded = len(counting.texts)
+        for step in range(6):
+            builder.micro_batches(step)
+    assert encoded == len(counting.texts) == len(set(counting.texts))
+    assert encoded <= PictureCounts.from_dataset(survey(config.data), config).captions
+
+
+def test_texts_that_do_not_fit_into_memory_are_refused_at_once(
+    family: Family, tiny_pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("veneer.train.batches.available_memory", lambda: 1000)
+    config = tiny_config(tiny_pictures, data=tagged(tiny_pictures))
+    with trainer_on(config, family) as trainer, raises_code("data.too_many_texts"):
+        for call in trainer.batches.encoding_calls(range(3)):
+            call()
+    with trainer_on(tiny_config(tiny_pictures, data=tagged(tiny_pictures, tag_orders=2)), family) as trainer:
+        for call in trainer.batches.encoding_calls(range(3)):
+            call()

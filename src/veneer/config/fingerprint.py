@@ -46,6 +46,9 @@ _EQUIVALENT: Mapping[str, Mapping[Any, Any]] = {
     # what every release before did, which had no such keys
     "objective.unmasked_weight": {0.0: None},
     "objective.normalize_masked_area": {True: None},
+    "data.trigger_placement": {"end": None},
+    # captions are what they were, or the run is refused
+    "data.prompt_weights": {"refuse": None, "text": None},
 }
 
 

@@ -87,6 +87,18 @@ def _colour(value: str) -> str:
     return value
 
 
+def _template(value: str) -> str:
+    for name in ("{caption}", "{trigger}"):
+        if value.count(name) > 1:
+            raise ValueError(f"has {name} more than once")
+    other = re.search(r"\{[^{}]*\}", value.replace("{caption}", "").replace("{trigger}", ""))
+    if other is not None:
+        raise ValueError(f"has {other[0]}, and what is filled in is {{caption}} and {{trigger}}")
+    if "{caption}" not in value and "{trigger}" not in value:
+        raise ValueError("has neither {caption} nor {trigger}")
+    return value
+
+
 def _share_or_folder(value: object) -> str:
     return "folder" if isinstance(value, (str, Path)) else "share"
 
@@ -182,6 +194,9 @@ Resolutions = Annotated[
     ],
     Discriminator(_one_or_several),
 ]
+Templates = Annotated[
+    tuple[Annotated[str, AfterValidator(_template)], ...], Field(min_length=1), BeforeValidator(_as_several)
+]
 Trackers = Annotated[tuple[Literal["tensorboard", "trackio", "wandb"], ...], BeforeValidator(_as_tuple)]
 Formats = Annotated[
     tuple[Literal["diffusers", "kohya", "comfy", "peft"], ...],
@@ -244,6 +259,19 @@ class SourceConfig(_Section):
     captions: Literal["lines", "whole"] = "lines"
     """What is a caption in a caption file: each of its lines, of which a draw takes one; or the whole file, its lines
     joined by spaces."""
+    tag_separator: Annotated[str, Field(min_length=1)] = ","
+    """What parts the tags of a caption, for the keys below. They are a source's own, since where captions are sentences
+    they would tear these apart."""
+    shuffle_tags: bool = False
+    """Show the tags of a caption in another order in each draw."""
+    keep_tags: Annotated[int, Field(ge=0)] = 0
+    """How many of the first tags keep their places, as ``keep_tokens`` of kohya's scripts; a ``|||`` in a caption parts
+    them as well. Those with the trigger always do."""
+    tag_dropout: Share = 0.0
+    """Share of the other tags that is left out in each draw."""
+    tag_orders: Count | None = None
+    """How many texts a caption makes by these keys; default: each draw one of its own, all of which are
+    encoded."""
     references: Folders = ()
     """For a base that edits: folder with the picture that each is made from by its caption, of the same name with any
     ending; a list of folders for several. A ``metadata.jsonl`` names them as ``reference_file_name``."""
@@ -268,7 +296,15 @@ class DataConfig(_Section):
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
     """The folders of pictures."""
     trigger: NonBlank | None = None
-    """Words that call the adapter; appended to each caption that lacks them, alone where there is no caption."""
+    """Words that call the adapter; added to each caption that lacks them, alone where there is no caption."""
+    trigger_placement: Literal["end", "start"] = "end"
+    """Where the trigger is added. What stands first is not lost where a caption is too long."""
+    caption_template: Templates | None = None
+    """Text that each caption is put into at ``{caption}``, with the trigger at ``{trigger}``: ``a photo of {caption}``;
+    or a list of several, of which a draw takes one. One without ``{caption}`` is for pictures that have none."""
+    prompt_weights: Literal["refuse", "text", "strip"] = "refuse"
+    """What to do about captions with the syntax of prompts, such as ``(red:1.2)`` or ``<lora:a:1>``: refuse them, train
+    on them to the letter, or take it out and leave the words."""
     resolution: Resolutions | None = None
     """How large pictures are seen, in pixels: the side of a square of that area; or width and height, such as
     ``832x1216``, that all are cut to; or a list of such, at each of which each picture is trained. All are multiples of
@@ -296,6 +332,12 @@ class DataConfig(_Section):
     """Folder that keeps latents and embeddings of captions for later runs; default: they are kept in memory only."""
     prior: PriorConfig | None = None
     """Set it to teach a subject without losing its class."""
+
+    @model_validator(mode="after")
+    def _has_what_templates_name(self) -> DataConfig:
+        if self.trigger is None and any("{trigger}" in template for template in self.caption_template or ()):
+            raise ValueError("caption_template has {trigger}, and trigger is not set")
+        return self
 
 
 class TextEncoderAdapterConfig(_Section):

@@ -1,28 +1,55 @@
-"""Put the trigger into captions, and refuse pictures that have neither caption nor trigger."""
+"""Make of a source's captions what is shown of them: without syntax of prompts, in templates, with the trigger.
+
+What is made here is the same in every draw; what a draw does to it is in ``caption_text``.
+"""
 
 from __future__ import annotations
 
-import re
-import string
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, TypeAlias
 
-from veneer.data.sources.names import composed
-from veneer.data.sources.protocol import Listing
+from veneer.config.schema import DataConfig
+from veneer.data.prompt_syntax import WILDCARD, Syntax, find_syntax, may_have_syntax, strip_syntax, unescaped
+from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.unread import note_unread
+from veneer.data.tags import TagCaption, TagRules, around, split_tags, without_mark
+from veneer.data.trigger import SEPARATORS, holds_trigger, with_trigger
 from veneer.data.wording import few
 from veneer.errors import UserError
 
-__all__ = ["Uncaptioned", "refuse_uncaptioned", "with_trigger"]
+__all__ = ["CaptionStyle", "Uncaptioned", "complete_captions", "refuse_uncaptioned"]
 
-_SEPARATORS = (
-    string.whitespace
-    + ",.;"
-    + "\u00a0\u2003\u3000"
-    + "\uff0c\uff0e\uff1b\u3001\u3002\uff64\uff61"
-    + "\u060c\u061b\u06d4\u0964"
-)
-"""Spaces, commas, full stops and semicolons: ASCII, fullwidth, ideographic, Arabic and Devanagari."""
+PromptWeights: TypeAlias = Literal["refuse", "text", "strip"]
+
+Placement: TypeAlias = Literal["end", "start"]
+
+_CAPTION, _TRIGGER = "{caption}", "{trigger}"
+_PLAIN = _CAPTION
+"""The template of captions that are shown as they are."""
+_PLACEHOLDER = "[trigger]"
+"""What captions for ai-toolkit have where the trigger belongs."""
+
+
+@dataclass(frozen=True)
+class CaptionStyle:
+    """How the captions of all sources are completed, beside the trigger.
+
+    Attributes:
+        placement: where the trigger goes in captions that lack it.
+        templates: texts with ``{caption}`` and ``{trigger}``, of which each caption is shown in any; none: as it is.
+        prompt_weights: what to do about captions with the syntax of prompts.
+    """
+
+    placement: Placement = "end"
+    templates: tuple[str, ...] = ()
+    prompt_weights: PromptWeights = "refuse"
+
+    @classmethod
+    def of(cls, config: DataConfig) -> CaptionStyle:
+        """Return the one that a config asks for."""
+        return cls(config.trigger_placement, config.caption_template or (), config.prompt_weights)
 
 
 class Uncaptioned(UserError):
@@ -44,22 +71,155 @@ class Uncaptioned(UserError):
         return UserError(self.what, code=self.code, where=self.where, remedy=self.captions)
 
 
-def with_trigger(captions: Iterable[str], trigger: str | None) -> tuple[str, ...]:
-    """Return captions that all hold the trigger: as words of their own in any case of letters, else after a comma.
+def complete_captions(
+    source: Path, listing: Listing, trigger: str | None, style: CaptionStyle, rules: TagRules
+) -> Listing:
+    """Return a source's listing with its captions as they are shown, and notes on what was done to them.
 
-    The comma takes the place of what a caption ends in: ``1girl, solo,`` becomes ``1girl, solo, trigger``.
+    Args:
+        source: the place, for messages.
+        listing: of the source.
+        trigger: words that each caption is to hold.
+        style: how.
+        rules: what each draw does to tags.
+
+    Raises:
+        UserError: captions hold syntax of prompts, which no text encoder was trained to read.
     """
+    entries, notes = _without_syntax(source, _placed(listing.entries, trigger), style.prompt_weights)
+    notes += [*_note_ignored(entries, style.templates), *_note_tags(entries, rules)]
+    complete = [_completed(entry, trigger, style, rules) for entry in entries]
+    return replace(listing, entries=tuple(complete), notes=(*listing.notes, *notes))
+
+
+def _placed(entries: Sequence[Entry], trigger: str | None) -> Sequence[Entry]:
+    """Return entries with the trigger where their captions have ai-toolkit's place for it."""
     if trigger is None:
-        return tuple(captions)
-    # an accented letter may be one character or two
-    contained = re.compile(rf"(?<!\w){re.escape(composed(trigger))}(?!\w)", re.IGNORECASE)
-    complete = [text if contained.search(composed(text)) else _joined(text, trigger) for text in captions]
-    return tuple(dict.fromkeys(complete)) or (trigger,)
+        return entries
+    return [_changed(entry, lambda caption: (caption.replace(_PLACEHOLDER, trigger),)) for entry in entries]
 
 
-def _joined(caption: str, trigger: str) -> str:
-    kept = caption.rstrip(_SEPARATORS)
-    return f"{kept}, {trigger}" if kept else trigger
+def _completed(entry: Entry, trigger: str | None, style: CaptionStyle, rules: TagRules) -> Entry:
+    templates = style.templates or (_PLAIN,)
+    captions = entry.captions
+    if not captions:  # a template that is for captions says nothing without one
+        templates, captions = tuple(one for one in templates if _CAPTION not in one), ("",)
+    whole = [
+        _fill(template, caption, trigger, style.placement, rules) for caption in captions for template in templates
+    ]
+    by_text = {one.text: one for one in whole}
+    tags = tuple(by_text.values()) if rules.vary else ()
+    return replace(entry, captions=tuple(by_text) or with_trigger((), trigger), tags=tags)
+
+
+def _fill(template: str, caption: str, trigger: str | None, placement: Placement, rules: TagRules) -> TagCaption:
+    """Put a caption into a template, and the trigger before it or behind it where neither has one."""
+    if trigger is not None and not _has_trigger(template, caption, trigger):
+        template, caption = _with_place(template, caption, placement)
+    before, _, after = template.replace(_TRIGGER, trigger or "").partition(_CAPTION)
+    tags = caption if _CAPTION in template else ""
+    text = around(before, without_mark(tags, rules), after)
+    return TagCaption(text, tags, rules, before, after, trigger)
+
+
+def _has_trigger(template: str, caption: str, trigger: str) -> bool:
+    return _TRIGGER in template or holds_trigger(template.replace(_CAPTION, caption), trigger)
+
+
+def _with_place(template: str, caption: str, placement: Placement) -> tuple[str, str]:
+    """Return a template with a place for the trigger, and a caption without what would stand before that place."""
+    if placement == "start":
+        template, caption = template.lstrip(SEPARATORS), caption.lstrip(SEPARATORS)
+        return f"{_TRIGGER}, {template}", caption
+    template = template.rstrip(SEPARATORS)
+    return f"{template}, {_TRIGGER}", caption.rstrip(SEPARATORS) if template.endswith(_CAPTION) else caption
+
+
+def _without_syntax(source: Path, entries: Sequence[Entry], wanted: PromptWeights) -> tuple[Sequence[Entry], list[str]]:
+    """Return entries whose captions are texts, and notes on what of them is none.
+
+    Raises:
+        UserError: they have syntax of prompts that is not to be read as text, nor to be stripped.
+    """
+    if wanted == "text":
+        return entries, _note_syntax("read to the letter", _find(entries))
+    notes: list[str] = []
+    if wanted == "strip":
+        notes += _note_syntax("stripped of", _find(entries))
+        entries = [_changed(entry, strip_syntax) for entry in entries]
+    found = _find(entries)
+    if any(one.is_sure for _, one in found):
+        raise _prompt_syntax(source, [(place, one) for place, one in found if one.is_sure])
+    notes += [*_note_syntax("read to the letter", found), *_note_escapes(entries)]
+    return [_changed(entry, lambda caption: (unescaped(caption),)) for entry in entries], notes
+
+
+def _changed(entry: Entry, change: Callable[[str], Iterable[str]]) -> Entry:
+    """Return an entry with what a function makes of each caption; what has nothing that it would change stays."""
+    if not any(map(may_have_syntax, entry.captions)):
+        return entry
+    captions = (text for caption in entry.captions for text in change(caption))
+    return replace(entry, captions=tuple(dict.fromkeys(filter(None, captions))))
+
+
+def _find(entries: Iterable[Entry]) -> list[tuple[str, Syntax]]:
+    """Return what captions have of prompts, with the place of each."""
+    return [
+        (entry.captions_at or str(entry.path), one)
+        for entry in entries
+        for caption in entry.captions
+        for one in find_syntax(caption)
+    ]
+
+
+def _prompt_syntax(source: Path, found: Sequence[tuple[str, Syntax]]) -> UserError:
+    files = len({place for place, _ in found})
+    what = f"captions of {files} files have syntax of prompts, which no text encoder reads as that: {_told(found)}"
+    remedy = "data.prompt_weights=strip takes it out and leaves the words, text trains on it to the letter"
+    if all(one.kind == WILDCARD for _, one in found):
+        remedy = "write the words that it stands for, or train on it to the letter: data.prompt_weights=text"
+    return UserError(what, code="data.prompt_syntax", where=source, remedy=remedy)
+
+
+def _note_syntax(what_was_done: str, found: Sequence[tuple[str, Syntax]]) -> list[str]:
+    if not found:
+        return []
+    files = len({place for place, _ in found})
+    return [f"syntax of prompts in the captions of {files} files is {what_was_done}: {_told(found)}"]
+
+
+def _told(found: Sequence[tuple[str, Syntax]]) -> str:
+    return few([f"{one.text!r} ({one.kind}, {place})" for place, one in found])
+
+
+def _note_escapes(entries: Iterable[Entry]) -> list[str]:
+    escaped = [
+        entry.captions_at or str(entry.path)
+        for entry in entries
+        if any(unescaped(caption) != caption for caption in entry.captions)
+    ]
+    what = r"escaped brackets, \\( and the like, are read as the brackets, as in prompts"
+    return [f"{what}: {few(escaped)}"] if escaped else []
+
+
+def _note_ignored(entries: Iterable[Entry], templates: Sequence[str]) -> list[str]:
+    if not templates or any(_CAPTION in template for template in templates):
+        return []
+    ignored = [entry.captions_at or str(entry.path) for entry in entries if entry.captions]
+    return [f"captions are not read, for no caption_template has {_CAPTION}: {few(ignored)}"] if ignored else []
+
+
+def _note_tags(entries: Iterable[Entry], rules: TagRules) -> list[str]:
+    """Note captions in which there is nothing to shuffle or to leave out: sentences, or tags parted otherwise."""
+    if not rules.vary:
+        return []
+    whole = [
+        entry.captions_at or str(entry.path)
+        for entry in entries
+        if any(len(split_tags(caption, rules.separator)) == 1 for caption in entry.captions)
+    ]
+    what = f"captions without {rules.separator!r} are one tag (tag_separator says what parts tags)"
+    return [f"{what}: {few(whole)}"] if whole else []
 
 
 def refuse_uncaptioned(source: Path, listing: Listing) -> None:

@@ -94,6 +94,7 @@ def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Th
         own,
         location=entry.location,
         weight=entry.weight,
+        tags=entry.tags,
     )
     return sample, thumb, remarks
 
@@ -130,4 +131,6 @@ def _read(location: Location) -> bytes:
 def _unite(first: Sample, second: Sample) -> Sample:
     captions = tuple(dict.fromkeys((*first.captions, *second.captions)))
     repeats = first.repeats + second.repeats
-    return replace(first, captions=captions, repeats=repeats, weight=(first.rate + second.rate) / repeats)
+    tags = tuple(dict.fromkeys((*first.tags, *second.tags)))
+    weight = (first.rate + second.rate) / repeats
+    return replace(first, captions=captions, repeats=repeats, weight=weight, tags=tags)

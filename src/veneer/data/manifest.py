@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import xxhash
 
 from veneer.data.location import AT_PATH, Location
+from veneer.data.tags import TagCaption
 
 __all__ = ["Manifest", "Reference", "Rejected", "Sample", "content_id", "sample_id"]
 
@@ -48,6 +49,7 @@ class Sample:
         content: hash of the file's own bytes; left out: the id, as it is where there is no reference.
         location: where its bytes lie; left out: in the file ``path``.
         weight: how often it is shown beside others, times ``repeats``.
+        tags: those of its captions of which each draw shows another order or a part.
     """
 
     id: str
@@ -60,6 +62,7 @@ class Sample:
     content: str = ""
     location: Location = AT_PATH
     weight: float = 1.0
+    tags: tuple[TagCaption, ...] = ()
 
     def __post_init__(self) -> None:
         """Fill the content and the location in."""
@@ -97,7 +100,7 @@ class Manifest:
 
         A weight of 1 is no part of it.
         """
-        lines = sorted(json.dumps([one.id, one.captions, one.repeats, *_weight(one)]) for one in self.samples)
+        lines = sorted(map(_seen_of, self.samples))
         return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
 
     @property
@@ -111,8 +114,11 @@ class Manifest:
         return Manifest(tuple(sample for sample in self.samples if sample.id not in ids), self.rejected)
 
 
-def _weight(sample: Sample) -> list[float]:
-    return [] if sample.weight == 1 else [sample.weight]
+def _seen_of(sample: Sample) -> str:
+    """Return what training sees of a sample; what most samples have none of stands only where there is some."""
+    weight = [] if sample.weight == 1 else [sample.weight]
+    tags = [[asdict(one) for one in sample.tags]] if sample.tags else []
+    return json.dumps([sample.id, sample.captions, sample.repeats, *weight, *tags])
 
 
 def content_id(content: bytes) -> str:

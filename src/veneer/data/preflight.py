@@ -20,7 +20,7 @@ from veneer.data.inspection import Inspection, inspect_pictures
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.notes import note_pictures, reasons
 from veneer.data.sources.protocol import Entry, Listing
-from veneer.data.sources.registry import read_source
+from veneer.data.sources.registry import read_sources
 from veneer.data.sources.tree import find_pictures
 from veneer.data.wording import few
 from veneer.errors import UserError
@@ -54,7 +54,7 @@ def survey(config: DataConfig) -> Dataset:
     Raises:
         UserError: a folder, caption or list is at fault, or no picture is left to learn from.
     """
-    pictures = inspect_pictures([read_source(source, config.trigger) for source in config.sources], config.background)
+    pictures = inspect_pictures(read_sources(config), config.background)
     if isinstance(config.held_out, Path):
         held = _inspect_held_out(config.held_out, config)
         train = without_held_out(pictures, held)
@@ -86,7 +86,7 @@ def read_prior(config: RunConfig) -> Manifest:
 def _inspect_held_out(folder: Path, config: DataConfig) -> Inspection:
     # its captions are read as the first source's are
     source = SourceConfig(path=folder, captions=config.sources[0].captions)
-    held = inspect_pictures([read_source(source, config.trigger)], config.background)
+    held = inspect_pictures(read_sources(config.model_copy(update={"sources": (source,)})), config.background)
     _refuse_if_empty(held, folder)
     return held
 

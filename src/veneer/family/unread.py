@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
-from veneer.data.captions import with_trigger
 from veneer.data.manifest import Manifest
+from veneer.data.trigger import holds_trigger
 
 __all__ = ["UNREAD_CODES", "Unread", "UnreadNote", "caption_places", "find_unread", "join_unread", "unread_notes"]
 
@@ -255,7 +255,7 @@ class _Losses:
 
 def _has(text: str, trigger: str | None) -> bool:
     """Return whether a text holds the trigger already."""
-    return with_trigger([text], trigger) == (text,)
+    return trigger is None or holds_trigger(text, trigger)
 
 
 def _quoted(pieces: Sequence[str]) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from veneer.config.schema import DataConfig, RunConfig
+from veneer.data.manifest import Sample
 from veneer.data.preflight import Dataset
-from veneer.data.sources.registry import read_source
+from veneer.data.sources.protocol import Entry
+from veneer.data.sources.registry import read_sources
 
 __all__ = ["PictureCounts"]
 
@@ -18,7 +21,7 @@ class PictureCounts:
     Attributes:
         shown: pictures of an epoch, repeats counted.
         distinct: pictures that are encoded, class pictures and held-out ones included.
-        captions: distinct captions.
+        captions: distinct texts that are made of captions, at most.
         references: of each picture.
     """
 
@@ -31,11 +34,10 @@ class PictureCounts:
     def from_dataset(cls, dataset: Dataset, config: RunConfig) -> PictureCounts:
         """Count the pictures of a run that have been checked."""
         train, held_out = dataset.train.samples, dataset.held_out.samples
-        captions = {caption for sample in train for caption in sample.captions}
-        captions |= {sample.captions[0] for sample in held_out}
+        captions = _count_captions(train, held_out, config)
         class_pictures, other_captions = _beside(config.data)
         shown, distinct = round(sum(sample.rate for sample in train)), len(train) + len(held_out) + class_pictures
-        return cls(shown, distinct, len(captions) + other_captions, dataset.train.references)
+        return cls(shown, distinct, captions + other_captions, dataset.train.references)
 
     @classmethod
     def from_folders(cls, config: RunConfig) -> PictureCounts:
@@ -45,13 +47,23 @@ class PictureCounts:
             UserError: a folder or its captions are at fault.
         """
         data = config.data
-        entries = [entry for source in data.sources for entry in read_source(source, data.trigger).entries]
+        entries = [entry for listing in read_sources(data) for entry in listing.entries]
         share = data.held_out if isinstance(data.held_out, float) else 0.0
-        captions = {caption for entry in entries for caption in entry.captions}
+        captions = _count_captions(entries, (), config)
         class_pictures, other_captions = _beside(data)
         shown = round(sum(entry.repeats * entry.weight for entry in entries) * (1 - share))
         references = max((len(entry.references) for entry in entries), default=0)
-        return cls(shown, len(entries) + class_pictures, len(captions) + other_captions, references)
+        return cls(shown, len(entries) + class_pictures, captions + other_captions, references)
+
+
+def _count_captions(shown: Sequence[Sample] | Sequence[Entry], held_out: Sequence[Sample], config: RunConfig) -> int:
+    """Count the texts that a run encodes of its pictures' captions, at most: each order of shuffled tags is one."""
+    draws = config.train.max_steps * config.train.batch_size * config.train.gradient_accumulation_steps
+    epochs = -(-draws // max(1, sum(one.repeats for one in shown)))
+    varied = sum(min(epochs * one.repeats, sum(tags.count(draws) for tags in one.tags)) for one in shown)
+    written = {caption for one in shown for caption in one.captions}
+    written -= {tags.text for one in shown for tags in one.tags}
+    return min(varied, draws) + len(written | {sample.captions[0] for sample in held_out})
 
 
 def _beside(data: DataConfig) -> tuple[int, int]:

@@ -15,6 +15,8 @@ from veneer.data.buckets import Size
 from veneer.data.caption_text import all_texts, caption_of
 from veneer.data.loader import DrawSchedule, SampleDraw
 from veneer.data.transform import Geometry, is_flipped
+from veneer.engine.memory_usage import available_memory
+from veneer.errors import UserError
 from veneer.family.cache import Encoder, noise_like
 from veneer.family.protocol import Conditioning
 from veneer.objective.loss import Objective
@@ -78,11 +80,14 @@ class BatchBuilder:
             calls += [partial(self.encoder.posterior, draw) for draw in pictures.values()]
             calls += [partial(self.encoder.references, [draw]) for draw in pictures.values() if draw.sample.references]
         if not self.config.adapter.text_encoders:
-            calls += [
+            texts = [
                 partial(self.encoder.texts, [caption], [draw])
                 for (caption, seen), draw in captions.items()
                 if seen is None or config.crop != "random"
             ]
+            calls += (
+                [partial(_check_memory, texts[0], len(texts)), *texts] if texts and all_there_are is None else texts
+            )
         return calls
 
     def _draws(self, step: int) -> list[SampleDraw]:
@@ -111,8 +116,11 @@ class BatchBuilder:
         return self.prior is not None and len({*self.own.members, *self.prior.members}) == 1
 
     @property
-    def _variants(self) -> tuple[int, int]:
-        """How many pictures there are at most, in each size and mirrored ones counted too, and how many captions."""
+    def _variants(self) -> tuple[int, int] | None:
+        """How many pictures there are at most, in each size and mirrored ones counted too, and how many texts.
+
+        None: each draw makes a text of its own.
+        """
         schedules = (self.own,) if self.prior is None else (self.own, self.prior)
         pictures = {
             (sample.id, size): sample
@@ -121,11 +129,12 @@ class BatchBuilder:
             for sample in samples
         }
         sides = 1 + self.config.data.flip
-        captions = {
-            (caption, place if self.encoder.reads_references(sample) else None)
-            for place, sample in pictures.items()
-            for caption in all_texts(sample, self.config.data)
-        }
+        captions: set[tuple[str, tuple[str, Size] | None]] = set()
+        for place, sample in pictures.items():
+            texts = all_texts(sample, self.config.data, self.config.seed)
+            if texts is None:
+                return None
+            captions |= {(text, place if self.encoder.reads_references(sample) else None) for text in texts}
         count = sum(1 if seen is None else sides for _, seen in captions)
         return len(pictures) * sides, count
 
@@ -170,3 +179,18 @@ class BatchBuilder:
         if self.config.adapter.text_encoders:
             return captions
         return self.encoder.texts(captions, batch).to(self.device)
+
+
+def _check_memory(encode_first: Callable[[], Conditioning], count: int) -> None:
+    """Refuse texts that would not all stay in memory, told by the size of the first.
+
+    Raises:
+        UserError: they would not.
+    """
+    needed, left = count * encode_first().nbytes, available_memory()
+    if needed > left:
+        what = f"tags are shown anew in each draw, which makes {count} texts of {needed / 1e9:.3g} GB in all"
+        remedy = "let each caption make a few texts, such as data.sources.0.tag_orders=4"
+        raise UserError(
+            f"{what}, and {left / 1e9:.3g} GB are left", code="data.too_many_texts", where="data.sources", remedy=remedy
+        )

@@ -9,6 +9,7 @@ from typing import Protocol
 from veneer.config.schema import SourceConfig
 from veneer.data.location import AT_PATH, Location
 from veneer.data.manifest import Rejected
+from veneer.data.tags import TagCaption
 
 __all__ = ["Entry", "Listing", "Source", "Unread"]
 
@@ -25,6 +26,8 @@ class Entry:
         references: of a pair, where the pictures lie that it is made from; else none.
         location: where its bytes lie; left out: in the file ``path``.
         weight: how often it is shown beside others, times ``repeats``.
+        tags: those of its captions of which each draw shows another order or a part; filled in by
+            :func:`read_source`.
     """
 
     path: Path
@@ -34,6 +37,7 @@ class Entry:
     references: tuple[Location, ...] = ()
     location: Location = AT_PATH
     weight: float = 1.0
+    tags: tuple[TagCaption, ...] = ()
 
     def __post_init__(self) -> None:
         """Fill the location in."""

@@ -5,24 +5,43 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from veneer.config.schema import SourceConfig
-from veneer.data.captions import refuse_uncaptioned, with_trigger
+from veneer.config.schema import DataConfig, SourceConfig
+from veneer.data.captions import CaptionStyle, complete_captions, refuse_uncaptioned
 from veneer.data.sources.folder import FolderSource
 from veneer.data.sources.kohya_toml import KohyaTomlSource
 from veneer.data.sources.metadata import MetadataSource
 from veneer.data.sources.protocol import Entry, Listing, Source
 from veneer.data.sources.references import with_references
 from veneer.data.sources.unread import note_unread
+from veneer.data.tags import TagRules
 from veneer.data.wording import few
 
-__all__ = ["SOURCES", "read_source"]
+__all__ = ["SOURCES", "read_source", "read_sources"]
 
 SOURCES: tuple[Source, ...] = (KohyaTomlSource(), MetadataSource(), FolderSource())
 """In the order in which they are asked; the last one takes any place, or says what is wrong with it."""
+_AS_WRITTEN = CaptionStyle()
 
 
-def read_source(config: SourceConfig, trigger: str | None, sources: Sequence[Source] = SOURCES) -> Listing:
+def read_sources(config: DataConfig) -> list[Listing]:
+    """List the pictures of all sources of a config, as :func:`read_source` does."""
+    style = CaptionStyle.of(config)
+    return [read_source(source, config.trigger, style=style) for source in config.sources]
+
+
+def read_source(
+    config: SourceConfig,
+    trigger: str | None,
+    sources: Sequence[Source] = SOURCES,
+    style: CaptionStyle = _AS_WRITTEN,
+) -> Listing:
     """List the pictures of a source with their captions, each of which holds the trigger.
+
+    Args:
+        config: the source.
+        trigger: words that call the adapter.
+        sources: the kinds that are known.
+        style: how captions are completed.
 
     Raises:
         Uncaptioned: a caption is missing and no trigger can stand for it.
@@ -32,19 +51,15 @@ def read_source(config: SourceConfig, trigger: str | None, sources: Sequence[Sou
     listing = next(listing for listing in listings if listing is not None)
     if config.references:
         listing = with_references(listing, config.path, config.references)
+    notes = (*note_unread(listing.unread), *_note_uncaptioned(listing.entries))
+    listing = complete_captions(config.path, listing, trigger, style, TagRules.of(config))
     if trigger is None:
         refuse_uncaptioned(config.path, listing)
-    entries = [
-        replace(
-            entry,
-            captions=with_trigger(entry.captions, trigger),
-            repeats=entry.repeats * config.repeats,
-            weight=entry.weight * config.weight,
-        )
+    entries = tuple(
+        replace(entry, repeats=entry.repeats * config.repeats, weight=entry.weight * config.weight)
         for entry in listing.entries
-    ]
-    notes = (*listing.notes, *note_unread(listing.unread), *_note_uncaptioned(listing.entries))
-    return replace(listing, entries=tuple(entries), notes=notes)
+    )
+    return replace(listing, entries=entries, notes=(*listing.notes, *notes))
 
 
 def _note_uncaptioned(entries: Sequence[Entry]) -> list[str]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from veneer.config.schema import RunConfig
 from veneer.data.buckets import SmallPictures
 from veneer.data.preflight import Dataset, survey
-from veneer.data.sources.registry import read_source
+from veneer.data.sources.registry import read_sources
 from veneer.doctor.evidence import CaptionStatistics, PictureCounts
 from veneer.doctor.readers.log import picture_counts
 from veneer.errors import UserError
@@ -51,7 +51,7 @@ def survey_pictures(config: RunConfig, logged: PictureCounts | None, *, required
 def _count(config: RunConfig, logged: PictureCounts | None) -> int:
     if logged is not None:
         return logged.train + logged.held_out
-    return sum(len(read_source(source, config.data.trigger).entries) for source in config.data.sources)
+    return sum(len(listing.entries) for listing in read_sources(config.data))
 
 
 def count_pictures(config: RunConfig, logged: PictureCounts | None, dataset: Dataset | None) -> PictureCounts:
@@ -90,7 +90,7 @@ def caption_statistics(config: RunConfig, dataset: Dataset | None) -> CaptionSta
     if dataset is not None:
         return _statistics(config, [sample.captions for sample in dataset.train.samples])
     try:
-        folders = [read_source(source, config.data.trigger) for source in config.data.sources]
+        folders = read_sources(config.data)
     except UserError:
         return None
     return _statistics(config, [entry.captions for folder in folders for entry in folder.entries])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from veneer.data.captions import with_trigger
+from veneer.data.trigger import with_trigger
 from veneer.doctor.evidence import Effect, Evidence, ShuffledCaptions
 from veneer.doctor.finding import Change, Finding, interval, percent
 from veneer.doctor.limits import CAPTION_EFFECT, FEW_SCORED_PICTURES, MANY_PICTURES
