@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -15,7 +17,7 @@ from veneer.data.colour_space import stated_space
 from veneer.data.unreadable import Unreadable
 from veneer.file_kind import EMPTY, kind_in
 
-__all__ = ["DECODING", "MAX_PIXELS", "MIN_SIDE", "decode"]
+__all__ = ["DECODING", "MAX_PIXELS", "MIN_SIDE", "decode", "opened", "to_8_bits", "upright"]
 
 DECODING = 2
 """Version of the decoding, part of the keys of cached latents: raise it when pictures begin to give other pixels."""
@@ -56,6 +58,17 @@ def decode(content: bytes, background: tuple[int, int, int], remarks: list[str] 
     Raises:
         Unreadable: the picture is broken, of no known format, too small or too large.
     """
+    with opened(content) as image:
+        return _decoded(image, content, background, [] if remarks is None else remarks)
+
+
+@contextmanager
+def opened(content: bytes) -> Iterator[Image.Image]:
+    """Open a picture by its content, its first frame loaded; what goes wrong with it in the block is its fault.
+
+    Raises:
+        Unreadable: the picture is broken, of no known format, too small or too large.
+    """
     _refuse_others(content)
     with warnings.catch_warnings():
         # Pillow's other warnings are about files that decode; its limit may be any, so ours is checked below
@@ -64,7 +77,7 @@ def decode(content: bytes, background: tuple[int, int, int], remarks: list[str] 
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 _check_size(*image.size)
                 image.load()
-                return _decoded(image, content, background, [] if remarks is None else remarks)
+                yield image
         except Unreadable:
             raise
         except Image.DecompressionBombError:
@@ -107,12 +120,11 @@ def _check_size(width: int, height: int) -> None:
 def _decoded(image: Image.Image, content: bytes, background: tuple[int, int, int], remarks: list[str]) -> Image.Image:
     if _has_more_frames(image):
         remarks.append("more than one frame or page, of which the first is taken")
-    turn, space = _turn(image), stated_space(image, content)
-    shown, fault = space.to_srgb(_to_8_bits(image))
+    space = stated_space(image, content)
+    shown, fault = space.to_srgb(to_8_bits(image))
     if fault is not None:
         remarks.append(f"taken as sRGB, for {fault}")
-    if turn is not None:
-        shown = shown.transpose(turn)
+    shown = upright(shown, image)
     return shown if shown.mode == "RGB" else _on_background(shown, background)
 
 
@@ -129,16 +141,17 @@ def _has_more_frames(image: Image.Image) -> bool:
         return False
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
-    """Return how to turn a picture upright; None if it is, or its EXIF is broken."""
+def upright(shown: Image.Image, image: Image.Image) -> Image.Image:
+    """Return a picture turned as the EXIF of the opened one asks for; as it is where that is broken."""
     try:
         orientation = image.getexif().get(_ORIENTATION)
     except Exception:  # Pillow raises whatever it stumbles on
-        return None
-    return _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+        return shown
+    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    return shown if turn is None else shown.transpose(turn)
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def to_8_bits(image: Image.Image) -> Image.Image:
     """Scale gray of more than 8 bits to 8; Pillow's own conversion would clip it to white."""
     if image.mode not in ("I", "F") and not image.mode.startswith("I;16"):
         return image
