@@ -298,6 +298,7 @@ source_configs = of(
     repeats=counts,
     weight=positives,
     references=several,
+    masks=st.none() | st.sampled_from(["alpha", "beside"]) | folders,
     tag_separator=st.sampled_from([",", ";"]),
     shuffle_tags=st.booleans(),
     keep_tags=st.integers(0, 9),

@@ -233,10 +233,11 @@ CHANGES: dict[str, Callable[[dict[str, Any], Path], object]] = {
 def test_every_field_has_a_test_that_it_changes_something() -> None:
     fields = {key.removeprefix("data.") for key in known_keys() if key.startswith("data.")}
     # the weight of the prior's loss is training's, and so is its test; the cache's is in test_family_store.py, that of
-    # how texts are encoded in test_family_windows.py, that of references in test_data_references.py, those of the keys
-    # that say more of another key in test_data_tags.py and test_data_captions.py
+    # how texts are encoded in test_family_windows.py, that of references in test_data_references.py, that of masks in
+    # test_data_sources_masks.py, those of the keys that say more of another key in test_data_tags.py and
+    # test_data_captions.py
     elsewhere = {"cache", "sources", "sources.references", "prior.weight", "token_windows"}
-    elsewhere |= {"sources.tag_separator", "sources.keep_tags", "sources.tag_orders"}
+    elsewhere |= {"sources.masks", "sources.tag_separator", "sources.keep_tags", "sources.tag_orders"}
     assert set(CHANGES) == fields - elsewhere - {"trigger_placement", "prompt_weights"}
 
 

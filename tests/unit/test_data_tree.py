@@ -113,14 +113,6 @@ def test_in_a_folder_that_a_run_wrote_to_what_it_painted_is_left_out(tmp_path: P
     assert names(tmp_path) == ["a.png", "more/c.png"]
 
 
-def test_masks_beside_their_pictures_are_not_trained_on(tmp_path: Path) -> None:
-    """OneTrainer has them so; a mask is a picture by its ending alone."""
-    for name in ("a.jpg", "a-masklabel.png", "a-condlabel.png", "b-masklabel.png"):
-        write(tmp_path, name)
-    assert names(tmp_path) == ["a.jpg", "b-masklabel.png"]
-    assert [one.path.name for one in listed(tmp_path).rejected] == ["a-condlabel.png", "a-masklabel.png"]
-
-
 def encoded(kind: str) -> bytes:
     content = io.BytesIO()
     Image.new("RGB", (16, 16)).save(content, kind)

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from veneer.config.document import Key
 from veneer.config.keys import dotted, has_names, schema_name, section_at
@@ -53,7 +53,7 @@ def portable(values: Any, folder: Path) -> Any:
 
 def names_only(values: Any) -> Any:
     """Return values of a config as others may see them: of each path the last part, and a base's hub id."""
-    named = _with_paths(values, (), Path(), _public, lambda text, _, key: schema_name(key) in _path_keys())
+    named = _with_paths(values, (), Path(), _public, lambda text, _, key: _may_be_path(text, key))
     if isinstance(parts := named[_BASE], dict):
         named[_BASE] = {**parts, "path": _public_base(str(parts["path"]))}
     else:
@@ -94,7 +94,13 @@ def _is_path(text: str, folder: Path, key: Key) -> bool:
     name = schema_name(key)
     if name in _BASES:
         return text != BUNDLED and _can_lead(text) and (text.startswith(("./", "../")) or (folder / text).exists())
-    return name in _path_keys() and _can_lead(text)
+    return _may_be_path(text, key) and _can_lead(text)
+
+
+def _may_be_path(text: str, key: Key) -> bool:
+    """Check whether the key of a text holds paths, and the text is none of the words that it may be instead."""
+    words = _path_keys().get(schema_name(key))
+    return words is not None and text not in words
 
 
 def _can_lead(text: str) -> bool:
@@ -103,25 +109,35 @@ def _can_lead(text: str) -> bool:
 
 
 @lru_cache(maxsize=1)
-def _path_keys() -> frozenset[str]:
-    """Return the keys that hold paths, named as ``schema_name`` does."""
-    return frozenset(_find_path_keys(()))
+def _path_keys() -> Mapping[str, frozenset[str]]:
+    """Return the keys that hold paths, named as ``schema_name`` does, each with the words that it may be instead."""
+    return {name: frozenset(_words(annotation)) for name, annotation in _find_path_keys(())}
 
 
-def _find_path_keys(above: Key) -> Iterator[str]:
+def _find_path_keys(above: Key) -> Iterator[tuple[str, Any]]:
+    """Yield them, each with its annotation."""
     section = section_at(above)
     for name, field in section.model_fields.items() if section else ():
         key = (*above, name)
         if has_names(field.annotation) and _holds_path(field.annotation):
-            yield schema_name((*key, ""))
+            yield schema_name((*key, "")), field.annotation
         elif key != (_BASE,) and _holds_path(field.annotation):
-            yield schema_name(key)
+            yield schema_name(key), field.annotation
         elif section_at(key) is not None:
             yield from _find_path_keys(key)
 
 
 def _holds_path(annotation: Any) -> bool:
     return annotation is Path or any(map(_holds_path, get_args(annotation)))
+
+
+def _words(annotation: Any) -> Iterator[str]:
+    """Yield the words of the literals in an annotation."""
+    if get_origin(annotation) is Literal:
+        yield from get_args(annotation)
+    else:
+        for part in get_args(annotation):
+            yield from _words(part)
 
 
 def set_default_output(values: dict[str, Any], folder: Path) -> None:
@@ -159,7 +175,7 @@ def check_elsewhere(written: Any, used: Any, folder: Path, places: dict[Key, str
 def _leads_elsewhere(text: Any, folder: Path, key: Key) -> bool:
     if (
         not isinstance(text, str)
-        or schema_name(key) not in {*_path_keys(), *_BASES}
+        or not (_may_be_path(text, key) or schema_name(key) in _BASES)
         or text == BUNDLED
         or not _can_lead(text)
         or os.path.isabs(text)

@@ -103,6 +103,10 @@ def _share_or_folder(value: object) -> str:
     return "folder" if isinstance(value, (str, Path)) else "share"
 
 
+def _word_or_folder(value: object) -> str:
+    return "word" if value in ("alpha", "beside") else "folder"
+
+
 def _number_or_word(value: object) -> str:
     return "word" if isinstance(value, str) else "number"
 
@@ -209,6 +213,12 @@ ShareOrFolder = Annotated[
 ]
 
 
+WordOrFolder = Annotated[
+    Annotated[Literal["alpha", "beside"], Tag("word")] | Annotated[Folder, Tag("folder")],
+    Discriminator(_word_or_folder),
+]
+
+
 class _Section(BaseModel):
     # strict: "4" is not 4, true is not 1 and 4.5 is not a count, while 1 may stand for 1.0
     model_config = ConfigDict(
@@ -275,6 +285,10 @@ class SourceConfig(_Section):
     references: Folders = ()
     """For a base that edits: folder with the picture that each is made from by its caption, of the same name with any
     ending; a list of folders for several. A ``metadata.jsonl`` names them as ``reference_file_name``."""
+    masks: WordOrFolder | None = None
+    """Where masks are, which say what of a picture is learned, white, and what is not, black: ``alpha``, the pictures'
+    alpha channels; ``beside``, files such as ``a-masklabel.png`` beside ``a.jpg``; or a folder with masks of the same
+    names. A ``metadata.jsonl`` names them as ``mask_file_name``."""
 
 
 class PriorConfig(_Section):

@@ -17,7 +17,7 @@ from veneer.data.colour_space import stated_space
 from veneer.data.unreadable import Unreadable
 from veneer.file_kind import EMPTY, kind_in
 
-__all__ = ["DECODING", "MAX_PIXELS", "MIN_SIDE", "decode", "opened", "to_8_bits", "upright"]
+__all__ = ["DECODING", "MAX_PIXELS", "MIN_SIDE", "TRANSPARENT", "decode", "opened", "to_8_bits", "upright"]
 
 DECODING = 2
 """Version of the decoding, part of the keys of cached latents: raise it when pictures begin to give other pixels."""
@@ -30,6 +30,10 @@ _FORMATS = (
     "TGA",  # last, for it has no signature
 )
 """Those that people have, by Pillow's names; not EPS, which Pillow has Ghostscript run."""
+TRANSPARENT = "transparent in parts, which are laid on data.background and learned (masks: alpha leaves them out)"
+"""The remark on pictures of which more than :data:`_MARGIN` is transparent."""
+_MARGIN = 0.01
+"""Share of a picture that may be transparent without a word, such as the pixels of a soft edge."""
 _ORIENTATION = 0x0112  # EXIF
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -125,7 +129,12 @@ def _decoded(image: Image.Image, content: bytes, background: tuple[int, int, int
     if fault is not None:
         remarks.append(f"taken as sRGB, for {fault}")
     shown = upright(shown, image)
-    return shown if shown.mode == "RGB" else _on_background(shown, background)
+    if shown.mode == "RGB":
+        return shown
+    levels = shown.getchannel("A").histogram()
+    if sum(levels[:128]) > _MARGIN * sum(levels):
+        remarks.append(TRANSPARENT)
+    return _on_background(shown, background)
 
 
 def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

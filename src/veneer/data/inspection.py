@@ -13,10 +13,11 @@ import numpy as np
 from PIL import Image
 
 from veneer.config.colour import rgb
-from veneer.data.decode import decode
+from veneer.data.decode import TRANSPARENT, decode
 from veneer.data.duplicates import THUMB, Thumb
 from veneer.data.location import Location
-from veneer.data.manifest import Manifest, Reference, Rejected, Sample, content_id, sample_id
+from veneer.data.manifest import Manifest, Mask, Reference, Rejected, Sample, content_id, sample_id
+from veneer.data.mask import decode_alpha, decode_mask, mean_of
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.unreadable import Unreadable
 from veneer.data.wording import few
@@ -67,6 +68,9 @@ def inspect_pictures(listings: Iterable[Listing], background: str) -> Inspection
             for remark in said:
                 remarks.setdefault(remark, []).append(entry.path)
             first = samples.get(sample.id)
+            if first is not None and not _same_mask(first, sample):
+                rejected.append(Rejected(entry.path, f"the same picture as {first.path}, which has another mask"))
+                continue
             if first is not None:
                 copies.append((first.path, sample.path))
                 sample = _unite(first, sample)
@@ -82,6 +86,9 @@ def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Th
     image = decode(content, background, remarks)
     thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
     own = content_id(content)
+    mask = _mask(entry, content, image.size)
+    if mask is not None:
+        remarks = [remark for remark in remarks if remark != TRANSPARENT]
     references = tuple(_reference(one, image.size, background, remarks) for one in entry.references)
     id = sample_id(own, references)
     sample = Sample(
@@ -95,8 +102,29 @@ def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Th
         location=entry.location,
         weight=entry.weight,
         tags=entry.tags,
+        mask=mask,
     )
     return sample, thumb, remarks
+
+
+def _mask(entry: Entry, content: bytes, size: tuple[int, int]) -> Mask | None:
+    """Return the mask of a picture, whose content is given, (width, height) large; None where all of it is learned.
+
+    Raises:
+        Unreadable: it cannot be used, leaves nothing to learn, or has another aspect.
+    """
+    if entry.mask is None:
+        return None
+    if entry.mask == entry.location:
+        alpha = decode_alpha(content)
+        return None if alpha is None else Mask(content_id(content), entry.location, mean_of(alpha))
+    try:
+        own = _read(entry.mask)
+        mask = decode_mask(own)
+    except Unreadable as error:
+        raise Unreadable(f"its mask {entry.mask}: {error}") from None
+    _check_shape(f"mask {entry.mask}", mask.size, size)
+    return Mask(content_id(own), entry.mask, mean_of(mask))
 
 
 def _reference(
@@ -107,18 +135,24 @@ def _reference(
     Raises:
         Unreadable: it cannot be used, or has another aspect: an adapter would learn to zoom or to shift.
     """
+    said: list[str] = []
     try:
         content = _read(location)
-        width, height = decode(content, background, remarks).size
+        width, height = decode(content, background, said).size
     except Unreadable as error:
         raise Unreadable(f"its reference {location}: {error}") from None
-    # one side may have been rounded to whole pixels when either was resized
-    if abs(width * size[1] - height * size[0]) > max(width, height, *size):
-        ours, theirs = f"{size[0]} x {size[1]}", f"{width} x {height}"
-        raise Unreadable(
-            f"its reference {location} is {theirs}, and it is {ours}: crop or pad one to the other's shape"
-        )
+    remarks += [remark for remark in said if remark != TRANSPARENT]  # it is shown, not learned
+    _check_shape(f"reference {location}", (width, height), size)
     return Reference(content_id(content), location.path, width, height, location)
+
+
+def _check_shape(name: str, own: tuple[int, int], size: tuple[int, int]) -> None:
+    """Refuse what belongs to a picture and has another aspect than it; sizes are (width, height)."""
+    (width, height), (wide, tall) = own, size
+    # one side may have been rounded to whole pixels when either was resized
+    if abs(width * tall - height * wide) > max(*own, *size):
+        what = f"its {name} is {width} x {height}, and it is {wide} x {tall}"
+        raise Unreadable(f"{what}: crop or pad one to the other's shape")
 
 
 def _read(location: Location) -> bytes:
@@ -126,6 +160,11 @@ def _read(location: Location) -> bytes:
         return location.read()
     except OSError as error:
         raise Unreadable(f"cannot be read: {error.strerror}") from None
+
+
+def _same_mask(first: Sample, second: Sample) -> bool:
+    one, other = first.mask, second.mask
+    return one == other or (one is not None and other is not None and one.content == other.content)
 
 
 def _unite(first: Sample, second: Sample) -> Sample:

@@ -12,7 +12,7 @@ import xxhash
 from veneer.data.location import AT_PATH, Location
 from veneer.data.tags import TagCaption
 
-__all__ = ["Manifest", "Reference", "Rejected", "Sample", "content_id", "sample_id"]
+__all__ = ["Manifest", "Mask", "Reference", "Rejected", "Sample", "content_id", "sample_id"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,21 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Mask:
+    """What of a picture is learned. Plain data, no pixels.
+
+    Attributes:
+        content: hash of the file's bytes.
+        location: where they lie: in a file of its own, or in the picture itself, of which it is the alpha channel then.
+        share: of the picture that is learned, by area.
+    """
+
+    content: str
+    location: Location
+    share: float
+
+
+@dataclass(frozen=True)
 class Sample:
     """One picture that can be trained on. Plain data, no pixels.
 
@@ -50,6 +65,7 @@ class Sample:
         location: where its bytes lie; left out: in the file ``path``.
         weight: how often it is shown beside others, times ``repeats``.
         tags: those of its captions of which each draw shows another order or a part.
+        mask: what of it is learned; None: all.
     """
 
     id: str
@@ -63,6 +79,7 @@ class Sample:
     location: Location = AT_PATH
     weight: float = 1.0
     tags: tuple[TagCaption, ...] = ()
+    mask: Mask | None = None
 
     def __post_init__(self) -> None:
         """Fill the content and the location in."""
@@ -96,9 +113,9 @@ class Manifest:
     rejected: tuple[Rejected, ...] = ()
 
     def fingerprint(self) -> str:
-        """Return a hash of all that training sees: contents, captions, repeats, weights; neither paths nor their order.
+        """Return a hash of all that training sees: contents, captions, repeats, weights, masks; no paths, and no order.
 
-        A weight of 1 is no part of it.
+        A weight of 1 is no part of it, nor is that there is no mask.
         """
         lines = sorted(map(_seen_of, self.samples))
         return xxhash.xxh3_128_hexdigest("\n".join(lines).encode())
@@ -107,6 +124,11 @@ class Manifest:
     def references(self) -> int:
         """How many references each of its samples has, which is the same number for all."""
         return max((len(sample.references) for sample in self.samples), default=0)
+
+    @property
+    def masks(self) -> int:
+        """How many of its samples have a mask."""
+        return sum(sample.mask is not None for sample in self.samples)
 
     def without(self, others: Manifest) -> Manifest:
         """Return the manifest less pictures of the same bytes among the others."""
@@ -118,7 +140,13 @@ def _seen_of(sample: Sample) -> str:
     """Return what training sees of a sample; what most samples have none of stands only where there is some."""
     weight = [] if sample.weight == 1 else [sample.weight]
     tags = [[asdict(one) for one in sample.tags]] if sample.tags else []
-    return json.dumps([sample.id, sample.captions, sample.repeats, *weight, *tags])
+    return json.dumps([sample.id, sample.captions, sample.repeats, *weight, *tags, *_mask_of(sample)])
+
+
+def _mask_of(sample: Sample) -> list[str]:
+    """Return what tells a sample's mask from others; nothing where it has none."""
+    mask = sample.mask
+    return [] if mask is None else ["alpha" if mask.location == sample.location else mask.content]
 
 
 def content_id(content: bytes) -> str:

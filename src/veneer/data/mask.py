@@ -6,6 +6,8 @@ profiles and gamma are passed over, for its numbers are weights.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
@@ -37,9 +39,9 @@ def decode_mask(content: bytes) -> Image.Image:
         mask = _grey(turned)
     brightest = mask.getextrema()[1]
     if brightest == 0:
-        raise Unreadable("is black, so nothing would be learned: what is learned is white")
+        raise Unreadable("black, so nothing would be learned: white is learned, black is not")
     if brightest == 1:
-        raise Unreadable("has 1 of 255 as its brightest value: multiply it by 255, for what is learned is white")
+        raise Unreadable("its brightest value is 1 of 255: multiply it by 255, for white is learned")
     return mask
 
 
@@ -48,7 +50,7 @@ def _grey(image: Image.Image) -> Image.Image:
     if image.mode not in ("1", "L"):
         apart_HW = rgb_HW3.max(axis=2) - rgb_HW3.min(axis=2)
         if (apart_HW > _COLOUR).mean() > _COLOURED_SHARE:
-            raise Unreadable("is in colours, and a mask is grey: white is learned, black is not")
+            raise Unreadable("in colours, and a mask is grey: white is learned, black is not")
     return Image.fromarray(rgb_HW3).convert("L")
 
 
@@ -64,7 +66,7 @@ def decode_alpha(content: bytes) -> Image.Image | None:
         alpha = upright(image.convert("RGBA").getchannel("A"), image)
     low, high = alpha.getextrema()
     if high == 0:
-        raise Unreadable("is transparent everywhere, so nothing would be learned")
+        raise Unreadable("transparent everywhere, so nothing would be learned")
     return None if low == 255 else alpha
 
 
@@ -87,7 +89,7 @@ def area_average(mask: Image.Image, box: Box, rows: int, columns: int) -> NDArra
     return averages
 
 
-def _means(values: NDArray[np.generic], edges: NDArray[np.float64]) -> NDArray[np.float64]:
+def _means(values: NDArray[Any], edges: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the means of values (N, ...) between edges along the first axis, (edges - 1, ...)."""
     # an edge between two pixels is that exactly, else cells beyond it would have some 1e-16 of what is before it
     edges = edges.round(9).clip(0, len(values))

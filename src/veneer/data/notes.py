@@ -32,6 +32,7 @@ def note_pictures(config: DataConfig, train: Inspection, held: Inspection, near:
         *_note_empty_holdout(config, train, held),
         *_note_leaks(held, near),
         *_note_references(train),
+        *_note_masks(train),
         *note_small(train.samples.values(), config),
         *dict.fromkeys((*train.notes, *held.notes)),
     ]
@@ -93,6 +94,19 @@ def _note_references(train: Inspection) -> list[str]:
         f"each picture is made from {len(pair.references)} by its caption, such as {pair.path} from "
         f"{few([reference.path for reference in pair.references])}"
     ]
+
+
+def _note_masks(train: Inspection) -> list[str]:
+    """Note how much of the pictures is learned, by which masks that are inverted or do not fit can be told."""
+    samples = train.samples.values()
+    shares = [sample.mask.share for sample in samples if sample.mask is not None]
+    whole = [sample.path for sample in samples if sample.mask is None]
+    if not shares:
+        return []
+    note = (
+        f"{len(shares)} of {len(samples)} pictures have a mask, and {sum(shares) / len(shares):.0%} of these is learned"
+    )
+    return [f"{note} (what is white), of the others all: {few(whole)}" if whole else f"{note} (what is white)"]
 
 
 def _note_leaks(held: Inspection, near: Pairs) -> list[str]:

@@ -7,7 +7,7 @@ list) ends the run before it starts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -54,7 +54,9 @@ def survey(config: DataConfig) -> Dataset:
     Raises:
         UserError: a folder, caption or list is at fault, or no picture is left to learn from.
     """
-    pictures = inspect_pictures(read_sources(config), config.background)
+    listings = read_sources(config)
+    pictures = inspect_pictures(listings, config.background)
+    _refuse_without_masks(config.sources, listings, pictures)
     if isinstance(config.held_out, Path):
         held = _inspect_held_out(config.held_out, config)
         train = without_held_out(pictures, held)
@@ -84,11 +86,37 @@ def read_prior(config: RunConfig) -> Manifest:
 
 
 def _inspect_held_out(folder: Path, config: DataConfig) -> Inspection:
-    # its captions are read as the first source's are
-    source = SourceConfig(path=folder, captions=config.sources[0].captions)
+    # its captions and masks are read as the first source's are
+    first = config.sources[0]
+    source = SourceConfig(path=folder, captions=first.captions, masks=first.masks)
     held = inspect_pictures(read_sources(config.model_copy(update={"sources": (source,)})), config.background)
     _refuse_if_empty(held, folder)
     return held
+
+
+def _refuse_without_masks(sources: Sequence[SourceConfig], listings: Sequence[Listing], pictures: Inspection) -> None:
+    """Refuse sources that shall have masks and have none.
+
+    Raises:
+        UserError: all would be learned.
+    """
+    masked = {sample.path for sample in pictures.samples.values() if sample.mask is not None}
+    usable = {sample.path for sample in pictures.samples.values()}
+    for source, listing in zip(sources, listings, strict=True):
+        paths = {entry.path for entry in listing.entries}
+        if source.masks is not None and paths & usable and not paths & masked:
+            raise UserError(
+                _NO_MASK.get(source.masks, f"no picture has a mask of its name in {source.masks}"),
+                code="data.no_mask",
+                where=source.path,
+                remedy="leave masks out, or name where they are: data.sources.0.masks=alpha, beside or a folder",
+            )
+
+
+_NO_MASK: Mapping[object, str] = {
+    "alpha": "no picture has anything transparent that could be its mask",
+    "beside": "no picture has a mask beside it, such as a-masklabel.png beside a.png",
+}
 
 
 def _refuse_if_empty(pictures: Inspection, where: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from veneer.config.schema import SourceConfig
 from veneer.data.sources.caption_files import CaptionFiles, CaptionMode
+from veneer.data.sources.masks import Masks, with_masks
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.tree import Tree
 from veneer.data.sources.unread import find_unread
@@ -37,8 +38,11 @@ READ: Mapping[str, tuple[type, Any]] = {
     "caption_extension": (str, ".caption"),
     "caption_prefix": (str, None),
     "caption_suffix": (str, None),
+    "alpha_mask": (bool, False),
+    "conditioning_data_dir": (str, None),
 }
 """The keys of a folder that are read: each one's type, and what kohya's scripts take where it is missing."""
+_KINDS = {str: "a text", int: "a whole number", bool: "true or false"}
 _TABLES = re.compile(rb"^\s*\[\[\s*datasets\s*(\.\s*subsets\s*)?\]\]", re.MULTILINE)
 _HEAD = 2**16  # bytes of a file that are looked at
 _REFUSED = {
@@ -144,7 +148,15 @@ class _Subset:
         why_not = f"caption_extension is {extension!r} in {self.where}"
         unread = find_unread(own.files, own.pictures, read, lambda _: why_not)
         rejected = (*listing.rejected, *own.find_misnamed(read))
-        return replace(listing, rejected=rejected, notes=tuple(captions.notes()), unread=tuple(unread))
+        listing = replace(listing, rejected=rejected, notes=tuple(captions.notes()), unread=tuple(unread))
+        return with_masks(listing, folder, self._masks())
+
+    def _masks(self) -> Masks:
+        """Return where the masks are: as in kohya's scripts a folder of them counts more than the alpha channels."""
+        folder = self._value("conditioning_data_dir")
+        if folder:
+            return self.path.parent / Path(folder).expanduser()
+        return "alpha" if self._value("alpha_mask") else None
 
     def _refuse_unsupported(self) -> None:
         for key, remedy in _REFUSED.items():
@@ -172,8 +184,8 @@ class _Subset:
         kind, default = READ[key]
         value = self.keys.get(key, default)
         # bool is a kind of int, but true is no count
-        if value is not None and (not isinstance(value, kind) or isinstance(value, bool)):
-            what = f"{key} should be {'a text' if kind is str else 'a whole number'}"
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+            what = f"{key} should be {_KINDS[kind]}"
             raise UserError(what, code="data.toml_wrong_type", where=self.where)
         return value
 

@@ -2,7 +2,8 @@
 
 Each row has ``file_name``, relative to the folder, and ``text``, a caption; in JSON also a list of them. A row of a
 pair also has ``reference_file_name``, the picture that the text is to be applied to, or ``reference_file_names``, a
-list of several (that library takes any column with such an ending for pictures). A list speaks for its folder and those
+list of several (that library takes any column with such an ending for pictures); ``mask_file_name`` says what of a
+picture is learned. A list speaks for its folder and those
 below: pictures that none of its rows names are left out. Where no list speaks, captions are read from the files beside
 each picture.
 """
@@ -40,13 +41,16 @@ _OTHER_REFERENCES = re.compile(
     r"(_(image|images|path|file|file_name|file_names))?(_\d+)?"
 )
 """Columns that other trainers have for the pictures that an edit starts from."""
+_MASK = "mask_file_name"
+_OTHER_MASKS = re.compile(r"mask(_(image|path|file))?")
+"""Columns that others have for masks."""
 _EXAMPLE = '{"file_name": "a.png", "text": "a cat"}'
 _DELIMITERS = ",;\t"
 
 Row: TypeAlias = tuple[str, dict[str, Any]]
 """The place to name in messages, and the values by the columns' names."""
 Entries: TypeAlias = Mapping[Path, Sequence[Entry]]
-"""The pictures that lists name, each with one entry for each set of references."""
+"""The pictures that lists name, each with one entry for each set of references and mask."""
 Lists: TypeAlias = Mapping[Path, Entries]
 """For each folder that has lists, what they name."""
 
@@ -103,8 +107,9 @@ class _Lists:
 
     @cached_property
     def _references(self) -> frozenset[Path]:
+        """The pictures that lists name as references or masks of others."""
         named = (entry for entries in self.entries.values() for several in entries.values() for entry in several)
-        return frozenset(reference.path for entry in named for reference in entry.references)
+        return frozenset(one.path for entry in named for one in (*entry.references, entry.mask) if one is not None)
 
     def _entry_or_reason(self, picture: Path, captions: CaptionFiles) -> Sequence[Entry] | str:
         """Return the picture as the nearest list that names it has it, or why it is left out.
@@ -128,12 +133,13 @@ class _Lists:
 
     def _note_other_references(self) -> list[str]:
         """Note columns that look as if they named the pictures that edits start from, and are not read."""
-        if self._references:
-            return []
-        other = {name: where for name, where in self._columns.items() if _OTHER_REFERENCES.fullmatch(name)}
+        other = {} if self._references else {_REFERENCE: (_OTHER_REFERENCES, "if its pictures are to be edited")}
+        other[_MASK] = (_OTHER_MASKS, "if it says what of a picture is learned")
         return [
-            f"{where}: the column {name!r} is not read; call it {_REFERENCE!r} if its pictures are to be edited"
-            for name, where in other.items()
+            f"{where}: the column {name!r} is not read; call it {ours!r} {why}"
+            for ours, (names, why) in other.items()
+            for name, where in self._columns.items()
+            if names.fullmatch(name)
         ]
 
 
@@ -145,13 +151,16 @@ def _read_list(path: Path, entries: dict[Path, list[Entry]], columns: dict[str, 
             columns.setdefault(name, where)
         picture = _named_file(names, _field(row, "file_name", where), "file_name", where)
         references = _reference_files(names, row, where)
+        mask = Location(_named_file(names, row[_MASK], _MASK, where)) if row.get(_MASK) else None
         captions = _captions(row, where)
         known = entries.setdefault(picture, [])
-        earlier = next((entry for entry in known if entry.references == references), None)
+        earlier = next((entry for entry in known if (entry.references, entry.mask) == (references, mask)), None)
         if earlier is not None:
             known.remove(earlier)
             captions = tuple(dict.fromkeys((*earlier.captions, *captions)))
-        known.append(Entry(picture, tuple(dict.fromkeys(captions)), captions_at=where, references=references))
+        known.append(
+            Entry(picture, tuple(dict.fromkeys(captions)), captions_at=where, references=references, mask=mask)
+        )
 
 
 def _json_rows(path: Path) -> Iterator[Row]:

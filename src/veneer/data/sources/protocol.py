@@ -28,6 +28,7 @@ class Entry:
         weight: how often it is shown beside others, times ``repeats``.
         tags: those of its captions of which each draw shows another order or a part; filled in by
             :func:`read_source`.
+        mask: where the mask lies that says what of it is learned; its own location: in its alpha channel; None: all is.
     """
 
     path: Path
@@ -38,6 +39,7 @@ class Entry:
     location: Location = AT_PATH
     weight: float = 1.0
     tags: tuple[TagCaption, ...] = ()
+    mask: Location | None = None
 
     def __post_init__(self) -> None:
         """Fill the location in."""

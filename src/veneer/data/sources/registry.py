@@ -9,6 +9,7 @@ from veneer.config.schema import DataConfig, SourceConfig
 from veneer.data.captions import CaptionStyle, complete_captions, refuse_uncaptioned
 from veneer.data.sources.folder import FolderSource
 from veneer.data.sources.kohya_toml import KohyaTomlSource
+from veneer.data.sources.masks import with_masks
 from veneer.data.sources.metadata import MetadataSource
 from veneer.data.sources.protocol import Entry, Listing, Source
 from veneer.data.sources.references import with_references
@@ -51,6 +52,7 @@ def read_source(
     listing = next(listing for listing in listings if listing is not None)
     if config.references:
         listing = with_references(listing, config.path, config.references)
+    listing = with_masks(listing, config.path, config.masks)
     notes = (*note_unread(listing.unread), *_note_uncaptioned(listing.entries))
     listing = complete_captions(config.path, listing, trigger, style, TagRules.of(config))
     if trigger is None:

@@ -1,13 +1,12 @@
 """List the pictures of a folder and the folders below it, by their names. No picture is opened here.
 
 Names that begin with a dot, and folders that operating systems and network storage make for themselves, are passed
-over. Pictures that no decoder here reads, masks, and pictures in the results of a run are left out with a reason.
+over. Pictures that no decoder here reads and pictures in the results of a run are left out with a reason.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,8 +53,6 @@ _NO_PICTURES = frozenset(
 """Endings of the files that often lie among pictures and need not be opened."""
 _LOOKED_AT = 100
 """Files whose kind is looked at where there is no picture."""
-_MASK = re.compile(r"(?P<picture>.+)-(masklabel|condlabel)", re.IGNORECASE)
-"""OneTrainer's masks and conditioning pictures, beside the pictures that they belong to."""
 
 
 @dataclass(frozen=True)
@@ -141,14 +138,7 @@ class Tree:
         run = next((run for run in picture.parents if run in self.runs), None) if self.runs else None
         if run is not None and (run != self.folder or is_painted(picture, run)):
             return f"in the results of a run ({run})"
-        mask = _MASK.fullmatch(picture.stem)
-        if mask and (picture.parent / mask["picture"]) in self._without_endings:
-            return f"a mask or conditioning picture of {mask['picture']}, and such are not read"
         return None
-
-    @cached_property
-    def _without_endings(self) -> frozenset[Path]:
-        return frozenset(picture.with_suffix("") for picture in self.pictures)
 
 
 def find_pictures(folder: Path) -> list[Path]:
