@@ -30,6 +30,7 @@ class Defaults:
         default_logit_mean: of a logit-normal density.
         default_logit_std: of a logit-normal density.
         multiple: what sides of pictures are multiples of.
+        longest_side: what they may be at most.
     """
 
     resolution: int
@@ -40,6 +41,7 @@ class Defaults:
     default_logit_mean: float = 0.0
     default_logit_std: float = 1.0
     multiple: int = 4
+    longest_side: int | None = None
     default_targets: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "unet": ("to_q", "to_k", "to_v", "to_out.0"),

@@ -122,6 +122,15 @@ def test_small_pictures_are_enlarged_where_it_is_asked() -> None:
     assert buckets("832x1216").sizes(300, 200) == ((1216, 832),)
 
 
+@given(sides, sides)
+def test_no_side_is_longer_than_the_base_has_places_for(width: int, height: int) -> None:
+    grid = Buckets.of(config(resolution=1024), Defaults(1024, multiple=16, longest_side=1536))
+    ((tall, wide),) = grid.sizes(width, height)
+    assert max(tall, wide) <= 1536
+    if max(width, height) <= 2 * min(width, height):
+        assert (tall, wide) == buckets(multiple=16).sizes(width, height)[0]
+
+
 def test_several_resolutions_each_once() -> None:
     several = buckets([512, 1024, "832x1216"])
     assert several.sizes(2000, 2000) == ((512, 512), (1024, 1024), (1216, 832))

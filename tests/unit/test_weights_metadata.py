@@ -13,10 +13,12 @@ import torch
 from lycoris.wrapper import network_module_dict
 
 from tests.adapters import adapter
+from tests.bases import Defaults
 from veneer.adapter.lora import LoraFactors
 from veneer.adapter.protocol import Method
 from veneer.adapter.registry import METHODS
 from veneer.config.load import build_config
+from veneer.data.buckets import Buckets
 from veneer.data.manifest import Manifest, Sample
 from veneer.files import public_name
 from veneer.weights.metadata import (
@@ -35,7 +37,7 @@ SDXL = BaseLabels("stable-diffusion-xl-v1-base", "sdxl_base_v1-0", implementatio
 
 
 def sample(place: str, *captions: str, repeats: int = 1) -> Sample:
-    return Sample(place, Path(place), captions, 64, 64, repeats)
+    return Sample(place, Path(place), captions, 512, 512, repeats)
 
 
 def facts(**sections: Any) -> TrainingFacts:
@@ -50,8 +52,10 @@ def facts(**sections: Any) -> TrainingFacts:
         sample("/home/alice/set/pictures/b.png", "red, dog", "red, hound", repeats=3),
         sample("/home/alice/other/pictures/c.png", "a tree"),
     )
+    config = build_config({**values, **sections}, "test")
     return TrainingFacts(
-        config=build_config({**values, **sections}, "test"),
+        config=config,
+        buckets=Buckets.of(config.data, Defaults(512, multiple=8)),
         name="shapes",
         weights=adapter(0),
         steps=5,
@@ -226,6 +230,43 @@ def test_a1111_shows_tags_resolution_and_size_of_the_dataset() -> None:
     assert (bucket["resolution"], int(bucket["count"])) == ([512, 512], 7)
     tags = [(tag.strip(), int(count)) for each in read["ss_tag_frequency"].values() for tag, count in each.items()]
     assert max(tags, key=lambda tag: tag[1]) == ("red", 2)
+
+
+def test_squares_of_one_size_say_nothing_of_buckets() -> None:
+    said = training_metadata(facts(), "kohya")
+    assert said["ss_bucket_info"] == (
+        '{"buckets": {"0": {"resolution": [512, 512], "count": 7}}, "mean_img_ar_error": 0.0}'
+    )
+    assert not {"ss_enable_bucket", "ss_bucket_no_upscale", "ss_min_bucket_reso", "ss_max_bucket_reso"} & said.keys()
+
+
+def test_buckets_are_told_as_kohyas_trainer_does() -> None:
+    """``ss_bucket_info`` is ``BaseDataset.bucket_info`` of sd-scripts' train_util.py: sizes are (width, height)."""
+    square, tall = facts().train.samples[0], sample("/t.png", "a tall one", repeats=2)
+    pictures = Manifest(
+        (square, replace(tall, width=640, height=960), replace(tall, width=300, height=300, weight=0.5))
+    )
+    said = training_metadata(replace(facts(), train=pictures), "kohya")
+    info = json.loads(said["ss_bucket_info"])
+    assert [(one["resolution"], one["count"]) for one in info["buckets"].values()] == [
+        ([288, 288], 1),
+        ([512, 512], 3),
+        ([416, 608], 2),
+    ]
+    assert info["mean_img_ar_error"] == pytest.approx(abs(416 / 608 - 640 / 960) / 3)
+    assert (said["ss_enable_bucket"], said["ss_bucket_no_upscale"], said["ss_num_train_images"]) == (
+        "True",
+        "True",
+        "6",
+    )
+    assert (said["ss_min_bucket_reso"], said["ss_max_bucket_reso"]) == ("288", "608")
+
+
+@pytest.mark.parametrize(("resolution", "told"), [("832x1216", (832, 1216)), ([512, 768], (768, 768))])
+def test_the_largest_resolution_is_told(resolution: Any, told: tuple[int, int]) -> None:
+    data = {"sources": [{"path": "/p"}], "resolution": resolution}
+    said = training_metadata(facts(data=data), "kohya")
+    assert (said["ss_resolution"], said["modelspec.resolution"]) == (str(told), "{}x{}".format(*told))
 
 
 def test_the_docs_have_the_table() -> None:

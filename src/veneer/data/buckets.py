@@ -38,6 +38,10 @@ class BaseSizes(Protocol):
     resolution: int
     multiple: int
 
+    @property
+    def longest_side(self) -> int | None:
+        """Pixels that a side of a picture may have at most; None: any."""
+
 
 @dataclass(frozen=True)
 class Buckets:
@@ -47,11 +51,13 @@ class Buckets:
         resolutions: what the config asks for: the side of a square of a size's area, or an exact (height, width).
         multiple: that sides are multiples of.
         upscale: pictures that are smaller than their size are enlarged.
+        longest: pixels of a side at most, where the resolution itself is no longer; None: any.
     """
 
     resolutions: tuple[int | Size, ...]
     multiple: int
     upscale: bool = False
+    longest: int | None = None
 
     @classmethod
     def of(cls, config: DataConfig, base: BaseSizes) -> Buckets:
@@ -62,7 +68,7 @@ class Buckets:
         """
         resolutions = resolutions_of(config, base.resolution)
         _check_multiples(resolutions, base.multiple)
-        return cls(resolutions, base.multiple, config.upscale)
+        return cls(resolutions, base.multiple, config.upscale, base.longest_side)
 
     def sizes(self, width: int, height: int) -> tuple[Size, ...]:
         """Return the sizes (height, width) that a picture is cut to: one for each resolution, equal ones once.
@@ -88,13 +94,18 @@ class Buckets:
 
     @cached_property
     def _shapes(self) -> tuple[_Shapes, ...]:
-        return tuple(_Shapes.of(wanted, self.multiple) for wanted in self.resolutions)
+        return tuple(_Shapes.of(wanted, self.multiple, self._longest(wanted)) for wanted in self.resolutions)
+
+    def _longest(self, wanted: int | Size) -> int:
+        """Return how long a side of a resolution may be."""
+        own = max(wanted) if isinstance(wanted, tuple) else MAX_ASPECT * wanted
+        return own if self.longest is None else min(own, self.longest)
 
     def _size(self, width: int, height: int, wanted: int | Size, shapes: _Shapes) -> Size:
         size = shapes.nearest(width, height)
         if isinstance(wanted, tuple) or self.upscale or (size[0] <= height and size[1] <= width):
             return size
-        return _fitting(width, height, wanted, self.multiple)
+        return _fitting(width, height, wanted, self.multiple, self._longest(wanted))
 
 
 def resolutions_of(config: DataConfig, default: int) -> tuple[int | Size, ...]:
@@ -166,8 +177,8 @@ class _Shapes:
     sizes: tuple[Size, ...]
 
     @classmethod
-    def of(cls, wanted: int | Size, multiple: int) -> _Shapes:
-        sizes = {wanted} if isinstance(wanted, tuple) else _sizes_of_area(wanted, multiple)
+    def of(cls, wanted: int | Size, multiple: int, longest: int) -> _Shapes:
+        sizes = {wanted} if isinstance(wanted, tuple) else _sizes_of_area(wanted, multiple, longest)
         by_aspect: dict[float, Size] = {}
         for size in sorted(sizes):
             by_aspect[size[1] / size[0]] = size
@@ -181,13 +192,13 @@ class _Shapes:
         return min(around, key=lambda size: (cropped_share(width, height, size), -size[0] * size[1]))
 
 
-def _sizes_of_area(side: int, multiple: int) -> set[Size]:
+def _sizes_of_area(side: int, multiple: int, longest: int) -> set[Size]:
     """Return the sizes of at most the area of a square, in steps, each as large as the area lets it be."""
     step = _step(side, multiple)
     sizes = {(side, side)}
-    for one in range(step, MAX_ASPECT * side, step):
+    for one in range(step, longest + 1, step):
         other = side * side // one // step * step
-        if 0 < max(one, other) <= MAX_ASPECT * min(one, other):
+        if other <= longest and max(one, other) <= MAX_ASPECT * min(one, other):
             sizes |= {(one, other), (other, one)}
     return sizes
 
@@ -196,7 +207,7 @@ def _step(side: int, multiple: int) -> int:
     return max(1, round(side / _STEPS / multiple)) * multiple
 
 
-def _fitting(width: int, height: int, side: int, multiple: int) -> Size:
+def _fitting(width: int, height: int, side: int, multiple: int, longest: int) -> Size:
     """Return a size that fits in a picture, or one multiple where the picture is smaller than that.
 
     Its steps are a sixteenth of the picture's short side, so that small pictures of like sizes share a batch.
@@ -206,7 +217,7 @@ def _fitting(width: int, height: int, side: int, multiple: int) -> Size:
     across = max(step, min(short, side) // step * step)
     if across > short:
         step = across = multiple
-    most = max(step, min(long, MAX_ASPECT * across, side * side // across) // step * step)
+    most = max(step, min(long, longest, MAX_ASPECT * across, side * side // across) // step * step)
     ideal = across * long / short  # of which nothing is cropped
     options = {min(most, max(step, int(ideal // step) * step + more)) for more in (0, step)}
     along = min(options, key=lambda one: (cropped_share(long, short, (across, one)), -one))

@@ -13,7 +13,7 @@ from torch import Tensor
 from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.schema import RunConfig
-from veneer.data.buckets import Buckets, Size
+from veneer.data.buckets import BaseSizes, Buckets, Size
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset
 from veneer.data.transform import centered_geometry, load_centered_references
@@ -36,6 +36,7 @@ __all__ = [
     "heldout_losses",
     "pictures_by_kind",
     "score_adapter",
+    "unusual_sizes",
 ]
 
 
@@ -220,6 +221,19 @@ def choose_pictures(pictures: Manifest, limit: int) -> Manifest:
     ranked = sorted(pictures.samples, key=lambda sample: key("measured on", sample.id))
     ids = {sample.id for sample in ranked[:limit]}
     return Manifest(tuple(sample for sample in pictures.samples if sample.id in ids))
+
+
+def unusual_sizes(config: RunConfig, base: BaseSizes, pictures: Manifest) -> list[Size]:
+    """Return the sizes, rising, that pictures are measured at, if any is not the square that the resolution names.
+
+    Args:
+        config: resolution, and whether pictures keep their shape.
+        base: what the base says of its own sizes.
+        pictures: that are measured on.
+    """
+    buckets = Buckets.of(config.data, base)
+    sizes = sorted({buckets.largest(sample.width, sample.height) for sample in pictures.samples})
+    return [] if sizes == [buckets.most] and sizes[0][0] == sizes[0][1] else sizes
 
 
 def _strata(seed: int, sample: Sample, draws: int) -> Tensor:

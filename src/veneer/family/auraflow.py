@@ -93,13 +93,18 @@ class AuraFlow(PipelineFamily):
         """Return the pipeline's arguments, with the length of texts."""
         return {"prompt": list(prompts), "max_sequence_length": self._text_tokens}
 
+    @property
+    def longest_side(self) -> int:
+        """What the transformer's grid of places has room for."""
+        return math.isqrt(self._denoiser.config.pos_embed_max_size) * self.multiple
+
     def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
         """Return the texts: this transformer is told nothing of sizes and crops.
 
         Raises:
             UserError: a picture is larger than the grid of places that the transformer has, which it would not say.
         """
-        check_in_grid(geometries, math.isqrt(self._denoiser.config.pos_embed_max_size) * self.multiple)
+        check_in_grid(geometries, self.longest_side)
         return text
 
     def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:

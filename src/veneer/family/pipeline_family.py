@@ -270,6 +270,11 @@ class PipelineFamily:
         return 1 if self.is_large else None
 
     @property
+    def longest_side(self) -> int | None:
+        """Any."""
+        return None
+
+    @property
     def fewest_steps(self) -> int:
         """Two where the schedule is stretched to end at ``shift_terminal``, which of one step makes NaN; else one."""
         return 2 if self._parts["scheduler"].config.get("shift_terminal") else 1

@@ -226,6 +226,10 @@ class Family(Protocol):
         """How many rows are painted or scored at once, where they would not fit into memory together; None: any."""
 
     @property
+    def longest_side(self) -> int | None:
+        """Pixels that a side of a picture may have, where its places are in a grid of so many; None: any."""
+
+    @property
     def fewest_steps(self) -> int:
         """The fewest denoising steps that its scheduler paints in."""
 

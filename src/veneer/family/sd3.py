@@ -80,13 +80,18 @@ class StableDiffusion3(ShiftedLatents):
             )
         return Conditioning({"text": text_BLD, "pooled": pooled_BP})
 
+    @property
+    def longest_side(self) -> int:
+        """What the transformer's grid of places has room for."""
+        return int(self._denoiser.config.pos_embed_max_size) * self.multiple
+
     def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
         """Return the texts: this transformer is told nothing of sizes and crops.
 
         Raises:
             UserError: a picture is larger than the grid of places that the transformer has.
         """
-        check_in_grid(geometries, self._denoiser.config.pos_embed_max_size * self.multiple)
+        check_in_grid(geometries, self.longest_side)
         return text
 
     def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:

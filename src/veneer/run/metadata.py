@@ -6,6 +6,7 @@ from pathlib import Path
 
 from veneer import __version__
 from veneer.adapter.protocol import AdapterWeights
+from veneer.data.buckets import Buckets
 from veneer.data.preflight import read_prior
 from veneer.family.license import base_license
 from veneer.family.registry import BUNDLED
@@ -55,6 +56,7 @@ def _facts(inputs: TrainingInputs, weights: AdapterWeights, steps: int, thumbnai
         base_name=_base_name(run),
         labels=inputs.family.labels,
         prediction=inputs.family.noise.prediction,
+        buckets=Buckets.of(config.data, inputs.family),
         class_pictures=len(read_prior(config).samples),
         base_sha256=run.hashes[BASE] if single else None,
         base_legacy_hash=legacy_hash_of(file) if single else None,

@@ -15,7 +15,7 @@ from veneer.data.preflight import Dataset
 from veneer.errors import UserError
 from veneer.evaluate.comparison import HELD_OUT, Losses, compare_losses
 from veneer.evaluate.early_stopping import EarlyStopping
-from veneer.evaluate.heldout import HeldOutEvaluator, pictures_by_kind
+from veneer.evaluate.heldout import HeldOutEvaluator, pictures_by_kind, unusual_sizes
 from veneer.evaluate.results import Evaluated, Score
 from veneer.family.protocol import Family
 from veneer.run.events import BestAdapterSaved, Callback, EarlyStopped
@@ -47,7 +47,7 @@ class Validator:
     def __init__(self, trainer: Trainer, run: Identity, family: Family, dataset: Dataset, emit: Callback) -> None:
         self._trainer, self._run, self._family, self._emit = trainer, run, family, emit
         self._pictures = pictures_by_kind(run.config, dataset)
-        measurement = _measure_of(run.config, self._pictures[HELD_OUT])
+        measurement = _measure_of(run.config, family, self._pictures[HELD_OUT])
         self._early_stopping = EarlyStopping(run.config.validation.patience, measurement)
         self._evaluators: dict[str, HeldOutEvaluator] = {}
         self._base: _LossesByKind = {}
@@ -141,7 +141,7 @@ class Validator:
         )
 
 
-def _measure_of(config: RunConfig, held_out: Manifest) -> str:
+def _measure_of(config: RunConfig, family: Family, held_out: Manifest) -> str:
     """Return a name of all that held-out losses depend on beside the adapter and the base."""
     parts = (
         config.seed,
@@ -149,5 +149,6 @@ def _measure_of(config: RunConfig, held_out: Manifest) -> str:
         config.data.background,
         config.train.precision,
         config.validation.draws,
+        *unusual_sizes(config, family, held_out),
     )
     return f"{parts} {held_out.fingerprint()}"

@@ -54,6 +54,8 @@ FIXED = (
     "data.held_out",
     "data.trigger",
     "data.resolution",
+    "data.aspect",
+    "data.upscale",
     "data.background",
     "data.cache",
 )

@@ -16,7 +16,7 @@ from veneer.config.schema import RunConfig, SampleConfig, ValidationConfig
 from veneer.data.preflight import Dataset, read_prior, survey
 from veneer.errors import UserError
 from veneer.evaluate.comparison import Losses
-from veneer.evaluate.heldout import HeldOutEvaluator, choose_pictures
+from veneer.evaluate.heldout import HeldOutEvaluator, choose_pictures, unusual_sizes
 from veneer.family.fingerprint import fingerprint
 from veneer.family.loading import load_base, load_options
 from veneer.family.protocol import Family
@@ -146,6 +146,7 @@ class StudyContext:
 
     def _measurement_hash(self) -> str:
         """Return a hash of all that a held-out loss depends on beside the adapter."""
+        sizes = unusual_sizes(self.reference, self.family, self._measured_on)
         return _hash(
             {
                 "base": self._base_hash,
@@ -155,6 +156,7 @@ class StudyContext:
                 "data": self.reference.data.model_dump(mode="json", include={"resolution", "background", "crop"}),
                 "precision": self.reference.train.precision,
                 "seed": self.reference.seed,
+                **({"sizes": sizes} if sizes else {}),
                 **load_options(self.reference),
             }
         )

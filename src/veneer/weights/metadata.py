@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,6 +22,7 @@ from veneer.files import public_name
 if TYPE_CHECKING:  # a file's metadata is understood without torch
     from veneer.adapter.protocol import AdapterWeights
     from veneer.config.schema import RunConfig
+    from veneer.data.buckets import Buckets, Size
     from veneer.data.manifest import Manifest, Sample
 
 __all__ = [
@@ -92,6 +94,7 @@ class TrainingFacts:
         base_name: last part of the base's path, or its hub id.
         labels: what programs call its kind.
         prediction: what it predicts: epsilon, v_prediction, sample, flow.
+        buckets: the sizes that pictures were cut to.
         base_sha256: of the base's file, where it is a single one.
         base_legacy_hash: A1111's first hash of that file, 8 hex digits.
         license: of the base; None: it is not known.
@@ -108,6 +111,7 @@ class TrainingFacts:
     base_name: str
     labels: BaseLabels
     prediction: str
+    buckets: Buckets
     class_pictures: int = 0
     base_sha256: str | None = None
     base_legacy_hash: str | None = None
@@ -115,10 +119,24 @@ class TrainingFacts:
     thumbnail: str | None = None
     version: str = ""
 
+    @cached_property
+    def by_size(self) -> Mapping[Size, Sequence[Sample]]:
+        """The pictures of each size (height, width), by size, rising."""
+        found: dict[Size, list[Sample]] = {}
+        for sample in self.train.samples:
+            for size in self.buckets.sizes(sample.width, sample.height):
+                found.setdefault(size, []).append(sample)
+        return {size: found[size] for size in sorted(found)}
+
+    @property
+    def has_buckets(self) -> bool:
+        """Whether pictures have other sizes than the one that the resolution names."""
+        return any(size != self.buckets.most for size in self.by_size)
+
     @property
     def images(self) -> int:
         """Pictures of an epoch, repeats counted."""
-        return sum(sample.repeats for sample in self.train.samples)
+        return _shown(sample for samples in self.by_size.values() for sample in samples)
 
     @property
     def batch(self) -> int:
@@ -187,8 +205,13 @@ def _text_encoder_rate(facts: TrainingFacts) -> str | None:
 def _dirs(facts: TrainingFacts) -> str:
     folders = _by_folder(facts.train.samples)
     return json.dumps(
-        {name: {"n_repeats": samples[0].repeats, "img_count": len(samples)} for name, samples in folders.items()}
+        {name: {"n_repeats": _repeats(samples[0]), "img_count": len(samples)} for name, samples in folders.items()}
     )
+
+
+def _repeats(sample: Sample) -> float:
+    """Return how often an epoch shows a picture: a whole number where its source has no weight."""
+    return sample.repeats if sample.weight == 1 else sample.rate
 
 
 def _tags(facts: TrainingFacts) -> str:
@@ -206,9 +229,9 @@ def _frequencies(samples: Sequence[Sample]) -> dict[str, int]:
 
 def _by_folder(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     """Return pictures by the name of their folder and their repeats; a name that is there twice gets a number."""
-    groups: dict[tuple[Path, int], list[Sample]] = {}
+    groups: dict[tuple[Path, float], list[Sample]] = {}
     for sample in samples:
-        groups.setdefault((sample.path.parent, sample.repeats), []).append(sample)
+        groups.setdefault((sample.path.parent, _repeats(sample)), []).append(sample)
     named: dict[str, list[Sample]] = {}
     for (folder, _), group in groups.items():
         name, number = public_name(folder.name, "pictures"), 2
@@ -218,9 +241,27 @@ def _by_folder(samples: Sequence[Sample]) -> dict[str, list[Sample]]:
     return named
 
 
+def _shown(samples: Iterable[Sample]) -> int:
+    return round(sum(sample.rate for sample in samples))
+
+
 def _buckets(facts: TrainingFacts) -> str:
-    side = facts.config.data.resolution
-    return json.dumps({"buckets": {"0": {"resolution": [side, side], "count": facts.images}}, "mean_img_ar_error": 0.0})
+    """Return kohya's statistics of buckets: sizes (width, height), pictures, and by how much aspect ratios differ."""
+    buckets: dict[str, Any] = {}
+    errors: list[float] = []
+    for (height, width), samples in facts.by_size.items():
+        buckets[str(len(buckets))] = {"resolution": [width, height], "count": _shown(samples)}
+        errors += [abs(width / height - sample.width / sample.height) for sample in samples]
+    return json.dumps({"buckets": buckets, "mean_img_ar_error": sum(errors) / len(errors)})
+
+
+def _side_of(pick: Callable[[Iterable[int]], int]) -> Callable[[TrainingFacts], int | None]:
+    """Return what tells the shortest or the longest side of all buckets; None where there are no buckets."""
+    return lambda facts: pick(side for size in facts.by_size for side in size) if facts.has_buckets else None
+
+
+def _if_buckets(value: Callable[[TrainingFacts], _Value]) -> Callable[[TrainingFacts], _Value]:
+    return lambda facts: value(facts) if facts.has_buckets else None
 
 
 def _architecture(facts: TrainingFacts) -> str:
@@ -266,8 +307,16 @@ TABLE: tuple[Row, ...] = (
     Row("ss_lr_scheduler", lambda f: f.config.train.lr_scheduler, "`train.lr_scheduler`"),
     Row("ss_lr_warmup_steps", lambda f: f.config.train.warmup_steps, "`train.warmup_steps`"),
     Row("ss_max_grad_norm", lambda f: f.config.train.max_grad_norm, "`train.max_grad_norm`"),
-    Row("ss_resolution", lambda f: f"({f.config.data.resolution}, {f.config.data.resolution})", "`data.resolution`"),
-    Row("ss_bucket_info", _buckets, "the one size of the pictures, and how many", _EDITOR),
+    Row("ss_resolution", lambda f: "({1}, {0})".format(*f.buckets.most), "`data.resolution`, the largest"),
+    Row("ss_enable_bucket", _if_buckets(lambda f: True), "whether pictures have sizes of their own shape"),
+    Row(
+        "ss_bucket_no_upscale",
+        _if_buckets(lambda f: not f.config.data.upscale),
+        "`data.upscale`, where they have",
+    ),
+    Row("ss_min_bucket_reso", _side_of(min), "shortest side of all sizes, where they have"),
+    Row("ss_max_bucket_reso", _side_of(max), "longest side of all sizes, where they have"),
+    Row("ss_bucket_info", _buckets, "the sizes of the pictures, and how many have each, as JSON", _EDITOR),
     Row("ss_batch_size_per_device", lambda f: f.config.train.batch_size, "`train.batch_size`"),
     Row("ss_total_batch_size", lambda f: f.batch, "pictures of one step"),
     Row(
@@ -296,9 +345,7 @@ TABLE: tuple[Row, ...] = (
     Row("modelspec.architecture", _architecture, "kind of base, by its family", "SwarmUI: which base it is for"),
     Row("modelspec.implementation", lambda f: f.labels.implementation, "whose names the tensors have"),
     Row("modelspec.title", lambda f: f.name, "name of the file", _SWARM),
-    Row(
-        "modelspec.resolution", lambda f: f"{f.config.data.resolution}x{f.config.data.resolution}", "`data.resolution`"
-    ),
+    Row("modelspec.resolution", lambda f: "{1}x{0}".format(*f.buckets.most), "`data.resolution`, the largest"),
     Row("modelspec.description", _description, "pictures, steps and trigger, in a sentence", _SWARM),
     Row("modelspec.trigger_phrase", lambda f: f.config.data.trigger, "`data.trigger`", _SWARM),
     Row("modelspec.prediction_type", lambda f: _PREDICTIONS.get(f.prediction), "what the base predicts"),

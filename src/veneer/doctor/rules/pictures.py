@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import PureWindowsPath
 
+from veneer.data.buckets import SmallPictures
 from veneer.doctor.evidence import Evidence
 from veneer.doctor.finding import Change, Finding, interval, rank_changes
 from veneer.doctor.limits import FEW_PICTURES, FEW_SCORED_PICTURES
@@ -89,16 +90,21 @@ def held_out_leaked(evidence: Evidence) -> Finding | None:
 
 
 def blurred(evidence: Evidence) -> Finding | None:
-    """Find pictures smaller than the training resolution: enlarged, they are blurred, and blur is learned."""
-    pictures, side = evidence.pictures, evidence.config.data.resolution
-    if side is None or not pictures.small or pictures.smallest is None:
+    """Find pictures smaller than the training resolution: enlarged, they are blurred, and blur is learned.
+
+    Those that are trained at their own size lack what the resolution would show.
+    """
+    pictures, data = evidence.pictures, evidence.config.data
+    if data.resolution is None or not pictures.small or pictures.smallest is None:
         return None
+    asked = SmallPictures.among((), data)
     count = f"{pictures.small} of {pictures.train}"
-    seen = [f"{count} pictures have a side below {side} pixels, down to {pictures.smallest}"]
+    seen = [f"{count} pictures are smaller than {asked.size} pixels, with sides down to {pictures.smallest}"]
     seen += [f"such as {', '.join(pictures.small_examples)}"] if pictures.small_examples else []
     are_most = pictures.small >= _MOST * pictures.train
     advice = ("bigger pictures, or take the small ones out",)
-    what = "Pictures smaller than the resolution are enlarged, so blur is learned."
+    what = "Pictures smaller than the resolution are "
+    what += "enlarged, so blur is learned." if asked.enlarged else "trained at their own size, with less detail."
     return Finding("blurred", what, tuple(seen), advice=advice, level="problem" if are_most else "note")
 
 
