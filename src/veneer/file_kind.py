@@ -18,11 +18,13 @@ __all__ = [
     "EMPTY",
     "GGUF",
     "HDF5",
+    "HEAD",
     "JSON",
     "MOST_HEADER_BYTES",
     "NUMPY",
     "SAFETENSORS",
     "TEXT",
+    "ZIP",
     "Category",
     "FileKind",
     "is_torn_zip",
@@ -53,7 +55,8 @@ Category = Literal[
 
 MOST_HEADER_BYTES = 100_000_000
 """Bytes that a safetensors file's header may have, by the format."""
-_HEAD = 4096  # bytes that are looked at
+HEAD = 4096
+"""Bytes that are looked at."""
 _TAIL = 2**16 + 22  # bytes in which a zip's last record lies, with the comment behind it
 _MOST_DIRECTORY = 2**20  # bytes of a zip's directory that are looked at: some ten thousand names
 
@@ -79,7 +82,7 @@ GGUF = FileKind("a GGUF file", "weights")
 HDF5 = FileKind("an HDF5 file", "data")
 NUMPY = FileKind("a NumPy file", "data")
 _PICKLE = FileKind("a pickle", "pickle")
-_ZIP = FileKind("a zip archive", "archive")
+ZIP = FileKind("a zip archive", "archive")
 _OFFICE = FileKind("an Office document", "document")
 _VIDEO = FileKind("a video", "video")
 _AUDIO = FileKind("a sound recording", "audio")
@@ -170,8 +173,8 @@ def kind_of(head: bytes) -> FileKind | None:
 def kind_in(file: BinaryIO) -> FileKind | None:
     """Return what an open file is, which is read from its beginning and, for a zip, at its end."""
     file.seek(0)
-    kind = kind_of(file.read(_HEAD))
-    return _PICKLE if kind is _ZIP and any(map(_TORCH_MEMBER.fullmatch, _names_in_zip(file))) else kind
+    kind = kind_of(file.read(HEAD))
+    return _PICKLE if kind is ZIP and any(map(_TORCH_MEMBER.fullmatch, _names_in_zip(file))) else kind
 
 
 def kind_of_file(path: Path) -> FileKind | None:
@@ -191,7 +194,7 @@ def kind_despite_ending(pickle: Path) -> FileKind | None:
     kind = kind_of_file(pickle)
     if kind is None or kind.category in ("empty", "pickle", "text"):
         return None
-    return None if kind is _ZIP and is_torn_zip(pickle) else kind
+    return None if kind is ZIP and is_torn_zip(pickle) else kind
 
 
 def is_torn_zip(path: Path) -> bool:
@@ -221,7 +224,7 @@ def _markup(head: bytes) -> FileKind | None:
 
 def _kind_of_zip(head: bytes) -> FileKind:
     name = head[30 : 30 + int.from_bytes(head[26:28], "little")]
-    return next((kind for pattern, kind in _MEMBERS if pattern.fullmatch(name)), _ZIP)
+    return next((kind for pattern, kind in _MEMBERS if pattern.fullmatch(name)), ZIP)
 
 
 def _names_in_zip(file: BinaryIO) -> list[bytes]:

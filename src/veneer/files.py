@@ -22,6 +22,7 @@ __all__ = [
     "atomic_stream",
     "atomic_write",
     "check_free",
+    "decode_text",
     "is_pickle",
     "name_beside",
     "open_home",
@@ -139,6 +140,19 @@ def read_utf8(path: Path) -> str:
         raise UserError("no such file", code="files.not_found", where=path) from None
     except OSError as error:
         raise UserError(f"cannot be read: {error.strerror}", code="files.unreadable", where=path) from None
+    return decode_text(content, path)
+
+
+def decode_text(content: bytes, where: object) -> str:
+    """Decode a text file: UTF-8, or what its byte order mark says, which may be UTF-16 or UTF-32.
+
+    Args:
+        content: its bytes.
+        where: the file, for messages.
+
+    Raises:
+        UserError: it is not such a text.
+    """
     encoding, name = next((found for mark, *found in _MARKS if content.startswith(mark)), ("utf-8", "UTF-8"))
     try:
         text = content.decode(encoding)
@@ -146,7 +160,7 @@ def read_utf8(path: Path) -> str:
     except UnicodeDecodeError as error:
         place = error.start
     if place >= 0:  # a NUL, which no text has, tells of UTF-16 without a mark
-        raise UserError(f"not {name} at byte {place}", code="files.not_utf8", where=path, remedy="save it as UTF-8")
+        raise UserError(f"not {name} at byte {place}", code="files.not_utf8", where=where, remedy="save it as UTF-8")
     return text
 
 

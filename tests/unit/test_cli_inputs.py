@@ -42,7 +42,7 @@ def plan(path: Path) -> RunConfig:
 
 
 OTHERS = [
-    (archive(), "is a zip archive", "unpack it, and name the folder of pictures"),
+    (b"7z\xbc\xaf\x27\x1c\0\4", "is a 7z archive", "unpack it, and name the folder of pictures, or make a zip of it"),
     (picture(), "is a PNG picture", "name the folder of pictures that it lies in"),
     (save({"a": torch.ones(2)}), "is a safetensors file", "name a folder of pictures, and this file as the base"),
     (pickle.dumps({"a": 1}), "is a pickle", "convert it to safetensors"),
@@ -64,7 +64,7 @@ def test_what_is_no_configuration_is_said_to_be_what_it_is(
     with raises_code("cli.not_a_config", what) as caught:
         reader(tmp_path / name)
     assert remedy in str(caught.value) and "\n" not in str(caught.value)
-    assert "not a folder of pictures, a dataset.toml or a configuration file" in str(caught.value)
+    assert "not a folder or a zip of pictures, a dataset.toml or a configuration file" in str(caught.value)
 
 
 @pytest.mark.parametrize(("content", "what", "remedy"), OTHERS)
@@ -78,10 +78,27 @@ def test_so_it_is_where_a_study_is_expected(tmp_path: Path, content: bytes, what
 
 @pytest.mark.parametrize("verb", ["train", "plan"])
 def test_the_command_line_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
-    (tmp_path / "pictures.zip").write_bytes(archive())
-    assert main([verb, str(tmp_path / "pictures.zip")]) == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert "is a zip archive" in line and "unpack it" in line
+    (tmp_path / "pictures.7z").write_bytes(b"7z\xbc\xaf\x27\x1c\0\4")
+    (tmp_path / "torn.zip").write_bytes(archive()[:-30])
+    for name, words in (("pictures.7z", "unpack it"), ("torn.zip", "cut short"), ("gone.zip", "is neither a folder")):
+        assert main([verb, str(tmp_path / name)]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert f"{name}: " in line and words in line
+
+
+@pytest.mark.parametrize("reader", [read, plan])
+@pytest.mark.parametrize("name", ["pictures.zip", "pictures", "a.txt"])
+def test_a_zip_of_pictures_is_a_source(tmp_path: Path, reader: Callable[[Path], RunConfig], name: str) -> None:
+    """Hosted trainers take one; it is told by its content."""
+    (tmp_path / name).write_bytes(archive())
+    config = reader(tmp_path / name)
+    assert config.output.dir == Path("runs", Path(name).stem)
+    (sample,) = survey(config.data).train.samples
+    assert (sample.captions, sample.path, (sample.width, sample.height)) == (
+        ("tok",),
+        tmp_path / name / "a.png",
+        (16, 16),
+    )
 
 
 @pytest.mark.parametrize(

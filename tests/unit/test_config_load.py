@@ -298,6 +298,7 @@ source_configs = of(
     repeats=counts,
     weight=positives,
     references=several,
+    follow_links=st.booleans(),
     masks=st.none() | st.sampled_from(["alpha", "beside"]) | folders,
     tag_separator=st.sampled_from([",", ";"]),
     shuffle_tags=st.booleans(),

@@ -195,10 +195,11 @@ def what_training_sees(mapping: dict[str, Any]) -> Seen:
     )
 
 
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def wide(tmp_path: Path) -> Path:
     """Pictures that are not square, half transparent, with a caption file of two lines each."""
-    folder = tmp_path_factory.mktemp("wide")
+    folder = tmp_path / "wide"
+    folder.mkdir()
     for number in range(8):
         values = np.random.default_rng(number).integers(0, 256, (16, 24, 4), dtype=np.uint8)
         Image.fromarray(values).save(folder / f"{number}.png")
@@ -212,6 +213,10 @@ CHANGES: dict[str, Callable[[dict[str, Any], Path], object]] = {
     "sources.shuffle_tags": lambda data, folder: data["sources"][0].update(shuffle_tags=True, tag_separator="t"),
     "sources.tag_dropout": lambda data, folder: data["sources"][0].update(tag_dropout=0.5),
     "sources.captions": lambda data, folder: data["sources"][0].update(captions="whole"),
+    "sources.follow_links": lambda data, folder: [
+        data["sources"][0].update(follow_links=True),
+        Path(data["sources"][0]["path"], "more").symlink_to(folder),
+    ],
     "trigger": lambda data, folder: data.update(trigger="tok"),
     "sources.weight": lambda data, folder: data["sources"].append({"path": str(folder), "weight": 0.1}),
     "caption_template": lambda data, folder: data.update(caption_template=["a photo of {caption}"]),

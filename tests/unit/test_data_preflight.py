@@ -87,7 +87,8 @@ def test_what_is_no_file_is_put_aside_without_waiting_for_it(tmp_path: Path) -> 
     (tmp_path / "endless.png").symlink_to("/dev/zero")
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(2**31)
-    assert [(one.path.name, one.reason) for one in looked_over(tmp_path).train.rejected] == [
+    followed = DataConfig(sources=(SourceConfig(path=tmp_path, follow_links=True),), trigger="tok")
+    assert [(one.path.name, one.reason) for one in survey(followed).train.rejected] == [
         ("endless.png", "cannot be read: it is a device and no regular file"),
         ("huge.png", "too large: 2,147,483,648 bytes, at most 1,073,741,824"),
         ("pipe.png", "cannot be read: it is a named pipe and no regular file"),

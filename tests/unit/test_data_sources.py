@@ -128,7 +128,12 @@ def test_a_link_to_the_folder_itself_ends(tmp_path: Path) -> None:
     touch(tmp_path.parent / f"{tmp_path.name}-elsewhere", "b.png")
     (tmp_path / "again").symlink_to(tmp_path)
     (tmp_path / "elsewhere").symlink_to(tmp_path.parent / f"{tmp_path.name}-elsewhere")
-    assert set(captions(tmp_path, "tok")) == {"a.png", "elsewhere/b.png"}
+    assert set(captions(tmp_path, "tok")) == {"a.png"}
+    (left_out,) = read_source(SourceConfig(path=tmp_path), "tok").rejected
+    assert left_out.path == tmp_path / "elsewhere" and "out of the folder: follow_links: true" in left_out.reason
+    followed = read_source(SourceConfig(path=tmp_path, follow_links=True), "tok")
+    assert [one.path.relative_to(tmp_path).as_posix() for one in followed.entries] == ["a.png", "elsewhere/b.png"]
+    assert not followed.rejected
 
 
 def test_order_is_by_path(tmp_path: Path) -> None:
@@ -217,9 +222,9 @@ def test_a_faulty_line_is_named(tmp_path: Path, row: object, message: str, code:
 def test_captions_that_are_not_utf_8(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     (tmp_path / "a.txt").write_bytes("a café".encode("latin-1"))
-    with raises_code("files.not_utf8") as caught:
-        listed(tmp_path, "tok")
-    assert caught.value.where == str(tmp_path / "a.txt")
+    (rejected,) = read_source(SourceConfig(path=tmp_path), "tok").rejected
+    assert rejected.path == tmp_path / "a.png"
+    assert rejected.reason == f"its caption file {tmp_path / 'a.txt'}: not UTF-8 at byte 5; save it as UTF-8"
     (tmp_path / "metadata.jsonl").write_bytes('{"file_name": "a.png", "text": "é"}'.encode("utf-16-le"))
     with raises_code("files.not_utf8") as caught:
         listed(tmp_path, "tok")
@@ -253,7 +258,8 @@ def test_a_line_without_caption_needs_a_trigger(tmp_path: Path, nothing: object)
 
 
 def test_files_that_may_be_meant_as_captions_are_named_where_none_is_found(tmp_path: Path) -> None:
-    touch(tmp_path, "a.png", "a.json")
+    touch(tmp_path, "a.png")
+    (tmp_path / "a.json").write_text("{}")
     message = refused("no_caption", tmp_path)
     assert f"write a .txt beside each (not read, though they look like captions: {tmp_path / 'a.json'} (" in message
 
@@ -271,8 +277,7 @@ def test_half_a_character_is_refused_and_a_whole_one_is_not(tmp_path: Path) -> N
 def test_half_a_character_in_a_text_file_is_refused(tmp_path: Path) -> None:
     touch(tmp_path, "a.png")
     (tmp_path / "a.txt").write_bytes(b"a \xed\xa0\xbd")
-    with raises_code("files.not_utf8"):
-        listed(tmp_path, "tok")
+    assert "not UTF-8 at byte 2" in read_source(SourceConfig(path=tmp_path), "tok").rejected[0].reason
 
 
 class _Inventory:

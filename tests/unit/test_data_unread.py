@@ -25,8 +25,8 @@ def notes(folder: Path) -> str:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("a.json", b'{"caption": "a cat"}'),
-        ("a.png.json", b'{"tags": "a cat"}'),
+        ("a.json", b'{"about": "a cat"}'),
+        ("a.png.json", b'["a cat"]'),
         ("a.yaml", b"caption: a cat"),
         ("a.md", b"a cat"),
         ("a.description", "ein Kätzchen".encode()),
@@ -107,7 +107,11 @@ def test_they_are_among_the_notes_on_a_dataset_whether_trained_on_or_held_out(tm
 
 def test_what_cannot_be_read_is_passed_over_without_waiting(tmp_path: Path) -> None:
     write(tmp_path, "a.png")
+    write(tmp_path, "b.png")
     os.mkfifo(tmp_path / "a.md")
-    os.mkfifo(tmp_path / "a.txt")
+    os.mkfifo(tmp_path / "b.txt")
     (tmp_path / "a.nfo").symlink_to(tmp_path / "gone")
-    assert notes(tmp_path) == ""
+    found = read_source(SourceConfig(path=tmp_path), "tok")
+    assert [entry.path.name for entry in found.entries] == ["a.png"] and not found.notes
+    (rejected,) = found.rejected
+    assert rejected.path.name == "b.png" and "b.txt: cannot be read: it is a named pipe" in rejected.reason

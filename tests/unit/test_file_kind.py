@@ -201,7 +201,8 @@ ROOMS: dict[Callable[[bytes, Path], str], tuple[str, ...]] = {
 def test_all_rooms_call_it_the_same(
     room: Callable[[bytes, Path], str], content: bytes, name: str, category: str, tmp_path: Path
 ) -> None:
-    if category not in ROOMS[room] or name == "a GGUF file":
+    taken = category in ROOMS[room] or (room is said_of_a_source and name == "a zip archive")
+    if not taken or name == "a GGUF file":
         said = room(content, tmp_path)
         assert name in said and "\n" not in said
 

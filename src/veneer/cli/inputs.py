@@ -13,6 +13,7 @@ from veneer.config.schema import RunConfig
 from veneer.data.sources.kohya_toml import is_dataset_file
 from veneer.data.sources.runs import is_painted
 from veneer.data.sources.tree import find_pictures
+from veneer.data.sources.zip_filesystem import is_zip
 from veneer.errors import UserError
 from veneer.file_kind import JSON, kind_of_file
 from veneer.files import read_utf8, user_path
@@ -21,10 +22,10 @@ from veneer.study.config import Study, StudyConfig, load_study
 __all__ = ["read_planned_config", "read_run_config", "read_study", "with_base"]
 
 
-_RUN = "a folder of pictures, a dataset.toml or a configuration file"
+_RUN = "a folder or a zip of pictures, a dataset.toml or a configuration file"
 _STUDY = "the file of a study"
 _REMEDIES = {
-    "archive": "unpack it, and name the folder of pictures",
+    "archive": "unpack it, and name the folder of pictures, or make a zip of it",
     "audio": "name a folder of pictures",
     "data": "name a folder with the pictures themselves, and a metadata.jsonl or caption files",
     "document": "name a folder with the pictures themselves, and a metadata.jsonl or caption files",
@@ -39,7 +40,7 @@ _REMEDIES = {
 
 
 def read_run_config(source: Path, overrides: Sequence[str], trigger: str | None, presets: Sequence[str]) -> RunConfig:
-    """Read the configuration for a folder of pictures, for a dataset file of kohya's scripts, or of a file.
+    """Read the configuration for a folder or zip of pictures, for a dataset file of kohya's scripts, or of a file.
 
     Raises:
         UserError: there is no such folder or file, it is something else, or the configuration is at fault.
@@ -48,9 +49,9 @@ def read_run_config(source: Path, overrides: Sequence[str], trigger: str | None,
         _refuse_results(source)
         return config_from_folder(source, trigger, overrides, presets)
     if not source.exists():
-        what = "is neither a folder of pictures nor a configuration file"
+        what = "is neither a folder or zip of pictures nor a configuration file"
         raise UserError(what, code="cli.no_such_source", where=source)
-    if is_dataset_file(source):
+    if is_dataset_file(source) or is_zip(source):
         return config_from_folder(source, trigger, overrides, presets)
     _refuse_other_kinds(source, _RUN)
     if trigger is not None:

@@ -260,8 +260,9 @@ class SourceConfig(_Section):
     """One place with pictures."""
 
     path: Folder
-    """Folder with ``metadata.jsonl`` or ``metadata.csv``, or with a caption file such as ``a.txt`` beside each picture;
-    its subfolders are read too. Or the ``.toml`` file of a dataset of kohya's scripts."""
+    """Folder, or ``.zip`` that is read without unpacking it, with ``metadata.jsonl`` or ``metadata.csv``, or with a
+    caption file such as ``a.txt`` beside each picture; its subfolders are read too. Or the ``.toml`` file of a dataset
+    of kohya's scripts."""
     repeats: Count = 1
     """How often an epoch shows each of its pictures; times the TOML's own ``num_repeats``."""
     weight: Positive = 1.0
@@ -282,6 +283,8 @@ class SourceConfig(_Section):
     tag_orders: Count | None = None
     """How many texts a caption makes by these keys; default: each draw one of its own, all of which are
     encoded."""
+    follow_links: bool = False
+    """Read what links that lead out of the folder lead to; otherwise such pictures are put aside."""
     references: Folders = ()
     """For a base that edits: folder with the picture that each is made from by its caption, of the same name with any
     ending; a list of folders for several. A ``metadata.jsonl`` names them as ``reference_file_name``."""

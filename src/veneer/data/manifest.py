@@ -99,10 +99,17 @@ class Sample:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A picture that is left out, and why."""
+    """A picture that is left out, and why.
+
+    Attributes:
+        path: the file, for messages.
+        reason: why.
+        location: where its bytes lie, if it may be read and is left out as a picture alone.
+    """
 
     path: Path
     reason: str
+    location: Location | None = None
 
 
 @dataclass(frozen=True)

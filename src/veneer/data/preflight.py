@@ -21,7 +21,7 @@ from veneer.data.manifest import Manifest, Sample
 from veneer.data.notes import note_pictures, reasons
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.registry import read_sources
-from veneer.data.sources.tree import find_pictures
+from veneer.data.sources.tree import Tree
 from veneer.data.wording import few
 from veneer.errors import UserError
 
@@ -78,7 +78,8 @@ def read_prior(config: RunConfig) -> Manifest:
     folder = config.output.dir / "prior" if prior is None or prior.path is None else prior.path
     if prior is None or not folder.exists():
         return Manifest()
-    entries = tuple(Entry(path, (prior.prompt,)) for path in find_pictures(folder))
+    tree = Tree.walk(folder)
+    entries = tuple(Entry(path, (prior.prompt,), location=tree.location(path)) for path in tree.readable)
     pictures = inspect_pictures([Listing(entries)], config.data.background).manifest()
     # a picture that is there twice is one picture of the class
     samples = tuple(replace(sample, repeats=1) for sample in pictures.samples[: prior.count])
@@ -86,9 +87,8 @@ def read_prior(config: RunConfig) -> Manifest:
 
 
 def _inspect_held_out(folder: Path, config: DataConfig) -> Inspection:
-    # its captions and masks are read as the first source's are
-    first = config.sources[0]
-    source = SourceConfig(path=folder, captions=first.captions, masks=first.masks)
+    first = config.sources[0]  # it is read as the first source is
+    source = SourceConfig(path=folder, captions=first.captions, masks=first.masks, follow_links=first.follow_links)
     held = inspect_pictures(read_sources(config.model_copy(update={"sources": (source,)})), config.background)
     _refuse_if_empty(held, folder)
     return held

@@ -1,4 +1,4 @@
-"""A folder of pictures with caption files beside them."""
+"""A folder or a zip of pictures with caption files beside them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ __all__ = ["FolderSource"]
 
 
 class FolderSource:
-    """A folder of pictures, each of which may have caption files beside it."""
+    """A folder or a zip of pictures, each of which may have caption files beside it."""
 
     def list_pictures(self, config: SourceConfig) -> Listing:
         """List the pictures of a folder and of those below it."""
-        tree = Tree.walk(config.path)
-        captions = CaptionFiles(tree.own_files, tree.pictures, config.captions)
-        listing = tree.list_pictures(lambda picture: [captions.describe(picture)])
-        read = [file.path for file in captions.read]
-        unread = find_unread(tree.own_files, tree.pictures, read)
-        rejected = (*listing.rejected, *tree.find_misnamed(read))
-        return replace(listing, rejected=rejected, notes=tuple(captions.notes()), unread=tuple(unread))
+        tree = Tree.walk(config.path, config.follow_links)
+        captions = CaptionFiles(tree, config.captions)
+        listing = tree.list_pictures(captions.describe)
+        unread = find_unread(tree, captions.read)
+        rejected = (*listing.rejected, *tree.find_misnamed(captions.read))
+        notes = (*listing.notes, *captions.notes())
+        return replace(listing, rejected=rejected, notes=notes, unread=tuple(unread))

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from veneer.config.schema import SourceConfig
-from veneer.data.sources.caption_files import CaptionFiles, CaptionMode
+from veneer.data.sources.caption_files import CaptionFiles
 from veneer.data.sources.masks import Masks, with_masks
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.tree import Tree
@@ -65,7 +65,7 @@ class KohyaTomlSource:
             what = "names no folder: it has no [[datasets.subsets]]"
             remedy = "name the file of its --dataset_config" if "pretrained_model_name_or_path" in content else None
             raise UserError(what, code="data.toml_without_subsets", where=path, remedy=remedy)
-        listings = [_Subset(subset, path, where).list_pictures(config.captions) for subset, where in subsets]
+        listings = [_Subset(subset, path, where).list_pictures(config) for subset, where in subsets]
         ignored = sorted({key for subset, _ in subsets for key in subset if key not in READ})
         notes = [f"{path}: not read, set it in the run's configuration: {', '.join(ignored)}"] if ignored else []
         entries = tuple(entry for listing in listings for entry in listing.entries)
@@ -130,7 +130,7 @@ class _Subset:
     path: Path
     where: str
 
-    def list_pictures(self, mode: CaptionMode) -> Listing:
+    def list_pictures(self, config: SourceConfig) -> Listing:
         """List the pictures in the folder; those of folders below it are not its own, as in kohya's scripts."""
         self._refuse_unsupported()
         repeats, extension = self._value("num_repeats"), self._value("caption_extension")
@@ -139,17 +139,17 @@ class _Subset:
         if not re.fullmatch(r"\.[^/\\\0]+", extension):
             raise self._fault("caption_extension should be an ending with its dot, such as '.txt'")
         folder = self._folder()
-        own = Tree(folder, tuple(file for file in Tree.walk(folder).files if file.parent == folder))
-        captions = CaptionFiles(own.files, own.pictures, mode, (extension.lower(),))
-        listing = own.list_pictures(
-            lambda picture: [replace(self._complete(captions.describe(picture)), repeats=repeats)]
-        )
-        read = [self.path, *(file.path for file in captions.read)]
+        tree = Tree.walk(folder, config.follow_links)
+        own = replace(tree, files=tuple(file for file in tree.files if file.parent == folder))
+        captions = CaptionFiles(own, config.captions, (extension.lower(),))
+        listing = own.list_pictures(lambda picture: self._complete(captions.describe(picture), repeats))
+        read = [self.path, *captions.read]
         why_not = f"caption_extension is {extension!r} in {self.where}"
-        unread = find_unread(own.files, own.pictures, read, lambda _: why_not)
+        unread = find_unread(own, read, lambda _: why_not)
         rejected = (*listing.rejected, *own.find_misnamed(read))
-        listing = replace(listing, rejected=rejected, notes=tuple(captions.notes()), unread=tuple(unread))
-        return with_masks(listing, folder, self._masks())
+        notes = (*listing.notes, *captions.notes())
+        listing = replace(listing, rejected=rejected, notes=notes, unread=tuple(unread))
+        return with_masks(listing, folder, self._masks(), config.follow_links)
 
     def _masks(self) -> Masks:
         """Return where the masks are: as in kohya's scripts a folder of them counts more than the alpha channels."""
@@ -172,13 +172,16 @@ class _Subset:
             raise UserError("no 'image_dir'", code="data.toml_without_folder", where=self.where, remedy=remedy)
         return self.path.parent / Path(name).expanduser()
 
-    def _complete(self, entry: Entry) -> Entry:
+    def _complete(self, described: Sequence[Entry] | str, repeats: int) -> Sequence[Entry] | str:
+        return described if isinstance(described, str) else [self._completed(entry, repeats) for entry in described]
+
+    def _completed(self, entry: Entry, repeats: int) -> Entry:
         """Return a picture with the tokens of its class where it has no caption, and with prefix and suffix."""
         tokens, prefix, suffix = (self._value(key) for key in ("class_tokens", "caption_prefix", "caption_suffix"))
         captions = entry.captions or ((tokens,) if tokens else ())
         # a space parts them from the caption, as in kohya's scripts
         whole = tuple(" ".join(filter(None, (prefix, caption, suffix))) for caption in captions)
-        return replace(entry, captions=whole)
+        return replace(entry, captions=whole, repeats=repeats)
 
     def _value(self, key: str) -> Any:
         kind, default = READ[key]

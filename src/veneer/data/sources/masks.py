@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from veneer.data.location import Location
 from veneer.data.manifest import Rejected
 from veneer.data.sources.names import NameIndex
 from veneer.data.sources.protocol import Entry, Listing
@@ -31,7 +30,7 @@ _MASK = re.compile(r"(?P<picture>.+)(-masklabel|[._-]mask)", re.IGNORECASE)
 """A mask beside a picture."""
 
 
-def with_masks(listing: Listing, source: Path, masks: Masks) -> Listing:
+def with_masks(listing: Listing, source: Path, masks: Masks, follow_links: bool = False) -> Listing:
     """Return a listing in which each picture has its mask, and no mask is a picture.
 
     A picture without a mask is learned whole.
@@ -40,6 +39,7 @@ def with_masks(listing: Listing, source: Path, masks: Masks) -> Listing:
         listing: of the pictures.
         source: their place.
         masks: where theirs are.
+        follow_links: whether links that lead out of a folder of masks are read.
 
     Raises:
         UserError: a list names masks and the source has others, or a folder of masks is at fault.
@@ -52,7 +52,7 @@ def with_masks(listing: Listing, source: Path, masks: Masks) -> Listing:
     if masks == "beside":
         return _without_labels(_with_masks_beside(listing))
     listing = _without_labels(listing)
-    return _note_names(listing) if masks is None else _with_masks_in(listing, source, masks)
+    return _note_names(listing) if masks is None else _with_masks_in(listing, source, Tree.walk(masks, follow_links))
 
 
 def _refuse_twice(listing: Listing, source: Path) -> None:
@@ -64,7 +64,7 @@ def _refuse_twice(listing: Listing, source: Path) -> None:
 
 def _with_masks_beside(listing: Listing) -> Listing:
     """Give pictures the masks beside them, be these listed as pictures, or left out because no list names them."""
-    places = {one.path: Location(one.path) for one in listing.rejected}
+    places = {one.path: one.location for one in listing.rejected if one.location is not None}
     places |= {entry.path: entry.location for entry in listing.entries}
     found = _of_pictures(places, listing.entries, _MASK)
     of_picture: dict[Path, list[Path]] = {}
@@ -116,9 +116,10 @@ def _of_pictures(files: Iterable[Path], entries: Iterable[Entry], names: re.Patt
     return found
 
 
-def _with_masks_in(listing: Listing, source: Path, folder: Path) -> Listing:
+def _with_masks_in(listing: Listing, source: Path, tree: Tree) -> Listing:
     """Give pictures the masks of their names in a folder, which may lie among the pictures."""
-    index = NameIndex((_name(path, folder), path) for path in Tree.walk(folder).pictures)
+    folder = tree.folder
+    index = NameIndex((_name(path, folder), path) for path in tree.pictures)
     entries: list[Entry] = []
     rejected = [one for one in listing.rejected if folder not in one.path.parents]
     for entry in listing.entries:
@@ -127,8 +128,10 @@ def _with_masks_in(listing: Listing, source: Path, folder: Path) -> Listing:
         masks = index.find(_name(entry.path, source))
         if len(masks) > 1:
             rejected.append(Rejected(entry.path, f"several masks of its name: {few(masks)}"))
+        elif masks and (fault := tree.filesystem.fault(masks[0])):
+            rejected.append(Rejected(entry.path, f"its mask {masks[0]}: {fault}"))
         else:
-            entries.append(replace(entry, mask=Location(masks[0]) if masks else None))
+            entries.append(replace(entry, mask=tree.location(masks[0]) if masks else None))
     return replace(listing, entries=tuple(entries), rejected=tuple(rejected))
 
 

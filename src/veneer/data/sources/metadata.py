@@ -1,4 +1,4 @@
-"""A folder with a ``metadata.jsonl`` or a ``metadata.csv``, as the ``datasets`` library has it.
+"""A folder or zip with a ``metadata.jsonl`` or a ``metadata.csv``, as the ``datasets`` library has it.
 
 Each row has ``file_name``, relative to the folder, and ``text``, a caption; in JSON also a list of them. A row of a
 pair also has ``reference_file_name``, the picture that the text is to be applied to, or ``reference_file_names``, a
@@ -23,14 +23,17 @@ from typing import Any, TypeAlias
 
 from veneer.config.schema import SourceConfig
 from veneer.data.location import Location
+from veneer.data.manifest import Rejected
 from veneer.data.sources.caption_files import CaptionFiles
+from veneer.data.sources.filesystem import FileSystem
+from veneer.data.sources.json_captions import refuse_half_characters
 from veneer.data.sources.names import NameIndex
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.tree import Tree
 from veneer.data.sources.unread import find_unread
+from veneer.data.sources.zip_filesystem import is_zip
 from veneer.data.wording import few
 from veneer.errors import UserError
-from veneer.files import read_utf8
 
 __all__ = ["MetadataSource"]
 
@@ -56,14 +59,15 @@ Lists: TypeAlias = Mapping[Path, Entries]
 
 
 class MetadataSource:
-    """A folder of pictures in which, or below which, a ``metadata.jsonl`` or ``metadata.csv`` lists some."""
+    """A folder or zip of pictures in which, or below which, a ``metadata.jsonl`` or ``metadata.csv`` lists some."""
 
     def list_pictures(self, config: SourceConfig) -> Listing | None:
         """List the pictures of a folder and of those below it; None if no list is among their files."""
-        if not config.path.is_dir():
+        if not (config.path.is_dir() or is_zip(config.path)):
             return None
-        tree = Tree.walk(config.path)
-        files = [file for file in tree.own_files if file.name.lower() in _READERS and file.is_file()]
+        tree = Tree.walk(config.path, config.follow_links)
+        named = [file for file in tree.own_files if file.name.lower() in _READERS]
+        files = [file for file in named if tree.filesystem.is_file(file)]
         return _Lists(tree, files).list_pictures(config) if files else None
 
 
@@ -80,25 +84,40 @@ class _Lists:
         Raises:
             UserError: a list or a caption file is at fault, or there is no picture.
         """
-        captions = CaptionFiles(self.tree.own_files, self.tree.pictures, config.captions)
+        captions = CaptionFiles(self.tree, config.captions)
         listing = self.tree.list_pictures(lambda picture: self._entry_or_reason(picture, captions))
         # a list may name pictures whose ending says nothing, or whose name is hidden
         listed = {path: entries for named in self.entries.values() for path, entries in named.items()}
         walked = set(self.tree.pictures)
-        others = tuple(entry for path, entries in listed.items() if path not in walked for entry in entries)
-        read = [*self.files, *listed, *self._references, *(file.path for file in captions.read)]
-        unread = find_unread(self.tree.own_files, self.tree.pictures, read, self._why_not)
-        notes = (*captions.notes(), *self._note_several(), *self._note_other_references())
-        rejected = (*listing.rejected, *self.tree.find_misnamed(read))
-        entries = (*listing.entries, *others)
-        return replace(listing, entries=entries, rejected=rejected, notes=notes, unread=tuple(unread))
+        others = [entry for path, entries in listed.items() if path not in walked for entry in entries]
+        read = [*self.files, *listed, *self._references, *captions.read]
+        unread = find_unread(self.tree, read, self._why_not)
+        notes = (*listing.notes, *captions.notes(), *self._note_several(), *self._note_other_references())
+        good, refused = self._readable([*listing.entries, *others])
+        rejected = (*listing.rejected, *refused, *self.tree.find_misnamed(read))
+        return replace(listing, entries=good, rejected=rejected, notes=notes, unread=tuple(unread))
 
     @cached_property
     def entries(self) -> Lists:
         entries: dict[Path, dict[Path, list[Entry]]] = {}
         for file in self.files:
-            _read_list(file, entries.setdefault(file.parent, {}), self._columns)
+            _read_list(self.tree, file, entries.setdefault(file.parent, {}), self._columns)
         return entries
+
+    def _readable(self, entries: Sequence[Entry]) -> tuple[tuple[Entry, ...], list[Rejected]]:
+        """Part entries from those of which a picture, a reference or a mask may not be read."""
+        good: list[Entry] = []
+        refused: list[Rejected] = []
+        for entry in entries:
+            places = [("", entry.location), *(("its reference ", one) for one in entry.references)]
+            places += [("its mask ", entry.mask)] if entry.mask else []
+            faults = ((whose, place.path, self.tree.filesystem.fault(place.path)) for whose, place in places)
+            reasons = [f"{whose}{path}: {fault}" if whose else fault for whose, path, fault in faults if fault]
+            if reasons:
+                refused.append(Rejected(entry.path, reasons[0]))
+            else:
+                good.append(entry)
+        return tuple(good), refused
 
     @cached_property
     def _columns(self) -> dict[str, str]:
@@ -118,7 +137,7 @@ class _Lists:
         """
         above = [self.entries[folder] for folder in picture.parents if folder in self.entries]
         if not above:
-            return [captions.describe(picture)]
+            return captions.describe(picture)
         names = " or ".join(dict.fromkeys(file.name for file in self.files if file.parent in picture.parents))
         reason = () if picture in self._references else f"no line of {names} names it"
         return next((listed[picture] for listed in above if picture in listed), reason)
@@ -143,30 +162,29 @@ class _Lists:
         ]
 
 
-def _read_list(path: Path, entries: dict[Path, list[Entry]], columns: dict[str, str]) -> None:
+def _read_list(tree: Tree, path: Path, entries: dict[Path, list[Entry]], columns: dict[str, str]) -> None:
     """Add the pictures that a list names; several rows for one picture, and its references, are several captions."""
-    names = _Names(path.parent)
-    for where, row in _READERS[path.name.lower()](path):
+    names = _Names(tree.filesystem, path.parent)
+    for where, row in _READERS[path.name.lower()](tree.read_text(path), path):
         for name in row:
             columns.setdefault(name, where)
         picture = _named_file(names, _field(row, "file_name", where), "file_name", where)
         references = _reference_files(names, row, where)
-        mask = Location(_named_file(names, row[_MASK], _MASK, where)) if row.get(_MASK) else None
+        mask = tree.location(_named_file(names, row[_MASK], _MASK, where)) if row.get(_MASK) else None
         captions = _captions(row, where)
         known = entries.setdefault(picture, [])
         earlier = next((entry for entry in known if (entry.references, entry.mask) == (references, mask)), None)
         if earlier is not None:
             known.remove(earlier)
             captions = tuple(dict.fromkeys((*earlier.captions, *captions)))
-        known.append(
-            Entry(picture, tuple(dict.fromkeys(captions)), captions_at=where, references=references, mask=mask)
-        )
+        place = tree.location(picture)
+        known.append(Entry(picture, tuple(dict.fromkeys(captions)), 1, where, references, location=place, mask=mask))
 
 
-def _json_rows(path: Path) -> Iterator[Row]:
+def _json_rows(text: str, path: Path) -> Iterator[Row]:
     """Yield each line's object."""
     # not splitlines: a caption may hold U+2028, which JSON leaves as it is
-    for number, line in enumerate(read_utf8(path).split("\n"), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         where = f"{path}:{number}"
         if not line.strip():
             continue
@@ -179,9 +197,8 @@ def _json_rows(path: Path) -> Iterator[Row]:
         yield where, row
 
 
-def _csv_rows(path: Path) -> Iterator[Row]:
+def _csv_rows(text: str, path: Path) -> Iterator[Row]:
     """Yield each row of a table whose first line names the columns, which a comma, semicolon or tab parts."""
-    text = read_utf8(path)
     header = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=header.count)
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
@@ -201,7 +218,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         yield where, {name.strip(): value for name, value in row.items()}
 
 
-_READERS: Mapping[str, Callable[[Path], Iterator[Row]]] = {"metadata.jsonl": _json_rows, "metadata.csv": _csv_rows}
+_READERS: Mapping[str, Callable[[str, Path], Iterator[Row]]] = {"metadata.jsonl": _json_rows, "metadata.csv": _csv_rows}
 """How a list of each name, in small letters, is read."""
 
 
@@ -217,23 +234,24 @@ class _Names:
     """The files of a folder and those below it, by the names that a list may give them.
 
     Args:
+        filesystem: that of the list.
         folder: of the list.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._indexes: dict[Path, NameIndex] = {}
+    def __init__(self, filesystem: FileSystem, folder: Path) -> None:
+        self.filesystem, self._folder = filesystem, folder
+        self._indexes: dict[Path, NameIndex[Path]] = {}
 
     def find(self, parts: tuple[str, ...]) -> Path | None:
         """Return the file of a name as its folder spells it; None if there is none, or several of like names."""
         found = [self._folder]
         for part in parts:
-            found = self._index(found[0]).find(part) if len(found) == 1 and found[0].is_dir() else []
-        return found[0] if len(found) == 1 and found[0].is_file() else None
+            found = self._index(found[0]).find(part) if len(found) == 1 and self.filesystem.is_folder(found[0]) else []
+        return found[0] if len(found) == 1 and self.filesystem.is_file(found[0]) else None
 
-    def _index(self, folder: Path) -> NameIndex:
+    def _index(self, folder: Path) -> NameIndex[Path]:
         if folder not in self._indexes:
-            self._indexes[folder] = NameIndex((path.name, path) for path in sorted(folder.iterdir()))
+            self._indexes[folder] = NameIndex((path.name, path) for path in self.filesystem.children(folder))
         return self._indexes[folder]
 
 
@@ -246,7 +264,7 @@ def _reference_files(names: _Names, row: dict[str, Any], where: str) -> tuple[Lo
     if isinstance(named, str) and named.startswith("["):  # a table can hold a list as JSON alone
         named = _json_list(named, column, where)
     listed = named if isinstance(named, list) else [named]
-    return tuple(Location(_named_file(names, name, column, where)) for name in listed)
+    return tuple(names.filesystem.location(_named_file(names, name, column, where)) for name in listed)
 
 
 def _json_list(text: str, column: str, where: str) -> object:
@@ -278,14 +296,5 @@ def _captions(row: dict[str, Any], where: str) -> tuple[str, ...]:
         what = "'text' should be a caption or a list of captions"
         raise UserError(what, code="data.metadata_caption", where=where)
     for caption in captions:
-        _refuse_half_characters(caption, where)
+        refuse_half_characters(caption, "text", where)
     return tuple(caption.strip() for caption in captions if caption.strip())
-
-
-def _refuse_half_characters(caption: str, where: str) -> None:
-    """Refuse half of a UTF-16 pair, which JSON can write and UTF-8 cannot: no tokenizer takes it, and no file."""
-    half = re.search(r"[\ud800-\udfff]", caption)
-    if half:
-        what = f"'text' has half a character, \\u{ord(half[0]):x}"
-        remedy = "write the caption anew, e.g. with ensure_ascii=False"
-        raise UserError(what, code="data.half_character", where=where, remedy=remedy)

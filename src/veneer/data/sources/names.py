@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable
-from pathlib import Path
+from typing import Generic, TypeVar
 
 __all__ = ["NameIndex", "composed"]
+
+_File = TypeVar("_File")
 
 
 def composed(name: str) -> str:
@@ -26,20 +28,20 @@ _FORMS: tuple[Callable[[str], str], ...] = (str, composed, _folded)
 """From the strictest to the loosest."""
 
 
-class NameIndex:
-    """Files by their names.
+class NameIndex(Generic[_File]):
+    """Files, or where they lie, by their names.
 
     Args:
         pairs: names that files go by, each with its file.
     """
 
-    def __init__(self, pairs: Iterable[tuple[str, Path]]) -> None:
-        self._files: list[dict[str, list[Path]]] = [{} for _ in _FORMS]
+    def __init__(self, pairs: Iterable[tuple[str, _File]]) -> None:
+        self._files: list[dict[str, list[_File]]] = [{} for _ in _FORMS]
         for name, file in pairs:
             for files, form in zip(self._files, _FORMS, strict=True):
                 files.setdefault(form(name), []).append(file)
 
-    def find(self, name: str) -> list[Path]:
+    def find(self, name: str) -> list[_File]:
         """Return the files of a name: those of exactly this one, else in NFC, else in any case of letters."""
         for files, form in zip(self._files, _FORMS, strict=True):
             if found := files.get(form(name)):

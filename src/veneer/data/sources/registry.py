@@ -51,8 +51,8 @@ def read_source(
     listings = (source.list_pictures(config) for source in sources)
     listing = next(listing for listing in listings if listing is not None)
     if config.references:
-        listing = with_references(listing, config.path, config.references)
-    listing = with_masks(listing, config.path, config.masks)
+        listing = with_references(listing, config)
+    listing = with_masks(listing, config.path, config.masks, config.follow_links)
     notes = (*note_unread(listing.unread), *_note_uncaptioned(listing.entries))
     listing = complete_captions(config.path, listing, trigger, style, TagRules.of(config))
     if trigger is None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from veneer.data.sources.caption_files import CAPTION_ENDINGS, beside
 from veneer.data.sources.protocol import Unread
+from veneer.data.sources.tree import Tree
 from veneer.data.wording import few
 from veneer.file_kind import kind_of
-from veneer.files import open_regular
 
 __all__ = ["find_unread", "note_unread"]
 
@@ -26,64 +26,50 @@ _HEAD = 2**16  # bytes of a file that are looked at
 
 
 def find_unread(
-    files: Iterable[Path],
-    pictures: Sequence[Path],
-    read: Collection[Path],
-    why_not: Callable[[Path], str | None] | None = None,
+    tree: Tree, read: Collection[Path], why_not: Callable[[Path], str | None] | None = None
 ) -> list[Unread]:
     """Return the files that look like captions of pictures and were not read.
 
     Args:
-        files: all files.
-        pictures: those of them that are pictures, used or not.
+        tree: the files.
         read: files that were read, as captions or else.
         why_not: why a caption file beside a picture was not read; None: all such were.
     """
-    pictures_beside, skipped = beside(pictures), {*pictures, *read}
+    pictures_beside, skipped = beside(tree.pictures), {*tree.pictures, *read}
     unread: list[Unread] = []
-    for file in files:
-        reason = None if file in skipped else _reason(file, pictures_beside(file), pictures, why_not)
+    for file in tree.own_files:
+        reason = None if file in skipped else _reason(tree, file, pictures_beside(file), why_not)
         if reason is not None:
             unread.append(Unread(file, reason))
     return unread
 
 
-def _reason(
-    file: Path, own: Sequence[Path], pictures: Sequence[Path], why_not: Callable[[Path], str | None] | None
-) -> str | None:
+def _reason(tree: Tree, file: Path, own: Sequence[Path], why_not: Callable[[Path], str | None] | None) -> str | None:
     """Return why a file that looks like captions is not read; None if it looks like something else."""
     ending = file.suffix.lower()
     if ending in CAPTION_ENDINGS:
         if own and why_not is not None:
             return why_not(own[0])
         return None if own or _OTHER_TEXT.match(file.name) else "no picture of this name is beside them"
-    is_text = ending in _TABLES or (ending in _TREES and (own or _names_pictures(file, pictures)))
-    if is_text or (own and _is_text(file)):
+    is_text = ending in _TABLES or (ending in _TREES and (own or _names_pictures(tree, file)))
+    if is_text or (own and _is_text(tree, file)):
         return f"captions are read from {', '.join(CAPTION_ENDINGS)}, metadata.jsonl and metadata.csv"
     return None
 
 
-def _names_pictures(file: Path, pictures: Sequence[Path]) -> bool:
+def _names_pictures(tree: Tree, file: Path) -> bool:
     """Check whether a file's name speaks of captions, or its beginning of a picture in its folder or below."""
     if _CAPTION_WORD.search(file.stem):
         return True
-    head = _head(file).decode("utf-8", "ignore")
-    below = [picture for picture in pictures if file.parent in picture.parents]
+    head = tree.head(file, _HEAD).decode("utf-8", "ignore")
+    below = [picture for picture in tree.pictures if file.parent in picture.parents]
     return any(picture.name in head for picture in below)
 
 
-def _is_text(file: Path) -> bool:
-    kind = kind_of(_head(file))
+def _is_text(tree: Tree, file: Path) -> bool:
+    head = tree.head(file, _HEAD)
+    kind = kind_of(head) if head else None
     return kind is not None and kind.category in ("text", "markup")
-
-
-def _head(file: Path) -> bytes:
-    """Return a file's first bytes; none if it is no regular file or may not be read."""
-    try:
-        with open_regular(file) as opened:
-            return opened.read(_HEAD)
-    except OSError:
-        return b""
 
 
 def note_unread(unread: Iterable[Unread]) -> list[str]:
