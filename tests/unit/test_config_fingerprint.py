@@ -39,6 +39,10 @@ def config(**sections: Any) -> RunConfig:
     values: dict[str, Any] = {"base": "bundled", "data": {"sources": [{"path": "p"}], "trigger": "sks"}}
     values["data"] |= {"prior": {"prompt": "a cat"}, "aspect": "square", "upscale": True}
     values["data"] |= {"trigger_placement": "start", "caption_template": ["a {caption}"], "prompt_weights": "strip"}
+    values["data"] |= {
+        "crop_jitter": 0.1,
+        "color_jitter": dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.1),
+    }
     values["objective"] = {"timestep_density": "logit_normal", "timestep_shift": 3.0}
     values["objective"] |= {"unmasked_weight": 0.1, "normalize_masked_area": False}
     values["adapter"] = {"blocks": ["blocks.1"], "text_encoders": {"text_encoder": {"blocks": ["layers.0"]}}}

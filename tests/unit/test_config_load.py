@@ -25,6 +25,7 @@ from veneer.config.load import (
 from veneer.config.paths import names_only
 from veneer.config.schema import (
     AdapterConfig,
+    ColorJitterConfig,
     DataConfig,
     Density,
     ObjectiveConfig,
@@ -315,7 +316,9 @@ data_configs = of(
     upscale=st.booleans(),
     held_out=shares | folders,
     background=st.sampled_from(["white", "#00ff7f"]),
+    crop_jitter=st.floats(0, 0.49),
     flip=st.booleans(),
+    color_jitter=of(ColorJitterConfig, brightness=shares, contrast=shares, saturation=shares, hue=st.floats(0, 0.5)),
     caption_dropout=shares,
     token_windows=st.integers(1, 10),
     cache=st.none() | folders,

@@ -227,6 +227,11 @@ CHANGES: dict[str, Callable[[dict[str, Any], Path], object]] = {
     "background": lambda data, folder: data.update(background="black"),
     "crop": lambda data, folder: data.update(crop="random"),
     "flip": lambda data, folder: data.update(flip=True),
+    "crop_jitter": lambda data, folder: data.update(crop_jitter=0.2),
+    "color_jitter.brightness": lambda data, folder: data.update(color_jitter={"brightness": 0.2}),
+    "color_jitter.contrast": lambda data, folder: data.update(color_jitter={"contrast": 0.2}),
+    "color_jitter.saturation": lambda data, folder: data.update(color_jitter={"saturation": 0.2}),
+    "color_jitter.hue": lambda data, folder: data.update(color_jitter={"hue": 0.1}),
     "caption_dropout": lambda data, folder: data.update(caption_dropout=0.5),
     "prior": lambda data, folder: data.pop("prior"),
     "prior.prompt": lambda data, folder: data["prior"].update(prompt="an animal"),
@@ -241,7 +246,7 @@ def test_every_field_has_a_test_that_it_changes_something() -> None:
     # how texts are encoded in test_family_windows.py, that of references in test_data_references.py, that of masks in
     # test_data_sources_masks.py, those of the keys that say more of another key in test_data_tags.py and
     # test_data_captions.py
-    elsewhere = {"cache", "sources", "sources.references", "prior.weight", "token_windows"}
+    elsewhere = {"cache", "color_jitter", "sources", "sources.references", "prior.weight", "token_windows"}
     elsewhere |= {"sources.masks", "sources.tag_separator", "sources.keep_tags", "sources.tag_orders"}
     assert set(CHANGES) == fields - elsewhere - {"trigger_placement", "prompt_weights"}
 

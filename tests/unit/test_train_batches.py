@@ -103,7 +103,9 @@ def shown(encoder: Encoder, draws: list[SampleDraw]) -> None:
         encoder.texts([draw.sample.captions[0]])
 
 
-@pytest.mark.parametrize(("data", "times"), [({}, 1), ({"flip": True}, 2), ({"crop": "random"}, 30)])
+@pytest.mark.parametrize(
+    ("data", "times"), [({}, 1), ({"flip": True}, 2), ({"crop": "random"}, 30), ({"crop_jitter": 0.1}, 30)]
+)
 def test_each_distinct_input_is_encoded_once(family: Family, tiny_pictures: Path, data: Any, times: int) -> None:
     config = tiny_config(tiny_pictures, data=data)
     sample, counting = survey(config.data).train.samples[0], Counting(family)
@@ -112,7 +114,7 @@ def test_each_distinct_input_is_encoded_once(family: Family, tiny_pictures: Path
     assert counting.texts == [sample.captions[0]]
 
 
-@pytest.mark.parametrize("data", [{}, {"flip": True}, {"crop": "random", "flip": True}])
+@pytest.mark.parametrize("data", [{}, {"flip": True}, {"crop": "random", "flip": True}, {"color_jitter": {"hue": 0.1}}])
 def test_what_is_kept_is_what_would_be_encoded(family: Family, tmp_path: Path, data: dict[str, Any]) -> None:
     """On pictures whose mirror image and whose edges are others."""
     config = tiny_config(write_noise_pictures(tmp_path), data={"trigger": "noise", **data})

@@ -34,6 +34,7 @@ __all__ = [
     "READ_METHODS",
     "AdapterConfig",
     "BaseConfig",
+    "ColorJitterConfig",
     "DataConfig",
     "Density",
     "ObjectiveConfig",
@@ -307,6 +308,24 @@ class PriorConfig(_Section):
     """Folder with pictures of the class; default: ``prior`` in the output folder."""
 
 
+class ColorJitterConfig(_Section):
+    """How far the colours of a picture are changed in each draw, at random."""
+
+    brightness: Share = 0.0
+    """Most by which all values are made brighter or darker, as a share."""
+    contrast: Share = 0.0
+    """Most by which contrast is raised or lowered, as a share."""
+    saturation: Share = 0.0
+    """Most by which colours are made stronger or weaker, as a share."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Most by which hues are turned on the colour circle, in turns: 0.02 is little, 0.5 is all the way round."""
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any colour is changed."""
+        return max(self.brightness, self.contrast, self.saturation, self.hue) > 0
+
+
 class DataConfig(_Section):
     """The pictures, and what is done to them before the model sees them."""
 
@@ -338,8 +357,14 @@ class DataConfig(_Section):
     """Colour that transparent pictures are laid on: a name, or ``"#rrggbb"`` in quotes."""
     crop: Literal["center", "random"] = "center"
     """Which part is cut from a picture whose shape is not that of its size."""
+    crop_jitter: Annotated[float, Field(ge=0, lt=0.5)] = 0.0
+    """Most by which each draw zooms into its cut, as a share of the sides, at a place of its own: 0.1 shows 81 % of the
+    area or more."""
     flip: bool = False
-    """Mirror half of the draws, left to right; wrong for text and for faces that are not symmetric."""
+    """Mirror half of the draws, left to right, but of pictures whose captions say left or right; wrong for text and
+    for faces that are not symmetric."""
+    color_jitter: ColorJitterConfig = ColorJitterConfig()
+    """Change the colours of each draw; wrong for styles, whose colours are what is to be learned."""
     caption_dropout: Share = 0.0
     """Share of draws with an empty caption, which trains the unconditional branch of guidance."""
     token_windows: Annotated[int, Field(ge=1, le=MAX_TOKEN_WINDOWS)] = 1

@@ -66,6 +66,8 @@ _DATA = {
     "random_crop": "data.crop",
     "flip_aug": "data.flip",
     "random_flip": "data.flip",
+    "color_aug": "data.color_jitter",
+    "face_crop_aug_range": "data.crop_jitter",
     "caption_dropout_probability": "data.caption_dropout",
     "caption_dropout_rate": "data.caption_dropout",
     "proportion_empty_prompts": "data.caption_dropout",

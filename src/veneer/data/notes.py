@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from veneer.config.schema import DataConfig, SourceConfig
+from veneer.data.augment import names_side
 from veneer.data.buckets import SmallPictures
 from veneer.data.inspection import Inspection
 from veneer.data.manifest import Rejected, Sample
@@ -33,6 +34,7 @@ def note_pictures(config: DataConfig, train: Inspection, held: Inspection, near:
         *_note_leaks(held, near),
         *_note_references(train),
         *_note_masks(train),
+        *_note_sides(config, train),
         *note_small(train.samples.values(), config),
         *dict.fromkeys((*train.notes, *held.notes)),
     ]
@@ -107,6 +109,13 @@ def _note_masks(train: Inspection) -> list[str]:
         f"{len(shares)} of {len(samples)} pictures have a mask, and {sum(shares) / len(shares):.0%} of these is learned"
     )
     return [f"{note} (what is white), of the others all: {few(whole)}" if whole else f"{note} (what is white)"]
+
+
+def _note_sides(config: DataConfig, train: Inspection) -> list[str]:
+    """Note pictures that are not mirrored though ``flip`` is on."""
+    sided = [one.path for one in train.samples.values() if names_side(one.captions)] if config.flip else []
+    what = f"{len(sided)} of {len(train.samples)} pictures are not mirrored, for their captions say left or right"
+    return [f"{what}: {few(sided)}"] if sided else []
 
 
 def _note_leaks(held: Inspection, near: Pairs) -> list[str]:

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from veneer.config.colour import rgb
 from veneer.config.schema import DataConfig
+from veneer.data.augment import AS_MEASURED, Augmentation, Box, augmentation_of
 from veneer.data.buckets import Size
 from veneer.data.decode import decode
 from veneer.data.manifest import Reference, Sample, content_id
 from veneer.data.unreadable import Unreadable
 from veneer.errors import UserError
-from veneer.rng import uniform
 
 __all__ = [
     "Geometry",
@@ -54,18 +54,17 @@ class Geometry:
 
 def geometry_of(sample: Sample, config: DataConfig, size: Size, seed: int, draw_index: int) -> Geometry:
     """Return the geometry of what :func:`load_pixels` loads for the same arguments."""
-    shift = _shift(sample, config, seed, draw_index)
-    return _geometry(sample, size, shift, is_flipped(sample, config, seed, draw_index))
+    return _geometry(sample, size, augmentation_of(sample, config, seed, draw_index))
 
 
 def centered_geometry(sample: Sample, size: Size) -> Geometry:
     """Return the geometry of what :func:`load_centered` loads."""
-    return _geometry(sample, size, 0.5, flipped=False)
+    return _geometry(sample, size, AS_MEASURED)
 
 
-def _geometry(sample: Sample, size: Size, shift: float, flipped: bool) -> Geometry:
-    left, top, right, bottom = _box((sample.width, sample.height), size, shift)
-    if flipped:
+def _geometry(sample: Sample, size: Size, change: Augmentation) -> Geometry:
+    left, top, right, bottom = change.part_of(_box((sample.width, sample.height), size, change.place))
+    if change.flipped:
         left, right = sample.width - right, sample.width - left
     corner = round(top * size[0] / (bottom - top)), round(left * size[1] / (right - left))
     return Geometry((sample.height, sample.width), corner, size)
@@ -76,7 +75,7 @@ def load_pixels(sample: Sample, config: DataConfig, size: Size, seed: int, draw_
 
     Args:
         sample: which picture.
-        config: background, crop and flip.
+        config: background, and how pictures are augmented.
         size: height and width (H, W) that it is cut to, in pixels.
         seed: of the run.
         draw_index: the draw's number among all of the run, from 0.
@@ -84,8 +83,7 @@ def load_pixels(sample: Sample, config: DataConfig, size: Size, seed: int, draw_
     Returns:
         float32 (3, H, W) in [-1, 1].
     """
-    shift = _shift(sample, config, seed, draw_index)
-    return _load(sample, config, size, shift, is_flipped(sample, config, seed, draw_index))
+    return _load(sample, config, size, augmentation_of(sample, config, seed, draw_index))
 
 
 def load_references(sample: Sample, config: DataConfig, size: Size, seed: int, draw_index: int) -> tuple[Tensor, ...]:
@@ -101,38 +99,35 @@ def load_references(sample: Sample, config: DataConfig, size: Size, seed: int, d
     Returns:
         Of each reference float32 (3, H, W) in [-1, 1].
     """
-    shift, flipped = _shift(sample, config, seed, draw_index), is_flipped(sample, config, seed, draw_index)
-    return tuple(_load(reference, config, size, shift, flipped) for reference in sample.references)
+    change = augmentation_of(sample, config, seed, draw_index)
+    return tuple(_load(reference, config, size, change) for reference in sample.references)
 
 
-def _load(picture: Sample | Reference, config: DataConfig, size: Size, shift: float, flipped: bool) -> Tensor:
-    part = cut(_read(picture, config), size, shift)
-    return _to_tensor(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else part)
-
-
-def _shift(sample: Sample, config: DataConfig, seed: int, draw_index: int) -> float:
-    """Return how far along what is cropped away one draw's cut lies, from 0 to 1."""
-    return uniform(seed, draw_index, sample.id, "crop") if config.crop == "random" else 0.5
+def _load(picture: Sample | Reference, config: DataConfig, size: Size, change: Augmentation) -> Tensor:
+    """Load a picture as it is augmented; colours are changed last, when it is upright, sRGB and of its final size."""
+    part = cut(_read(picture, config), size, change)
+    pixels_CHW = _to_tensor(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if change.flipped else part)
+    return pixels_CHW if change.color is None else change.color(pixels_CHW)
 
 
 def is_flipped(sample: Sample, config: DataConfig, seed: int, draw_index: int) -> bool:
-    """Check whether one draw is mirrored; where ``crop`` is center, it is then ``load_centered`` mirrored."""
-    return config.flip and uniform(seed, draw_index, sample.id, "flip") < 0.5
+    """Check whether one draw is mirrored; where nothing else differs, it is then ``load_centered`` mirrored."""
+    return augmentation_of(sample, config, seed, draw_index).flipped
 
 
 def load_centered(sample: Sample, config: DataConfig, size: Size) -> Tensor:
     """Load a sample as it is measured on, with nothing random: its middle, float32 (3, H, W) in [-1, 1]."""
-    return _load(sample, config, size, 0.5, flipped=False)
+    return _load(sample, config, size, AS_MEASURED)
 
 
 def load_centered_references(sample: Sample, config: DataConfig, size: Size) -> tuple[Tensor, ...]:
     """Load the references of a sample as :func:`load_centered` loads the sample."""
-    return tuple(_load(reference, config, size, 0.5, flipped=False) for reference in sample.references)
+    return tuple(_load(reference, config, size, AS_MEASURED) for reference in sample.references)
 
 
 def centered_square(image: Image.Image, side: int) -> Image.Image:
     """Cut the middle square of a picture and resize it to ``side``."""
-    return cut(image, (side, side), 0.5)
+    return cut(image, (side, side))
 
 
 def _read(picture: Sample | Reference, config: DataConfig) -> Image.Image:
@@ -150,26 +145,26 @@ def _read(picture: Sample | Reference, config: DataConfig) -> Image.Image:
     raise UserError(what, code=code, where=picture.path, remedy=remedy)
 
 
-def cut(image: Image.Image, size: Size, shift: float) -> Image.Image:
-    """Cut the largest part of a size's shape from a picture, and resize it to that size.
+def cut(image: Image.Image, size: Size, change: Augmentation = AS_MEASURED) -> Image.Image:
+    """Cut the largest part of a size's shape from a picture, or a part of that, and resize it to that size.
 
     Args:
         image: the picture.
         size: height and width in pixels.
-        shift: where the part lies along what is cropped away, from 0 (left, top) to 1.
+        change: where the part lies; whether it is mirrored and coloured is none of this function's concern.
     """
     # cutting while resizing: the part's sides are never rounded to whole pixels
-    box = _box(image.size, size, shift)
+    box = change.part_of(_box(image.size, size, change.place))
     return image.resize((size[1], size[0]), Image.Resampling.LANCZOS, box=box)
 
 
-def _box(picture: tuple[int, int], size: Size, shift: float) -> tuple[float, float, float, float]:
-    """Return left, top, right and bottom of the largest part of a size's shape in a picture (width, height)."""
+def _box(picture: tuple[int, int], size: Size, place: float) -> Box:
+    """Return the largest part of a size's shape in a picture (width, height), at a place along what is cropped away."""
     (width, height), (tall, wide) = picture, size
     is_wider = width * tall > height * wide
     across = height * wide / tall if is_wider else float(width)
     down = float(height) if is_wider else width * tall / wide
-    left, top = shift * (width - across), shift * (height - down)
+    left, top = place * (width - across), place * (height - down)
     # a sum of rounded numbers may be a hair beyond the picture
     return left, top, min(left + across, width), min(top + down, height)
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from veneer.config.colour import rgb
 from veneer.config.schema import DataConfig, RunConfig
+from veneer.data.augment import draws_differ
 from veneer.data.buckets import Size
 from veneer.data.decode import DECODING
 from veneer.data.loader import SampleDraw
@@ -49,7 +50,7 @@ class Encoder:
 
     Args:
         family: the base; its autoencoder must not change, nor may its text encoders if texts are encoded.
-        config: crop, flip and background.
+        config: background, and how pictures are augmented.
         seed: of what is random about a draw.
         store: keeps the results, which are of this base as it is; None: memory does.
 
@@ -77,9 +78,10 @@ class Encoder:
     def posterior(self, draw: SampleDraw) -> LatentDistribution:
         """Return the posterior of one draw, each tensor (1, ...) on the CPU.
 
-        A centered picture has two variants, as it is and mirrored; both are cached. A random crop never comes twice.
+        A centered picture has two variants, as it is and mirrored; both are cached.
+        Where each draw sees other pixels, none comes twice.
         """
-        if self._config.crop == "random":
+        if draws_differ(self._config):
             pixels_CHW = load_pixels(draw.sample, self._config, draw.size, self._seed, draw.draw_index)
             return self._encode(pixels_CHW, draw.sample)
         return self._cached(draw.sample, draw.size, self._flipped(draw))
@@ -140,7 +142,7 @@ class Encoder:
 
     def _instruction(self, caption: str, draw: SampleDraw) -> Conditioning:
         """Return what the text encoders make of a caption beside the draw's references."""
-        if self._config.crop == "random":
+        if draws_differ(self._config):
             return Conditioning(self._encode_text(caption, self._reference_pixels(draw)))
         key = ("instruction", caption, *self._variant(draw.sample, draw.size, self._flipped(draw)))
         return self._kept(key, lambda: self._encode_text(caption, self._reference_pixels(draw)))
@@ -156,7 +158,7 @@ class Encoder:
     def _encoded_references(self, draw: SampleDraw) -> Conditioning:
         if not draw.sample.references:
             return NO_REFERENCES
-        if self._config.crop == "random":
+        if draws_differ(self._config):
             return Conditioning(self._encode_references(draw.sample, self._reference_pixels(draw)))
         pixels = partial(self._reference_pixels, draw)
         return self._kept_references(draw.sample, draw.size, self._flipped(draw), pixels)

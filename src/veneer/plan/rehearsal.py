@@ -14,6 +14,7 @@ from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.load import complete_objective, resolve
 from veneer.config.schema import ObjectiveConfig, RunConfig
+from veneer.data.augment import draws_differ
 from veneer.data.buckets import Buckets, Size
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
@@ -327,7 +328,7 @@ class _Rehearsal:
     def _cache_bytes(self, pictures: PictureCounts, latent: Tensor) -> int:
         """Return bytes of the mean and deviation of each latent, mirrored ones too, and of each caption's embedding."""
         data, trains_text = self._config.data, bool(self._config.adapter.text_encoders)
-        latents = 0 if data.crop == "random" else pictures.distinct * (2 if data.flip else 1)
+        latents = 0 if draws_differ(data) else pictures.distinct * (2 if data.flip else 1)
         captions = 0 if trains_text else pictures.captions
         return latents * (2 * latent.nbytes + self._references.nbytes) + captions * self._text.nbytes
 

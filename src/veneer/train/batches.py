@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from veneer.config.schema import RunConfig
+from veneer.data.augment import draws_differ, names_side
 from veneer.data.buckets import Size
 from veneer.data.caption_text import all_texts, caption_of
 from veneer.data.loader import DrawSchedule, SampleDraw
@@ -61,7 +62,7 @@ class BatchBuilder:
     def encoding_calls(self, steps: range) -> list[Callable[[], object]]:
         """Return calls that encode now what these steps will need, each thing once.
 
-        Pictures that are cropped at random are not among it, nor are captions that a text encoder learns from.
+        Pictures of which each draw sees other pixels are not among it, nor captions that a text encoder learns from.
         """
         pictures: dict[_Variant, SampleDraw] = {}
         captions: dict[tuple[str, _Variant | None], SampleDraw] = {}
@@ -76,14 +77,14 @@ class BatchBuilder:
             if (len(pictures), len(captions)) == all_there_are:
                 break
         calls: list[Callable[[], object]] = []
-        if config.crop != "random":
+        if not draws_differ(config):
             calls += [partial(self.encoder.posterior, draw) for draw in pictures.values()]
             calls += [partial(self.encoder.references, [draw]) for draw in pictures.values() if draw.sample.references]
         if not self.config.adapter.text_encoders:
             texts = [
                 partial(self.encoder.texts, [caption], [draw])
                 for (caption, seen), draw in captions.items()
-                if seen is None or config.crop != "random"
+                if seen is None or not draws_differ(config)
             ]
             calls += (
                 [partial(_check_memory, texts[0], len(texts)), *texts] if texts and all_there_are is None else texts
@@ -128,15 +129,16 @@ class BatchBuilder:
             for size, samples in schedule.members.items()
             for sample in samples
         }
-        sides = 1 + self.config.data.flip
+        flip = self.config.data.flip
+        sides = {place: 1 + (flip and not names_side(sample.captions)) for place, sample in pictures.items()}
         captions: set[tuple[str, tuple[str, Size] | None]] = set()
         for place, sample in pictures.items():
             texts = all_texts(sample, self.config.data, self.config.seed)
             if texts is None:
                 return None
             captions |= {(text, place if self.encoder.reads_references(sample) else None) for text in texts}
-        count = sum(1 if seen is None else sides for _, seen in captions)
-        return len(pictures) * sides, count
+        count = sum(1 if seen is None else sides[seen] for _, seen in captions)
+        return sum(sides.values()), count
 
     def _micro(self, own: Sequence[SampleDraw], prior: Sequence[SampleDraw], count: int) -> MicroBatch:
         """Build one forward pass over either kind or both, of one size.

@@ -14,6 +14,7 @@ from veneer.adapter.protocol import AdapterSpec
 from veneer.adapter.registry import specs_of
 from veneer.adapter.targets import BlockCoverage
 from veneer.config.schema import RunConfig
+from veneer.data.augment import draws_differ
 from veneer.data.buckets import Buckets
 from veneer.data.loader import DrawSchedule
 from veneer.data.manifest import Manifest
@@ -340,9 +341,9 @@ def _idle(config: RunConfig, family: Family) -> tuple[str, ...]:
     """Return the parts of the base that no step needs once pictures and captions are encoded."""
     if not config.train.offload:
         return ()
-    crops = config.data.crop == "random"
-    reads = config.adapter.text_encoders or (crops and family.text_reads_references)
-    return (*(() if crops else ("autoencoder",)), *(() if reads else family.text_encoders))
+    encodes = draws_differ(config.data)
+    reads = config.adapter.text_encoders or (encodes and family.text_reads_references)
+    return (*(() if encodes else ("autoencoder",)), *(() if reads else family.text_encoders))
 
 
 def _is_due(every: int, step: int, last: int | None = None) -> bool:

@@ -326,6 +326,7 @@ TABLE: tuple[Row, ...] = (
     ),
     Row("ss_mixed_precision", lambda f: _PRECISIONS[f.config.train.precision], "`train.precision`"),
     Row("ss_flip_aug", lambda f: f.config.data.flip, "`data.flip`"),
+    Row("ss_color_aug", lambda f: f.config.data.color_jitter.is_on or None, "`data.color_jitter`, where it is on"),
     Row("ss_random_crop", lambda f: f.config.data.crop == "random", "`data.crop`"),
     Row("ss_caption_dropout_rate", lambda f: f.config.data.caption_dropout, "`data.caption_dropout`"),
     Row(
