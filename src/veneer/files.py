@@ -23,6 +23,7 @@ __all__ = [
     "atomic_write",
     "check_free",
     "decode_text",
+    "hub_dataset",
     "is_pickle",
     "name_beside",
     "open_home",
@@ -32,6 +33,7 @@ __all__ = [
     "read_utf8",
     "remove_folder",
     "sync_folder",
+    "url_of",
     "user_path",
     "write_folder",
     "write_synced",
@@ -46,6 +48,9 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16", "UTF-16"),
 )
 _PIECE = 2**24  # bytes a write: a signal or a full disk is noticed soon, and few calls are made
+
+_HUB = re.compile(r"hub:(?P<name>[\w.-]+/[\w.-]+)(@(?P<revision>[^@\s]+))?")
+_URL = re.compile(r"(?P<scheme>https?|hf|s3|gs|file|memory):/{1,2}(?P<rest>[^/].*)", re.DOTALL)
 
 _Called = TypeVar("_Called", bound=Callable[..., Any])
 
@@ -67,6 +72,18 @@ def user_path(path: str | os.PathLike[str]) -> Path:
         return Path(text).expanduser()
     except RuntimeError:
         raise UserError(f"{Path(text).parts[0]} is nobody's home folder", code="files.no_home") from None
+
+
+def hub_dataset(place: str | os.PathLike[str]) -> tuple[str, str | None] | None:
+    """Return the name and revision of a dataset of the hub, ``hub:owner/name@revision``; None: no such."""
+    named = _HUB.fullmatch(os.fspath(place))
+    return None if named is None else (named["name"], named["revision"])
+
+
+def url_of(place: str | os.PathLike[str]) -> str | None:
+    """Return the URL that a place is, with the second slash that a path loses; None if it is a path."""
+    url = _URL.fullmatch(os.fspath(place))
+    return None if url is None else f"{url['scheme']}://{url['rest']}"
 
 
 def open_home(name: str) -> str:

@@ -26,6 +26,7 @@ from veneer.config.paths import names_only
 from veneer.config.schema import (
     AdapterConfig,
     ColorJitterConfig,
+    ColumnsConfig,
     DataConfig,
     Density,
     ObjectiveConfig,
@@ -306,6 +307,8 @@ source_configs = of(
     keep_tags=st.integers(0, 9),
     tag_dropout=shares,
     tag_orders=st.none() | counts,
+    split=words,
+    columns=st.builds(ColumnsConfig, image=st.none() | words, text=st.none() | words),
 )
 data_configs = of(
     DataConfig,

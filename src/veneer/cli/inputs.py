@@ -12,6 +12,7 @@ from veneer.config.run_folder import is_run
 from veneer.config.schema import RunConfig
 from veneer.data.sources.kohya_toml import is_dataset_file
 from veneer.data.sources.runs import is_painted
+from veneer.data.sources.shards import names_shards
 from veneer.data.sources.tree import find_pictures
 from veneer.data.sources.zip_filesystem import is_zip
 from veneer.errors import UserError
@@ -40,13 +41,15 @@ _REMEDIES = {
 
 
 def read_run_config(source: Path, overrides: Sequence[str], trigger: str | None, presets: Sequence[str]) -> RunConfig:
-    """Read the configuration for a folder or zip of pictures, for a dataset file of kohya's scripts, or of a file.
+    """Read the configuration for a folder, zip or shards of pictures, for kohya's dataset file, or of a file.
 
     Raises:
         UserError: there is no such folder or file, it is something else, or the configuration is at fault.
     """
     if source.is_dir():
         _refuse_results(source)
+        return config_from_folder(source, trigger, overrides, presets)
+    if names_shards(source):
         return config_from_folder(source, trigger, overrides, presets)
     if not source.exists():
         what = "is neither a folder or zip of pictures nor a configuration file"

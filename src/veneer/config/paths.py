@@ -18,7 +18,7 @@ from veneer.config.document import Key
 from veneer.config.keys import dotted, has_names, schema_name, section_at
 from veneer.config.schema import OutputConfig
 from veneer.errors import UserError
-from veneer.files import public_name, user_path
+from veneer.files import hub_dataset, public_name, url_of, user_path
 
 __all__ = ["BUNDLED", "anchored", "check_elsewhere", "names_only", "portable", "set_default_output"]
 
@@ -105,7 +105,8 @@ def _may_be_path(text: str, key: Key) -> bool:
 
 def _can_lead(text: str) -> bool:
     """Check whether a text, as a path, could lead somewhere from a folder."""
-    return bool(text) and "\0" not in text and not text.startswith("~")
+    is_elsewhere = hub_dataset(text) is not None or url_of(text) is not None
+    return bool(text) and "\0" not in text and not text.startswith("~") and not is_elsewhere
 
 
 @lru_cache(maxsize=1)

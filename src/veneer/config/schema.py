@@ -26,7 +26,7 @@ from pydantic import (
 
 from veneer.config.base_name import BaseName, as_plain
 from veneer.config.colour import rgb
-from veneer.files import open_home, opens_paths, user_path
+from veneer.files import open_home, opens_paths, url_of, user_path
 from veneer.rng import MAX_SEED
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "AdapterConfig",
     "BaseConfig",
     "ColorJitterConfig",
+    "ColumnsConfig",
     "DataConfig",
     "Density",
     "ObjectiveConfig",
@@ -152,6 +153,7 @@ Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Folder = Annotated[Path, BeforeValidator(_as_path)]
+Place = Annotated[Folder, PlainSerializer(lambda path: url_of(path) or str(path), when_used="json")]
 Folders = Annotated[tuple[Folder, ...], BeforeValidator(_as_several)]
 NonBlank = Annotated[str, AfterValidator(_not_blank)]
 FolderOrId = Annotated[NonBlank, AfterValidator(open_home)]
@@ -257,13 +259,24 @@ else:
     ]
 
 
+class ColumnsConfig(_Section):
+    """Which columns of a table, or which endings of a shard's members, are the picture and its text."""
+
+    image: NonBlank | None = None
+    """Column or ending of the pictures, e.g. ``image`` or ``jpg``; default: the only one that there is."""
+    text: NonBlank | None = None
+    """Column or ending of the captions, e.g. ``text`` or ``json``; ``json.caption`` is the field of a column; default:
+    the one of a usual name."""
+
+
 class SourceConfig(_Section):
     """One place with pictures."""
 
-    path: Folder
+    path: Place
     """Folder, or ``.zip`` that is read without unpacking it, with ``metadata.jsonl`` or ``metadata.csv``, or with a
     caption file such as ``a.txt`` beside each picture; its subfolders are read too. Or the ``.toml`` file of a dataset
-    of kohya's scripts."""
+    of kohya's scripts; ``.tar`` shards of webdataset or ``.parquet`` tables with pictures in them: one, a folder of
+    them, or ``shards/{000..123}.tar``; or ``hub:owner/name``, a dataset of the hub."""
     repeats: Count = 1
     """How often an epoch shows each of its pictures; times the TOML's own ``num_repeats``."""
     weight: Positive = 1.0
@@ -286,6 +299,10 @@ class SourceConfig(_Section):
     encoded."""
     follow_links: bool = False
     """Read what links that lead out of the folder lead to; otherwise such pictures are put aside."""
+    split: NonBlank = "train"
+    """Of a dataset of the hub: which of its splits."""
+    columns: ColumnsConfig = ColumnsConfig()
+    """Of tables and shards, where it cannot be told."""
     references: Folders = ()
     """For a base that edits: folder with the picture that each is made from by its caption, of the same name with any
     ending; a list of folders for several. A ``metadata.jsonl`` names them as ``reference_file_name``."""

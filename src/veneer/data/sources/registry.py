@@ -8,18 +8,28 @@ from dataclasses import replace
 from veneer.config.schema import DataConfig, SourceConfig
 from veneer.data.captions import CaptionStyle, complete_captions, refuse_uncaptioned
 from veneer.data.sources.folder import FolderSource
+from veneer.data.sources.hub import HubSource
 from veneer.data.sources.kohya_toml import KohyaTomlSource
 from veneer.data.sources.masks import with_masks
 from veneer.data.sources.metadata import MetadataSource
+from veneer.data.sources.parquet import ParquetSource
 from veneer.data.sources.protocol import Entry, Listing, Source
 from veneer.data.sources.references import with_references
 from veneer.data.sources.unread import note_unread
+from veneer.data.sources.webdataset import WebdatasetSource
 from veneer.data.tags import TagRules
 from veneer.data.wording import few
 
 __all__ = ["SOURCES", "read_source", "read_sources"]
 
-SOURCES: tuple[Source, ...] = (KohyaTomlSource(), MetadataSource(), FolderSource())
+SOURCES: tuple[Source, ...] = (
+    HubSource(),
+    KohyaTomlSource(),
+    WebdatasetSource(),
+    ParquetSource(),
+    MetadataSource(),
+    FolderSource(),
+)
 """In the order in which they are asked; the last one takes any place, or says what is wrong with it."""
 _AS_WRITTEN = CaptionStyle()
 

@@ -1,0 +1,168 @@
+"""What one tar in the form of the webdataset library holds: pictures, their captions, and what is left out.
+
+The members of one picture share their name up to the first dot, folders counted: ``a/1.jpg``, ``a/1.txt`` and
+``a/1.json``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from veneer.config.schema import SourceConfig
+from veneer.data.sources.caption_files import CAPTION_ENDINGS
+from veneer.data.sources.json_captions import captions_of, is_captioned, parse_json
+from veneer.data.sources.tar_index import BrokenTar, Member, read_members
+from veneer.data.sources.tree import EXTENSIONS
+from veneer.data.wording import few
+from veneer.errors import UserError
+from veneer.files import decode_text
+
+__all__ = ["FIELDS", "PackedPicture", "ShardContent", "read_shard"]
+
+FIELDS = tuple(sorted(ending[1:] for ending in EXTENSIONS))
+"""Fields that are pictures."""
+_JSON = "json"
+_TEXTS = (*(ending[1:] for ending in CAPTION_ENDINGS), _JSON)
+"""Fields that are captions, in the order in which several of one picture are read."""
+_MAX_TEXT = 2**20  # bytes of one picture's captions
+_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+_META = re.compile(r"__[^/]*__($|/)")
+"""Names that webdataset keeps for itself."""
+
+
+@dataclass(frozen=True)
+class PackedPicture:
+    """A picture in a tar.
+
+    Attributes:
+        name: of its member.
+        offset: of its first byte.
+        size: in bytes.
+        captions: what its texts say of it.
+        captions_at: name of the member that says it; of none, its own.
+    """
+
+    name: str
+    offset: int
+    size: int
+    captions: tuple[str, ...]
+    captions_at: str
+
+
+@dataclass
+class ShardContent:
+    """What a tar holds.
+
+    Attributes:
+        pictures: in order.
+        rejected: names of members or, for the whole, "", each with the reason why it is left out.
+        unread: the fields of members that are not read.
+    """
+
+    pictures: list[PackedPicture] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
+
+
+def read_shard(file: BinaryIO, config: SourceConfig, where: object) -> ShardContent:
+    """Read what a tar holds, from its beginning to its end.
+
+    Args:
+        file: the tar.
+        config: how captions are read, and which fields are the picture's and the text's.
+        where: its name, for messages.
+
+    Raises:
+        UserError: which of several fields is the picture cannot be told.
+    """
+    content = ShardContent()
+    groups: dict[str, _Group] = {}
+    for key, name, member in _fields(file, content):
+        group = groups.setdefault(key, _Group())
+        if name in group.members:
+            content.rejected.append((member.name, "the archive has another member of this name"))
+            continue
+        group.members[name] = member
+        if _is_text(name, config) and member.size <= _MAX_TEXT:
+            group.texts[name] = member.read()
+    unread: dict[str, None] = {}
+    for key, group in groups.items():
+        picture = _picture_field(group.members, config, f"{where}/{key}")
+        unread |= dict.fromkeys(name for name in group.members if name != picture and name not in group.texts)
+        if picture is not None:
+            _add(content, group, group.members[picture], config)
+    content.unread += unread
+    return content
+
+
+@dataclass
+class _Group:
+    """The members of one name, and the bytes of the texts among them, by fields."""
+
+    members: dict[str, Member] = field(default_factory=dict)
+    texts: dict[str, bytes] = field(default_factory=dict)
+
+
+def _fields(file: BinaryIO, content: ShardContent) -> Iterator[tuple[str, str, Member]]:
+    """Yield key, field and member; what cannot be read goes to what is rejected."""
+    try:
+        for member in read_members(file):
+            named = _NAME.fullmatch(member.name)
+            if named is None or _META.match(member.name):
+                continue
+            key, name = named[1], named[2].lower()
+            if member.fault is None:
+                yield key, name, member
+            elif name.rpartition(".")[2] in (*FIELDS, *_TEXTS):
+                content.rejected.append((member.name, member.fault))
+    except BrokenTar as error:
+        content.rejected.append(("", str(error)))
+
+
+def _is_text(name: str, config: SourceConfig) -> bool:
+    return name == config.columns.text if config.columns.text else name.rpartition(".")[2] in _TEXTS
+
+
+def _picture_field(members: Mapping[str, Member], config: SourceConfig, where: str) -> str | None:
+    """Return the field that is the picture; None if there is none."""
+    if config.columns.image:
+        return config.columns.image if config.columns.image in members else None
+    plain = [name for name in members if name in FIELDS]
+    # a name with dots of its own, such as a.v2.jpg
+    pictures = plain or [name for name in members if name.rpartition(".")[2] in FIELDS]
+    if len(pictures) > 1:
+        remedy = f"say which one is trained on: columns: {{image: {pictures[0]}}} in data.sources"
+        what = f"several pictures of one name up to the first dot: {few(pictures)}"
+        raise UserError(what, code="data.several_pictures", where=where, remedy=remedy)
+    return pictures[0] if pictures else None
+
+
+def _add(content: ShardContent, group: _Group, picture: Member, config: SourceConfig) -> None:
+    captions: dict[str, None] = {}
+    at = picture.name
+    try:
+        for name in sorted(group.texts, key=_rank):
+            found = _captions(name, group.texts[name], config, group.members[name].name)
+            at = group.members[name].name if found and not captions else at
+            captions |= dict.fromkeys(found)
+    except UserError as error:
+        content.rejected.append((picture.name, f"its captions {error.where}: {error.what}"))
+        return
+    content.pictures.append(PackedPicture(picture.name, picture.offset, picture.size, tuple(captions), at))
+
+
+def _rank(name: str) -> tuple[int, str]:
+    ending = name.rpartition(".")[2]
+    return (_TEXTS.index(ending) if ending in _TEXTS else len(_TEXTS), name)
+
+
+def _captions(name: str, content: bytes, config: SourceConfig, where: str) -> Iterable[str]:
+    text = decode_text(content, where)
+    if name.rpartition(".")[2] == _JSON:
+        record = parse_json(text, where)
+        return captions_of(record, where) if isinstance(record, dict) and is_captioned(record) else ()
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines if config.captions == "lines" else filter(None, (" ".join(lines),))
