@@ -17,7 +17,6 @@ from veneer.files import open_regular
 __all__ = ["WebdatasetSource"]
 
 
-
 class WebdatasetSource:
     """One ``.tar``, a pattern of them with braces, or a folder of them."""
 
