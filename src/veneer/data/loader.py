@@ -47,10 +47,11 @@ class DrawSchedule:
     Attributes:
         samples: what is drawn from.
         members: the pictures of each size, by size, rising.
+        has_masks: whether any of them has a mask.
     """
 
     def __init__(self, manifest: Manifest, buckets: Buckets, seed: int, batch_size: int) -> None:
-        self.samples = manifest.samples
+        self.samples, self.has_masks = manifest.samples, bool(manifest.masks)
         self._batch_size = batch_size
         members: dict[Size, list[Sample]] = {}
         for sample in manifest.samples:

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from veneer.data.augment import Box
 from veneer.data.decode import opened, to_8_bits, upright
 from veneer.data.unreadable import Unreadable
 
-__all__ = ["Box", "area_average", "decode_alpha", "decode_mask", "mean_of"]
+__all__ = ["area_average", "decode_alpha", "decode_mask", "mean_of"]
 
-Box = tuple[float, float, float, float]
-"""Left, top, right and bottom in pixels, as Pillow has it."""
 _COLOUR = 24
 """Levels of 255 by which the channels of a grey picture may differ, as JPEG makes them."""
 _COLOURED_SHARE = 0.001

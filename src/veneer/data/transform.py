@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,7 +16,8 @@ from veneer.config.schema import DataConfig
 from veneer.data.augment import AS_MEASURED, Augmentation, Box, augmentation_of
 from veneer.data.buckets import Size
 from veneer.data.decode import decode
-from veneer.data.manifest import Reference, Sample, content_id
+from veneer.data.manifest import Mask, Reference, Sample, content_id
+from veneer.data.mask import area_average, decode_alpha, decode_mask
 from veneer.data.unreadable import Unreadable
 from veneer.errors import UserError
 
@@ -26,10 +29,15 @@ __all__ = [
     "geometry_of",
     "is_flipped",
     "load_centered",
+    "load_centered_mask",
     "load_centered_references",
+    "load_mask",
     "load_pixels",
     "load_references",
 ]
+
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -103,9 +111,46 @@ def load_references(sample: Sample, config: DataConfig, size: Size, seed: int, d
     return tuple(_load(reference, config, size, change) for reference in sample.references)
 
 
+def load_mask(
+    sample: Sample, config: DataConfig, size: Size, grid: tuple[int, int], seed: int, draw_index: int
+) -> Tensor:
+    """Load the mask of a sample as one draw of training has it: cut and mirrored as the sample is.
+
+    Args:
+        sample: which picture.
+        config: as for :func:`load_pixels`, like all others but the grid.
+        size: as there.
+        grid: rows and columns (h, w) of latents that the picture becomes.
+        seed: as there.
+        draw_index: as there.
+
+    Returns:
+        float32 (h, w) in [0, 1], the mean of the mask over what each latent is of; 1 where there is no mask.
+    """
+    return _load_mask(sample, size, grid, augmentation_of(sample, config, seed, draw_index))
+
+
+def load_centered_mask(sample: Sample, size: Size, grid: tuple[int, int]) -> Tensor:
+    """Load the mask of a sample as :func:`load_centered` loads the sample, (h, w)."""
+    return _load_mask(sample, size, grid, AS_MEASURED)
+
+
+def _load_mask(sample: Sample, size: Size, grid: tuple[int, int], change: Augmentation) -> Tensor:
+    if sample.mask is None:
+        return torch.ones(grid)
+    is_alpha = sample.mask.location == sample.location
+    mask = _read(sample.mask, decode_alpha if is_alpha else decode_mask)
+    assert mask is not None, "a picture that is nowhere transparent has no mask"
+    # in the mask's own pixels, of which there may be more or fewer than the picture has
+    across, down = mask.width / sample.width, mask.height / sample.height
+    left, top, right, bottom = change.part_of(_box((sample.width, sample.height), size, change.place))
+    cells = area_average(mask, (left * across, top * down, right * across, bottom * down), *grid)
+    return torch.from_numpy(np.ascontiguousarray(cells[:, ::-1] if change.flipped else cells))
+
+
 def _load(picture: Sample | Reference, config: DataConfig, size: Size, change: Augmentation) -> Tensor:
     """Load a picture as it is augmented; colours are changed last, when it is upright, sRGB and of its final size."""
-    part = cut(_read(picture, config), size, change)
+    part = cut(_read(picture, lambda content: decode(content, rgb(config.background))), size, change)
     pixels_CHW = _to_tensor(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if change.flipped else part)
     return pixels_CHW if change.color is None else change.color(pixels_CHW)
 
@@ -130,19 +175,19 @@ def centered_square(image: Image.Image, side: int) -> Image.Image:
     return cut(image, (side, side))
 
 
-def _read(picture: Sample | Reference, config: DataConfig) -> Image.Image:
+def _read(picture: Sample | Reference | Mask, decoded: Callable[[bytes], _T]) -> _T:
     """Decode a picture's file, which must still be the one that was inspected."""
     try:
         content = picture.location.read()
         if content_id(content) == picture.content:
-            return decode(content, rgb(config.background))
+            return decoded(content)
         code, what = "data.picture_changed", "has changed since the pictures were looked over"
     except OSError as error:
         code, what = "data.picture_gone", f"can no longer be read: {error.strerror}"
     except Unreadable as error:
         code, what = "data.picture_unusable", str(error)
     remedy = "leave the pictures alone while training, and start again"
-    raise UserError(what, code=code, where=picture.path, remedy=remedy)
+    raise UserError(what, code=code, where=picture.location, remedy=remedy)
 
 
 def cut(image: Image.Image, size: Size, change: Augmentation = AS_MEASURED) -> Image.Image:

@@ -49,6 +49,7 @@ class _NoisedPicture:
         size: height and width that it is cut to.
         latent_1: the posterior's mean (1, ...).
         references: of a pair, what it is made from, encoded, one row; else no tensors.
+        mask_1: what of it counts (1, 1, h, w); None: all.
         noise_D: for each draw (D, ...).
         t_D: time of each draw, rising.
     """
@@ -57,6 +58,7 @@ class _NoisedPicture:
     size: Size
     latent_1: Tensor
     references: Conditioning
+    mask_1: Tensor | None
     noise_D: Tensor
     t_D: Tensor
 
@@ -67,7 +69,9 @@ class HeldOutEvaluator:
     Nothing is random but the keyed noise: pictures are centered, each at the largest of its sizes, latents are the
     posterior's means, captions the first ones. Draw d of D has a random time in the d-th of D equal parts of time
     (stratified sampling), another one for each picture. The loss is the base's own (uniform times, no weighting)
-    whatever the adapter was trained with, so that different runs can be compared.
+    whatever the adapter was trained with, so that different runs can be compared. Of a picture with a mask the loss is
+    the mean over the mask: what is outside, such as a watermark, is what the adapter shall not learn, and an adapter
+    that did would have the better score on the whole picture.
 
     Args:
         config: draws, seed, resolution, precision.
@@ -111,7 +115,8 @@ class HeldOutEvaluator:
         latent_1, references = encoder.centered(sample, size).mean, encoder.centered_references(sample, size)
         generators = [torch_generator(seed, sample.id, draw, "held-out noise") for draw in range(draws)]
         noise_D = torch.cat([torch.randn(latent_1.shape, generator=generator) for generator in generators])
-        return _NoisedPicture(sample, size, latent_1, references, noise_D, _strata(seed, sample, draws))
+        mask_1 = encoder.centered_mask(sample, size, (latent_1.shape[-2], latent_1.shape[-1]))
+        return _NoisedPicture(sample, size, latent_1, references, mask_1, noise_D, _strata(seed, sample, draws))
 
     def _picture_losses(self, noised: _NoisedPicture) -> Losses:
         """Return the losses (draws,) of one picture, whose draws are one batch if the base lets them be."""
@@ -131,8 +136,9 @@ class HeldOutEvaluator:
         latent_D = noised.latent_1.expand_as(noise_D)
         latent_D, noise_D, t_D = (tensor.to(device) for tensor in (latent_D, noise_D, noised.t_D[part]))
         told = conditioning.expand(len(noise_D)).to(device)
+        mask_D = None if noised.mask_1 is None else noised.mask_1.expand(len(noise_D), -1, -1, -1).to(device)
         with precision_of(self._config.train.precision, device).autocast(), trusted_attention():
-            loss_D = self._objective.loss_B(self._family.predict, latent_D, noise_D, t_D, told)
+            loss_D = self._objective.loss_B(self._family.predict, latent_D, noise_D, t_D, told, mask_D)
         losses: Losses = loss_D.double().cpu().numpy()
         return losses
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -27,7 +28,9 @@ from veneer.data.transform import (
     geometry_of,
     is_flipped,
     load_centered,
+    load_centered_mask,
     load_centered_references,
+    load_mask,
     load_pixels,
     load_references,
 )
@@ -41,6 +44,8 @@ from veneer.rng import torch_generator
 
 __all__ = ["Encoder", "noise_like", "store_of"]
 
+Grid: TypeAlias = tuple[int, int]
+"""Rows and columns of latents."""
 _LIBRARIES = ("diffusers", "transformers", "pillow")
 """Packages beside PyTorch that make latents and embeddings, of which another release may give other bits."""
 
@@ -114,6 +119,14 @@ class Encoder:
         pixels = partial(load_centered_references, sample, self._config, size)
         return self._kept_references(sample, size, False, pixels)
 
+    def masks(self, batch: Sequence[SampleDraw], grid: Grid) -> Tensor:
+        """Return the mask of each draw over the rows and columns (h, w) of its latents, (B, 1, h, w) on the CPU."""
+        return torch.stack([self._mask(draw, grid) for draw in batch])[:, None]
+
+    def centered_mask(self, sample: Sample, size: Size, grid: Grid) -> Tensor | None:
+        """Return the mask of a picture with nothing random about it, (1, 1, h, w) on the CPU; None: it has none."""
+        return None if sample.mask is None else load_centered_mask(sample, size, grid)[None, None]
+
     def geometry(self, draw: SampleDraw) -> Geometry:
         """Return where the pixels of one draw lie in their picture."""
         return geometry_of(draw.sample, self._config, draw.size, self._seed, draw.draw_index)
@@ -121,6 +134,15 @@ class Encoder:
     def _latent(self, draw: SampleDraw) -> Tensor:
         posterior = self.posterior(draw)
         return posterior.mean + posterior.std * noise_like(posterior.mean, draw, self._seed, "posterior")
+
+    def _mask(self, draw: SampleDraw, grid: Grid) -> Tensor:
+        sample, own = draw.sample, (self._config, draw.size, grid, self._seed, draw.draw_index)
+        if sample.mask is None or draws_differ(self._config):
+            return load_mask(sample, *own)
+        kind = "alpha" if sample.mask.location == sample.location else "file"
+        place = (sample.width, sample.height, *draw.size, *grid, self._flipped(draw))
+        key = ("mask", sample.mask.content, kind, *place)
+        return self.store.get_or_compute(key, lambda: {"mask": load_mask(sample, *own)})["mask"]
 
     def _cached(self, sample: Sample, size: Size, flipped: bool) -> LatentDistribution:
         key = ("posterior", DECODING, sample.content, _in_key(size), rgb(self._config.background), flipped)

@@ -23,12 +23,14 @@ class PictureCounts:
         distinct: pictures that are encoded, class pictures and held-out ones included.
         captions: distinct texts that are made of captions, at most.
         references: of each picture.
+        masks: pictures that have one.
     """
 
     shown: int
     distinct: int
     captions: int
     references: int = 0
+    masks: int = 0
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, config: RunConfig) -> PictureCounts:
@@ -37,7 +39,7 @@ class PictureCounts:
         captions = _count_captions(train, held_out, config)
         class_pictures, other_captions = _beside(config.data)
         shown, distinct = round(sum(sample.rate for sample in train)), len(train) + len(held_out) + class_pictures
-        return cls(shown, distinct, captions + other_captions, dataset.train.references)
+        return cls(shown, distinct, captions + other_captions, dataset.train.references, dataset.train.masks)
 
     @classmethod
     def from_folders(cls, config: RunConfig) -> PictureCounts:
@@ -53,7 +55,8 @@ class PictureCounts:
         class_pictures, other_captions = _beside(data)
         shown = round(sum(entry.repeats * entry.weight for entry in entries) * (1 - share))
         references = max((len(entry.references) for entry in entries), default=0)
-        return cls(shown, len(entries) + class_pictures, captions + other_captions, references)
+        masks = sum(entry.mask is not None for entry in entries)
+        return cls(shown, len(entries) + class_pictures, captions + other_captions, references, masks)
 
 
 def _count_captions(shown: Sequence[Sample] | Sequence[Entry], held_out: Sequence[Sample], config: RunConfig) -> int:

@@ -272,6 +272,7 @@ class _Rehearsal:
         self._sample_latent = self._shape_of_latents(self._sample_size)
         self._text = self._references = NO_REFERENCES
         self._cache: Tensor | None = None
+        self._has_masks = False
         self.caches: int | None = None
 
     def _shape_of_latents(self, size: Size) -> torch.Size:
@@ -308,6 +309,7 @@ class _Rehearsal:
         _label_networks(self._tracer, self._family)
         self._latent = posterior.mean.shape[1:]
         if pictures is not None:
+            self._has_masks = bool(pictures.masks)
             self.caches = self._cache_bytes(pictures, posterior.mean)
             self._cache = torch.empty(self.caches, dtype=torch.uint8, device="cpu")
             self._tracer.label("caches", [self._cache])
@@ -326,11 +328,13 @@ class _Rehearsal:
         return [torch.zeros(3, *size) for _ in range(self._reference_count)]
 
     def _cache_bytes(self, pictures: PictureCounts, latent: Tensor) -> int:
-        """Return bytes of the mean and deviation of each latent, mirrored ones too, and of each caption's embedding."""
+        """Return bytes of mean and deviation of each latent and of its mask, mirrored ones too, and of captions."""
         data, trains_text = self._config.data, bool(self._config.adapter.text_encoders)
         latents = 0 if draws_differ(data) else pictures.distinct * (2 if data.flip else 1)
         captions = 0 if trains_text else pictures.captions
-        return latents * (2 * latent.nbytes + self._references.nbytes) + captions * self._text.nbytes
+        masks = latents and pictures.masks * (2 if data.flip else 1)
+        encoded = latents * (2 * latent.nbytes + self._references.nbytes) + captions * self._text.nbytes
+        return encoded + masks * torch.float32.itemsize * latent.shape[-2] * latent.shape[-1]
 
     def step(self, trainer: Trainer) -> None:
         """Do an optimiser step of at most two forward passes, since a third one holds what the second does."""
@@ -338,6 +342,7 @@ class _Rehearsal:
         for micro in micros:
             text = micro.text.tensors.values() if isinstance(micro.text, Conditioning) else ()
             encoded = (*text, *micro.references.tensors.values())
+            encoded += () if micro.mask is None else (micro.mask,)
             self._tracer.label("batch", (micro.latents, micro.noise, micro.t_B, micro.weight_B, *encoded))
         trainer.offload()
         self._tracer.begin_phase(STEP)  # not before: what encodes has left memory by then
@@ -357,6 +362,7 @@ class _Rehearsal:
             is_prior_B=self._is_prior_B,
             samples=(),
             references=self._rows_like(self._references, count),
+            mask=torch.zeros(count, 1, *self._latent[-2:], device=device) if self._has_masks else None,
         )
 
     def _latents(self, count: int) -> Tensor:

@@ -79,6 +79,7 @@ class BatchBuilder:
         calls: list[Callable[[], object]] = []
         if not draws_differ(config):
             calls += [partial(self.encoder.posterior, draw) for draw in pictures.values()]
+            calls += [partial(self._masks, [draw]) for draw in pictures.values() if draw.sample.mask is not None]
             calls += [partial(self.encoder.references, [draw]) for draw in pictures.values() if draw.sample.references]
         if not self.config.adapter.text_encoders:
             texts = [
@@ -160,7 +161,17 @@ class BatchBuilder:
             weight_B=weight_B.to(self.device),
             is_prior_B=is_prior_B,
             samples=tuple(draw.sample for draw in batch),
+            mask=self._masks(batch, latents) if own and self.own.has_masks else None,
         )
+
+    def _masks(self, batch: Sequence[SampleDraw], latents: Tensor | None = None) -> Tensor:
+        """Return the masks of draws, of one size, over their latents; without latents over those of the first draw.
+
+        Where some pictures of a run have masks, all its micro-batches of the subject have them, so that a recorded pass
+        does for all.
+        """
+        like = self.encoder.posterior(batch[0]).mean if latents is None else latents
+        return self.encoder.masks(batch, (like.shape[-2], like.shape[-1])).to(self.device)
 
     @property
     def _prior_weight(self) -> float:

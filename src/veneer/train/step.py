@@ -103,6 +103,7 @@ class MicroBatch:
         is_prior_B: which pictures are of the class rather than the subject; on the CPU, where it is read.
         samples: the pictures.
         references: of pairs, the encoded pictures that they are made from; else no tensors.
+        mask: how much each place of the latents counts in the loss, (B, 1, h, w) in [0, 1]; None: all count alike.
     """
 
     latents: Tensor
@@ -114,6 +115,7 @@ class MicroBatch:
     is_prior_B: Tensor
     samples: tuple[Sample, ...]
     references: Conditioning = NO_REFERENCES
+    mask: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -283,7 +285,12 @@ def add_gradients(context: StepContext, tensors: Mapping[str, Tensor]) -> Tensor
     with _training(context.family.networks), trusted_attention():
         with context.precision.autocast():
             loss_B = context.objective.loss_B(
-                context.family.predict, tensors["latents"], tensors["noise"], tensors["t_B"], Conditioning(text)
+                context.family.predict,
+                tensors["latents"],
+                tensors["noise"],
+                tensors["t_B"],
+                Conditioning(text),
+                tensors.get("mask"),
             )
         torch.autograd.backward(context.scaler.scale((tensors["weight_B"] * loss_B).sum()))
     _fill_gradients(context.parameters)
@@ -293,6 +300,7 @@ def add_gradients(context: StepContext, tensors: Mapping[str, Tensor]) -> Tensor
 def _tensors_of(micro: MicroBatch, conditioning: Conditioning) -> dict[str, Tensor]:
     """Return all that a micro-batch's losses depend on."""
     own = {"latents": micro.latents, "noise": micro.noise, "t_B": micro.t_B, "weight_B": micro.weight_B}
+    own |= {} if micro.mask is None else {"mask": micro.mask}
     return {**own, **{_TEXT + name: tensor for name, tensor in conditioning.tensors.items()}}
 
 
