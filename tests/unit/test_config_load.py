@@ -301,6 +301,7 @@ source_configs = of(
     weight=positives,
     references=several,
     follow_links=st.booleans(),
+    numbered_folders=st.booleans(),
     masks=st.none() | st.sampled_from(["alpha", "beside"]) | folders,
     tag_separator=st.sampled_from([",", ";"]),
     shuffle_tags=st.booleans(),

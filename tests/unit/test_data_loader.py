@@ -198,13 +198,13 @@ def what_training_sees(mapping: dict[str, Any]) -> Seen:
 @pytest.fixture
 def wide(tmp_path: Path) -> Path:
     """Pictures that are not square, half transparent, with a caption file of two lines each."""
-    folder = tmp_path / "wide"
-    folder.mkdir()
+    folder = tmp_path / "wide" / "2_things"
+    folder.mkdir(parents=True)
     for number in range(8):
         values = np.random.default_rng(number).integers(0, 256, (16, 24, 4), dtype=np.uint8)
         Image.fromarray(values).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(f"thing {number}\nof eight")
-    return folder
+    return folder.parent
 
 
 CHANGES: dict[str, Callable[[dict[str, Any], Path], object]] = {
@@ -213,6 +213,7 @@ CHANGES: dict[str, Callable[[dict[str, Any], Path], object]] = {
     "sources.shuffle_tags": lambda data, folder: data["sources"][0].update(shuffle_tags=True, tag_separator="t"),
     "sources.tag_dropout": lambda data, folder: data["sources"][0].update(tag_dropout=0.5),
     "sources.captions": lambda data, folder: data["sources"][0].update(captions="whole"),
+    "sources.numbered_folders": lambda data, folder: data["sources"][0].update(numbered_folders=False),
     "sources.follow_links": lambda data, folder: [
         data["sources"][0].update(follow_links=True),
         Path(data["sources"][0]["path"], "more").symlink_to(folder),

@@ -222,7 +222,7 @@ def test_small_pictures_are_named(tmp_path: Path) -> None:
 
 def test_folders_named_as_kohyas_scripts_have_it_are_pointed_out(tmp_path: Path) -> None:
     many(tmp_path / "10_cat", 2)
-    [note] = looked_over(tmp_path, held_out=0.0).notes
+    [note] = looked_over(tmp_path / "10_cat", held_out=0.0).notes
     assert "10_cat: the number is not read as repeats; write {path: ..., repeats: 10}" in note
     sources = (SourceConfig(path=tmp_path / "10_cat", repeats=10),)
     assert survey(DataConfig(sources=sources, trigger="tok", held_out=0.0)).notes == ()

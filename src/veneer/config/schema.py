@@ -297,6 +297,9 @@ class SourceConfig(_Section):
     tag_orders: Count | None = None
     """How many texts a caption makes by these keys; default: each draw one of its own, all of which are
     encoded."""
+    numbered_folders: bool = True
+    """Read subfolders named ``10_sks cat`` as kohya's scripts do, if all pictures lie in such: ten repeats, and
+    ``sks cat`` as the caption of a picture that has none."""
     follow_links: bool = False
     """Read what links that lead out of the folder lead to; otherwise such pictures are put aside."""
     split: NonBlank = "train"

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.schema import DataConfig
 from veneer.data.augment import names_side
 from veneer.data.buckets import SmallPictures
 from veneer.data.inspection import Inspection
@@ -28,7 +27,6 @@ def note_pictures(config: DataConfig, train: Inspection, held: Inspection, near:
         near: pairs of pictures that look the same.
     """
     notes = [
-        *_note_folder_names(config.sources),
         *_note_copies(train.copies),
         *_note_empty_holdout(config, train, held),
         *_note_leaks(held, near),
@@ -60,19 +58,6 @@ def note_small(samples: Iterable[Sample], config: DataConfig, default: int | Non
 def reasons(rejected: Iterable[Rejected]) -> list[str]:
     """Return each picture's name and why it is left out."""
     return [f"{one.path.name}: {one.reason}" for one in rejected]
-
-
-def _note_folder_names(sources: Sequence[SourceConfig]) -> list[str]:
-    """Note folders named as kohya's scripts have it, where ``10_cat`` means ten repeats."""
-    notes = []
-    for source in sources:
-        below = sorted(source.path.iterdir()) if source.path.is_dir() else []
-        folders = [path for path in (source.path, *below) if path.is_dir()]
-        for folder in folders:
-            number = re.match(r"(\d+)_\w", folder.name)
-            if number and int(number[1]) != source.repeats:
-                notes.append(f"{folder}: the number is not read as repeats; write {{path: ..., repeats: {number[1]}}}")
-    return notes
 
 
 def _note_copies(copies: Pairs) -> list[str]:

@@ -12,6 +12,7 @@ from veneer.data.sources.hub import HubSource
 from veneer.data.sources.kohya_toml import KohyaTomlSource
 from veneer.data.sources.masks import with_masks
 from veneer.data.sources.metadata import MetadataSource
+from veneer.data.sources.numbered_folders import with_numbered_folders
 from veneer.data.sources.parquet import ParquetSource
 from veneer.data.sources.protocol import Entry, Listing, Source
 from veneer.data.sources.references import with_references
@@ -63,6 +64,8 @@ def read_source(
     if config.references:
         listing = with_references(listing, config)
     listing = with_masks(listing, config.path, config.masks, config.follow_links)
+    if config.numbered_folders:
+        listing = with_numbered_folders(listing, config)
     notes = (*note_unread(listing.unread), *_note_uncaptioned(listing.entries))
     listing = complete_captions(config.path, listing, trigger, style, TagRules.of(config))
     if trigger is None:
