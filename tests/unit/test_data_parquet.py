@@ -129,3 +129,20 @@ def test_several_captions_of_a_row(tmp_path: Path) -> None:
     content = table(1) | {"text": [["a cat", "a pet"]]}
     Dataset.from_dict(content, features).to_parquet(tmp_path / "a.parquet")
     assert [one.captions for one in listed(tmp_path).entries] == [("a cat", "a pet")]
+
+
+def test_a_list_beside_pictures_as_datasets_reads_it(tmp_path: Path) -> None:
+    """The convention of its imagefolder: the same pictures, to the byte, and texts."""
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(picture(number))
+    rows = {"file_name": [f"{number}.png" for number in range(3)], "text": ["a cat", "a dog", "a cow"]}
+    parquet.write_table(pyarrow.table(rows), tmp_path / "metadata.parquet")
+    options = {"data_dir": str(tmp_path), "split": "train", "cache_dir": str(tmp_path / ".cache")}
+    theirs = datasets.load_dataset("imagefolder", **options).cast_column("image", datasets.Image(decode=False))
+    entries = listed(tmp_path).entries
+    assert [entry.captions for entry in entries] == [(row["text"],) for row in theirs]
+    assert [str(entry.path) for entry in entries] == [row["image"]["path"] for row in theirs]
+    assert [entry.location.read() for entry in entries] == list(map(picture, range(3)))
+    (tmp_path / "metadata.parquet").write_bytes(b"PAR1-")
+    with raises_code("data.broken_table"):
+        listed(tmp_path)

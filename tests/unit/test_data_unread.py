@@ -36,7 +36,7 @@ def notes(folder: Path) -> str:
         ("data.json", b'{"a.png": "a cat"}'),
         ("meta_cap.json", b"{}"),
         ("captions.txt", b"a.png a cat"),
-        ("metadata.parquet", b"PAR1\0"),
+        ("captions.parquet", b"PAR1\0"),
         ("train-00000-of-00001.parquet", b"PAR1\0"),
         ("captions.csv", b"image,caption\na.png,a cat"),
         ("metadata.tsv", b"file_name\ttext"),

@@ -1,4 +1,4 @@
-"""A folder or zip with a ``metadata.jsonl`` or a ``metadata.csv``, as the ``datasets`` library has it.
+"""A folder or zip with a ``metadata.jsonl``, ``.csv`` or ``.parquet``, as the ``datasets`` library has it.
 
 Each row has ``file_name``, relative to the folder, and ``text``, a caption; in JSON also a list of them. A row of a
 pair also has ``reference_file_name``, the picture that the text is to be applied to, or ``reference_file_names``, a
@@ -32,6 +32,8 @@ from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.tree import Tree
 from veneer.data.sources.unread import find_unread
 from veneer.data.sources.zip_filesystem import is_zip
+from veneer.data.table_file import import_pyarrow
+from veneer.data.unreadable import Unreadable
 from veneer.data.wording import few
 from veneer.errors import UserError
 
@@ -165,7 +167,7 @@ class _Lists:
 def _read_list(tree: Tree, path: Path, entries: dict[Path, list[Entry]], columns: dict[str, str]) -> None:
     """Add the pictures that a list names; several rows for one picture, and its references, are several captions."""
     names = _Names(tree.filesystem, path.parent)
-    for where, row in _READERS[path.name.lower()](tree.read_text(path), path):
+    for where, row in _READERS[path.name.lower()](tree, path):
         for name in row:
             columns.setdefault(name, where)
         picture = _named_file(names, _field(row, "file_name", where), "file_name", where)
@@ -181,8 +183,9 @@ def _read_list(tree: Tree, path: Path, entries: dict[Path, list[Entry]], columns
         known.append(Entry(picture, tuple(dict.fromkeys(captions)), 1, where, references, location=place, mask=mask))
 
 
-def _json_rows(text: str, path: Path) -> Iterator[Row]:
+def _json_rows(tree: Tree, path: Path) -> Iterator[Row]:
     """Yield each line's object."""
+    text = tree.read_text(path)
     # not splitlines: a caption may hold U+2028, which JSON leaves as it is
     for number, line in enumerate(text.split("\n"), start=1):
         where = f"{path}:{number}"
@@ -197,8 +200,9 @@ def _json_rows(text: str, path: Path) -> Iterator[Row]:
         yield where, row
 
 
-def _csv_rows(text: str, path: Path) -> Iterator[Row]:
+def _csv_rows(tree: Tree, path: Path) -> Iterator[Row]:
     """Yield each row of a table whose first line names the columns, which a comma, semicolon or tab parts."""
+    text = tree.read_text(path)
     header = text.partition("\n")[0]
     delimiter = max(_DELIMITERS, key=header.count)
     rows = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=True)
@@ -218,7 +222,26 @@ def _csv_rows(text: str, path: Path) -> Iterator[Row]:
         yield where, {name.strip(): value for name, value in row.items()}
 
 
-_READERS: Mapping[str, Callable[[str, Path], Iterator[Row]]] = {"metadata.jsonl": _json_rows, "metadata.csv": _csv_rows}
+def _parquet_rows(tree: Tree, path: Path) -> Iterator[Row]:
+    """Yield each row of a parquet table."""
+    arrow, parquet = import_pyarrow(path), import_pyarrow(path, "pyarrow.parquet")
+    try:
+        content = arrow.BufferReader(tree.location(path).read())
+        number = 0
+        for batch in parquet.ParquetFile(content).iter_batches(use_threads=False):
+            for row in batch.to_pylist():
+                yield f"{path}[{number}]", row
+                number += 1
+    except (arrow.ArrowException, Unreadable, OSError, ValueError) as error:
+        what = f"cannot be read: {' '.join(str(error).split())[:200]}"
+        raise UserError(what, code="data.broken_table", where=path) from None
+
+
+_READERS: Mapping[str, Callable[[Tree, Path], Iterator[Row]]] = {
+    "metadata.jsonl": _json_rows,
+    "metadata.csv": _csv_rows,
+    "metadata.parquet": _parquet_rows,
+}
 """How a list of each name, in small letters, is read."""
 
 

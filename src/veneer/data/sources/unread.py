@@ -53,7 +53,7 @@ def _reason(tree: Tree, file: Path, own: Sequence[Path], why_not: Callable[[Path
         return None if own or _OTHER_TEXT.match(file.name) else "no picture of this name is beside them"
     is_text = ending in _TABLES or (ending in _TREES and (own or _names_pictures(tree, file)))
     if is_text or (own and _is_text(tree, file)):
-        return f"captions are read from {', '.join(CAPTION_ENDINGS)}, metadata.jsonl and metadata.csv"
+        return f"captions are read from {', '.join(CAPTION_ENDINGS)}, metadata.jsonl, .csv and .parquet"
     return None
 
 
