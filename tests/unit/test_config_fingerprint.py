@@ -13,6 +13,7 @@ from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 
 SILENT = ["base", "base.path", "base.components", "data.cache", "data.held_out", "data.sources"]
+SILENT += ["data.workers", "data.worker_type"]
 SILENT += [
     "validation.draws",
     "output.dir",

@@ -326,6 +326,7 @@ data_configs = of(
     caption_dropout=shares,
     token_windows=st.integers(1, 10),
     cache=st.none() | folders,
+    workers=st.integers(0, 64),
     prior=st.none() | of(PriorConfig, prompt=words, count=counts, weight=positives, path=st.none() | folders),
 )
 presets = st.sampled_from(get_args(TargetPreset))

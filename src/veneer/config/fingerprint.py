@@ -32,6 +32,9 @@ _WITHOUT_EFFECT = frozenset(
         "adapter.training_adapter",
         # what is kept there is keyed on all that it was made from
         "data.cache",
+        # who decodes the pictures, and when
+        "data.workers",
+        "data.worker_type",
     }
 )
 

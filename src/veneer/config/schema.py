@@ -392,6 +392,11 @@ class DataConfig(_Section):
     225. Each is encoded alone and all are joined, in training and painting alike; longer texts are cut."""
     cache: Folder | None = None
     """Folder that keeps latents and embeddings of captions for later runs; default: they are kept in memory only."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 2
+    """How many workers decode the pictures of the next step while one is done, and those that are encoded first; the
+    results are the same. 0: each is decoded when it is needed."""
+    worker_type: Literal["thread", "process"] = "thread"
+    """What workers are: threads, or processes of their own, which take seconds to start and some 300 MB each."""
     prior: PriorConfig | None = None
     """Set it to teach a subject without losing its class."""
 

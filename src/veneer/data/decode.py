@@ -6,6 +6,7 @@ No setting of Pillow's is changed: what is too large is refused here, by a limit
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,17 @@ def decode(content: bytes, background: tuple[int, int, int], remarks: list[str] 
 
 
 @contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Ignore warnings: in the main thread only, for their filters are the process's and have no place for two."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
 def opened(content: bytes) -> Iterator[Image.Image]:
     """Open a picture by its content, its first frame loaded; what goes wrong with it in the block is its fault.
 
@@ -74,9 +86,8 @@ def opened(content: bytes) -> Iterator[Image.Image]:
         Unreadable: the picture is broken, of no known format, too small or too large.
     """
     _refuse_others(content)
-    with warnings.catch_warnings():
-        # Pillow's other warnings are about files that decode; its limit may be any, so ours is checked below
-        warnings.simplefilter("ignore")
+    # Pillow's warnings are about files that decode, or of its own limit, in place of which ours is checked below
+    with _without_warnings():
         try:
             with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
                 _check_size(*image.size)

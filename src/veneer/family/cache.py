@@ -7,11 +7,11 @@ names a folder for it on the disk, for later runs as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,16 +23,13 @@ from veneer.data.buckets import Size
 from veneer.data.decode import DECODING
 from veneer.data.loader import SampleDraw
 from veneer.data.manifest import Sample
+from veneer.data.prefetch import PixelLoader, PixelRequest
 from veneer.data.transform import (
     Geometry,
     geometry_of,
     is_flipped,
-    load_centered,
     load_centered_mask,
-    load_centered_references,
     load_mask,
-    load_pixels,
-    load_references,
 )
 from veneer.errors import UserError
 from veneer.family.fingerprint import fingerprint, settings_hash
@@ -61,6 +58,7 @@ class Encoder:
 
     Attributes:
         store: as above.
+        pixels: loads the pictures.
 
     Raises:
         UserError: the base reads texts in another number of windows than the config says.
@@ -70,6 +68,28 @@ class Encoder:
         _check_windows(family, config)
         self._family, self._config, self._seed = family, config, seed
         self.store: TensorStore = MemoryStore() if store is None else store
+        self.pixels = PixelLoader(config, seed)
+
+    def expect(self, draws: Iterable[SampleDraw]) -> None:
+        """Begin to load the pictures that are not kept encoded and that these draws will need."""
+        self.pixels.expect([request for draw in draws for request in self._requests(draw)])
+
+    def _requests(self, draw: SampleDraw) -> Iterator[PixelRequest]:
+        """Yield what is to be loaded for a draw."""
+        if self._draws_differ or not self.store.holds(self.posterior_key(draw)):
+            yield self._request("picture", draw)
+        if draw.sample.references and (self._draws_differ or not self.store.holds(self.references_key(draw))):
+            yield self._request("references", draw)
+
+    def _request(self, part: Literal["picture", "references"], draw: SampleDraw) -> PixelRequest:
+        # the two sides of a centered picture are one request
+        is_random = self._draws_differ or part == "references"
+        return PixelRequest(part, draw.sample, draw.size, draw.draw_index if is_random else None)
+
+    @property
+    def _draws_differ(self) -> bool:
+        """Whether no two draws of a picture see the same of it, so that nothing of it is kept."""
+        return draws_differ(self._config)
 
     def centered(self, sample: Sample, size: Size) -> LatentDistribution:
         """Return the posterior of a picture with nothing random about it, each tensor (1, ...) on the CPU.
@@ -86,8 +106,8 @@ class Encoder:
         A centered picture has two variants, as it is and mirrored; both are cached.
         Where each draw sees other pixels, none comes twice.
         """
-        if draws_differ(self._config):
-            pixels_CHW = load_pixels(draw.sample, self._config, draw.size, self._seed, draw.draw_index)
+        if self._draws_differ:
+            (pixels_CHW,) = self.pixels.load(self._request("picture", draw))
             return self._encode(pixels_CHW, draw.sample)
         return self._cached(draw.sample, draw.size, self._flipped(draw))
 
@@ -116,7 +136,7 @@ class Encoder:
 
     def centered_references(self, sample: Sample, size: Size) -> Conditioning:
         """Return the encoded references of a picture with nothing random about it, one row on the CPU."""
-        pixels = partial(load_centered_references, sample, self._config, size)
+        pixels = partial(self.pixels.load, PixelRequest("references", sample, size, None))
         return self._kept_references(sample, size, False, pixels)
 
     def masks(self, batch: Sequence[SampleDraw], grid: Grid) -> Tensor:
@@ -144,12 +164,19 @@ class Encoder:
         key = ("mask", sample.mask.content, kind, *place)
         return self.store.get_or_compute(key, lambda: {"mask": load_mask(sample, *own)})["mask"]
 
+    def posterior_key(self, draw: SampleDraw) -> tuple[object, ...]:
+        """Return the key of a centered draw's posterior."""
+        return self._posterior_key(draw.sample, draw.size, self._flipped(draw))
+
+    def _posterior_key(self, sample: Sample, size: Size, flipped: bool) -> tuple[object, ...]:
+        return "posterior", DECODING, sample.content, _in_key(size), rgb(self._config.background), flipped
+
     def _cached(self, sample: Sample, size: Size, flipped: bool) -> LatentDistribution:
-        key = ("posterior", DECODING, sample.content, _in_key(size), rgb(self._config.background), flipped)
+        key = self._posterior_key(sample, size, flipped)
         return LatentDistribution(**self.store.get_or_compute(key, lambda: vars(self._centered(sample, size, flipped))))
 
     def _centered(self, sample: Sample, size: Size, flipped: bool) -> LatentDistribution:
-        pixels_CHW = load_centered(sample, self._config, size)
+        (pixels_CHW,) = self.pixels.load(PixelRequest("picture", sample, size, None))
         return self._encode(pixels_CHW.flip(-1) if flipped else pixels_CHW, sample)
 
     def _encode(self, pixels_CHW: Tensor, sample: Sample) -> LatentDistribution:
@@ -157,17 +184,26 @@ class Encoder:
         _check_finite(vars(posterior), "autoencoder", sample.path)
         return LatentDistribution(posterior.mean.cpu(), posterior.std.cpu())
 
-    def _text(self, caption: str) -> Conditioning:
+    def text_key(self, caption: str, draw: SampleDraw) -> tuple[object, ...]:
+        """Return the key of what the text encoders make of a draw's caption."""
+        if self.reads_references(draw.sample):
+            return "instruction", caption, *self._variant(draw.sample, draw.size, self._flipped(draw))
+        return self._text_key(caption)
+
+    def _text_key(self, caption: str) -> tuple[object, ...]:
         windows = self._family.token_windows
-        key = ("text", caption) if windows == 1 else ("text", caption, windows)
-        return self._kept(key, lambda: self._encode_text(caption, ()))
+        return ("text", caption) if windows == 1 else ("text", caption, windows)
+
+    def _text(self, caption: str) -> Conditioning:
+        return self._kept(self._text_key(caption), lambda: self._encode_text(caption, ()))
 
     def _instruction(self, caption: str, draw: SampleDraw) -> Conditioning:
         """Return what the text encoders make of a caption beside the draw's references."""
-        if draws_differ(self._config):
+        if self._draws_differ:
             return Conditioning(self._encode_text(caption, self._reference_pixels(draw)))
-        key = ("instruction", caption, *self._variant(draw.sample, draw.size, self._flipped(draw)))
-        return self._kept(key, lambda: self._encode_text(caption, self._reference_pixels(draw)))
+        return self._kept(
+            self.text_key(caption, draw), lambda: self._encode_text(caption, self._reference_pixels(draw))
+        )
 
     @torch.no_grad()
     def _encode_text(self, caption: str, references: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -180,7 +216,7 @@ class Encoder:
     def _encoded_references(self, draw: SampleDraw) -> Conditioning:
         if not draw.sample.references:
             return NO_REFERENCES
-        if draws_differ(self._config):
+        if self._draws_differ:
             return Conditioning(self._encode_references(draw.sample, self._reference_pixels(draw)))
         pixels = partial(self._reference_pixels, draw)
         return self._kept_references(draw.sample, draw.size, self._flipped(draw), pixels)
@@ -190,8 +226,15 @@ class Encoder:
     ) -> Conditioning:
         if not sample.references:
             return NO_REFERENCES
-        key = ("references", *self._variant(sample, size, flipped))
+        key = self._references_key(sample, size, flipped)
         return self._kept(key, lambda: self._encode_references(sample, pixels()))
+
+    def references_key(self, draw: SampleDraw) -> tuple[object, ...]:
+        """Return the key of a centered draw's references."""
+        return self._references_key(draw.sample, draw.size, self._flipped(draw))
+
+    def _references_key(self, sample: Sample, size: Size, flipped: bool) -> tuple[object, ...]:
+        return "references", *self._variant(sample, size, flipped)
 
     @torch.no_grad()
     def _encode_references(self, sample: Sample, pixels: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -200,7 +243,7 @@ class Encoder:
         return tensors
 
     def _reference_pixels(self, draw: SampleDraw) -> tuple[Tensor, ...]:
-        return load_references(draw.sample, self._config, draw.size, self._seed, draw.draw_index)
+        return self.pixels.load(self._request("references", draw))
 
     def _flipped(self, draw: SampleDraw) -> bool:
         return is_flipped(draw.sample, self._config, self._seed, draw.draw_index)

@@ -48,6 +48,9 @@ class TensorStore(Protocol):
     def get_or_compute(self, key: tuple[object, ...], compute: Callable[[], Tensors]) -> Tensors:
         """Return the tensors that are kept under a key; compute and keep them if there are none."""
 
+    def holds(self, key: tuple[object, ...]) -> bool:
+        """Check whether tensors are kept under a key, as far as is known without reading them."""
+
 
 class MemoryStore:
     """Keeps tensors as long as the process lives.
@@ -67,6 +70,10 @@ class MemoryStore:
         if key not in self.kept:
             self.kept[key] = compute()
         return self.kept[key]
+
+    def holds(self, key: tuple[object, ...]) -> bool:
+        """Check whether tensors are kept under a key."""
+        return key in self.kept
 
 
 class Store:
@@ -96,6 +103,7 @@ class Store:
         self._places: dict[bytes, tuple[Shard, int]] = {}
         self._mapped: dict[Shard, None] = {}  # the one used last is last
         self._last: Shard | None = None
+        self._looked = False
 
     def get_or_compute(self, key: tuple[object, ...], compute: Callable[[], Tensors]) -> Tensors:
         """Return the tensors that are stored under a key; compute and store them if there are none.
@@ -114,6 +122,13 @@ class Store:
             if not self._write(digest, str(key[0]), encode_tensors(tensors)):
                 self._unstored[digest] = tensors
         return tensors
+
+    def holds(self, key: tuple[object, ...]) -> bool:
+        """Check whether tensors are stored under a key, as far as the index says, or are kept in memory."""
+        digest = self.digest(key)
+        if not self._looked:
+            self._refresh()
+        return digest in self._places or digest in self._unstored
 
     def digest(self, key: tuple[object, ...]) -> bytes:
         """Return what a key is found by."""
@@ -149,6 +164,7 @@ class Store:
 
     def _refresh(self) -> None:
         """Look for entries that are new in the folder."""
+        self._looked = True
         known = {shard.path.stem for shard in self._shards}
         for name in sorted(_shard_names(self.folder) - known):
             self._shards[Shard(self.folder / f"{name}{SHARD}")] = 0

@@ -15,6 +15,7 @@ from veneer.evaluate.results import Evaluated, Score
 from veneer.plan.plan import Plan
 from veneer.train.events import (
     CheckpointDue,
+    EncodingProgress,
     EvaluationDue,
     Finished,
     SampleDue,
@@ -263,6 +264,7 @@ EVENTS: tuple[type, ...] = (
     Planned,
     TrainingStarted,
     TrackingStarted,
+    EncodingProgress,
     StepDone,
     StepSkipped,
     SampleDue,

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -19,16 +19,37 @@ from veneer.data.transform import Geometry, is_flipped
 from veneer.engine.memory_usage import available_memory
 from veneer.errors import UserError
 from veneer.family.cache import Encoder, noise_like
-from veneer.family.protocol import Conditioning
+from veneer.family.protocol import Conditioning, LatentDistribution
+from veneer.family.store import MemoryStore
 from veneer.objective.loss import Objective
 from veneer.rng import uniform
 from veneer.train.distributed import ALONE, ProcessGroup
+from veneer.train.events import EncodingProgress
 from veneer.train.step import MicroBatch
 
-__all__ = ["BatchBuilder"]
+__all__ = ["BatchBuilder", "EncodingCall"]
 
 _Variant: TypeAlias = tuple[str, Size, bool]
 """A picture's id, the size that it is cut to, and whether it is mirrored."""
+
+
+@dataclass(frozen=True)
+class EncodingCall:
+    """Something that can be encoded before the steps that need it.
+
+    Attributes:
+        key: that it is kept under; None: it is not known yet.
+        draw: whose pictures it needs; None: it needs none.
+        encode: encodes it.
+    """
+
+    key: tuple[object, ...] | None
+    draw: SampleDraw | None
+    encode: Callable[[], Conditioning | LatentDistribution | Tensor]
+
+    def __call__(self) -> None:
+        """Encode it."""
+        self.encode()
 
 
 @dataclass(frozen=True)
@@ -55,11 +76,19 @@ class BatchBuilder:
     processes: ProcessGroup = ALONE
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
-        """Return this process's micro-batches of a step, counted from 0; all processes' weights make one mean."""
-        count = self.config.train.batch_size * self.config.train.gradient_accumulation_steps
-        return [self._micro(own, prior, count) for own, prior in self._shares(step)]
+        """Return this process's micro-batches of a step, counted from 0; all processes' weights make one mean.
 
-    def encoding_calls(self, steps: range) -> list[Callable[[], object]]:
+        While the step is done, workers load the pictures of the next one.
+        """
+        count = self.config.train.batch_size * self.config.train.gradient_accumulation_steps
+        shares = self._shares(step)
+        self.encoder.expect(draw for own, prior in shares for draw in (*own, *prior))
+        micros = [self._micro(own, prior, count) for own, prior in shares]
+        if step + 1 < self.config.train.max_steps:
+            self.encoder.expect(self._draws(step + 1))
+        return micros
+
+    def encoding_calls(self, steps: range) -> list[EncodingCall]:
         """Return calls that encode now what these steps will need, each thing once.
 
         Pictures of which each draw sees other pixels are not among it, nor captions that a text encoder learns from.
@@ -76,21 +105,51 @@ class BatchBuilder:
                 captions[caption_of(draw, config, self.config.seed), seen] = draw
             if (len(pictures), len(captions)) == all_there_are:
                 break
-        calls: list[Callable[[], object]] = []
-        if not draws_differ(config):
-            calls += [partial(self.encoder.posterior, draw) for draw in pictures.values()]
-            calls += [partial(self._masks, [draw]) for draw in pictures.values() if draw.sample.mask is not None]
-            calls += [partial(self.encoder.references, [draw]) for draw in pictures.values() if draw.sample.references]
+        differ, calls = draws_differ(config), list[EncodingCall]()
+        if not differ:
+            calls += [self._picture_call(draw) for draw in pictures.values()]
+            calls += [self._mask_call(draw) for draw in pictures.values() if draw.sample.mask is not None]
+            calls += [self._references_call(draw) for draw in pictures.values() if draw.sample.references]
         if not self.config.adapter.text_encoders:
             texts = [
-                partial(self.encoder.texts, [caption], [draw])
+                self._text_call(caption, draw)
                 for (caption, seen), draw in captions.items()
-                if seen is None or not draws_differ(config)
+                if seen is None or not differ
             ]
-            calls += (
-                [partial(_check_memory, texts[0], len(texts)), *texts] if texts and all_there_are is None else texts
-            )
+            if texts and all_there_are is None and isinstance(self.encoder.store, MemoryStore):
+                calls.append(replace(texts[0], encode=partial(_check_memory, texts[0].encode, len(texts))))
+            calls += texts
         return calls
+
+    def _picture_call(self, draw: SampleDraw) -> EncodingCall:
+        return EncodingCall(self.encoder.posterior_key(draw), draw, partial(self.encoder.posterior, draw))
+
+    def _mask_call(self, draw: SampleDraw) -> EncodingCall:
+        # whether it is kept is known when the picture's latents are, over which it is averaged
+        return EncodingCall(None, None, partial(self._masks, [draw]))
+
+    def _references_call(self, draw: SampleDraw) -> EncodingCall:
+        return EncodingCall(self.encoder.references_key(draw), draw, partial(self.encoder.references, [draw]))
+
+    def _text_call(self, caption: str, draw: SampleDraw) -> EncodingCall:
+        encode = partial(self.encoder.texts, [caption], [draw])
+        return EncodingCall(self.encoder.text_key(caption, draw), None, encode)
+
+    def encode_ahead(self, steps: range) -> Iterator[EncodingProgress]:
+        """Encode now what these steps will need, one after the other; pictures are decoded ahead of that.
+
+        What is kept already is not looked at. The progress is told before each and after the last.
+        """
+        calls = self.encoding_calls(steps)
+        missing = [call for call in calls if call.key is None or not self.encoder.store.holds(call.key)]
+        found, window = len(calls) - len(missing), max(1, self.encoder.pixels.ahead)
+        for done, call in enumerate(missing):
+            yield EncodingProgress(found + done, len(calls), found)
+            near = missing[done : done + window]
+            self.encoder.expect(ahead.draw for ahead in near if ahead.draw is not None)
+            call()
+        self.encoder.pixels.close()
+        yield EncodingProgress(len(calls), len(calls), found)
 
     def _draws(self, step: int) -> list[SampleDraw]:
         """Return the draws of a step that this process trains on."""
@@ -194,16 +253,19 @@ class BatchBuilder:
         return self.encoder.texts(captions, batch).to(self.device)
 
 
-def _check_memory(encode_first: Callable[[], Conditioning], count: int) -> None:
-    """Refuse texts that would not all stay in memory, told by the size of the first.
+def _check_memory(encode_first: Callable[[], Conditioning | LatentDistribution | Tensor], count: int) -> Conditioning:
+    """Refuse texts that would not all stay in memory, told by the size of the first; return that one.
 
     Raises:
         UserError: they would not.
     """
-    needed, left = count * encode_first().nbytes, available_memory()
+    first = encode_first()
+    assert isinstance(first, Conditioning)
+    needed, left = count * first.nbytes, available_memory()
     if needed > left:
         what = f"tags are shown anew in each draw, which makes {count} texts of {needed / 1e9:.3g} GB in all"
         remedy = "let each caption make a few texts, such as data.sources.0.tag_orders=4"
         raise UserError(
             f"{what}, and {left / 1e9:.3g} GB are left", code="data.too_many_texts", where="data.sources", remedy=remedy
         )
+    return first

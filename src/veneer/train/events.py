@@ -11,6 +11,7 @@ from veneer.adapter.targets import BlockCoverage
 
 __all__ = [
     "CheckpointDue",
+    "EncodingProgress",
     "EvaluationDue",
     "Event",
     "Finished",
@@ -40,6 +41,26 @@ class TrainingStarted:
     start_step: int
     max_steps: int
     blocks: Mapping[str, BlockCoverage] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EncodingProgress:
+    """Pictures and captions are encoded, before the first step that needs them; comes first, last, and in between.
+
+    Attributes:
+        done: how many are encoded.
+        total: how many there are.
+        found: how many of them were in the cache already.
+    """
+
+    done: int
+    total: int
+    found: int
+
+    @property
+    def is_told(self) -> bool:
+        """Whether it is worth an event: it is the first, the last, or one of ten between."""
+        return self.done in (self.found, self.total) or self.done % max(1, self.total // 10) == 0
 
 
 @dataclass(frozen=True)
@@ -140,5 +161,14 @@ class Stopped:
 
 
 Event: TypeAlias = (
-    TrainingStarted | StepDone | StepSkipped | SampleDue | EvaluationDue | CheckpointDue | Warned | Stopped | Finished
+    TrainingStarted
+    | EncodingProgress
+    | StepDone
+    | StepSkipped
+    | SampleDue
+    | EvaluationDue
+    | CheckpointDue
+    | Warned
+    | Stopped
+    | Finished
 )

@@ -36,6 +36,7 @@ from veneer.train.distributed import ALONE, ProcessGroup
 from veneer.train.ema import ExponentialMovingAverage
 from veneer.train.events import (
     CheckpointDue,
+    EncodingProgress,
     EvaluationDue,
     Event,
     Finished,
@@ -133,7 +134,7 @@ class Trainer:
             with self._training_adapter.removed():
                 yield SampleDue(0)
         yield from self._old_cache_warning()
-        self._encode_ahead()
+        yield from self._encode_ahead()
         yield from self._warnings()
         while not self._stops() and self.steps_done < self._last_step:
             yield from self._step()
@@ -205,16 +206,18 @@ class Trainer:
         """Take the adapter out, so that the base is as it was, bit for bit; a second call does nothing."""
         if self.context.graphs is not None:
             self.context.graphs.release()
+        self.batches.encoder.pixels.close()
         self._undoing.close()
         self._family.offload(())
 
-    def _encode_ahead(self) -> None:
+    def _encode_ahead(self) -> Iterator[EncodingProgress]:
         """Encode all that the steps will need, each thing once, so that what encodes can be offloaded."""
         if self._idle:
-            for encode in self.batches.encoding_calls(range(self.steps_done, self._last_step)):
+            for progress in self.batches.encode_ahead(range(self.steps_done, self._last_step)):
+                if progress.is_told:
+                    yield progress
                 if self._asked_to_stop:
                     return
-                encode()
 
     def _warnings(self) -> Iterator[Warned]:
         """Yield once what has turned out not to work, and the run does not need."""

@@ -17,7 +17,16 @@ from veneer.cli.terminal.console import say, say_warning
 from veneer.engine.memory_usage import read_memory_usage
 from veneer.plan.text import format_bytes
 from veneer.run.events import Planned, Resumed
-from veneer.train.events import Event, Finished, SampleDue, StepDone, StepSkipped, TrainingStarted, Warned
+from veneer.train.events import (
+    EncodingProgress,
+    Event,
+    Finished,
+    SampleDue,
+    StepDone,
+    StepSkipped,
+    TrainingStarted,
+    Warned,
+)
 from veneer.train.smoothed_loss import SmoothedLoss
 
 __all__ = ["Progress"]
@@ -61,6 +70,8 @@ class Progress:
             self._planned = None if memory is None else memory.peak
         elif isinstance(event, TrainingStarted):
             self._begin(event)
+        elif isinstance(event, EncodingProgress):
+            self._describe(f"encoding {event.done}/{event.total}" if event.done < event.total else "training")
         elif isinstance(event, StepDone):
             self._advance(event)
         elif isinstance(event, SampleDue):
