@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import typer
 
+from veneer.cli.data.caption import caption
 from veneer.cli.data.check import check
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-_VERBS = (check,)
+_VERBS = (caption, check)
 for _verb in _VERBS:
     app.command()(_verb)
 
