@@ -48,6 +48,21 @@ def write_noise_pictures(folder: Path) -> Path:
     return folder
 
 
+SHAPES = ((16, 16), (40, 20), (20, 40), (32, 30), (12, 9))
+"""Widths and heights of pictures, the last of which is smaller than 16 x 16 pixels."""
+
+
+def write_mixed_pictures(folder: Path, count: int = 10) -> Path:
+    """Pictures of several shapes, each with a caption of its own; at 16 pixels they have five sizes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        width, height = SHAPES[number % len(SHAPES)]
+        pixels = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(f"thing {number}")
+    return folder
+
+
 def tiny_run(config: RunConfig, family: Family, dataset: Dataset | None = None) -> list[Event]:
     """All events of a run; the family has its bits back."""
     return list(train(config, family, dataset or survey(config.data)))

@@ -23,6 +23,7 @@ import veneer.run.result
 import veneer.train.loop
 from tests.distributed import Member, begin, commands, distributed
 from tests.running import Killed, hashes, killing, logged, quick_config, steps_kept, use_base
+from tests.training import write_mixed_pictures
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
@@ -90,6 +91,18 @@ _SLOW = ("plain", "dropout, prior", "bfloat16, average, samples")
     [pytest.param(VARIANTS[name], id=name, marks=[pytest.mark.slow] if name in _SLOW else []) for name in VARIANTS],
 )
 def test_two_processes_end_with_the_bits_of_one(make: Callable[..., RunConfig], variant: dict[str, Any]) -> None:
+    assert succeeded(2, make("two", **variant)) == succeeded(1, make("one", **variant))
+
+
+@pytest.mark.slow
+def test_two_processes_do_the_passes_of_one_on_many_shapes(
+    make: Callable[..., RunConfig], tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    """Class pictures have passes of their own there, each with dropout of its own."""
+    mixed = write_mixed_pictures(tmp_path / "mixed")
+    prior = {"prompt": "a shape", "count": 3, "path": str(tiny_pictures)}
+    data = {"sources": [{"path": str(mixed)}], "flip": True, "crop": "random", "prior": prior}
+    variant = {"data": data, "adapter": {"dropout": 0.2}}
     assert succeeded(2, make("two", **variant)) == succeeded(1, make("one", **variant))
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import write_tiny_base
 from tests.errors import raises_code
-from tests.training import bits_of, tiny_config, tiny_run
+from tests.training import bits_of, tiny_config, tiny_run, write_mixed_pictures
 from veneer.adapter.inject import inject
 from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.registry import specs_of
@@ -27,6 +27,7 @@ from veneer.evaluate.heldout import (
     heldout_losses,
     pictures_by_kind,
     score_adapter,
+    unusual_sizes,
 )
 from veneer.family.protocol import Conditioning, Family
 from veneer.family.registry import load_family
@@ -80,6 +81,25 @@ def test_two_evaluations_are_equal_to_the_bit(family: Family, tiny_pictures: Pat
     torch.manual_seed(5)
     assert np.array_equal(heldout_losses(config, family, dataset.held_out), first)
     assert score_adapter(config, family, dataset, trained) == score_adapter(config, family, dataset, trained)
+
+
+def test_pictures_of_any_shape_are_measured_at_their_largest_size(family: Family, tmp_path: Path) -> None:
+    """The same losses as where only that size is asked for; squares are measured as ever."""
+    pictures = write_mixed_pictures(tmp_path / "p", 5)
+    several, one = (
+        tiny_config(pictures, data={"held_out": 0.0, "resolution": asked}, validation={"draws": 2})
+        for asked in ([8, 16], 16)
+    )
+    train = survey(one.data).train
+    losses = heldout_losses(one, family, train)
+    assert np.isfinite(losses).all() and np.array_equal(heldout_losses(several, family, train), losses)
+    shapes = [tuple(picture.noise_D.shape[-2:]) for picture in HeldOutEvaluator(one, family, train)._noised]
+    assert shapes == [(8, 8), (6, 10), (10, 6), (8, 8), (4, 6)]
+    squares = tiny_config(pictures, data={"held_out": 0.0, "aspect": "square"}, validation={"draws": 2})
+    in_squares = heldout_losses(squares, family, train)
+    assert np.array_equal(in_squares[0], losses[0]) and not np.array_equal(in_squares[1], losses[1])
+    assert unusual_sizes(squares, family, train) == []
+    assert unusual_sizes(one, family, train) == [(8, 12), (12, 20), (16, 16), (20, 12)]
 
 
 def test_a_trained_adapter_changes_the_loss_and_leaves_the_base(

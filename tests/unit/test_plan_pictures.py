@@ -8,13 +8,15 @@ from typing import Any
 import pytest
 
 from tests.training import tiny_config
+from veneer.data.buckets import Buckets
 from veneer.data.preflight import survey
 from veneer.plan.pictures import PictureCounts
 
+SHAPES = (((64, 64), 12),)
 CASES: dict[str, tuple[dict[str, Any], PictureCounts]] = {
-    "plain": ({}, PictureCounts(9, 12, 12)),
-    "caption dropout": ({"caption_dropout": 0.1}, PictureCounts(9, 12, 13)),
-    "class pictures": ({"prior": {"prompt": "a shape", "count": 5}}, PictureCounts(9, 17, 13)),
+    "plain": ({}, PictureCounts(9, 12, 12, shapes=SHAPES)),
+    "caption dropout": ({"caption_dropout": 0.1}, PictureCounts(9, 12, 13, shapes=SHAPES)),
+    "class pictures": ({"prior": {"prompt": "a shape", "count": 5}}, PictureCounts(9, 17, 13, shapes=SHAPES)),
 }
 
 
@@ -23,4 +25,21 @@ def test_pictures_are_counted_in_folders_as_in_a_checked_dataset(
     tiny_pictures: Path, data: dict[str, Any], counts: PictureCounts
 ) -> None:
     config = tiny_config(tiny_pictures, data=data)
-    assert PictureCounts.from_folders(config) == PictureCounts.from_dataset(survey(config.data), config) == counts
+    found, listed = PictureCounts.from_folders(config)
+    assert len(listed) == 12
+    assert found == PictureCounts.from_dataset(survey(config.data), config) == counts
+
+
+def test_sizes_are_those_of_the_buckets() -> None:
+    shapes = (((40, 40), 2), ((2000, 3000), 3))
+    counts, two = PictureCounts(10, 9, 5, shapes=shapes), Buckets((512, 1024), 8)
+    assert counts.sizes_in(two) == ((40, 40), (608, 416), (1216, 832))
+    assert counts.shown_in(two) == 10 * 8 // 5
+    known = 2 * 40 * 40 + 3 * (608 * 416 + 1216 * 832)
+    assert counts.pixels_in(two, (1216, 832)) == known + 4 * 1216 * 832, "four have sizes that nobody knows"
+
+
+def test_pictures_of_unknown_sizes_may_have_the_largest() -> None:
+    counts, two = PictureCounts(10, 9, 5), Buckets((512, 1024), 8)
+    assert (counts.sizes_in(two), counts.shown_in(two)) == (((1024, 1024),), 20)
+    assert counts.pixels_in(two, (1024, 1024)) == 2 * 9 * 1024 * 1024

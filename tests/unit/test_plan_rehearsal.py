@@ -14,11 +14,13 @@ import torch
 
 import veneer
 from tests.plans import changed, exact_config, memory_of, tensors_by_phase
-from tests.training import bits_of
+from tests.training import bits_of, write_mixed_pictures
 from tests.unit.test_plan_tracer import Watch
 from veneer.config.load import build_config
 from veneer.config.schema import RunConfig
+from veneer.data.buckets import Buckets
 from veneer.data.preflight import survey
+from veneer.family.cache import Encoder
 from veneer.family.protocol import Family
 from veneer.family.published import read_published
 from veneer.family.registry import load_family
@@ -161,6 +163,29 @@ def test_caches_are_counted(config: RunConfig, family: Family, plan: Plan) -> No
     assert memory_of(plan).caches == 12 * 2 * latent + 12 * caption
     flipped = changed(config, "data", flip=True)
     assert memory_of(plan_loaded(flipped, family, survey(flipped.data))).caches == 2 * 12 * 2 * latent + 12 * caption
+
+
+@pytest.mark.slow
+def test_the_largest_bucket_is_planned_and_all_are_kept(tiny_base: Path, family: Family, tmp_path: Path) -> None:
+    """Latents of all sizes as they will be; a step of the 12 x 20 pixels of the largest, not of 16 x 16."""
+    folder = write_mixed_pictures(tmp_path / "mixed")
+    for name in (0, 5, 3, 8):  # those of 16 x 16
+        (folder / f"{name}.png").unlink()
+    config = exact_config(tiny_base, folder)
+    dataset = survey(config.data)
+    plan = plan_loaded(config, family, dataset)
+    encoder, buckets = Encoder(family, config.data, config.seed), Buckets.of(config.data, family)
+    posteriors = [encoder.centered(one, buckets.largest(one.width, one.height)) for one in dataset.train.samples]
+    latents = sum(each.mean.nbytes + each.std.nbytes for each in posteriors)
+    assert memory_of(plan).caches == latents + 6 * 4 * 16 * 32
+    assert tensors_by_phase(plan)[STEP] - latents < tensors_by_phase(plan_loaded(config, family))[STEP]
+    assert plan.buckets is not None and plan.schedule is not None and plan.schedule.pictures == 6
+    assert [(row.width, row.height, row.pictures) for row in plan.buckets.rows] == [
+        (12, 8, 2),
+        (12, 20, 2),
+        (20, 12, 2),
+    ]
+    assert "12 x 20" in str(plan) and plan.as_dict()["buckets"]["rows"][0]["pictures"] == 2
 
 
 CUT: dict[str, dict[str, dict[str, Any]]] = {

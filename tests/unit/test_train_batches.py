@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,14 @@ import torch
 from torch import Tensor
 
 from tests.errors import raises_code
-from tests.training import tiny_config, trainer_on, write_noise_pictures
+from tests.training import tiny_config, trainer_on, write_mixed_pictures, write_noise_pictures
 from veneer.data.loader import SampleDraw
 from veneer.data.preflight import survey
 from veneer.data.transform import load_pixels
 from veneer.family.cache import Encoder
 from veneer.family.protocol import Conditioning, Family, LatentDistribution
 from veneer.plan.pictures import PictureCounts
+from veneer.train.distributed import ProcessGroup
 from veneer.train.step import MicroBatch
 
 
@@ -172,3 +175,71 @@ def test_texts_that_do_not_fit_into_memory_are_refused_at_once(
     with trainer_on(tiny_config(tiny_pictures, data=tagged(tiny_pictures, tag_orders=2)), family) as trainer:
         for call in trainer.batches.encoding_calls(range(3)):
             call()
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures of five sizes."""
+    return write_mixed_pictures(tmp_path_factory.mktemp("mixed") / "pictures")
+
+
+ALL: dict[str, Any] = {"held_out": 0.0}
+
+
+def test_pictures_of_several_shapes_are_trained_at_sizes_of_their_own(family: Family, mixed: Path) -> None:
+    config = tiny_config(mixed, data=ALL, train={"batch_size": 2})
+    seen: Counter[str] = Counter()
+    sizes: Counter[tuple[int, int]] = Counter()
+    with trainer_on(config, family) as trainer:
+        for step in range(10):
+            (micro,) = trainer.batches.micro_batches(step)
+            (size,) = {geometry.target for geometry in micro.geometries}
+            assert micro.latents.shape[-2:] == micro.noise.shape[-2:] == (size[0] // 2, size[1] // 2)
+            for sample, geometry in zip(micro.samples, micro.geometries, strict=True):
+                assert geometry.original == (sample.height, sample.width)
+                assert size[0] <= sample.height and size[1] <= sample.width
+            seen.update(sample.path.name for sample in micro.samples)
+            sizes[size] += 1
+    assert set(seen.values()) == {2} and len(seen) == 10, "each picture has its exact share"
+    assert sizes == dict.fromkeys([(16, 16), (12, 20), (20, 12), (8, 12)], 2) | {(16, 16): 4}
+
+
+def test_all_sizes_are_encoded_ahead(family: Family, mixed: Path) -> None:
+    config = tiny_config(mixed, data={**ALL, "resolution": [8, 16], "flip": True}, train={"batch_size": 1})
+    counting = Counting(family)
+    with trainer_on(config, family) as trainer:
+        encoder = trainer.batches.encoder
+        encoder._family = counting  # type: ignore[assignment]
+        for encode in trainer.batches.encoding_calls(range(200)):
+            encode()
+        before = counting.pictures, len(counting.texts)
+        # 16 x 16, 40 x 20, 20 x 40 and 32 x 30 pixels have two sizes, 12 x 9 one of 8 x 8 and one of 8 x 12
+        assert before == (2 * 2 * 10, 10)
+        encoder._family = family
+        for step in range(50):
+            trainer.batches.micro_batches(step)
+        assert (counting.pictures, len(counting.texts)) == before
+
+
+@pytest.mark.parametrize("is_mixed", [False, True], ids=["one size", "several"])
+def test_class_pictures_share_a_pass_where_all_have_one_size(
+    family: Family, mixed: Path, tiny_pictures: Path, is_mixed: bool
+) -> None:
+    prior = {"prompt": "a shape", "count": 4, "path": str(tiny_pictures), "weight": 0.25}
+    train = {"batch_size": 2, "gradient_accumulation_steps": 2}
+    config = tiny_config(mixed if is_mixed else tiny_pictures, data={**ALL, "prior": prior}, train=train)
+    with trainer_on(config, family) as trainer:
+        micros = trainer.batches.micro_batches(0)
+        # two processes take turns: what they do first, second ... is what one does
+        shared = [
+            replace(trainer.batches, processes=ProcessGroup(rank, 2)).micro_batches(0)  # type: ignore[arg-type]
+            for rank in (0, 1)
+        ]
+    kinds = [micro.is_prior_B.tolist() for micro in micros]
+    own, other = [False, False], [True, True]
+    assert kinds == ([own, own, other, other] if is_mixed else [[*own, *other]] * 2)
+    weights = torch.cat([micro.weight_B for micro in micros])
+    is_prior = torch.cat([micro.is_prior_B for micro in micros])
+    assert weights[~is_prior].sum() == 1 and weights[is_prior].sum() == 0.25
+    in_turns = [micro.samples for turn in zip(*shared, strict=True) for micro in turn]
+    assert in_turns == [micro.samples for micro in micros]

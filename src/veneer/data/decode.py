@@ -18,7 +18,19 @@ from veneer.data.colour_space import stated_space
 from veneer.data.unreadable import Unreadable
 from veneer.file_kind import EMPTY, kind_in
 
-__all__ = ["DECODING", "MAX_PIXELS", "MIN_SIDE", "TRANSPARENT", "decode", "opened", "to_8_bits", "upright"]
+__all__ = [
+    "DECODING",
+    "FORMATS",
+    "MAX_PIXELS",
+    "MIN_SIDE",
+    "ORIENTATION",
+    "TRANSPARENT",
+    "UPRIGHT",
+    "decode",
+    "opened",
+    "to_8_bits",
+    "upright",
+]
 
 DECODING = 2
 """Version of the decoding, part of the keys of cached latents: raise it when pictures begin to give other pixels."""
@@ -26,7 +38,7 @@ MAX_PIXELS = 89_478_485
 """Pixels in a picture, at most: a quarter GiB of RGB, from where on Pillow warns of decompression bombs."""
 MIN_SIDE = 8
 """Pixels on a picture's short side, at least: the smallest resolution a config may ask for."""
-_FORMATS = (
+FORMATS = (
     *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "PSD", "ICO", "DIB", "PCX", "SGI"),
     "TGA",  # last, for it has no signature
 )
@@ -35,8 +47,8 @@ TRANSPARENT = "transparent in parts, which are laid on data.background and learn
 """The remark on pictures of which more than :data:`_MARGIN` is transparent."""
 _MARGIN = 0.01
 """Share of a picture that may be transparent without a word, such as the pixels of a soft edge."""
-_ORIENTATION = 0x0112  # EXIF
-_UPRIGHT = {
+ORIENTATION = 0x0112  # EXIF
+UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -89,7 +101,7 @@ def opened(content: bytes) -> Iterator[Image.Image]:
     # Pillow's warnings are about files that decode, or of its own limit, in place of which ours is checked below
     with _without_warnings():
         try:
-            with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 _check_size(*image.size)
                 image.load()
                 yield image
@@ -164,10 +176,10 @@ def _has_more_frames(image: Image.Image) -> bool:
 def upright(shown: Image.Image, image: Image.Image) -> Image.Image:
     """Return a picture turned as the EXIF of the opened one asks for; as it is where that is broken."""
     try:
-        orientation = image.getexif().get(_ORIENTATION)
+        orientation = image.getexif().get(ORIENTATION)
     except Exception:  # Pillow raises whatever it stumbles on
         return shown
-    turn = _UPRIGHT.get(orientation) if isinstance(orientation, int) else None
+    turn = UPRIGHT.get(orientation) if isinstance(orientation, int) else None
     return shown if turn is None else shown.transpose(turn)
 
 

@@ -11,6 +11,8 @@ from weakref import WeakKeyDictionary
 import torch
 
 from veneer.config.schema import RunConfig
+from veneer.data.bucket_table import BucketTable
+from veneer.data.buckets import Buckets
 from veneer.data.preflight import Dataset
 from veneer.family.protocol import Family, device_of
 from veneer.plan.abstract import abstract_base
@@ -76,7 +78,8 @@ def assess_config(config: RunConfig, *, count_pictures: bool, limit: int | None)
         UserError: the config does not fit the base, or the base or the pictures are not there.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    inputs = RunInputs(device, PictureCounts.from_folders(config) if count_pictures else None)
+    pictures, listed = PictureCounts.from_folders(config) if count_pictures else (None, ())
+    inputs = RunInputs(device, pictures, listed)
 
     def plan_changed(changed: RunConfig) -> Plan:
         return rehearse(changed, partial(abstract_base, changed), inputs)
@@ -143,9 +146,12 @@ def plan_loaded(
     settings = config.model_dump_json(exclude={"output": {"dir"}})
     key = settings, _weight_bytes(family), pictures, frozenset(metadata.items())
     if key not in plans:
-        inputs = RunInputs(device_of(family), pictures, metadata)
+        inputs = RunInputs(device_of(family), pictures, metadata=metadata)
         plans[key] = rehearse(config, lambda tracer: tracer.without_data(family), inputs)
-    return plans[key]
+    if dataset is None:
+        return plans[key]
+    # of pictures of the same numbers and sizes others may be meant each time
+    return replace(plans[key], buckets=BucketTable.of(dataset.train.samples, Buckets.of(config.data, family)))
 
 
 def _weight_bytes(family: Family) -> int:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from veneer.config.schema import DataConfig, RunConfig
+from veneer.data.bucket_table import ShapedPicture
+from veneer.data.buckets import Buckets, Size
 from veneer.data.manifest import Sample
+from veneer.data.picture_header import upright_size
 from veneer.data.preflight import Dataset
 from veneer.data.sources.protocol import Entry
 from veneer.data.sources.registry import read_sources
 
-__all__ = ["PictureCounts"]
+__all__ = ["ListedPicture", "PictureCounts"]
+
+_MOST_OPENED = 10_000
+"""Pictures whose sizes are read for a plan: some seconds."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +32,8 @@ class PictureCounts:
         captions: distinct texts that are made of captions, at most.
         references: of each picture.
         masks: pictures that have one.
+        shapes: widths and heights of pictures, and how many have each, rising; none where they are not known. Class
+            pictures are not among them.
     """
 
     shown: int
@@ -31,6 +41,30 @@ class PictureCounts:
     captions: int
     references: int = 0
     masks: int = 0
+    shapes: tuple[tuple[tuple[int, int], int], ...] = ()
+
+    def sizes_in(self, buckets: Buckets) -> tuple[Size, ...]:
+        """Return the sizes that pictures are cut to; the largest that there may be where they are not known."""
+        sizes = {size for shape, _ in self.shapes for size in buckets.sizes(*shape)}
+        return tuple(sorted(sizes)) or (buckets.most,)
+
+    def shown_in(self, buckets: Buckets) -> int:
+        """Return how many pictures an epoch shows, each at all of its sizes."""
+        if not self.shapes:
+            return self.shown * len(buckets.resolutions)
+        sizes = sum(count * len(buckets.sizes(*shape)) for shape, count in self.shapes)
+        return round(self.shown * sizes / sum(count for _, count in self.shapes))
+
+    def pixels_in(self, buckets: Buckets, largest: Size) -> int:
+        """Return the pixels of all distinct pictures at all of their sizes.
+
+        Args:
+            buckets: the sizes that they are cut to.
+            largest: the size of those whose own is not known, such as class pictures.
+        """
+        known = sum(count for _, count in self.shapes)
+        cut = sum(count * height * width for shape, count in self.shapes for height, width in buckets.sizes(*shape))
+        return cut + (self.distinct - known) * largest[0] * largest[1] * (1 if known else len(buckets.resolutions))
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, config: RunConfig) -> PictureCounts:
@@ -39,11 +73,17 @@ class PictureCounts:
         captions = _count_captions(train, held_out, config)
         class_pictures, other_captions = _beside(config.data)
         shown, distinct = round(sum(sample.rate for sample in train)), len(train) + len(held_out) + class_pictures
-        return cls(shown, distinct, captions + other_captions, dataset.train.references, dataset.train.masks)
+        shapes = _shapes((*train, *held_out))
+        pictures = dataset.train
+        return cls(shown, distinct, captions + other_captions, pictures.references, pictures.masks, shapes)
 
     @classmethod
-    def from_folders(cls, config: RunConfig) -> PictureCounts:
-        """Count the pictures that the folders of a run list; none is opened, so some may turn out to be unreadable.
+    def from_folders(cls, config: RunConfig) -> tuple[PictureCounts, tuple[ListedPicture, ...]]:
+        """Count the pictures that the folders of a run list; none is decoded, so some may turn out to be unreadable.
+
+        Returns:
+            Their numbers, and those pictures whose sizes could be told, held-out ones too; of more than
+            10,000 pictures none is opened.
 
         Raises:
             UserError: a folder or its captions are at fault.
@@ -56,7 +96,37 @@ class PictureCounts:
         shown = round(sum(entry.repeats * entry.weight for entry in entries) * (1 - share))
         references = max((len(entry.references) for entry in entries), default=0)
         masks = sum(entry.mask is not None for entry in entries)
-        return cls(shown, len(entries) + class_pictures, captions + other_captions, references, masks)
+        listed = _measured(entries)
+        distinct, shapes = len(entries) + class_pictures, _shapes(listed)
+        return cls(shown, distinct, captions + other_captions, references, masks, shapes), listed
+
+
+@dataclass(frozen=True)
+class ListedPicture:
+    """A picture of a listing, of which the size has been read.
+
+    Attributes:
+        path: the file.
+        width: in pixels, upright.
+        height: in pixels, upright.
+        rate: how often an epoch shows it at each of its sizes.
+    """
+
+    path: Path
+    width: int
+    height: int
+    rate: float
+
+
+def _measured(entries: Sequence[Entry]) -> tuple[ListedPicture, ...]:
+    if len(entries) > _MOST_OPENED:
+        return ()
+    sizes = [(entry, upright_size(entry.location)) for entry in entries]
+    return tuple(ListedPicture(one.path, *size, one.repeats * one.weight) for one, size in sizes if size is not None)
+
+
+def _shapes(pictures: Iterable[ShapedPicture]) -> tuple[tuple[tuple[int, int], int], ...]:
+    return tuple(sorted(Counter((one.width, one.height) for one in pictures).items()))
 
 
 def _count_captions(shown: Sequence[Sample] | Sequence[Entry], held_out: Sequence[Sample], config: RunConfig) -> int:

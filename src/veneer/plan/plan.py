@@ -9,6 +9,8 @@ from typing import Any
 from pydantic import TypeAdapter, computed_field
 
 from veneer.adapter.targets import BlockCoverage
+from veneer.data.bucket_table import BucketTable
+from veneer.plan.bucket_text import bucket_lines
 from veneer.plan.memory import Memory
 from veneer.plan.text import format_bytes, format_table
 
@@ -155,6 +157,7 @@ class Plan:
         disk: the files that it leaves; None likewise.
         timesteps: what they are drawn from; None likewise.
         training_adapter: name of the file that is in the base only while it is trained and scored; None: there is none.
+        buckets: sizes of the pictures, what each crops away, and each picture's share; None: they are not known.
         distilled: what plain training does to a base that was distilled; None: nothing says that it was.
     """
 
@@ -166,6 +169,7 @@ class Plan:
     timesteps: TimestepPlan | None = None
     training_adapter: str | None = None
     distilled: str | None = None
+    buckets: BucketTable | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -198,7 +202,9 @@ class Plan:
         rows.append(_row("all", self.trainable, self.total, layers))
         blocks = [f"{name} {network.blocks}" for name, network in self.networks.items() if network.blocks]
         lines = [f"blocks touched: {', '.join(blocks)}"] if blocks else []
-        lines += [str(part) for part in (self.timesteps, self.memory, self.schedule, self.disk) if part]
+        lines += [str(part) for part in (self.timesteps, self.memory, self.schedule) if part]
+        lines += [] if self.buckets is None else bucket_lines(self.buckets)
+        lines += [] if self.disk is None else [str(self.disk)]
         if self.training_adapter is not None:
             lines.append(f"training adapter: {self.training_adapter}, in the base while it is trained and scored only")
         return "\n".join([format_table(rows), f"adapter file: {self.file_bytes:,} bytes", *lines])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -15,7 +15,8 @@ from veneer.adapter.protocol import AdapterWeights
 from veneer.config.load import complete_objective, resolve
 from veneer.config.schema import ObjectiveConfig, RunConfig
 from veneer.data.augment import draws_differ
-from veneer.data.buckets import Buckets, Size
+from veneer.data.bucket_table import BucketTable, ShapedPicture
+from veneer.data.buckets import Buckets, Size, largest
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
 from veneer.data.transform import Geometry
@@ -54,12 +55,14 @@ class RunInputs:
     Attributes:
         device: where its networks are.
         pictures: their numbers; None: they are not known.
+        listed: those of them that are trained on, as far as their sizes are known.
         metadata: what the adapter's file will hold beside the weights.
         for_gpu: plan for a GPU though ``device`` is the CPU, because there is none here: its memory is that of tensors.
     """
 
     device: torch.device
     pictures: PictureCounts | None = None
+    listed: Sequence[ShapedPicture] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
     for_gpu: bool = False
 
@@ -91,9 +94,9 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
     config = resolve(config, family)
     references = family.usual_references if inputs.pictures is None else inputs.pictures.references
     check_references(family, references, "data.sources")
-    rehearsal = _Rehearsal(tracer, family, config, references)
+    rehearsal = _Rehearsal(tracer, family, config, references, inputs.pictures)
     with tracer.tracing(), closing(rehearsal.make_trainer()) as trainer:
-        rehearsal.encode(inputs.pictures)
+        rehearsal.encode()
         rehearsal.step(trainer)
         adapted = module_count(family)
         counts = count_parameters(family.networks, trainer.injection, inputs.metadata, config.output.formats[0])
@@ -103,8 +106,10 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
         rehearsal.finish(trainer)
     phases = _phases(tracer, files, ModuleCounts(base_modules, adapted), inputs.kind)
     memory = Memory(inputs.kind, phases, rehearsal.caches, **_blocks(family))
-    schedule, timesteps = _schedule(config, inputs.pictures), _timesteps(config, family)
-    plan = replace(counts, memory=memory, schedule=schedule, disk=disk, timesteps=timesteps)
+    buckets = Buckets.of(config.data, family)
+    schedule, timesteps = _schedule(config, inputs.pictures, buckets), _timesteps(config, family)
+    table = BucketTable.of(inputs.listed, buckets)
+    plan = replace(counts, memory=memory, schedule=schedule, disk=disk, timesteps=timesteps, buckets=table)
     path = config.adapter.training_adapter
     distilled = warn_of_distillation(config.base, family, path)
     return replace(plan, training_adapter=None if path is None else path.name, distilled=distilled)
@@ -126,9 +131,9 @@ def rehearse_step(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) ->
     _label_weights(tracer, family, config)
     _leave_unread(tracer, family, config)
     config = resolve(config, family)
-    rehearsal = _Rehearsal(tracer, family, config, family.reference_counts.start)
+    rehearsal = _Rehearsal(tracer, family, config, family.reference_counts.start, inputs.pictures)
     with tracer.tracing(), closing(rehearsal.make_trainer()) as trainer:
-        rehearsal.encode(inputs.pictures)
+        rehearsal.encode()
         rehearsal.step(trainer)
         tracer.begin_phase("after it")  # in which all that was offloaded comes back
     peak = tracer.peaks()[STEP]
@@ -192,9 +197,9 @@ def _offload_blocks(tracer: MemoryTracer, family: Family, config: RunConfig, dev
         tracer.begin_phase(LOADING)  # anew: the others are never on the device all at once
 
 
-def _schedule(config: RunConfig, pictures: PictureCounts | None) -> Schedule:
+def _schedule(config: RunConfig, pictures: PictureCounts | None, buckets: Buckets) -> Schedule:
     train = config.train
-    shown = pictures.shown if pictures else None
+    shown = pictures.shown_in(buckets) if pictures else None
     return Schedule(train.max_steps, train.batch_size, train.gradient_accumulation_steps, shown)
 
 
@@ -256,17 +261,29 @@ class _Rehearsal:
         family: without data.
         config: the resolved one.
         references: of each picture.
+        pictures: their numbers; None: they are not known.
 
     Attributes:
         caches: bytes of encoded pictures and captions; None: their number is not known.
     """
 
-    def __init__(self, tracer: MemoryTracer, family: Family, config: RunConfig, references: int) -> None:
+    def __init__(
+        self,
+        tracer: MemoryTracer,
+        family: Family,
+        config: RunConfig,
+        references: int,
+        pictures: PictureCounts | None,
+    ) -> None:
         self._tracer, self._family, self._config, self._reference_count = tracer, family, config, references
-        self._batch = config.train.batch_size * (1 if config.data.prior is None else 2)
+        self._pictures, self._buckets = pictures, Buckets.of(config.data, family)
+        sizes = (self._buckets.most,) if pictures is None else pictures.sizes_in(self._buckets)
+        # pictures of the class, which the base paints, are in the same passes if all have one size
+        shares_passes = config.data.prior is not None and set(sizes) <= {self._buckets.most}
+        self._batch = config.train.batch_size * (2 if shares_passes else 1)
         # it has data, since it decides which pictures count as the class's
         self._is_prior_B = torch.zeros(self._batch, dtype=torch.bool)
-        self._size = Buckets.of(config.data, family).most
+        self._size = largest(sizes)
         self._sample_size = family.resolution, family.resolution
         self._latent = torch.Size()  # of one picture, without the batch
         self._sample_latent = self._shape_of_latents(self._sample_size)
@@ -298,7 +315,7 @@ class _Rehearsal:
         assert parameter.grad is not None
         self._tracer.label("adapter gradients", [parameter.grad])
 
-    def encode(self, pictures: PictureCounts | None) -> None:
+    def encode(self) -> None:
         """Encode a picture and a caption, and hold as much as the caches of all of them take."""
         self._tracer.begin_phase(ENCODING)
         posterior = self._family.encode_image(torch.zeros(1, 3, *self._size))
@@ -308,9 +325,9 @@ class _Rehearsal:
             self._references = self._encode_references(self._size).to("meta")
         _label_networks(self._tracer, self._family)
         self._latent = posterior.mean.shape[1:]
-        if pictures is not None:
-            self._has_masks = bool(pictures.masks)
-            self.caches = self._cache_bytes(pictures, posterior.mean)
+        if self._pictures is not None:
+            self._has_masks = bool(self._pictures.masks)
+            self.caches = self._cache_bytes(self._pictures, posterior.mean)
             self._cache = torch.empty(self.caches, dtype=torch.uint8, device="cpu")
             self._tracer.label("caches", [self._cache])
 
@@ -330,11 +347,14 @@ class _Rehearsal:
     def _cache_bytes(self, pictures: PictureCounts, latent: Tensor) -> int:
         """Return bytes of mean and deviation of each latent and of its mask, mirrored ones too, and of captions."""
         data, trains_text = self._config.data, bool(self._config.adapter.text_encoders)
-        latents = 0 if draws_differ(data) else pictures.distinct * (2 if data.flip else 1)
+        sides = 0 if draws_differ(data) else 2 if data.flip else 1
         captions = 0 if trains_text else pictures.captions
-        masks = latents and pictures.masks * (2 if data.flip else 1)
-        encoded = latents * (2 * latent.nbytes + self._references.nbytes) + captions * self._text.nbytes
-        return encoded + masks * torch.float32.itemsize * latent.shape[-2] * latent.shape[-1]
+        # latents are as large as the pixels that they are made of
+        pixels = sides * pictures.pixels_in(self._buckets, self._size)
+        latents = pixels * (2 * latent.nbytes + self._references.nbytes) // (self._size[0] * self._size[1])
+        masks = sides * pictures.masks * len(self._buckets.resolutions)
+        cells = latent.shape[-2] * latent.shape[-1]
+        return latents + captions * self._text.nbytes + masks * torch.float32.itemsize * cells
 
     def step(self, trainer: Trainer) -> None:
         """Do an optimiser step of at most two forward passes, since a third one holds what the second does."""
