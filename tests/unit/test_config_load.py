@@ -319,6 +319,7 @@ data_configs = of(
     resolution=st.none() | resolutions | st.lists(resolutions, min_size=1, max_size=3, unique=True).map(tuple),
     upscale=st.booleans(),
     held_out=shares | folders,
+    max_rejected=shares,
     background=st.sampled_from(["white", "#00ff7f"]),
     crop_jitter=st.floats(0, 0.49),
     flip=st.booleans(),

@@ -8,13 +8,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from tests.errors import raises_code
 from veneer.config.load import config_from_folder
 from veneer.config.schema import DataConfig, SourceConfig
+from veneer.data.inspection import inspect_pictures
 from veneer.data.manifest import content_id
 from veneer.data.preflight import Dataset, read_prior, survey
+from veneer.data.sources.registry import read_source
 
 
 def paint(path: Path, seed: int, size: tuple[int, int] = (32, 32)) -> Path:
@@ -64,6 +66,44 @@ def test_faulty_pictures_are_put_aside_and_the_rest_goes_on(tmp_path: Path) -> N
     reasons = {one.path.name: one.reason for one in found.train.rejected}
     assert set(reasons) == {"empty.png", "text.jpg", "half.png", "dot.png"}
     assert reasons["empty.png"] == "empty file (0 bytes)"
+
+
+def test_a_run_is_stopped_where_more_pictures_cannot_be_used_than_it_allows(tmp_path: Path) -> None:
+    many(tmp_path, 2)
+    for name in ("a.png", "b.png", "c.png"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "d.heic").write_bytes(b"")
+    (tmp_path / "000-masklabel.png").write_bytes(b"")  # left out, and not at fault
+    assert len(looked_over(tmp_path, max_rejected=0.67).train.samples) == 2
+    with raises_code("data.too_many_rejected") as caught:
+        looked_over(tmp_path, max_rejected=0.66)
+    assert "4 of 6 pictures cannot be used: d.heic: " in str(caught.value)
+    assert looked_over(tmp_path).train.samples, "by default three of four may be"
+
+
+@pytest.mark.parametrize("workers", [1, 3, 8])
+def test_threads_change_nothing(tmp_path: Path, workers: int) -> None:
+    many(tmp_path, 9)
+    (tmp_path / "003.png").write_bytes(b"")
+    shutil.copy(tmp_path / "001.png", tmp_path / "zz.png")
+    paint(tmp_path / "large.bmp", 7, (900, 700))
+    listings = [read_source(SourceConfig(path=tmp_path), "tok")]
+    advanced: list[tuple[int, int]] = []
+    found = inspect_pictures(listings, "white", lambda *numbers: advanced.append(numbers), workers=workers)
+    alone = inspect_pictures(listings, "white", workers=1)
+    assert list(found.samples.items()) == list(alone.samples.items()) and found.looks == alone.looks
+    assert (found.rejected, found.copies, found.notes) == (alone.rejected, alone.copies, alone.notes)
+    assert advanced == [(done, 11) for done in range(1, 12)]
+
+
+def test_pictures_that_show_nothing_or_nothing_sharp_are_said(tmp_path: Path) -> None:
+    many(tmp_path, 2)
+    Image.new("RGB", (64, 64), "teal").save(tmp_path / "flat.png")
+    with Image.open(paint(tmp_path / "b.png", 5, (96, 96))) as image:
+        image.filter(ImageFilter.GaussianBlur(3)).save(tmp_path / "b.png")
+    flat, blurred = looked_over(tmp_path, held_out=0.0).notes
+    assert flat == f"of one colour, which teaches nothing else: {tmp_path / 'flat.png'}"
+    assert blurred == f"blurred all over, which is learned as well: {tmp_path / 'b.png'}"
 
 
 def test_no_picture_left_is_a_mistake(tmp_path: Path) -> None:

@@ -30,6 +30,8 @@ _WITHOUT_EFFECT = frozenset(
         "data.held_out",
         "data.prior.path",
         "adapter.training_adapter",
+        # which pictures are left has a fingerprint of its own
+        "data.max_rejected",
         # what is kept there is keyed on all that it was made from
         "data.cache",
         # who decodes the pictures, and when

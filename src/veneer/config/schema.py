@@ -373,6 +373,8 @@ class DataConfig(_Section):
     such as ``832x1216`` are always filled."""
     held_out: ShareOrFolder = 0.1
     """Share of the pictures kept from training to measure on (of ten or more at least one), or a folder of such."""
+    max_rejected: Share = 0.75
+    """Share of the pictures that may be broken, or else of no use, without the run being stopped before it trains."""
     background: Annotated[str, AfterValidator(_colour)] = "white"
     """Colour that transparent pictures are laid on: a name, or ``"#rrggbb"`` in quotes."""
     crop: Literal["center", "random"] = "center"

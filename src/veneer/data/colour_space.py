@@ -13,13 +13,13 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-__all__ = ["ColourSpace", "stated_space"]
+__all__ = ["ColourSpace", "Converted", "stated_space"]
 
 _SAME = 2
 """Levels of 255 by which a profile's colours may differ from sRGB's to count as the same: profiles of sRGB do by one,
@@ -64,6 +64,20 @@ class _Unusable(Exception):
     """A statement that cannot be followed; the message says why."""
 
 
+class Converted(NamedTuple):
+    """A picture in sRGB.
+
+    Attributes:
+        image: of mode RGB, or RGBA if it is transparent.
+        fault: why it is taken as sRGB although its file states another colour space; None: it is not.
+        is_converted: whether its colours were another space's.
+    """
+
+    image: Image.Image
+    fault: str | None = None
+    is_converted: bool = False
+
+
 @dataclass(frozen=True)
 class ColourSpace:
     """The colour space that a file states.
@@ -76,25 +90,20 @@ class ColourSpace:
     profile: bytes | None = None
     fault: str | None = None
 
-    def to_srgb(self, image: Image.Image) -> tuple[Image.Image, str | None]:
-        """Convert a picture of 8 bits a channel to sRGB.
-
-        Returns:
-            A picture of mode RGB, or RGBA if it is transparent; and why it is taken as sRGB although its file states
-            another colour space, None if it is not.
-        """
+    def to_srgb(self, image: Image.Image) -> Converted:
+        """Convert a picture of 8 bits a channel to sRGB."""
         try:
             mode, convert = self._conversion(image)
             fault = self.fault
         except _Unusable as error:
             convert, fault = None, str(error)
         if convert is None:
-            return image.convert("RGBA" if image.has_transparency_data else "RGB"), fault
+            return Converted(image.convert("RGBA" if image.has_transparency_data else "RGB"), fault)
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         converted = convert(image if image.mode == mode else image.convert("RGB").convert(mode))
         if alpha is not None:
             converted.putalpha(alpha)
-        return converted, fault
+        return Converted(converted, fault, is_converted=True)
 
     def _conversion(self, image: Image.Image) -> tuple[str, Convert | None]:
         """Return the mode to convert from, and the conversion; None if the colours are sRGB's as they are."""

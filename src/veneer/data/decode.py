@@ -6,10 +6,12 @@ No setting of Pillow's is changed: what is too large is refused here, by a limit
 from __future__ import annotations
 
 import io
+import os
 import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -64,30 +66,26 @@ _REMEDIES = {"other picture": "save it as PNG or JPEG", "pointer": "fetch it: gi
 """What to do with a file of each category that has the name of a picture, where the category tells it."""
 
 
-def decode(content: bytes, background: tuple[int, int, int], remarks: list[str] | None = None) -> Image.Image:
+def decode(
+    content: bytes,
+    background: tuple[int, int, int],
+    remarks: list[str] | None = None,
+    conversions: list[str] | None = None,
+) -> Image.Image:
     """Decode a picture to sRGB: upright by its EXIF, first frame, on a background where it is transparent.
 
     Args:
         content: the file's bytes.
         background: red, green and blue, 0 to 255.
         remarks: gets what a user may want to know of how the picture is decoded, each in some words.
+        conversions: gets what was done to it as its file asks, likewise.
 
     Raises:
         Unreadable: the picture is broken, of no known format, too small or too large.
     """
     with opened(content) as image:
-        return _decoded(image, content, background, [] if remarks is None else remarks)
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Ignore warnings: in the main thread only, for their filters are the process's and have no place for two."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
+        notes = _Notes([] if remarks is None else remarks, [] if conversions is None else conversions)
+        return _decoded(image, content, background, notes)
 
 
 @contextmanager
@@ -98,13 +96,13 @@ def opened(content: bytes) -> Iterator[Image.Image]:
         Unreadable: the picture is broken, of no known format, too small or too large.
     """
     _refuse_others(content)
-    # Pillow's warnings are about files that decode, or of its own limit, in place of which ours is checked below
-    with _without_warnings():
+    with _WITHOUT_WARNINGS:
         try:
             with Image.open(io.BytesIO(content), formats=FORMATS) as image:
                 _check_size(*image.size)
-                image.load()
-                yield image
+                with _PIXELS.taken(image.width * image.height):
+                    image.load()
+                    yield image
         except Unreadable:
             raise
         except Image.DecompressionBombError:
@@ -113,6 +111,73 @@ def opened(content: bytes) -> Iterator[Image.Image]:
             raise Unreadable(_what_else(content)) from None
         except Exception as error:  # decoders of broken files raise whatever they stumbled on
             raise Unreadable(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from None
+
+
+class _Notes(NamedTuple):
+    """Lists of what is to be said of how a picture is decoded."""
+
+    remarks: list[str]
+    conversions: list[str]
+
+
+class _WithoutWarnings:
+    """Warn of nothing while any thread is within: Python has one list of filters for all.
+
+    Pillow's warnings are about files that decode; its limit may be any, so ours is checked here.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._within = threading.Lock(), 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._within:
+                self._caught = warnings.catch_warnings()
+                self._caught.__enter__()
+                warnings.simplefilter("ignore")
+            self._within += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._within -= 1
+            if not self._within:
+                self._caught.__exit__(None, None, None)
+
+
+class _Budget:
+    """So much of something may be taken at a time; who wants more than is left waits, and one alone may have more."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._taken, self._changed = most, 0, threading.Condition()
+
+    @contextmanager
+    def taken(self, amount: int) -> Iterator[None]:
+        """Take an amount while within."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + amount <= self._most)
+            self._taken += amount
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._taken -= amount
+                self._changed.notify_all()
+
+
+_WITHOUT_WARNINGS = _WithoutWarnings()
+_PIXELS = _Budget(MAX_PIXELS)
+"""Pixels that are decoded at a time: as many threads as there are hold no more memory than one needs for the largest
+picture."""
+
+
+def _forget_other_threads() -> None:
+    """Let a process that was forked off wait for no thread of the one that it comes from."""
+    _WITHOUT_WARNINGS.__init__()  # type: ignore[misc]
+    _PIXELS.__init__(MAX_PIXELS)  # type: ignore[misc]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_other_threads)
 
 
 def _refuse_others(content: bytes) -> None:
@@ -144,20 +209,27 @@ def _check_size(width: int, height: int) -> None:
         raise Unreadable(f"too small: {width} x {height} pixels, at least {MIN_SIDE} each way")
 
 
-def _decoded(image: Image.Image, content: bytes, background: tuple[int, int, int], remarks: list[str]) -> Image.Image:
+def _decoded(image: Image.Image, content: bytes, background: tuple[int, int, int], notes: _Notes) -> Image.Image:
     if _has_more_frames(image):
-        remarks.append("more than one frame or page, of which the first is taken")
-    space = stated_space(image, content)
-    shown, fault = space.to_srgb(to_8_bits(image))
+        notes.remarks.append("more than one frame or page, of which the first is taken")
+    space, scaled = stated_space(image, content), to_8_bits(image)
+    shown, fault, is_converted = space.to_srgb(scaled)
     if fault is not None:
-        remarks.append(f"taken as sRGB, for {fault}")
-    shown = upright(shown, image)
-    if shown.mode == "RGB":
-        return shown
-    levels = shown.getchannel("A").histogram()
+        notes.remarks.append(f"taken as sRGB, for {fault}")
+    turned = upright(shown, image)
+    done = {
+        "turned upright by its EXIF": turned is not shown,
+        "converted to sRGB from its colour space": is_converted,
+        "scaled to 8 bits from more": scaled is not image,
+        "laid on the background, for it is transparent": turned.mode != "RGB",
+    }
+    notes.conversions.extend(what for what, is_done in done.items() if is_done)
+    if turned.mode == "RGB":
+        return turned
+    levels = turned.getchannel("A").histogram()
     if sum(levels[:128]) > _MARGIN * sum(levels):
-        remarks.append(TRANSPARENT)
-    return _on_background(shown, background)
+        notes.remarks.append(TRANSPARENT)
+    return _on_background(turned, background)
 
 
 def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

@@ -5,9 +5,11 @@ A fault in a picture puts that picture aside and says why.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -18,11 +20,41 @@ from veneer.data.duplicates import THUMB, Thumb
 from veneer.data.location import Location
 from veneer.data.manifest import Manifest, Mask, Reference, Rejected, Sample, content_id, sample_id
 from veneer.data.mask import decode_alpha, decode_mask, mean_of
+from veneer.data.parallel import map_in_order
+from veneer.data.sharpness import BLURRED, edge_width, is_flat
 from veneer.data.sources.protocol import Entry, Listing
+from veneer.data.sources.tree import is_readable
 from veneer.data.unreadable import Unreadable
 from veneer.data.wording import few
 
-__all__ = ["Inspection", "inspect_pictures"]
+__all__ = ["Advance", "Inspection", "Look", "inspect_pictures", "no_progress"]
+
+Advance: TypeAlias = Callable[[int, int], None]
+"""Called with how many are done, and how many there are."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of a picture beside its size.
+
+    Attributes:
+        conversions: what was done to it as its file asks, each in some words.
+        edge_width: see :func:`~veneer.data.sharpness.edge_width`.
+        is_flat: whether it is of one colour.
+    """
+
+    conversions: tuple[str, ...] = ()
+    edge_width: float | None = None
+    is_flat: bool = False
+
+    @property
+    def is_blurred(self) -> bool:
+        """Whether it has no sharp edge."""
+        return not self.is_flat and self.edge_width is not None and self.edge_width > BLURRED
 
 
 @dataclass(frozen=True)
@@ -32,14 +64,18 @@ class Inspection:
     Attributes:
         samples: those that can be used, by id.
         thumbs: their thumbnails, by id.
-        rejected: those that cannot.
+        looks: what was seen of them, by id.
+        rejected: those that are left out.
+        faults: those of them that cannot be used, though they should be.
         copies: pairs of files of the same bytes, of which the first is among the samples.
         notes: what their sources say of them, a sentence each.
     """
 
     samples: dict[str, Sample] = field(default_factory=dict)
     thumbs: dict[str, Thumb] = field(default_factory=dict)
+    looks: dict[str, Look] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
+    faults: tuple[Rejected, ...] = ()
     copies: tuple[tuple[Path, Path], ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -48,48 +84,97 @@ class Inspection:
         return Manifest(tuple(self.samples.values()), self.rejected)
 
 
-def inspect_pictures(listings: Iterable[Listing], background: str) -> Inspection:
-    """Decode every picture; the same picture twice is one, with the captions and repeats of both."""
-    samples: dict[str, Sample] = {}
-    thumbs: dict[str, Thumb] = {}
-    rejected: list[Rejected] = []
-    copies: list[tuple[Path, Path]] = []
-    notes: list[str] = []
-    remarks: dict[str, list[Path]] = {}
-    for listing in listings:
-        rejected += listing.rejected
-        notes += listing.notes
-        for entry in listing.entries:
-            try:
-                sample, thumb, said = _inspect(entry, rgb(background))
-            except Unreadable as error:
-                rejected.append(Rejected(entry.path, str(error)))
-                continue
-            for remark in said:
-                remarks.setdefault(remark, []).append(entry.path)
-            first = samples.get(sample.id)
-            if first is not None and not _same_mask(first, sample):
-                rejected.append(Rejected(entry.path, f"the same picture as {first.path}, which has another mask"))
-                continue
-            if first is not None:
-                copies.append((first.path, sample.path))
-                sample = _unite(first, sample)
-            samples[sample.id], thumbs[sample.id] = sample, thumb
-    notes += [f"{remark}: {few(paths)}" for remark, paths in remarks.items()]
-    return Inspection(samples, thumbs, tuple(rejected), tuple(copies), tuple(notes))
+@dataclass(frozen=True)
+class _Inspected:
+    """A picture that can be used, with remarks on how it is decoded; and its thumbnail."""
+
+    sample: Sample
+    thumb: Thumb
+    look: Look
+    remarks: tuple[str, ...]
 
 
-def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Thumb, list[str]]:
-    """Return a picture, its thumbnail, and remarks on how it is decoded."""
+def inspect_pictures(
+    listings: Iterable[Listing], background: str, progress: Advance = no_progress, workers: int | None = None
+) -> Inspection:
+    """Decode every picture; the same picture twice is one, with the captions and repeats of both.
+
+    Args:
+        listings: of the sources.
+        background: colour that transparent pictures are laid on.
+        progress: is called with the number of pictures that are done, and of all.
+        workers: threads that decode, on which nothing else depends; default: one for each core.
+    """
+    listings = list(listings)
+    rejected = [one for listing in listings for one in listing.rejected]
+    collected = _Collected(rejected, [one for one in rejected if not is_readable(one.path)])
+    entries = [entry for listing in listings for entry in listing.entries]
+    results = map_in_order(lambda entry: _inspect(entry, rgb(background)), entries, workers)
+    with closing(results):
+        for done, (entry, result) in enumerate(zip(entries, results, strict=True), start=1):
+            collected.add(entry, result)
+            progress(done, len(entries))
+    return collected.inspection([note for listing in listings for note in listing.notes])
+
+
+@dataclass
+class _Collected:
+    """What is known of the pictures that were decoded so far."""
+
+    rejected: list[Rejected]
+    faults: list[Rejected]
+    samples: dict[str, Sample] = field(default_factory=dict)
+    thumbs: dict[str, Thumb] = field(default_factory=dict)
+    looks: dict[str, Look] = field(default_factory=dict)
+    copies: list[tuple[Path, Path]] = field(default_factory=list)
+    remarks: dict[str, list[Path]] = field(default_factory=dict)
+
+    def add(self, entry: Entry, result: _Inspected | Unreadable) -> None:
+        """Take one picture in, or put it aside."""
+        if isinstance(result, Unreadable):
+            rejected = Rejected(entry.path, str(result))
+            self.rejected.append(rejected)
+            self.faults.append(rejected)
+            return
+        for remark in result.remarks:
+            self.remarks.setdefault(remark, []).append(entry.path)
+        sample = result.sample
+        first = self.samples.get(sample.id)
+        if first is not None and not _same_mask(first, sample):
+            reason = f"the same picture as {first.path}, which has another mask"
+            self.rejected.append(Rejected(entry.path, reason))
+            return
+        if first is not None:
+            self.copies.append((first.path, sample.path))
+            sample = _unite(first, sample)
+        self.samples[sample.id], self.thumbs[sample.id], self.looks[sample.id] = sample, result.thumb, result.look
+
+    def inspection(self, notes: list[str]) -> Inspection:
+        """Return all of it.
+
+        Args:
+            notes: of the sources.
+        """
+        notes = notes + [f"{remark}: {few(paths)}" for remark, paths in self.remarks.items()]
+        rejected, faults, copies = (tuple(each) for each in (self.rejected, self.faults, self.copies))
+        return Inspection(self.samples, self.thumbs, self.looks, rejected, faults, copies, tuple(notes))
+
+
+def _inspect(entry: Entry, background: tuple[int, int, int]) -> _Inspected | Unreadable:
+    """Return what a picture is, or why it cannot be used."""
     remarks: list[str] = []
-    content = _read(entry.location)
-    image = decode(content, background, remarks)
+    conversions: list[str] = []
+    try:
+        content = _read(entry.location)
+        image = decode(content, background, remarks, conversions)
+        mask = _mask(entry, content, image.size)
+        references = tuple(_reference(one, image.size, background, remarks) for one in entry.references)
+    except Unreadable as error:
+        return error
     thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
     own = content_id(content)
-    mask = _mask(entry, content, image.size)
     if mask is not None:
         remarks = [remark for remark in remarks if remark != TRANSPARENT]
-    references = tuple(_reference(one, image.size, background, remarks) for one in entry.references)
     id = sample_id(own, references)
     sample = Sample(
         id,
@@ -104,7 +189,8 @@ def _inspect(entry: Entry, background: tuple[int, int, int]) -> tuple[Sample, Th
         tags=entry.tags,
         mask=mask,
     )
-    return sample, thumb, remarks
+    look = Look(tuple(conversions), edge_width(image), is_flat(image))
+    return _Inspected(sample, thumb, look, tuple(remarks))
 
 
 def _mask(entry: Entry, content: bytes, size: tuple[int, int]) -> Mask | None:

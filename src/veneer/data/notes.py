@@ -34,6 +34,7 @@ def note_pictures(config: DataConfig, train: Inspection, held: Inspection, near:
         *_note_masks(train),
         *_note_sides(config, train),
         *note_small(train.samples.values(), config),
+        *_note_looks(train),
         *dict.fromkeys((*train.notes, *held.notes)),
     ]
     return tuple(notes)
@@ -70,6 +71,17 @@ def _note_empty_holdout(config: DataConfig, train: Inspection, held: Inspection)
     if not config.held_out or held.samples:
         return []
     return [f"{len(train.samples)} pictures are too few to hold any out, so there will be no held-out score"]
+
+
+def _note_looks(train: Inspection) -> list[str]:
+    """Note pictures that show nothing, or nothing sharp."""
+    flat = [sample.path for id, sample in train.samples.items() if train.looks[id].is_flat]
+    blurred = [sample.path for id, sample in train.samples.items() if train.looks[id].is_blurred]
+    facts = (
+        (flat, "of one colour, which teaches nothing else"),
+        (blurred, "blurred all over, which is learned as well"),
+    )
+    return [f"{what}: {few(paths)}" for paths, what in facts if paths]
 
 
 def _note_references(train: Inspection) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from veneer.config.schema import DataConfig, RunConfig, SourceConfig
 from veneer.data.duplicates import compare, near_duplicates
 from veneer.data.holdout import split, without_held_out
-from veneer.data.inspection import Inspection, inspect_pictures
+from veneer.data.inspection import Advance, Inspection, Look, inspect_pictures, no_progress
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.notes import note_pictures, reasons
 from veneer.data.sources.protocol import Entry, Listing
@@ -39,6 +39,7 @@ class Dataset:
             one on its own side, of training or held out, and in one with one on the other side, if there are any.
         copies: pairs of files of the same bytes, each of which is one picture, with the repeats of all.
         notes: what the user may want to know, a sentence each.
+        looks: what was seen of the pictures, by id.
     """
 
     train: Manifest
@@ -46,16 +47,23 @@ class Dataset:
     near: tuple[tuple[Path, Path], ...] = ()
     copies: tuple[tuple[Path, Path], ...] = ()
     notes: tuple[str, ...] = ()
+    looks: Mapping[str, Look] = field(default_factory=dict)
 
 
-def survey(config: DataConfig) -> Dataset:
+def survey(config: DataConfig, progress: Advance = no_progress) -> Dataset:
     """Read, decode and split the pictures of a config.
 
+    Args:
+        config: of the pictures.
+        progress: is called with how many pictures are decoded, and how many there are.
+
     Raises:
-        UserError: a folder, caption or list is at fault, or no picture is left to learn from.
+        UserError: a folder, caption or list is at fault, too many pictures cannot be used, or none is left to learn
+            from.
     """
     listings = read_sources(config)
-    pictures = inspect_pictures(listings, config.background)
+    pictures = inspect_pictures(listings, config.background, progress)
+    _refuse_if_too_faulty(pictures, config)
     _refuse_without_masks(config.sources, listings, pictures)
     if isinstance(config.held_out, Path):
         held = _inspect_held_out(config.held_out, config)
@@ -65,7 +73,8 @@ def survey(config: DataConfig) -> Dataset:
     _refuse_if_empty(train, config.sources[0].path)
     _check_references(config, [*train.samples.values(), *held.samples.values()])
     near = _near_paths(pictures, held)
-    return Dataset(train.manifest(), held.manifest(), near, pictures.copies, note_pictures(config, train, held, near))
+    notes = note_pictures(config, train, held, near)
+    return Dataset(train.manifest(), held.manifest(), near, pictures.copies, notes, pictures.looks | held.looks)
 
 
 def read_prior(config: RunConfig) -> Manifest:
@@ -123,6 +132,18 @@ def _refuse_if_empty(pictures: Inspection, where: Path) -> None:
     if not pictures.samples:
         what = f"no picture can be used: {few(reasons(pictures.rejected))}"
         raise UserError(what, code="data.no_usable_picture", where=where)
+
+
+def _refuse_if_too_faulty(pictures: Inspection, config: DataConfig) -> None:
+    """Refuse pictures of which more cannot be used than the config allows, if any can."""
+    total = len(pictures.faults) + len(pictures.samples) + len(pictures.copies)
+    if pictures.samples and len(pictures.faults) > config.max_rejected * total:
+        raise UserError(
+            f"{len(pictures.faults)} of {total} pictures cannot be used: {few(reasons(pictures.faults))}",
+            code="data.too_many_rejected",
+            where=config.sources[0].path,
+            remedy=f"mend them, or allow more than data.max_rejected={config.max_rejected:g}",
+        )
 
 
 def _check_references(config: DataConfig, samples: Sequence[Sample]) -> None:

@@ -39,6 +39,7 @@ __all__ = [
     "PriorSamplingStarted",
     "Resumed",
     "SamplesSaved",
+    "SurveyAdvanced",
     "Surveyed",
     "TrackingStarted",
     "ignore",
@@ -50,6 +51,19 @@ Callback: TypeAlias = Callable[[object], None]
 
 def ignore(event: object) -> None:
     """Do nothing with an event: the callback of whoever wants none."""
+
+
+@dataclass(frozen=True)
+class SurveyAdvanced:
+    """Some pictures were looked over, of a survey that takes longer than a moment; for a bar, and in no log.
+
+    Attributes:
+        done: how many.
+        total: how many there are.
+    """
+
+    done: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -258,6 +272,7 @@ class Failed:
 
 
 EVENTS: tuple[type, ...] = (
+    SurveyAdvanced,
     Surveyed,
     PriorSamplingStarted,
     Resumed,
@@ -283,4 +298,4 @@ EVENTS: tuple[type, ...] = (
     Score,
     Failed,
 )
-"""All that a log may hold, in about the order in which a run emits them."""
+"""All that a run emits, in about the order in which it does; a log holds all of them but the first."""

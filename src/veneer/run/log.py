@@ -17,7 +17,7 @@ from typing import Any
 
 from veneer.files import atomic_write
 from veneer.printable import printable
-from veneer.run.events import Callback
+from veneer.run.events import Callback, SurveyAdvanced
 from veneer.train.events import Warned
 
 __all__ = ["EventBus", "EventLog", "cut_log", "events_in"]
@@ -66,6 +66,8 @@ class EventBus:
 
     def _write(self, event: object) -> OSError | None:
         """Write or keep an event; return the log's fault if this event is the first that it has no room for."""
+        if isinstance(event, SurveyAdvanced):
+            return None
         if self._log is None:
             self._pending.append(event)
             return None

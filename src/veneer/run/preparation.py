@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from veneer.config.fingerprint import config_hash
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
+from veneer.data.inspection import Advance
 from veneer.data.notes import note_small
 from veneer.data.preflight import Dataset, survey
 from veneer.errors import UserError
@@ -17,7 +19,7 @@ from veneer.family.loading import load_run_base
 from veneer.family.protocol import Family
 from veneer.family.references import check_references
 from veneer.family.unread import caption_places, unread_notes
-from veneer.run.events import Callback, Surveyed
+from veneer.run.events import Callback, SurveyAdvanced, Surveyed
 from veneer.run.identity import Identity, identify
 from veneer.run.prior import sample_prior
 from veneer.run.resume import StartOptions, check_same, find_start
@@ -28,6 +30,9 @@ from veneer.train.events import Warned
 from veneer.weights.checkpoint import Checkpoint, read_checkpoint
 
 __all__ = ["TrainingInputs", "input_warnings", "prepare", "text_warnings"]
+
+
+_MOMENT = 0.5  # seconds
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,7 @@ def prepare(
         UserError: something is missing, damaged, or does not fit the rest.
     """
     start = _find_start(config.output.dir, options, emit, processes)
-    dataset = survey(config.data)
+    dataset = survey(config.data, _survey_progress(emit))
     emit(Surveyed.of(dataset))
     _check_validation(config, dataset)
     family = load_run_base(config)
@@ -78,6 +83,19 @@ def prepare(
     if start is not None:
         check_same(start, run, options.allow, emit)
     return TrainingInputs(run, family, dataset, start)
+
+
+def _survey_progress(emit: Callback) -> Advance:
+    """Return what tells of a survey that takes longer than a moment, now and then."""
+    due = time.monotonic() + _MOMENT
+
+    def advance(done: int, total: int) -> None:
+        nonlocal due
+        if time.monotonic() >= due:
+            due = time.monotonic() + _MOMENT
+            emit(SurveyAdvanced(done, total))
+
+    return advance
 
 
 def _find_start(folder: Path, options: StartOptions, emit: Callback, processes: ProcessGroup) -> Checkpoint | None:

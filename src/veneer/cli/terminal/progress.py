@@ -16,7 +16,7 @@ from veneer.adapter.protocol import AdapterWeights
 from veneer.cli.terminal.console import say, say_warning
 from veneer.engine.memory_usage import read_memory_usage
 from veneer.plan.text import format_bytes
-from veneer.run.events import Planned, Resumed
+from veneer.run.events import Planned, Resumed, SurveyAdvanced, Surveyed
 from veneer.train.events import (
     EncodingProgress,
     Event,
@@ -49,6 +49,7 @@ class Progress:
         self._pace = _Pace()
         self._bar = _Bar(self._console, self._pace)
         self._task: TaskID | None = None
+        self._surveying: TaskID | None = None
         self._smooth = SmoothedLoss()
         self._planned: int | None = None
 
@@ -65,6 +66,10 @@ class Progress:
         """Show one event; one that has no place on the bar is ignored."""
         if isinstance(event, Resumed):
             self._smooth = SmoothedLoss(event.losses)
+        elif isinstance(event, SurveyAdvanced):
+            self._show_survey(event)
+        elif isinstance(event, Surveyed) and self._surveying is not None:
+            self._bar.remove_task(self._surveying)
         elif isinstance(event, Planned):
             memory = event.plan.memory
             self._planned = None if memory is None else memory.peak
@@ -92,6 +97,11 @@ class Progress:
                 if isinstance(event, Finished):
                     weights = event.weights
         return weights
+
+    def _show_survey(self, event: SurveyAdvanced) -> None:
+        if self._surveying is None:
+            self._surveying = self._bar.add_task("looking pictures over", total=event.total)
+        self._bar.update(self._surveying, completed=event.done)
 
     def _begin(self, event: TrainingStarted) -> None:
         self._pace.begin(event.start_step, event.max_steps)

@@ -23,7 +23,7 @@ from veneer.errors import UserError
 from veneer.file_kind import HEAD, ZIP, FileKind, kind_of
 from veneer.files import decode_text
 
-__all__ = ["EXTENSIONS", "Tree", "find_pictures", "is_picture"]
+__all__ = ["EXTENSIONS", "Tree", "find_pictures", "is_picture", "is_readable"]
 
 EXTENSIONS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
@@ -196,6 +196,11 @@ def find_pictures(folder: Path) -> list[Path]:
         UserError: the folder does not exist, is a file, or may not be read.
     """
     return list(Tree.walk(folder).readable)
+
+
+def is_readable(path: Path) -> bool:
+    """Check whether a file's ending is not that of a picture that no decoder here reads."""
+    return path.suffix.lower() not in _UNREADABLE
 
 
 def is_picture(path: Path) -> bool:
