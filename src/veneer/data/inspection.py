@@ -156,8 +156,10 @@ class _Collected:
             notes: of the sources.
         """
         notes = notes + [f"{remark}: {few(paths)}" for remark, paths in self.remarks.items()]
-        rejected, faults, copies = (tuple(each) for each in (self.rejected, self.faults, self.copies))
-        return Inspection(self.samples, self.thumbs, self.looks, rejected, faults, copies, tuple(notes))
+        rejected, faults = tuple(self.rejected), tuple(self.faults)
+        return Inspection(
+            self.samples, self.thumbs, self.looks, rejected, faults, tuple(self.copies), tuple(notes)
+        )
 
 
 def _inspect(entry: Entry, background: tuple[int, int, int]) -> _Inspected | Unreadable:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -23,7 +23,7 @@ def worker_count() -> int:
     return max(1, min(cores, _MOST))
 
 
-def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int | None = None) -> Iterator[R]:
+def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int | None = None) -> Generator[R, None, None]:
     """Yield the function's result for each item, in the items' order; what is not begun when it ends is not done.
 
     Args:

@@ -77,14 +77,14 @@ def _middle(whole: int, part: float) -> tuple[float, float]:
     return (whole - part) / 2, (whole + part) / 2
 
 
-def _derivatives(grey: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _derivatives(grey: NDArray[np.floating]) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
     """Return the squared gradient and the squared Laplacian of a picture (H, W), each (H-2, W-2)."""
     left, right, up, down = grey[1:-1, :-2], grey[1:-1, 2:], grey[:-2, 1:-1], grey[2:, 1:-1]
     laplacian = left + right + up + down - 4 * grey[1:-1, 1:-1]
     return ((right - left) / 2) ** 2 + ((down - up) / 2) ** 2, laplacian**2
 
 
-def _tile_means(*maps: NDArray[np.float32]) -> tuple[NDArray[np.float32], ...]:
+def _tile_means(*maps: NDArray[np.floating]) -> tuple[NDArray[np.floating], ...]:
     height, width = maps[0].shape
     tile = min(_TILE, min(height, width) // _TILES)
     rows, columns = height // tile, width // tile
