@@ -246,9 +246,10 @@ def test_every_field_has_a_test_that_it_changes_something() -> None:
     # the weight of the prior's loss is training's, and so is its test; the cache's is in test_family_store.py, that of
     # how texts are encoded in test_family_windows.py, that of references in test_data_references.py, that of masks in
     # test_data_sources_masks.py, those of the keys that say more of another key in test_data_tags.py and
-    # test_data_captions.py, that of workers in test_data_prefetch.py
+    # test_data_captions.py, that of workers in test_data_prefetch.py, that of what may be broken in
+    # test_data_preflight.py
     elsewhere = {"cache", "color_jitter", "sources", "sources.references", "prior.weight", "token_windows"}
-    elsewhere |= {"workers", "worker_type"}
+    elsewhere |= {"workers", "worker_type", "max_rejected"}
     elsewhere |= {"sources.masks", "sources.tag_separator", "sources.keep_tags", "sources.tag_orders"}
     assert set(CHANGES) == fields - elsewhere - {"trigger_placement", "prompt_weights"}
 

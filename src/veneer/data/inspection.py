@@ -157,9 +157,7 @@ class _Collected:
         """
         notes = notes + [f"{remark}: {few(paths)}" for remark, paths in self.remarks.items()]
         rejected, faults = tuple(self.rejected), tuple(self.faults)
-        return Inspection(
-            self.samples, self.thumbs, self.looks, rejected, faults, tuple(self.copies), tuple(notes)
-        )
+        return Inspection(self.samples, self.thumbs, self.looks, rejected, faults, tuple(self.copies), tuple(notes))
 
 
 def _inspect(entry: Entry, background: tuple[int, int, int]) -> _Inspected | Unreadable:

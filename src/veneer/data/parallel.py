@@ -23,7 +23,9 @@ def worker_count() -> int:
     return max(1, min(cores, _MOST))
 
 
-def map_in_order(function: Callable[[T], R], items: Iterable[T], workers: int | None = None) -> Generator[R, None, None]:
+def map_in_order(
+    function: Callable[[T], R], items: Iterable[T], workers: int | None = None
+) -> Generator[R, None, None]:
     """Yield the function's result for each item, in the items' order; what is not begun when it ends is not done.
 
     Args:
