@@ -276,7 +276,8 @@ class SourceConfig(_Section):
     """Folder, or ``.zip`` that is read without unpacking it, with ``metadata.jsonl``, ``.csv`` or ``.parquet``, or
     with a caption file such as ``a.txt`` beside each picture; its subfolders are read too. Or the ``.toml`` file of a
     dataset of kohya's scripts; ``.tar`` shards of webdataset or ``.parquet`` tables with pictures in them: one, a
-    folder of them, or ``shards/{000..123}.tar``; or ``hub:owner/name``, a dataset of the hub."""
+    folder of them, or ``shards/{000..123}.tar``, which may be a URL for ``.tar``; or ``hub:owner/name``, a dataset of
+    the hub."""
     repeats: Count = 1
     """How often an epoch shows each of its pictures; times the TOML's own ``num_repeats``."""
     weight: Positive = 1.0

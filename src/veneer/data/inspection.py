@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
-from PIL import Image
 
 from veneer.config.colour import rgb
 from veneer.data.decode import TRANSPARENT, decode
@@ -21,13 +20,13 @@ from veneer.data.location import Location
 from veneer.data.manifest import Manifest, Mask, Reference, Rejected, Sample, content_id, sample_id
 from veneer.data.mask import decode_alpha, decode_mask, mean_of
 from veneer.data.parallel import map_in_order
-from veneer.data.sharpness import BLURRED, edge_width, is_flat
+from veneer.data.seen import Look, Seen, see
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.tree import is_readable
 from veneer.data.unreadable import Unreadable
 from veneer.data.wording import few
 
-__all__ = ["Advance", "Inspection", "Look", "inspect_pictures", "no_progress"]
+__all__ = ["Advance", "Inspection", "inspect_pictures", "no_progress"]
 
 Advance: TypeAlias = Callable[[int, int], None]
 """Called with how many are done, and how many there are."""
@@ -35,26 +34,6 @@ Advance: TypeAlias = Callable[[int, int], None]
 
 def no_progress(done: int, total: int) -> None:
     """Show nothing."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """What was seen of a picture beside its size.
-
-    Attributes:
-        conversions: what was done to it as its file asks, each in some words.
-        edge_width: see :func:`~veneer.data.sharpness.edge_width`.
-        is_flat: whether it is of one colour.
-    """
-
-    conversions: tuple[str, ...] = ()
-    edge_width: float | None = None
-    is_flat: bool = False
-
-    @property
-    def is_blurred(self) -> bool:
-        """Whether it has no sharp edge."""
-        return not self.is_flat and self.edge_width is not None and self.edge_width > BLURRED
 
 
 @dataclass(frozen=True)
@@ -162,35 +141,40 @@ class _Collected:
 
 def _inspect(entry: Entry, background: tuple[int, int, int]) -> _Inspected | Unreadable:
     """Return what a picture is, or why it cannot be used."""
-    remarks: list[str] = []
-    conversions: list[str] = []
     try:
+        if entry.seen is not None and entry.mask is None and not entry.references:
+            return _inspected(entry, entry.seen)
         content = _read(entry.location)
-        image = decode(content, background, remarks, conversions)
-        mask = _mask(entry, content, image.size)
-        references = tuple(_reference(one, image.size, background, remarks) for one in entry.references)
+        seen = see(content, background)
+        size = seen.width, seen.height
+        mask = _mask(entry, content, size)
+        remarks: list[str] = []
+        references = tuple(_reference(one, size, background, remarks) for one in entry.references)
     except Unreadable as error:
         return error
-    thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX))
-    own = content_id(content)
-    if mask is not None:
-        remarks = [remark for remark in remarks if remark != TRANSPARENT]
-    id = sample_id(own, references)
+    said = [remark for remark in seen.remarks if mask is None or remark != TRANSPARENT]
+    return _inspected(entry, replace(seen, remarks=(*said, *remarks)), mask, references)
+
+
+def _inspected(
+    entry: Entry, seen: Seen, mask: Mask | None = None, references: tuple[Reference, ...] = ()
+) -> _Inspected:
     sample = Sample(
-        id,
+        sample_id(seen.content, references),
         entry.path,
         entry.captions,
-        *image.size,
+        seen.width,
+        seen.height,
         entry.repeats,
         references,
-        own,
+        seen.content,
         location=entry.location,
         weight=entry.weight,
         tags=entry.tags,
         mask=mask,
     )
-    look = Look(tuple(conversions), edge_width(image), is_flat(image))
-    return _Inspected(sample, thumb, look, tuple(remarks))
+    thumb = np.frombuffer(seen.thumb, np.uint8).reshape(THUMB, THUMB, 3)
+    return _Inspected(sample, thumb, seen.look, seen.remarks)
 
 
 def _mask(entry: Entry, content: bytes, size: tuple[int, int]) -> Mask | None:

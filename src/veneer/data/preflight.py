@@ -16,9 +16,10 @@ import numpy as np
 from veneer.config.schema import DataConfig, RunConfig, SourceConfig
 from veneer.data.duplicates import compare, near_duplicates
 from veneer.data.holdout import split, without_held_out
-from veneer.data.inspection import Advance, Inspection, Look, inspect_pictures, no_progress
+from veneer.data.inspection import Advance, Inspection, inspect_pictures, no_progress
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.notes import note_pictures, reasons
+from veneer.data.seen import Look
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.registry import read_sources
 from veneer.data.sources.tree import Tree

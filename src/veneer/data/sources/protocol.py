@@ -9,6 +9,7 @@ from typing import Protocol
 from veneer.config.schema import SourceConfig
 from veneer.data.location import AT_PATH, Location
 from veneer.data.manifest import Rejected
+from veneer.data.seen import Seen
 from veneer.data.tags import TagCaption
 
 __all__ = ["Entry", "Listing", "Source", "Unread"]
@@ -29,6 +30,7 @@ class Entry:
         tags: those of its captions of which each draw shows another order or a part; filled in by
             :func:`read_source`.
         mask: where the mask lies that says what of it is learned; its own location: in its alpha channel; None: all is.
+        seen: what decoding it told, where its source has read it already.
     """
 
     path: Path
@@ -40,6 +42,7 @@ class Entry:
     weight: float = 1.0
     tags: tuple[TagCaption, ...] = ()
     mask: Location | None = None
+    seen: Seen | None = None
 
     def __post_init__(self) -> None:
         """Fill the location in."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from veneer.config.schema import DataConfig, SourceConfig
 from veneer.data.captions import CaptionStyle, complete_captions, refuse_uncaptioned
@@ -21,24 +22,28 @@ from veneer.data.sources.webdataset import WebdatasetSource
 from veneer.data.tags import TagRules
 from veneer.data.wording import few
 
-__all__ = ["SOURCES", "read_source", "read_sources"]
+__all__ = ["SOURCES", "known_sources", "read_source", "read_sources"]
 
-SOURCES: tuple[Source, ...] = (
-    HubSource(),
-    KohyaTomlSource(),
-    WebdatasetSource(),
-    ParquetSource(),
-    MetadataSource(),
-    FolderSource(),
-)
-"""In the order in which they are asked; the last one takes any place, or says what is wrong with it."""
+
+def known_sources(cache: Path | None = None) -> tuple[Source, ...]:
+    """Return the kinds in the order in which they are asked; the last takes any place, or says what is wrong with it.
+
+    Args:
+        cache: folder in which what is read of shards that lie elsewhere is kept; None: the user's own cache.
+    """
+    tars = WebdatasetSource(cache)
+    return (HubSource(), KohyaTomlSource(), tars, ParquetSource(), MetadataSource(), FolderSource())
+
+
+SOURCES = known_sources()
 _AS_WRITTEN = CaptionStyle()
 
 
 def read_sources(config: DataConfig) -> list[Listing]:
     """List the pictures of all sources of a config, as :func:`read_source` does."""
     style = CaptionStyle.of(config)
-    return [read_source(source, config.trigger, style=style) for source in config.sources]
+    sources = known_sources(config.cache)
+    return [read_source(source, config.trigger, sources, style) for source in config.sources]
 
 
 def read_source(

@@ -15,7 +15,7 @@ from veneer.config.schema import SourceConfig
 from veneer.data.sources.tree import is_picture
 from veneer.data.wording import few
 from veneer.errors import UserError
-from veneer.files import hub_dataset
+from veneer.files import hub_dataset, url_of
 
 __all__ = ["COMPRESSED", "TABLES", "TARS", "expand_braces", "find_shards", "names_shards"]
 
@@ -30,8 +30,8 @@ _MOST = 100_000
 
 
 def names_shards(path: Path) -> bool:
-    """Check whether a path that is no folder names shards, or a dataset of the hub, by its letters alone."""
-    return hub_dataset(path) is not None or _ends(path, (*TARS, *COMPRESSED, *TABLES))
+    """Check whether a path that is no folder names shards, a URL or a dataset of the hub, by its letters alone."""
+    return hub_dataset(path) is not None or url_of(path) is not None or _ends(path, (*TARS, *COMPRESSED, *TABLES))
 
 
 def find_shards(config: SourceConfig, endings: Sequence[str], others: Sequence[str] = ()) -> list[Path] | None:

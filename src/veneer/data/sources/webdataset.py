@@ -7,18 +7,31 @@ from pathlib import Path
 from veneer.config.schema import SourceConfig
 from veneer.data.location import Location
 from veneer.data.manifest import Rejected
+from veneer.data.remote import RemotePart, open_remote, remote_state
+from veneer.data.seen import see
 from veneer.data.sources.protocol import Entry, Listing
-from veneer.data.sources.shards import COMPRESSED, TARS, find_shards
+from veneer.data.sources.shard_index import ShardIndex
+from veneer.data.sources.shards import COMPRESSED, TARS, expand_braces, find_shards
 from veneer.data.sources.webdataset_shard import FIELDS, PackedPicture, ShardContent, read_shard
 from veneer.data.wording import few
 from veneer.errors import UserError
-from veneer.files import open_regular
+from veneer.files import open_regular, url_of
 
 __all__ = ["WebdatasetSource"]
 
+_GROUND = (255, 255, 255)
+"""What transparent pictures are laid on where they are compared with others, whatever they are laid on in training."""
+
 
 class WebdatasetSource:
-    """One ``.tar``, a pattern of them with braces, or a folder of them."""
+    """One ``.tar``, a pattern of them with braces, a folder of them, or the URL of one or of a pattern.
+
+    Args:
+        cache: where indexes of shards that lie elsewhere are kept; None: in the user's own cache.
+    """
+
+    def __init__(self, cache: Path | None = None) -> None:
+        self._index = ShardIndex(cache)
 
     def list_pictures(self, config: SourceConfig) -> Listing | None:
         """List the pictures of the shards in their order; None if the place has none.
@@ -26,11 +39,15 @@ class WebdatasetSource:
         Raises:
             UserError: a shard is compressed or not there, or which member is the picture cannot be told.
         """
-        _refuse_compressed(config)
-        shards = find_shards(config, TARS)
+        url = url_of(config.path)
+        if url is None:
+            _refuse_compressed(config)
+            shards = find_shards(config, TARS)
+        else:
+            shards = _remote_shards(url)
         if shards is None:
             return None
-        contents = {shard: _read(shard, config) for shard in shards}
+        contents = {shard: self._read(shard, config) for shard in shards}
         entries = tuple(_entry(shard, one) for shard, content in contents.items() for one in content.pictures)
         rejected = tuple(
             Rejected(Location(shard, name or None).path, reason)
@@ -44,6 +61,29 @@ class WebdatasetSource:
         notes = (f"{config.path}: members of these fields are not read: {few(unread)}",) if unread else ()
         return Listing(entries, rejected, notes)
 
+    def _read(self, shard: Path, config: SourceConfig) -> ShardContent:
+        url = url_of(shard)
+        try:
+            if url is None:
+                with open_regular(shard) as file:
+                    return read_shard(file, config, shard)
+            return self._index.get_or_read(url, remote_state(url), config, lambda: _stream(url, config))
+        except OSError as error:
+            raise UserError(f"cannot be read: {error.strerror}", code="files.unreadable", where=shard) from None
+
+
+def _remote_shards(url: str) -> list[Path]:
+    if not url.lower().partition("?")[0].endswith(TARS):
+        what, remedy = "only .tar shards are read by URL", "download it, or name a dataset of the hub: hub:owner/name"
+        raise UserError(what, code="data.unknown_url", where=url, remedy=remedy)
+    return [Path(name) for name in expand_braces(url)]
+
+
+def _stream(url: str, config: SourceConfig) -> ShardContent:
+    """Read a shard from its beginning to its end, decoding each picture in passing."""
+    with open_remote(url) as file:
+        return read_shard(file, config, url, lambda content: see(content, _GROUND))
+
 
 def _refuse_compressed(config: SourceConfig) -> None:
     """Refuse compressed shards: such a file can be read from its beginning alone, and a draw needs one member of it."""
@@ -54,15 +94,8 @@ def _refuse_compressed(config: SourceConfig) -> None:
         raise UserError(what, code="data.shards_compressed", where=found[0], remedy=remedy)
 
 
-def _read(shard: Path, config: SourceConfig) -> ShardContent:
-    try:
-        with open_regular(shard) as file:
-            return read_shard(file, config, shard)
-    except OSError as error:
-        raise UserError(f"cannot be read: {error.strerror}", code="files.unreadable", where=shard) from None
-
-
 def _entry(shard: Path, picture: PackedPicture) -> Entry:
-    location = Location(shard, picture.name, picture.offset, picture.size)
+    place = (shard, picture.name, picture.offset, picture.size)
+    location = Location(*place) if url_of(shard) is None else RemotePart(*place)
     at = f"{shard}/{picture.captions_at}"
-    return Entry(location.path, picture.captions, captions_at=at, location=location)
+    return Entry(location.path, picture.captions, captions_at=at, location=location, seen=picture.seen)

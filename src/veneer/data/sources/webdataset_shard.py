@@ -7,15 +7,18 @@ The members of one picture share their name up to the first dot, folders counted
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from veneer.config.schema import SourceConfig
+from veneer.data.location import MAX_BYTES
+from veneer.data.seen import Seen
 from veneer.data.sources.caption_files import CAPTION_ENDINGS
 from veneer.data.sources.json_captions import captions_of, is_captioned, parse_json
 from veneer.data.sources.tar_index import BrokenTar, Member, read_members
 from veneer.data.sources.tree import EXTENSIONS
+from veneer.data.unreadable import Unreadable, check_size
 from veneer.data.wording import few
 from veneer.errors import UserError
 from veneer.files import decode_text
@@ -43,6 +46,7 @@ class PackedPicture:
         size: in bytes.
         captions: what its texts say of it.
         captions_at: name of the member that says it; of none, its own.
+        seen: what decoding it told; None: it was not read.
     """
 
     name: str
@@ -50,6 +54,7 @@ class PackedPicture:
     size: int
     captions: tuple[str, ...]
     captions_at: str
+    seen: Seen | None = None
 
 
 @dataclass
@@ -67,13 +72,16 @@ class ShardContent:
     unread: list[str] = field(default_factory=list)
 
 
-def read_shard(file: BinaryIO, config: SourceConfig, where: object) -> ShardContent:
+def read_shard(
+    file: BinaryIO, config: SourceConfig, where: object, see: Callable[[bytes], Seen] | None = None
+) -> ShardContent:
     """Read what a tar holds, from its beginning to its end.
 
     Args:
         file: the tar.
         config: how captions are read, and which fields are the picture's and the text's.
         where: its name, for messages.
+        see: decodes a picture where all are read in passing, for they lie far away.
 
     Raises:
         UserError: which of several fields is the picture cannot be told.
@@ -88,22 +96,25 @@ def read_shard(file: BinaryIO, config: SourceConfig, where: object) -> ShardCont
         group.members[name] = member
         if _is_text(name, config) and member.size <= _MAX_TEXT:
             group.texts[name] = member.read()
+        elif see is not None and _may_be_picture(name, config):
+            group.seen[name] = _seen(member, see)
     unread: dict[str, None] = {}
     for key, group in groups.items():
         picture = _picture_field(group.members, config, f"{where}/{key}")
         unread |= dict.fromkeys(name for name in group.members if name != picture and name not in group.texts)
         if picture is not None:
-            _add(content, group, group.members[picture], config)
+            _add(content, group, picture, config)
     content.unread += unread
     return content
 
 
 @dataclass
 class _Group:
-    """The members of one name, and the bytes of the texts among them, by fields."""
+    """The members of one name, the bytes of texts among them and what was seen of pictures, by fields."""
 
     members: dict[str, Member] = field(default_factory=dict)
     texts: dict[str, bytes] = field(default_factory=dict)
+    seen: dict[str, Seen | Unreadable] = field(default_factory=dict)
 
 
 def _fields(file: BinaryIO, content: ShardContent) -> Iterator[tuple[str, str, Member]]:
@@ -140,7 +151,23 @@ def _picture_field(members: Mapping[str, Member], config: SourceConfig, where: s
     return pictures[0] if pictures else None
 
 
-def _add(content: ShardContent, group: _Group, picture: Member, config: SourceConfig) -> None:
+def _may_be_picture(name: str, config: SourceConfig) -> bool:
+    return name == config.columns.image if config.columns.image else name.rpartition(".")[2] in FIELDS
+
+
+def _seen(member: Member, see: Callable[[bytes], Seen]) -> Seen | Unreadable:
+    try:
+        check_size(member.size, MAX_BYTES)
+        return see(member.read())
+    except Unreadable as fault:
+        return fault
+
+
+def _add(content: ShardContent, group: _Group, field_name: str, config: SourceConfig) -> None:
+    picture, seen = group.members[field_name], group.seen.get(field_name)
+    if isinstance(seen, Unreadable):
+        content.rejected.append((picture.name, str(seen)))
+        return
     captions: dict[str, None] = {}
     at = picture.name
     try:
@@ -151,7 +178,7 @@ def _add(content: ShardContent, group: _Group, picture: Member, config: SourceCo
     except UserError as error:
         content.rejected.append((picture.name, f"its captions {error.where}: {error.what}"))
         return
-    content.pictures.append(PackedPicture(picture.name, picture.offset, picture.size, tuple(captions), at))
+    content.pictures.append(PackedPicture(picture.name, picture.offset, picture.size, tuple(captions), at, seen))
 
 
 def _rank(name: str) -> tuple[int, str]:

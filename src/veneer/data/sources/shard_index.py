@@ -1,0 +1,110 @@
+"""Keep what is known of shards that lie elsewhere, so that each is read through once and never again.
+
+An index has a line for each picture: its place in the shard, its captions, and what decoding it told. It is keyed by
+all that it depends on: what the server says of the shard (its size and ETag), how captions are read, and the version
+of the decoding. It may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import astuple
+from pathlib import Path
+from typing import Any
+
+from veneer.config.schema import SourceConfig
+from veneer.data.decode import DECODING
+from veneer.data.remote import RemoteState
+from veneer.data.seen import Look, Seen
+from veneer.data.sources.webdataset_shard import PackedPicture, ShardContent
+from veneer.files import atomic_stream
+
+__all__ = ["ShardIndex"]
+
+_VERSION = 1
+"""Raise it when the same shard begins to give other lines."""
+_FOLDER = "shard-index"
+
+
+class ShardIndex:
+    """A folder of indexes, one for each shard.
+
+    Args:
+        cache: the folder that a run keeps latents in; None: the user's own cache.
+    """
+
+    def __init__(self, cache: Path | None) -> None:
+        self._folder = (cache or _user_cache()) / _FOLDER
+
+    def get_or_read(
+        self, url: str, state: RemoteState, config: SourceConfig, read: Callable[[], ShardContent]
+    ) -> ShardContent:
+        """Return what a shard holds; read it and keep that if nothing is kept of the shard as it is.
+
+        Args:
+            url: of the shard.
+            state: what its server says of it.
+            config: how its captions are read.
+            read: reads the shard.
+        """
+        path = self._path(url, state, config)
+        kept = _load(path)
+        if kept is not None:
+            return kept
+        content = read()
+        # a server that gives no tag cannot tell of a change
+        if state.tag is not None:
+            atomic_stream(path, _lines(url, content))
+        return content
+
+    def _path(self, url: str, state: RemoteState, config: SourceConfig) -> Path:
+        how = [config.captions, config.columns.image, config.columns.text]
+        key = json.dumps([_VERSION, DECODING, url, state.size, state.tag, *how])
+        return self._folder / f"{hashlib.sha256(key.encode()).hexdigest()}.jsonl"
+
+
+def _user_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "veneer"
+
+
+def _lines(url: str, shard: ShardContent) -> Iterator[bytes]:
+    yield _line({"url": url, "rejected": shard.rejected, "unread": shard.unread})
+    for picture in shard.pictures:
+        assert picture.seen is not None
+        content, width, height, thumb, remarks, look = astuple(picture.seen)
+        seen = (content, width, height, base64.b85encode(thumb).decode(), remarks, look)
+        at = None if picture.captions_at == picture.name else picture.captions_at
+        yield _line([picture.name, picture.offset, picture.size, picture.captions, at, seen])
+    yield _line({"pictures": len(shard.pictures)})
+
+
+def _line(value: object) -> bytes:
+    return json.dumps(value, separators=(",", ":")).encode() + b"\n"
+
+
+def _load(path: Path) -> ShardContent | None:
+    """Return what an index holds; None if there is none, or it is no whole one."""
+    try:
+        with path.open("rb") as file:
+            head = json.loads(next(file))
+            content = ShardContent([], [(name, reason) for name, reason in head["rejected"]], list(head["unread"]))
+            for line in file:
+                values = json.loads(line)
+                if isinstance(values, dict):
+                    return content if values["pictures"] == len(content.pictures) else None
+                content.pictures.append(_picture(values))
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        return None
+    return None
+
+
+def _picture(values: list[Any]) -> PackedPicture:
+    name, offset, size, captions, at, (content, width, height, thumb, remarks, look) = values
+    conversions, edge_width, is_flat = look
+    look = Look(tuple(conversions), edge_width, is_flat)
+    seen = Seen(content, width, height, base64.b85decode(thumb), tuple(remarks), look)
+    return PackedPicture(name, offset, size, tuple(captions), name if at is None else at, seen)
