@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from tools.plan_table.__main__ import CARDS, PAGE, Figures, fit, read_figures, step_bytes, table, whole_step_bytes
+from tools.plan_table.__main__ import CARDS, PAGE, Figures, fit, read_figures, step_bytes, table
 from tools.publish import published
 from veneer.family.published import PUBLISHED
 
@@ -74,9 +74,3 @@ def test_a_larger_card_needs_no_stronger_settings() -> None:
 @pytest.mark.parametrize("name", ["pixart-sigma", "sana-600m", "flux2-klein-4b"])
 def test_what_training_adds_is_planned_anew(name: str) -> None:
     assert step_bytes(name, "checkpoint") == FIGURES[name].added["checkpoint"], "run: python -m tools.plan_table"
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("name", "memory"), [("flux-dev", "lean"), ("sana-600m", "lean"), ("z-image", "checkpoint")])
-def test_few_blocks_tell_what_all_of_them_take(name: str, memory: str) -> None:
-    assert step_bytes(name, memory) == pytest.approx(whole_step_bytes(name, memory), rel=1e-3)

@@ -1,9 +1,7 @@
 """What each published base takes to train: parameters, weights, what training adds to them, the card that it fits.
 
 ``python -m tools.plan_table`` plans all published bases, or those that are named, and writes figures.json beside this
-file and the table of docs/families.md. A base is planned by :func:`veneer.plan.rehearsal.rehearse_step` with three
-blocks of each long list of blocks: what is held grows by as much with each further one as with the third, so what all
-of them take is known from it (a test holds a whole base against it).
+file and the table of docs/families.md. A base is planned by :func:`veneer.plan.rehearsal.rehearse_step`.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -32,11 +29,12 @@ from veneer.engine.quantized import QuantizedLayer, packed_weights
 from veneer.family.protocol import Family
 from veneer.family.published import PUBLISHED, read_published
 from veneer.plan.abstract import abstract_base
-from veneer.plan.rehearsal import BaseMaker, RunInputs, rehearse_step
+from veneer.plan.memory import WEIGHTS
+from veneer.plan.rehearsal import RunInputs, rehearse_step
 from veneer.plan.tracer import MemoryTracer
 from veneer.silence import silence_notices
 
-__all__ = ["CARDS", "FIGURES", "Figures", "fit", "measure", "read_figures", "step_bytes", "table", "whole_step_bytes"]
+__all__ = ["CARDS", "FIGURES", "Figures", "fit", "measure", "read_figures", "step_bytes", "table"]
 
 FIGURES = Path(__file__).parent / "figures.json"
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
@@ -44,8 +42,6 @@ CARDS = (8, 12, 16, 24, 32, 48, 80)
 """Memory of usual cards in GB of 10^9 bytes, as their makers count."""
 _CONTEXT = 10**9
 """Bytes that CUDA's context, its libraries' workspaces and the display take of a card."""
-_KEPT, _LONG = 3, 5
-"""Blocks that are left of a list, and the length from which one is shortened."""
 _FORMS = ("bfloat16", "torchao_int8", "bnb_nf4")
 _TITLES = {"bfloat16": "16 bits", "torchao_int8": "int8", "bnb_nf4": "nf4"}
 _PRECISION = "bfloat16"
@@ -119,59 +115,10 @@ def _bytes(network: nn.Module, form: str) -> int:
 
 
 def step_bytes(name: str, memory: str) -> int:
-    """Return the bytes that a step holds beside frozen weights, from a base with few of its blocks."""
-    config, growth, lengths = _config(name, memory), _Growth(), dict[str, int]()
-    try:
-        short = _added(config, partial(_short_base, config, lengths, growth))
-    except IndexError:  # the base looks up by a block's number what each block is told
-        return whole_step_bytes(name, memory)
-    return short + sum((length - _KEPT) * growth.bytes_a_block(path) for path, length in lengths.items())
-
-
-def whole_step_bytes(name: str, memory: str) -> int:
-    """Return the same of the whole base."""
+    """Return the bytes that a step holds beside frozen weights."""
     config = _config(name, memory)
-    return _added(config, partial(abstract_base, config))
-
-
-def _added(config: RunConfig, make: BaseMaker) -> int:
-    phase = rehearse_step(config, make, RunInputs(torch.device("cpu"), for_gpu=True))
-    return phase.tensors - sum(size for part, size in phase.parts.items() if part.startswith("weights: "))
-
-
-def _short_base(config: RunConfig, lengths: dict[str, int], growth: _Growth, tracer: MemoryTracer) -> Family:
-    """Return the base with few blocks of each long list, whose lengths are noted."""
-    family = abstract_base(config, tracer)
-    denoiser = family.networks[family.denoiser]
-    lengths |= Counter(path.rpartition(".")[0] for path in repeated_blocks(denoiser))
-    for path in [path for path, length in lengths.items() if length < _LONG]:
-        del lengths[path]
-    for path in lengths:
-        blocks: Any = denoiser.get_submodule(path)
-        del blocks[_KEPT:]
-        for block in blocks:
-            block.register_forward_hook(partial(growth.record, tracer, path))
-    return family
-
-
-class _Growth:
-    """What is held after each block of the first forward pass of a step, with the adapter's share of a block."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, list[int]] = {}
-        self._learned: dict[str, int] = {}
-
-    def record(self, tracer: MemoryTracer, path: str, block: nn.Module, *_: object) -> None:
-        """Note what is held now."""
-        held = self._held.setdefault(path, [])
-        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1 and len(held) < _KEPT:
-            held.append(tracer.held)
-            self._learned[path] = sum(p.nbytes for p in block.parameters() if p.requires_grad)
-
-    def bytes_a_block(self, path: str) -> int:
-        """Return what a further block of a list adds: what it saves, and parameters and two moments of its adapter."""
-        before, after = self._held[path][-2:]
-        return after - before + 3 * self._learned[path]
+    phase = rehearse_step(config, partial(abstract_base, config), RunInputs(torch.device("cpu"), for_gpu=True))
+    return phase.tensors - sum(size for part, size in phase.parts.items() if part.startswith(WEIGHTS))
 
 
 def fit(figures: Figures, card: int) -> str:

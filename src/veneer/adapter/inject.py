@@ -17,7 +17,7 @@ from veneer.adapter.targets import BlockCoverage, is_named, layers_in_blocks, me
 from veneer.config.schema import TargetPreset
 from veneer.errors import UserError
 
-__all__ = ["Injection", "Match", "inject"]
+__all__ = ["Injection", "Match", "find_matches", "inject"]
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ def inject(networks: Mapping[str, nn.Module], specs: Mapping[str, AdapterSpec], 
             network is in ``DistributedDataParallel`` or FSDP; no network has been changed then.
     """
     _check_networks(networks, specs)
-    matches = tuple(match for prefix, spec in specs.items() for match in _match_all(prefix, networks[prefix], spec))
+    matches = find_matches(networks, specs)
     flags = [(p, p.requires_grad) for network in networks.values() for p in network.parameters()]
     sites: dict[str, _Site] = {}
     for prefix, spec in specs.items():
@@ -168,6 +168,15 @@ def inject(networks: Mapping[str, nn.Module], specs: Mapping[str, AdapterSpec], 
     _set_flags([(parameter, False) for parameter, _ in flags])
     _set_flags([(parameter, True) for parameter in injection.parameters()])
     return injection
+
+
+def find_matches(networks: Mapping[str, nn.Module], specs: Mapping[str, AdapterSpec]) -> tuple[Match, ...]:
+    """Return the layers that :func:`inject` would adapt, by target; nothing is changed.
+
+    Raises:
+        UserError: a target matches nothing that can be adapted, or a layer is one that the method cannot adapt.
+    """
+    return tuple(match for prefix, spec in specs.items() for match in _match_all(prefix, networks[prefix], spec))
 
 
 def _check_networks(networks: Mapping[str, nn.Module], specs: Mapping[str, AdapterSpec]) -> None:

@@ -35,7 +35,7 @@ from veneer.engine.placeholders import is_placeholder
 from veneer.engine.recompute import forget_recipe
 from veneer.errors import UserError
 
-__all__ = ["ON_DEVICE", "BlockOffload", "Pass", "Prefetcher", "find_offload", "offload_blocks"]
+__all__ = ["ON_DEVICE", "BlockOffload", "Pass", "Prefetcher", "find_offload", "offload_blocks", "spread"]
 
 Pass: TypeAlias = Literal["forward", "backward", "inference"]
 """What a block is needed for: a forward pass that a backward pass follows, that one, or a pass without gradients."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -37,24 +38,39 @@ def abstract_base(config: RunConfig, tracer: MemoryTracer) -> Family:
     """
     with silence_libraries():
         family = _make_base(config)
-    family.use_token_windows(config.data.token_windows)
     return tracer.without_data(family)
 
 
 def _make_base(config: RunConfig) -> Family:
     if config.base in PUBLISHED and not Path(config.base).exists():
-        published = read_published(config.base)
-        family = family_class(published.pipeline).abstract(published.parts, _WEIGHT_DTYPE)
-        quantize_text_encoders(family, config, {name: {_PUBLISHED_DTYPE} for name in family.text_encoders})
-        return family
+        adapted = frozenset(config.adapter.text_encoders)
+        key = config.base, config.train.text_encoder_quantization, adapted, config.data.token_windows
+        if _LATEST[0] != key:
+            _LATEST[:] = key, _make_published(config)
+        return cast(Family, _LATEST[1])
     source = find(config.base)
     if source.is_file:  # which has no configurations
-        return source.load(LoadOptions())
-    with one_line_errors(source.base, "its parts do not fit together: take all from one base"):
-        parts = source.family.config_names(), source.family.optional_parts
-        configs = read_configs(str(source.place or source.base), *parts)
-        family = source.family.abstract(configs, _WEIGHT_DTYPE)
-    quantize_text_encoders(family, config, {name: _stored_dtypes(source.place, name) for name in family.text_encoders})
+        family = source.load(LoadOptions())
+    else:
+        with one_line_errors(source.base, "its parts do not fit together: take all from one base"):
+            parts = source.family.config_names(), source.family.optional_parts
+            configs = read_configs(str(source.place or source.base), *parts)
+            family = source.family.abstract(configs, _WEIGHT_DTYPE)
+        stored = {name: _stored_dtypes(source.place, name) for name in family.text_encoders}
+        quantize_text_encoders(family, config, stored)
+    family.use_token_windows(config.data.token_windows)
+    return family
+
+
+_LATEST: list[object] = [None, None]
+"""The latest published base that was made and what it was made for: all remedies of a run ask for the same one."""
+
+
+def _make_published(config: RunConfig) -> Family:
+    published = read_published(config.base)
+    family = family_class(published.pipeline).abstract(published.parts, _WEIGHT_DTYPE)
+    quantize_text_encoders(family, config, {name: {_PUBLISHED_DTYPE} for name in family.text_encoders})
+    family.use_token_windows(config.data.token_windows)
     return family
 
 

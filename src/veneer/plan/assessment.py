@@ -18,7 +18,7 @@ from veneer.family.protocol import Family, device_of
 from veneer.plan.abstract import abstract_base
 from veneer.plan.cpu.process import growth_after_loading
 from veneer.plan.machine import free_memory, process_memory
-from veneer.plan.memory import Memory
+from veneer.plan.memory import WEIGHTS, Memory
 from veneer.plan.pictures import PictureCounts
 from veneer.plan.plan import Plan
 from veneer.plan.rehearsal import RunInputs, module_count, rehearse, tensors_of, unread_parts
@@ -82,9 +82,9 @@ def assess_config(config: RunConfig, *, count_pictures: bool, limit: int | None)
     inputs = RunInputs(device, pictures, listed)
 
     def plan_changed(changed: RunConfig) -> Plan:
-        return rehearse(changed, partial(abstract_base, changed), inputs)
+        return rehearse(changed, partial(abstract_base, changed), replace(inputs, memory_only=True))
 
-    plan = _in_process(plan_changed(config), process_memory)
+    plan = _in_process(rehearse(config, partial(abstract_base, config), inputs), process_memory)
     return _assess(config, plan, plan_changed, free_memory(device) if limit is None else limit)
 
 
@@ -164,7 +164,8 @@ def _assess(config: RunConfig, plan: Plan, planner: Planner, free: int) -> Asses
     if assessment.fits:
         return assessment
     blocks = _memory(plan).blocks if _memory(plan).device != "cpu" else 0
-    remedies = find_remedies(config, lambda changed: _memory(planner(changed)).on_top_of(before), free, blocks)
+    weights = sum(size for part, size in _memory(plan).step.parts.items() if part.startswith(WEIGHTS))
+    remedies = find_remedies(config, lambda changed: _memory(planner(changed)).on_top_of(before), free, blocks, weights)
     return replace(assessment, remedies=tuple(remedies))
 
 

@@ -9,9 +9,10 @@ from pydantic import computed_field
 
 from veneer.plan.text import format_bytes, format_table
 
-__all__ = ["ENCODING", "LOADING", "STEP", "Memory", "Phase"]
+__all__ = ["ENCODING", "LOADING", "STEP", "WEIGHTS", "Memory", "Phase"]
 
-_WEIGHTS = "weights: "
+WEIGHTS = "weights: "
+"""What the names of parts begin with that are weights."""
 LOADING, ENCODING, STEP = "loading", "encoding a picture", "training step"
 """Names of phases; the last is the one that a run spends its time in."""
 
@@ -97,9 +98,9 @@ class Memory:
         by_name = {phase.name: phase.parts for phase in self.phases}
         loaded, encoding = by_name.get(LOADING, {}), by_name.get(ENCODING, {})
         apart = {
-            part.removeprefix(_WEIGHTS): format_bytes(size)
+            part.removeprefix(WEIGHTS): format_bytes(size)
             for part, size in encoding.items()
-            if part.startswith(_WEIGHTS) and size > 2 * max(loaded.get(part, 0), self.step.parts.get(part, 0))
+            if part.startswith(WEIGHTS) and size > 2 * max(loaded.get(part, 0), self.step.parts.get(part, 0))
         }
         told = ", ".join(f"{name} {size}" for name, size in apart.items())
         return f"\nread to encode texts, and gone before a step: {told}" if apart else ""

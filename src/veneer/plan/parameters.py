@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from veneer.adapter.inject import Injection, inject
+from veneer.adapter.inject import Injection, Match, inject
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.adapter.registry import specs_of
+from veneer.adapter.targets import measure_coverage
 from veneer.config.schema import RunConfig
 from veneer.engine.quantized import parameter_count
 from veneer.family.protocol import Family
@@ -20,7 +21,7 @@ from veneer.weights.file import AdapterFile, rendered_bytes
 from veneer.weights.formats.diffusers import DIFFUSERS
 from veneer.weights.formats.protocol import BaseNames
 
-__all__ = ["count_parameters", "file_size", "plan_parameters"]
+__all__ = ["count_networks", "count_parameters", "file_size", "plan_parameters"]
 
 _NOTHING: Mapping[str, str] = MappingProxyType({})
 
@@ -57,8 +58,38 @@ def count_parameters(
         metadata: what its file will hold beside the weights.
         format_name: of the file.
     """
+    counts = injection.parameter_counts()
+    totals = {
+        name: parameter_count(network) - sum(n for path, n in counts.items() if path.startswith(f"{name}."))
+        for name, network in networks.items()
+    }
     file_bytes = file_size(networks, injection.weights(), metadata, format_name)
-    return Plan({name: _count_network(name, network, injection) for name, network in networks.items()}, file_bytes)
+    return Plan(count_networks(networks, totals, injection.matches, counts), file_bytes)
+
+
+def count_networks(
+    networks: Mapping[str, nn.Module],
+    totals: Mapping[str, int],
+    matches: Sequence[Match],
+    layer_counts: Mapping[str, int],
+) -> dict[str, NetworkPlan]:
+    """Return the parameters of each network.
+
+    Args:
+        networks: the base's, by name, with an adapter in them or without.
+        totals: their parameters without it.
+        matches: the layers that it changes.
+        layer_counts: how many parameters of it each of these has, by the layer's full path.
+    """
+    plans = {}
+    for name, network in networks.items():
+        own = [match for match in matches if match.network == name]
+        layers = {match.target: len(match.modules) for match in own}
+        targets = {match.target: sum(layer_counts[module] for module in match.modules) for match in own}
+        paths = [module.removeprefix(f"{name}.") for match in own for module in match.modules]
+        blocks = measure_coverage(network, paths) if own else None
+        plans[name] = NetworkPlan(sum(targets.values()), totals[name], layers, targets, blocks)
+    return plans
 
 
 def file_size(
@@ -87,13 +118,3 @@ def _shapes_of(adapter: LayerAdapter) -> dict[str, Tensor]:
         name: tensor if tensor.ndim == 0 else torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
         for name, tensor in state.items()
     }
-
-
-def _count_network(name: str, network: nn.Module, injection: Injection) -> NetworkPlan:
-    trainable = sum(parameter.numel() for parameter in injection.by_network(name))
-    layer_counts, layers, targets = injection.parameter_counts(), dict[str, int](), dict[str, int]()
-    for match in (match for match in injection.matches if match.network == name):
-        layers[match.target] = len(match.modules)
-        targets[match.target] = sum(layer_counts[module] for module in match.modules)
-    blocks = injection.block_coverage().get(name)
-    return NetworkPlan(trainable, parameter_count(network) - trainable, layers, targets, blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from veneer.adapter.apply import apply_adapter
+from veneer.adapter.inject import find_matches
 from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.registry import specs_of
 from veneer.config.load import complete_objective, resolve
 from veneer.config.schema import ObjectiveConfig, RunConfig
 from veneer.data.augment import draws_differ
@@ -23,14 +26,17 @@ from veneer.data.transform import Geometry
 from veneer.engine.block_offload import find_offload, offload_blocks
 from veneer.engine.blocks import repeated_blocks
 from veneer.engine.precision import precision_of
+from veneer.engine.quantized import parameter_count
+from veneer.errors import UserError
 from veneer.family.distillation import warn_of_distillation
 from veneer.family.loading import quantize_networks, reads_on_demand
 from veneer.family.protocol import NO_REFERENCES, Conditioning, Family, device_of
 from veneer.family.references import check_references
 from veneer.objective.loss import Objective
 from veneer.plan.cpu.process import ModuleCounts, process_growth
+from veneer.plan.extension import Extension, Offloaded, weight_bytes
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
-from veneer.plan.parameters import count_parameters, file_size
+from veneer.plan.parameters import count_networks, count_parameters, file_size
 from veneer.plan.pictures import PictureCounts
 from veneer.plan.plan import Disk, Plan, Schedule, TimestepPlan
 from veneer.plan.tracer import MemoryTracer
@@ -57,6 +63,7 @@ class RunInputs:
         pictures: their numbers; None: they are not known.
         listed: those of them that are trained on, as far as their sizes are known.
         metadata: what the adapter's file will hold beside the weights.
+        memory_only: whether nothing but the memory is asked for: neither parameters nor files are counted then.
         for_gpu: plan for a GPU though ``device`` is the CPU, because there is none here: its memory is that of tensors.
     """
 
@@ -64,6 +71,7 @@ class RunInputs:
     pictures: PictureCounts | None = None
     listed: Sequence[ShapedPicture] = ()
     metadata: Mapping[str, str] = field(default_factory=dict)
+    memory_only: bool = False
     for_gpu: bool = False
 
     @property
@@ -83,36 +91,67 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
     Raises:
         UserError: the config does not fit the base.
     """
-    tracer = MemoryTracer(inputs.device)
+    extension = Extension(config)
+    try:
+        return _rehearse(config, make_base, inputs, extension)
+    except (UserError, LookupError):  # of a number of blocks that is not the base's, or of the run itself
+        if not extension.runs:
+            raise
+    return _rehearse(config, make_base, inputs, None)
+
+
+def _rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs, extension: Extension | None) -> Plan:
+    """Rehearse a base, with few of its equal blocks if there is an extension."""
+    tracer = MemoryTracer(inputs.device) if extension is None else MemoryTracer(inputs.device, extension.shorten)
+    extension = extension or Extension(config)
     tracer.begin_phase(LOADING)
     family = make_base(tracer)
     _label_weights(tracer, family, config)
+    extension.watch(tracer, family)
     _leave_unread(tracer, family, config)
-    _offload_blocks(tracer, family, config, torch.device(inputs.kind))
-    base_modules = module_count(family)
-    files = _weight_files(tracer, family, config)
+    offloaded = extension.offloaded(family)
+    _offload_blocks(tracer, family, offloaded.count or config.train.offload_blocks, torch.device(inputs.kind))
+    base_modules = module_count(family) + extension.further(family, _count_modules)
+    files = _weight_files(tracer, family, config, extension)
     config = resolve(config, family)
     references = family.usual_references if inputs.pictures is None else inputs.pictures.references
     check_references(family, references, "data.sources")
-    rehearsal = _Rehearsal(tracer, family, config, references, inputs.pictures)
+    short = _with_blocks(config, offloaded.count) if offloaded.count else config
+    rehearsal = _Rehearsal(extension, family, short, references, inputs.pictures)
     with tracer.tracing(), closing(rehearsal.make_trainer()) as trainer:
         rehearsal.encode()
         rehearsal.step(trainer)
-        adapted = module_count(family)
-        counts = count_parameters(family.networks, trainer.injection, inputs.metadata, config.output.formats[0])
+        adapted = module_count(family) + extension.further(family, _count_modules)
         with tracer.unrecorded():
-            written, best_file = _file_sizes(config, family, trainer.injection.weights(), inputs.metadata)
-        disk = _disk(config, encoded_bytes(trainer.state_dict(), {}), written, best_file)
+            counts = Plan({}, 0) if inputs.memory_only else _count(config, family, trainer, inputs, extension)
         rehearsal.finish(trainer)
-    phases = _phases(tracer, files, ModuleCounts(base_modules, adapted), inputs.kind)
-    memory = Memory(inputs.kind, phases, rehearsal.caches, **_blocks(family))
+    phases = _phases(tracer, files, ModuleCounts(base_modules, adapted), inputs.kind, extension)
+    if inputs.kind != "cpu" and offloaded.resident:
+        phases = tuple(_with_resident(phase, f"weights: {family.denoiser}", offloaded.resident) for phase in phases)
+    memory = Memory(inputs.kind, phases, rehearsal.caches, **_blocks(family, extension, offloaded))
     buckets = Buckets.of(config.data, family)
     schedule, timesteps = _schedule(config, inputs.pictures, buckets), _timesteps(config, family)
     table = BucketTable.of(inputs.listed, buckets)
-    plan = replace(counts, memory=memory, schedule=schedule, disk=disk, timesteps=timesteps, buckets=table)
+    plan = replace(counts, memory=memory, schedule=schedule, timesteps=timesteps, buckets=table)
     path = config.adapter.training_adapter
     distilled = warn_of_distillation(config.base, family, path)
     return replace(plan, training_adapter=None if path is None else path.name, distilled=distilled)
+
+
+def _count(config: RunConfig, family: Family, trainer: Trainer, inputs: RunInputs, extension: Extension) -> Plan:
+    """Return the parameters of the whole base, the size of the adapter's file, and what a run leaves on disk."""
+    injection, format_name = trainer.injection, config.output.formats[0]
+    weights, state = extension.expand(injection.weights()), extension.expand(trainer.state_dict())
+    if extension.runs:
+        family = extension.whole_base
+        totals = {name: parameter_count(network) for name, network in family.networks.items()}
+        matches = find_matches(family.networks, specs_of(config.adapter, family))
+        counts = count_networks(family.networks, totals, matches, extension.expand(injection.parameter_counts()))
+        plan = Plan(counts, file_size(family.networks, weights, inputs.metadata, format_name))
+    else:
+        plan = count_parameters(family.networks, injection, inputs.metadata, format_name)
+    written, best_file = _file_sizes(config, family, weights, inputs.metadata)
+    return replace(plan, disk=_disk(config, encoded_bytes(state, {}), written, best_file))
 
 
 def rehearse_step(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Phase:
@@ -126,29 +165,49 @@ def rehearse_step(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) ->
     Raises:
         UserError: the config does not fit the base.
     """
-    tracer = MemoryTracer(inputs.device)
+    extension = Extension(config)
+    tracer = MemoryTracer(inputs.device, extension.shorten)
     family = make_base(tracer)
     _label_weights(tracer, family, config)
+    extension.watch(tracer, family)
     _leave_unread(tracer, family, config)
     config = resolve(config, family)
-    rehearsal = _Rehearsal(tracer, family, config, family.reference_counts.start, inputs.pictures)
+    rehearsal = _Rehearsal(extension, family, config, family.reference_counts.start, inputs.pictures)
     with tracer.tracing(), closing(rehearsal.make_trainer()) as trainer:
         rehearsal.encode()
         rehearsal.step(trainer)
         tracer.begin_phase("after it")  # in which all that was offloaded comes back
-    peak = tracer.peaks()[STEP]
+    peak = tracer.peaks(extension.repeats(tracer))[STEP]
     return Phase(STEP, peak.total, _largest_first(peak.parts))
 
 
-def _blocks(family: Family) -> dict[str, int]:
+def _with_blocks(config: RunConfig, offloaded: int) -> RunConfig:
+    """Return a config with another number of offloaded blocks, if it offloads any."""
+    return config.model_copy(update={"train": config.train.model_copy(update={"offload_blocks": offloaded})})
+
+
+def _with_resident(phase: Phase, part: str, size: int) -> Phase:
+    """Return a phase in which a part has further bytes."""
+    return replace(
+        phase, tensors=phase.tensors + size, parts=_largest_first(Counter(phase.parts) + Counter({part: size}))
+    )
+
+
+def _blocks(family: Family, extension: Extension, offloaded: Offloaded) -> dict[str, int]:
     denoiser = family.networks[family.denoiser]
     handle = find_offload(denoiser)
-    return {"blocks": len(repeated_blocks(denoiser)), "offloaded": 0 if handle is None else handle.nbytes}
+    count = len(repeated_blocks(denoiser)) + extension.further(family, lambda block: 1)
+    return {"blocks": count, "offloaded": offloaded.waiting or (0 if handle is None else handle.nbytes)}
 
 
 def module_count(family: Family) -> int:
     """Return the number of modules of all networks of a base."""
-    return sum(1 for network in family.networks.values() for _ in network.modules())
+    return sum(map(_count_modules, family.networks.values()))
+
+
+def _count_modules(network: nn.Module) -> int:
+    """Return the number of modules of a network."""
+    return sum(1 for _ in network.modules())
 
 
 def tensors_of(network: nn.Module) -> Iterable[Tensor]:
@@ -175,10 +234,11 @@ def unread_parts(config: RunConfig, family: Family) -> tuple[str, ...]:
     return tuple(name for name in family.on_demand if name not in kept)
 
 
-def _weight_files(tracer: MemoryTracer, family: Family, config: RunConfig) -> WeightFiles:
+def _weight_files(tracer: MemoryTracer, family: Family, config: RunConfig, extension: Extension) -> WeightFiles:
     """Return the files of what is loaded before anything is computed."""
     unread = unread_parts(config, family)
-    return read_weight_files(config.base, tracer.held if unread else tracer.weight_bytes, unread)
+    further = 0 if family.denoiser in unread else extension.further(family, weight_bytes)
+    return read_weight_files(config.base, further + (tracer.held if unread else tracer.weight_bytes), unread)
 
 
 def _leave_unread(tracer: MemoryTracer, family: Family, config: RunConfig) -> None:
@@ -189,11 +249,11 @@ def _leave_unread(tracer: MemoryTracer, family: Family, config: RunConfig) -> No
         tracer.begin_phase(LOADING)  # anew: only what is left was loaded
 
 
-def _offload_blocks(tracer: MemoryTracer, family: Family, config: RunConfig, device: torch.device) -> None:
+def _offload_blocks(tracer: MemoryTracer, family: Family, count: int, device: torch.device) -> None:
     denoiser = family.networks[family.denoiser]
-    if config.train.offload_blocks and find_offload(denoiser) is None:
+    if count and find_offload(denoiser) is None:
         with tracer.tracing():
-            offload_blocks(denoiser, config.train.offload_blocks, device)
+            offload_blocks(denoiser, count, device)
         tracer.begin_phase(LOADING)  # anew: the others are never on the device all at once
 
 
@@ -240,12 +300,16 @@ def _disk(config: RunConfig, state: int, files: int, best_file: int) -> Disk:
     return Disk(state + best, config.train.keep_checkpoints, files + best)
 
 
-def _phases(tracer: MemoryTracer, files: WeightFiles, modules: ModuleCounts, kind: str) -> tuple[Phase, ...]:
+def _phases(
+    tracer: MemoryTracer, files: WeightFiles, modules: ModuleCounts, kind: str, extension: Extension
+) -> tuple[Phase, ...]:
     growth: Mapping[str, int] = {}
+    repeats = extension.repeats(tracer)
     if kind == "cpu":  # elsewhere the tensors are not in the process's memory
-        growth = process_growth(tracer.trace, files, modules)
+        growth = process_growth(tracer.trace, files, modules, repeats)
     return tuple(
-        Phase(name, peak.total, _largest_first(peak.parts), growth.get(name)) for name, peak in tracer.peaks().items()
+        Phase(name, peak.total, _largest_first(peak.parts), growth.get(name))
+        for name, peak in tracer.peaks(repeats).items()
     )
 
 
@@ -257,7 +321,7 @@ class _Rehearsal:
     """Everything that a run does, each thing once.
 
     Args:
-        tracer: traces, except while this object is made.
+        extension: what was left out of the base, with the tracer; it does not trace while this object is made.
         family: without data.
         config: the resolved one.
         references: of each picture.
@@ -269,13 +333,14 @@ class _Rehearsal:
 
     def __init__(
         self,
-        tracer: MemoryTracer,
+        extension: Extension,
         family: Family,
         config: RunConfig,
         references: int,
         pictures: PictureCounts | None,
     ) -> None:
-        self._tracer, self._family, self._config, self._reference_count = tracer, family, config, references
+        self._tracer, self._family, self._config, self._reference_count = extension.tracer, family, config, references
+        self._extension = extension
         self._pictures, self._buckets = pictures, Buckets.of(config.data, family)
         sizes = (self._buckets.most,) if pictures is None else pictures.sizes_in(self._buckets)
         # pictures of the class, which the base paints, are in the same passes if all have one size
@@ -302,12 +367,14 @@ class _Rehearsal:
         data = self._config.data.model_copy(update={"prior": None})
         trainer = Trainer(self._config.model_copy(update={"data": data}), self._family, _NO_PICTURES)
         self._tracer.label("adapter", trainer.injection.parameters())
+        self._extension.claim(self._family)
         context = trainer.context
         for parameter in context.parameters:
             parameter.grad = torch.zeros_like(parameter)
             parameter.register_post_accumulate_grad_hook(self._label_gradient)
         context.optimizer.step()
         context.optimizer.zero_grad(set_to_none=True)
+        self._extension.claim(self._family, context.optimizer)
         self._tracer.label_others("optimiser state")
         return trainer
 
@@ -367,6 +434,7 @@ class _Rehearsal:
         trainer.offload()
         self._tracer.begin_phase(STEP)  # not before: what encodes has left memory by then
         _label_networks(self._tracer, self._family)
+        self._extension.claim(self._family)
         train_step(replace(trainer.context, graphs=None), 0, micros[:2])
 
     def _micro_batch(self) -> MicroBatch:
@@ -411,6 +479,7 @@ class _Rehearsal:
         if unread_parts(self._config, self._family):  # read into memory of their own
             self._tracer.label_others("weights loaded again")
         self._tracer.label_reloaded("weights loaded again")
+        self._extension.claim(self._family)
         with apply_adapter(self._family.networks, weights), torch.no_grad():
             self._tracer.label_others("merged weights")
             self._sample(count)

@@ -42,6 +42,10 @@ class Remedy:
         return f"{' '.join(_override(key, value) for key, value in self.changes.items())} ({format_bytes(self.peak)})"
 
 
+_WEIGHTS = frozenset(("train.quantization", "train.offload_blocks"))
+"""The keys that change how many bytes the weights take on the device."""
+
+
 def _override(key: str, value: Any) -> str:
     return f"one prompt in {key}" if key == "sample.prompts" else f"{key}={value}"
 
@@ -52,7 +56,7 @@ def verdict(memory: Memory, free: int) -> str:
     return f"{fits}: {format_bytes(memory.peak)} while {memory.fullest.name}, and {format_bytes(free)} are free"
 
 
-def find_remedies(config: RunConfig, planner: Planner, limit: int, blocks: int = 0) -> list[Remedy]:
+def find_remedies(config: RunConfig, planner: Planner, limit: int, blocks: int = 0, weights: int = 0) -> list[Remedy]:
     """Return the mildest form of each change that makes a run fit, or of several together if none does alone.
 
     Smaller batches are made up for by more forward passes, so a step sees the same pictures.
@@ -62,13 +66,15 @@ def find_remedies(config: RunConfig, planner: Planner, limit: int, blocks: int =
         planner: returns the memory of a config.
         limit: bytes that it may take.
         blocks: the number of blocks that can be offloaded.
+        weights: bytes of the weights that a step holds, which most changes leave as they are.
 
     Returns:
         An empty list if even all changes together do not help.
     """
     search = _Search(config, planner, limit)
     ladders = [ladder for ladder in _ladders(config, blocks) if ladder]
-    alone = [remedy for ladder in ladders if (remedy := search.mildest(ladder)) is not None]
+    promising = [ladder for ladder in ladders if weights <= limit or _WEIGHTS.intersection(ladder[-1])]
+    alone = [remedy for ladder in promising if (remedy := search.mildest(ladder)) is not None]
     return alone or search.together(ladders)
 
 
@@ -125,14 +131,13 @@ class _Search:
         return best
 
     def together(self, ladders: Sequence[Sequence[Changes]]) -> list[Remedy]:
-        """Combine the strongest forms, one after another until the run fits."""
-        changes: dict[str, Any] = {}
-        for ladder in ladders:
-            changes |= ladder[-1]
-            remedy = self._try(dict(changes))
-            if remedy.peak <= self.limit:
-                return [remedy]
-        return []
+        """Combine the strongest forms, as few of the first ones as fit: each takes no more than without it."""
+        changes = [
+            {key: value for ladder in ladders[: n + 1] for key, value in ladder[-1].items()}
+            for n in range(len(ladders))
+        ]
+        remedy = self.mildest(changes)
+        return [] if remedy is None else [remedy]
 
     def _try(self, changes: Changes) -> Remedy:
         changed = self.config

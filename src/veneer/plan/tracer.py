@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import MappingProxyType
 from typing import Any, TypeVar, cast
 
@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from veneer.engine.block_weights import watch_storages
 from veneer.engine.placeholders import is_placeholder
 from veneer.plan.cpu.workspace import KERNEL, Workspace, workspace
-from veneer.plan.trace import Block, Peak, Trace, peaks
+from veneer.plan.trace import Block, Peak, Repeats, Trace, peaks
 
 __all__ = ["MemoryTracer"]
 
@@ -49,17 +49,34 @@ _KINDS = MappingProxyType(
 _OTHER = "sums and copies"
 
 
+def _nothing(thing: object) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
 class MemoryTracer:
     """Records every tensor that is made while it traces.
 
     Args:
         device: the device whose memory is recorded.
+        leave_out: takes parts out of what is copied without data, while it is copied.
 
     Each tensor has a role: the one that :meth:`label` gives it, else what it was made as, e.g. ``activations: norms``.
+
+    Attributes:
+        device: as above.
+        owners: of each block of memory the block of a network that it belongs to, once one was claimed; -1: none.
+        visits: the number of events before a block of a network begins to be computed, with its number.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(
+        self, device: torch.device, leave_out: Callable[[object], AbstractContextManager[None]] = _nothing
+    ) -> None:
         self.device = device
+        self.owners: list[int] = []
+        self.visits: list[tuple[int, int]] = []
+        # the block of a network that is computed, forwards or backwards; whose the next tensors are
+        self._forward = self._backward = self._making = -1
+        self._leave_out, self._claims = leave_out, False
         self._fake = FakeTensorMode(allow_non_fake_inputs=True)
         self._storages: dict[int, tuple[int, weakref.ref[Any]]] = {}  # by address: number and storage
         self._emptied: set[int] = set()  # blocks whose storage is there and has no memory
@@ -90,6 +107,8 @@ class MemoryTracer:
     def begin_phase(self, name: str) -> None:
         """Count what follows towards the phase of this name."""
         self._phases.append((name, len(self._events)))
+        if self.visits:
+            self.visits.append((len(self._events), -1))
 
     def label(self, role: str, tensors: Iterable[Tensor]) -> None:
         """Give tensors a role, except those that have been given one before."""
@@ -122,8 +141,56 @@ class MemoryTracer:
 
         Tensors of the meta device are on this tracer's device in the copy, all others on their own.
         """
-        with watch_storages(self.record_size), _CopyWithoutData(self, self._fake):
+        with watch_storages(self.record_size), self._leave_out(thing), _CopyWithoutData(self, self._fake):
             return copy.deepcopy(thing)
+
+    def claim(self, owner: int, tensors: Iterable[Tensor]) -> None:
+        """Record tensors as those of a block of a network; what is made from them is its own too."""
+        self._claims = True
+        for number in map(self.record, tensors):
+            self.owners[number] = owner
+
+    def begin_block(self, owner: int) -> int:
+        """Tell that a block of a network is computed from now on, or with -1 none; return the one before."""
+        before, self._forward = self._forward, owner
+        self._record_visit(owner)
+        return before
+
+    def begin_block_backward(self, owner: int) -> None:
+        """Tell that a block's gradients are computed from now on, while autograd runs."""
+        self._backward = owner
+        self._record_visit(owner)
+
+    def _record_visit(self, owner: int) -> None:
+        """Record that a block is computed; after it, it is the last one until the next."""
+        if owner >= 0 and owner != (self.visits[-1][1] if self.visits else -1):
+            self.visits.append((len(self._events), owner))
+
+    def _current_block(self) -> int:
+        if self._forward >= 0:
+            return self._forward
+        return self._backward if torch._C._current_graph_task_id() != -1 else -1
+
+    def _owner_of(self, value: object) -> int:
+        """Return the block of a network that a tensor, or the first one of a list that has any, belongs to."""
+        for tensor in tree_leaves(value):
+            if isinstance(tensor, Tensor):
+                number, _ = self._storages.get(tensor.untyped_storage()._cdata, (-1, None))
+                if number >= 0 and self.owners[number] >= 0:
+                    return self.owners[number]
+        return -1
+
+    @contextmanager
+    def making_from(self, args: object) -> Iterator[None]:
+        """Within, what is made belongs to the block that is computed, else to the one whose tensors these are."""
+        if not self._claims:
+            yield
+            return
+        before, current = self._making, self._current_block()
+        self._making = current if current >= 0 else self._owner_of(args)
+        self._record_visit(self._making)
+        yield
+        self._making = before
 
     def record(self, tensor: Tensor) -> int:
         """Record a tensor's storage unless it is recorded already, and return its number."""
@@ -158,6 +225,7 @@ class MemoryTracer:
                 if number in self._unread:
                     self._unread.remove(number)
                     self._mapped[number] = self._take(Block(0, mapped=self._blocks[number].tensor))
+                    self.owners[-1] = self.owners[number]
 
     @contextmanager
     def allocated(self, workspace: Workspace) -> Iterator[None]:
@@ -193,6 +261,7 @@ class MemoryTracer:
         number = len(self._blocks)
         self._blocks.append(block)
         self._roles.append(self._initial_role())
+        self.owners.append(self._making)
         self._events.append(number + 1)
         return number
 
@@ -225,9 +294,13 @@ class MemoryTracer:
         """The record so far."""
         return Trace(self._events, self._blocks, self._phases)
 
-    def peaks(self) -> dict[str, Peak]:
-        """Return the fullest moment of each phase, by the phase's name."""
-        return peaks(self.trace, self._roles)
+    def peaks(self, repeats: Repeats | None = None) -> dict[str, Peak]:
+        """Return the fullest moment of each phase, by the phase's name.
+
+        Args:
+            repeats: which blocks of memory stand for more; None: each is one.
+        """
+        return peaks(self.trace, self._roles, repeats)
 
 
 class _RecordOperations(TorchDispatchMode):
@@ -257,10 +330,18 @@ class _RecordOperations(TorchDispatchMode):
     def _record(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
         if not func.is_view and func is not torch.ops.aten.embedding.default:  # which reads a few rows
             self._tracer.record_reads(args)
-        with self._tracer.allocated(workspace(func, args, result)):
-            for tensor in (result,) if isinstance(result, Tensor) else tree_leaves(result):
+        made = [result] if isinstance(result, Tensor) else tree_leaves(result)
+        with self._tracer.making_from(args), self._tracer.allocated(workspace(func, args, result)):
+            for source, tensor in zip(_sources(args, len(made)), made, strict=True):
                 if isinstance(tensor, Tensor):
-                    self._tracer.record(tensor)
+                    with self._tracer.making_from(source):
+                        self._tracer.record(tensor)
+
+
+def _sources(args: tuple[Any, ...], count: int) -> Sequence[object]:
+    """Return what each of an operation's results is made from: of lists of tensors each from its own."""
+    is_list = count > 1 and args and isinstance(args[0], list | tuple) and len(args[0]) == count
+    return cast(Sequence[object], args[0]) if is_list else [args] * count
 
 
 def _granted(size: int, device: torch.device) -> int:

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import add
 
 from veneer.malloc import Thresholds, thresholds_for
 from veneer.plan.cpu.heap import Heap
 from veneer.plan.memory import ENCODING, LOADING
-from veneer.plan.trace import Block, Trace
+from veneer.plan.trace import Block, Repeats, Trace
 from veneer.plan.weight_files import WeightFiles
 
 __all__ = ["ModuleCounts", "growth_after_loading", "process_growth"]
@@ -40,15 +41,20 @@ class ModuleCounts:
     adapted: int
 
 
-def process_growth(trace: Trace, files: WeightFiles, modules: ModuleCounts) -> Mapping[str, int]:
+def process_growth(
+    trace: Trace, files: WeightFiles, modules: ModuleCounts, repeats: Repeats | None = None
+) -> Mapping[str, int]:
     """Return the bytes by which a process exceeds what it held before loading, at the peak of each phase by its name.
 
     Args:
         trace: of the run's tensors.
         files: the base's weights.
         modules: of the base.
+        repeats: which blocks of memory stand for more; they leave no holes in the heap. None: each is one.
     """
     resident = list(_resident(trace, files.mapped, thresholds_for(files.float32_bytes)))
+    if repeats is not None:
+        resident = list(map(add, resident, repeats.added(trace, lambda block: _size(block, files.mapped))))
     growth = {}
     for name, (start, end) in trace.spans().items():
         code = _CODE_ENCODING if name == ENCODING else _CODE
@@ -88,6 +94,10 @@ def _resident(trace: Trace, mapped: bool, thresholds: Thresholds) -> Iterator[in
             for place in allocated.pop(number):
                 heap.free(*place)
         yield heap.resident + weights
+
+
+def _size(block: Block, mapped: bool) -> int:
+    return sum(_sizes(block)) + (block.mapped if mapped else 0)
 
 
 def _sizes(block: Block) -> tuple[int, ...]:
