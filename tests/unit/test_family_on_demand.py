@@ -136,8 +136,13 @@ def test_a_run_has_the_bits_of_one_that_has_all_in_memory(
     assert found[0] == found[1]
 
 
-def test_text_encoders_are_gone_before_the_denoiser_is_read(flux: Path, tiny_pictures: Path) -> None:
-    config = tiny_config(tiny_pictures, base=str(flux), train={"max_steps": 1, "batch_size": 1})
+@pytest.mark.parametrize("tags", [{}, {"shuffle_tags": True, "tag_separator": " ", "tag_dropout": 0.2}])
+def test_text_encoders_are_gone_before_the_denoiser_is_read(
+    flux: Path, tiny_pictures: Path, tags: dict[str, Any]
+) -> None:
+    """Also where each draw shows a text of its own."""
+    data = {"sources": [{"path": str(tiny_pictures), **tags}]}
+    config = tiny_config(tiny_pictures, base=str(flux), train={"max_steps": 2, "batch_size": 2}, data=data)
     family = load_run_base(config)
     trainer = Trainer(config, family, survey(config.data))
     assert in_memory(family) == set()  # adapters are in, nothing was read for them

@@ -7,9 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.training import tiny_config
+from tests.training import tiny_config, trainer_on
 from veneer.data.buckets import Buckets
+from veneer.data.caption_text import caption_of
 from veneer.data.preflight import survey
+from veneer.family.protocol import Family
+from veneer.plan.assessment import make_plan
 from veneer.plan.pictures import PictureCounts
 
 SHAPES = (((64, 64), 12),)
@@ -43,3 +46,18 @@ def test_pictures_of_unknown_sizes_may_have_the_largest() -> None:
     counts, two = PictureCounts(10, 9, 5), Buckets((512, 1024), 8)
     assert (counts.sizes_in(two), counts.shown_in(two)) == (((1024, 1024),), 20)
     assert counts.pixels_in(two, (1024, 1024)) == 2 * 9 * 1024 * 1024
+
+
+@pytest.mark.parametrize("tags", [{}, {"tag_orders": 1}, {"keep_tags": 99}])
+def test_texts_of_shuffled_tags_are_counted_and_told(family: Family, tiny_pictures: Path, tags: dict[str, Any]) -> None:
+    source = {"path": str(tiny_pictures), "shuffle_tags": True, "tag_separator": " ", **tags}
+    config = tiny_config(tiny_pictures, data={"sources": [source]}, train={"max_steps": 30})
+    dataset = survey(config.data)
+    counted = PictureCounts.from_dataset(dataset, config).captions
+    with trainer_on(config, family) as trainer:
+        drawn = {
+            caption_of(draw, config.data, config.seed) for step in range(30) for draw in trainer.batches._draws(step)
+        }
+    held_out = {sample.captions[0] for sample in dataset.held_out.samples}
+    assert len(drawn | held_out) <= counted <= len(drawn | held_out) * 1.5
+    assert f"texts: {counted} of tags" in str(make_plan(config, family, dataset))

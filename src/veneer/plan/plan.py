@@ -50,12 +50,14 @@ class Schedule:
         batch: pictures a forward pass.
         accumulate: forward passes a step.
         pictures: number that an epoch shows, repeats counted; None: it is not known.
+        texts: number that are made of tags that each draw shows otherwise; None: captions are shown as they are.
     """
 
     steps: int
     batch: int
     accumulate: int
     pictures: int | None
+    texts: int | None = None
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -73,7 +75,8 @@ class Schedule:
         """Return one line."""
         batch = f"{self.batch}" if self.accumulate == 1 else f"{self.accumulate} x {self.batch}"
         text = f"schedule: {self.steps:,} steps of {batch} pictures, {self.shown:,} shown"
-        return text if self.epochs is None else f"{text}, {self.epochs:,.1f} epochs of {self.pictures:,}"
+        text = text if self.epochs is None else f"{text}, {self.epochs:,.1f} epochs of {self.pictures:,}"
+        return text if self.texts is None else f"{text}\ntexts: {self.texts:,} of tags, each encoded once and kept"
 
 
 @dataclass(frozen=True)

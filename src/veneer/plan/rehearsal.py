@@ -22,6 +22,7 @@ from veneer.data.bucket_table import BucketTable, ShapedPicture
 from veneer.data.buckets import Buckets, Size, largest
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
+from veneer.data.tags import TagRules
 from veneer.data.transform import Geometry
 from veneer.engine.block_offload import find_offload, offload_blocks
 from veneer.engine.blocks import repeated_blocks
@@ -260,7 +261,9 @@ def _offload_blocks(tracer: MemoryTracer, family: Family, count: int, device: to
 def _schedule(config: RunConfig, pictures: PictureCounts | None, buckets: Buckets) -> Schedule:
     train = config.train
     shown = pictures.shown_in(buckets) if pictures else None
-    return Schedule(train.max_steps, train.batch_size, train.gradient_accumulation_steps, shown)
+    varies = pictures is not None and any(TagRules.of(source).vary for source in config.data.sources)
+    texts = pictures.captions if pictures is not None and varies and not config.adapter.text_encoders else None
+    return Schedule(train.max_steps, train.batch_size, train.gradient_accumulation_steps, shown, texts)
 
 
 def _timesteps(config: RunConfig, family: Family) -> TimestepPlan:

@@ -264,7 +264,7 @@ def _check_memory(encode_first: Callable[[], Conditioning | LatentDistribution |
     needed, left = count * first.nbytes, available_memory()
     if needed > left:
         what = f"tags are shown anew in each draw, which makes {count} texts of {needed / 1e9:.3g} GB in all"
-        remedy = "let each caption make a few texts, such as data.sources.0.tag_orders=4"
+        remedy = "let each caption make a few, data.sources.0.tag_orders=4, or keep them on the disk, data.cache=FOLDER"
         raise UserError(
             f"{what}, and {left / 1e9:.3g} GB are left", code="data.too_many_texts", where="data.sources", remedy=remedy
         )
