@@ -373,7 +373,6 @@ SUBSET = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "."\n'
         (SUBSET + 'caption_extension = "txt"', "toml_wrong_value"),
         (SUBSET + 'caption_extension = "./x"', "toml_wrong_value"),
         (SUBSET + "is_reg = true", "toml_unsupported"),
-        (SUBSET + 'metadata_file = "m.json"', "toml_unsupported"),
         (SUBSET, "no_caption"),
     ],
 )

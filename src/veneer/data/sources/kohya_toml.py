@@ -17,6 +17,7 @@ from typing import Any
 
 from veneer.config.schema import SourceConfig
 from veneer.data.sources.caption_files import CaptionFiles
+from veneer.data.sources.kohya_metadata import read_kohya_metadata
 from veneer.data.sources.masks import Masks, with_masks
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.tree import Tree
@@ -36,6 +37,7 @@ READ: Mapping[str, tuple[type, Any]] = {
     "num_repeats": (int, 1),
     "class_tokens": (str, None),
     "caption_extension": (str, ".caption"),
+    "metadata_file": (str, None),
     "caption_prefix": (str, None),
     "caption_suffix": (str, None),
     "alpha_mask": (bool, False),
@@ -47,7 +49,6 @@ _TABLES = re.compile(rb"^\s*\[\[\s*datasets\s*(\.\s*subsets\s*)?\]\]", re.MULTIL
 _HEAD = 2**16  # bytes of a file that are looked at
 _REFUSED = {
     "is_reg": "name regularisation pictures in data.prior",
-    "metadata_file": "write the captions into a metadata.jsonl beside the pictures",
 }
 
 
@@ -140,6 +141,8 @@ class _Subset:
             raise self._fault("caption_extension should be an ending with its dot, such as '.txt'")
         folder = self._folder()
         tree = Tree.walk(folder, config.follow_links)
+        if self._value("metadata_file"):
+            return self._list_named(tree, config, repeats)
         own = replace(tree, files=tuple(file for file in tree.files if file.parent == folder))
         captions = CaptionFiles(own, config.captions, (extension.lower(),))
         listing = own.list_pictures(lambda picture: self._complete(captions.describe(picture), repeats))
@@ -150,6 +153,20 @@ class _Subset:
         notes = (*listing.notes, *captions.notes())
         listing = replace(listing, rejected=rejected, notes=notes, unread=tuple(unread))
         return with_masks(listing, folder, self._masks(), config.follow_links)
+
+    def _list_named(self, tree: Tree, config: SourceConfig, repeats: int) -> Listing:
+        """List the pictures in the folder and below it that the ``metadata_file`` names."""
+        file = self.path.parent / Path(self._value("metadata_file")).expanduser()
+        entries, notes = read_kohya_metadata(file, tree)
+
+        def describe(picture: Path) -> Sequence[Entry] | str:
+            entry = entries.get(picture)
+            return f"{file.name} does not name it" if entry is None else [self._completed(entry, repeats)]
+
+        listing = tree.list_pictures(describe)
+        unread = find_unread(tree, [self.path, file], lambda _: f"{file.name} speaks for their pictures")
+        listing = replace(listing, notes=(*listing.notes, *notes), unread=tuple(unread))
+        return with_masks(listing, tree.folder, self._masks(), config.follow_links)
 
     def _masks(self) -> Masks:
         """Return where the masks are: as in kohya's scripts a folder of them counts more than the alpha channels."""

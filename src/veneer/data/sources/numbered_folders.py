@@ -48,31 +48,33 @@ def with_numbered_folders(listing: Listing, config: SourceConfig) -> Listing:
         config: their source.
     """
     root = config.path
-    if not all(root in entry.path.parents for entry in listing.entries):
+    places = dict.fromkeys(entry.path.parent for entry in listing.entries)  # far fewer than pictures
+    if not all(place == root or root in place.parents for place in places):
         return listing
-    of_class = [entry for entry in listing.entries if _is_of_class(entry.path, root)]
-    own = [entry for entry in listing.entries if not _is_of_class(entry.path, root)]
-    folders = {entry.path: _folder(entry.path, root) for entry in own}
+    folders = {place: _folder(place, root) for place in places if not _is_of_class(place, root)}
     numbered = [folder for folder in dict.fromkeys(folders.values()) if folder is not None]
     if not numbered:
         return replace(listing, notes=(*listing.notes, *_note_root(root, config.repeats)))
-    others = [path for path, folder in folders.items() if folder is None]
-    if others:
-        note = f"{numbered[0].path}: the number is not read as repeats, since {others[0]} lies in no such folder"
+    other = next((place for place, folder in folders.items() if folder is None), None)
+    if other is not None:
+        first = next(entry.path for entry in listing.entries if entry.path.parent == other)
+        note = f"{numbered[0].path}: the number is not read as repeats, since {first} lies in no such folder"
         return replace(listing, notes=(*listing.notes, note))
-    entries = tuple(_completed(entry, folder) for entry in own if (folder := folders[entry.path]) is not None)
+    of_class = [entry for entry in listing.entries if entry.path.parent not in folders]
+    own = ((entry, folders.get(entry.path.parent)) for entry in listing.entries)
+    entries = tuple(_completed(entry, folder) for entry, folder in own if folder is not None)
     notes = (*listing.notes, *_notes(numbered), *_note_class(of_class))
     return replace(listing, entries=entries, notes=notes)
 
 
-def _folder(picture: Path, root: Path) -> _Folder | None:
-    """Return the outermost folder of a picture that is so named."""
-    below = (folder for folder in reversed(picture.parents) if root in folder.parents)
+def _folder(place: Path, root: Path) -> _Folder | None:
+    """Return the outermost folder that is so named on the way to a place."""
+    below = (folder for folder in (*reversed(place.parents), place) if root in folder.parents)
     return next((found for folder in below if (found := _Folder.of(folder)) is not None), None)
 
 
-def _is_of_class(picture: Path, root: Path) -> bool:
-    return not _OF_CLASS.isdisjoint(part.casefold() for part in picture.relative_to(root).parts[:-1])
+def _is_of_class(place: Path, root: Path) -> bool:
+    return not _OF_CLASS.isdisjoint(part.casefold() for part in place.relative_to(root).parts)
 
 
 def _completed(entry: Entry, folder: _Folder) -> Entry:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 
 from veneer.data.sources.caption_files import CAPTION_ENDINGS, beside
+from veneer.data.sources.json_captions import CAPTION_KEYS
 from veneer.data.sources.protocol import Unread
 from veneer.data.sources.tree import Tree
 from veneer.data.wording import few
@@ -53,7 +54,8 @@ def _reason(tree: Tree, file: Path, own: Sequence[Path], why_not: Callable[[Path
         return None if own or _OTHER_TEXT.match(file.name) else "no picture of this name is beside them"
     is_text = ending in _TABLES or (ending in _TREES and (own or _names_pictures(tree, file)))
     if is_text or (own and _is_text(tree, file)):
-        return f"captions are read from {', '.join(CAPTION_ENDINGS)}, metadata.jsonl, .csv and .parquet"
+        files = f"{', '.join(CAPTION_ENDINGS)}, metadata.jsonl, .csv and .parquet"
+        return f"captions are read from {files}, and beside a picture from a .json with {' or '.join(CAPTION_KEYS)}"
     return None
 
 
