@@ -42,6 +42,7 @@ def config(**sections: Any) -> RunConfig:
     values["data"] |= {"trigger_placement": "start", "caption_template": ["a {caption}"], "prompt_weights": "strip"}
     values["data"] |= {
         "crop_jitter": 0.1,
+        "shuffle_window": 100,
         "color_jitter": dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.1),
     }
     values["objective"] = {"timestep_density": "logit_normal", "timestep_shift": 3.0}

@@ -324,6 +324,7 @@ data_configs = of(
     crop_jitter=st.floats(0, 0.49),
     flip=st.booleans(),
     color_jitter=of(ColorJitterConfig, brightness=shares, contrast=shares, saturation=shares, hue=st.floats(0, 0.5)),
+    shuffle_window=st.none() | counts,
     caption_dropout=shares,
     token_windows=st.integers(1, 10),
     cache=st.none() | folders,

@@ -247,9 +247,11 @@ def test_every_field_has_a_test_that_it_changes_something() -> None:
     # how texts are encoded in test_family_windows.py, that of references in test_data_references.py, that of masks in
     # test_data_sources_masks.py, those of the keys that say more of another key in test_data_tags.py and
     # test_data_captions.py, that of workers in test_data_prefetch.py, that of what may be broken in
-    # test_data_preflight.py
+    # test_data_preflight.py, those of tables and shards in test_data_parquet.py, test_data_hub.py and
+    # test_data_shuffle_window.py
     elsewhere = {"cache", "color_jitter", "sources", "sources.references", "prior.weight", "token_windows"}
-    elsewhere |= {"workers", "worker_type", "max_rejected"}
+    elsewhere |= {"workers", "worker_type", "max_rejected", "shuffle_window"}
+    elsewhere |= {"sources.columns", "sources.columns.image", "sources.columns.text", "sources.split"}
     elsewhere |= {"sources.masks", "sources.tag_separator", "sources.keep_tags", "sources.tag_orders"}
     assert set(CHANGES) == fields - elsewhere - {"trigger_placement", "prompt_weights"}
 

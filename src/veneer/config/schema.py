@@ -388,6 +388,9 @@ class DataConfig(_Section):
     for faces that are not symmetric."""
     color_jitter: ColorJitterConfig = ColorJitterConfig()
     """Change the colours of each draw; wrong for styles, whose colours are what is to be learned."""
+    shuffle_window: Count | None = None
+    """How many pictures that follow each other in shards read by URL are shuffled among themselves; the shards come in
+    another order in each epoch; default: 10,000. Pictures on disk are always shuffled as a whole."""
     caption_dropout: Share = 0.0
     """Share of draws with an empty caption, which trains the unconditional branch of guidance."""
     token_windows: Annotated[int, Field(ge=1, le=MAX_TOKEN_WINDOWS)] = 1

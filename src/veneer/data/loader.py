@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from veneer.data.bucket_turns import BucketTurns
 from veneer.data.buckets import Buckets, Size
 from veneer.data.manifest import Manifest, Sample
+from veneer.data.shuffle_window import DEFAULT_WINDOW, with_windows
 from veneer.rng import key, uniform
 
 __all__ = ["DrawSchedule", "SampleDraw"]
@@ -43,6 +44,7 @@ class DrawSchedule:
         buckets: the sizes that its pictures are cut to.
         seed: of the run.
         batch_size: pictures of a micro-batch.
+        window: how many pictures of shards that lie elsewhere are shuffled among themselves.
 
     Attributes:
         samples: what is drawn from.
@@ -50,7 +52,9 @@ class DrawSchedule:
         has_masks: whether any of them has a mask.
     """
 
-    def __init__(self, manifest: Manifest, buckets: Buckets, seed: int, batch_size: int) -> None:
+    def __init__(
+        self, manifest: Manifest, buckets: Buckets, seed: int, batch_size: int, window: int = DEFAULT_WINDOW
+    ) -> None:
         self.samples, self.has_masks = manifest.samples, bool(manifest.masks)
         self._batch_size = batch_size
         members: dict[Size, list[Sample]] = {}
@@ -58,7 +62,7 @@ class DrawSchedule:
             for size in buckets.sizes(sample.width, sample.height):
                 members.setdefault(size, []).append(sample)
         self.members = {size: tuple(members[size]) for size in sorted(members)}
-        self._streams = [PictureStream(samples, seed) for samples in self.members.values()]
+        self._streams = [PictureStream(samples, seed, window) for samples in self.members.values()]
         names = [f"{height}x{width}" for height, width in self.members]
         self._turns = BucketTurns(names, [stream.rate for stream in self._streams], seed)
 
@@ -79,13 +83,14 @@ class PictureStream:
     Args:
         samples: the pictures, at least one.
         seed: of the run.
+        window: as of :class:`DrawSchedule`.
 
     Attributes:
         rate: pictures of an epoch on the mean.
     """
 
-    def __init__(self, samples: Sequence[Sample], seed: int) -> None:
-        self._samples, self._seed = samples, seed
+    def __init__(self, samples: Sequence[Sample], seed: int, window: int = DEFAULT_WINDOW) -> None:
+        self._samples, self._seed, self._window = samples, seed, window
         self._rates_N = np.array([sample.rate for sample in samples], dtype=np.float64)
         self._is_whole = bool((self._rates_N == np.floor(self._rates_N)).all())
         self.rate = float(self._rates_N.sum())
@@ -150,4 +155,5 @@ class PictureStream:
             dtype=np.int64,
             count=len(repeated),
         )
-        return repeated[np.argsort(keys, kind="stable")]
+        order = repeated[np.argsort(keys, kind="stable")]
+        return with_windows(order, self._samples, self._seed, epoch, self._window)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from veneer.data.unreadable import Unreadable, check_size
 from veneer.data.zip_archive import ZipArchive
@@ -26,6 +27,9 @@ class Location:
         offset: first byte of a part of a file, which is stored as it is; None: no part.
         size: bytes of that part.
     """
+
+    is_remote: ClassVar[bool] = False
+    """Whether the bytes come over a network, so that near ones are better read one after the other."""
 
     container: Path
     member: str | None = None

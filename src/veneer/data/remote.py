@@ -9,7 +9,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, TypeVar, cast
 
 from veneer.data.location import MAX_BYTES, Location
 from veneer.data.unreadable import Unreadable, check_size
@@ -60,6 +60,8 @@ def open_remote(url: str) -> BinaryIO:
 @dataclass(frozen=True)
 class RemotePart(Location):
     """A part of a file that a server has: ``container`` is its URL, as a path."""
+
+    is_remote: ClassVar[bool] = True
 
     def __str__(self) -> str:
         """Return the place for messages."""

@@ -19,6 +19,7 @@ from veneer.data.buckets import Buckets
 from veneer.data.loader import DrawSchedule
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
+from veneer.data.shuffle_window import DEFAULT_WINDOW
 from veneer.engine.block_offload import ON_DEVICE, BlockOffload, find_offload, offload_blocks
 from veneer.engine.cuda_graph import GraphedBackward
 from veneer.engine.memory_levels import prepare
@@ -361,8 +362,9 @@ def _batch_builder(
     if dataset.train.samples:
         check_references(family, dataset.train.references, config.data.sources[0].path)
     encoder = Encoder(family, config.data, config.seed, store_of(config, family))
+    window = config.data.shuffle_window or DEFAULT_WINDOW
     own, prior = (
-        None if pictures is None else DrawSchedule(pictures, buckets, config.seed, config.train.batch_size)
+        None if pictures is None else DrawSchedule(pictures, buckets, config.seed, config.train.batch_size, window)
         for pictures in (dataset.train, _prior(config))
     )
     assert own is not None
