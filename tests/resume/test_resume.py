@@ -79,7 +79,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "text encoder and dropout": {"adapter": {"text_encoders": {"text_encoder": {"dropout": 0.2}}, "dropout": 0.3}},
     "cosine": {"train": {"lr_scheduler": "cosine", "warmup_steps": 2}, "data": {"crop": "random", "flip": True}},
 }
-SLOW = ("bfloat16", "checkpointing", "average")
+VARIANTS["augmented"] = {
+    "data": {
+        "crop_jitter": 0.2,
+        "color_jitter": {"brightness": 0.1, "hue": 0.05},
+        "caption_template": ["a photo of {caption}", "{caption}"],
+    }
+}
+SLOW = ("bfloat16", "checkpointing", "average", "augmented")
 """Those that ``tests/unit/test_train_loop.py`` resumes without a run's folder."""
 
 
@@ -98,6 +105,22 @@ def test_a_killed_run_goes_on_to_the_same_bits(
     events = record_events(two, NEWEST)
     assert [event.step for event in events if isinstance(event, Resumed)] == [2]
     assert hashes(two.output.dir) == hashes(one.output.dir)
+
+
+@pytest.mark.slow
+def test_a_killed_run_of_shuffled_tags_goes_on_to_the_same_bits(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path
+) -> None:
+    source = {"path": str(tiny_pictures), "shuffle_tags": True, "tag_separator": " ", "tag_dropout": 0.3}
+    data = {"sources": [source], "caption_dropout": 0.1}
+    one, two = (quick_config(tiny_base, tiny_pictures, tmp_path / name, data=data) for name in ("one", "two"))
+    run_training(one)
+    killed(two, StepDone, 3)
+    record_events(two, NEWEST)
+    assert hashes(two.output.dir) == hashes(one.output.dir)
+    source["keep_tags"] = 1
+    with raises_code("resume.run_changed"):
+        record_events(quick_config(tiny_base, tiny_pictures, tmp_path / "two", data=data), NEWEST)
 
 
 def test_resuming_what_has_not_begun_begins_and_says_so(config: RunConfig, whole: tuple[str, str]) -> None:
