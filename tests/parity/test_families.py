@@ -128,6 +128,13 @@ def test_pictures_are_encoded_and_decoded_as_the_pipeline_does(
 
 
 @torch.no_grad()
+def test_the_last_axes_of_latents_are_rows_and_columns_of_the_picture(family: Family) -> None:
+    """So a mask of the picture is one of the latents: each weighs the place that it is of."""
+    rows, columns = latents_of(family, (4, 6)).shape[-2:]
+    assert rows % 4 == 0 and rows * 6 == columns * 4
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("times", TIMES)
 def test_a_prediction_and_its_loss_are_the_pipeline_s(

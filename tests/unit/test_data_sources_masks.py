@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -262,3 +263,25 @@ def test_a_mask_s_location_is_plain(pictures: Path) -> None:
     own = save_mask(pictures / "a_mask.png")
     (sample,) = (one for one in found(pictures, "beside").train.samples if one.mask)
     assert sample.mask is not None and sample.mask.location == Location(own)
+
+
+def test_a_zip_has_masks_as_a_folder_has(pictures: Path, tmp_path: Path) -> None:
+    save_mask(pictures / "a-masklabel.png")
+    save_mask(pictures / "more" / "c_mask.png")
+    archive = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in sorted(pictures.rglob("*.*")):
+            file.write(path, path.relative_to(pictures))
+    dataset = found(archive, "beside")
+    assert {name for name, mask in masks_of(dataset).items() if mask} == {"a.png", "c.png"}
+    assert dataset.train.fingerprint() == found(pictures, "beside").train.fingerprint()
+
+
+def test_the_picture_of_a_pair_may_have_a_mask(pictures: Path, tmp_path: Path) -> None:
+    for number, name in enumerate(NAMES):
+        save(tmp_path / "before" / name, 10 + number)
+    own = save_mask(pictures / "a_mask.png")
+    source = SourceConfig(path=pictures, masks="beside", references=(tmp_path / "before",))
+    dataset = survey(DataConfig(sources=(source,), held_out=0.0, trigger="sks"))
+    assert masks_of(dataset) == {"a.png": own, "b.jpg": None, "c.png": None}
+    assert dataset.train.references == 1

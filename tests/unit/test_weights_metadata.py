@@ -19,7 +19,7 @@ from veneer.adapter.protocol import Method
 from veneer.adapter.registry import METHODS
 from veneer.config.load import build_config
 from veneer.data.buckets import Buckets
-from veneer.data.manifest import Manifest, Sample
+from veneer.data.manifest import Manifest, Mask, Sample
 from veneer.files import public_name
 from veneer.weights.metadata import (
     HISTORY,
@@ -120,6 +120,10 @@ def test_what_does_not_apply_is_left_out() -> None:
     assert not left_out & said.keys()
     weighed = facts(objective={"weighting": "min_snr"})
     assert training_metadata(weighed, "comfy")["ss_min_snr_gamma"] == "5.0"
+    first, *others = facts().train.samples
+    masked = Manifest((replace(first, mask=Mask("hash", first.location, 0.5)), *others))
+    assert "ss_masked_loss" not in said
+    assert training_metadata(replace(facts(), train=masked), "kohya")["ss_masked_loss"] == "True"
 
 
 def test_no_key_is_twice_in_the_table() -> None:

@@ -334,6 +334,7 @@ TABLE: tuple[Row, ...] = (
         lambda f: f.config.objective.snr_gamma if f.config.objective.weighting == "min_snr" else None,
         "`objective.snr_gamma`, where it weighs",
     ),
+    Row("ss_masked_loss", lambda f: True if f.train.masks else None, "whether pictures had masks, where some had"),
     Row(
         "ss_prior_loss_weight",
         lambda f: None if f.config.data.prior is None else f.config.data.prior.weight,

@@ -66,9 +66,9 @@ def read_source(
     """
     listings = (source.list_pictures(config) for source in sources)
     listing = next(listing for listing in listings if listing is not None)
+    listing = with_masks(listing, config.path, config.masks, config.follow_links)
     if config.references:
         listing = with_references(listing, config)
-    listing = with_masks(listing, config.path, config.masks, config.follow_links)
     if config.numbered_folders:
         listing = with_numbered_folders(listing, config)
     notes = (*note_unread(listing.unread), *_note_uncaptioned(listing.entries))
