@@ -68,6 +68,25 @@ def test_each_shape_is_recorded_once(parameters: list[nn.Parameter]) -> None:
     assert (recorder.counts["record"], recorder.counts["warm_up"]) == (2, 1)
 
 
+def test_passes_of_all_shapes_read_the_inputs_that_they_have_in_common_from_one_place() -> None:
+    weight = nn.Parameter(torch.ones(3))
+
+    def run(inputs: Mapping[str, Tensor]) -> Tensor:
+        loss_B = (inputs["x"] * weight).sum(dim=1) * inputs["scale"]
+        torch.autograd.backward(loss_B.sum())
+        return loss_B.detach()
+
+    graphed = GraphedBackward(run, [weight], Recorder([weight]))
+    for step in range(3):
+        micros = [
+            {"x": torch.full((rows, 3), 1.0 + step + rows), "scale": torch.tensor(float(rows))} for rows in (1, 2)
+        ]
+        assert found_by(graphed, [weight], *micros) == found_by(run, [weight], *micros)
+    assert len(graphed._inputs) == 3
+    graphed.release()
+    assert not graphed._inputs
+
+
 def test_gradients_that_are_there_are_added_to(parameters: list[nn.Parameter]) -> None:
     """Also those that somebody else has set, as an exchange between processes does."""
     run = partial(backward, parameters)
@@ -150,13 +169,15 @@ def test_a_run_says_once_that_nothing_could_be_recorded(family: Family, tiny_pic
 
 
 @pytest.mark.parametrize(
-    ("sections", "device", "expected"),
+    ("sections", "device", "sizes", "expected"),
     [
-        ({}, "cuda", True),
-        ({}, "cpu", False),
-        ({"train": {"cuda_graphs": False}}, "cuda", False),
-        ({"adapter": {"dropout": 0.1}}, "cuda", False),
-        ({"adapter": {"text_encoders": {"text_encoder": {}}}}, "cuda", False),
+        ({}, "cuda", 1, True),
+        ({}, "cuda", 33, True),
+        ({}, "cuda", 41, False),
+        ({}, "cpu", 1, False),
+        ({"train": {"cuda_graphs": False}}, "cuda", 1, False),
+        ({"adapter": {"dropout": 0.1}}, "cuda", 1, False),
+        ({"adapter": {"text_encoders": {"text_encoder": {}}}}, "cuda", 1, False),
     ],
 )
 def test_graphs_are_for_steps_that_are_the_same_each_time(
@@ -165,9 +186,10 @@ def test_graphs_are_for_steps_that_are_the_same_each_time(
     monkeypatch: pytest.MonkeyPatch,
     sections: dict[str, Any],
     device: str,
+    sizes: int,
     expected: bool,
 ) -> None:
     with trainer_on(tiny_config(tiny_pictures), family) as trainer:
         monkeypatch.setattr(loop, "device_of", lambda _: torch.device(device))
-        graphs = loop.graphs_for(tiny_config(tiny_pictures, **sections), trainer.context)
+        graphs = loop.graphs_for(tiny_config(tiny_pictures, **sections), trainer.context, sizes)
     assert (graphs is not None) == expected

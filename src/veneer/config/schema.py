@@ -524,8 +524,8 @@ class TrainConfig(_Section):
     """How little is kept for the backward pass, with the same gradients up to rounding: all; nothing that is not read
     or that norms and activations make again; no outputs of linear layers either; the inputs of blocks alone."""
     cuda_graphs: bool = True
-    """On a CUDA GPU, launch a forward and backward pass as one recorded graph; a run with dropout or with text encoders
-    that learn never does."""
+    """On a CUDA GPU, launch a forward and backward pass as one recorded graph; a run with dropout, with text encoders
+    that learn, or with pictures of more than 40 sizes never does."""
     quantization: WeightFormat = "none"
     """What the frozen weights of the networks that learn are held in: float32, 16 bits, or linear layers in fewer by
     bitsandbytes or torchao, each an extra of its name; the adapter stays float32."""

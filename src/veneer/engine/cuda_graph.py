@@ -105,6 +105,7 @@ class GraphedBackward:
         self._backward, self._parameters = backward, parameters
         self._recorder: Recorder = CudaRecorder() if recorder is None else recorder
         self._recorded: dict[Signature, _Recorded] = {}
+        self._inputs: dict[Signature, Tensor] = {}  # of passes of all shapes: captions are as long in most of them
         self._gradients: list[Tensor] = []
         self._addresses: list[int] = []
         self.fault: str | None = None
@@ -121,6 +122,7 @@ class GraphedBackward:
         """Give back the memory of all recorded passes; they are recorded again when they are needed."""
         if self._recorded or self._gradients:  # the latter alone where nothing could be recorded
             self._recorded.clear()
+            self._inputs.clear()
             self._gradients.clear()
             self._recorder.release()
 
@@ -133,7 +135,7 @@ class GraphedBackward:
 
     def _record(self, inputs: Inputs) -> _Recorded | None:
         """Record the pass over inputs of this shape; None if that cannot be done."""
-        own = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in inputs.items()}
+        own = {name: self._input_like(name, tensor) for name, tensor in inputs.items()}
         before = [parameter.grad for parameter in self._parameters]
         try:
             if not self._recorded:  # later ones do without: it would take a second pass's memory beside the recorded
@@ -150,6 +152,13 @@ class GraphedBackward:
             return None
         recorded = self._recorded[_signature(inputs)] = _Recorded(own, replay, losses)
         return recorded
+
+    def _input_like(self, name: str, tensor: Tensor) -> Tensor:
+        """Return where recorded passes read an input of this name and shape, with the tensor's numbers in it."""
+        key = _signature({name: tensor})
+        if key not in self._inputs:
+            self._inputs[key] = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        return self._inputs[key].copy_(tensor)
 
     def _replay(self, recorded: _Recorded, inputs: Inputs) -> Tensor:
         self._attach_gradients([parameter.grad for parameter in self._parameters])

@@ -55,6 +55,9 @@ from veneer.weights.training_adapter import TrainingAdapter
 
 __all__ = ["Trainer", "graphs_for", "train"]
 
+_MOST_GRAPHS = 40
+"""Sizes of pictures of which each gets a CUDA graph, each some MB of the driver's: more than one resolution has."""
+
 
 def train(config: RunConfig, family: Family, dataset: Dataset) -> Generator[Event, None, None]:
     """Train an adapter from nothing, event by event; the base has its bits back when the iterator ends or is closed.
@@ -288,7 +291,7 @@ class Trainer:
             skips_nonfinite=config.train.on_nonfinite == "skip",
             processes=self.processes,
         )
-        return replace(context, graphs=graphs_for(config, context))
+        return replace(context, graphs=graphs_for(config, context, len(self.batches.own.members)))
 
 
 def _blocks_left_out(
@@ -306,8 +309,14 @@ def _blocks_left_out(
             yield Warned("adapter.blocks_left_out", text)
 
 
-def graphs_for(config: RunConfig, context: StepContext) -> GraphedBackward | None:
-    """Return what does passes as CUDA graphs, where it can be."""
+def graphs_for(config: RunConfig, context: StepContext, sizes: int) -> GraphedBackward | None:
+    """Return what does passes as CUDA graphs, where it can be.
+
+    Args:
+        config: the run.
+        context: of its steps.
+        sizes: that pictures are cut to, of which each has a graph of its own.
+    """
     adapter = config.adapter
     draws = adapter.dropout > 0  # which a graph would do with the same numbers each time
     moves = config.train.offload_blocks > 0  # a graph would read where the weights lay when it was recorded
@@ -315,6 +324,7 @@ def graphs_for(config: RunConfig, context: StepContext) -> GraphedBackward | Non
         not config.train.cuda_graphs
         or draws
         or moves
+        or sizes > _MOST_GRAPHS
         or adapter.text_encoders
         or device_of(context.family).type != "cuda"
     ):
