@@ -393,6 +393,24 @@ def test_a_checkpoint_with_settings_that_no_release_has_is_refused_in_one_line(c
     assert "whose settings this release does not know (settings: train.warp: no such key)" in str(caught.value)
 
 
+@pytest.mark.parametrize("aspect", ["buckets", "square"])
+def test_a_run_of_before_there_were_buckets_goes_on_and_says_what_may_differ(config: RunConfig, aspect: str) -> None:
+    config = changed(config, "data", aspect=aspect)
+    killed(config, StepDone, 3)
+    path = checkpoint(config, 2) / MANIFEST
+    manifest = json.loads(path.read_text("utf-8"))
+    for key in ("sha256", "provenance.config.data.aspect", "provenance.config.data.upscale"):
+        *above, last = key.split(".")
+        section = manifest
+        for name in above:
+            section = section[name]
+        del section[last]
+    path.write_bytes(_with_hash(manifest))
+    resume = NEWEST if aspect == "buckets" else Resume(allow=("data.aspect",))
+    told = [event.code for event in record_events(config, resume) if isinstance(event, Warned)]
+    assert ("checkpoint.cut_squares" in told) == (aspect == "buckets")
+
+
 def test_more_steps_are_fine_where_the_rate_does_not_fall(config: RunConfig, whole: tuple[str, str]) -> None:
     """The run of six steps is the beginning of the run of eight, so the latter may go on from it."""
     run_training(changed(config, "train", max_steps=8))

@@ -101,6 +101,16 @@ def test_pictures_smaller_than_the_bases_own_resolution_give_a_warning(family: F
     assert warnings(folder, family, data={"resolution": 16}) == []
 
 
+def test_pictures_smaller_than_the_base_takes_are_enlarged_and_named(
+    family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_pictures(tmp_path / "p", ["a", "b"], side=12)
+    monkeypatch.setattr(family, "multiple", 13)
+    small, tiny = warnings(folder, family)
+    assert "trained at their own size" in small.text
+    assert tiny.text.startswith("smaller than 13 pixels, which is the least that the base takes, and so enlarged: ")
+
+
 def test_a_run_warns_before_it_trains_and_decodes_no_picture_twice_for_it(
     family: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

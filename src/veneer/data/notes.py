@@ -12,7 +12,7 @@ from veneer.data.inspection import Inspection
 from veneer.data.manifest import Rejected, Sample
 from veneer.data.wording import few
 
-__all__ = ["note_pictures", "note_small", "reasons"]
+__all__ = ["note_pictures", "note_small", "note_tiny", "reasons"]
 
 Pairs = Sequence[tuple[Path, Path]]
 
@@ -54,6 +54,21 @@ def note_small(samples: Iterable[Sample], config: DataConfig, default: int | Non
     named = few([f"{one.path} ({one.width} x {one.height})" for one in small.samples])
     what = "enlarged, so blurred" if small.enlarged else "trained at their own size"
     return [f"smaller than {small.size} pixels and {what}: {named}"]
+
+
+def note_tiny(samples: Iterable[Sample], config: DataConfig, multiple: int) -> list[str]:
+    """Return a note on pictures that are enlarged although none should be; none if there are no such pictures.
+
+    Args:
+        samples: the pictures.
+        config: what they are asked to be.
+        multiple: the smallest side that the base takes.
+    """
+    tiny = [one for one in samples if min(one.width, one.height) < multiple]
+    if not tiny or SmallPictures.among((), config, multiple).enlarged:
+        return []
+    named = few([f"{one.path} ({one.width} x {one.height})" for one in tiny])
+    return [f"smaller than {multiple} pixels, which is the least that the base takes, and so enlarged: {named}"]
 
 
 def reasons(rejected: Iterable[Rejected]) -> list[str]:

@@ -10,7 +10,7 @@ from veneer.config.fingerprint import config_hash
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
 from veneer.data.inspection import Advance
-from veneer.data.notes import note_small
+from veneer.data.notes import note_small, note_tiny
 from veneer.data.preflight import Dataset, survey
 from veneer.errors import UserError
 from veneer.family.distillation import warn_of_distillation
@@ -138,7 +138,9 @@ def input_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[
     """
     distilled = warn_of_distillation(config.base, family, config.adapter.training_adapter)
     base = [] if distilled is None else [Warned("family.distilled_base", distilled)]
-    notes = [] if config.data.resolution else note_small(dataset.train.samples, config.data, family.resolution)
+    samples = dataset.train.samples
+    notes = [] if config.data.resolution else note_small(samples, config.data, family.resolution)
+    notes += note_tiny(samples, config.data, family.multiple)
     small = [Warned("data.small_pictures", text) for text in notes]
     return [*base, *small, *_reference_warnings(dataset, family), *text_warnings(config, dataset, family)]
 

@@ -190,6 +190,11 @@ def _doubts(then: Provenance, now: Provenance) -> Iterator[Warned]:
         versions = f"{then.version}, this is {now.version}"
         text = f"the checkpoint is by Veneer {versions}; another release may end in other bits"
         yield Warned("checkpoint.other_version", text)
+    if "aspect" not in then.config.get("data", {}) and now.config["data"]["aspect"] != "square":
+        text = "the checkpoint is of a release that cut all pictures to squares; those of other shapes keep theirs now"
+        yield Warned(
+            "checkpoint.cut_squares", f"{text} (data.aspect=square --allow-change data.aspect goes on as it was)"
+        )
     if then.threads != now.threads:
         numbers = f"{then.threads} threads a process, here are {now.threads}"
         text = f"the checkpoint was made with {numbers}, which may end in other bits; see OMP_NUM_THREADS"
