@@ -72,6 +72,12 @@ def test_wildcards_cannot_be_stripped() -> None:
     assert strip_syntax("a __colour__ cat") == ("a __colour__ cat",)
 
 
+@pytest.mark.parametrize("caption", ["a cat, long hair", "fate (series), saber", "a bright, branded x"])
+def test_most_captions_are_told_at_a_glance_to_have_none(caption: str) -> None:
+    """Of a million captions few are looked at closely."""
+    assert not may_have_syntax(caption)
+
+
 def test_escaped_brackets_are_brackets() -> None:
     assert unescaped(r"fate \(series\) \[x\] a\b") == r"fate (series) [x] a\b"
 

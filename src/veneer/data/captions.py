@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from veneer.config.schema import DataConfig
-from veneer.data.prompt_syntax import WILDCARD, Syntax, find_syntax, may_have_syntax, strip_syntax, unescaped
+from veneer.data.prompt_syntax import (
+    WILDCARD,
+    Syntax,
+    find_syntax,
+    has_escapes,
+    may_have_syntax,
+    strip_syntax,
+    unescaped,
+)
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.unread import note_unread
 from veneer.data.tags import TagCaption, TagRules, around, split_tags, without_mark
@@ -96,7 +104,7 @@ def _placed(entries: Sequence[Entry], trigger: str | None) -> Sequence[Entry]:
     """Return entries with the trigger where their captions have ai-toolkit's place for it."""
     if trigger is None:
         return entries
-    return [_changed(entry, lambda caption: (caption.replace(_PLACEHOLDER, trigger),)) for entry in entries]
+    return _changed(entries, lambda text: _PLACEHOLDER in text, lambda text: (text.replace(_PLACEHOLDER, trigger),))
 
 
 def _completed(entry: Entry, trigger: str | None, style: CaptionStyle, rules: TagRules) -> Entry:
@@ -146,20 +154,24 @@ def _without_syntax(source: Path, entries: Sequence[Entry], wanted: PromptWeight
     notes: list[str] = []
     if wanted == "strip":
         notes += _note_syntax("stripped of", _find(entries))
-        entries = [_changed(entry, strip_syntax) for entry in entries]
+        entries = _changed(entries, may_have_syntax, strip_syntax)
     found = _find(entries)
     if any(one.is_sure for _, one in found):
         raise _prompt_syntax(source, [(place, one) for place, one in found if one.is_sure])
     notes += [*_note_syntax("read to the letter", found), *_note_escapes(entries)]
-    return [_changed(entry, lambda caption: (unescaped(caption),)) for entry in entries], notes
+    return _changed(entries, has_escapes, lambda text: (unescaped(text),)), notes
 
 
-def _changed(entry: Entry, change: Callable[[str], Iterable[str]]) -> Entry:
-    """Return an entry with what a function makes of each caption; what has nothing that it would change stays."""
-    if not any(map(may_have_syntax, entry.captions)):
-        return entry
-    captions = (text for caption in entry.captions for text in change(caption))
-    return replace(entry, captions=tuple(dict.fromkeys(filter(None, captions))))
+def _changed(
+    entries: Sequence[Entry], concerns: Callable[[str], bool], change: Callable[[str], Iterable[str]]
+) -> Sequence[Entry]:
+    """Return entries with what a function makes of each caption, where it concerns one of theirs."""
+
+    def changed(entry: Entry) -> Entry:
+        captions = (text for caption in entry.captions for text in change(caption))
+        return replace(entry, captions=tuple(dict.fromkeys(filter(None, captions))))
+
+    return [changed(entry) if any(map(concerns, entry.captions)) else entry for entry in entries]
 
 
 def _find(entries: Iterable[Entry]) -> list[tuple[str, Syntax]]:
@@ -193,11 +205,7 @@ def _told(found: Sequence[tuple[str, Syntax]]) -> str:
 
 
 def _note_escapes(entries: Iterable[Entry]) -> list[str]:
-    escaped = [
-        entry.captions_at or str(entry.path)
-        for entry in entries
-        if any(unescaped(caption) != caption for caption in entry.captions)
-    ]
+    escaped = [entry.captions_at or str(entry.path) for entry in entries if any(map(has_escapes, entry.captions))]
     what = r"escaped brackets, \\( and the like, are read as the brackets, as in prompts"
     return [f"{what}: {few(escaped)}"] if escaped else []
 

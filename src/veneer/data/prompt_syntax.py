@@ -18,6 +18,7 @@ __all__ = [
     "WILDCARD",
     "Syntax",
     "find_syntax",
+    "has_escapes",
     "may_have_syntax",
     "strip_syntax",
     "unescaped",
@@ -27,7 +28,7 @@ MAX_ALTERNATIVES = 64
 """Captions that the alternatives of one caption may make, at most."""
 
 WILDCARD, _LESS = "a wildcard", "less weight"
-_MAY_BE = re.compile(r"[()\[\]{<]|__|BREAK|AND")
+_MAY_BE = re.compile(r"\(\s*\(|\([^()]*?:|[\[{]|<\w+:|__\w|\\[()\[\]]|\b(?:BREAK|AND)\b")
 _ESCAPED = re.compile(r"\\([()\[\]])")
 _STANDINS = {"(": "\ue000", ")": "\ue001", "[": "\ue002", "]": "\ue003"}
 """Private characters that stand for escaped brackets while syntax is looked for."""
@@ -65,6 +66,11 @@ class Syntax:
 def may_have_syntax(caption: str) -> bool:
     """Check quickly whether a caption has what syntax of prompts or an escaped bracket begins with."""
     return _MAY_BE.search(caption) is not None
+
+
+def has_escapes(caption: str) -> bool:
+    """Check whether a caption has escaped brackets."""
+    return "\\" in caption and _ESCAPED.search(caption) is not None
 
 
 def find_syntax(caption: str) -> tuple[Syntax, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterable
+from functools import lru_cache
 
 from veneer.data.sources.names import composed
 
@@ -22,9 +23,13 @@ SEPARATORS = (
 
 def holds_trigger(text: str, trigger: str) -> bool:
     """Check whether a text holds the trigger, as words of their own in any case of letters."""
+    return _pattern(trigger).search(composed(text)) is not None
+
+
+@lru_cache
+def _pattern(trigger: str) -> re.Pattern[str]:
     # an accented letter may be one character or two
-    contained = re.compile(rf"(?<!\w){re.escape(composed(trigger))}(?!\w)", re.IGNORECASE)
-    return contained.search(composed(text)) is not None
+    return re.compile(rf"(?<!\w){re.escape(composed(trigger))}(?!\w)", re.IGNORECASE)
 
 
 def with_trigger(captions: Iterable[str], trigger: str | None) -> tuple[str, ...]:

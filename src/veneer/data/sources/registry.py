@@ -75,10 +75,12 @@ def read_source(
     listing = complete_captions(config.path, listing, trigger, style, TagRules.of(config))
     if trigger is None:
         refuse_uncaptioned(config.path, listing)
-    entries = tuple(
-        replace(entry, repeats=entry.repeats * config.repeats, weight=entry.weight * config.weight)
-        for entry in listing.entries
-    )
+    entries = listing.entries
+    if (config.repeats, config.weight) != (1, 1):  # of a million pictures it takes seconds
+        entries = tuple(
+            replace(entry, repeats=entry.repeats * config.repeats, weight=entry.weight * config.weight)
+            for entry in entries
+        )
     return replace(listing, entries=entries, notes=(*listing.notes, *notes))
 
 
