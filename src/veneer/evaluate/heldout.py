@@ -22,7 +22,7 @@ from veneer.engine.precision import precision_of
 from veneer.errors import UserError
 from veneer.evaluate.comparison import HELD_OUT, TRAINING, Comparison, Losses, compare_losses, nothing_held_out
 from veneer.evaluate.results import Score
-from veneer.family.cache import Encoder
+from veneer.family.cache import Encoder, store_of
 from veneer.family.protocol import Conditioning, Family, device_of
 from veneer.family.references import check_references
 from veneer.objective.loss import Objective
@@ -83,11 +83,10 @@ class HeldOutEvaluator:
         self._config, self._family = config, family
         self._objective = Objective(family.noise)
         self._buckets = Buckets.of(config.data, family)
-        encoder = Encoder(family, config.data, config.seed)
+        self._encoder = Encoder(family, config.data, config.seed, store_of(config, family))
         if pictures.samples:
             check_references(family, pictures.references, pictures.samples[0].path)
-        self._noised = [self._prepare(sample, encoder) for sample in pictures.samples]
-        self._texts: dict[tuple[str, str], Conditioning] = {}
+        self._noised = [self._prepare(sample, self._encoder) for sample in pictures.samples]
 
     def with_captions_of(self, pictures: Manifest) -> HeldOutEvaluator:
         """Return an evaluator of some of these pictures with other captions; noise and latents are the same."""
@@ -152,10 +151,7 @@ class HeldOutEvaluator:
         """Return what is made of a picture's first caption; once for all, where no adapter can change it."""
         if self._family.networks.keys() != {self._family.denoiser}:
             return self._encode_text(sample)
-        key = sample.id, sample.captions[0]
-        if key not in self._texts:
-            self._texts[key] = self._encode_text(sample).to("cpu")
-        return self._texts[key]
+        return self._encoder.centered_text(sample, self._buckets.largest(sample.width, sample.height))
 
     def _encode_text(self, sample: Sample) -> Conditioning:
         if not (sample.references and self._family.text_reads_references):

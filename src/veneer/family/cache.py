@@ -139,6 +139,18 @@ class Encoder:
         pixels = partial(self.pixels.load, PixelRequest("references", sample, size, None))
         return self._kept_references(sample, size, False, pixels)
 
+    def centered_text(self, sample: Sample, size: Size) -> Conditioning:
+        """Return what the frozen text encoders make of a picture's first caption, one row on the CPU.
+
+        Where they see references too, those have nothing random about them.
+        """
+        caption = sample.captions[0]
+        if not self.reads_references(sample):
+            return self._text(caption)
+        key = ("instruction", caption, *self._variant(sample, size, False))
+        request = PixelRequest("references", sample, size, None)
+        return self._kept(key, lambda: self._encode_text(caption, self.pixels.load(request)))
+
     def masks(self, batch: Sequence[SampleDraw], grid: Grid) -> Tensor:
         """Return the mask of each draw over the rows and columns (h, w) of its latents, (B, 1, h, w) on the CPU."""
         return torch.stack([self._mask(draw, grid) for draw in batch])[:, None]

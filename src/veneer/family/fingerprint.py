@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 
 from veneer.errors import UserError
@@ -77,12 +78,19 @@ def _find_download(base: str) -> Path:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
+        state = path.stat()
+        return _hash_of(path, state.st_size, state.st_mtime_ns, state.st_ino)
     except OSError as error:
         what = f"cannot be read: {error.strerror or error}"
         raise UserError(what, code="base.unreadable", where=path) from error
+
+
+@lru_cache(maxsize=256)
+def _hash_of(path: Path, *state: int) -> str:
+    """Return the SHA-256 of a file in a state; the same one is read once, for it may have many gigabytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
     return digest.hexdigest()

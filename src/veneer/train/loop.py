@@ -53,7 +53,7 @@ from veneer.train.state import restore, snapshot
 from veneer.train.step import StepContext, add_gradients, train_step
 from veneer.weights.training_adapter import TrainingAdapter
 
-__all__ = ["Trainer", "graphs_for", "train"]
+__all__ = ["Trainer", "batch_builder", "graphs_for", "train"]
 
 _MOST_GRAPHS = 40
 """Sizes of pictures of which each gets a CUDA graph, each some MB of the driver's: more than one resolution has."""
@@ -112,7 +112,7 @@ class Trainer:
         self._objective = Objective.from_config(config.objective, family)
         self._specs = specs = specs_of(config.adapter, family)
         check_quantization({name: family.networks[name] for name in specs}, config.train.quantization)
-        self.batches = _batch_builder(config, family, dataset, self._objective, processes)
+        self.batches = batch_builder(config, family, dataset, self._objective, processes)
         self._training_adapter = TrainingAdapter(config.adapter, family.networks, family.denoiser)
         with ExitStack() as undoing:
             self._blocks = _offload_blocks(config, family, undoing)
@@ -365,9 +365,14 @@ def _is_due(every: int, step: int, last: int | None = None) -> bool:
     return every > 0 and (step % every == 0 or step == last)
 
 
-def _batch_builder(
+def batch_builder(
     config: RunConfig, family: Family, dataset: Dataset, objective: Objective, processes: ProcessGroup
 ) -> BatchBuilder:
+    """Return what builds the micro-batches of a run.
+
+    Raises:
+        UserError: the pictures do not fit the base, or those of the class are missing.
+    """
     buckets = Buckets.of(config.data, family)
     if dataset.train.samples:
         check_references(family, dataset.train.references, config.data.sources[0].path)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from veneer.cli.data.cache import cache
 from veneer.cli.data.caption import caption
 from veneer.cli.data.check import check
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-_VERBS = (caption, check)
+_VERBS = (cache, caption, check)
 for _verb in _VERBS:
     app.command()(_verb)
 

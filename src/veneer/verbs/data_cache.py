@@ -1,0 +1,230 @@
+"""Encode all that a run will need into its cache, and look after the cache, without training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from veneer.config.load import resolve
+from veneer.config.schema import RunConfig
+from veneer.data.buckets import Buckets
+from veneer.data.preflight import Dataset, survey
+from veneer.errors import UserError
+from veneer.evaluate.heldout import pictures_by_kind
+from veneer.family.cache import Encoder
+from veneer.family.loading import load_run_base
+from veneer.family.protocol import Family
+from veneer.family.store import Store
+from veneer.family.store_prune import BaseUsage, Keep, Pruned, newest_within, prune, usage
+from veneer.family.store_shard import Tensors
+from veneer.objective.loss import Objective
+from veneer.train.batches import BatchBuilder
+from veneer.train.distributed import ALONE
+from veneer.train.events import EncodingProgress
+from veneer.train.loop import batch_builder
+
+__all__ = ["CacheFilled", "cache_of", "cache_usage", "fill_cache", "prune_cache"]
+
+_DAY = 24 * 3600
+
+
+@dataclass(frozen=True)
+class CacheFilled:
+    """What a run will need is in its cache.
+
+    Attributes:
+        total: pictures, each cut and side of one counted, and captions.
+        found: how many of them were there already.
+        computed: entries that were written, those of held-out pictures too.
+        folder: the cache.
+    """
+
+    total: int
+    found: int
+    computed: int
+    folder: Path
+
+
+def cache_of(config: RunConfig) -> Path:
+    """Return the folder of a run's cache.
+
+    Raises:
+        UserError: the run keeps none.
+    """
+    if config.data.cache is None:
+        what = "is not set, so there is no folder that keeps anything"
+        raise UserError(what, code="cache.no_folder", where="data.cache", remedy="set it: data.cache=FOLDER")
+    return config.data.cache
+
+
+def fill_cache(config: RunConfig, emit: Callable[[EncodingProgress], None]) -> CacheFilled:
+    """Encode all that a run will need and that is not there yet; a stop at any time loses nothing of it.
+
+    Args:
+        config: the run.
+        emit: is called with the progress.
+
+    Raises:
+        UserError: the run would be refused, or the cache cannot be written to.
+    """
+    folder, run = cache_of(config), _EncodedRun.of(config)
+    progress = EncodingProgress(0, 0, 0)
+    for progress in run.batches.encode_ahead(range(run.config.train.max_steps)):
+        emit(progress)
+        _check_stored(run.store)
+    for call in run.measured_calls(run.encoder):
+        call()
+    _check_stored(run.store)
+    return CacheFilled(progress.total, progress.found, run.store.computed, folder)
+
+
+def _check_stored(store: Store) -> None:
+    if store.fault is not None:
+        raise store.fault
+
+
+def cache_usage(config: RunConfig) -> list[BaseUsage]:
+    """Return what a run's cache holds, of each base.
+
+    Raises:
+        UserError: the run keeps none.
+    """
+    return usage(cache_of(config))
+
+
+def prune_cache(
+    configs: Sequence[RunConfig], *, unused: bool, older: float | None = None, most: int | None = None
+) -> Pruned:
+    """Remove what is not wanted from the cache of the first of some runs.
+
+    Args:
+        configs: the runs.
+        unused: whether what none of them needs goes, and files of an older release's layout.
+        older: days after which an entry goes; None: never.
+        most: bytes that may stay, those written last; None: any number.
+
+    Raises:
+        UserError: a run would be refused, keeps no cache, or the folder cannot be written to.
+    """
+    folder = cache_of(configs[0])
+    keeps: list[Keep] = []
+    if unused:
+        needed = {key for config in configs for key in _needed(config)}
+        keeps.append(lambda name, entry: (name, entry.digest) in needed)
+    if older is not None:
+        oldest = time.time() - older * _DAY
+        keeps.append(lambda _, entry: entry.written >= oldest)
+    if most is not None:
+        keeps.append(newest_within(folder, most))
+    try:
+        return prune(folder, lambda name, entry: all(keep(name, entry) for keep in keeps), old_layout=unused)
+    except OSError as error:
+        what = f"cannot be pruned: {error.strerror or error}"
+        raise UserError(what, code="cache.not_pruned", where=folder) from error
+
+
+def _needed(config: RunConfig) -> set[tuple[str, bytes]]:
+    """Return the base's folder and the digest of each entry that a run reads."""
+    run = _EncodedRun.of(config)
+    asked = _AskedStore(run.store)
+    run.encoder.store = asked
+    for call in run.batches.encoding_calls(range(run.config.train.max_steps)):
+        if call.key is not None:
+            asked.digests.add(run.store.digest(call.key))
+        else:
+            with suppress(_Missing):
+                call()
+    for measure in run.measured_calls(run.encoder):
+        with suppress(_Missing):
+            measure()
+    return {(run.store.folder.name, digest) for digest in asked.digests}
+
+
+class _Missing(Exception):
+    """Something is not stored, and it is not worth while to compute it."""
+
+
+class _AskedStore:
+    """Reads a store, and computes nothing.
+
+    Attributes:
+        digests: of all that it was asked for.
+        fault: none.
+    """
+
+    fault: UserError | None = None
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.digests: set[bytes] = set()
+
+    def get_or_compute(self, key: tuple[object, ...], compute: Callable[[], Tensors]) -> Tensors:
+        """Return the tensors that are stored under a key.
+
+        Raises:
+            _Missing: there are none.
+        """
+        self.digests.add(self._store.digest(key))
+        if not self._store.holds(key):
+            raise _Missing
+        return self._store.get_or_compute(key, compute)
+
+    def holds(self, key: tuple[object, ...]) -> bool:
+        """Check whether tensors are stored under a key."""
+        return self._store.holds(key)
+
+
+@dataclass(frozen=True)
+class _EncodedRun:
+    """A run as far as it encodes.
+
+    Attributes:
+        config: resolved.
+        family: its base.
+        dataset: its pictures.
+        batches: builds its batches.
+        store: its cache.
+        buckets: the sizes of its pictures.
+    """
+
+    config: RunConfig
+    family: Family
+    dataset: Dataset
+    batches: BatchBuilder
+    store: Store
+    buckets: Buckets
+
+    @classmethod
+    def of(cls, config: RunConfig) -> _EncodedRun:
+        """Read the pictures and load the base of a run.
+
+        Raises:
+            UserError: the run would be refused.
+        """
+        dataset, family = survey(config.data), load_run_base(config)
+        config = resolve(config, family)
+        objective = Objective.from_config(config.objective, family)
+        batches = batch_builder(config, family, dataset, objective, ALONE)
+        store = batches.encoder.store
+        assert isinstance(store, Store), "the config names a folder"
+        return cls(config, family, dataset, batches, store, Buckets.of(config.data, family))
+
+    @property
+    def encoder(self) -> Encoder:
+        """What encodes."""
+        return self.batches.encoder
+
+    def measured_calls(self, encoder: Encoder) -> list[Callable[[], object]]:
+        """Return calls that encode what the run measures on: pictures with nothing random, and their first captions."""
+        samples = [each for kind in pictures_by_kind(self.config, self.dataset).values() for each in kind.samples]
+        calls: list[Callable[[], object]] = []
+        for sample in samples:
+            size = self.buckets.largest(sample.width, sample.height)
+            calls += [partial(encoder.centered, sample, size), partial(encoder.centered_references, sample, size)]
+            if self.family.networks.keys() == {self.family.denoiser}:  # else an adapter may change the text encoder
+                calls.append(partial(encoder.centered_text, sample, size))
+        return calls

@@ -1,0 +1,114 @@
+"""A cache is filled before a training, which then encodes nothing, and pruned to what configurations need."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.errors import raises_code
+from veneer.cli.main import main
+from veneer.config.load import build_config
+from veneer.config.schema import RunConfig
+from veneer.data.preflight import survey
+from veneer.evaluate.heldout import heldout_losses
+from veneer.family.loading import load_run_base
+from veneer.family.sd import StableDiffusion
+from veneer.train.events import EncodingProgress
+from veneer.train.loop import train
+from veneer.verbs.data_cache import cache_usage, fill_cache, prune_cache
+
+
+def config_of(base: Path, pictures: Path, cache: Path | None, **data: Any) -> RunConfig:
+    values = {"sources": [{"path": str(pictures)}], "held_out": 0.25, "resolution": 16, **data}
+    values |= {} if cache is None else {"cache": str(cache)}
+    train = {"max_steps": 6, "batch_size": 4, "checkpoint_every": 0}
+    return build_config({"base": str(base), "data": values, "train": train, "validation": {"draws": 2}}, "test")
+
+
+@pytest.fixture
+def encoded(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Names of what encodes, each time that it does."""
+    calls: list[str] = []
+    for name in ("encode_image", "encode_text"):
+        encode = getattr(StableDiffusion, name)
+        monkeypatch.setattr(
+            StableDiffusion, name, lambda self, given, n=name, encode=encode: calls.append(n) or encode(self, given)
+        )
+    yield calls
+
+
+def test_a_run_and_its_score_encode_nothing_that_the_cache_has(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, encoded: list[str]
+) -> None:
+    config = config_of(tiny_base, tiny_pictures, tmp_path / "cache", flip=True)
+    told: list[EncodingProgress] = []
+    first = fill_cache(config, told.append)
+    assert (first.found, first.total) == (0, told[-1].done) and first.computed == len(encoded)
+    assert first.computed >= first.total + 3, "of three held-out pictures too"
+    encoded.clear()
+    second = fill_cache(config, told.append)
+    assert (second.found, second.computed) == (second.total, 0) and encoded == []
+    family, dataset = load_run_base(config), survey(config.data)
+    list(train(config, family, dataset))
+    assert encoded == []
+    heldout_losses(config, family, dataset.held_out)
+    assert "encode_image" not in encoded, "texts are encoded each time, for an adapter may be in this text encoder"
+
+
+def test_a_score_from_the_cache_is_the_score(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+    plain, kept = (config_of(tiny_base, tiny_pictures, cache) for cache in (None, tmp_path / "cache"))
+    family, held_out = load_run_base(plain), survey(plain.data).held_out
+    losses = heldout_losses(plain, family, held_out)
+    for _ in range(2):
+        assert (heldout_losses(kept, family, held_out) == losses).all()
+
+
+@pytest.mark.slow
+def test_what_no_configuration_needs_is_removed(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, encoded: list[str]
+) -> None:
+    own, other = (config_of(tiny_base, tiny_pictures, tmp_path / "cache", resolution=side) for side in (16, 32))
+    old = tmp_path / "cache" / "ab" / f"{'0' * 62}.safetensors"
+    old.parent.mkdir(parents=True)
+    old.touch()
+    for config in (own, other):
+        fill_cache(config, lambda _: None)
+    encoded.clear()
+    assert prune_cache([own, other], unused=True).removed == 0 and not old.exists()
+    done = prune_cache([own], unused=True)
+    assert (done.removed, encoded) == (12, []), "the latents of the other resolution"
+    assert fill_cache(own, lambda _: None).computed == 0
+    (base,) = cache_usage(own)
+    assert base.entries == {"posterior": 12, "text": 9} and base.name == tiny_base.name
+
+
+def test_all_goes_that_is_older_or_too_much(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
+    config = config_of(tiny_base, tiny_pictures, tmp_path / "cache")
+    fill_cache(config, lambda _: None)
+    assert prune_cache([config], unused=False, older=1.0).removed == 0
+    assert prune_cache([config], unused=False, most=10**9).removed == 0
+    assert prune_cache([config], unused=False, most=0).kept == 0
+    assert cache_usage(config) == []
+
+
+def test_without_a_folder_there_is_nothing_to_fill(tiny_base: Path, tiny_pictures: Path) -> None:
+    with raises_code("cache.no_folder"):
+        fill_cache(config_of(tiny_base, tiny_pictures, None), lambda _: None)
+
+
+@pytest.mark.slow
+def test_the_verb_says_what_was_there(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures = shutil.copytree(tiny_pictures, tmp_path / "pictures")
+    words = ["data", "cache", str(pictures), f"base={tiny_base}", f"data.cache={tmp_path / 'cache'}"]
+    assert main(words) == 0 and "0 of 22 were there already, 23 entries" in capsys.readouterr().out
+    assert main(words) == 0 and "22 of 22 were there already, 0 entries" in capsys.readouterr().out
+    assert main([*words, "--list"]) == 0 and "posterior       12" in capsys.readouterr().out
+    assert main([*words, "--prune"]) == 0 and "removed 0 entries" in capsys.readouterr().out
+    assert main([*words, "--max-size", "0"]) == 0 and "removed 23 entries" in capsys.readouterr().out
+    assert main([*words, "--list"]) == 0 and "holds nothing" in capsys.readouterr().out
