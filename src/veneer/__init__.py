@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from veneer.verbs.compare import compare_adapters as compare_adapters
     from veneer.verbs.convert import Conversion as Conversion
     from veneer.verbs.convert import convert_adapter as convert_adapter
+    from veneer.verbs.data_check import check_pictures as check_pictures
     from veneer.verbs.edit import EditOptions as EditOptions
     from veneer.verbs.edit import edit_adapter as edit_adapter
     from veneer.verbs.evaluate import evaluate_adapter as evaluate_adapter
@@ -123,6 +124,7 @@ __all__ = [
     "build_config",
     "build_study",
     "check_adapter",
+    "check_pictures",
     "combine",
     "compare_adapters",
     "comparison_sheet",

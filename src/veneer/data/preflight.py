@@ -26,7 +26,22 @@ from veneer.data.sources.tree import Tree
 from veneer.data.wording import few
 from veneer.errors import UserError
 
-__all__ = ["Dataset", "read_prior", "survey"]
+__all__ = ["Dataset", "SourceCount", "look_over", "read_prior", "survey"]
+
+
+@dataclass(frozen=True)
+class SourceCount:
+    """The pictures of one source.
+
+    Attributes:
+        path: of the source.
+        pictures: how many it lists to be trained on; some may turn out to be of no use.
+        left_out: how many it lists that are left out without being opened.
+    """
+
+    path: Path
+    pictures: int
+    left_out: int
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,7 @@ class Dataset:
         copies: pairs of files of the same bytes, each of which is one picture, with the repeats of all.
         notes: what the user may want to know, a sentence each.
         looks: what was seen of the pictures, by id.
+        sources: how many pictures each source lists.
     """
 
     train: Manifest
@@ -49,6 +65,7 @@ class Dataset:
     copies: tuple[tuple[Path, Path], ...] = ()
     notes: tuple[str, ...] = ()
     looks: Mapping[str, Look] = field(default_factory=dict)
+    sources: tuple[SourceCount, ...] = ()
 
 
 def survey(config: DataConfig, progress: Advance = no_progress) -> Dataset:
@@ -62,9 +79,27 @@ def survey(config: DataConfig, progress: Advance = no_progress) -> Dataset:
         UserError: a folder, caption or list is at fault, too many pictures cannot be used, or none is left to learn
             from.
     """
+    dataset, refusal = look_over(config, progress)
+    if refusal is not None:
+        raise refusal
+    return dataset
+
+
+def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Dataset, UserError | None]:
+    """Read, decode and split the pictures of a config, and say what is against training on those that are left.
+
+    Args:
+        config: as for :func:`survey`.
+        progress: likewise.
+
+    Returns:
+        The pictures; and the mistake that too many cannot be used, if they are.
+
+    Raises:
+        UserError: as of :func:`survey`, but for that one.
+    """
     listings = read_sources(config)
     pictures = inspect_pictures(listings, config.background, progress)
-    _refuse_if_too_faulty(pictures, config)
     _refuse_without_masks(config.sources, listings, pictures)
     if isinstance(config.held_out, Path):
         held = _inspect_held_out(config.held_out, config)
@@ -75,7 +110,17 @@ def survey(config: DataConfig, progress: Advance = no_progress) -> Dataset:
     _check_references(config, [*train.samples.values(), *held.samples.values()])
     near = _near_paths(pictures, held)
     notes = note_pictures(config, train, held, near)
-    return Dataset(train.manifest(), held.manifest(), near, pictures.copies, notes, pictures.looks | held.looks)
+    counts = zip(config.sources, listings, strict=True)
+    dataset = Dataset(
+        train.manifest(),
+        held.manifest(),
+        near,
+        pictures.copies,
+        notes,
+        pictures.looks | held.looks,
+        tuple(SourceCount(source.path, len(one.entries), len(one.rejected)) for source, one in counts),
+    )
+    return dataset, _too_faulty(pictures, config)
 
 
 def read_prior(config: RunConfig) -> Manifest:
@@ -135,16 +180,17 @@ def _refuse_if_empty(pictures: Inspection, where: Path) -> None:
         raise UserError(what, code="data.no_usable_picture", where=where)
 
 
-def _refuse_if_too_faulty(pictures: Inspection, config: DataConfig) -> None:
-    """Refuse pictures of which more cannot be used than the config allows, if any can."""
+def _too_faulty(pictures: Inspection, config: DataConfig) -> UserError | None:
+    """Return the mistake that more pictures cannot be used than the config allows."""
     total = len(pictures.faults) + len(pictures.samples) + len(pictures.copies)
-    if pictures.samples and len(pictures.faults) > config.max_rejected * total:
-        raise UserError(
-            f"{len(pictures.faults)} of {total} pictures cannot be used: {few(reasons(pictures.faults))}",
-            code="data.too_many_rejected",
-            where=config.sources[0].path,
-            remedy=f"mend them, or allow more than data.max_rejected={config.max_rejected:g}",
-        )
+    if len(pictures.faults) <= config.max_rejected * total:
+        return None
+    return UserError(
+        f"{len(pictures.faults)} of {total} pictures cannot be used: {few(reasons(pictures.faults))}",
+        code="data.too_many_rejected",
+        where=config.sources[0].path,
+        remedy=f"mend them, or allow more than data.max_rejected={config.max_rejected:g}",
+    )
 
 
 def _check_references(config: DataConfig, samples: Sequence[Sample]) -> None:

@@ -29,7 +29,7 @@ from veneer.train.distributed import ALONE, ProcessGroup
 from veneer.train.events import Warned
 from veneer.weights.checkpoint import Checkpoint, read_checkpoint
 
-__all__ = ["TrainingInputs", "input_warnings", "prepare", "text_warnings"]
+__all__ = ["TrainingInputs", "check_base", "check_validation", "input_warnings", "prepare", "text_warnings"]
 
 
 _MOMENT = 0.5  # seconds
@@ -69,11 +69,9 @@ def prepare(
     start = _find_start(config.output.dir, options, emit, processes)
     dataset = survey(config.data, _survey_progress(emit))
     emit(Surveyed.of(dataset))
-    _check_validation(config, dataset)
+    check_validation(config, dataset)
     family = load_run_base(config)
-    check_references(family, dataset.train.references, config.data.sources[0].path)
-    check_sample_references(config, dataset, family)
-    check_steps(family, config.sample.steps)
+    check_base(config, dataset, family)
     for warning in input_warnings(config, dataset, family):
         emit(warning)
     config = resolve(config, family)
@@ -83,6 +81,17 @@ def prepare(
     if start is not None:
         check_same(start, run, options.allow, emit)
     return TrainingInputs(run, family, dataset, start)
+
+
+def check_base(config: RunConfig, dataset: Dataset, family: Family) -> None:
+    """Check that the pictures, and what is to be painted, fit the base.
+
+    Raises:
+        UserError: they do not.
+    """
+    check_references(family, dataset.train.references, config.data.sources[0].path)
+    check_sample_references(config, dataset, family)
+    check_steps(family, config.sample.steps)
 
 
 def _survey_progress(emit: Callback) -> Advance:
@@ -105,7 +114,7 @@ def _find_start(folder: Path, options: StartOptions, emit: Callback, processes: 
     return start if processes.is_first or path is None else read_checkpoint(Path(path))
 
 
-def _check_validation(config: RunConfig, dataset: Dataset) -> None:
+def check_validation(config: RunConfig, dataset: Dataset) -> None:
     """Check that there are pictures to measure on, if ``validation.every`` asks for scores."""
     if config.validation.every and not dataset.held_out.samples:
         raise UserError(
