@@ -33,7 +33,7 @@ def pictures(tiny_pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> P
         image.save(folder / "alike.jpg", quality=90)
         image.filter(ImageFilter.GaussianBlur(4)).resize((96, 96)).save(folder / "blurred.png")
     with Image.open(folder / "red_circle.png") as image:
-        image.resize((200, 64)).save(folder / HOSTILE)
+        image.resize((400, 64)).save(folder / HOSTILE)
     (folder / HOSTILE).with_suffix(".txt").write_text("<img src=x onerror=alert(1)> " + "long " * 60)
     exif = Image.Exif()
     exif[0x0112] = 6

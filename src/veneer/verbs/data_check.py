@@ -10,9 +10,10 @@ from typing import Any
 from veneer.config.schema import RunConfig
 from veneer.data.bucket_table import BucketTable
 from veneer.data.buckets import Buckets, Size, cropped_share
-from veneer.data.inspection import Advance, Look, no_progress
+from veneer.data.inspection import Advance, no_progress
 from veneer.data.manifest import Sample
 from veneer.data.preflight import Dataset, look_over
+from veneer.data.seen import Look
 from veneer.errors import UserError
 from veneer.family.loading import load_run_base
 from veneer.family.protocol import Family
