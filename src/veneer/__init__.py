@@ -198,6 +198,7 @@ _HOMES = {
     "AdapterCheck": "veneer.verbs.check:AdapterCheck",
     "AdapterInfo": "veneer.weights.summary:AdapterInfo",
     "check_adapter": "veneer.verbs.check:check_adapter",
+    "check_pictures": "veneer.verbs.data_check:check_pictures",
     "adapter_info": "veneer.weights.summary:info",
     "BlendOptions": "veneer.verbs.blend:BlendOptions",
     "BlockWeights": "veneer.verbs.blend:BlockWeights",
