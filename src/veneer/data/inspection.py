@@ -5,7 +5,7 @@ A fault in a picture puts that picture aside and says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -88,7 +88,7 @@ def inspect_pictures(
     rejected = [one for listing in listings for one in listing.rejected]
     collected = _Collected(rejected, [one for one in rejected if not is_readable(one.path)])
     entries = [entry for listing in listings for entry in listing.entries]
-    results = map_in_order(lambda entry: _inspect(entry, rgb(background)), entries, workers)
+    results = _inspect_all(entries, rgb(background), workers)
     with closing(results):
         for done, (entry, result) in enumerate(zip(entries, results, strict=True), start=1):
             collected.add(entry, result)
@@ -139,11 +139,23 @@ class _Collected:
         return Inspection(self.samples, self.thumbs, self.looks, rejected, faults, tuple(self.copies), tuple(notes))
 
 
+def _inspect_all(
+    entries: Sequence[Entry], background: tuple[int, int, int], workers: int | None
+) -> Generator[_Inspected | Unreadable, None, None]:
+    """Yield what each picture is; those that their sources have decoded need no thread."""
+    unknown = (entry for entry in entries if not _is_known(entry))
+    with closing(map_in_order(lambda entry: _inspect(entry, background), unknown, workers)) as decoded:
+        for entry in entries:
+            yield _inspected(entry, entry.seen) if _is_known(entry) and entry.seen else next(decoded)
+
+
+def _is_known(entry: Entry) -> bool:
+    return entry.seen is not None and entry.mask is None and not entry.references
+
+
 def _inspect(entry: Entry, background: tuple[int, int, int]) -> _Inspected | Unreadable:
     """Return what a picture is, or why it cannot be used."""
     try:
-        if entry.seen is not None and entry.mask is None and not entry.references:
-            return _inspected(entry, entry.seen)
         content = _read(entry.location)
         seen = see(content, background)
         size = seen.width, seen.height

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from veneer.config.schema import DataConfig, RunConfig, SourceConfig
-from veneer.data.duplicates import compare, near_duplicates
+from veneer.data.duplicates import THUMB, Comparison, Thumb, compare, near_duplicates
 from veneer.data.holdout import split, without_held_out
 from veneer.data.inspection import Advance, Inspection, inspect_pictures, no_progress
 from veneer.data.manifest import Manifest, Sample
@@ -101,14 +102,16 @@ def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Data
     listings = read_sources(config)
     pictures = inspect_pictures(listings, config.background, progress)
     _refuse_without_masks(config.sources, listings, pictures)
+    comparison: Comparison | None = None
     if isinstance(config.held_out, Path):
         held = _inspect_held_out(config.held_out, config)
         train = without_held_out(pictures, held)
     else:
-        train, held = split(pictures, config.held_out, _groups(pictures))
+        comparison = compare(_thumbs(pictures.thumbs), np.zeros(len(pictures.thumbs), bool))
+        train, held = split(pictures, config.held_out, _groups(pictures, comparison))
     _refuse_if_empty(train, config.sources[0].path)
     _check_references(config, [*train.samples.values(), *held.samples.values()])
-    near = _near_paths(pictures, held)
+    near = _near_paths(pictures, held, comparison)
     notes = note_pictures(config, train, held, near)
     counts = zip(config.sources, listings, strict=True)
     dataset = Dataset(
@@ -213,19 +216,30 @@ def _check_references(config: DataConfig, samples: Sequence[Sample]) -> None:
         raise UserError(what, code="data.prior_of_pairs", where="data.prior", remedy="leave it out")
 
 
-def _groups(pictures: Inspection) -> dict[str, str]:
+def _groups(pictures: Inspection, comparison: Comparison) -> dict[str, str]:
     """Return for each picture, by id, the first one of those that it looks like."""
     ids = list(pictures.thumbs)
-    if not ids:
-        return {}
-    group_N = compare(np.stack(list(pictures.thumbs.values())), np.zeros(len(ids), bool)).group_N
-    return {id: ids[first] for id, first in zip(ids, group_N, strict=True)}
+    return {id: ids[first] for id, first in zip(ids, comparison.group_N.tolist(), strict=True)}
 
 
-def _near_paths(pictures: Inspection, held: Inspection) -> tuple[tuple[Path, Path], ...]:
-    """Return pairs of files that look the same; a picture that is in both is named as it is held out."""
+def _near_paths(pictures: Inspection, held: Inspection, comparison: Comparison | None) -> tuple[tuple[Path, Path], ...]:
+    """Return pairs of files that look the same; a picture that is in both is named as it is held out.
+
+    Args:
+        pictures: all that are not in a folder of held-out ones.
+        held: what is held out.
+        comparison: of all pictures as if none were held out; None: there is none. It holds where groups are whole.
+    """
     thumbs = {**pictures.thumbs, **held.thumbs}
     samples = {**pictures.samples, **held.samples}
-    pairs = near_duplicates(np.stack(list(thumbs.values())), np.array([id in held.samples for id in thumbs]))
+    held_N = np.array([id in held.samples for id in thumbs], dtype=bool)
+    if comparison is None or (held_N != held_N[comparison.group_N]).any():
+        pairs = near_duplicates(_thumbs(thumbs), held_N)
+    else:
+        pairs = comparison.pairs
     paths = [samples[id].path for id in thumbs]
     return tuple((paths[first], paths[second]) for first, second in pairs)
+
+
+def _thumbs(thumbs: Mapping[str, Thumb]) -> NDArray[np.uint8]:
+    return np.stack(list(thumbs.values())) if thumbs else np.zeros((0, THUMB, THUMB, 3), np.uint8)

@@ -103,15 +103,17 @@ def _note_names(listing: Listing) -> Listing:
 
 def _of_pictures(files: Iterable[Path], entries: Iterable[Entry], names: re.Pattern[str]) -> Mapping[Path, Path]:
     """Return those of some files whose name is that of a listed picture with an ending, each with the picture."""
+    named = {file: match["picture"] for file in files if (match := names.fullmatch(file.stem))}
+    if not named:
+        return {}
     by_folder: dict[Path, list[tuple[str, Path]]] = {}
     for path in dict.fromkeys(entry.path for entry in entries):
         own = by_folder.setdefault(path.parent, [])
         own += [(name, path) for name in dict.fromkeys((path.name, path.stem))]
     indexes = {folder: NameIndex(pairs) for folder, pairs in by_folder.items()}
     found: dict[Path, Path] = {}
-    for file in files:
-        match = names.fullmatch(file.stem)
-        if match and file.parent in indexes and (pictures := indexes[file.parent].find(match["picture"])):
+    for file, picture in named.items():
+        if file.parent in indexes and (pictures := indexes[file.parent].find(picture)):
             found[file] = pictures[0]
     return found
 
