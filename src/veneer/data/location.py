@@ -17,7 +17,7 @@ MAX_BYTES = 2**30
 """Bytes of a picture, at most: more than any of :data:`veneer.data.decode.MAX_PIXELS` pixels takes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Location:
     """Where a picture's bytes lie: a whole file, a member of a zip, or a part of a file. It is plain and pickles.
 

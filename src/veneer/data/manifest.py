@@ -49,7 +49,7 @@ class Mask:
     share: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One picture that can be trained on. Plain data, no pixels.
 

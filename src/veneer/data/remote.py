@@ -57,7 +57,7 @@ def open_remote(url: str) -> BinaryIO:
     return cast(BinaryIO, ForwardFile(_tried(lambda: _opened(url, {}), url)))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RemotePart(Location):
     """A part of a file that a server has: ``container`` is its URL, as a path."""
 

@@ -39,7 +39,7 @@ def import_pyarrow(where: object, module: str = "pyarrow") -> Any:
         raise UserError(what, code="data.pyarrow_missing", where=where, remedy=remedy) from None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TableCell(Location):
     """A picture in a table: ``container`` is the file, ``member`` the column, ``offset`` the row, from 0."""
 

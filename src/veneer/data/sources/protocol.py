@@ -15,7 +15,7 @@ from veneer.data.tags import TagCaption
 __all__ = ["Entry", "Listing", "Source", "Unread"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """A picture as its source lists it, not yet opened.
 

@@ -36,7 +36,7 @@ _META = re.compile(r"__[^/]*__($|/)")
 """Names that webdataset keeps for itself."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PackedPicture:
     """A picture in a tar.
 
