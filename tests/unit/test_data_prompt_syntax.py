@@ -86,6 +86,14 @@ def test_alternatives_are_not_multiplied_without_end() -> None:
     assert len(strip_syntax("{a|b|c} " * 9)) <= MAX_ALTERNATIVES
 
 
+@pytest.mark.parametrize("piece", ["(", "((", "[", "{", "{|", "|", " ", "( ", "(a ", "{{a", "<lora:", "a:1.", r"\("])
+def test_captions_that_no_one_wrote_by_hand_are_looked_at_in_a_moment(piece: str) -> None:
+    """Where time grew with the square of a caption's length, this would take minutes."""
+    for caption in (piece * 20_000, f"({piece * 20_000}", f"{{|{piece * 20_000}"):
+        find_syntax(caption)
+        strip_syntax(caption)
+
+
 @given(st.text(alphabet="ab ()[]{}<>:|.,1\\_", max_size=30))
 def test_whatever_is_stripped_is_stripped_to_the_end(caption: str) -> None:
     assert may_have_syntax(caption) or not find_syntax(caption)

@@ -148,7 +148,7 @@ def test_notes_say_each_kind_of_loss_and_what_is_lost() -> None:
         (
             "data.cut_trigger",
             "the trigger 'h' is not seen at all in 1 of 4 captions, for it stands behind what is read; "
-            "write it at the beginning of the text, or shorten the text",
+            "write it at the beginning of the text, as data.trigger_placement=start does, or shorten the text",
             ("3.txt: 2 tokens are read",),
         ),
         (

@@ -77,7 +77,7 @@ def test_a_trigger_behind_the_limit_is_said_not_to_be_seen_at_all(family: Family
     assert len(cut.details) == 2 and "not read: '…xxxxxx, tok'" in cut.details[0]
     assert trigger.text == (
         "the trigger 'tok' is not seen at all in 1 of 3 captions, for it stands behind what is read; "
-        "write it at the beginning of the text, or shorten the text"
+        "write it at the beginning of the text, as data.trigger_placement=start does, or shorten the text"
     )
     assert trigger.details == (f"{folder / '0.png'}: 14 tokens are read",)
 

@@ -187,7 +187,7 @@ def _find(entries: Iterable[Entry]) -> list[tuple[str, Syntax]]:
 def _prompt_syntax(source: Path, found: Sequence[tuple[str, Syntax]]) -> UserError:
     files = len({place for place, _ in found})
     what = f"captions of {files} files have syntax of prompts, which no text encoder reads as that: {_told(found)}"
-    remedy = "data.prompt_weights=strip takes it out and leaves the words, text trains on it to the letter"
+    remedy = "take it out, as data.prompt_weights=strip does, or train on it to the letter: data.prompt_weights=text"
     if all(one.kind == WILDCARD for _, one in found):
         remedy = "write the words that it stands for, or train on it to the letter: data.prompt_weights=text"
     return UserError(what, code="data.prompt_syntax", where=source, remedy=remedy)

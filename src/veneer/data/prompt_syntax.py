@@ -36,10 +36,12 @@ _BACK = str.maketrans({standin: bracket for bracket, standin in _STANDINS.items(
 
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
 _WEIGHT = re.compile(rf"\(\s*([^()]*?[^()\s])\s*:\s*({_NUMBER})\s*\)")
-_DOUBLED = re.compile(r"\(\(+\s*([^()]+?)\s*\)\)+|\[\[+\s*([^\[\]|:]+?)\s*\]\]+|\{\{+\s*([^{}|]+?)\s*\}\}+")
+_DOUBLED = re.compile(
+    r"(?<!\()\(\(+\s*([^()]+?)\s*\)\)+|(?<!\[)\[\[+\s*([^\[\]|:]+?)\s*\]\]+|(?<!\{)\{\{+\s*([^{}|]+?)\s*\}\}+"
+)
 _NETWORK = re.compile(r"<(?:lora|lyco|loha|locon|hypernet):[^<>]*>", re.IGNORECASE)
 _SCHEDULE = re.compile(rf"\[([^\[\]:|]*):(?:([^\[\]:|]*):)?\s*{_NUMBER}\s*\]")
-_ALTERNATIVES = re.compile(r"\{([^{}]*\|[^{}]*)\}|\[([^\[\]]*\|[^\[\]]*)\]")
+_ALTERNATIVES = re.compile(r"\{([^{}|]*\|[^{}]*)\}|\[([^\[\]|]*\|[^\[\]]*)\]")
 _WILDCARD = re.compile(r"(?<!\w)__[A-Za-z][\w/-]*?__(?!\w)")
 _JOIN = re.compile(r"\b(?:BREAK|AND)\b")
 _BRACKETS = re.compile(r"\[\s*([^\[\]|:]+?)\s*\]")
@@ -110,7 +112,8 @@ def unescaped(caption: str) -> str:
 
 
 def _protected(caption: str) -> str:
-    return _ESCAPED.sub(lambda match: _STANDINS[match[1]], caption)
+    """Return a caption with stand-ins for escaped brackets, and with one space for several."""
+    return _ESCAPED.sub(lambda match: _STANDINS[match[1]], " ".join(caption.split()))
 
 
 def _is_weight(match: re.Match[str]) -> bool:

@@ -250,7 +250,7 @@ class _Losses:
         lost = [text for text in texts if _has(text, trigger) and not _has(self.found[text].read, trigger)]
         extent = "at all" if all(_has(self.found[text].rest, trigger) for text in lost) else "whole"
         what = f"the trigger {trigger!r} is not seen {extent} in {self._share(lost)}, for it stands behind what is read"
-        remedy = "write it at the beginning of the text, or shorten the text"
+        remedy = "write it at the beginning of the text, as data.trigger_placement=start does, or shorten the text"
         return self._note(
             _TRIGGER, f"{what}; {remedy}", {text: f"{self.found[text].limit} tokens are read" for text in lost}
         )
