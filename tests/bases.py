@@ -31,6 +31,7 @@ class Defaults:
         default_logit_std: of a logit-normal density.
         multiple: what sides of pictures are multiples of.
         longest_side: what they may be at most.
+        trained_times: in which the denoiser removes noise.
     """
 
     resolution: int
@@ -42,6 +43,7 @@ class Defaults:
     default_logit_std: float = 1.0
     multiple: int = 4
     longest_side: int | None = None
+    trained_times: tuple[float, float] = (0.0, 1.0)
     default_targets: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "unet": ("to_q", "to_k", "to_v", "to_out.0"),

@@ -17,16 +17,24 @@ __all__ = ["CASE", "write_tiny_wan"]
 _TIMES = 1000
 
 
-def write_tiny_wan(folder: Path, *, expand_timesteps: bool = False) -> Path:
-    """Write a Wan pipeline of random weights (seed 0); the same bits each time."""
+def write_tiny_wan(folder: Path, *, expand_timesteps: bool = False, boundary: float | None = None) -> Path:
+    """Write a Wan pipeline of random weights (seed 0); the same bits each time.
+
+    Args:
+        folder: where to.
+        expand_timesteps: whether each token has a time.
+        boundary: the time at which a second transformer takes over, of a base with two.
+    """
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
     tokenizer = t5_tokenizer(512)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         networks = _networks(len(tokenizer))
-    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
-    pipeline = WanPipeline(tokenizer=tokenizer, scheduler=scheduler, expand_timesteps=expand_timesteps, **networks)
+        if boundary is not None:
+            networks["transformer_2"] = _networks(len(tokenizer))["transformer"]
+    parts: dict[str, Any] = {"tokenizer": tokenizer, "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)}
+    pipeline = WanPipeline(**parts, **networks, expand_timesteps=expand_timesteps, boundary_ratio=boundary)
     pipeline.save_pretrained(folder)
     return folder
 

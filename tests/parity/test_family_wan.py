@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
-from tests.errors import raises_code
 from tests.families import CAPTIONS
 from tests.families.wan import decode, encode, velocity, write_tiny_wan
 from veneer.data.transform import Geometry
@@ -68,11 +67,3 @@ def test_a_text_has_no_padding_until_the_transformer_gets_it(family: Wan, pipeli
     assert length < 20 and own["mask"].sum() == length
     torch.testing.assert_close(own["text"], text[:, :length])
     assert text.shape[1] == 512 and not text[:, length:].any()
-
-
-def test_a_base_of_two_transformers_is_refused(tmp_path: Path) -> None:
-    folder = write_tiny_wan(tmp_path / "wan")
-    index = folder / "model_index.json"
-    index.write_text(index.read_text("utf-8").replace('"boundary_ratio": null', '"boundary_ratio": 0.875'), "utf-8")
-    with raises_code("family.two_denoisers"):
-        load_family(str(folder))

@@ -12,7 +12,16 @@ from veneer.config.keys import known_keys, schema_name
 from veneer.config.load import build_config, resolve
 from veneer.config.schema import RunConfig
 
-SILENT = ["base", "base.path", "base.components", "data.cache", "data.held_out", "data.max_rejected", "data.sources"]
+SILENT = [
+    "base",
+    "base.path",
+    "base.components",
+    "base.expert",
+    "data.cache",
+    "data.held_out",
+    "data.max_rejected",
+    "data.sources",
+]
 SILENT += ["data.workers", "data.worker_type"]
 SILENT += [
     "validation.draws",

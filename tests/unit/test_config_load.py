@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.bases import Defaults
 from tests.errors import raises_code
-from veneer.config.base_name import BaseName, components_of
+from veneer.config.base_name import BaseName, components_of, expert_of
 from veneer.config.document import read_yaml
 from veneer.config.keys import known_keys, schema_name
 from veneer.config.load import (
@@ -343,14 +343,21 @@ optimizers = of(
 )
 
 
-def base_of(path: str, components: dict[str, Path]) -> dict[str, Any]:
-    return {"path": path, "components": {name: str(place) for name, place in components.items()}}
+def base_of(path: str, components: dict[str, Path], expert: str | None) -> dict[str, Any]:
+    named = {} if expert is None else {"expert": expert}
+    return {"path": path, "components": {name: str(place) for name, place in components.items()}, **named}
 
 
 names = words.filter(lambda text: not text.startswith("~"))  # nobody's home folder
 configs = of(
     RunConfig,
-    base=names | st.builds(base_of, names, st.dictionaries(words, folders, min_size=1, max_size=2)),
+    base=names
+    | st.builds(
+        base_of,
+        names,
+        st.dictionaries(words, folders, min_size=1, max_size=2),
+        st.sampled_from([None, "high_noise", "low_noise"]),
+    ),
     data=data_configs,
     seed=st.integers(0, MAX_SEED),
     output=of(
@@ -419,7 +426,12 @@ def test_a_dump_names_every_key(minimal: Path) -> None:
     config = resolve(
         load_config(
             minimal,
-            ["data.prior.prompt=a cat", "adapter.text_encoders.text_encoder={}", "base.components.vae=vae.safetensors"],
+            [
+                "data.prior.prompt=a cat",
+                "adapter.text_encoders.text_encoder={}",
+                "base.components.vae=vae.safetensors",
+                "base.expert=low_noise",
+            ],
         ),
         Defaults(64),
     )
@@ -441,6 +453,9 @@ def test_a_base_has_components_in_files_and_on_the_command_line(tmp_path: Path) 
     assert components_of(second.base) == {"vae": "elsewhere.safetensors"}
     assert build_config(first.model_dump(mode="json"), "request").base == first.base
     assert components_of(load_config(whole, ["base=other"]).base) == {}
+    third = load_config(text, ["base.expert=low_noise"])
+    assert expert_of(third.base) == "low_noise" and third.base != load_config(text).base
+    assert build_config(third.model_dump(mode="json"), "request").base == third.base
     assert names_only(first.model_dump(mode="json"))["base"] == {
         "path": "m",
         "components": {"vae": "vae.safetensors"},

@@ -74,6 +74,25 @@ def test_each_picture_of_a_batch_has_the_shift_of_its_size() -> None:
     assert drawn.dtype == torch.float64
 
 
+@pytest.mark.parametrize("name", DENSITIES)
+@pytest.mark.parametrize(("low", "high"), [(0.875, 1.0), (0.0, 0.875), (0.2, 0.3)])
+def test_a_cut_density_has_the_proportions_of_the_whole_one(name: str, low: float, high: float) -> None:
+    shape = name, 0.3, 1.2, lambda height, width: 3.0
+    whole, cut = TimestepDensity(*shape), TimestepDensity(*shape, within=(low, high))
+    drawn = cut.draw(GRID, [(64, 64)] * len(GRID))
+    assert low <= drawn.min() and drawn.max() <= high
+    middle = 0.4 * low + 0.6 * high
+    inside = share_below(whole, high) - share_below(whole, low)
+    wanted = (share_below(whole, middle) - share_below(whole, low)) / inside
+    assert share_below(cut, middle) == pytest.approx(wanted, abs=3 / (inside * len(GRID)))
+
+
+@given(st.floats(0, 1, exclude_max=True), st.sampled_from(sorted(DENSITIES)))
+def test_no_time_of_a_cut_density_is_outside(number: float, name: str) -> None:
+    (t,) = TimestepDensity(name, 0.0, 5.0, lambda height, width: 7.0, (0.875, 1.0)).draw([number], [(8, 8)]).tolist()
+    assert 0.875 <= t <= 1
+
+
 def test_a_time_has_the_same_bits_alone_as_in_a_batch() -> None:
     density, numbers = TimestepDensity("logit_normal", 0.1, 1.3, lambda height, width: 3.1582), GRID[::7]
     together = density.draw(numbers, [(8, 8)] * len(numbers))

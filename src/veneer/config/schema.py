@@ -170,7 +170,7 @@ def _text_or_parts(value: object) -> str:
 
 def _as_base(value: object) -> BaseName:
     if isinstance(value, BaseConfig):
-        return BaseName(value.path, {name: str(path) for name, path in value.components.items()})
+        return BaseName(value.path, {name: str(path) for name, path in value.components.items()}, value.expert)
     return BaseName(str(value))
 
 
@@ -245,6 +245,8 @@ class BaseConfig(_Section):
     components: dict[NonBlank, Folder] = {}
     """Where a part is taken from instead, by the pipeline's name of it: ``vae``, ``text_encoder``, ``tokenizer``; a
     file, the part's folder, or a diffusers folder that has it."""
+    expert: Literal["high_noise", "low_noise"] | None = None
+    """Which denoiser is trained, of a base that has one for much noise and one for little (Wan 2.2 A14B)."""
 
 
 if TYPE_CHECKING:

@@ -115,7 +115,15 @@ class HeldOutEvaluator:
         generators = [torch_generator(seed, sample.id, draw, "held-out noise") for draw in range(draws)]
         noise_D = torch.cat([torch.randn(latent_1.shape, generator=generator) for generator in generators])
         mask_1 = encoder.centered_mask(sample, size, (latent_1.shape[-2], latent_1.shape[-1]))
-        return _NoisedPicture(sample, size, latent_1, references, mask_1, noise_D, _strata(seed, sample, draws))
+        return _NoisedPicture(
+            sample,
+            size,
+            latent_1,
+            references,
+            mask_1,
+            noise_D,
+            _strata(seed, sample, draws, self._family.trained_times),
+        )
 
     def _picture_losses(self, noised: _NoisedPicture) -> Losses:
         """Return the losses (draws,) of one picture, whose draws are one batch if the base lets them be."""
@@ -238,7 +246,8 @@ def unusual_sizes(config: RunConfig, base: BaseSizes, pictures: Manifest) -> lis
     return [] if sizes == [buckets.most] and sizes[0][0] == sizes[0][1] else sizes
 
 
-def _strata(seed: int, sample: Sample, draws: int) -> Tensor:
-    """Return a random number (draws,) in each of ``draws`` equal parts of [0, 1)."""
+def _strata(seed: int, sample: Sample, draws: int, times: tuple[float, float]) -> Tensor:
+    """Return a random time (draws,) in each of ``draws`` equal parts of a range of them."""
     numbers = [(draw + uniform(seed, sample.id, draw, "held-out timestep")) / draws for draw in range(draws)]
-    return torch.tensor(numbers, dtype=torch.float64)
+    low, high = times
+    return torch.tensor([low + number * (high - low) for number in numbers], dtype=torch.float64)

@@ -115,7 +115,10 @@ class PipelineFamily:
     left_out: tuple[str, ...] = ()
     """Parts of the pipeline that are not loaded."""
     optional_parts: tuple[str, ...] = ()
-    """Text encoders and tokenizers that a base may come without."""
+    """Text encoders, tokenizers and guides that a base may come without."""
+    expert_parts: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+    """By expert, of a base that has two denoisers, which part is in the place of which while it is trained."""
+    trained_times: tuple[float, float] = (0.0, 1.0)
     autoencoder_overflows: bool = False
     """Whether the autoencoder's activations leave the range of float16: held in it, it computes in float32."""
     guides: tuple[str, ...] = ()
@@ -230,7 +233,8 @@ class PipelineFamily:
         self._check_channels()
         self._check_texts()
         self._scale = self._scaling_factor()
-        guides = {name: parts[name] for name in self.guides}
+        guides = {name: parts[name] for name in self.guides if parts[name] is not None}
+        self.guides = tuple(guides)
         large = {**self._text_encoders, self.denoiser: self._denoiser, **guides}
         self._offloader = Offloader({"autoencoder": self._vae, **large}, load)
         self.on_demand: Mapping[str, nn.Module] = large if self.is_large else {}
@@ -239,6 +243,16 @@ class PipelineFamily:
         self.text_encoders = tuple(self._text_encoders)
         self.networks: Mapping[str, nn.Module] = BaseNetworks(networks, lambda: self.key_names, lambda: self.labels)
         self.token_windows = 1
+
+    def use_expert(self, expert: str | None) -> None:
+        """Train one of two denoisers from now on.
+
+        Raises:
+            UserError: the base has one.
+        """
+        if expert is not None:
+            what = f"is {expert}, but a {self.name} base has one {self.denoiser}"
+            raise UserError(what, code="family.one_denoiser", where="base.expert", remedy="leave it out")
 
     @property
     def key_names(self) -> KeyNames:

@@ -188,6 +188,8 @@ class Family(Protocol):
     on_demand: Mapping[str, nn.Module]
     """Text encoders and denoiser by name, if they are so large that a run has one or the other in memory: each is read
     when it is first called. Empty where a run has both."""
+    trained_times: tuple[float, float]
+    """The range of times in which its denoiser removes noise: all of them, unless another one has the rest."""
     guided_batch: bool
     """Whether the pipeline guides by one batch of all rows twice, without and with their texts; else it has none, or
     guides by two passes."""
@@ -279,6 +281,13 @@ class Family(Protocol):
         """Turn the references of one sample, (3, H, W) in [-1, 1], into a row of ``Conditioning.of_references``.
 
         Nothing is random about it, and there is no gradient.
+        """
+
+    def use_expert(self, expert: str | None) -> None:
+        """Train one of two denoisers from now on, each of which has a range of times; None: there is one.
+
+        Raises:
+            UserError: there is one, or there are two and none is named.
         """
 
     def use_token_windows(self, count: int) -> None:

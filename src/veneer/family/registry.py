@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple, Protocol, cast
 import torch
 
 import veneer.base
-from veneer.config.base_name import components_of
+from veneer.config.base_name import components_of, expert_of
 from veneer.errors import UserError
 from veneer.family.abstract import Config
 from veneer.family.assembled import Assembly, denoiser_class, fits_published, is_assembled, real_place
@@ -91,6 +91,8 @@ class LoadableFamily(Protocol):
     """Whether a base is read from one file by diffusers' pipeline as a whole, not part by part."""
     optional_parts: ClassVar[tuple[str, ...]]
     """Names of the parts that a base may come without."""
+    expert_parts: ClassVar[Mapping[str, Mapping[str, str]]]
+    """By expert, of a base that has two denoisers, which part is in the place of which while it is trained."""
 
     @classmethod
     def load(cls, place: Path, options: LoadOptions) -> Family:
@@ -128,11 +130,13 @@ class Source:
         place: its folder or file; None: it is on the hub, and was not fetched.
         base: how it was asked for, or its hub id.
         pipeline: a key of ``FAMILIES``.
+        expert: which denoiser is trained, of a base that has two.
     """
 
     place: Path | None
     base: str
     pipeline: str
+    expert: str | None = None
 
     @property
     def family(self) -> type[LoadableFamily]:
@@ -147,8 +151,11 @@ class Source:
         """
         with silence_libraries():
             if self.is_file:
-                return self._load_file(options)
-            return self._load_folder(self.place or fetch(self.base, self.family.part_names()), options)
+                family = self._load_file(options)
+            else:
+                family = self._load_folder(self.place or fetch(self.base, self.family.part_names()), options)
+        family.use_expert(self.expert)
+        return family
 
     def _load_folder(self, folder: Path, options: LoadOptions) -> Family:
         where = self.base if is_assembled(folder) else str(folder)
@@ -193,12 +200,14 @@ def find(base: str) -> Source:
     Raises:
         UserError: there is no such base, it is a pickle, or of a family that is not known.
     """
-    path = veneer.base.path() if str(base) == BUNDLED else user_path(base)
+    path, expert = veneer.base.path() if str(base) == BUNDLED else user_path(base), expert_of(base)
     if path.is_dir():
-        return _assembled(Source(path, str(path), detect(path)), components_of(base))
-    if path.exists() or path.is_symlink() or is_pickle(path):
-        return _assembled(Source(path, str(path), detect_file(path)), components_of(base))
-    return _assembled(Source(None, str(base), detect_on_hub(base)), components_of(base))
+        source = Source(path, str(path), detect(path), expert)
+    elif path.exists() or path.is_symlink() or is_pickle(path):
+        source = Source(path, str(path), detect_file(path), expert)
+    else:
+        source = Source(None, str(base), detect_on_hub(base), expert)
+    return _with_expert(source, components_of(base))
 
 
 def place_of(base: str) -> Path | None:
@@ -208,12 +217,25 @@ def place_of(base: str) -> Path | None:
         UserError: as of :func:`find`.
     """
     path = veneer.base.path() if str(base) == BUNDLED else user_path(base)
-    if components_of(base):
+    if components_of(base) or expert_of(base):
         return find(base).place
     if path.is_file():
         with suppress(UserError):  # what is no base is a file all the same
             return find(base).place
     return path if path.exists() else None
+
+
+def _with_expert(source: Source, components: Mapping[str, str]) -> Source:
+    """Return a base of two denoisers with the one that is trained in the denoiser's place, and the other in its own."""
+    swapped = source.family.expert_parts.get(source.expert or "", {})
+    if not swapped:
+        return _assembled(source, components)
+    place = source.place or fetch(source.base, source.family.part_names())
+    own = {name: str(place / other) for name, other in swapped.items() if (place / other).is_dir()}
+    if place.is_dir() and len(own) < len(swapped):  # it has one denoiser, which is told when it is loaded
+        return _assembled(source, components)
+    given = {swapped.get(name, name): path for name, path in components.items()}
+    return _assembled(replace(source, place=place), {**own, **given})
 
 
 def _assembled(source: Source, components: Mapping[str, str]) -> Source:

@@ -27,7 +27,8 @@ __all__ = ["Wan"]
 
 _TEXT_LENGTH = 512  # tokens that the pipeline gives the transformer, zeros behind the text
 _TIMES = 1000  # the transformer is told 1000 sigma
-_EXPANDED = "expand_timesteps"
+_EXPANDED, _BOUNDARY = "expand_timesteps", "boundary_ratio"
+_USUAL_BOUNDARY = 0.875  # of 2.2's text to video, where a base in single files does not say it
 _LARGE_LATENT = (
     16  # pixels a latent of 2.2's autoencoder; its bases were trained on 704 x 1280, the others on 480 x 832
 )
@@ -38,7 +39,8 @@ class Wan(VideoFamily):
 
     Its conditioning is ``text`` (B, L, D), UMT5's last hidden states without padding, and ``mask`` (B, L).
 
-    A base of 2.2 with one transformer (``expand_timesteps``) is told the time of each token.
+    A base of 2.2 with one transformer (``expand_timesteps``) is told the time of each token. Of one with two, which
+    remove much noise and little, ``transformer`` is the one that is trained; the other one paints with it.
     """
 
     name = "wan"
@@ -48,42 +50,74 @@ class Wan(VideoFamily):
     trained_side = 80
     default_density: Density = "logit_normal"
     default_targets = MappingProxyType({"transformer": ("to_q", "to_k", "to_v", "to_out.0")})
-    pipeline_options = MappingProxyType({_EXPANDED: False, "boundary_ratio": None})
-    stored_options = (_EXPANDED, "boundary_ratio")
-    left_out = ("transformer_2",)
+    pipeline_options = MappingProxyType({_EXPANDED: False, _BOUNDARY: None})
+    stored_options = (_EXPANDED, _BOUNDARY)
+    guides: tuple[str, ...] = ("transformer_2",)
+    optional_parts = ("transformer_2",)
+    expert_parts = MappingProxyType({"low_noise": {"transformer": "transformer_2", "transformer_2": "transformer"}})
     guided_batch = False  # two passes
 
     def __init__(
         self, parts: Mapping[str, Any], load: Loader | None = None, options: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(parts, load, options)
-        if self._options["boundary_ratio"] is not None:
-            what, remedy = "has two transformers, one for each range of noise", "use a base with one: 2.1, or 2.2's 5B"
-            raise UserError(what, code="family.two_denoisers", where="model_index.json", remedy=remedy)
+        self._expert: str | None = None
         self.noise = FlowMatching()
         side = self.trained_side * 3 // 4 if self._pixels_a_latent == _LARGE_LATENT else self.trained_side
         self.resolution = self._pixels_a_latent * side
         self.multiple = self._pixels_a_latent * int(self._denoiser.config.patch_size[-1])
 
+    def use_expert(self, expert: str | None) -> None:
+        """Train the transformer for much noise or the one for little, of a base of 2.2 with two.
+
+        Its times are those that the pipeline gives it: from ``boundary_ratio`` on, or below.
+        """
+        if not self.guides:
+            super().use_expert(expert)
+            return
+        if expert is None:
+            what, remedy = "has two transformers, one for each range of noise", "base.expert=high_noise, or low_noise"
+            raise UserError(what, code="family.two_denoisers", where="model_index.json", remedy=remedy)
+        self._expert = expert
+        boundary = self._options[_BOUNDARY] = self._options[_BOUNDARY] or _USUAL_BOUNDARY
+        self.trained_times = (boundary, 1.0) if expert == "high_noise" else (0.0, boundary)
+
+    def pipeline(self) -> Any:
+        """Return diffusers' pipeline, with each transformer in its own place."""
+        pipeline = super().pipeline()
+        if self._expert == "low_noise":
+            swapped = {"transformer": pipeline.transformer_2, "transformer_2": pipeline.transformer}
+            pipeline.register_modules(**swapped)
+        return pipeline
+
     @property
     def settings(self) -> dict[str, str]:
-        """As of all pipelines, and whether each token has a time of its own."""
-        return {**super().settings, f"pipeline.{_EXPANDED}": str(self._options[_EXPANDED])}
+        """As of all pipelines, whether each token has a time of its own, and which of two transformers is trained."""
+        own = {f"pipeline.{_EXPANDED}": str(self._options[_EXPANDED])}
+        if self._expert is not None:
+            own |= {"expert": self._expert, f"pipeline.{_BOUNDARY}": str(self._options[_BOUNDARY])}
+        return {**super().settings, **own}
 
     @property
     def labels(self) -> BaseLabels:
         """Those of the version and size."""
         is_large_latent, width = self._pixels_a_latent == _LARGE_LATENT, self._denoiser.config.num_attention_heads
         size = {(False, 12): "1.3B", (False, 40): "14B", (True, 24): "5B"}.get((is_large_latent, width), "")
-        version = "2.2" if is_large_latent else "2.1"
+        version = "2.2" if is_large_latent or self._expert else "2.1"
+        expert = f"-{self._expert.replace('_', '-')}" if self._expert else ""
         return BaseLabels(
-            f"wan{version}" + (f"-t2v-{size.lower()}" if size else ""),
+            f"wan{version}" + (f"-t2v-{size.lower()}{expert}" if size else expert),
             None,
             implementation=f"https://github.com/Wan-Video/Wan{version}",
             module="networks.lora_wan",
-            civitai=f"Wan Video {size} t2v" if size and not is_large_latent else "Wan Video 2.2 TI2V-5B",
+            civitai=self._civitai(size),
             tags=("wan", "text-to-video"),
         )
+
+    def _civitai(self, size: str) -> str:
+        if self._expert is not None:
+            return "Wan Video 2.2 T2V-A14B"
+        return f"Wan Video {size} t2v" if size and self._pixels_a_latent != _LARGE_LATENT else "Wan Video 2.2 TI2V-5B"
 
     @property
     def key_names(self) -> KeyNames:
@@ -154,7 +188,8 @@ class Wan(VideoFamily):
         from diffusers import AutoencoderKLWan, WanTransformer3DModel
         from transformers import UMT5EncoderModel
 
-        return {"transformer": WanTransformer3DModel, "vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel}
+        networks = {"transformer": WanTransformer3DModel, "transformer_2": WanTransformer3DModel}
+        return {**networks, "vae": AutoencoderKLWan, "text_encoder": UMT5EncoderModel}
 
 
 def _cleaned(caption: str) -> str:

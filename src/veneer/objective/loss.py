@@ -25,6 +25,10 @@ class Trained(ObjectiveDefaults, Protocol):
     def noise(self) -> NoiseProcess:
         """The way to noise that the base was trained with."""
 
+    @property
+    def trained_times(self) -> tuple[float, float]:
+        """The range of times in which the denoiser that is trained removes noise."""
+
     def resolution_shift(self, height: int, width: int) -> float:
         """Return the base's own shift of times for a picture's size in pixels.
 
@@ -113,7 +117,7 @@ def _density(config: ObjectiveConfig, base: Trained) -> TimestepDensity:
     """Return the density of a config that is complete."""
     assert config.timestep_density is not None, "complete_objective() names it"
     shape = (config.logit_mean or 0.0, config.logit_std or 1.0)
-    return TimestepDensity(config.timestep_density, *shape, _shift_of(config, base))
+    return TimestepDensity(config.timestep_density, *shape, _shift_of(config, base), base.trained_times)
 
 
 def _shift_of(config: ObjectiveConfig, base: Trained) -> ShiftOf:

@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 
+from veneer.config.base_name import expert_of
 from veneer.config.schema import RunConfig
 from veneer.family.abstract import read_configs
 from veneer.family.libraries import one_line_errors, silence_libraries
@@ -44,7 +45,13 @@ def abstract_base(config: RunConfig, tracer: MemoryTracer) -> Family:
 def _make_base(config: RunConfig) -> Family:
     if config.base in PUBLISHED and not Path(config.base).exists():
         adapted = frozenset(config.adapter.text_encoders)
-        key = config.base, config.train.text_encoder_quantization, adapted, config.data.token_windows
+        key = (
+            config.base,
+            expert_of(config.base),
+            config.train.text_encoder_quantization,
+            adapted,
+            config.data.token_windows,
+        )
         if _LATEST[0] != key:
             _LATEST[:] = key, _make_published(config)
         return cast(Family, _LATEST[1])
@@ -57,6 +64,7 @@ def _make_base(config: RunConfig) -> Family:
             configs = read_configs(str(source.place or source.base), *parts)
             family = source.family.abstract(configs, _WEIGHT_DTYPE)
         stored = {name: _stored_dtypes(source.place, name) for name in family.text_encoders}
+        family.use_expert(source.expert)
         quantize_text_encoders(family, config, stored)
     family.use_token_windows(config.data.token_windows)
     return family
@@ -69,6 +77,7 @@ _LATEST: list[object] = [None, None]
 def _make_published(config: RunConfig) -> Family:
     published = read_published(config.base)
     family = family_class(published.pipeline).abstract(published.parts, _WEIGHT_DTYPE)
+    family.use_expert(expert_of(config.base))
     quantize_text_encoders(family, config, {name: {_PUBLISHED_DTYPE} for name in family.text_encoders})
     family.use_token_windows(config.data.token_windows)
     return family
