@@ -7,11 +7,12 @@ import typer
 from veneer.cli.data.cache import cache
 from veneer.cli.data.caption import caption
 from veneer.cli.data.check import check
+from veneer.cli.data.init import init
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
-_VERBS = (cache, caption, check)
+_VERBS = (cache, caption, check, init)
 for _verb in _VERBS:
     app.command()(_verb)
 
