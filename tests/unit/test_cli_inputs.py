@@ -80,7 +80,16 @@ def test_so_it_is_where_a_study_is_expected(tmp_path: Path, content: bytes, what
 def test_the_command_line_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
     (tmp_path / "pictures.7z").write_bytes(b"7z\xbc\xaf\x27\x1c\0\4")
     (tmp_path / "torn.zip").write_bytes(archive()[:-30])
-    for name, words in (("pictures.7z", "unpack it"), ("torn.zip", "cut short"), ("gone.zip", "is neither a folder")):
+    (tmp_path / "text.zip").write_bytes(b"a letter")
+    with zipfile.ZipFile(tmp_path / "slip.zip", "w") as file:
+        file.writestr("../a.png", picture())
+    for name, words in (
+        ("pictures.7z", "unpack it"),
+        ("torn.zip", "cut short"),
+        ("gone.zip", "is neither a folder"),
+        ("text.zip", "is a text file, not a zip archive"),
+        ("slip.zip", "no picture can be used: a.png: its name leads out of the archive"),
+    ):
         assert main([verb, str(tmp_path / name)]) == 2
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert f"{name}: " in line and words in line

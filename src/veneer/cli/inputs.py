@@ -84,6 +84,8 @@ def _refuse_other_kinds(file: Path, wanted: str) -> None:
     if kind.category == "markup" or (kind is JSON and not _has_keys(file)):
         what = f"is {kind.name} without keys of a configuration, not {wanted}"
         raise UserError(what, code="cli.not_a_config", where=file)
+    if file.suffix.lower() == ".zip":
+        raise UserError(f"is {kind.name}, not a zip archive", code="cli.not_a_config", where=file)
 
 
 def _is_caption_list(file: Path) -> bool:

@@ -7,7 +7,7 @@ list) ends the run before it starts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from veneer.config.schema import DataConfig, RunConfig, SourceConfig
 from veneer.data.duplicates import THUMB, Comparison, Thumb, compare, near_duplicates
 from veneer.data.holdout import split, without_held_out
 from veneer.data.inspection import Advance, Inspection, inspect_pictures, no_progress
-from veneer.data.manifest import Manifest, Sample
+from veneer.data.manifest import Manifest, Rejected, Sample
 from veneer.data.notes import note_pictures, reasons
 from veneer.data.seen import Look
 from veneer.data.sources.protocol import Entry, Listing
@@ -27,7 +27,7 @@ from veneer.data.sources.tree import Tree
 from veneer.data.wording import few
 from veneer.errors import UserError
 
-__all__ = ["Dataset", "SourceCount", "look_over", "read_prior", "survey"]
+__all__ = ["Dataset", "SourceCount", "look_over", "read_prior", "refuse_if_none", "survey"]
 
 
 @dataclass(frozen=True)
@@ -178,8 +178,17 @@ _NO_MASK: Mapping[object, str] = {
 
 
 def _refuse_if_empty(pictures: Inspection, where: Path) -> None:
-    if not pictures.samples:
-        what = f"no picture can be used: {few(reasons(pictures.rejected))}"
+    refuse_if_none(pictures.samples, pictures.rejected, where)
+
+
+def refuse_if_none(pictures: Sized, rejected: Sequence[Rejected], where: Path) -> None:
+    """Refuse a source of which no picture is left.
+
+    Raises:
+        UserError: there are no pictures; it names the first ones that were put aside.
+    """
+    if not len(pictures):
+        what = f"no picture can be used: {few(reasons(rejected))}"
         raise UserError(what, code="data.no_usable_picture", where=where)
 
 

@@ -12,7 +12,7 @@ from veneer.data.bucket_table import ShapedPicture
 from veneer.data.buckets import Buckets, Size
 from veneer.data.manifest import Sample
 from veneer.data.picture_header import upright_size
-from veneer.data.preflight import Dataset
+from veneer.data.preflight import Dataset, refuse_if_none
 from veneer.data.sources.protocol import Entry
 from veneer.data.sources.registry import read_sources
 
@@ -86,10 +86,12 @@ class PictureCounts:
             10,000 pictures none is opened.
 
         Raises:
-            UserError: a folder or its captions are at fault.
+            UserError: a folder or its captions are at fault, or all that is listed is left out.
         """
         data = config.data
-        entries = [entry for listing in read_sources(data) for entry in listing.entries]
+        listings = read_sources(data)
+        entries = [entry for listing in listings for entry in listing.entries]
+        refuse_if_none(entries, [one for listing in listings for one in listing.rejected], data.sources[0].path)
         share = data.held_out if isinstance(data.held_out, float) else 0.0
         captions = _count_captions(entries, (), config)
         class_pictures, other_captions = _beside(data)
