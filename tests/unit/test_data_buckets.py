@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -129,6 +130,19 @@ def test_no_side_is_longer_than_the_base_has_places_for(width: int, height: int)
     assert max(tall, wide) <= 1536
     if max(width, height) <= 2 * min(width, height):
         assert (tall, wide) == buckets(multiple=16).sizes(width, height)[0]
+
+
+@given(st.lists(st.tuples(sides, sides), max_size=30), bases, st.booleans())
+def test_many_are_grouped_as_each_alone(shapes: list[tuple[int, int]], base: tuple[int, int], upscale: bool) -> None:
+    side, multiple = base
+    several = buckets([side, side // 2 // multiple * multiple or multiple, f"{side}x{side}"], multiple, upscale=upscale)
+    expected: dict[Size, list[int]] = {}
+    for index, shape in enumerate(shapes):
+        for size in several.sizes(*shape):
+            expected.setdefault(size, []).append(index)
+    groups = several.group(*np.array(shapes, dtype=np.int64).reshape(-1, 2).T)
+    assert {size: index.tolist() for size, index in groups.items()} == expected
+    assert list(groups) == sorted(groups)
 
 
 def test_several_resolutions_each_once() -> None:

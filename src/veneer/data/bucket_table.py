@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from veneer.data.buckets import Buckets, Size, cropped_share
 
@@ -90,22 +93,33 @@ class BucketTable:
     pictures: tuple[PictureShare, ...]
 
     @classmethod
-    def of(cls, pictures: Iterable[ShapedPicture], buckets: Buckets) -> BucketTable | None:
+    def of(cls, pictures: Sequence[ShapedPicture], buckets: Buckets) -> BucketTable | None:
         """Return the table of pictures that are trained on; None where there are none."""
-        placed = [(one, buckets.sizes(one.width, one.height)) for one in pictures]
-        total = sum(one.rate * len(sizes) for one, sizes in placed)
-        if not total:
+        if not pictures:
             return None
-        members: dict[Size, list[ShapedPicture]] = {}
-        for one, sizes in placed:
-            for size in sizes:
-                members.setdefault(size, []).append(one)
-        rows = sorted(
-            (_row(size, of_size, total) for size, of_size in members.items()),
-            key=lambda row: (-row.share, row.width, row.height),
-        )
-        lost = sum(row.cropped * row.pictures for row in rows) / sum(row.pictures for row in rows)
-        return cls(tuple(rows), lost, max(row.most_cropped for row in rows), _shares(placed, total))
+        widths_N, heights_N = (np.array([getattr(one, side) for one in pictures]) for side in ("width", "height"))
+        rates_N = np.array([one.rate for one in pictures])
+        groups = buckets.group(widths_N, heights_N)
+        sizes_N = np.bincount(np.concatenate(list(groups.values())), minlength=len(pictures))
+        shares_N = rates_N * sizes_N / (rates_N * sizes_N).sum()
+        lost = {size: _lost(widths_N[own], heights_N[own], size) for size, own in groups.items()}
+        rows = [
+            BucketRow(
+                width=size[1],
+                height=size[0],
+                pictures=len(own),
+                share=float((shares_N[own] / sizes_N[own]).sum()),
+                cropped=float(lost[size].mean()),
+                most_cropped=float(lost[size].max()),
+            )
+            for size, own in groups.items()
+        ]
+        rows.sort(key=lambda row: (-row.share, row.width, row.height))
+        all_lost = np.concatenate(list(lost.values()))
+        extremes = int(shares_N.argmin()), int(shares_N.argmax())
+        listed = extremes if len(pictures) > _MOST_LISTED else range(len(pictures))
+        shares = tuple(_share_of(pictures[index], float(shares_N[index]), buckets) for index in listed)
+        return cls(tuple(rows), float(all_lost.mean()), float(all_lost.max()), shares)
 
     @property
     def extremes(self) -> tuple[PictureShare, PictureShare]:
@@ -113,24 +127,18 @@ class BucketTable:
         return min(self.pictures, key=_share), max(self.pictures, key=_share)
 
 
-def _row(size: Size, pictures: list[ShapedPicture], total: float) -> BucketRow:
-    lost = [cropped_share(one.width, one.height, size) for one in pictures]
-    share = sum(one.rate for one in pictures) / total
-    return BucketRow(size[1], size[0], len(pictures), share, sum(lost) / len(lost), max(lost))
+def _lost(widths_N: NDArray[np.int64], heights_N: NDArray[np.int64], size: Size) -> NDArray[np.float64]:
+    """Return what :func:`cropped_share` returns for each picture."""
+    down_N, across_N = heights_N * size[1], widths_N * size[0]
+    lost_N: NDArray[np.float64] = 1 - np.minimum(down_N, across_N) / np.maximum(down_N, across_N)
+    return lost_N
 
 
-def _shares(placed: list[tuple[ShapedPicture, tuple[Size, ...]]], total: float) -> tuple[PictureShare, ...]:
-    if len(placed) > _MOST_LISTED:
-        shown = [pick(placed, key=lambda pair: pair[0].rate * len(pair[1])) for pick in (min, max)]
-    else:
-        shown = placed
-    return tuple(_share_of(one, sizes, total) for one, sizes in shown)
-
-
-def _share_of(picture: ShapedPicture, sizes: tuple[Size, ...], total: float) -> PictureShare:
+def _share_of(picture: ShapedPicture, share: float, buckets: Buckets) -> PictureShare:
+    sizes = buckets.sizes(picture.width, picture.height)
     named = tuple(f"{width}x{height}" for height, width in sizes)
     lost = max(cropped_share(picture.width, picture.height, size) for size in sizes)
-    return PictureShare(str(picture.path), picture.rate * len(sizes) / total, named, lost)
+    return PictureShare(str(picture.path), share, named, lost)
 
 
 def _share(picture: PictureShare) -> float:

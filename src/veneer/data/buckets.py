@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from veneer.config.schema import DataConfig
 from veneer.data.manifest import Sample
 from veneer.errors import UserError
@@ -23,6 +26,7 @@ Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
 MAX_ASPECT = 4
 """Most that a long side is of its short side: what a picture is longer is cropped."""
+_CODE = 2**31
 _STEPS = 16
 """Steps that a resolution is divided into: 1024 pixels into steps of 64."""
 
@@ -82,6 +86,41 @@ class Buckets:
             for wanted, shapes in zip(self.resolutions, self._shapes, strict=True)
         ]
         return tuple(dict.fromkeys(found))
+
+    def group(self, widths_N: NDArray[np.int64], heights_N: NDArray[np.int64]) -> dict[Size, NDArray[np.intp]]:
+        """Return the indices of the pictures of each size, rising, by size, rising: as :meth:`sizes` has them, quickly.
+
+        Args:
+            widths_N: of pictures in pixels, upright.
+            heights_N: likewise.
+        """
+        codes_RN = np.array(
+            [
+                self._codes(widths_N, heights_N, wanted, shapes)
+                for wanted, shapes in zip(self.resolutions, self._shapes, strict=True)
+            ]
+        )
+        for place in range(1, len(codes_RN)):
+            codes_RN[place][(codes_RN[:place] == codes_RN[place]).any(axis=0)] = -1
+        codes, index = codes_RN.T.ravel(), np.repeat(np.arange(len(widths_N)), len(codes_RN))
+        index, codes = index[codes >= 0], codes[codes >= 0]
+        order = np.argsort(codes, kind="stable")
+        found, starts = np.unique(codes[order], return_index=True)
+        parts = np.split(index[order], starts[1:])
+        return {(code // _CODE, code % _CODE): part for code, part in zip(found.tolist(), parts, strict=False)}
+
+    def _codes(
+        self, widths_N: NDArray[np.int64], heights_N: NDArray[np.int64], wanted: int | Size, shapes: _Shapes
+    ) -> NDArray[np.int64]:
+        """Return for each picture height x ``_CODE`` + width of its size at one resolution."""
+        tall_N, wide_N = shapes.nearest_of(widths_N, heights_N)
+        if not isinstance(wanted, tuple) and not self.upscale:
+            longest = self._longest(wanted)
+            for index in np.nonzero((tall_N > heights_N) | (wide_N > widths_N))[0]:
+                shape = int(widths_N[index]), int(heights_N[index])
+                tall_N[index], wide_N[index] = _fitting(*shape, wanted, self.multiple, longest)
+        codes_N: NDArray[np.int64] = tall_N * _CODE + wide_N
+        return codes_N
 
     def largest(self, width: int, height: int) -> Size:
         """Return the largest of a picture's sizes, at which it is measured."""
@@ -190,6 +229,19 @@ class _Shapes:
         place = bisect_left(self.aspects, width / height)
         around = self.sizes[max(0, place - 1) : place + 1]
         return min(around, key=lambda size: (cropped_share(width, height, size), -size[0] * size[1]))
+
+    def nearest_of(
+        self, widths_N: NDArray[np.int64], heights_N: NDArray[np.int64]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return heights and widths of what :meth:`nearest` returns for each picture."""
+        places_N = np.searchsorted(self.aspects, widths_N / heights_N)
+        around_2N = np.clip(np.array([places_N - 1, places_N]), 0, len(self.sizes) - 1)
+        tall_2N, wide_2N = np.array(self.sizes, dtype=np.int64).T[:, around_2N]
+        down_2N, across_2N = heights_N * wide_2N, widths_N * tall_2N
+        lost_2N = 1 - np.minimum(down_2N, across_2N) / np.maximum(down_2N, across_2N)
+        area_2N = tall_2N * wide_2N
+        takes_second = (lost_2N[1] < lost_2N[0]) | ((lost_2N[1] == lost_2N[0]) & (area_2N[1] > area_2N[0]))
+        return np.where(takes_second, tall_2N[1], tall_2N[0]), np.where(takes_second, wide_2N[1], wide_2N[0])
 
 
 def _sizes_of_area(side: int, multiple: int, longest: int) -> set[Size]:

@@ -57,11 +57,11 @@ class DrawSchedule:
     ) -> None:
         self.samples, self.has_masks = manifest.samples, bool(manifest.masks)
         self._batch_size = batch_size
-        members: dict[Size, list[Sample]] = {}
-        for sample in manifest.samples:
-            for size in buckets.sizes(sample.width, sample.height):
-                members.setdefault(size, []).append(sample)
-        self.members = {size: tuple(members[size]) for size in sorted(members)}
+        shapes_2N = (
+            np.array([(sample.width, sample.height) for sample in self.samples], dtype=np.int64).reshape(-1, 2).T
+        )
+        groups = buckets.group(*shapes_2N)
+        self.members = {size: tuple(self.samples[index] for index in own.tolist()) for size, own in groups.items()}
         self._streams = [PictureStream(samples, seed, window) for samples in self.members.values()]
         names = [f"{height}x{width}" for height, width in self.members]
         self._turns = BucketTurns(names, [stream.rate for stream in self._streams], seed)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from veneer.config.schema import DataConfig, RunConfig
 from veneer.data.bucket_table import ShapedPicture
 from veneer.data.buckets import Buckets, Size
@@ -45,14 +47,13 @@ class PictureCounts:
 
     def sizes_in(self, buckets: Buckets) -> tuple[Size, ...]:
         """Return the sizes that pictures are cut to; the largest that there may be where they are not known."""
-        sizes = {size for shape, _ in self.shapes for size in buckets.sizes(*shape)}
-        return tuple(sorted(sizes)) or (buckets.most,)
+        return tuple(self._counted(buckets)) or (buckets.most,)
 
     def shown_in(self, buckets: Buckets) -> int:
         """Return how many pictures an epoch shows, each at all of its sizes."""
         if not self.shapes:
             return self.shown * len(buckets.resolutions)
-        sizes = sum(count * len(buckets.sizes(*shape)) for shape, count in self.shapes)
+        sizes = sum(self._counted(buckets).values())
         return round(self.shown * sizes / sum(count for _, count in self.shapes))
 
     def pixels_in(self, buckets: Buckets, largest: Size) -> int:
@@ -63,8 +64,14 @@ class PictureCounts:
             largest: the size of those whose own is not known, such as class pictures.
         """
         known = sum(count for _, count in self.shapes)
-        cut = sum(count * height * width for shape, count in self.shapes for height, width in buckets.sizes(*shape))
+        cut = sum(count * height * width for (height, width), count in self._counted(buckets).items())
         return cut + (self.distinct - known) * largest[0] * largest[1] * (1 if known else len(buckets.resolutions))
+
+    def _counted(self, buckets: Buckets) -> dict[Size, int]:
+        """Return how many pictures have each size, by size, rising; those of several sizes count in each."""
+        shapes_2N = np.array([shape for shape, _ in self.shapes], dtype=np.int64).reshape(-1, 2).T
+        counts_N = np.array([count for _, count in self.shapes], dtype=np.int64)
+        return {size: int(counts_N[own].sum()) for size, own in buckets.group(*shapes_2N).items()}
 
     @classmethod
     def from_dataset(cls, dataset: Dataset, config: RunConfig) -> PictureCounts:
