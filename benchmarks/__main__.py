@@ -7,6 +7,7 @@ from benchmarks import (
     convolution,
     growth,
     loading,
+    manifest,
     merged,
     overhead,
     peak_memory,
@@ -31,6 +32,7 @@ BENCHMARKS = (
     switching,
     merged,
     overhead,
+    manifest,
 )
 
 
@@ -40,6 +42,8 @@ def main() -> None:
         if figures := figures_of(benchmark.NAME):
             show(benchmark.NAME, benchmark.section(figures))
     growth.draw(figures_of(growth.NAME))
+    if figures := figures_of(manifest.NAME):
+        manifest.draw(figures)
     publish(overhead.WATCHING_PAGE, overhead.sentence(figures_of(overhead.NAME)), overhead.NAME)
     publish(saved_bytes.ENGINE_PAGE, saved_bytes.short(figures_of(saved_bytes.NAME)), saved_bytes.SHORT)
     if figures := figures_of(precision.NAME):
