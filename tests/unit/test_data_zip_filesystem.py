@@ -224,3 +224,44 @@ def test_a_bomb_is_named_and_never_inflated(tmp_path: Path) -> None:
     assert [one.path.name for one in found.train.samples] == ["a.png"]
     (rejected,) = found.train.rejected
     assert rejected.path == path / "bomb.png" and "as a zip bomb does" in rejected.reason
+
+
+def test_masks_may_lie_in_it_or_in_a_zip_of_their_own(tmp_path: Path) -> None:
+    mask = io.BytesIO()
+    Image.new("L", (16, 16), 128).save(mask, "PNG")
+    beside = made(tmp_path / "a.zip", {"a.png": png(1), "a-masklabel.png": mask.getvalue()})
+    masks = made(tmp_path / "masks.zip", {"a.png": mask.getvalue()})
+    alone = made(tmp_path / "b.zip", {"a.png": png(1)})
+    row = {"file_name": "a.png", "mask_file_name": "m.png", "text": "x"}
+    named = {"a.png": png(1), "m.png": mask.getvalue(), "metadata.jsonl": json.dumps(row).encode()}
+    sources = (
+        SourceConfig(path=beside, masks="beside"),
+        SourceConfig(path=alone, masks=masks),
+        SourceConfig(path=made(tmp_path / "c.zip", named)),
+    )
+    for source in sources:
+        (sample,) = survey(DataConfig(sources=(source,), trigger="tok", held_out=0.0)).train.samples
+        assert sample.mask is not None
+
+
+def test_a_mask_or_reference_that_leads_out_puts_its_picture_aside(tmp_path: Path) -> None:
+    for folder in ("pictures", "others", "outside"):
+        (tmp_path / folder).mkdir()
+    for name in ("a.png", "b.png"):
+        (tmp_path / "pictures" / name).write_bytes(png(ord(name[0])))
+        (tmp_path / "outside" / name).write_bytes(png(9))
+    (tmp_path / "others" / "a.png").symlink_to(tmp_path / "outside" / "a.png")
+    (tmp_path / "others" / "b.png").write_bytes(png(10))
+    for option in ("masks", "references"):
+        options = {"path": tmp_path / "pictures", option: tmp_path / "others"}
+        found = read_source(SourceConfig.model_validate(options), "tok")
+        assert [entry.path.name for entry in found.entries] == ["b.png"]
+        assert [one.path.name for one in found.rejected] == ["a.png"]
+        followed = read_source(SourceConfig.model_validate({**options, "follow_links": True}), "tok")
+        assert [entry.path.name for entry in followed.entries] == ["a.png", "b.png"]
+    (tmp_path / "pictures" / "c.png").symlink_to(tmp_path / "outside" / "a.png")
+    row = {"file_name": "a.png", "reference_file_name": "c.png", "text": "x"}
+    (tmp_path / "pictures" / "metadata.jsonl").write_text(json.dumps(row))
+    listing = read_source(SourceConfig(path=tmp_path / "pictures"), None)
+    assert not listing.entries
+    assert any(one.path.name == "a.png" and "its reference" in one.reason for one in listing.rejected)
