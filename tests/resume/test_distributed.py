@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 import veneer.run.preparation
 import veneer.run.result
@@ -103,6 +104,18 @@ def test_two_processes_do_the_passes_of_one_on_many_shapes(
     prior = {"prompt": "a shape", "count": 3, "path": str(tiny_pictures)}
     data = {"sources": [{"path": str(mixed)}], "flip": True, "crop": "random", "prior": prior}
     variant = {"data": data, "adapter": {"dropout": 0.2}}
+    assert succeeded(2, make("two", **variant)) == succeeded(1, make("one", **variant))
+
+
+@pytest.mark.slow
+def test_two_processes_mask_as_one_does(make: Callable[..., RunConfig], tmp_path: Path) -> None:
+    mixed = write_mixed_pictures(tmp_path / "mixed")
+    for path in sorted(mixed.glob("*.png"))[::2]:
+        with Image.open(path) as image:
+            mask = Image.linear_gradient("L").resize(image.size)
+        mask.save(mixed / f"{path.stem}-masklabel.png")
+    data = {"sources": [{"path": str(mixed), "masks": "beside"}], "trigger": "sks", "flip": True}
+    variant = {"data": data, "objective": {"unmasked_weight": 0.1}}
     assert succeeded(2, make("two", **variant)) == succeeded(1, make("one", **variant))
 
 

@@ -143,6 +143,13 @@ _ADAPTER_AND_OBJECTIVE = {
     "loss_weight_fn": "objective.weighting",
     "loss_weight_strength": "objective.snr_gamma",
     "min_snr_gamma": "objective.snr_gamma",
+    "alpha_mask": "data.sources.masks",
+    "conditioning_data_dir": "data.sources.masks",
+    "mask_path": "data.sources.masks",
+    "masked_loss": "data.sources.masks",
+    "masked_training": "data.sources.masks",
+    "control_directory": "data.sources.references",
+    "control_path": "data.sources.references",
     "mask_min_value": "objective.unmasked_weight",
     "normalize_masked_area_loss": "objective.normalize_masked_area",
 }
