@@ -211,3 +211,9 @@ def test_an_index_is_plain(files: Files, tmp_path: Path) -> None:
     lines = [json.loads(line) for line in index.read_text().splitlines()]
     assert lines[0]["url"] == f"{files.address}/a.tar" and lines[-1] == {"pictures": 2}
     assert [line[0] for line in lines[1:-1]] == ["0.png", "1.png"]
+
+
+def test_a_run_does_not_end_where_no_index_can_be_kept(files: Files, tmp_path: Path) -> None:
+    files.contents["/a.tar"] = shard(0)
+    (tmp_path / "cache").write_text("no folder")
+    assert len(surveyed(f"{files.address}/a.tar", tmp_path / "cache").train.samples) == 1

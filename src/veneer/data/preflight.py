@@ -146,7 +146,8 @@ def read_prior(config: RunConfig) -> Manifest:
 
 def _inspect_held_out(folder: Path, config: DataConfig) -> Inspection:
     first = config.sources[0]  # it is read as the first source is
-    source = SourceConfig(path=folder, captions=first.captions, masks=first.masks, follow_links=first.follow_links)
+    same = {name: getattr(first, name) for name in ("captions", "columns", "follow_links", "masks", "split")}
+    source = SourceConfig(path=folder, **same)
     held = inspect_pictures(read_sources(config.model_copy(update={"sources": (source,)})), config.background)
     _refuse_if_empty(held, folder)
     return held

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from veneer.data.decode import DECODING
 from veneer.data.remote import RemoteState
 from veneer.data.seen import Look, Seen
 from veneer.data.sources.webdataset_shard import PackedPicture, ShardContent
+from veneer.errors import UserError
 from veneer.files import atomic_stream
 
 __all__ = ["ShardIndex"]
@@ -56,9 +58,10 @@ class ShardIndex:
         if kept is not None:
             return kept
         content = read()
-        # a server that gives no tag cannot tell of a change
+        # a server that gives no tag cannot tell of a change; an index saves time, and no run has to end without it
         if state.tag is not None:
-            atomic_stream(path, _lines(url, content))
+            with suppress(UserError):
+                atomic_stream(path, _lines(url, content))
         return content
 
     def _path(self, url: str, state: RemoteState, config: SourceConfig) -> Path:
