@@ -25,7 +25,7 @@ VERBS = (
     *(("adapter", "blend"), ("adapter", "compare"), ("adapter", "edit"), ("adapter", "prune")),
     ("adapter", "extract"),
     ("adapter", "convert"),
-    *(("data",), ("data", "check"), ("data", "init")),
+    *(("data",), ("data", "check"), ("data", "init"), ("data", "show")),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 
@@ -68,3 +69,16 @@ def test_what_it_writes_is_trained(
     assert main(["data", "check", "config.yaml"]) == 0
     quick = ("train.max_steps=1", "sample.steps=2", "validation.draws=2")
     assert main(["train", "config.yaml", *quick]) == 0
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_work(tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+    section = page.partition("## Look pictures over")[2]
+    commands = section.partition("```sh\n")[2].partition("```")[0].splitlines()
+    shutil.copytree(tiny_pictures, tmp_path / "pictures")
+    monkeypatch.chdir(tmp_path)
+    assert [line.split()[2] for line in commands] == ["init", "check", "show"]
+    for line in commands:
+        assert main(shlex.split(line)[1:]) == 0, line
+    assert (tmp_path / "check.html").is_file() and (tmp_path / "sheet.png").is_file()

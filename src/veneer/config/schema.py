@@ -375,7 +375,8 @@ class DataConfig(_Section):
     """Enlarge pictures that are smaller than ``resolution``; else they are trained at their own size. Squares and sizes
     such as ``832x1216`` are always filled."""
     held_out: ShareOrFolder = 0.1
-    """Share of the pictures kept from training to measure on (of ten or more at least one), or a folder of such."""
+    """Share of the pictures kept from training to measure on (of ten or more at least one; from 100 on each by its own
+    hash, so that added pictures move none), or a folder of such."""
     max_rejected: Share = 0.75
     """Share of the pictures that may be broken, or else of no use, without the run being stopped before it trains."""
     background: Annotated[str, AfterValidator(_colour)] = "white"
