@@ -188,20 +188,27 @@ def test_a_float16_autoencoder_computes_in_float32(folder: Path) -> None:
 @pytest.mark.parametrize(
     "text_encoders", [{}, {"text_encoder_2": {}}], ids=["frozen texts", "a text encoder in training"]
 )
+@pytest.mark.parametrize(("aspect", "size", "step"), [("square", (16, 16), 3), ("buckets", (12, 20), 5)])
 def test_a_training_step_is_told_the_real_crop(
-    family: StableDiffusionXL, pipeline: Any, tmp_path: Path, text_encoders: dict[str, Any]
+    family: StableDiffusionXL,
+    pipeline: Any,
+    tmp_path: Path,
+    text_encoders: dict[str, Any],
+    aspect: str,
+    size: tuple[int, int],
+    step: int,
 ) -> None:
     """The loss of the loop's own micro-batch, whose adapter is still zero, is that of diffusers with that crop."""
-    data = {"trigger": "a cat", "crop": "random", "flip": True}
+    data = {"trigger": "a cat", "crop": "random", "flip": True, "aspect": aspect}
     config = tiny_config(write_noise_pictures(tmp_path), data=data, adapter={"text_encoders": text_encoders})
     with trainer_on(config, family, moved=False) as trainer:
-        (micro,) = trainer.batches.micro_batches(3)
+        (micro,) = trainer.batches.micro_batches(step)
         recorder = Recorder(dict(trainer.injection.named_parameters()))
-        loss = train_step(replace(trainer.context, optimizer=recorder), 3, [micro]).loss
+        loss = train_step(replace(trainer.context, optimizer=recorder), step, [micro]).loss
     with torch.no_grad():
         texts, index_B = ["a cat"] * len(micro.samples), family.noise.index(micro.t_B)
         theirs_B = diffusers_loss(pipeline, texts, micro.geometries, micro.latents, micro.noise, index_B)
-    assert {one.original for one in micro.geometries} == {(20, 40)}
+    assert {(one.original, one.target) for one in micro.geometries} == {((20, 40), size)}
     assert len({one.top_left for one in micro.geometries}) == 2  # each row its own
     assert loss == pytest.approx(float(theirs_B.mean()), rel=1e-5)
     elsewhere = [replace(one, top_left=(0, 0)) for one in micro.geometries]
