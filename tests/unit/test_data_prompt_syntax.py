@@ -89,7 +89,7 @@ def test_alternatives_are_not_multiplied_without_end() -> None:
 @pytest.mark.parametrize("piece", ["(", "((", "[", "{", "{|", "|", " ", "( ", "(a ", "{{a", "<lora:", "a:1.", r"\("])
 def test_captions_that_no_one_wrote_by_hand_are_looked_at_in_a_moment(piece: str) -> None:
     """Where time grew with the square of a caption's length, this would take minutes."""
-    for caption in (piece * 20_000, f"({piece * 20_000}", f"{{|{piece * 20_000}"):
+    for caption in (piece * 10_000, f"({piece * 10_000}", f"{{|{piece * 10_000}"):
         find_syntax(caption)
         strip_syntax(caption)
 

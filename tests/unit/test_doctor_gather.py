@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from tests.errors import raises_code
 from tests.plans import plans_once  # noqa: F401
 from tests.running import killed, logged, quick_config, record_events
+from tests.training import tiny_config
 from veneer.adapter.dora import DoraFactors
 from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors, delta_weight
@@ -27,6 +29,7 @@ from veneer.doctor.finding import Change
 from veneer.doctor.gather import gather_evidence, run_doctor
 from veneer.doctor.measurements import measure, shuffle_captions, without_words
 from veneer.doctor.readers.adapter import weight_changes
+from veneer.doctor.readers.pictures import caption_statistics
 from veneer.doctor.rules import endings
 from veneer.doctor.rules.memory import memory_changes
 from veneer.errors import UserError
@@ -424,3 +427,14 @@ def test_the_page_names_every_finding() -> None:
     page = (Path(__file__).parents[2] / "docs" / "doctor.md").read_text("utf-8")
     rows = page.split("## What it finds")[1].split("## How far")[0]
     assert [rule.__name__ for rule in RULES if f"`{rule.__name__}`" not in rows] == []
+
+
+def test_one_caption_in_several_templates_is_one(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("a cat")
+    data = {"caption_template": ["a photo of {caption}", "{caption}"], "held_out": 0.0}
+    config = tiny_config(tmp_path, data=data)
+    for dataset in (None, survey(config.data)):
+        statistics = caption_statistics(config, dataset)
+        assert statistics is not None and (statistics.pictures, statistics.distinct) == (3, 1)

@@ -102,7 +102,8 @@ def _statistics(config: RunConfig, captions: Sequence[Sequence[str]]) -> Caption
     counts = Counter(word for words in words_by_picture for word in words)
     shares = {word: count / len(captions) for word, count in counts.most_common()}
     shared = {word: share for word, share in shares.items() if share >= _SHARED_WORD}
-    distinct = {caption for own in captions for caption in own}
+    # in several templates, one caption for all pictures is one still
+    distinct = {tuple(own) for own in captions}
     return CaptionStatistics(len(captions), len(distinct), shared, captions[0][0])
 
 
