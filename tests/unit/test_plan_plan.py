@@ -38,7 +38,7 @@ def test_a_plan_is_written_with_the_sums_that_a_reader_wants() -> None:
         "peak": 500,
         **NO_BLOCKS,
     }
-    schedule = {"steps": 100, "batch": 4, "accumulate": 2, "pictures": 50, "texts": None}
+    schedule = {"steps": 100, "batch": 4, "accumulate": 2, "pictures": 50, "texts": None, "masks": 0}
     schedule |= {"shown": 800, "epochs": 16.0}
     assert values["schedule"] == schedule
     assert values["disk"] == {"checkpoint": 1000, "keep": 2, "result": 40, "total": 2040}

@@ -22,6 +22,7 @@ from veneer.evaluate.heldout import HeldOutEvaluator
 from veneer.family.cache import Encoder
 from veneer.family.protocol import Family
 from veneer.plan.pictures import PictureCounts
+from veneer.plan.plan import Schedule
 from veneer.train.events import Finished
 from veneer.train.step import MicroBatch, _tensors_of
 
@@ -212,3 +213,8 @@ def test_a_plan_counts_masks(halves: Path) -> None:
     dataset = survey(config.data)
     checked, listed = PictureCounts.from_dataset(dataset, config), PictureCounts.from_folders(config)
     assert checked.masks == dataset.train.masks and listed.masks == 5
+
+
+def test_a_plan_says_how_many_masks_there_are() -> None:
+    assert str(Schedule(1, 2, 1, 4, masks=3)).splitlines()[-1] == "masks: of 3 pictures"
+    assert "masks" not in str(Schedule(1, 2, 1, 4))

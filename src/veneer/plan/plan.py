@@ -51,6 +51,7 @@ class Schedule:
         accumulate: forward passes a step.
         pictures: number that an epoch shows, repeats counted; None: it is not known.
         texts: number that are made of tags that each draw shows otherwise; None: captions are shown as they are.
+        masks: pictures with a mask, outside of which nothing or little is learned.
     """
 
     steps: int
@@ -58,6 +59,7 @@ class Schedule:
     accumulate: int
     pictures: int | None
     texts: int | None = None
+    masks: int = 0
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -76,6 +78,7 @@ class Schedule:
         batch = f"{self.batch}" if self.accumulate == 1 else f"{self.accumulate} x {self.batch}"
         text = f"schedule: {self.steps:,} steps of {batch} pictures, {self.shown:,} shown"
         text = text if self.epochs is None else f"{text}, {self.epochs:,.1f} epochs of {self.pictures:,}"
+        text = f"{text}\nmasks: of {self.masks:,} pictures" if self.masks else text
         return text if self.texts is None else f"{text}\ntexts: {self.texts:,} of tags, each encoded once and kept"
 
 

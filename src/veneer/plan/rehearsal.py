@@ -263,7 +263,8 @@ def _schedule(config: RunConfig, pictures: PictureCounts | None, buckets: Bucket
     shown = pictures.shown_in(buckets) if pictures else None
     varies = pictures is not None and any(TagRules.of(source).vary for source in config.data.sources)
     texts = pictures.captions if pictures is not None and varies and not config.adapter.text_encoders else None
-    return Schedule(train.max_steps, train.batch_size, train.gradient_accumulation_steps, shown, texts)
+    masks = 0 if pictures is None else pictures.masks
+    return Schedule(train.max_steps, train.batch_size, train.gradient_accumulation_steps, shown, texts, masks)
 
 
 def _timesteps(config: RunConfig, family: Family) -> TimestepPlan:
