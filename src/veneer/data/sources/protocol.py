@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from veneer.config.schema import SourceConfig
 from veneer.data.location import AT_PATH, Location
 from veneer.data.manifest import Rejected
-from veneer.data.seen import Seen
 from veneer.data.tags import TagCaption
+
+if TYPE_CHECKING:
+    from veneer.data.seen import Seen
 
 __all__ = ["Entry", "Listing", "Source", "Unread"]
 
