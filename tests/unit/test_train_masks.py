@@ -211,7 +211,7 @@ def test_the_score_is_of_what_is_learned(family: Family, tmp_path: Path) -> None
 def test_a_plan_counts_masks(halves: Path) -> None:
     config = config_of(halves)
     dataset = survey(config.data)
-    checked, listed = PictureCounts.from_dataset(dataset, config), PictureCounts.from_folders(config)
+    checked, (listed, _) = PictureCounts.from_dataset(dataset, config), PictureCounts.from_folders(config)
     assert checked.masks == dataset.train.masks and listed.masks == 5
 
 
