@@ -50,8 +50,14 @@ def _table(base: Path) -> None:
     """The verb of each question, on what the commands left; a study is run by the test of its own page."""
     text = (ROOT / "README.md").read_text("utf-8")
     rows = re.findall(r"^\|[^|]+\| `(veneer [^`]+)` \| \[(docs/\w+\.md)\]", text, re.M)
-    assert [command.split()[1] for command, _ in rows] == ["plan", "evaluate", "report", "doctor", "study"]
-    quick = {"plan": (f"base={base}",), "evaluate": ("--samples", "0"), "doctor": (), "report": ()}
+    assert [command.split()[1] for command, _ in rows] == ["data", "plan", "evaluate", "report", "doctor", "study"]
+    quick = {
+        "data": (f"base={base}",),
+        "plan": (f"base={base}",),
+        "evaluate": ("--samples", "0"),
+        "doctor": (),
+        "report": (),
+    }
     for command, page in rows:
         verb = command.split()[1]
         if verb == "study":
