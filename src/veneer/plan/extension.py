@@ -195,6 +195,14 @@ class Extension:
             own = [value for tensor in tensors for value in states.get(tensor, {}).values()]
             self.tracer.claim(owner, [*tensors, *(value for value in own if isinstance(value, Tensor))])
 
+    def claim_named(self, tensors: Mapping[str, Tensor]) -> None:
+        """Have the tracer know tensors that are named as the adapter's parameters are."""
+        for number, run in enumerate(self.runs):
+            for place, block in enumerate(run.kept):
+                prefix = f"{self.denoiser}.{run.block(block)}."
+                own = [tensor for name, tensor in tensors.items() if name.startswith(prefix)]
+                self.tracer.claim(KEPT * number + place, own)
+
     def _kept(self, family: Family) -> Iterator[tuple[int, nn.Module]]:
         denoiser = family.networks[family.denoiser]
         for number, run in enumerate(self.runs):

@@ -146,7 +146,8 @@ def _count(config: RunConfig, family: Family, trainer: Trainer, inputs: RunInput
     if extension.runs:
         family = extension.whole_base
         totals = {name: parameter_count(network) for name, network in family.networks.items()}
-        matches = find_matches(family.networks, specs_of(config.adapter, family))
+        whole = resolve(extension.config, family)  # a preset names the blocks that there are
+        matches = find_matches(family.networks, specs_of(whole.adapter, family))
         counts = count_networks(family.networks, totals, matches, extension.expand(injection.parameter_counts()))
         plan = Plan(counts, file_size(family.networks, weights, inputs.metadata, format_name))
     else:
@@ -372,6 +373,7 @@ class _Rehearsal:
         trainer = Trainer(self._config.model_copy(update={"data": data}), self._family, _NO_PICTURES)
         self._tracer.label("adapter", trainer.injection.parameters())
         self._extension.claim(self._family)
+        self._extension.claim_named(trainer.average.tensors)
         context = trainer.context
         for parameter in context.parameters:
             parameter.grad = torch.zeros_like(parameter)

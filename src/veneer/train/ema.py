@@ -41,6 +41,11 @@ class ExponentialMovingAverage:
         self._in_place = False
         self._begin()
 
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The averages by their parameters' names; none if the config asks for none."""
+        return self._averages
+
     def update(self, step: int) -> None:
         """Add the parameters as they are after ``step``, counted from 1."""
         if self._decay is not None:
