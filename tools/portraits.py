@@ -24,8 +24,8 @@ __all__ = ["PAGE", "PICTURE", "PORTRAITS", "SECTION", "Portrait", "main", "table
 
 ROOT = Path(__file__).parents[1]
 PAGE, PICTURE, SECTION = ROOT / "docs" / "data.md", ROOT / "docs" / "portraits.png", "portraits"
-SIDE, MULTIPLE = 512, 8
-"""The resolution, and what sides of pictures are multiples of, as of Stable Diffusion 1."""
+SIDE, MULTIPLE = 1024, 32
+"""The resolution, and what sides of pictures are multiples of, as of SDXL."""
 _ROOM = 0.06
 """Room above a head, as a share of the picture's height."""
 _PAPER = (255, 0, 255)
@@ -83,11 +83,11 @@ class Portrait:
 
 
 PORTRAITS = (
-    Portrait("relieved-face", "2 : 3, a camera held upright", 800, 1200, "#cfdbe6", "#2f4a6d"),
-    Portrait("robot", "3 : 4, a tablet", 900, 1200, "#e6dccb", "#7a2e2e"),
-    Portrait("smirking-face", "4 : 5, a feed", 960, 1200, "#d5e3d0", "#3f5d3a"),
-    Portrait("bear", "9 : 16, a telephone", 720, 1280, "#e3d3dd", "#52355c"),
-    Portrait("alien", "3 : 2, a camera", 1200, 800, "#d9d9d9", "#333333"),
+    Portrait("relieved-face", "2 : 3, a camera held upright", 1200, 1800, "#cfdbe6", "#2f4a6d"),
+    Portrait("robot", "3 : 4, a tablet", 1350, 1800, "#e6dccb", "#7a2e2e"),
+    Portrait("smirking-face", "4 : 5, a feed", 1440, 1800, "#d5e3d0", "#3f5d3a"),
+    Portrait("bear", "9 : 16, a telephone", 1080, 1920, "#e3d3dd", "#52355c"),
+    Portrait("alien", "3 : 2, a camera", 1800, 1200, "#d9d9d9", "#333333"),
 )
 
 

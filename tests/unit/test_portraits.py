@@ -26,8 +26,8 @@ def test_what_is_said_of_a_head_is_what_is_seen_of_it() -> None:
     """Of the highest portrait a square has the lower 39 % of the head: the ears and eyes are gone."""
     portrait = PORTRAITS[3]
     drawing = portrait.draw()
-    whole, square = (np.asarray(image.convert("L")) for image in (drawing, cut(drawing, (720, 720))))
+    whole, square = (np.asarray(image.convert("L")) for image in (drawing, cut(drawing, (1080, 1080))))
     _, top, side = portrait.head
-    gone = (1280 - 720) // 2 - top
-    assert portrait.head_kept((720, 720)) == pytest.approx(1 - gone / side, abs=0.01)
-    assert np.array_equal(square, whole[280:1000])
+    gone = (1920 - 1080) // 2 - top
+    assert portrait.head_kept((1080, 1080)) == pytest.approx(1 - gone / side, abs=0.01)
+    assert np.array_equal(square, whole[420:1500])

@@ -367,7 +367,7 @@ class DataConfig(_Section):
     resolution: Resolutions | None = None
     """How large pictures are seen, in pixels: the side of a square of that area; or width and height, such as
     ``832x1216``, that all are cut to; or a list of such, at each of which each picture is trained. All are multiples of
-    what the base needs, mostly 8 or 16; default: the base's own."""
+    what the base needs, mostly 16 to 64; default: the base's own."""
     aspect: Literal["buckets", "square"] = "buckets"
     """What a picture keeps of its shape: ``buckets``, nearly all of it, at the area of ``resolution``; ``square``, what
     a square has of it."""
