@@ -185,7 +185,7 @@ def _inspected(
         tags=entry.tags,
         mask=mask,
     )
-    thumb = np.frombuffer(seen.thumb, np.uint8).reshape(THUMB, THUMB, 3)
+    thumb: Thumb = np.ndarray((THUMB, THUMB, 3), np.dtype(np.uint8), seen.thumb)
     return _Inspected(sample, thumb, seen.look, seen.remarks)
 
 

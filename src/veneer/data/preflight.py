@@ -102,6 +102,9 @@ def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Data
     listings = read_sources(config)
     pictures = inspect_pictures(listings, config.background, progress)
     _refuse_without_masks(config.sources, listings, pictures)
+    listed = zip(config.sources, listings, strict=True)
+    counts = tuple(SourceCount(source.path, len(one.entries), len(one.rejected)) for source, one in listed)
+    del listings, listed  # of a million pictures they take more than all that is needed from here on
     comparison: Comparison | None = None
     if isinstance(config.held_out, Path):
         held = _inspect_held_out(config.held_out, config)
@@ -113,7 +116,6 @@ def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Data
     _check_references(config, [*train.samples.values(), *held.samples.values()])
     near = _near_paths(pictures, held, comparison)
     notes = note_pictures(config, train, held, near)
-    counts = zip(config.sources, listings, strict=True)
     dataset = Dataset(
         train.manifest(),
         held.manifest(),
@@ -121,7 +123,7 @@ def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Data
         pictures.copies,
         notes,
         pictures.looks | held.looks,
-        tuple(SourceCount(source.path, len(one.entries), len(one.rejected)) for source, one in counts),
+        counts,
     )
     return dataset, _too_faulty(pictures, config)
 
@@ -159,6 +161,8 @@ def _refuse_without_masks(sources: Sequence[SourceConfig], listings: Sequence[Li
     Raises:
         UserError: all would be learned.
     """
+    if all(source.masks is None for source in sources):
+        return
     masked = {sample.path for sample in pictures.samples.values() if sample.mask is not None}
     usable = {sample.path for sample in pictures.samples.values()}
     for source, listing in zip(sources, listings, strict=True):
