@@ -34,7 +34,8 @@ _FLAT = 8  # levels of 255
 
 def is_flat(image: Image.Image) -> bool:
     """Check whether a picture is of one colour, up to a few levels."""
-    extrema = image.convert("RGB").getextrema()
+    rgb = image if image.mode == "RGB" else image.convert("RGB")  # which would copy the pixels of one that is
+    extrema = rgb.getextrema()
     return all(int(high) - int(low) <= _FLAT for low, high in extrema)  # type: ignore[misc]
 
 
