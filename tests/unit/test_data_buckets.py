@@ -114,7 +114,8 @@ def test_a_small_picture_is_not_enlarged(picture: tuple[int, int], size: Size) -
 
 def test_one_multiple_is_the_least_that_a_base_takes() -> None:
     assert buckets(multiple=32).sizes(20, 20) == ((32, 32),)
-    assert buckets(multiple=32).sizes(20, 100) == ((96, 32),)
+    assert buckets(multiple=32).sizes(20, 100) == ((128, 32),)
+    assert buckets(multiple=16).sizes(8, 24) == ((48, 16),)
 
 
 def test_small_pictures_are_enlarged_where_it_is_asked() -> None:

@@ -269,8 +269,9 @@ def _fitting(width: int, height: int, side: int, multiple: int, longest: int) ->
     across = max(step, min(short, side) // step * step)
     if across > short:
         step = across = multiple
-    most = max(step, min(long, longest, MAX_ASPECT * across, side * side // across) // step * step)
     ideal = across * long / short  # of which nothing is cropped
+    room = long if across <= short else round(ideal)  # one that is enlarged keeps its shape
+    most = max(step, min(room, longest, MAX_ASPECT * across, side * side // across) // step * step)
     options = {min(most, max(step, int(ideal // step) * step + more)) for more in (0, step)}
     along = min(options, key=lambda one: (cropped_share(long, short, (across, one)), -one))
     return (across, along) if width >= height else (along, across)
