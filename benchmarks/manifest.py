@@ -143,6 +143,9 @@ def section(figures: dict[str, Any]) -> str:
         seconds = [one[stage] for stage in stages]
         told = " | ".join(f"{value:.2f}" for value in (*seconds, sum(seconds)))
         rows.append(f"| {one['size']:,} | {told} | {one['GB']:.2f} |")
+    largest = figures["sizes"][-1]["size"]
+    if largest < SIZES[-1]:
+        rows += ["", f"{SIZES[-1]:,} have not been measured to the end: the largest measured is {largest:,}."]
     return "\n".join([*rows, ""])
 
 
