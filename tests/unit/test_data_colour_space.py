@@ -312,9 +312,10 @@ def test_a_statement_that_cannot_be_followed_is_said(
 
 
 def test_it_is_among_the_notes(tmp_path: Path) -> None:
+    shades = Image.linear_gradient("L").resize((16, 16)).convert("RGB")
     for number in range(2):
-        Image.new("RGB", (16, 16), (9, number, 9)).save(tmp_path / f"{number}.png", icc_profile=b"broken")
-    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+        shades.rotate(90 * number).save(tmp_path / f"{number}.png", icc_profile=b"broken")
+    frames = [shades.rotate(angle) for angle in (180, 270)]
     frames[0].save(tmp_path / "2.gif", save_all=True, append_images=frames[1:])
     config = DataConfig(sources=(SourceConfig(path=tmp_path),), held_out=0.0, trigger="tok")
     assert survey(config).notes == (

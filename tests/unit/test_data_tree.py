@@ -133,7 +133,7 @@ def test_pictures_without_a_pictures_ending_are_named(tmp_path: Path, name: str,
     assert name in names(tmp_path) and not any(one.path.name == name for one in listed(tmp_path).rejected)
 
 
-@pytest.mark.parametrize(("name", "content"), [("a.zip", b"PK\x05\x06"), ("train.parquet", b"PAR1\0")])
+@pytest.mark.parametrize(("name", "content"), [("a.zip", b"PK\x05\x06"), ("train.arrow", b"ARROW1\0\0")])
 def test_where_pictures_are_packed_it_is_said(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with raises_code("data.no_picture") as caught:

@@ -98,7 +98,7 @@ class ColourSpace:
         except _Unusable as error:
             convert, fault = None, str(error)
         if convert is None:
-            return Converted(image.convert("RGBA" if image.has_transparency_data else "RGB"), fault)
+            return Converted(_as_mode(image, "RGBA" if image.has_transparency_data else "RGB"), fault)
         alpha = image.convert("RGBA").getchannel("A") if image.has_transparency_data else None
         converted = convert(image if image.mode == mode else image.convert("RGB").convert(mode))
         if alpha is not None:
@@ -113,6 +113,11 @@ class ColourSpace:
             lab = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
             return "LAB", _by_transform(lab, "LAB")
         return "RGB", None
+
+
+def _as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """Return a picture in a mode; the picture itself where it is, for large ones have no room twice."""
+    return image if image.mode == mode and "transparency" not in image.info else image.convert(mode)
 
 
 def stated_space(image: Image.Image, content: bytes) -> ColourSpace:

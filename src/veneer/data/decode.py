@@ -29,6 +29,7 @@ __all__ = [
     "TRANSPARENT",
     "UPRIGHT",
     "decode",
+    "decoded",
     "opened",
     "to_8_bits",
     "upright",
@@ -59,6 +60,7 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_BAND = 2**20  # pixels
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # TIFF
 
 
@@ -84,8 +86,26 @@ def decode(
         Unreadable: the picture is broken, of no known format, too small or too large.
     """
     with opened(content) as image:
-        notes = _Notes([] if remarks is None else remarks, [] if conversions is None else conversions)
-        return _decoded(image, content, background, notes)
+        return _decoded(image, content, background, _Notes.of(remarks, conversions))
+
+
+@contextmanager
+def decoded(
+    content: bytes,
+    background: tuple[int, int, int],
+    remarks: list[str] | None = None,
+    conversions: list[str] | None = None,
+) -> Iterator[Image.Image]:
+    """Decode a picture as :func:`decode` does; its pixels count among those of all threads while within, and are gone
+    after.
+    """
+    with opened(content) as image:
+        shown = _decoded(image, content, background, _Notes.of(remarks, conversions))
+        try:
+            yield shown
+        finally:
+            shown.close()
+            image.close()
 
 
 @contextmanager
@@ -118,6 +138,11 @@ class _Notes(NamedTuple):
 
     remarks: list[str]
     conversions: list[str]
+
+    @classmethod
+    def of(cls, remarks: list[str] | None, conversions: list[str] | None) -> _Notes:
+        """Return the lists, with one that nobody reads for each that is None."""
+        return cls([] if remarks is None else remarks, [] if conversions is None else conversions)
 
 
 class _WithoutWarnings:
@@ -166,7 +191,7 @@ class _Budget:
 
 _WITHOUT_WARNINGS = _WithoutWarnings()
 _PIXELS = _Budget(MAX_PIXELS)
-"""Pixels that are decoded at a time: as many threads as there are hold no more memory than one needs for the largest
+"""Pixels that are held at a time: as many threads as there are hold no more memory than one needs for the largest
 picture."""
 
 
@@ -226,15 +251,26 @@ def _decoded(image: Image.Image, content: bytes, background: tuple[int, int, int
     notes.conversions.extend(what for what, is_done in done.items() if is_done)
     if turned.mode == "RGB":
         return turned
-    levels = turned.getchannel("A").histogram()
+    levels = turned.histogram()[-256:]  # of the last channel, which is alpha
     if sum(levels[:128]) > _MARGIN * sum(levels):
         notes.remarks.append(TRANSPARENT)
     return _on_background(turned, background)
 
 
 def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    ground = Image.new("RGBA", image.size, (*background, 255))
-    return Image.alpha_composite(ground, image).convert("RGB")
+    shown = Image.new("RGB", image.size)
+    for top, bottom in _bands(*image.size):
+        band = image.crop((0, top, image.width, bottom))
+        ground = Image.new("RGBA", band.size, (*background, 255))
+        shown.paste(Image.alpha_composite(ground, band).convert("RGB"), (0, top))
+    return shown
+
+
+def _bands(width: int, height: int) -> Iterator[tuple[int, int]]:
+    """Yield first and last rows of bands, in which what is done pixel by pixel takes little memory."""
+    rows = max(1, _BAND // width)
+    for top in range(0, height, rows):
+        yield top, min(top + rows, height)
 
 
 def _has_more_frames(image: Image.Image) -> bool:
@@ -266,5 +302,8 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     white = 0xFFF if tags.get(_BITS_PER_SAMPLE) == (12,) else 0xFFFF
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         gray_HW = white - gray_HW
-    # rounded to the nearest, as x / white * 255 is
-    return Image.fromarray(((gray_HW.astype(np.uint32) * 255 + white // 2) // white).astype(np.uint8))
+    scaled_HW = np.empty(gray_HW.shape, np.uint8)
+    for top, bottom in _bands(*image.size):
+        # rounded to the nearest, as x / white * 255 is
+        scaled_HW[top:bottom] = (gray_HW[top:bottom].astype(np.uint32) * 255 + white // 2) // white
+    return Image.fromarray(scaled_HW)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from veneer.data.decode import decode
+from veneer.data.decode import decoded
 from veneer.data.duplicates import THUMB
 from veneer.data.manifest import content_id
 from veneer.data.sharpness import BLURRED, edge_width, is_flat
@@ -64,7 +64,7 @@ def see(content: bytes, background: tuple[int, int, int]) -> Seen:
     """
     remarks: list[str] = []
     conversions: list[str] = []
-    image = decode(content, background, remarks, conversions)
-    thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX)).tobytes()
-    look = Look(tuple(conversions), edge_width(image), is_flat(image))
-    return Seen(content_id(content), *image.size, thumb, tuple(remarks), look)
+    with decoded(content, background, remarks, conversions) as image:
+        thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX)).tobytes()
+        look = Look(tuple(conversions), edge_width(image), is_flat(image))
+        return Seen(content_id(content), *image.size, thumb, tuple(remarks), look)
