@@ -304,7 +304,7 @@ def test_one_that_is_killed_ends_the_other_and_costs_no_step(make: Callable[...,
     config = make("run", train={"max_steps": 5000, "checkpoint_every": 2000})
     members = begin(2, config.output.dir.parent / "said", commands(command(config)))
     wait_for(config.output.dir / LOG, members)
-    while len(logged(config.output.dir)) < 6:
+    while not any(event["event"] == "StepDone" for event in logged(config.output.dir)):
         time.sleep(0.01)
     os.kill(members[1].pid, signal.SIGKILL)
     assert [member.wait() for member in members] == [1, -signal.SIGKILL]
@@ -424,12 +424,12 @@ def test_processes_that_see_other_pictures_are_refused(make: Callable[..., RunCo
                 captions_of_its_own = config.output.dir.parent / "elsewhere"
                 captions_of_its_own.mkdir()
                 for picture in tiny_pictures.glob("*.png"):
-                    (captions_of_its_own / picture.name).symlink_to(picture)
+                    os.link(picture, captions_of_its_own / picture.name)
                 (captions_of_its_own / "metadata.jsonl").write_text(text)
             real = veneer.run.preparation.survey
             other = config.data.sources[0].model_copy(update={"path": captions_of_its_own})
             spoiled = config.data.model_copy(update={"sources": (other,)})
-            veneer.run.preparation.survey = lambda data: real(spoiled)
+            veneer.run.preparation.survey = lambda data, progress: real(spoiled, progress)
 
     first, second = trained(2, config, prepare=prepare)
     assert (first.code, second.code, second.err) == (2, 2, "")

@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance
 from tests.training import tiny_config
 from veneer.config.schema import ColorJitterConfig, DataConfig, SourceConfig
 from veneer.data.augment import Augmentation, ColorChange, augmentation_of, draws_differ, names_side
+from veneer.data.color import change_colors
 from veneer.data.manifest import Sample, content_id
 from veneer.data.preflight import survey
 from veneer.data.transform import cut, geometry_of, is_flipped, load_centered, load_pixels, load_references
@@ -58,7 +59,7 @@ ENHANCERS: dict[str, Callable[[Image.Image], Any]] = {
 @pytest.mark.parametrize("name", ENHANCERS)
 @pytest.mark.parametrize("factor", [0.6, 1.0, 1.3])
 def test_colours_change_as_pillow_changes_them(name: str, factor: float) -> None:
-    ours = levels(ColorChange(**{name: factor})(pixels_of(noise())))
+    ours = levels(change_colors(pixels_of(noise()), ColorChange(**{name: factor})))
     theirs = np.asarray(ENHANCERS[name](noise()).enhance(factor)).transpose(2, 0, 1)
     # Pillow's numbers are whole, and so is its grey: each at most half a level off, times the factor
     assert np.abs(ours - theirs).max() <= 1 + abs(factor - 1)
@@ -66,7 +67,7 @@ def test_colours_change_as_pillow_changes_them(name: str, factor: float) -> None
 
 @pytest.mark.parametrize("turns", [-0.3, -0.02, 0.1, 0.5])
 def test_hues_turn_as_in_hsv(turns: float) -> None:
-    ours = (np.asarray(ColorChange(hue=turns)(pixels_of(noise()))) + 1) / 2
+    ours = (np.asarray(change_colors(pixels_of(noise()), ColorChange(hue=turns))) + 1) / 2
     for row, column in np.ndindex(16, 24):
         hue, saturation, value = colorsys.rgb_to_hsv(*(np.array(noise())[row, column] / 255))
         expected = colorsys.hsv_to_rgb((hue + turns) % 1, saturation, value)
@@ -75,7 +76,7 @@ def test_hues_turn_as_in_hsv(turns: float) -> None:
 
 @given(*[st.floats(0.5, 1.5)] * 3, st.floats(-0.5, 0.5))
 def test_changed_colours_are_colours(brightness: float, contrast: float, saturation: float, hue: float) -> None:
-    changed = ColorChange(brightness, contrast, saturation, hue)(pixels_of(noise(4, 4)))
+    changed = change_colors(pixels_of(noise(4, 4)), ColorChange(brightness, contrast, saturation, hue))
     assert changed.isfinite().all() and changed.min() >= -1 - 1e-6 and changed.max() <= 1 + 1e-6
 
 

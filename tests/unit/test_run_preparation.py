@@ -11,7 +11,7 @@ from PIL import Image
 from tests.running import logged, quick_config, use_base
 from veneer.cli.main import main
 from veneer.config.load import write_config
-from veneer.data import inspection
+from veneer.data import seen
 from veneer.data.preflight import survey
 from veneer.family.protocol import Family
 from veneer.run.preparation import input_warnings
@@ -120,8 +120,8 @@ def test_a_run_warns_before_it_trains_and_decodes_no_picture_twice_for_it(
     use_base(monkeypatch, family)
     monkeypatch.setattr("veneer.run.preparation.identify", stop)
     looked: list[int] = []
-    decode = inspection.decode
-    monkeypatch.setattr(inspection, "decode", lambda *content: looked.append(1) or decode(*content))
+    decoded = seen.decoded
+    monkeypatch.setattr(seen, "decoded", lambda *content: looked.append(1) or decoded(*content))
     with pytest.raises(Stop):
         main(["train", str(tmp_path / "run.yaml")])
     out = capsys.readouterr().out

@@ -15,6 +15,7 @@ from veneer.config.colour import rgb
 from veneer.config.schema import DataConfig
 from veneer.data.augment import AS_MEASURED, Augmentation, Box, augmentation_of
 from veneer.data.buckets import Size
+from veneer.data.color import change_colors
 from veneer.data.decode import decode
 from veneer.data.manifest import Mask, Reference, Sample, content_id
 from veneer.data.mask import area_average, decode_alpha, decode_mask
@@ -152,7 +153,7 @@ def _load(picture: Sample | Reference, config: DataConfig, size: Size, change: A
     """Load a picture as it is augmented; colours are changed last, when it is upright, sRGB and of its final size."""
     part = cut(_read(picture, lambda content: decode(content, rgb(config.background))), size, change)
     pixels_CHW = _to_tensor(part.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if change.flipped else part)
-    return pixels_CHW if change.color is None else change.color(pixels_CHW)
+    return pixels_CHW if change.color is None else change_colors(pixels_CHW, change.color)
 
 
 def is_flipped(sample: Sample, config: DataConfig, seed: int, draw_index: int) -> bool:
