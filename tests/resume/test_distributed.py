@@ -84,7 +84,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "bfloat16, average, samples": {"train": {"precision": "bfloat16", "ema_decay": 0.9}, "sample": {"every": 2}},
 }
-_SLOW = ("plain", "dropout, prior", "bfloat16, average, samples")
+_SLOW = ("dropout, prior", "text encoder, recomputed", "bfloat16, average, samples")
 
 
 @pytest.mark.parametrize(

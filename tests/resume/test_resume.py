@@ -411,6 +411,7 @@ def test_a_run_of_before_there_were_buckets_goes_on_and_says_what_may_differ(con
     assert ("checkpoint.cut_squares" in told) == (aspect == "buckets")
 
 
+@pytest.mark.slow
 def test_more_steps_are_fine_where_the_rate_does_not_fall(config: RunConfig, whole: tuple[str, str]) -> None:
     """The run of six steps is the beginning of the run of eight, so the latter may go on from it."""
     run_training(changed(config, "train", max_steps=8))
@@ -441,6 +442,7 @@ def test_a_key_that_no_config_has_allows_nothing() -> None:
         Resume(allow=("train.bach",))
 
 
+@pytest.mark.slow
 def test_another_release_is_told(config: RunConfig, monkeypatch: pytest.MonkeyPatch, whole: tuple[str, str]) -> None:
     with monkeypatch.context() as patch:
         patch.setattr("veneer.run.identity.__version__", "0.0.9")
@@ -506,6 +508,7 @@ def test_a_folder_that_takes_no_checkpoints_is_said_to(config: RunConfig) -> Non
     assert (config.output.dir / FILE_NAME).exists()
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_last_checkpoint(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -210,6 +210,7 @@ def test_a_killed_run_comes_to_the_same_end(
     assert without_time[0] == without_time[1]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_ended_is_not_trained_on_by_a_resume(course: None, config: RunConfig) -> None:
     config = with_steps(config, 8, patience=2)
     record_events(config)
@@ -223,6 +224,7 @@ def test_a_run_that_was_ended_is_not_trained_on_by_a_resume(course: None, config
     assert kept.step == 4
 
 
+@pytest.mark.slow
 def test_the_best_goes_along_into_another_folder(course: None, config: RunConfig, tmp_path: Path) -> None:
     """A checkpoint alone has all that is needed, not the log or the file beside it."""
     config = with_steps(config, 8)
@@ -233,6 +235,7 @@ def test_the_best_goes_along_into_another_folder(course: None, config: RunConfig
     assert kept.step == 4 and (branch.output.dir / BEST).exists()
 
 
+@pytest.mark.slow
 def test_scores_of_another_measure_are_forgotten_with_a_word(course: None, config: RunConfig) -> None:
     config = with_steps(config, 8)
     killed(config, StepDone, 6)
@@ -242,6 +245,7 @@ def test_scores_of_another_measure_are_forgotten_with_a_word(course: None, confi
     assert [event.best_step for event in evaluated(events)] == [6, 6, 6]
 
 
+@pytest.mark.slow
 def test_a_score_that_cannot_be_had_is_a_warning(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     measure = HeldOutEvaluator.losses
 
@@ -256,6 +260,7 @@ def test_a_score_that_cannot_be_had_is_a_warning(config: RunConfig, monkeypatch:
     assert "no score of step 3: the denoising loss" in [e.text[:38] for e in events if isinstance(e, Warned)]
 
 
+@pytest.mark.slow
 def test_a_folder_that_does_not_take_the_best_is_no_end(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> str:
         raise UserError("cannot be written: No space left on device", code="files.cannot_write")
@@ -276,6 +281,7 @@ def test_asking_for_scores_with_nothing_held_out_is_refused_first(
         run_training(config.model_copy(update={"data": data}))
 
 
+@pytest.mark.slow
 def test_at_the_end_both_kinds_are_measured_and_written(config: RunConfig, family: Family) -> None:
     result = run_training(config)
     evaluation = read_evaluation(config.output.dir)
@@ -284,6 +290,7 @@ def test_at_the_end_both_kinds_are_measured_and_written(config: RunConfig, famil
     assert (evaluation.adapter, evaluation.drift, evaluation.copying) == (FILE_NAME, None, None)
 
 
+@pytest.mark.slow
 def test_pictures_of_the_class_show_the_drift(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
     data = {"prior": {"prompt": "a shape", "count": 3}}
     config = config_of(tiny_base, tiny_pictures, tmp_path / "run", data=data)

@@ -273,6 +273,7 @@ def packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_packages(tmp_path / "work" / "packages", monkeypatch)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("packages")
 def test_a_whole_base_is_made_measured_and_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import StableDiffusionPipeline

@@ -103,6 +103,7 @@ def test_a_method_that_is_not_additive_has_a_size_beside_the_base_alone(tiny_bas
     assert weight_changes({other: adapter}, str(tiny_base)) == {}
 
 
+@pytest.mark.slow
 def test_the_text_encoder_is_found_in_the_base_too(
     run: Path, config: RunConfig, tiny_base: Path, tmp_path: Path
 ) -> None:
@@ -125,6 +126,7 @@ def test_the_text_encoder_is_found_in_the_base_too(
     assert evidence.measurements.text_encoder.mean != 0
 
 
+@pytest.mark.slow
 def test_measuring_leaves_the_base_its_bits_and_repeats(run: Path, tiny_base: Path) -> None:
     family, evidence = load_family(str(tiny_base)), gather_evidence(run)
     before = {name: tensor.clone() for name, tensor in family.networks["unet"].state_dict().items()}
@@ -239,6 +241,7 @@ def test_measuring_tells_of_captions_that_are_cut_where_no_log_does(run: Path, t
     assert "longer than the 14 tokens" in cut and "the trigger" in trigger
 
 
+@pytest.mark.slow
 def test_a_torn_line_is_passed_over(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     log = tmp_path / "run" / LOG
@@ -345,6 +348,7 @@ def test_want_of_memory_is_told_and_named(
     assert why == f"{after.why}; the plan's peak is then {format_bytes(before.peak_after[halved])}"
 
 
+@pytest.mark.slow
 def test_a_fault_is_cut_from_the_log_of_a_run_that_goes_on(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -200,6 +200,7 @@ def test_a_pipe_is_not_read_and_a_link_to_nothing_is_named(tmp_path: Path) -> No
         load_family(str(tmp_path / "b.safetensors"))
 
 
+@pytest.mark.slow
 def test_the_command_for_a_pickle_converts_it_and_runs_nothing(tmp_path: Path) -> None:
     class Hostile:
         def __reduce__(self) -> Any:

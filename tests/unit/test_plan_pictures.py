@@ -48,6 +48,7 @@ def test_pictures_of_unknown_sizes_may_have_the_largest() -> None:
     assert counts.pixels_in(two, (1024, 1024)) == 2 * 9 * 1024 * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tags", [{}, {"tag_orders": 1}, {"keep_tags": 99}])
 def test_texts_of_shuffled_tags_are_counted_and_told(family: Family, tiny_pictures: Path, tags: dict[str, Any]) -> None:
     source = {"path": str(tiny_pictures), "shuffle_tags": True, "tag_separator": " ", **tags}

@@ -133,6 +133,7 @@ def test_the_best_adapter_takes_room_in_a_file_and_in_each_checkpoint(
     )
 
 
+@pytest.mark.slow
 def test_offloaded_parts_come_back_when_the_steps_are_done(
     config: RunConfig, family: Family, monkeypatch: pytest.MonkeyPatch
 ) -> None:

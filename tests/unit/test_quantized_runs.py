@@ -42,7 +42,9 @@ def plain(tiny_base: Path, tiny_pictures: Path, tmp_path_factory: pytest.TempPat
     return output
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize(
+    "format", [pytest.param(name, marks=[] if name == "bnb_nf4" else [pytest.mark.slow]) for name in FORMATS]
+)
 def test_a_run_ends_with_another_adapter_in_the_same_file(
     format: str, plain: Path, tiny_base: Path, tiny_pictures: Path, tmp_path: Path
 ) -> None:

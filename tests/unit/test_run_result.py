@@ -46,6 +46,7 @@ def make_full(patch: pytest.MonkeyPatch, *folders: Path) -> None:
         patch.setattr(result, name, full(getattr(result, name), place))
 
 
+@pytest.mark.slow
 def test_an_adapter_without_room_in_its_folder_is_kept_elsewhere(
     family: Family, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,7 @@ def test_sheets_at_the_chosen_steps_and_the_base_before_them(config: RunConfig, 
     assert pictures(config, 2)[0].tobytes() != pictures(config, 0)[0].tobytes()
 
 
+@pytest.mark.slow
 def test_the_strip_holds_every_sheet_in_order(config: RunConfig) -> None:
     run_training(config)
     found = columns(config)
@@ -85,6 +86,7 @@ def test_the_strip_holds_every_sheet_in_order(config: RunConfig) -> None:
         assert column.crop((0, 136, 128, 264)).tobytes() == second.tobytes()
 
 
+@pytest.mark.slow
 def test_the_strip_is_brought_up_to_date_with_each_sheet(config: RunConfig) -> None:
     counts = []
 

@@ -147,6 +147,7 @@ def test_a_prior_has_a_curve_and_a_text_encoder_a_rate(config: RunConfig) -> Non
     assert found["rate/text_encoder"][0][1] == pytest.approx(5e-5)
 
 
+@pytest.mark.slow
 def test_a_killed_run_that_goes_on_has_each_point_once(config: RunConfig, tmp_path: Path) -> None:
     whole = config.in_folder(tmp_path / "whole")
     run_training(whole)

@@ -136,6 +136,7 @@ def test_what_was_stopped_early_is_known_to_the_same_command(
     assert f"at a loss of {loss:.4f} (done before)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_sampler_is_told_what_it_had_learned_of_what_was_stopped(
     run: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

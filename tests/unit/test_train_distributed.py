@@ -160,6 +160,7 @@ def test_one_that_dies_is_noticed_at_once(tmp_path: Path, dies: int) -> None:
     assert time.monotonic() - began < 30
 
 
+@pytest.mark.slow
 def test_one_that_hangs_is_given_up(tmp_path: Path) -> None:
     def work(processes: ProcessGroup) -> Any:
         processes.all_gather()

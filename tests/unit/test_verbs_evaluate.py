@@ -102,6 +102,7 @@ def test_it_says_the_same_as_the_run_itself(run: Path) -> None:
     assert (found.copying, found.drift) == (None, None)
 
 
+@pytest.mark.slow
 def test_two_evaluations_write_equal_files(run: Path) -> None:
     evaluate_adapter(run, EvaluationOptions(samples=4))
     first = files_of(run)
@@ -204,6 +205,7 @@ def test_what_the_run_held_out_of_its_folder_is_not_taken_for_trained_on(run: Pa
     assert evaluate_adapter(run, EvaluationOptions(training=(tiny_pictures,), samples=0)) == plain
 
 
+@pytest.mark.slow
 def test_pictures_of_the_class_have_the_run_s_prompt_for_a_caption(
     run: Path, new: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -62,6 +62,7 @@ def tiny_flux(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_flux_file(write_tiny_flux(folder / "base"), folder / "flux.safetensors")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_a_known_lora_comes_back(kind: str, tiny_base: Path, tiny_flux: Path, tmp_path: Path) -> None:
     base = tiny_base if kind == "folder" else tiny_flux
@@ -149,6 +150,7 @@ def test_the_shares_of_the_kinds_are_those_of_the_singular_values(tiny_base: Pat
         assert share.retained == pytest.approx(math.sqrt(kept / whole), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_rest_can_be_kept_and_is_merged_again(tiny_base: Path, tmp_path: Path) -> None:
     weights = {name: each for name, each in known(BaseWeights(tiny_base)).items() if name.startswith("unet.")}
     tuned = tune(tiny_base, tmp_path / "a", weights)
