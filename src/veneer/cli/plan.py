@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -45,6 +48,22 @@ def plan(
 ) -> None:
     """Say what a run will train and take: parameters, memory, disk, steps."""
     config, count_pictures = read_planned_config(words or (), base, trigger, preset or ())
-    from veneer.cli.terminal.plan import print_plan
+    with _collector_paused():
+        from veneer.cli.terminal.plan import print_plan
+    gc.freeze()  # what was imported stays, so that no collection of a rehearsal walks over it
+    try:
+        print_plan(config, count_pictures=count_pictures, probed=probe, memory=memory, as_json=as_json)
+    finally:
+        gc.unfreeze()
 
-    print_plan(config, count_pictures=count_pictures, probed=probe, memory=memory, as_json=as_json)
+
+@contextmanager
+def _collector_paused() -> Iterator[None]:
+    """Within, no cycles are collected: imports make objects by the million and hardly any garbage."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
