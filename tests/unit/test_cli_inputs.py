@@ -86,7 +86,7 @@ def test_the_command_line_says_it_in_one_line(tmp_path: Path, capsys: pytest.Cap
     for name, words in (
         ("pictures.7z", "unpack it"),
         ("torn.zip", "cut short"),
-        ("gone.zip", "is neither a folder"),
+        ("gone.zip", "does not exist"),
         ("text.zip", "is a text file, not a zip archive"),
         ("slip.zip", "no picture can be used: a.png: its name leads out of the archive"),
     ):

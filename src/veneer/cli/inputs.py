@@ -52,7 +52,7 @@ def read_run_config(source: Path, overrides: Sequence[str], trigger: str | None,
     if names_shards(source):
         return config_from_folder(source, trigger, overrides, presets)
     if not source.exists():
-        what = "is neither a folder or zip of pictures nor a configuration file"
+        what = "does not exist; a folder or zip of pictures or a configuration file is needed"
         raise UserError(what, code="cli.no_such_source", where=source)
     if is_dataset_file(source) or is_zip(source):
         return config_from_folder(source, trigger, overrides, presets)
