@@ -124,15 +124,13 @@ def test_the_reference_is_told_and_is_no_part_of_the_noise_or_the_loss(base: Pat
     config = config_of(base, pairs, tmp_path, data={"resolution": family.resolution, "held_out": 0.0})
     with trainer_on(config, family) as trainer:
         (micro,) = trainer.batches.micro_batches(0)
-        shown = trainer.batches.encoder.centered_references(micro.samples[0])
-    assert micro.latents.shape == micro.noise.shape == (2, *family.encode_image(pixels(family)).mean.shape[1:])
+        size = micro.geometries[0].target
+        shown = trainer.batches.encoder.centered_references(micro.samples[0], size)
+    latent = family.encode_image(torch.zeros(1, 3, *size)).mean
+    assert micro.latents.shape == micro.noise.shape == (2, *latent.shape[1:])
     assert len(micro.references.references) == len(micro.samples[0].references)
     for batch, alone in zip(micro.references.references, shown.references, strict=True):
         assert torch.equal(batch[:1], alone)
-
-
-def pixels(family: Family) -> torch.Tensor:
-    return torch.zeros(1, 3, family.resolution, family.resolution)
 
 
 def test_the_score_is_that_of_the_file(run: RunConfig, base: Path) -> None:
