@@ -222,7 +222,7 @@ def test_a_config_with_a_typo_names_its_line(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_a_source_that_is_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert "neither a folder or zip of pictures nor" in refusal(capsys, "train", str(tmp_path / "nothing"))
+    assert "does not exist; a folder or zip of pictures or a" in refusal(capsys, "train", str(tmp_path / "nothing"))
 
 
 def test_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
