@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from tests.errors import raises_code
 from veneer.config.schema import SourceConfig
+from veneer.data.sources.metadata import MetadataSource
 from veneer.data.sources.protocol import Listing
 from veneer.data.sources.registry import read_source
 
@@ -56,7 +57,10 @@ def test_any_caption_comes_back_from_a_table(texts: list[str]) -> None:
             write(folder, f"{number}.png")
             rows.writerow([f"{number}.png", text])
         write(folder, "metadata.csv", table.getvalue())
-        assert captions(folder) == {f"{number}.png": (text.strip(),) for number, text in enumerate(texts)}
+        listing = MetadataSource().list_pictures(SourceConfig(path=folder))  # before syntax of prompts is looked for
+        assert listing is not None
+        found = {entry.path.name: entry.captions for entry in listing.entries}
+        assert found == {f"{number}.png": (text.strip(),) for number, text in enumerate(texts)}
 
 
 @pytest.mark.parametrize(
