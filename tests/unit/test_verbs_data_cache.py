@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from tests.errors import raises_code
 from veneer.cli.main import main
-from veneer.config.load import build_config
+from veneer.config.load import build_config, write_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.evaluate.heldout import heldout_losses
@@ -112,3 +113,23 @@ def test_the_verb_says_what_was_there(
     assert main([*words, "--prune"]) == 0 and "removed 0 entries" in capsys.readouterr().out
     assert main([*words, "--max-size", "0"]) == 0 and "removed 23 entries" in capsys.readouterr().out
     assert main([*words, "--list"]) == 0 and "holds nothing" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_work(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+    section = page.partition("<!-- cache commands: tested -->")[2]
+    commands = section.partition("```sh\n")[2].partition("```")[0].splitlines()
+    assert len(commands) == 5
+    for name in ("style", "portraits"):
+        config = config_of(tiny_base, tiny_pictures, None)
+        output = config.output.model_copy(update={"dir": tmp_path / name})
+        write_config(config.model_copy(update={"output": output}), tmp_path / f"{name}.yaml")
+    monkeypatch.chdir(tmp_path)
+    quick = ["sample.steps=1", "tracking.trackers=[]"]
+    for line in commands:
+        _, *words = shlex.split(line, comments=True)
+        assert main([*words, *(quick if words[0] == "train" else [])]) == 0, line
+    assert cache_usage(config_of(tiny_base, tiny_pictures, tmp_path / "cache"))

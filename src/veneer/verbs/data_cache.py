@@ -102,7 +102,7 @@ def prune_cache(
     """Remove what is not wanted from the cache of the first of some runs.
 
     Args:
-        configs: the runs.
+        configs: the runs; those behind the first may name no cache, or another.
         unused: whether what none of them needs goes, and files of an older release's layout.
         older: days after which an entry goes; None: never.
         most: bytes that may stay, those written last; None: any number.
@@ -113,7 +113,7 @@ def prune_cache(
     folder = cache_of(configs[0])
     keeps: list[Keep] = []
     if unused:
-        needed = {key for config in configs for key in _needed(config)}
+        needed = {key for config in configs for key in _needed(_with_cache(config, folder))}
         keeps.append(lambda name, entry: (name, entry.digest) in needed)
     if older is not None:
         oldest = time.time() - older * _DAY
@@ -125,6 +125,10 @@ def prune_cache(
     except OSError as error:
         what = f"cannot be pruned: {error.strerror or error}"
         raise UserError(what, code="cache.not_pruned", where=folder) from error
+
+
+def _with_cache(config: RunConfig, folder: Path) -> RunConfig:
+    return config.model_copy(update={"data": config.data.model_copy(update={"cache": folder})})
 
 
 def _needed(config: RunConfig) -> set[tuple[str, bytes]]:
