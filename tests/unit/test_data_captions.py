@@ -101,6 +101,12 @@ def test_prompts_are_stripped_or_trained_on_as_text_where_asked(tmp_path: Path) 
     assert any("to the letter" in note for note in text.notes)
 
 
+def test_alternatives_that_make_too_many_captions_are_told(tmp_path: Path) -> None:
+    found = surveyed(tmp_path, {"a": "{a|b|c|d} {e|f|g|h} {i|j|k|l} {m|n} cat"}, prompt_weights="strip")
+    assert len(found.train.samples[0].captions) == 64
+    assert any("the first 64 are taken" in note and "a.txt" in note for note in found.notes)
+
+
 def test_wildcards_are_refused_even_where_prompts_are_stripped(tmp_path: Path) -> None:
     with raises_code("data.prompt_syntax", "data.prompt_weights=text"):
         captions_of(tmp_path, "a __colour__ cat", prompt_weights="strip")

@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias
 
 from veneer.config.schema import DataConfig
 from veneer.data.prompt_syntax import (
+    MAX_ALTERNATIVES,
     WILDCARD,
     Syntax,
     find_syntax,
@@ -153,7 +154,7 @@ def _without_syntax(source: Path, entries: Sequence[Entry], wanted: PromptWeight
         return entries, _note_syntax("read to the letter", _find(entries))
     notes: list[str] = []
     if wanted == "strip":
-        notes += _note_syntax("stripped of", _find(entries))
+        notes += [*_note_syntax("stripped of", _find(entries)), *_note_cut(entries)]
         entries = _changed(entries, may_have_syntax, strip_syntax)
     found = _find(entries)
     if any(one.is_sure for _, one in found):
@@ -202,6 +203,17 @@ def _note_syntax(what_was_done: str, found: Sequence[tuple[str, Syntax]]) -> lis
 
 def _told(found: Sequence[tuple[str, Syntax]]) -> str:
     return few([f"{one.text!r} ({one.kind}, {place})" for place, one in found])
+
+
+def _note_cut(entries: Iterable[Entry]) -> list[str]:
+    """Note captions whose alternatives make more captions than are taken."""
+    cut = [entry.captions_at or str(entry.path) for entry in entries if any(map(_is_cut, entry.captions))]
+    what = f"of alternatives that make more captions the first {MAX_ALTERNATIVES} are taken"
+    return [f"{what}: {few(cut)}"] if cut else []
+
+
+def _is_cut(caption: str) -> bool:
+    return may_have_syntax(caption) and len(strip_syntax(caption)) == MAX_ALTERNATIVES
 
 
 def _note_escapes(entries: Iterable[Entry]) -> list[str]:
