@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,7 @@ from veneer.weights.safetensors import encoded_bytes
 
 __all__ = ["BaseMaker", "RunInputs", "module_count", "rehearse", "rehearse_step", "tensors_of", "unread_parts"]
 
+R = TypeVar("R")
 BaseMaker = Callable[[MemoryTracer], Family]
 """Makes a base whose tensors have no data, recorded by the tracer."""
 
@@ -92,18 +94,23 @@ def rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) -> Plan
     Raises:
         UserError: the config does not fit the base.
     """
+    return _short_or_whole(config, lambda extension: _rehearse(config, make_base, inputs, extension))
+
+
+def _short_or_whole(config: RunConfig, rehearse_with: Callable[[Extension | None], R]) -> R:
+    """Rehearse a base with few of its equal blocks; with all, if its code does not run with few."""
     extension = Extension(config)
     try:
-        return _rehearse(config, make_base, inputs, extension)
+        return rehearse_with(extension)
     except (UserError, LookupError):  # of a number of blocks that is not the base's, or of the run itself
         if not extension.runs:
             raise
-    return _rehearse(config, make_base, inputs, None)
+    return rehearse_with(None)
 
 
 def _rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs, extension: Extension | None) -> Plan:
     """Rehearse a base, with few of its equal blocks if there is an extension."""
-    tracer = MemoryTracer(inputs.device) if extension is None else MemoryTracer(inputs.device, extension.shorten)
+    tracer = _tracer(inputs, extension)
     extension = extension or Extension(config)
     tracer.begin_phase(LOADING)
     family = make_base(tracer)
@@ -167,8 +174,17 @@ def rehearse_step(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) ->
     Raises:
         UserError: the config does not fit the base.
     """
-    extension = Extension(config)
-    tracer = MemoryTracer(inputs.device, extension.shorten)
+    return _short_or_whole(config, lambda extension: _rehearse_step(config, make_base, inputs, extension))
+
+
+def _tracer(inputs: RunInputs, extension: Extension | None) -> MemoryTracer:
+    """Return a tracer of a base with few of its equal blocks if there is an extension."""
+    return MemoryTracer(inputs.device) if extension is None else MemoryTracer(inputs.device, extension.shorten)
+
+
+def _rehearse_step(config: RunConfig, make_base: BaseMaker, inputs: RunInputs, extension: Extension | None) -> Phase:
+    tracer = _tracer(inputs, extension)
+    extension = extension or Extension(config)
     family = make_base(tracer)
     _label_weights(tracer, family, config)
     extension.watch(tracer, family)
@@ -184,7 +200,7 @@ def rehearse_step(config: RunConfig, make_base: BaseMaker, inputs: RunInputs) ->
 
 
 def _with_blocks(config: RunConfig, offloaded: int) -> RunConfig:
-    """Return a config with another number of offloaded blocks, if it offloads any."""
+    """Return a config with another number of offloaded blocks."""
     return config.model_copy(update={"train": config.train.model_copy(update={"offload_blocks": offloaded})})
 
 
