@@ -77,7 +77,10 @@ def test_so_it_is_where_a_study_is_expected(tmp_path: Path, content: bytes, what
 
 
 @pytest.mark.parametrize("verb", ["train", "plan"])
-def test_the_command_line_says_it_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: str) -> None:
+def test_the_command_line_says_it_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    monkeypatch.chdir(tmp_path)  # results go to a folder below
     (tmp_path / "pictures.7z").write_bytes(b"7z\xbc\xaf\x27\x1c\0\4")
     (tmp_path / "torn.zip").write_bytes(archive()[:-30])
     (tmp_path / "text.zip").write_bytes(b"a letter")

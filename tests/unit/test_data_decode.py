@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+import threading
 import warnings
 import zlib
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image, ImageFile
 
 from tests.zoo import png_16
 from veneer.config.schema import DataConfig, SourceConfig
-from veneer.data.decode import MAX_PIXELS, decode
+from veneer.data.decode import MAX_PIXELS, _Budget, decode, decoded
 from veneer.data.preflight import survey
 from veneer.data.unreadable import Unreadable
 
@@ -318,3 +319,19 @@ def test_no_picture_is_handed_to_another_program(monkeypatch: pytest.MonkeyPatch
     drawing = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
     with pytest.raises(Unreadable, match="not a picture of a known format"):
         decode(drawing, WHITE)
+
+
+def test_threads_hold_no_more_pixels_than_one_picture_may_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("veneer.data.decode._PIXELS", _Budget(24 * 16))
+    content, begun = encode(noise("RGB")), threading.Event()
+
+    def look() -> None:
+        with decoded(content, WHITE):
+            begun.set()
+
+    other = threading.Thread(target=look)
+    with decoded(content, WHITE):
+        other.start()
+        assert not begun.wait(0.2)
+    other.join(10)
+    assert begun.is_set()

@@ -91,3 +91,12 @@ def test_names_and_order_do_not_matter() -> None:
         groups = in_groups(ids, 3)
         renamed = {id: groups[id][::-1] for id in reversed(ids)}
         assert choose_held_out(ids, 0.3, groups) == choose_held_out(ids[::-1], 0.3, renamed)
+
+
+@pytest.mark.parametrize("first", range(0, 6000, 200))
+def test_of_many_pictures_too_a_group_larger_than_the_share_is_trained_on(first: int) -> None:
+    """By its hash alone one group in two would be held out, and with it more than half of the pictures."""
+    ids = ids_of(MANY + 10, first)
+    large = ids[: MANY - 30]
+    held = choose_held_out(ids, 0.5, {id: large[0] if id in large else id for id in ids})
+    assert held and held.isdisjoint(large)

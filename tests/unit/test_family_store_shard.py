@@ -252,3 +252,14 @@ def test_twenty_kills_give_no_wrong_tensor_and_lose_nothing(tmp_path: Path) -> N
     assert len(rows) == len({entry.digest for entry in rows}) == len(total)
     stored = sum(len(encode_tensors(sized(number))) for number in total)
     assert stored <= sum(path.stat().st_size for path in shards_in(tmp_path)) < stored + 64 * len(total)
+
+
+def test_what_a_kill_left_behind_takes_no_room(tmp_path: Path) -> None:
+    fill(tmp_path, range(1))
+    (path,) = shards_in(tmp_path)
+    with path.open("ab") as file:
+        file.write(b"left by a process that was killed" * 1000)
+    fill(tmp_path, range(2))
+    shard = Shard(path)
+    shard.refresh()
+    assert len(shard) == 2 and path.stat().st_size == shard.entry(1).end
