@@ -13,9 +13,8 @@ from transformers import CLIPTokenizer
 
 from tests.conftest import write_tiny_tokenizer
 from tests.families.parts import t5_tokenizer
-from veneer.data.manifest import Manifest, Sample
 from veneer.family.registry import load_family
-from veneer.family.unread import Unread, UnreadCaption, find_unread, join_unread, unread_captions, unread_notes
+from veneer.family.unread import Unread, find_unread, join_unread, unread_notes
 
 LIMIT = 5
 
@@ -177,18 +176,3 @@ def test_the_folder_of_a_tokenizer_is_not_needed(tmp_path: Path) -> None:
     write_tiny_tokenizer(tmp_path / "one")
     tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "one")
     assert find_unread(tokenizer, ["abcdef"], LIMIT)["abcdef"].rest == "f"
-
-
-def test_each_caption_that_is_not_read_whole_is_told_with_what_is_read_of_it(clip: Any) -> None:
-    samples = [
-        Sample(name, Path(f"{name}.png"), captions, 8, 8, 1)
-        for name, captions in (("a", ("a cat", "a cat on a mat")), ("b", ("a cat",)), ("c", ("a cat on a mat",)))
-    ]
-    found = unread_captions(lambda texts: find_unread(clip, texts, 2), Manifest(tuple(samples)))
-    assert [(one.path.name, one.caption, one.unread.read) for one in found] == [
-        ("a.png", "a cat on a mat", "a cat "),
-        ("c.png", "a cat on a mat", "a cat "),
-    ]
-    assert found[0] == UnreadCaption(
-        Path("a.png"), "a cat on a mat", find_unread(clip, ["a cat on a mat"], 2)[found[0].caption]
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +65,7 @@ def test_captions_are_written_beside_pictures_and_those_that_are_there_are_kept(
 
 
 def test_a_run_that_was_stopped_goes_on_where_it_was(pictures: Path) -> None:
-    def stop(picture: object, done: int, total: int) -> None:
+    def stop(done: int, total: int) -> None:
         if done == 2:
             raise KeyboardInterrupt
 
@@ -160,6 +161,18 @@ def test_the_verb_captions_a_folder(blip: Path, pictures: Path, tmp_path: Path) 
     assert "3 captions written, 0 pictures had some, 1 have none" in result.output and "broken.png" in result.output
     assert all((pictures / f"{name}.txt").read_text().startswith("a photo of") for name in "abc")
     assert page.read_text().count("(new)") == 3
+
+
+def test_the_command_of_the_page_works(blip: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "captions.md").read_text("utf-8")
+    section = page.partition("## Captions by a model")[2]
+    (command,) = section.partition("```sh\n")[2].partition("```")[0].splitlines()
+    monkeypatch.chdir(pictures.parent)
+    (pictures.parent / "models").mkdir()
+    (pictures.parent / "models" / "blip").symlink_to(blip)
+    result = CliRunner().invoke(app, [*shlex.split(command)[1:], "--max-tokens", "6"])
+    assert result.exit_code == 0, result.output
+    assert (pictures / "a.txt").read_text().startswith("TOK, ") and Path("captions.html").is_file()
 
 
 def test_a_verb_with_nothing_to_do_says_so(pictures: Path) -> None:

@@ -20,6 +20,8 @@ __all__ = [
     "NewFile",
     "Overrides",
     "PictureSource",
+    "Preset",
+    "RunBase",
     "Scale",
     "ToFormat",
     "Trigger",
@@ -76,12 +78,26 @@ def parse_weighted(text: str) -> WeightedAdapter:
 PictureSource = Annotated[
     Path,
     typer.Argument(
-        metavar="FOLDER|CONFIG.yaml", parser=parse_path, help="A folder of pictures, or a run's configuration."
+        metavar="FOLDER|ZIP|CONFIG.yaml",
+        parser=parse_path,
+        help="A folder or a zip of pictures, or a run's configuration.",
     ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="KEY=VALUE", help="Change keys of the configuration, e.g. train.max_steps=200."),
+]
+RunBase = Annotated[
+    str | None,
+    typer.Option(
+        metavar="BASE",
+        parser=parse_model,
+        help="The base model: bundled, a diffusers folder, a .safetensors file or a hub id; the same as base=BASE.",
+    ),
+]
+Preset = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME", help="Start from a preset, e.g. rank-small or style; may be repeated."),
 ]
 Trigger = Annotated[str | None, typer.Option(metavar="TOKEN", help="Words that will call the adapter in a prompt.")]
 AdapterFile = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from veneer.cli.inputs import read_run_config, with_base
-from veneer.cli.options import Overrides, PictureSource, Trigger, parse_model, refuse_unused
+from veneer.cli.options import Overrides, PictureSource, Preset, RunBase, Trigger, refuse_unused
 
 __all__ = ["train"]
 
@@ -16,19 +16,9 @@ __all__ = ["train"]
 def train(
     source: PictureSource,
     overrides: Overrides = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BASE",
-            parser=parse_model,
-            help="The base model: bundled, a diffusers folder, a .safetensors file or a hub id; the same as base=BASE.",
-        ),
-    ] = None,
+    base: RunBase = None,
     trigger: Trigger = None,
-    preset: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME", help="Start from a preset, e.g. rank-small or style; may be repeated."),
-    ] = None,
+    preset: Preset = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a result, or an unfinished run, in the output folder.")
     ] = False,

@@ -18,6 +18,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from veneer.config.schema import RunConfig
 from veneer.data.bucket_turns import BucketTurns
 from veneer.data.buckets import Buckets, Size
 from veneer.data.manifest import Manifest, Sample
@@ -65,6 +66,12 @@ class DrawSchedule:
         self._streams = [PictureStream(samples, seed, window) for samples in self.members.values()]
         names = [f"{height}x{width}" for height, width in self.members]
         self._turns = BucketTurns(names, [stream.rate for stream in self._streams], seed)
+
+    @classmethod
+    def of(cls, manifest: Manifest, buckets: Buckets, config: RunConfig) -> DrawSchedule:
+        """Return that of a run's pictures."""
+        window = config.data.shuffle_window or DEFAULT_WINDOW
+        return cls(manifest, buckets, config.seed, config.train.batch_size, window)
 
     def micro_batch(self, number: int) -> list[SampleDraw]:
         """Return the draws of one micro-batch, counted over the run from 0; there is at least one sample."""

@@ -9,7 +9,6 @@ import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 from veneer.data.manifest import Manifest
@@ -18,12 +17,10 @@ from veneer.data.trigger import holds_trigger
 __all__ = [
     "UNREAD_CODES",
     "Unread",
-    "UnreadCaption",
     "UnreadNote",
     "caption_places",
     "find_unread",
     "join_unread",
-    "unread_captions",
     "unread_notes",
 ]
 
@@ -167,35 +164,6 @@ def caption_places(*manifests: Manifest, others: Sequence[tuple[str, str]] = ())
     for text, place in (*captions, *others):
         places.setdefault(text, []).append(place)
     return {text: f"{at[0]} and {len(at) - 1} more" if len(at) > 1 else at[0] for text, at in places.items()}
-
-
-@dataclass(frozen=True)
-class UnreadCaption:
-    """A caption of a picture of which the base does not see all.
-
-    Attributes:
-        path: the picture.
-        caption: the text.
-        unread: what is not seen of it.
-    """
-
-    path: Path
-    caption: str
-    unread: Unread
-
-
-def unread_captions(
-    unread: Callable[[Sequence[str]], Mapping[str, Unread]], *manifests: Manifest
-) -> tuple[UnreadCaption, ...]:
-    """Return the captions of pictures that are not seen whole, in the order of the pictures.
-
-    Args:
-        unread: of the family.
-        manifests: of the pictures.
-    """
-    pairs = [(one.path, caption) for manifest in manifests for one in manifest.samples for caption in one.captions]
-    found = unread(list(dict.fromkeys(caption for _, caption in pairs)))
-    return tuple(UnreadCaption(path, caption, found[caption]) for path, caption in pairs if caption in found)
 
 
 def unread_notes(

@@ -19,7 +19,6 @@ from veneer.data.buckets import Buckets
 from veneer.data.loader import DrawSchedule
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
-from veneer.data.shuffle_window import DEFAULT_WINDOW
 from veneer.engine.block_offload import ON_DEVICE, BlockOffload, find_offload, offload_blocks
 from veneer.engine.cuda_graph import GraphedBackward
 from veneer.engine.memory_levels import prepare
@@ -377,12 +376,8 @@ def batch_builder(
     if dataset.train.samples:
         check_references(family, dataset.train.references, config.data.sources[0].path)
     encoder = Encoder(family, config.data, config.seed, store_of(config, family))
-    window = config.data.shuffle_window or DEFAULT_WINDOW
-    own, prior = (
-        None if pictures is None else DrawSchedule(pictures, buckets, config.seed, config.train.batch_size, window)
-        for pictures in (dataset.train, _prior(config))
-    )
-    assert own is not None
+    own, class_pictures = DrawSchedule.of(dataset.train, buckets, config), _prior(config)
+    prior = None if class_pictures is None else DrawSchedule.of(class_pictures, buckets, config)
     return BatchBuilder(config, objective, encoder, own, prior, device_of(family), processes)
 
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment
-from PIL import Image
 
 from veneer.config.colour import rgb
-from veneer.data.decode import decode
 from veneer.data.location import Location
-from veneer.data.unreadable import Unreadable
 from veneer.files import atomic_write
 from veneer.printable import printable
 from veneer.verbs.data_caption import CaptionedFolder, CaptionedPicture
+from veneer.verbs.thumbnail import thumbnail
 
 __all__ = ["write_caption_page"]
 
@@ -44,7 +40,7 @@ _PAGE = """<!doctype html>
 <main>
 {% for one in pictures %}
 <figure{% if not one.captions %} class="bad"{% endif %}>
-  {% if one.thumbnail %}<img src="data:image/jpeg;base64,{{ one.thumbnail }}" alt="" loading="lazy">{% endif %}
+  {% if one.thumbnail %}<img src="{{ one.thumbnail }}" alt="" loading="lazy">{% endif %}
   <figcaption>
     {% for caption in one.captions %}<p>{{ caption }}</p>{% endfor %}
     {% if one.fault %}<p><strong>{{ one.fault }}</strong></p>
@@ -93,15 +89,5 @@ def write_caption_page(path: Path, folder: Path, captioned: CaptionedFolder) -> 
 
 
 def _figure(one: CaptionedPicture, folder: Path) -> _Figure:
-    return _Figure(str(one.path.relative_to(folder)), one.captions, one.fault, one.is_new, _thumbnail(one.path))
-
-
-def _thumbnail(path: Path) -> str | None:
-    try:
-        image = decode(Location(path).read(), rgb("white"))
-    except (OSError, Unreadable):
-        return None
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return base64.b64encode(buffer.getvalue()).decode()
+    small = thumbnail(Location(one.path), rgb("white"), _SIDE)
+    return _Figure(str(one.path.relative_to(folder)), one.captions, one.fault, one.is_new, small)

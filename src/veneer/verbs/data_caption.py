@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -13,6 +13,7 @@ from PIL import Image
 from veneer.config.colour import rgb
 from veneer.config.schema import SourceConfig
 from veneer.data.decode import decode
+from veneer.data.inspection import Advance, no_progress
 from veneer.data.sources.folder import FolderSource
 from veneer.data.sources.metadata import MetadataSource
 from veneer.data.sources.protocol import Entry
@@ -92,7 +93,7 @@ def caption_folder(
     captioner: ImageCaptioner,
     prefix: str = "",
     overwrite: bool = False,
-    progress: Callable[[CaptionedPicture, int, int], None] = lambda picture, done, total: None,
+    progress: Advance = no_progress,
 ) -> CaptionedFolder:
     """Caption the pictures of a folder, each in a ``.txt`` beside it, which is there whole or not at all.
 
@@ -115,7 +116,7 @@ def caption_folder(
             is_shared = stems[entry.path.with_suffix("")] > 1
             one = _caption(entry, captioner, prefix, _place(entry.path, is_shared))
         done.append(one)
-        progress(one, number, len(entries))
+        progress(number, len(entries))
     return CaptionedFolder(tuple(done))
 
 

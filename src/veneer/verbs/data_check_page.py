@@ -5,25 +5,20 @@ It is one file that holds all that it needs, and bounded, however many pictures 
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from veneer.config.colour import rgb
 from veneer.data.buckets import Size
-from veneer.data.decode import decode
 from veneer.data.manifest import Sample
 from veneer.data.parallel import map_in_order
-from veneer.data.unreadable import Unreadable
 from veneer.family.unread import Unread
 from veneer.files import atomic_write
 from veneer.printable import in_one_line, printable
 from veneer.report.page import templates
 from veneer.verbs.data_check import FINDINGS, CheckedPicture, DataCheck
+from veneer.verbs.thumbnail import thumbnail
 
 __all__ = ["write_check_page"]
 
@@ -98,7 +93,7 @@ def _pairs(pairs: Iterable[tuple[Path, Path]], figures: dict[str, _Figure]) -> l
 
 def _figures(pictures: Sequence[CheckedPicture], check: DataCheck) -> list[_Figure]:
     background = rgb(check.config.data.background)
-    thumbnails = map_in_order(lambda one: _thumbnail(one.sample, background), pictures)
+    thumbnails = map_in_order(lambda one: thumbnail(one.sample.location, background, _SIDE), pictures)
     return [_figure(one, thumbnail, check) for one, thumbnail in zip(pictures, thumbnails, strict=True)]
 
 
@@ -132,15 +127,3 @@ def _parts(caption: str, unread: Unread | None) -> tuple[str, str]:
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]} ... ({len(text):,} characters)"
-
-
-def _thumbnail(sample: Sample, background: tuple[int, int, int]) -> str | None:
-    """Return a small picture as a data URI; None if it can no longer be read."""
-    try:
-        image = decode(sample.location.read(), background)
-    except (OSError, Unreadable):
-        return None
-    image.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=75)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

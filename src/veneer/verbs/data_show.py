@@ -18,7 +18,6 @@ from veneer.data.caption_text import caption_of
 from veneer.data.inspection import Advance, no_progress
 from veneer.data.loader import DrawSchedule, SampleDraw
 from veneer.data.preflight import survey
-from veneer.data.shuffle_window import DEFAULT_WINDOW
 from veneer.data.transform import is_flipped, load_mask, load_pixels
 from veneer.family.loading import load_run_base
 from veneer.files import atomic_write, opens_paths
@@ -46,9 +45,7 @@ def show_draws(config: RunConfig, out: Path, count: int = 8, progress: Advance =
     dataset = survey(config.data, progress)
     family = load_run_base(config)
     config = resolve(config, family)
-    buckets = Buckets.of(config.data, family)
-    window = config.data.shuffle_window or DEFAULT_WINDOW
-    schedule = DrawSchedule(dataset.train, buckets, config.seed, config.train.batch_size, window)
+    schedule = DrawSchedule.of(dataset.train, Buckets.of(config.data, family), config)
     draws = list(islice((draw for number in numbers() for draw in schedule.micro_batch(number)), count))
     seen = [_pixels(draw, config) for draw in draws]
     latents = [family.encode_image(pixels[None]).mean for pixels in seen]

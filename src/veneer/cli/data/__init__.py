@@ -16,8 +16,3 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None)
 _VERBS = (cache, caption, check, init, show)
 for _verb in _VERBS:
     app.command()(_verb)
-
-
-@app.callback()
-def data() -> None:
-    """Look pictures over before a training: without it, Typer would make a group of one verb that verb itself."""

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from veneer.cli.inputs import read_run_config, with_base
-from veneer.cli.options import Overrides, PictureSource, Trigger, parse_model, parse_path, refuse_unused
+from veneer.cli.options import Overrides, PictureSource, RunBase, Trigger, parse_path, refuse_unused
 
 __all__ = ["cache"]
 
@@ -16,9 +16,7 @@ __all__ = ["cache"]
 def cache(
     source: PictureSource,
     overrides: Overrides = None,
-    base: Annotated[
-        str | None, typer.Option(metavar="BASE", parser=parse_model, help="The base model; the same as base=BASE.")
-    ] = None,
+    base: RunBase = None,
     trigger: Trigger = None,
     listed: Annotated[bool, typer.Option("--list", help="Encode nothing: say what the cache holds.")] = False,
     unused: Annotated[

@@ -21,7 +21,7 @@ def caption(
         typer.Option(
             metavar="MODEL",
             parser=parse_model,
-            help="Folder or hub id of an image-to-text model of transformers: BLIP, Florence-2, Qwen-VL, LLaVA.",
+            help="Folder or hub id of an image-to-text model of transformers, such as BLIP or LLaVA.",
         ),
     ] = None,
     prompt: Annotated[
@@ -53,8 +53,8 @@ def caption(
     done = list_captions(folder)
     if model is not None:
         captioner = load_captioner(model, prompt, max_tokens)
-        with picture_bar("captioning") as progress:
-            done = caption_folder(folder, captioner, prefix, overwrite, progress)
+        with picture_bar("captioning") as advance:
+            done = caption_folder(folder, captioner, prefix, overwrite, advance)
         print_text(f"{done.written} captions written, {done.kept} pictures had some, {len(done.failed)} have none")
     for path, reason in done.failed.items():
         print_error(f"{path}: {reason}")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from veneer.cli.inputs import read_run_config, with_base
-from veneer.cli.options import Overrides, PictureSource, Trigger, parse_model, parse_path
+from veneer.cli.options import Overrides, PictureSource, Preset, RunBase, Trigger, parse_path
 from veneer.cli.terminal.console import print_text
 
 __all__ = ["check"]
@@ -17,19 +17,9 @@ __all__ = ["check"]
 def check(
     source: PictureSource,
     overrides: Overrides = None,
-    base: Annotated[
-        str | None,
-        typer.Option(
-            metavar="BASE",
-            parser=parse_model,
-            help="The base that they are for, which decides their sizes and how much of a caption is read; as for "
-            "'veneer train'.",
-        ),
-    ] = None,
+    base: RunBase = None,
     trigger: Trigger = None,
-    preset: Annotated[
-        list[str] | None, typer.Option(metavar="NAME", help="Start from a preset; may be repeated.")
-    ] = None,
+    preset: Preset = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -40,8 +30,8 @@ def check(
 ) -> None:
     """Look all pictures over as a training would: broken, flat, blurred, twins, crops, captions too long.
 
-    The exit code is 0 if a training would start, 1 if it would refuse the pictures, and 2 if there are none to look at
-    or the configuration is at fault.
+    The base decides their sizes and how much of a caption is read. The exit code is 0 if a training would start, 1 if
+    it would refuse the pictures, and 2 if there are none to look at or the configuration is at fault.
     """
     config = read_run_config(source, with_base(overrides or (), base), trigger, preset or ())
     from veneer.cli.terminal.data_check import check_text
@@ -51,7 +41,7 @@ def check(
     from veneer.verbs.data_check_page import write_check_page
 
     with picture_bar("looking pictures over") as advance:
-        found = check_pictures(config, lambda done, total: advance(None, done, total))
+        found = check_pictures(config, advance)
     if out is not None:
         write_check_page(out, found)
     print_text(to_json(check_data(found)) if as_json else check_text(found) + "\n", end="")

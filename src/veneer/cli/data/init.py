@@ -30,5 +30,5 @@ def init(
     from veneer.verbs.data_init import write_initial_config
 
     with picture_bar("looking pictures over") as advance:
-        write_initial_config(folder, out, base, trigger, lambda done, total: advance(None, done, total))
+        write_initial_config(folder, out, base, trigger, advance)
     print_text(f"{out}\ntrain it: veneer train {out}")

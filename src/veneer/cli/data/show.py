@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from veneer.cli.inputs import read_run_config, with_base
-from veneer.cli.options import Overrides, PictureSource, Trigger, parse_model, parse_path
+from veneer.cli.options import Overrides, PictureSource, RunBase, Trigger, parse_path
 from veneer.cli.terminal.console import print_text
 
 __all__ = ["show"]
@@ -17,9 +17,7 @@ __all__ = ["show"]
 def show(
     source: PictureSource,
     overrides: Overrides = None,
-    base: Annotated[
-        str | None, typer.Option(metavar="BASE", parser=parse_model, help="The base model, as for 'veneer train'.")
-    ] = None,
+    base: RunBase = None,
     trigger: Trigger = None,
     count: Annotated[int, typer.Option(metavar="N", min=1, max=64, help="How many draws are shown.")] = 8,
     out: Annotated[
@@ -32,7 +30,7 @@ def show(
     from veneer.verbs.data_show import show_draws
 
     with picture_bar("looking pictures over") as advance:
-        draws = show_draws(config, out, count, lambda done, total: advance(None, done, total))
+        draws = show_draws(config, out, count, advance)
     for draw in draws:
         print_text(f"{draw.size[1]} x {draw.size[0]}  {draw.sample.path}")
     print_text(str(out))

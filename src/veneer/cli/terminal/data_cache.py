@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from veneer.cli.terminal.console import print_text, say
+from veneer.cli.terminal.picture_bar import picture_bar
 from veneer.config.schema import RunConfig
 from veneer.family.store_prune import BaseUsage
 from veneer.plan.text import format_bytes, format_table, parse_bytes
@@ -23,12 +23,10 @@ def fill_in_terminal(config: RunConfig) -> None:
     """Encode all that a run will need, with a bar."""
     cache_of(config)  # before anything takes long
     console = Console(stderr=True)
-    columns = (TextColumn("encoding"), BarColumn(bar_width=None), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, refresh_per_second=2) as bar:
-        task = bar.add_task("encoding", total=None)
+    with picture_bar("encoding", console) as advance:
 
         def emit(progress: EncodingProgress) -> None:
-            bar.update(task, completed=progress.done, total=progress.total)
+            advance(progress.done, progress.total)
             if not console.is_terminal and progress.is_told:
                 say(console, f"encoding {progress.done}/{progress.total}")
 

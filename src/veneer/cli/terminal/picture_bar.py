@@ -12,8 +12,8 @@ __all__ = ["picture_bar"]
 
 
 @contextmanager
-def picture_bar(title: str, console: Console | None = None) -> Iterator[Callable[[object, int, int], None]]:
-    """Yield a function of a picture, of how many are done and of all, which moves a bar on a terminal alone.
+def picture_bar(title: str, console: Console | None = None) -> Iterator[Callable[[int, int], None]]:
+    """Yield a function of how many are done and how many there are, which moves a bar on a terminal alone.
 
     Args:
         title: what is being done.
@@ -24,4 +24,4 @@ def picture_bar(title: str, console: Console | None = None) -> Iterator[Callable
     bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal)
     with bar:
         task = bar.add_task(title, total=None)
-        yield lambda picture, done, total: bar.update(task, completed=done, total=total)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
 
 from veneer.data.sources.json_captions import CAPTION_KEYS, captions_of, is_captioned, parse_json
-from veneer.data.sources.names import NameIndex
+from veneer.data.sources.names import pictures_named
 from veneer.data.sources.protocol import Entry
 from veneer.data.sources.tree import Tree
 from veneer.data.wording import few
@@ -164,9 +164,5 @@ class CaptionFiles:
 
 def beside(pictures: Iterable[Path]) -> Callable[[Path], list[Path]]:
     """Return a function that finds the pictures that a file is beside: ``a.txt`` and ``a.png.txt`` are of ``a.png``."""
-    by_folder: dict[Path, list[tuple[str, Path]]] = {}
-    for picture in pictures:
-        names = by_folder.setdefault(picture.parent, [])
-        names += [(name, picture) for name in dict.fromkeys((picture.name, picture.stem))]
-    indexes = {folder: NameIndex(pairs) for folder, pairs in by_folder.items()}
-    return lambda file: indexes[file.parent].find(file.stem) if file.parent in indexes else []
+    find = pictures_named(pictures)
+    return lambda file: find(file.parent, file.stem)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from veneer.data.manifest import Rejected
-from veneer.data.sources.names import NameIndex
+from veneer.data.sources.names import NameIndex, pictures_named
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.tree import Tree
 from veneer.data.wording import few
@@ -106,16 +106,9 @@ def _of_pictures(files: Iterable[Path], entries: Iterable[Entry], names: re.Patt
     named = {file: match["picture"] for file in files if (match := names.fullmatch(file.stem))}
     if not named:
         return {}
-    by_folder: dict[Path, list[tuple[str, Path]]] = {}
-    for path in dict.fromkeys(entry.path for entry in entries):
-        own = by_folder.setdefault(path.parent, [])
-        own += [(name, path) for name in dict.fromkeys((path.name, path.stem))]
-    indexes = {folder: NameIndex(pairs) for folder, pairs in by_folder.items()}
-    found: dict[Path, Path] = {}
-    for file, picture in named.items():
-        if file.parent in indexes and (pictures := indexes[file.parent].find(picture)):
-            found[file] = pictures[0]
-    return found
+    find = pictures_named(entry.path for entry in entries)
+    found = {file: find(file.parent, picture) for file, picture in named.items()}
+    return {file: pictures[0] for file, pictures in found.items() if pictures}
 
 
 def _with_masks_in(listing: Listing, source: Path, tree: Tree) -> Listing:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Generic, TypeVar
 
-__all__ = ["NameIndex", "composed"]
+__all__ = ["NameIndex", "composed", "pictures_named"]
 
 _File = TypeVar("_File")
 
@@ -47,3 +48,13 @@ class NameIndex(Generic[_File]):
             if found := files.get(form(name)):
                 return found
         return []
+
+
+def pictures_named(pictures: Iterable[Path]) -> Callable[[Path, str], list[Path]]:
+    """Return a function of a folder and a name that finds the pictures there which go by it: ``a``, or ``a.png``."""
+    by_folder: dict[Path, list[tuple[str, Path]]] = {}
+    for picture in dict.fromkeys(pictures):
+        names = by_folder.setdefault(picture.parent, [])
+        names += [(name, picture) for name in dict.fromkeys((picture.name, picture.stem))]
+    indexes = {folder: NameIndex(pairs) for folder, pairs in by_folder.items()}
+    return lambda folder, name: indexes[folder].find(name) if folder in indexes else []
