@@ -56,6 +56,7 @@ class FamilyCase:
         loads_adapters: whether diffusers' pipeline reads adapter files.
         unused: layers that no output of the denoiser depends on, which get no gradient.
         edits: what it does with references; None: it takes none.
+        frames: counts of frames of clips to try; none: it takes pictures only.
         tolerance: most that a prediction may differ from the pipeline's, where it is not the same operations.
     """
 
@@ -72,6 +73,7 @@ class FamilyCase:
     loads_adapters: bool = True
     unused: tuple[str, ...] = ()
     edits: Edits | None = None
+    frames: tuple[int, ...] = ()
     tolerance: float = 0.0
 
 

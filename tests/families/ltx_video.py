@@ -83,7 +83,9 @@ def decode(pipeline: Any, latents: Tensor) -> Tensor:
     return pixels[:, :, 0] if pixels.shape[2] == 1 else pixels
 
 
-def velocity(pipeline: Any, latents: Tensor, sigma_B: Tensor, captions: Sequence[str]) -> Tensor:
+def velocity(
+    pipeline: Any, latents: Tensor, sigma_B: Tensor, captions: Sequence[str], frame_rate: float = 25
+) -> Tensor:
     text, mask, _, _ = pipeline.encode_prompt(list(captions), do_classifier_free_guidance=False)
     frames, height, width = latents.shape[2:]
     side = pipeline.vae_spatial_compression_ratio
@@ -95,7 +97,7 @@ def velocity(pipeline: Any, latents: Tensor, sigma_B: Tensor, captions: Sequence
         num_frames=frames,
         height=height,
         width=width,
-        rope_interpolation_scale=(pipeline.vae_temporal_compression_ratio / 25, side, side),
+        rope_interpolation_scale=(pipeline.vae_temporal_compression_ratio / frame_rate, side, side),
         return_dict=False,
     )[0]
     unpacked: Tensor = pipeline._unpack_latents(tokens, frames, height, width)
@@ -127,5 +129,6 @@ CASE = FamilyCase(
     velocity=velocity,
     paint=paint,
     published={"ltx-video-2b": "ltx-video-2b"},
+    frames=(5, 3),
     tolerance=1e-4,
 )

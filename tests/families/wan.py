@@ -127,5 +127,6 @@ CASE = FamilyCase(
     paint=paint,
     published={"wan21-1.3b": "wan21-t2v-1.3b", "wan21-14b": "wan21-t2v-14b", "wan22-5b": "wan22-ti2v-5b"},
     key_tables=("wan21-t2v-1.3b",),
+    frames=(5, 3),
     tolerance=1e-5,
 )

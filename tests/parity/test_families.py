@@ -54,6 +54,7 @@ def each(names: Iterable[str]) -> list[Any]:
 
 
 EDITING = [name for name, case in CASES.items() if case.edits is not None]
+CLIPS = [name for name, case in CASES.items() if case.frames]
 EULER = [name for name, case in CASES.items() if case.paint is not None]
 
 
@@ -84,16 +85,18 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def pixels_of(family: Family, size: tuple[int, int], count: int = 2) -> Tensor:
+def pixels_of(family: Family, size: tuple[int, int], count: int = 2, frames: int = 1) -> Tensor:
     height, width = (side * family.multiple for side in size)
-    return draw(count, 3, height, width).clamp(-1, 1)
+    return draw(count, 3, *([frames] if frames > 1 else []), height, width).clamp(-1, 1)
 
 
-def latents_of(family: Family, size: tuple[int, int], seed: int = 0, count: int = 2) -> Tensor:
-    return draw(*family.encode_image(pixels_of(family, size, count)).mean.shape, seed=seed)
+def latents_of(family: Family, size: tuple[int, int], seed: int = 0, count: int = 2, frames: int = 1) -> Tensor:
+    return draw(*family.encode_image(pixels_of(family, size, count, frames)).mean.shape, seed=seed)
 
 
-def conditioning_of(family: Family, size: tuple[int, int], captions: tuple[str, ...] = CAPTIONS) -> Conditioning:
+def conditioning_of(
+    family: Family, size: tuple[int, int], captions: tuple[str, ...] = CAPTIONS, frames: int = 1
+) -> Conditioning:
     """Each caption is encoded alone, as a run does."""
     height, width = (side * family.multiple for side in size)
     known = _TEXTS.setdefault(family, {})
@@ -102,7 +105,7 @@ def conditioning_of(family: Family, size: tuple[int, int], captions: tuple[str, 
             with torch.no_grad():
                 known[caption] = family.encode_text([caption])
     text = Conditioning.cat([known[caption] for caption in captions])
-    return family.condition(text, [Geometry.whole(height, width)] * len(captions))
+    return family.condition(text, [Geometry.whole(height, width, frames)] * len(captions))
 
 
 def assert_close(own: Tensor, expected: Tensor, tolerance: float) -> None:
@@ -180,6 +183,51 @@ def test_a_batch_is_its_rows_one_by_one(family: Family) -> None:
         one = slice(row, row + 1)
         alone = family.predict(noisy[one], t_B[one], conditioning_of(family, size, CAPTIONS[one]))
         torch.testing.assert_close(both[one], alone, rtol=1e-4, atol=1e-5)
+
+
+def test_a_family_takes_clips_if_its_case_does(case: FamilyCase, family: Family) -> None:
+    assert (family.frame_stride is None, family.frame_rate is None) == (not case.frames, not case.frames)
+    assert all(count % (family.frame_stride or 1) in (0, 1) for count in case.frames)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", each(CLIPS), indirect=True)
+def test_clips_are_trained_on_as_the_pipeline_has_them(case: FamilyCase, family: Family, pipeline: Any) -> None:
+    """Clips of one length after those of another: latents, predictions, losses, and a batch is its rows."""
+    size = (4, 6)
+    for frames in case.frames:
+        pixels = pixels_of(family, size, frames=frames)
+        own, expected = family.encode_image(pixels), case.encode(pipeline, pixels)
+        assert_close(own.mean, expected[0], 1e-6)
+        assert_close(own.std, expected[1], 1e-6)
+        assert_close(family.decode(own.mean), case.decode(pipeline, own.mean).clamp(-1, 1), 1e-5)
+        clean, noise = own.mean, draw(*own.mean.shape, seed=1)
+        for times in TIMES:
+            t_B = torch.tensor(times, dtype=torch.float64)
+            noisy, told_B, target = flow_step(pipeline, clean, noise, t_B)
+            answer = case.velocity(pipeline, noisy, told_B, CAPTIONS)
+            conditioning = conditioning_of(family, size, frames=frames)
+            assert_close(family.predict(noisy, t_B, conditioning), answer, case.tolerance)
+            loss_B = Objective(family.noise).loss_B(family.predict, clean, noise, t_B, conditioning)
+            expected_B = (answer - target).square().flatten(1).mean(dim=1)
+            assert_close(loss_B, expected_B, max(case.tolerance, 1e-6))
+            for row in range(2):
+                one = slice(row, row + 1)
+                told = conditioning_of(family, size, CAPTIONS[one], frames)
+                assert_close(family.predict(noisy[one], t_B[one], told), answer[one], 1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", each(CLIPS), indirect=True)
+def test_euler_steps_over_clips_end_in_the_pipeline_s_latents(case: FamilyCase, family: Family, pipeline: Any) -> None:
+    assert case.paint is not None
+    size, frames = (4, 4), case.frames[0]
+    latents, conditioning = latents_of(family, size, frames=frames), conditioning_of(family, size, frames=frames)
+    expected = case.paint(pipeline, latents, CAPTIONS, 3)
+    for sigma, after in pairwise(pipeline.scheduler.sigmas):
+        velocity = family.predict(latents, sigma.double().expand(2), conditioning)
+        latents = latents + (after - sigma) * velocity
+    torch.testing.assert_close(latents, expected, rtol=1e-3, atol=1e-4)
 
 
 def references_of(family: Family, size: tuple[int, int], count: int, rows: int = 2) -> list[list[Tensor]]:

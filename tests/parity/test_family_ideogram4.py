@@ -108,7 +108,7 @@ def test_times_are_the_pipeline_s_schedule(family: Ideogram4, height: int, width
     """logit(t) has the mean 1/2 ln(pixels / 512^2) and the deviation 1.5."""
     density = Objective.from_config(ObjectiveConfig(), family).density
     sigmas = _logit_normal_sigmas(8, _resolution_aware_mu(height, width, 0.0), std=1.5)
-    own = density.draw([number / 8 for number in range(7, 0, -1)], [(height, width)] * 7)
+    own = density.draw([number / 8 for number in range(7, 0, -1)], [(height, width, 1)] * 7)
     torch.testing.assert_close(own.float(), sigmas[1:])
 
 

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import LTXPipeline
+from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 
 from tests.families import CAPTIONS
 from tests.families.ltx_video import encode, velocity, write_tiny_ltx
+from veneer.config.schema import ObjectiveConfig
 from veneer.data.transform import Geometry
 from veneer.family.ltx_video import LtxVideo
 from veneer.family.protocol import Conditioning
 from veneer.family.registry import load_family
+from veneer.objective.loss import Objective
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["0.9.0", "decodes by a time"])
@@ -71,3 +75,28 @@ def test_t5_reads_the_padding_that_the_transformer_masks(family: LtxVideo, pipel
     length = own["text"].shape[1]
     assert text.shape[1] == 128 and int(mask.sum()) == length < 20
     torch.testing.assert_close(own["text"], text[:, :length])
+
+
+@torch.no_grad()
+def test_frames_are_placed_by_each_clip_s_own_rate(family: LtxVideo, pipeline: Any) -> None:
+    """The pipeline is told one rate of a whole batch."""
+    noisy, t_B = draw(2, 4, 3, 4, 6), torch.tensor([0.1, 0.7], dtype=torch.float64)
+    text = Conditioning.cat([family.encode_text([caption]) for caption in CAPTIONS])
+    rates = (24.0, 30.0)
+    geometries = [replace(Geometry.whole(32, 48, 5), frame_rate=rate) for rate in rates]
+    both = family.predict(noisy, t_B, family.condition(text, geometries))
+    for row, rate in enumerate(rates):
+        expected = velocity(pipeline, noisy, t_B.float(), CAPTIONS, frame_rate=rate)
+        torch.testing.assert_close(both[row], expected[row], rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(expected, velocity(pipeline, noisy, t_B.float(), CAPTIONS), atol=1e-4)
+
+
+@pytest.mark.parametrize("frames", [1, 3, 5, 161])
+def test_the_shift_of_times_is_that_of_the_tokens_of_all_frames(family: LtxVideo, pipeline: Any, frames: int) -> None:
+    """diffusers' ``calculate_shift`` over the length of the sequence, then the scheduler's own ``time_shift``."""
+    config, tokens = pipeline.scheduler.config, ((frames - 1) // 2 + 1) * 8 * 12
+    mu = calculate_shift(tokens, config.base_image_seq_len, config.max_image_seq_len, 0.95, 2.05)
+    expected = pipeline.scheduler.time_shift(mu, 1.0, torch.tensor(0.3, dtype=torch.float64))
+    objective = Objective.from_config(ObjectiveConfig(timestep_density="uniform"), family)
+    (time,) = objective.times([0.3], [Geometry.whole(64, 96, frames).extent])
+    assert time == pytest.approx(float(expected), rel=1e-9)

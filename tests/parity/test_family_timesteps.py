@@ -42,7 +42,7 @@ def test_a_base_draws_its_timesteps_as_the_table_says(base: str) -> None:
     density = Objective.from_config(ObjectiveConfig(), family).density
     assert density.logit_mean == 0
     shape = "" if density.logit_std == 1 else f", deviation {density.logit_std:g}"
-    shift = density.shift_of(family.resolution, family.resolution)
+    shift = density.shift_of(family.resolution, family.resolution, 1)
     by_size = family.default_shift == "resolution"
     text = f"by size, {shift:.2f}" if by_size else "none" if shift == 1 else f"{shift:g}"
     assert rows()[base] == (density.name.replace("_", "-") + shape, text)

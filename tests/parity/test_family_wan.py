@@ -11,10 +11,13 @@ from diffusers import WanPipeline
 
 from tests.families import CAPTIONS
 from tests.families.wan import decode, encode, velocity, write_tiny_wan
+from tests.training import tiny_config
 from veneer.data.transform import Geometry
 from veneer.family.protocol import Conditioning
 from veneer.family.registry import load_family
 from veneer.family.wan import Wan
+from veneer.plan.abstract import abstract_base
+from veneer.plan.tracer import MemoryTracer
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["one time", "time of each token"])
@@ -67,3 +70,13 @@ def test_a_text_has_no_padding_until_the_transformer_gets_it(family: Wan, pipeli
     assert length < 20 and own["mask"].sum() == length
     torch.testing.assert_close(own["text"], text[:, :length])
     assert text.shape[1] == 512 and not text[:, length:].any()
+
+
+def test_its_clips_have_so_many_frames(family: Wan) -> None:
+    assert (family.frame_stride, family.frame_rate) == (2, 16.0)
+
+
+@pytest.mark.parametrize(("name", "rate"), [("wan21-14b", 16.0), ("wan22-5b", 24.0)])
+def test_published_sizes_take_4k_and_1_frames(name: str, rate: float, tmp_path: Path) -> None:
+    base = abstract_base(tiny_config(tmp_path, base=name), MemoryTracer(torch.device("cpu")))
+    assert (base.frame_stride, base.frame_rate) == (4, rate)

@@ -66,7 +66,7 @@ def test_the_named_one_is_trained(family: Any, pipeline: Any, expert: str) -> No
 
 
 def test_it_learns_at_its_own_times(family: Any, expert: str) -> None:
-    times = Objective.from_config(ObjectiveConfig(), family).times([0.0, 0.3, 0.9999], [(16, 16)] * 3)
+    times = Objective.from_config(ObjectiveConfig(), family).times([0.0, 0.3, 0.9999], [(16, 16, 1)] * 3)
     low, high = (BOUNDARY, 1.0) if expert == "high_noise" else (0.0, BOUNDARY)
     assert bool(((times >= low) & (times <= high)).all())
     assert times[0] == pytest.approx(low) and times[2] > times[1] > times[0]

@@ -20,7 +20,7 @@ SHIFTS = st.floats(0.01, 100)
 
 def share_below(density: TimestepDensity, t: float) -> float:
     """The exact share, from an even grid."""
-    return float((density.draw(GRID, [(64, 64)] * len(GRID)) < t).double().mean())
+    return float((density.draw(GRID, [(64, 64, 1)] * len(GRID)) < t).double().mean())
 
 
 def normal_cdf(value: float) -> float:
@@ -50,7 +50,7 @@ def test_logit_normal_is_torchs(number: float, mean: float, std: float) -> None:
 
 @given(SHIFTS, st.floats(0, 1, exclude_max=True), st.sampled_from(sorted(DENSITIES)))
 def test_every_time_is_in_range_and_the_ends_stay(shift: float, number: float, density: str) -> None:
-    (t,) = TimestepDensity(density, 0.5, 5.0, lambda height, width: shift).draw([number], [(8, 8)]).tolist()
+    (t,) = TimestepDensity(density, 0.5, 5.0, lambda height, width, frames: shift).draw([number], [(8, 8, 1)]).tolist()
     assert 0 <= t <= 1
     assert (apply_shift(0.0, shift), apply_shift(1.0, shift)) == (0, pytest.approx(1))
 
@@ -68,8 +68,8 @@ def test_a_shift_of_a_logit_normal_moves_its_mean(shift: float, number: float, m
 
 
 def test_each_picture_of_a_batch_has_the_shift_of_its_size() -> None:
-    density = TimestepDensity("uniform", shift_of=lambda height, width: height * width / 64)
-    drawn = density.draw([0.25, 0.5, 0.75], [(8, 8), (16, 8), (8, 32)])
+    density = TimestepDensity("uniform", shift_of=lambda height, width, frames: height * width / 64)
+    drawn = density.draw([0.25, 0.5, 0.75], [(8, 8, 1), (16, 8, 1), (8, 32, 1)])
     assert drawn.tolist() == [0.25, apply_shift(0.5, 2), apply_shift(0.75, 4)]
     assert drawn.dtype == torch.float64
 
@@ -77,9 +77,9 @@ def test_each_picture_of_a_batch_has_the_shift_of_its_size() -> None:
 @pytest.mark.parametrize("name", DENSITIES)
 @pytest.mark.parametrize(("low", "high"), [(0.875, 1.0), (0.0, 0.875), (0.2, 0.3)])
 def test_a_cut_density_has_the_proportions_of_the_whole_one(name: str, low: float, high: float) -> None:
-    shape = name, 0.3, 1.2, lambda height, width: 3.0
+    shape = name, 0.3, 1.2, lambda height, width, frames: 3.0
     whole, cut = TimestepDensity(*shape), TimestepDensity(*shape, within=(low, high))
-    drawn = cut.draw(GRID, [(64, 64)] * len(GRID))
+    drawn = cut.draw(GRID, [(64, 64, 1)] * len(GRID))
     assert low <= drawn.min() and drawn.max() <= high
     middle = 0.4 * low + 0.6 * high
     inside = share_below(whole, high) - share_below(whole, low)
@@ -89,14 +89,18 @@ def test_a_cut_density_has_the_proportions_of_the_whole_one(name: str, low: floa
 
 @given(st.floats(0, 1, exclude_max=True), st.sampled_from(sorted(DENSITIES)))
 def test_no_time_of_a_cut_density_is_outside(number: float, name: str) -> None:
-    (t,) = TimestepDensity(name, 0.0, 5.0, lambda height, width: 7.0, (0.875, 1.0)).draw([number], [(8, 8)]).tolist()
+    (t,) = (
+        TimestepDensity(name, 0.0, 5.0, lambda height, width, frames: 7.0, (0.875, 1.0))
+        .draw([number], [(8, 8, 1)])
+        .tolist()
+    )
     assert 0.875 <= t <= 1
 
 
 def test_a_time_has_the_same_bits_alone_as_in_a_batch() -> None:
-    density, numbers = TimestepDensity("logit_normal", 0.1, 1.3, lambda height, width: 3.1582), GRID[::7]
-    together = density.draw(numbers, [(8, 8)] * len(numbers))
-    alone = [density.draw([number], [(8, 8)]) for number in numbers]
+    density, numbers = TimestepDensity("logit_normal", 0.1, 1.3, lambda height, width, frames: 3.1582), GRID[::7]
+    together = density.draw(numbers, [(8, 8, 1)] * len(numbers))
+    alone = [density.draw([number], [(8, 8, 1)]) for number in numbers]
     assert torch.equal(together, torch.cat(alone))
 
 

@@ -42,7 +42,7 @@ def cosine(prediction: str, zero_terminal_snr: bool = True) -> DiscreteDiffusion
 
 
 def draw(density: str, numbers: list[float]) -> Tensor:
-    return TimestepDensity(density).draw(numbers, [(64, 64)] * len(numbers))
+    return TimestepDensity(density).draw(numbers, [(64, 64, 1)] * len(numbers))
 
 
 def some_pictures(batch: int = 3) -> tuple[Tensor, Tensor, Tensor]:
@@ -136,12 +136,12 @@ def of_config(base: Any, **values: Any) -> Objective:
 
 def base(**values: Any) -> Any:
     """A base whose shift by resolution is a quarter of the height."""
-    own = {"noise": cosine("epsilon"), "resolution_shift": lambda height, width: height / 4}
+    own = {"noise": cosine("epsilon"), "resolution_shift": lambda height, width, frames=1: height / 4}
     return SimpleNamespace(**{**vars(Defaults(64)), **own, **values})
 
 
 def test_each_field_of_the_config_changes_the_objective() -> None:
-    numbers, sizes, everywhere = [place / 20 for place in range(20)], [(8, 8)] * 20, time_of(torch.arange(T))
+    numbers, sizes, everywhere = [place / 20 for place in range(20)], [(8, 8, 1)] * 20, time_of(torch.arange(T))
     plain, high = of_config(base()), of_config(base(), timestep_density="high_noise")
     capped = of_config(base(), weighting="min_snr")
     tighter = of_config(base(), weighting="min_snr", snr_gamma=1.0)
@@ -162,15 +162,15 @@ def test_a_base_names_what_the_config_does_not() -> None:
         default_density="logit_normal", default_logit_mean=0.25, default_logit_std=1.5, default_shift="resolution"
     )
     density = of_config(own).density
-    assert (density.name, density.logit_mean, density.logit_std, density.shift_of(12, 8)) == (
+    assert (density.name, density.logit_mean, density.logit_std, density.shift_of(12, 8, 1)) == (
         "logit_normal",
         0.25,
         1.5,
         3,
     )
     told = of_config(own, timestep_density="uniform", timestep_shift="none").density
-    assert (told.name, told.shift_of(12, 8)) == ("uniform", 1.0)
-    assert of_config(own, logit_mean=0.0, logit_std=1.0, timestep_shift=2.0).density.shift_of(12, 8) == 2.0
+    assert (told.name, told.shift_of(12, 8, 1)) == ("uniform", 1.0)
+    assert of_config(own, logit_mean=0.0, logit_std=1.0, timestep_shift=2.0).density.shift_of(12, 8, 1) == 2.0
 
 
 @pytest.mark.parametrize("name", ["logit_mean", "logit_std"])

@@ -24,7 +24,7 @@ LAYOUTS = {"latents": (4, 6, 5), "patchified": (16, 3, 7), "clip": (4, 3, 6, 5)}
 
 
 def objective(**values: Any) -> Objective:
-    own = {"noise": FlowMatching(), "resolution_shift": lambda height, width: 1.0}
+    own = {"noise": FlowMatching(), "resolution_shift": lambda height, width, frames=1: 1.0}
     return Objective.from_config(ObjectiveConfig(**values), SimpleNamespace(**{**vars(Defaults(64)), **own}))
 
 

@@ -49,16 +49,25 @@ class Geometry:
         original: size of the picture.
         top_left: corner of the cut, in the picture as it was resized for it and mirrored.
         target: size of the cut.
+        frames: that are seen of a clip; 1 of a picture.
+        frame_rate: frames a second of what is seen of a clip; None: the base's own, or it is a picture.
     """
 
     original: tuple[int, int]
     top_left: tuple[int, int]
     target: tuple[int, int]
+    frames: int = 1
+    frame_rate: float | None = None
 
     @classmethod
-    def whole(cls, height: int, width: int) -> Geometry:
-        """Return the geometry of a picture that is seen whole and as large as it is."""
-        return cls((height, width), (0, 0), (height, width))
+    def whole(cls, height: int, width: int, frames: int = 1) -> Geometry:
+        """Return the geometry of a picture or clip that is seen whole and as large as it is."""
+        return cls((height, width), (0, 0), (height, width), frames)
+
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        """Height and width of the cut in pixels, and the frames."""
+        return *self.target, self.frames
 
 
 def geometry_of(sample: Sample, config: DataConfig, size: Size, seed: int, draw_index: int) -> Geometry:

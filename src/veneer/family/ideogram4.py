@@ -78,7 +78,7 @@ class Ideogram4(BatchNormLatents):
         """By the picture's size: the pipeline has it, not the scheduler."""
         return "resolution"
 
-    def resolution_shift(self, height: int, width: int) -> float:
+    def resolution_shift(self, height: int, width: int, frames: int = 1) -> float:
         """Return sqrt(pixels / 512^2), which moves the mean of logit(t) by half of the logarithm of that.
 
         Source: diffusers ``pipelines/ideogram4/pipeline_ideogram4.py``, ``_resolution_aware_mu``.

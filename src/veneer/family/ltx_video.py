@@ -12,6 +12,7 @@ from torch import Tensor
 from veneer.config.schema import Density
 from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
+from veneer.family.channel_statistics import ChannelStatistics
 from veneer.family.flow import FlowMatching
 from veneer.family.key_names.ltx_video import ltx_video_names
 from veneer.family.key_names.network import dotted_in_comfy, names_in
@@ -24,8 +25,8 @@ from veneer.weights.metadata import BaseLabels
 __all__ = ["LtxVideo"]
 
 _TEXT_LENGTH = 128  # tokens that the pipeline gives the transformer
+_RATE = "frame_rate"
 _TIMES = 1000  # the transformer is told 1000 sigma
-_FRAME_RATE = 25  # frames a second, by which the transformer places frames; the pipeline's own
 
 
 class LtxVideo(VideoFamily):
@@ -39,6 +40,7 @@ class LtxVideo(VideoFamily):
     tokenizers = MappingProxyType({"text_encoder": "tokenizer"})
     text_tokens = _TEXT_LENGTH - 1  # the last one marks the end
     trained_side = 16
+    frame_rate = 25.0
     default_density: Density = "logit_normal"
     default_targets = MappingProxyType({"transformer": ("to_q", "to_k", "to_v", "to_out.0")})
 
@@ -48,6 +50,7 @@ class LtxVideo(VideoFamily):
         super().__init__(parts, load, options)
         self.noise = FlowMatching()
         self.multiple = self._pixels_a_latent
+        self.frame_stride = int(self._vae.temporal_compression_ratio)
         self.resolution = self._pixels_a_latent * self.trained_side
 
     @property
@@ -78,8 +81,11 @@ class LtxVideo(VideoFamily):
         return Conditioning({"text": states_BLD[:, :length] * mask_BL[..., None], "mask": mask_BL})
 
     def condition(self, text: Conditioning, geometries: Sequence[Geometry]) -> Conditioning:
-        """Return the texts: this transformer is told nothing of sizes and crops."""
-        return text
+        """Join to the texts of clips their ``frame_rate`` (B,), by which the transformer places frames in time."""
+        if all(geometry.frames == 1 for geometry in geometries):
+            return text
+        rates = [geometry.frame_rate or self.frame_rate for geometry in geometries]
+        return text.joined_to({_RATE: torch.tensor(rates, device=text["text"].device)})
 
     def predict(self, noisy: Tensor, t_B: Tensor, conditioning: Conditioning) -> Tensor:
         """Return the velocity eps - x (B, C, T, H, W)."""
@@ -92,17 +98,20 @@ class LtxVideo(VideoFamily):
             num_frames=frames,
             height=height,
             width=width,
-            rope_interpolation_scale=(
-                self._vae.temporal_compression_ratio / _FRAME_RATE,
-                self._pixels_a_latent,
-                self._pixels_a_latent,
-            ),
+            rope_interpolation_scale=(self._seconds_a_latent(conditioning), *[self._pixels_a_latent] * 2),
         )
         velocity_BCTHW: Tensor = output.sample.transpose(1, 2).unflatten(2, (frames, height, width))
         return velocity_BCTHW
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        return self._vae.latents_mean, self._vae.latents_std / self._vae.config.scaling_factor
+    def _seconds_a_latent(self, conditioning: Conditioning) -> Tensor | float:
+        """Return how long a frame of latents is, of each clip (B, 1, 1, 1, 1)."""
+        if _RATE not in conditioning.tensors:
+            return self.frame_stride / self.frame_rate
+        return (self.frame_stride / conditioning[_RATE].double()).float().view(-1, 1, 1, 1, 1)
+
+    def _statistics(self) -> ChannelStatistics:
+        vae = self._vae
+        return ChannelStatistics(vae.latents_mean, vae.latents_std / vae.config.scaling_factor)
 
     def _decoded(self, vae: Any, latents: Tensor) -> Tensor:
         """Decode at time 0 where the autoencoder is told one, as the pipeline does by itself."""

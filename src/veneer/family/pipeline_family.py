@@ -124,6 +124,8 @@ class PipelineFamily:
     guides: tuple[str, ...] = ()
     max_token_windows: int = 1
     multiple: int
+    frame_stride: int | None = None
+    frame_rate: float | None = None
     noise: NoiseProcess
     reads_checkpoints: bool = False
     """Whether a base is read from one file by diffusers' pipeline as a whole, not part by part."""
@@ -303,7 +305,7 @@ class PipelineFamily:
             return "resolution"
         return float(config.get("shift", config.get("flow_shift", 1.0)))
 
-    def resolution_shift(self, height: int, width: int) -> float:
+    def resolution_shift(self, height: int, width: int, frames: int = 1) -> float:
         """Return the shift that the scheduler has for so many tokens, as diffusers' pipelines ask it for one.
 
         Raises:
@@ -313,9 +315,9 @@ class PipelineFamily:
         if self.noise.prediction != "flow" or "base_shift" not in config:
             what = f"is resolution, but the scheduler of this {self.name} base has no shift that depends on it"
             raise UserError(what, code="family.no_resolution_shift", where="objective.timestep_shift", remedy=_NUMBER)
-        return shift_of_tokens(config, self._tokens_of_picture(height, width))
+        return shift_of_tokens(config, self._tokens(height, width, frames))
 
-    def _tokens_of_picture(self, height: int, width: int) -> int:
+    def _tokens(self, height: int, width: int, frames: int) -> int:
         """Return the tokens that the denoiser makes of a picture; here each is a square of ``multiple`` pixels."""
         return (height // self.multiple) * (width // self.multiple)
 

@@ -178,6 +178,10 @@ class Family(Protocol):
     """Side of the square the base was trained on, in pixels."""
     multiple: int
     """Sides of pictures must be multiples of this many pixels."""
+    frame_stride: int | None
+    """A clip has one frame more than a multiple of this many; None: the base takes pictures only."""
+    frame_rate: float | None
+    """Frames a second of the clips that it was trained on; None: the base takes pictures only."""
     max_token_windows: int
     """How many windows of its text encoders' length a text may take at most."""
     token_windows: int
@@ -239,8 +243,8 @@ class Family(Protocol):
     def default_shift(self) -> TimestepShift:
         """The shift of timesteps where a config names none: a number, or ``resolution``."""
 
-    def resolution_shift(self, height: int, width: int) -> float:
-        """Return the base's own shift of timesteps for a picture of a height and a width in pixels.
+    def resolution_shift(self, height: int, width: int, frames: int = 1) -> float:
+        """Return the base's own shift of timesteps for a picture, or a clip, of a height and a width in pixels.
 
         Raises:
             UserError: it has none that depends on the size.

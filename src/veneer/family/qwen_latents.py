@@ -14,7 +14,7 @@ from torch import Tensor
 
 from veneer.config.schema import Density
 from veneer.data.transform import Geometry
-from veneer.errors import UserError
+from veneer.family.channel_statistics import ChannelStatistics
 from veneer.family.flow import FlowMatching
 from veneer.family.offload import Loader
 from veneer.family.packing import PATCH
@@ -41,6 +41,7 @@ class QwenLatents(PipelineFamily):
     ) -> None:
         super().__init__(parts, load, options)
         self.noise = FlowMatching()
+        self._statistics = ChannelStatistics.of_config(self._vae.config)
         self.multiple = self._pixels_a_latent * PATCH
         self.resolution = self._pixels_a_latent * self.trained_side
 
@@ -57,37 +58,19 @@ class QwenLatents(PipelineFamily):
         """Turn pixels in [-1, 1] into the posterior of latents whose channels each have mean 0 and deviation 1."""
         with self._autoencoder() as vae:
             posterior = vae.encode(pixels_BCHW[:, :, None].to(vae.device, vae.dtype)).latent_dist
-        mean, std = posterior.mean[:, :, 0].float(), posterior.std[:, :, 0].float()
-        mean_C11, std_C11 = self._statistics(mean)
-        return LatentDistribution((mean - mean_C11) / std_C11, std / std_C11)
+        return self._statistics.standardize(posterior.mean[:, :, 0].float(), posterior.std[:, :, 0].float())
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents into pixels, clamped to [-1, 1]."""
-        mean_C11, std_C11 = self._statistics(latents)
         with self._autoencoder() as vae:
-            own = (latents / (1.0 / std_C11) + mean_C11).to(vae.device, vae.dtype)  # as the pipeline rounds it
+            own = self._statistics.restore(latents).to(vae.device, vae.dtype)
             pixels_BCHW = vae.decode(own[:, :, None]).sample[:, :, 0]
         return cast(Tensor, pixels_BCHW).float().clamp(-1, 1)
 
-    def _statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each channel's mean and deviation, (C, 1, 1)."""
-        config = self._vae.config
-        mean_C11, std_C11 = (
-            torch.tensor(values, device=like.device, dtype=like.dtype)[:, None, None]
-            for values in (config.latents_mean, config.latents_std)
-        )
-        return mean_C11, std_C11
+    def _scaling_factor(self) -> float:
+        """Return 1: each channel has a scale of its own."""
+        return 1.0
 
     def _latent_channels(self) -> int:
         return int(self._vae.config.z_dim) * (PATCH**2 if self.takes_packed else 1)
-
-    def _scaling_factor(self) -> float:
-        """Check that there is a mean and a deviation for each channel; no further number is multiplied by."""
-        config = self._vae.config
-        found = (len(config.latents_mean), len(config.latents_std))
-        if set(found) != {config.z_dim} or min(config.latents_std) <= 0:
-            what = f"the autoencoder has {found[0]} means and {found[1]} deviations for {config.z_dim} channels"
-            remedy = "latents_mean and latents_std must be one number a channel, the deviations above 0"
-            raise UserError(what, code="family.invalid_setting", remedy=remedy)
-        return 1.0

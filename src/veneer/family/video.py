@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from veneer.family.channel_statistics import ChannelStatistics
 from veneer.family.pipeline_family import PipelineFamily
 from veneer.family.protocol import LatentDistribution
 
@@ -20,9 +21,16 @@ _PICTURE = 4  # axes of a batch of pictures; of clips there is one more
 class VideoFamily(PipelineFamily):
     """A base whose latents are (B, C, T, H, W), of a picture with T = 1."""
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        """Return the mean and the deviation of each channel (C,) of the autoencoder's latents."""
+    frame_stride: int
+    frame_rate: float
+
+    def _statistics(self) -> ChannelStatistics:
+        """Return the mean and the deviation of each channel of the autoencoder's latents."""
         raise NotImplementedError
+
+    def _tokens(self, height: int, width: int, frames: int) -> int:
+        """Return the tokens of a clip: those of a picture for each frame of latents."""
+        return super()._tokens(height, width, 1) * ((frames - 1) // self.frame_stride + 1)
 
     def _scaling_factor(self) -> float:
         """Return 1: each channel has a scale of its own."""
@@ -40,16 +48,10 @@ class VideoFamily(PipelineFamily):
         return pixels.squeeze(2) if pixels.shape[2] == 1 else pixels
 
     def _to_latents(self, mean_BCTHW: Tensor, std_BCTHW: Tensor) -> LatentDistribution:
-        mean, std = self._statistics_like(mean_BCTHW)
-        return LatentDistribution((mean_BCTHW - mean) / std, std_BCTHW / std)
+        return self._statistics().standardize(mean_BCTHW, std_BCTHW)
 
     def _from_latents(self, latents: Tensor) -> Tensor:
-        mean, std = self._statistics_like(latents)
-        return latents * std + mean
-
-    def _statistics_like(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        mean_C, std_C = (each.to(latents.device, torch.float32) for each in self._statistics())
-        return mean_C.view(1, -1, 1, 1, 1), std_C.view(1, -1, 1, 1, 1)
+        return self._statistics().restore(latents)
 
     @torch.no_grad()
     def pipeline_prompts(self, prompts: Sequence[str]) -> dict[str, Any]:

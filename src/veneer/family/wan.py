@@ -14,6 +14,7 @@ from veneer.config.schema import Density
 from veneer.data.transform import Geometry
 from veneer.errors import UserError
 from veneer.family.abstract import AbstractTokenizer
+from veneer.family.channel_statistics import ChannelStatistics
 from veneer.family.flow import FlowMatching
 from veneer.family.key_names.network import dotted_in_comfy, names_in
 from veneer.family.key_names.wan import wan_names
@@ -66,6 +67,8 @@ class Wan(VideoFamily):
         side = self.trained_side * 3 // 4 if self._pixels_a_latent == _LARGE_LATENT else self.trained_side
         self.resolution = self._pixels_a_latent * side
         self.multiple = self._pixels_a_latent * int(self._denoiser.config.patch_size[-1])
+        self.frame_stride = int(self._vae.config.scale_factor_temporal)
+        self.frame_rate = 24.0 if self._pixels_a_latent == _LARGE_LATENT else 16.0
 
     def use_expert(self, expert: str | None) -> None:
         """Train the transformer for much noise or the one for little, of a base of 2.2 with two.
@@ -162,9 +165,8 @@ class Wan(VideoFamily):
         tokens = math.prod(side // patch for side, patch in zip(noisy.shape[2:], patches, strict=True))
         return time_B[:, None].expand(-1, tokens)
 
-    def _statistics(self) -> tuple[Tensor, Tensor]:
-        config = self._vae.config
-        return torch.tensor(config.latents_mean), torch.tensor(config.latents_std)
+    def _statistics(self) -> ChannelStatistics:
+        return ChannelStatistics.of_config(self._vae.config)
 
     def _latent_channels(self) -> int:
         return int(self._vae.config.z_dim)

@@ -25,8 +25,8 @@ __all__ = [
     "uniform",
 ]
 
-ShiftOf = Callable[[int, int], float]
-"""The shift of a picture's times by its height and width in pixels."""
+ShiftOf = Callable[[int, int, int], float]
+"""The shift of a picture's times by its height and width in pixels and its frames, of which a picture has 1."""
 
 _NORMAL = NormalDist()
 _BELOW_ONE = math.nextafter(1, 0)
@@ -85,7 +85,7 @@ def apply_shift(t: float, shift: float) -> float:
     return t if shift == 1 else shift * t / (1 + (shift - 1) * t)
 
 
-def no_shift(height: int, width: int) -> float:
+def no_shift(height: int, width: int, frames: int = 1) -> float:
     """Return 1 for a picture of any size."""
     return 1.0
 
@@ -98,7 +98,7 @@ class TimestepDensity:
         name: a key of ``DENSITIES``.
         logit_mean: mean of logit(t) under ``logit_normal``.
         logit_std: its standard deviation.
-        shift_of: the shift by a picture's height and width, so that one batch may be of another size than the next.
+        shift_of: the shift by height, width and frames, so that one batch may be of another size than the next.
         within: the range that it is cut to: of times outside there are none, those inside have the same proportions.
     """
 
@@ -108,12 +108,12 @@ class TimestepDensity:
     shift_of: ShiftOf = no_shift
     within: tuple[float, float] = (0.0, 1.0)
 
-    def draw(self, numbers: Sequence[float], sizes: Sequence[tuple[int, int]]) -> Tensor:
+    def draw(self, numbers: Sequence[float], sizes: Sequence[tuple[int, int, int]]) -> Tensor:
         """Return times (B,), float64 in [0, 1].
 
         Args:
             numbers: uniform in [0, 1), one a picture.
-            sizes: height and width of each picture in pixels.
+            sizes: height and width of each picture in pixels, and its frames.
         """
         times = [self._time(number, self.shift_of(*size)) for number, size in zip(numbers, sizes, strict=True)]
         return torch.tensor(times, dtype=torch.float64)

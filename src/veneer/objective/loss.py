@@ -29,8 +29,8 @@ class Trained(ObjectiveDefaults, Protocol):
     def trained_times(self) -> tuple[float, float]:
         """The range of times in which the denoiser that is trained removes noise."""
 
-    def resolution_shift(self, height: int, width: int) -> float:
-        """Return the base's own shift of times for a picture's size in pixels.
+    def resolution_shift(self, height: int, width: int, frames: int = 1) -> float:
+        """Return the base's own shift of times for a picture's size in pixels, and its frames.
 
         Raises:
             UserError: it has none.
@@ -73,8 +73,8 @@ class Objective:
         masking = config.unmasked_weight, config.normalize_masked_area
         return cls(base.noise, _density(config, base), *weighting, *masking)
 
-    def times(self, numbers: Sequence[float], sizes: Sequence[tuple[int, int]]) -> Tensor:
-        """Return times (B,), float64 in [0, 1], for uniform numbers in [0, 1) and pictures' heights and widths."""
+    def times(self, numbers: Sequence[float], sizes: Sequence[tuple[int, int, int]]) -> Tensor:
+        """Return times (B,), float64 in [0, 1], for uniform numbers in [0, 1) and pictures' heights, widths, frames."""
         return self.density.draw(numbers, sizes)
 
     def weight_B(self, t_B: Tensor) -> Tensor:
@@ -127,4 +127,4 @@ def _shift_of(config: ObjectiveConfig, base: Trained) -> ShiftOf:
         base.resolution_shift(base.resolution, base.resolution)  # a base without one is refused now
         return base.resolution_shift
     factor = shift if isinstance(shift, float) else 1.0
-    return lambda height, width: factor
+    return lambda height, width, frames: factor

@@ -293,7 +293,7 @@ def _timesteps(config: RunConfig, family: Family) -> TimestepPlan:
         density.name,
         objective.logit_mean,
         objective.logit_std,
-        shift=density.shift_of(*size),
+        shift=density.shift_of(*size, 1),
         by_resolution=objective.timestep_shift == "resolution",
         own_density=shape == (own.timestep_density, own.logit_mean, own.logit_std),
         own_shift=objective.timestep_shift == own.timestep_shift,

@@ -243,7 +243,7 @@ class BatchBuilder:
     def _times(self, batch: Sequence[SampleDraw], geometries: Sequence[Geometry]) -> Tensor:
         seed = self.config.seed
         numbers = [uniform(seed, draw.draw_index, draw.sample.id, "timestep") for draw in batch]
-        return self.objective.times(numbers, [geometry.target for geometry in geometries])
+        return self.objective.times(numbers, [geometry.extent for geometry in geometries])
 
     def _text(self, batch: Sequence[SampleDraw]) -> Conditioning | list[str]:
         """Return encoded captions, or the captions where a text encoder is in training and must read them each time."""
