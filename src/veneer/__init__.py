@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from veneer.sample.comparison import comparison_sheet as comparison_sheet
     from veneer.sample.comparison import sample_prompts as sample_prompts
     from veneer.sample.generate import generate as generate
+    from veneer.sample.generate import generate_clips as generate_clips
     from veneer.sample.generate import generate_each as generate_each
     from veneer.sample.sheet import sheet as sheet
     from veneer.study.config import build_study as build_study
@@ -136,6 +137,7 @@ __all__ = [
     "evaluate_adapter",
     "extract_adapter",
     "generate",
+    "generate_clips",
     "generate_each",
     "inject",
     "list_presets",
@@ -220,6 +222,7 @@ _HOMES = {
     "run_doctor": "veneer.doctor.gather:run_doctor",
     "dump_config": "veneer.config.load:dump_config",
     "generate": "veneer.sample.generate:generate",
+    "generate_clips": "veneer.sample.generate:generate_clips",
     "generate_each": "veneer.sample.generate:generate_each",
     "inject": "veneer.adapter.inject:inject",
     "list_presets": "veneer.config.load:list_presets",

@@ -34,7 +34,7 @@ from veneer.plan.abstract import abstract_base
 from veneer.plan.assessment import assess_config
 from veneer.plan.memory import STEP
 from veneer.plan.tracer import MemoryTracer
-from veneer.sample.generate import check_steps, generate
+from veneer.sample.generate import check_steps, generate, generate_clips
 
 CASES = family_cases()
 TIMES = [(0.02, 0.98), (0.25, 0.7), (0.5, 1.0)]
@@ -228,6 +228,22 @@ def test_euler_steps_over_clips_end_in_the_pipeline_s_latents(case: FamilyCase, 
         velocity = family.predict(latents, sigma.double().expand(2), conditioning)
         latents = latents + (after - sigma) * velocity
     torch.testing.assert_close(latents, expected, rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", each(CLIPS), indirect=True)
+def test_clips_are_painted_as_the_pipeline_paints_them(case: FamilyCase, family: Family, pipeline: Any) -> None:
+    frames, prompts = case.frames[0], ["a cat", "a dog that runs"]
+    clips = generate_clips(family, prompts, [3, 4], frames=frames, steps=2, guidance=3.0)
+    side: dict[str, Any] = {"height": family.resolution, "width": family.resolution, "output_type": "pil"}
+    for prompt, seed, clip in zip(prompts, (3, 4), clips, strict=True):
+        generator = torch.Generator().manual_seed(seed)
+        settings: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0, "num_frames": frames}
+        (expected,) = pipeline(prompt, **settings, **side, generator=generator).frames
+        assert len(clip) == len(expected) == frames
+        for own, theirs in zip(clip, expected, strict=True):
+            difference = np.asarray(own, dtype=np.int16) - np.asarray(theirs, dtype=np.int16)
+            assert own.size == (family.resolution, family.resolution) and np.abs(difference).max() <= 1
 
 
 def references_of(family: Family, size: tuple[int, int], count: int, rows: int = 2) -> list[list[Tensor]]:

@@ -36,6 +36,7 @@ SILENT += ["tracking.trackers", "tracking.project"]
 SILENT += ["validation.pictures", "validation.every", "validation.patience"]
 SILENT += [
     "sample.every",
+    "sample.frames",
     "sample.guidance",
     "sample.prompts",
     "sample.references",

@@ -405,6 +405,7 @@ configs = of(
         references=st.just(()) | st.lists(several, min_size=3, max_size=3).map(tuple),
         steps=counts,
         guidance=st.floats(1, allow_infinity=False),
+        frames=counts,
     ),
     tracking=of(
         TrackingConfig,

@@ -68,7 +68,7 @@ def test_sheets_at_the_chosen_steps_and_the_base_before_them(config: RunConfig, 
     assert [event["step"] for event in logged(config.output.dir) if event["event"] == "SamplesSaved"] == [0, 2, 4, 6]
     base = [
         picture.resize((128, 128), Image.Resampling.LANCZOS)
-        for picture in paint(family, PROMPTS, SampleSettings.of(config))
+        for (picture,) in paint(family, PROMPTS, SampleSettings.of(config))
     ]
     for found, expected in zip(pictures(config, 0), base, strict=True):
         assert np.array_equal(np.asarray(found), np.asarray(expected))
@@ -186,7 +186,7 @@ def test_no_samples_no_strip(config: RunConfig) -> None:
 def test_a_large_bases_pictures_are_larger_on_the_sheet(
     side: int, cell: int, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    painted = [Image.new("RGB", (side, side), "red"), Image.new("RGB", (side, side), "blue")]
+    painted = [[Image.new("RGB", (side, side), colour)] for colour in ("red", "blue")]
     monkeypatch.setattr(sampling, "paint", lambda *_: painted)
     family: Any = a_base_of(side)
     sample_writer = SampleWriter(

@@ -28,7 +28,7 @@ NOTE = PictureNote("a cat, zxc", 3, 25, 4.0, "Euler")
 
 def test_a_picture_tells_how_it_was_made(tmp_path: Path) -> None:
     picture = Image.new("RGB", (8, 8), "red")
-    names = write_gallery(tmp_path / "gallery", [picture], [NOTE])
+    names = write_gallery(tmp_path / "gallery", [[picture]], [NOTE])
     assert names == {"01-a-cat-zxc.png": "a cat, zxc"}
     path = tmp_path / "gallery" / "01-a-cat-zxc.png"
     assert read_picture_note(path) == NOTE
@@ -38,9 +38,9 @@ def test_a_picture_tells_how_it_was_made(tmp_path: Path) -> None:
 
 def test_an_earlier_gallery_goes_and_other_pictures_stay(tmp_path: Path) -> None:
     picture = Image.new("RGB", (8, 8))
-    write_gallery(tmp_path, [picture, picture], [NOTE, NOTE])
+    write_gallery(tmp_path, [[picture], [picture]], [NOTE, NOTE])
     picture.save(tmp_path / "mine.png")
-    write_gallery(tmp_path, [picture], [PictureNote("a dog", 0, 1, 1.0, "DDIM")])
+    write_gallery(tmp_path, [[picture]], [PictureNote("a dog", 0, 1, 1.0, "DDIM")])
     assert {path.name for path in tmp_path.iterdir()} == {"01-a-dog.png", "mine.png"}
 
 

@@ -47,7 +47,7 @@ def trained(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder.mkdir()
     save(AdapterFile(weights, said), folder / FILE_NAME)
     pictures = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
-    write_gallery(folder / "gallery", pictures, NOTES)
+    write_gallery(folder / "gallery", [[picture] for picture in pictures], NOTES)
     return folder
 
 

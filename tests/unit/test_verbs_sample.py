@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.errors import raises_code
 from tests.running import quick_config, use_base
 from veneer.cli.main import main
 from veneer.family.protocol import Family
@@ -85,12 +86,26 @@ def test_no_picture_of_another_adapter_is_written_over(tmp_path: Path) -> None:
     path = tmp_path / "00-a-cat-0.png"
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
     note, larger = PictureNote("a cat", 0, 1, 4.0, "DDIM"), Image.new("RGB", (8, 8), "blue")
-    names = [sample._write(picture, path, note).name for picture in (red, red, blue, larger, blue)]
+    stem = path.with_suffix("")
+    names = [sample._write_picture([picture], stem, note).name for picture in (red, red, blue, larger, blue)]
     assert names == ["00-a-cat-0.png", "00-a-cat-0.png", "00-a-cat-0-2.png", "00-a-cat-0-3.png", "00-a-cat-0-2.png"]
     assert Image.open(path).getpixel((0, 0)) == (255, 0, 0)
     path.write_bytes(b"no picture")
-    assert sample._write(red, path, note).name == "00-a-cat-0-4.png"
+    assert sample._write_picture([red], stem, note).name == "00-a-cat-0-4.png"
     assert path.read_bytes() == b"no picture"
+
+
+def test_no_clip_of_another_adapter_is_written_over(tmp_path: Path) -> None:
+    stem, note = tmp_path / "00-a-cat-0", PictureNote("a cat", 0, 1, 4.0, "UniPC")
+    red, blue = ([Image.new("RGB", (8, 8), colour)] * 2 for colour in ("red", "blue"))
+    names = [sample._write_clip(clip, stem, note, frame_rate=16.0).name for clip in (red, red, blue, blue)]
+    assert names == ["00-a-cat-0.webp", "00-a-cat-0.webp", "00-a-cat-0-2.webp", "00-a-cat-0-2.webp"]
+    assert read_picture_note(tmp_path / names[0]) == note
+
+
+def test_a_base_of_pictures_paints_no_clips(trained: Path, tmp_path: Path) -> None:
+    with raises_code("sample.no_clips", "sample.frames"):
+        sample_adapter(trained, ["a cat"], tmp_path / "s", options=SampleOptions(steps=1, frames=5))
 
 
 def test_pictures_are_written_as_they_are_painted(

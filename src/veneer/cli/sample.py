@@ -30,6 +30,10 @@ def sample(
             help="Picture that a base which edits applies every prompt to; repeated for a base that takes several.",
         ),
     ] = None,
+    frames: Annotated[
+        int,
+        typer.Option(min=1, metavar="N", help="Frames, where the base was trained on clips: 81, 121; 1: pictures."),
+    ] = 1,
     out: Annotated[Path, typer.Option(metavar="FOLDER", parser=parse_path, help="Where the pictures go.")] = Path(
         "samples"
     ),
@@ -50,5 +54,5 @@ def sample(
         else:
             print_text(str(event.path))
 
-    options = SampleOptions(seed, count, scale, steps, guidance, tuple(reference or ()))
+    options = SampleOptions(seed, count, scale, steps, guidance, tuple(reference or ()), frames)
     sample_adapter(file, prompt, out, base=base, options=options, callback=show)

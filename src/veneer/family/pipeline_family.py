@@ -423,10 +423,13 @@ class PipelineFamily:
         """Return the pipeline's arguments for a scale of guidance, of which 1 is none."""
         return {self.guidance_argument: scale}
 
-    def pictures_of(self, painted: Any) -> Sequence[Image.Image]:
-        """Return the pictures in what the pipeline returned."""
-        pictures: list[Image.Image] = painted.images
-        return pictures
+    def pipeline_frames(self, count: int) -> dict[str, Any]:
+        """Return nothing: the pipeline paints pictures only."""
+        return {}
+
+    def frames_of(self, painted: Any) -> Sequence[Sequence[Image.Image]]:
+        """Return each picture in what the pipeline returned as a clip of one frame."""
+        return [[picture] for picture in painted.images]
 
     def encode_text(self, captions: Sequence[str]) -> Conditioning:
         """Turn captions into what the denoiser is told."""

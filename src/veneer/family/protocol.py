@@ -307,8 +307,11 @@ class Family(Protocol):
     def pipeline_guidance(self, scale: float) -> Mapping[str, object]:
         """Return how :meth:`pipeline` is told of a scale of guidance (Ho and Salimans 2022), of which 1 is none."""
 
-    def pictures_of(self, painted: object) -> Sequence[Image.Image]:
-        """Return the pictures, one a prompt, in what :meth:`pipeline` returned; of a clip its first frame."""
+    def pipeline_frames(self, count: int) -> Mapping[str, object]:
+        """Return how :meth:`pipeline` is told of the frames of a clip: nothing, where it paints pictures only."""
+
+    def frames_of(self, painted: object) -> Sequence[Sequence[Image.Image]]:
+        """Return the frames of the clip of each prompt in what :meth:`pipeline` returned; a picture is one frame."""
 
     def pipeline_references(self, references: Sequence[Image.Image]) -> Mapping[str, object]:
         """Return how :meth:`pipeline` is told of a prompt's references, squares of the base's resolution."""

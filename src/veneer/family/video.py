@@ -53,11 +53,11 @@ class VideoFamily(PipelineFamily):
     def _from_latents(self, latents: Tensor) -> Tensor:
         return self._statistics().restore(latents)
 
-    @torch.no_grad()
-    def pipeline_prompts(self, prompts: Sequence[str]) -> dict[str, Any]:
-        """Return the pipeline's arguments for pictures of prompts."""
-        return {"prompt": list(prompts), "num_frames": 1, "output_type": "pil"}
+    def pipeline_frames(self, count: int) -> dict[str, Any]:
+        """Return the pipeline's arguments for clips of so many frames."""
+        return {"num_frames": count, "output_type": "pil"}
 
-    def pictures_of(self, painted: Any) -> Sequence[Image.Image]:
-        """Return the first frame of each clip."""
-        return [frames[0] for frames in painted.frames]
+    def frames_of(self, painted: Any) -> Sequence[Sequence[Image.Image]]:
+        """Return the frames of each clip."""
+        clips: list[list[Image.Image]] = painted.frames
+        return clips

@@ -43,7 +43,7 @@ from veneer.plan.pictures import PictureCounts
 from veneer.plan.plan import Disk, Plan, Schedule, TimestepPlan
 from veneer.plan.tracer import MemoryTracer
 from veneer.plan.weight_files import WeightFiles, read_weight_files
-from veneer.sample.generate import painted_at_once
+from veneer.sample.generate import check_frames, painted_at_once
 from veneer.train.loop import Trainer
 from veneer.train.step import MicroBatch, train_step
 from veneer.weights.safetensors import encoded_bytes
@@ -124,6 +124,7 @@ def _rehearse(config: RunConfig, make_base: BaseMaker, inputs: RunInputs, extens
     config = resolve(config, family)
     references = family.usual_references if inputs.pictures is None else inputs.pictures.references
     check_references(family, references, "data.sources")
+    check_frames(family, config.sample.frames)
     short = _with_blocks(config, offloaded.count) if offloaded.count else config
     rehearsal = _Rehearsal(extension, family, short, references, inputs.pictures)
     with tracer.tracing(), closing(rehearsal.make_trainer()) as trainer:
@@ -372,15 +373,15 @@ class _Rehearsal:
         self._size = largest(sizes)
         self._sample_size = family.resolution, family.resolution
         self._latent = torch.Size()  # of one picture, without the batch
-        self._sample_latent = self._shape_of_latents(self._sample_size)
+        self._sample_latent = self._shape_of_latents(self._sample_size, config.sample.frames)
         self._text = self._references = NO_REFERENCES
         self._cache: Tensor | None = None
         self._has_masks = False
         self.caches: int | None = None
 
-    def _shape_of_latents(self, size: Size) -> torch.Size:
+    def _shape_of_latents(self, size: Size, frames: int) -> torch.Size:
         with self._tracer.unrecorded():
-            return self._family.encode_image(torch.zeros(1, 3, *size)).mean.shape[1:]
+            return self._family.encode_image(_pixels(size, frames)).mean.shape[1:]
 
     def make_trainer(self) -> Trainer:
         """Return a trainer after its first step, from which on the optimiser has its state."""
@@ -515,7 +516,7 @@ class _Rehearsal:
         rows, size = count * (2 if is_guided else 1), self._sample_size
         text = Conditioning.cat([self._encode_texts(count, size) for _ in range(rows // count)])
         noisy = torch.cat([latents] * (rows // count))
-        geometries = self._geometries(rows, size)
+        geometries = (Geometry.whole(*size, self._config.sample.frames),) * rows
         references = self._rows_like(self._encode_references(size), rows)
         conditioning = self._family.condition(text, geometries).joined_to(references.tensors)
         self._family.predict(noisy, self._times(rows), conditioning)
@@ -531,3 +532,8 @@ class _Rehearsal:
         objective = Objective(self._family.noise)
         with precision_of(self._config.train.precision, device).autocast():
             objective.loss_B(self._family.predict, latents, latents, t_D, conditioning)
+
+
+def _pixels(size: Size, frames: int) -> Tensor:
+    """Return a picture (1, 3, H, W) or a clip (1, 3, T, H, W) without anything in it."""
+    return torch.zeros(1, 3, *([frames] if frames > 1 else []), *size)

@@ -13,6 +13,7 @@ from veneer.config.run_folder import has_log
 from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import BUNDLED
+from veneer.sample.clip import CLIP_SUFFIX
 from veneer.weights.adapter_path import BEST, adapters_in
 from veneer.weights.checkpoint import checkpoints_in, clear_checkpoints
 from veneer.weights.formats.strength import CONFIG_NAME as PEFT_CONFIG
@@ -170,6 +171,9 @@ def clear_samples(folder: Path, after: int = -1) -> None:
     for step, sheet in sheets_in(folder).items():
         if step > after:
             sheet.unlink()
+    for clip in (folder / SAMPLES).glob(f"step-*{CLIP_SUFFIX}"):
+        if not clip.with_suffix(".png").exists():
+            clip.unlink()
 
 
 def sheets_in(folder: Path) -> dict[int, Path]:

@@ -24,7 +24,7 @@ from veneer.run.identity import Identity, identify
 from veneer.run.prior import sample_prior
 from veneer.run.resume import StartOptions, check_same, find_start
 from veneer.sample.comparison import check_sample_references
-from veneer.sample.generate import check_steps
+from veneer.sample.generate import check_frames, check_steps
 from veneer.train.distributed import ALONE, ProcessGroup
 from veneer.train.events import Warned
 from veneer.weights.checkpoint import Checkpoint, read_checkpoint
@@ -92,6 +92,7 @@ def check_base(config: RunConfig, dataset: Dataset, family: Family) -> None:
     check_references(family, dataset.train.references, config.data.sources[0].path)
     check_sample_references(config, dataset, family)
     check_steps(family, config.sample.steps)
+    check_frames(family, config.sample.frames)
 
 
 def _survey_progress(emit: Callback) -> Advance:

@@ -21,6 +21,7 @@ from veneer.run.events import AdapterSaved, Callback
 from veneer.run.folder import CARD, GALLERY, SHEET
 from veneer.run.metadata import file_metadata
 from veneer.run.preparation import TrainingInputs
+from veneer.sample.clip import middle
 from veneer.sample.comparison import compare_pictures, sample_prompts
 from veneer.sample.files import write_sheet
 from veneer.sample.gallery import thumbnail, write_gallery
@@ -75,8 +76,8 @@ def write_result(inputs: TrainingInputs, finished: Finished, emit: Callback) -> 
     def paint() -> tuple[Path, Mapping[str, str], str]:
         painted = compare_pictures(family, finished.weights, subjects, config)
         sheet = write_sheet(painted.sheet(), config.output.dir / SHEET, painted.note)
-        gallery = write_gallery(config.output.dir / GALLERY, painted.adapter, painted.notes)
-        return sheet, gallery, thumbnail(painted.adapter[0])
+        gallery = write_gallery(config.output.dir / GALLERY, painted.adapter, painted.notes, family.frame_rate)
+        return sheet, gallery, thumbnail(middle(painted.adapter[0]))
 
     sheet, gallery, small = _warning_of_faults("sheet", paint, emit) or (None, {}, None)
     saved += _save_others(inputs, finished, others, small, emit)

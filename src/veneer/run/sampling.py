@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.run.events import Callback, SamplesSaved
 from veneer.run.folder import SAMPLES, TIMELAPSE, sheets_in
+from veneer.sample.clip import CLIP_SUFFIX, Clip, contact_headings, contact_sheet, middle, moving_sheet, write_clip
 from veneer.sample.comparison import SamplePrompts, SampleSettings, open_references, paint
 from veneer.sample.files import read_note, read_pictures, write_picture, write_sheet
-from veneer.sample.sheet import fitted, sheet
+from veneer.sample.sheet import fitted
 from veneer.sample.timelapse import spread_evenly, timelapse
 from veneer.train.events import Warned
 
@@ -56,10 +58,12 @@ class SampleWriter:
     def write(self, step: int) -> None:
         """Paint and write the sheet of a step, and bring the strip up to date."""
         references = open_references(self._references, self._background)
-        pictures = paint(self._family, self._prompts, self._settings, references)
+        clips = paint(self._family, self._prompts, self._settings, references)
         path = self._folder / SAMPLES / f"step-{step:09d}.png"
-        page = sheet([[picture] for picture in pictures], labels=self._prompts, cell=self._cell)
+        page = contact_sheet(clips, self._prompts, cell=self._cell)
         try:
+            if len(clips[0]) > 1:
+                self._write_moving(clips, path.with_suffix(CLIP_SUFFIX))
             write_sheet(page, path, self._note())
             self._emit(SamplesSaved(step, path, self._write_strip()))
         except UserError as fault:
@@ -72,6 +76,12 @@ class SampleWriter:
                 self._write_strip()
         except UserError as fault:
             self._emit(Warned("sample.strip_not_written", f"no strip of the samples so far: {fault}"))
+
+    def _write_moving(self, clips: Sequence[Clip], path: Path) -> None:
+        """Write the sheet on which the clips play."""
+        rate = self._family.frame_rate
+        assert rate is not None, "a base that paints clips has a rate of frames"
+        write_clip(moving_sheet(clips, self._prompts, cell=self._cell), path, rate)
 
     def _write_strip(self) -> Path:
         sheets = self._sheets()
@@ -90,10 +100,16 @@ class SampleWriter:
         settings = self._settings
         painted = [self._prompts, settings.steps, settings.guidance, settings.seed]
         painted += [[[str(path) for path in each] for each in self._references]] if self._references else []
+        painted += [settings.frames] if settings.frames > 1 else []
         sha256 = hashlib.sha256(json.dumps(painted).encode()).hexdigest()
-        return {"cell": self._cell, "columns": [], "labels": list(self._prompts), "painted": sha256}
+        return {
+            "cell": self._cell,
+            "columns": contact_headings(settings.frames),
+            "labels": list(self._prompts),
+            "painted": sha256,
+        }
 
 
 def _column(path: Path) -> list[Image.Image]:
     """Return the pictures of a sheet, a row each; none where it cannot be read."""
-    return [fitted(row[0], _SMALL) for row in read_pictures(path) or ()]
+    return [fitted(middle(row), _SMALL) for row in read_pictures(path) or ()]

@@ -20,9 +20,11 @@ from veneer.data.unreadable import Unreadable
 from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.family.references import check_references
+from veneer.sample.clip import Clip
 from veneer.sample.gallery import PictureNote, sampler_name
-from veneer.sample.generate import generate_quietly
+from veneer.sample.generate import clips_quietly
 from veneer.sample.sheet import sheet
+from veneer.sample.timelapse import spread_evenly
 
 __all__ = [
     "Comparison",
@@ -38,7 +40,8 @@ __all__ = [
 
 _COUNT = 8  # columns of a sheet
 _CELL = 128  # side of a picture on it, in pixels
-_ADAPTER, _REFERENCE = "adapter", "reference"
+_SHOWN = 3  # frames of a clip on it
+_REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -105,16 +108,18 @@ class SampleSettings:
         seed: of the first picture; each one after it has the next.
         steps: denoising steps.
         guidance: classifier-free guidance scale.
+        frames: of clips; 1 of pictures.
     """
 
     seed: int
     steps: int
     guidance: float
+    frames: int = 1
 
     @classmethod
     def of(cls, config: RunConfig) -> SampleSettings:
         """Return a run's settings."""
-        return cls(config.seed, config.sample.steps, config.sample.guidance)
+        return cls(config.seed, config.sample.steps, config.sample.guidance, config.sample.frames)
 
     def notes(self, prompts: Sequence[str], sampler: str) -> tuple[PictureNote, ...]:
         """Return how the picture of each prompt is painted."""
@@ -127,11 +132,17 @@ def paint(
     prompts: Sequence[str],
     settings: SampleSettings,
     references: Sequence[Sequence[Image.Image]] = (),
-) -> list[Image.Image]:
-    """Return one picture a prompt by the networks as they stand, each from a seed of its own."""
+) -> list[Clip]:
+    """Return one clip a prompt, of one frame if it is a picture, by the networks as they stand, each from its seed."""
     seeds = [settings.seed + place for place in range(len(prompts))]
-    return generate_quietly(
-        family, prompts, seeds, steps=settings.steps, guidance=settings.guidance, references=references
+    return clips_quietly(
+        family,
+        prompts,
+        seeds,
+        frames=settings.frames,
+        steps=settings.steps,
+        guidance=settings.guidance,
+        references=references,
     )
 
 
@@ -141,18 +152,16 @@ class Comparison:
 
     Attributes:
         prompts: one a column.
-        rows: the base's pictures, the adapter's, and the real ones and references where there are some, by name.
+        rows: the base's pictures, the adapter's, and the real ones and references where there are some, by name; of
+            clips some frames each.
+        adapter: the adapter's clips, a picture being one frame.
         notes: how each of the adapter's was painted.
     """
 
     prompts: tuple[str, ...]
     rows: Mapping[str, Sequence[Image.Image]]
+    adapter: Sequence[Clip]
     notes: tuple[PictureNote, ...]
-
-    @property
-    def adapter(self) -> Sequence[Image.Image]:
-        """The adapter's pictures."""
-        return self.rows[_ADAPTER]
 
     def sheet(self) -> Image.Image:
         """Return them on one page, a row a name."""
@@ -173,12 +182,15 @@ def compare_pictures(family: Family, weights: AdapterWeights, subjects: SamplePr
     settings = SampleSettings.of(config)
     references = open_references(subjects.references, config.data.background)
     rows: dict[str, Sequence[Image.Image]] = _reference_rows(references)
-    rows["base"] = paint(family, subjects.prompts, settings, references)
+    rows |= _frame_rows("base", paint(family, subjects.prompts, settings, references))
     with apply_adapter(family.networks, weights):
-        rows[_ADAPTER] = paint(family, subjects.prompts, settings, references)
+        adapted = paint(family, subjects.prompts, settings, references)
+    rows |= _frame_rows("adapter", adapted)
     if subjects.real:
         rows["real"] = [_open(sample.location, config.data.background) for sample in subjects.real]
-    return Comparison(subjects.prompts, rows, settings.notes(subjects.prompts, sampler_name(family.pipeline())))
+    return Comparison(
+        subjects.prompts, rows, adapted, settings.notes(subjects.prompts, sampler_name(family.pipeline()))
+    )
 
 
 def comparison_sheet(
@@ -189,6 +201,15 @@ def comparison_sheet(
     The adapter is applied for the while; afterwards the family's networks have their own bits again.
     """
     return compare_pictures(family, weights, subjects, config).sheet()
+
+
+def _frame_rows(name: str, clips: Sequence[Clip]) -> dict[str, Sequence[Image.Image]]:
+    """Return the rows of a sheet that show clips, a column each: one of pictures, else one a frame that is shown."""
+    frames = len(clips[0])
+    if frames == 1:
+        return {name: [clip[0] for clip in clips]}
+    shown = spread_evenly(range(frames), _SHOWN)
+    return {f"{name}, frame {place + 1}": [clip[place] for clip in clips] for place in shown}
 
 
 def _reference_rows(references: Sequence[Sequence[Image.Image]]) -> dict[str, Sequence[Image.Image]]:

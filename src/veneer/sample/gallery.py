@@ -13,12 +13,22 @@ from typing import Any
 
 from PIL import Image
 
+from veneer.sample.clip import CLIP_SUFFIX, Clip, clip_texts, write_clip
 from veneer.sample.files import write_picture
 
-__all__ = ["PictureNote", "gallery_names", "read_picture_note", "sampler_name", "thumbnail", "write_gallery"]
+__all__ = [
+    "PictureNote",
+    "gallery_files",
+    "gallery_names",
+    "read_picture_note",
+    "sampler_name",
+    "thumbnail",
+    "write_gallery",
+]
 
 _NOTE = "veneer.picture"
 """Key of the text in a picture's file."""
+_PICTURE_SUFFIX = ".png"
 _THUMBNAIL_SIDE, _THUMBNAIL_BYTES = 256, 32_000
 _SAMPLERS = {
     "DDIMScheduler": "DDIM",
@@ -70,7 +80,8 @@ def read_picture_note(path: Path) -> PictureNote | None:
     """Return how a file's picture was painted; None where the file does not say, or is no picture."""
     try:
         with Image.open(path) as picture:
-            values: dict[str, Any] = json.loads(picture.info[_NOTE])
+            texts = clip_texts(picture) if path.suffix == CLIP_SUFFIX else picture.info
+            values: dict[str, Any] = json.loads(texts[_NOTE])
         note = PictureNote(**values)
     except (OSError, ValueError, KeyError, TypeError, SyntaxError, RecursionError, Image.DecompressionBombError):
         return None
@@ -78,24 +89,42 @@ def read_picture_note(path: Path) -> PictureNote | None:
     return note if all(isinstance(getattr(note, name), kind) for name, kind in kinds.items()) else None
 
 
-def gallery_names(prompts: Sequence[str]) -> list[str]:
+def gallery_files(folder: Path) -> list[Path]:
+    """Return the pictures and clips of a gallery, by name."""
+    return sorted(path for path in folder.glob("*") if path.suffix in (_PICTURE_SUFFIX, CLIP_SUFFIX))
+
+
+def gallery_names(prompts: Sequence[str], suffix: str = _PICTURE_SUFFIX) -> list[str]:
     """Return a file name for the picture of each prompt: its place and its first words."""
     words = [re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:40].strip("-") for prompt in prompts]
-    return [f"{number:02d}-{each or 'picture'}.png" for number, each in enumerate(words, start=1)]
+    return [f"{number:02d}-{each or 'picture'}{suffix}" for number, each in enumerate(words, start=1)]
 
 
-def write_gallery(folder: Path, pictures: Sequence[Image.Image], notes: Sequence[PictureNote]) -> Mapping[str, str]:
+def write_gallery(
+    folder: Path, clips: Sequence[Clip], notes: Sequence[PictureNote], frame_rate: float | None = None
+) -> Mapping[str, str]:
     """Write pictures into a folder, in place of those of an earlier gallery; return each one's prompt by its name.
+
+    Args:
+        folder: where to.
+        clips: a picture is one frame.
+        notes: how each was painted.
+        frame_rate: frames a second of clips of several frames.
 
     Raises:
         UserError: there is no room, or the folder cannot be written to.
     """
-    names = gallery_names([note.prompt for note in notes])
-    for path in folder.glob("*.png"):
+    moving = len(clips[0]) > 1
+    names = gallery_names([note.prompt for note in notes], CLIP_SUFFIX if moving else _PICTURE_SUFFIX)
+    for path in gallery_files(folder):
         if path.name not in names and read_picture_note(path) is not None:
             path.unlink()
-    for name, picture, note in zip(names, pictures, notes, strict=True):
-        write_picture(picture, folder / name, note.texts)
+    for name, clip, note in zip(names, clips, notes, strict=True):
+        if moving:
+            assert frame_rate is not None, "a base that paints clips has a rate of frames"
+            write_clip(clip, folder / name, frame_rate, note.texts)
+        else:
+            write_picture(clip[0], folder / name, note.texts)
     return {name: note.prompt for name, note in zip(names, notes, strict=True)}
 
 

@@ -16,8 +16,19 @@ from veneer.family.libraries import silence_libraries
 from veneer.family.protocol import Family
 from veneer.family.references import check_references
 from veneer.family.unread import UnreadNote, unread_notes
+from veneer.sample.clip import Clip
 
-__all__ = ["check_steps", "generate", "generate_each", "generate_quietly", "painted_at_once", "prompt_notes"]
+__all__ = [
+    "check_frames",
+    "check_steps",
+    "clips_quietly",
+    "generate",
+    "generate_clips",
+    "generate_each",
+    "generate_quietly",
+    "painted_at_once",
+    "prompt_notes",
+]
 
 
 _AT_ONCE = 8  # pictures that are painted in one batch, at most
@@ -93,6 +104,50 @@ def _warn(family: Family, prompts: Sequence[str]) -> None:
         warnings.warn(str(note), stacklevel=3)
 
 
+def generate_clips(
+    family: Family,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    frames: int,
+    steps: int = 25,
+    guidance: float = 4.0,
+    batch: int | None = None,
+) -> list[Clip]:
+    """Paint one clip for each pair of prompt and seed, as :func:`generate` paints pictures.
+
+    Args:
+        family: a base that was trained on clips.
+        prompts: as there, like all others.
+        seeds: as there.
+        frames: of each clip: one more than a multiple of ``family.frame_stride``.
+        steps: as there.
+        guidance: as there.
+        batch: as there.
+
+    Raises:
+        UserError: the base paints no clips, or none of so many frames.
+    """
+    _warn(family, prompts)
+    return clips_quietly(family, prompts, seeds, frames=frames, steps=steps, guidance=guidance, batch=batch)
+
+
+def check_frames(family: Family, frames: int) -> None:
+    """Refuse clips that a base does not paint.
+
+    Raises:
+        UserError: it paints pictures only, or its clips have other numbers of frames.
+    """
+    stride = family.frame_stride
+    if frames > 1 and stride is None:
+        what = f"is {frames}, but a {family.name} base paints pictures, not clips"
+        raise UserError(what, code="sample.no_clips", where="sample.frames", remedy="leave it out")
+    if stride is not None and (frames - 1) % stride:
+        near = 1 + max(1, round((frames - 1) / stride)) * stride
+        what = f"is {frames}, but the clips of a {family.name} base have one frame more than a multiple of {stride}"
+        raise UserError(what, code="sample.unfit_frames", where="sample.frames", remedy=f"use {near}")
+
+
 def generate_quietly(
     family: Family,
     prompts: Sequence[str],
@@ -104,14 +159,31 @@ def generate_quietly(
     references: Sequence[Sequence[Image.Image]] = (),
 ) -> list[Image.Image]:
     """Paint as :func:`generate` does, where the user has been told already what of the prompts is not seen."""
+    settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "batch": batch, "references": references}
+    return [clip[0] for clip in clips_quietly(family, prompts, seeds, **settings)]
+
+
+def clips_quietly(
+    family: Family,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    *,
+    frames: int = 1,
+    steps: int = 25,
+    guidance: float = 4.0,
+    batch: int | None = None,
+    references: Sequence[Sequence[Image.Image]] = (),
+) -> list[Clip]:
+    """Paint as :func:`generate_clips` does, pictures as clips of one frame, where the user has been told already."""
     shown = references or [()] * len(prompts)
     jobs = list(zip(prompts, seeds, shown, strict=True))
     check_steps(family, steps)
+    check_frames(family, frames)
     for own in shown:
         check_references(family, len(own), "references")
     pipeline: Any = family.pipeline()
     pipeline.set_progress_bar_config(disable=True)
-    pictures: list[Image.Image] = []
+    clips: list[Clip] = []
     # a pipeline resizes all references of a batch to the first one's shape
     count = 1 if references else batch or painted_at_once(family)
     for start in range(0, len(jobs), count):
@@ -120,14 +192,15 @@ def generate_quietly(
             result = pipeline(
                 **family.pipeline_prompts([prompt for prompt, _, _ in part]),
                 **_reference_arguments(family, part[0][2]),
+                **family.pipeline_frames(frames),
                 **family.pipeline_guidance(guidance),
                 generator=[torch.Generator().manual_seed(seed) for _, seed, _ in part],
                 num_inference_steps=steps,
                 height=family.resolution,
                 width=family.resolution,
             )
-        pictures += family.pictures_of(result)
-    return pictures
+        clips += family.frames_of(result)
+    return clips
 
 
 def _reference_arguments(family: Family, references: Sequence[Image.Image]) -> Mapping[str, object]:

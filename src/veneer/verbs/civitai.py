@@ -19,7 +19,7 @@ from veneer.evaluate.results import read_evaluation
 from veneer.files import check_free, opens_paths, public_name, sync_folder
 from veneer.run.folder import GALLERY
 from veneer.sample.files import write_picture
-from veneer.sample.gallery import gallery_names, read_picture_note, thumbnail
+from veneer.sample.gallery import gallery_files, gallery_names, read_picture_note, thumbnail
 from veneer.sample.infotext import PARAMETERS, infotext
 from veneer.verbs.derived_file import OpenedAdapter, open_adapters
 from veneer.verbs.publication import adapter_files
@@ -72,7 +72,7 @@ def make_civitai_folder(
     """
     check_free(out)
     called = _plain_name(name or _name_of(place))
-    previews = list(pictures) or sorted((place / GALLERY).glob("*.png"))
+    previews = list(pictures) or gallery_files(place / GALLERY)
     (opened,) = open_adapters([_source(place)], base, to="kohya")
     labels = None if opened.names is None else opened.names.labels
     with _made_whole(out) as folder:

@@ -27,6 +27,7 @@ from veneer.run.folder import (
     SHEET,
     TENSORBOARD,
 )
+from veneer.sample.gallery import gallery_files
 from veneer.weights.adapter_path import BEST, FILE_NAME
 from veneer.weights.card import CardFacts, CardFile, model_card
 from veneer.weights.licenses import license_of
@@ -140,7 +141,7 @@ def _shown(folder: Path) -> list[PublicFile]:
     found = []
     if (folder / CARD).is_file():
         found.append(PublicFile(CARD, folder / CARD, "the model card"))
-    for path in sorted((folder / GALLERY).glob("*.png")):
+    for path in gallery_files(folder / GALLERY):
         found.append(PublicFile(_name(path, folder), path, "a picture by the adapter, with its prompt"))
     if (folder / SHEET).is_file():
         found.append(PublicFile(SHEET, folder / SHEET, "base and adapter side by side; may show held-out pictures"))

@@ -6,7 +6,8 @@ import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TypeAlias
 
@@ -15,13 +16,14 @@ from PIL import Image
 from veneer.data.location import Location
 from veneer.family.protocol import Family
 from veneer.family.references import check_references
-from veneer.files import opens_paths
+from veneer.files import atomic_write, opens_paths
 from veneer.run.folder import make_writable
 from veneer.run.identity import REFERENCES, TRIGGER
+from veneer.sample.clip import CLIP_SUFFIX, Clip, encode_clip
 from veneer.sample.comparison import open_references
 from veneer.sample.files import write_picture
 from veneer.sample.gallery import PictureNote, sampler_name
-from veneer.sample.generate import generate_quietly, painted_at_once, prompt_notes
+from veneer.sample.generate import check_frames, clips_quietly, painted_at_once, prompt_notes
 from veneer.train.events import Warned
 from veneer.verbs.merge import load_merged
 from veneer.weights.file import info
@@ -47,6 +49,7 @@ class SampleOptions:
         steps: denoising steps.
         guidance: classifier-free guidance; 1 is none.
         references: for a base that edits, the pictures that every prompt is applied to.
+        frames: of clips, for a base that was trained on such; 1: pictures.
     """
 
     seed: int = 0
@@ -55,6 +58,7 @@ class SampleOptions:
     steps: int = 25
     guidance: float = 4.0
     references: tuple[Path, ...] = ()
+    frames: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ def sample_adapter(
     options: SampleOptions | None = None,
     callback: Callable[[Warned | PictureWritten], None] = _warn,
 ) -> list[Path]:
-    """Sample prompts with an adapter; return the pictures' files in ``out``, prompt by prompt.
+    """Sample prompts with an adapter; return the files of pictures, or clips, in ``out``, prompt by prompt.
 
     Pictures are written as soon as they are painted, so an interrupt loses none of those. A picture that is there
     already, of another adapter or strength, is not written over: the new name ends in -2.
@@ -101,7 +105,7 @@ def sample_adapter(
 
     Raises:
         UserError: the adapter or the base cannot be read, the folder cannot be written to, or the base takes another
-            number of references.
+            number of references or frames.
     """
     options = options or SampleOptions()
     make_writable(out, "choose another --out")
@@ -109,6 +113,7 @@ def sample_adapter(
     left_out: list[LeftOut] = []
     family = load_merged(file, base, options.scale, left_out)
     check_references(family, len(references), "--reference")
+    check_frames(family, options.frames)
     for each in left_out:
         callback(Warned("weights.left_out", str(each), each.names))
     metadata = info(file).metadata
@@ -120,38 +125,54 @@ def sample_adapter(
     offsets = range(options.count)
     jobs = [(row, prompt, options.seed + offset) for row, prompt in enumerate(prompts) for offset in offsets]
     written, sampler = [], sampler_name(family.pipeline())
-    for job, picture in _paint(family, jobs, options, references):
+    for job, clip in _paint(family, jobs, options, references):
         _, prompt, seed = job
         made = PictureNote(prompt, seed, options.steps, options.guidance, sampler, options.scale)
-        written.append(_write(picture, out / _name(*job), made))
+        write = _write_picture if options.frames == 1 else partial(_write_clip, frame_rate=family.frame_rate or 0.0)
+        written.append(write(clip, out / _name(*job), made))
         callback(PictureWritten(written[-1]))
     return written
 
 
 def _paint(
     family: Family, jobs: Sequence[_Job], options: SampleOptions, references: Sequence[Image.Image]
-) -> Iterator[tuple[_Job, Image.Image]]:
-    """Yield each job with its picture, some at once."""
+) -> Iterator[tuple[_Job, Clip]]:
+    """Yield each job with its clip, some at once."""
     at_once = painted_at_once(family)
     for start in range(0, len(jobs), at_once):
         part = jobs[start : start + at_once]
         texts, seeds = [prompt for _, prompt, _ in part], [seed for _, _, seed in part]
-        pictures = generate_quietly(
+        clips = clips_quietly(
             family,
             texts,
             seeds,
+            frames=options.frames,
             steps=options.steps,
             guidance=options.guidance,
             batch=at_once,
             references=[references] * len(part) if references else (),
         )
-        yield from zip(part, pictures, strict=True)
+        yield from zip(part, clips, strict=True)
 
 
-def _write(picture: Image.Image, path: Path, note: PictureNote) -> Path:
+def _write_picture(clip: Clip, stem: Path, note: PictureNote) -> Path:
     """Write a picture under its name, or where another has it, of another adapter say, under the next free one."""
-    names = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
-    return write_picture(picture, next(place for place in names if not _holds_another(place, picture)), note.texts)
+    picture = clip[0]
+    place = next(place for place in _names(stem, ".png") if not _holds_another(place, picture))
+    return write_picture(picture, place, note.texts)
+
+
+def _write_clip(clip: Clip, stem: Path, note: PictureNote, *, frame_rate: float) -> Path:
+    """Write a clip likewise; the same clip is the same bytes."""
+    content = encode_clip(clip, frame_rate, note.texts)
+    place = next(place for place in _names(stem, CLIP_SUFFIX) if not place.exists() or place.read_bytes() == content)
+    atomic_write(place, content)
+    return place
+
+
+def _names(stem: Path, suffix: str) -> Iterator[Path]:
+    yield stem.with_name(f"{stem.name}{suffix}")
+    yield from (stem.with_name(f"{stem.name}-{number}{suffix}") for number in count(2))
 
 
 def _holds_another(path: Path, picture: Image.Image) -> bool:
@@ -168,6 +189,6 @@ def _holds_another(path: Path, picture: Image.Image) -> bool:
 
 
 def _name(row: int, prompt: str, seed: int) -> str:
-    """Return a picture's file name."""
+    """Return a picture's file name, without its ending."""
     words = re.sub(r"\W+", "-", prompt.lower()).strip("-")[:40] or "empty"
-    return f"{row:02d}-{words}-{seed}.png"
+    return f"{row:02d}-{words}-{seed}"

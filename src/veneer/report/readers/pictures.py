@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from veneer.evaluate.results import Copying, Neighbour
 from veneer.report.content import NearestPair, Picture, PictureGrid
 from veneer.run.folder import SHEET, TIMELAPSE, sheets_in
+from veneer.sample.clip import middle
 from veneer.sample.files import read_note, read_pictures
 from veneer.sample.timelapse import spread_evenly
 
@@ -37,7 +38,7 @@ def samples_by_step(folder: Path) -> PictureGrid | None:
     note = read_note(sheets[max(sheets)])
     same = [step for step, path in sheets.items() if read_note(path) == note]
     rows_by_step = {step: read_pictures(sheets[step]) for step in spread_evenly(same, _MAX_COLUMNS)}
-    samples = {step: [row[0] for row in rows] for step, rows in rows_by_step.items() if rows}
+    samples = {step: [middle(row) for row in rows] for step, rows in rows_by_step.items() if rows}
     if note is None or not samples:
         strip = next(iter(sheets.values())).with_name(TIMELAPSE)
         return _whole_picture(strip, folder, "sample pictures over the steps")
