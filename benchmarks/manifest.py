@@ -21,7 +21,8 @@ from unittest import mock
 import numpy as np
 from numpy.typing import NDArray
 
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.buckets import Buckets
 from veneer.data.duplicates import THUMB
 from veneer.data.loader import DrawSchedule

@@ -11,7 +11,8 @@ from typing import Any
 
 from tests.conftest import write_tiny_tokenizer
 from tests.families.parts import t5_tokenizer
-from veneer.config.schema import Density, TargetPreset, TimestepShift
+from veneer.config.adapter_config import TargetPreset
+from veneer.config.objective_config import Density, TimestepShift
 
 __all__ = ["Defaults", "write_flux_file", "write_single_file", "write_tiny_flux", "write_tiny_sdxl"]
 

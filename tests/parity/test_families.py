@@ -20,8 +20,8 @@ from tests.training import tiny_config
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
 from veneer.adapter.registry import specs_of
+from veneer.config.adapter_config import AdapterConfig, TargetPreset
 from veneer.config.load import build_config
-from veneer.config.schema import AdapterConfig, TargetPreset
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
 from veneer.data.transform import Geometry

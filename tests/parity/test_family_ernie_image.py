@@ -16,7 +16,7 @@ from tests.native_files import write_native_file
 from tests.parity.test_families import conditioning_of, latents_of
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
-from veneer.config.schema import ObjectiveConfig
+from veneer.config.objective_config import ObjectiveConfig
 from veneer.family.ernie_image import ErnieImage
 from veneer.family.published import read_published
 from veneer.family.registry import load_family

@@ -15,7 +15,7 @@ from tests.bases import write_tiny_flux
 from tests.families import CAPTIONS
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
-from veneer.config.schema import ObjectiveConfig
+from veneer.config.objective_config import ObjectiveConfig
 from veneer.family.flux import Flux
 from veneer.family.packing import pack, places, unpack
 from veneer.objective.loss import Objective

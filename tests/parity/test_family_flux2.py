@@ -23,7 +23,7 @@ from tests.native_files import write_native_file
 from tests.parity.test_families import conditioning_of, latents_of
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
-from veneer.config.schema import ObjectiveConfig
+from veneer.config.objective_config import ObjectiveConfig
 from veneer.family.abstract import make_network
 from veneer.family.flux2 import Flux2Dev, Flux2Klein
 from veneer.family.key_names.flux2 import flux2_names

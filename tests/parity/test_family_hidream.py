@@ -21,8 +21,8 @@ from veneer.adapter.inject import inject
 from veneer.adapter.layers import layers_under
 from veneer.adapter.lora import LoraSpec
 from veneer.adapter.targets import expand_preset, is_named
+from veneer.config.adapter_config import TargetPreset
 from veneer.config.base_name import BaseName
-from veneer.config.schema import TargetPreset
 from veneer.family.abstract import make_network, make_scheduler
 from veneer.family.hidream import HiDream
 from veneer.family.protocol import Conditioning

@@ -19,7 +19,7 @@ from tests.parity.test_families import conditioning_of, latents_of
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraSpec
 from veneer.config.base_name import BaseName
-from veneer.config.schema import ObjectiveConfig
+from veneer.config.objective_config import ObjectiveConfig
 from veneer.engine.quantized import quantization_of
 from veneer.family.ideogram4 import Ideogram4, _layout
 from veneer.family.key_names.ideogram4 import ideogram4_names

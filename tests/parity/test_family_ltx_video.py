@@ -13,7 +13,7 @@ from diffusers.pipelines.ltx.pipeline_ltx import calculate_shift
 
 from tests.families import CAPTIONS
 from tests.families.ltx_video import encode, velocity, write_tiny_ltx
-from veneer.config.schema import ObjectiveConfig
+from veneer.config.objective_config import ObjectiveConfig
 from veneer.data.transform import Geometry
 from veneer.family.ltx_video import LtxVideo
 from veneer.family.protocol import Conditioning

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from veneer.config.schema import ObjectiveConfig
+from veneer.config.objective_config import ObjectiveConfig
 from veneer.family.published import PUBLISHED, read_published
 from veneer.family.registry import family_class
 from veneer.objective.loss import Objective

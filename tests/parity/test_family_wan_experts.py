@@ -16,7 +16,7 @@ from tests.running import without_rehearsals
 from tests.training import tiny_config
 from veneer.adapter.apply import apply_adapter
 from veneer.config.base_name import BaseName
-from veneer.config.schema import ObjectiveConfig
+from veneer.config.objective_config import ObjectiveConfig
 from veneer.data.transform import Geometry
 from veneer.family.registry import load_family
 from veneer.objective.loss import Objective

@@ -17,7 +17,7 @@ from tests.families.z_image import write_tiny_z_image, write_z_image_file
 from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraFactors, LoraSpec
 from veneer.adapter.registry import specs_of
-from veneer.config.schema import AdapterConfig
+from veneer.config.adapter_config import AdapterConfig
 from veneer.family.abstract import make_scheduler
 from veneer.family.published import read_published
 from veneer.family.registry import family_class, load_family

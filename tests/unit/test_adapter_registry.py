@@ -18,8 +18,8 @@ from veneer.adapter.protocol import Layer, Method
 from veneer.adapter.registry import METHODS, TRAINED
 from veneer.adapter.resize import resize
 from veneer.adapter.stack import AdapterStack
+from veneer.config.adapter_config import READ_METHODS, AdapterConfig
 from veneer.config.load import build_config
-from veneer.config.schema import READ_METHODS, AdapterConfig
 from veneer.engine.adapter_bank import AdapterBank
 
 

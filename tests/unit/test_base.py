@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 import veneer.base
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.preflight import survey
 
 MEGABYTE = 1_000_000

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from tests.bases import Defaults
 from tests.errors import raises_code
+from veneer.config.adapter_config import AdapterConfig, TargetPreset, TextEncoderAdapterConfig
 from veneer.config.base_name import BaseName, components_of, expert_of
+from veneer.config.data_config import ColorJitterConfig, DataConfig, PriorConfig
 from veneer.config.document import read_yaml
 from veneer.config.keys import known_keys, schema_name
 from veneer.config.load import (
@@ -22,27 +24,11 @@ from veneer.config.load import (
     resolve,
     write_config,
 )
+from veneer.config.objective_config import Density, ObjectiveConfig
 from veneer.config.paths import names_only
-from veneer.config.schema import (
-    AdapterConfig,
-    ColorJitterConfig,
-    ColumnsConfig,
-    DataConfig,
-    Density,
-    ObjectiveConfig,
-    OptimizerConfig,
-    OutputConfig,
-    PriorConfig,
-    RunConfig,
-    SampleConfig,
-    SourceConfig,
-    TargetPreset,
-    TextEncoderAdapterConfig,
-    TrackingConfig,
-    TrainConfig,
-    ValidationConfig,
-    WeightFormat,
-)
+from veneer.config.schema import OutputConfig, RunConfig, SampleConfig, TrackingConfig, ValidationConfig
+from veneer.config.source_config import ColumnsConfig, SourceConfig
+from veneer.config.train_config import OptimizerConfig, TrainConfig, WeightFormat
 from veneer.errors import UserError
 from veneer.rng import MAX_SEED
 from veneer.weights.adapter_path import FILE_NAMES

@@ -11,9 +11,11 @@ from pydantic import ValidationError
 
 from tests.errors import raises_code
 from veneer.config.colour import rgb
+from veneer.config.data_config import DataConfig
 from veneer.config.keys import known_keys, nearest, schema_name, section_at
 from veneer.config.load import build_config
-from veneer.config.schema import DataConfig, RunConfig, SourceConfig
+from veneer.config.schema import RunConfig
+from veneer.config.source_config import SourceConfig
 from veneer.config.spellings import ELSEWHERE, MAIN_KEYS, RENAMED
 from veneer.rng import MAX_SEED
 

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
 from tests.training import tiny_config
-from veneer.config.schema import ColorJitterConfig, DataConfig, SourceConfig
+from veneer.config.data_config import ColorJitterConfig, DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.augment import Augmentation, ColorChange, augmentation_of, draws_differ, names_side
 from veneer.data.color import change_colors
 from veneer.data.manifest import Sample, content_id

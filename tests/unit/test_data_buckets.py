@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from tests.bases import Defaults
 from tests.errors import raises_code
+from veneer.config.data_config import DataConfig
 from veneer.config.load import build_config
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.buckets import MAX_ASPECT, Buckets, Size, SmallPictures, cropped_share
 from veneer.data.manifest import Sample
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.sources.caption_files import CAPTION_ENDINGS
 from veneer.data.sources.protocol import Listing
 from veneer.data.sources.registry import read_source

@@ -4,7 +4,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.caption_text import all_texts, caption_of
 from veneer.data.loader import SampleDraw
 from veneer.data.manifest import Sample, content_id

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageFile
 
 from tests.zoo import png_16
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.decode import MAX_PIXELS, _Budget, decode, decoded
 from veneer.data.preflight import survey
 from veneer.data.unreadable import Unreadable

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.buckets import Size
 from veneer.data.manifest import Sample, content_id
 from veneer.data.transform import Geometry, centered_geometry, geometry_of, load_centered, load_pixels

@@ -18,9 +18,10 @@ from PIL import Image
 from pyarrow import parquet
 
 from tests.errors import raises_code
+from veneer.config.data_config import DataConfig
 from veneer.config.load import build_config
 from veneer.config.paths import anchored, portable
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.preflight import survey
 from veneer.data.sources.protocol import Listing
 from veneer.data.sources.registry import read_source

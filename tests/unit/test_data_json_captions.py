@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.errors import raises_code
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.sources.json_captions import captions_of
 from veneer.data.sources.protocol import Listing
 from veneer.data.sources.registry import read_source

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.bases import Defaults
+from veneer.config.data_config import DataConfig
 from veneer.config.keys import known_keys
 from veneer.config.load import build_config, resolve
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.buckets import Buckets, Size
 from veneer.data.caption_text import caption_of
 from veneer.data.loader import DrawSchedule, PictureStream, SampleDraw

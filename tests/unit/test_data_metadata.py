@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.errors import raises_code
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.sources.metadata import MetadataSource
 from veneer.data.sources.protocol import Listing
 from veneer.data.sources.registry import read_source

@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageFilter
 
 from tests.errors import raises_code
+from veneer.config.data_config import DataConfig
 from veneer.config.load import config_from_folder
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.inspection import inspect_pictures
 from veneer.data.manifest import content_id
 from veneer.data.preflight import Dataset, read_prior, survey

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from tests.errors import raises_code
+from veneer.config.data_config import DataConfig, PriorConfig
 from veneer.config.load import load_config
-from veneer.config.schema import DataConfig, PriorConfig, SampleConfig, SourceConfig
+from veneer.config.schema import SampleConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.location import Location
 from veneer.data.manifest import Sample
 from veneer.data.preflight import survey

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.errors import raises_code
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.preflight import survey
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.registry import SOURCES, read_source

@@ -14,8 +14,9 @@ import xxhash
 from PIL import Image
 
 from tests.errors import raises_code
+from veneer.config.data_config import DataConfig
 from veneer.config.load import load_config
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.location import Location
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset, survey

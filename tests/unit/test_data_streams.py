@@ -18,7 +18,8 @@ import pytest
 from PIL import Image
 
 from tests.errors import raises_code
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data import remote
 from veneer.data.manifest import Sample
 from veneer.data.preflight import Dataset, survey

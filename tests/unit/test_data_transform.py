@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from tests.errors import raises_code
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.location import Location
 from veneer.data.manifest import Sample
 from veneer.data.preflight import survey

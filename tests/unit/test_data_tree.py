@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from tests.errors import raises_code
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.sources.protocol import Listing
 from veneer.data.sources.registry import read_source
 

@@ -13,7 +13,8 @@ import webdataset
 from PIL import Image
 
 from tests.errors import raises_code
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.preflight import survey
 from veneer.data.sources.protocol import Listing
 from veneer.data.sources.registry import read_source

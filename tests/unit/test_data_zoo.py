@@ -12,7 +12,8 @@ import pytest
 
 from tests.zoo import Zoo, encoded, write_zoo
 from veneer.cli.main import main
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.manifest import content_id
 from veneer.data.preflight import Dataset, survey
 
@@ -77,7 +78,8 @@ import json, re, sys
 from pathlib import Path
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.preflight import survey
 source = SourceConfig.model_validate({"path": sys.argv[1]})
 dataset = survey(DataConfig(sources=(source,), trigger="tok", held_out=0.0))

@@ -20,8 +20,9 @@ from veneer.adapter.dora import DoraFactors
 from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors, delta_weight
 from veneer.cli.main import main
+from veneer.config.adapter_config import TextEncoderAdapterConfig
 from veneer.config.load import load_config, write_config
-from veneer.config.schema import RunConfig, TextEncoderAdapterConfig
+from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
 from veneer.doctor.diagnosis import RULES, Diagnosis

@@ -15,7 +15,7 @@ from torch import Tensor
 from tests.bases import Defaults
 from tests.errors import raises_code
 from tests.predictions import eps_of, x0_of
-from veneer.config.schema import ObjectiveConfig
+from veneer.config.objective_config import ObjectiveConfig
 from veneer.family.diffusion import DiscreteDiffusion
 from veneer.family.protocol import Conditioning
 from veneer.objective.density import DENSITIES, TimestepDensity

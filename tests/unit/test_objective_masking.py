@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.bases import Defaults
-from veneer.config.schema import ObjectiveConfig
+from veneer.config.objective_config import ObjectiveConfig
 from veneer.family.flow import FlowMatching
 from veneer.family.protocol import Conditioning
 from veneer.objective.loss import Objective

@@ -11,7 +11,7 @@ from torch import nn
 
 from tests.training import bits_of, tiny_config, tiny_run
 from veneer.adapter.registry import specs_of
-from veneer.config.schema import AdapterConfig
+from veneer.config.adapter_config import AdapterConfig
 from veneer.errors import UserError
 from veneer.family.protocol import Family
 from veneer.plan.parameters import plan_parameters

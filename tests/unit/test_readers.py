@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from veneer.config.load import load_config
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.sources.registry import read_source
 from veneer.errors import UserError
 from veneer.study.config import load_study

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import veneer.train.distributed
 from tests.distributed import begin, distributed
 from tests.errors import raises_code
-from veneer.config.schema import TrainConfig
+from veneer.config.train_config import TrainConfig
 from veneer.train.distributed import ALONE, GradientSum, PeerFailed, PeerLost, ProcessGroup, connect, launched
 
 

@@ -13,7 +13,9 @@ from PIL import Image
 
 from tests.errors import raises_code
 from tests.training import bits_of, tiny_config, tiny_run, trainer_on
-from veneer.config.schema import DataConfig, RunConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.schema import RunConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.loader import SampleDraw
 from veneer.data.manifest import Sample
 from veneer.data.preflight import survey

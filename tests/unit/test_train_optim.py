@@ -11,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from veneer.config.schema import AdapterConfig, OptimizerConfig, RunConfig, TextEncoderAdapterConfig, TrainConfig
+from veneer.config.adapter_config import AdapterConfig, TextEncoderAdapterConfig
+from veneer.config.schema import RunConfig
+from veneer.config.train_config import OptimizerConfig, TrainConfig
 from veneer.train.optim import SCHEDULES, network_rates, optimizer_for, rate_factor, set_rates
 
 DATA: dict[str, Any] = {"sources": [{"path": "pictures"}]}

@@ -15,7 +15,8 @@ from veneer.adapter.inject import inject
 from veneer.adapter.lora import LoraFactors, LoraSpec
 from veneer.adapter.merge import merge
 from veneer.adapter.protocol import AdapterWeights
-from veneer.config.schema import AdapterConfig, RunConfig
+from veneer.config.adapter_config import AdapterConfig
+from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.family.protocol import Family
 from veneer.train.events import Finished, SampleDue, StepDone, TrainingStarted, Warned

@@ -113,7 +113,7 @@ def _kind(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    value = field.default
+    value = field.get_default(call_default_factory=True)
     if value is PydanticUndefined:
         return "required"
     if value is None:

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from veneer.adapter.layers import fit_to_layers, is_wrapped, layers_of, layers_under, nearest, places_under
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, InjectedLayer, LayerAdapter
 from veneer.adapter.targets import BlockCoverage, is_named, layers_in_blocks, measure_coverage
-from veneer.config.schema import TargetPreset
+from veneer.config.adapter_config import TargetPreset
 from veneer.errors import UserError
 
 __all__ = ["Injection", "Match", "find_matches", "inject"]

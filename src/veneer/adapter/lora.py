@@ -29,7 +29,7 @@ from veneer.adapter.protocol import (
 )
 from veneer.adapter.stored import alpha_tensor, layer_product, number_in
 from veneer.adapter.targets import pattern_of
-from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
+from veneer.config.adapter_config import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 from veneer.rng import torch_generator
 

@@ -22,7 +22,7 @@ from veneer.adapter.part_names import PartNames
 from veneer.errors import UserError
 
 if TYPE_CHECKING:
-    from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
+    from veneer.config.adapter_config import AdapterConfig, TextEncoderAdapterConfig
 
 __all__ = [
     "AdapterSpec",

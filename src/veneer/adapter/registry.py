@@ -23,8 +23,8 @@ from veneer.adapter.oft import OFT
 from veneer.adapter.oft_of_peft import OFT_OF_PEFT
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, LayerAdapter, Method
 from veneer.adapter.replaced import REPLACED
+from veneer.config.adapter_config import AdapterConfig, TextEncoderAdapterConfig
 from veneer.config.load import BaseDefaults, complete_adapter
-from veneer.config.schema import AdapterConfig, TextEncoderAdapterConfig
 from veneer.errors import UserError
 
 __all__ = ["METHODS", "TRAINED", "Networks", "from_tensors", "specs_of", "to_tensors"]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from veneer.adapter.layers import layers_under, modules_under
-from veneer.config.schema import TargetPreset
+from veneer.config.adapter_config import TargetPreset
 from veneer.errors import UserError
 
 __all__ = [

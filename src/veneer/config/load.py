@@ -16,20 +16,14 @@ from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
 
+from veneer.config.adapter_config import AdapterConfig, TargetPreset, TextEncoderAdapterConfig
 from veneer.config.document import MAX_BYTES, Document, Key, read_yaml, write_yaml
 from veneer.config.explain import explain
+from veneer.config.objective_config import Density, ObjectiveConfig, TimestepShift
 from veneer.config.override import parse_override, set_key
 from veneer.config.paths import anchored, check_elsewhere, portable, set_default_output
 from veneer.config.run_folder import CONFIG, LOG, has_log
-from veneer.config.schema import (
-    AdapterConfig,
-    Density,
-    ObjectiveConfig,
-    RunConfig,
-    TargetPreset,
-    TextEncoderAdapterConfig,
-    TimestepShift,
-)
+from veneer.config.schema import RunConfig
 from veneer.errors import UserError
 from veneer.files import atomic_write, opens_paths, read_utf8
 

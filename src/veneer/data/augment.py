@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from veneer.config.schema import ColorJitterConfig, DataConfig
+from veneer.config.data_config import ColorJitterConfig, DataConfig
 from veneer.data.manifest import Sample
 from veneer.rng import uniform
 

@@ -16,7 +16,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from veneer.config.schema import DataConfig
+from veneer.config.data_config import DataConfig
 from veneer.data.manifest import Sample
 from veneer.errors import UserError
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from veneer.config.schema import DataConfig
+from veneer.config.data_config import DataConfig
 from veneer.data.loader import SampleDraw
 from veneer.data.manifest import Sample
 from veneer.data.tags import TagCaption

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, TypeAlias
 
-from veneer.config.schema import DataConfig
+from veneer.config.data_config import DataConfig
 from veneer.data.prompt_syntax import (
     MAX_ALTERNATIVES,
     WILDCARD,

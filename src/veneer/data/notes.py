@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from veneer.config.schema import DataConfig
+from veneer.config.data_config import DataConfig
 from veneer.data.augment import names_side
 from veneer.data.buckets import SmallPictures
 from veneer.data.inspection import Inspection

@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from veneer.config.schema import DataConfig
+from veneer.config.data_config import DataConfig
 from veneer.data.buckets import Size
 from veneer.data.manifest import Sample
 from veneer.data.transform import load_centered, load_centered_references, load_pixels, load_references

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from veneer.config.schema import DataConfig, RunConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.schema import RunConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.duplicates import THUMB, Comparison, Thumb, compare, near_duplicates
 from veneer.data.holdout import split, without_held_out
 from veneer.data.inspection import Advance, Inspection, inspect_pictures, no_progress

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import factorial
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.trigger import SEPARATORS, holds_trigger
 from veneer.rng import key, uniform
 

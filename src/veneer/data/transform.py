@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from veneer.config.colour import rgb
-from veneer.config.schema import DataConfig
+from veneer.config.data_config import DataConfig
 from veneer.data.augment import AS_MEASURED, Augmentation, Box, augmentation_of
 from veneer.data.buckets import Size
 from veneer.data.color import change_colors

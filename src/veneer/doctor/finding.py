@@ -11,9 +11,10 @@ from typing import Literal
 
 from pydantic import computed_field
 
+from veneer.config.adapter_config import AdapterConfig, TextEncoderAdapterConfig
 from veneer.config.load import build_config
 from veneer.config.override import parse_override, set_key
-from veneer.config.schema import AdapterConfig, RunConfig, TextEncoderAdapterConfig
+from veneer.config.schema import RunConfig
 from veneer.doctor.evidence import Effect, Evidence
 
 __all__ = ["Change", "Finding", "Rule", "Value", "apply_change", "interval", "percent", "rank_changes"]

@@ -9,7 +9,8 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from veneer.config.schema import MAX_TOKEN_WINDOWS, Density
+from veneer.config.data_config import MAX_TOKEN_WINDOWS
+from veneer.config.objective_config import Density
 from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.flow import flow_of

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from veneer.config.colour import rgb
-from veneer.config.schema import DataConfig, RunConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.schema import RunConfig
 from veneer.data.augment import draws_differ
 from veneer.data.buckets import Size
 from veneer.data.decode import DECODING

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from veneer.config.schema import TimestepShift
+from veneer.config.objective_config import TimestepShift
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.flux import Flux
 from veneer.family.key_names.flux import flux_names, linear1_qkv_names, onetrainer_names

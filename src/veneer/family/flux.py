@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from veneer.adapter.layers import weighted_layers_of
-from veneer.config.schema import Density
+from veneer.config.objective_config import Density
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.key_names.flux import flux_names, linear1_qkv_names, onetrainer_names, x_labs_names
 from veneer.family.key_names.network import names_in

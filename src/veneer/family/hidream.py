@@ -12,7 +12,7 @@ from diffusers.models.transformers.transformer_hidream_image import MOEFeedForwa
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from veneer.config.schema import TargetPreset
+from veneer.config.adapter_config import TargetPreset
 from veneer.errors import UserError
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.libraries import silence_libraries

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from veneer.config.schema import Density, TimestepShift
+from veneer.config.objective_config import Density, TimestepShift
 from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.batch_norm_latents import BatchNormLatents

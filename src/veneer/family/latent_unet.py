@@ -8,7 +8,7 @@ from typing import Any, Literal, cast
 
 from torch import Tensor
 
-from veneer.config.schema import MAX_TOKEN_WINDOWS
+from veneer.config.data_config import MAX_TOKEN_WINDOWS
 from veneer.errors import UserError
 from veneer.family.diffusion import DiscreteDiffusion
 from veneer.family.native_names import native_names

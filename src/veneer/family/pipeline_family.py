@@ -24,7 +24,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from veneer.adapter.targets import expand_preset, names_in_blocks
-from veneer.config.schema import Density, TargetPreset, TimestepShift
+from veneer.config.adapter_config import TargetPreset
+from veneer.config.objective_config import Density, TimestepShift
 from veneer.engine.quantization import NONE
 from veneer.errors import UserError
 from veneer.family.abstract import AbstractTokenizer, Config, make_network, make_scheduler

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from veneer.config.schema import Density, TargetPreset, TimestepShift
+from veneer.config.adapter_config import TargetPreset
+from veneer.config.objective_config import Density, TimestepShift
 from veneer.data.transform import Geometry
 from veneer.family.unread import Unread
 from veneer.weights.formats.protocol import KeyNames

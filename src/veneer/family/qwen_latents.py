@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from veneer.config.schema import Density
+from veneer.config.objective_config import Density
 from veneer.data.transform import Geometry
 from veneer.family.channel_statistics import ChannelStatistics
 from veneer.family.flow import FlowMatching

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from veneer.config.schema import Density
+from veneer.config.objective_config import Density
 from veneer.data.transform import Geometry
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.key_names.network import names_in

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from veneer.config.schema import MAX_TOKEN_WINDOWS
+from veneer.config.data_config import MAX_TOKEN_WINDOWS
 from veneer.errors import UserError
 
 __all__ = ["TOKEN_WINDOWS", "join_windows", "token_windows_of", "tokens", "window_tokens"]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.nn.utils.rnn import pad_sequence
 
-from veneer.config.schema import Density
+from veneer.config.objective_config import Density
 from veneer.family.abstract import AbstractTokenizer
 from veneer.family.chat import AbstractChatTokenizer, tokens_before
 from veneer.family.key_names.network import names_in

@@ -9,7 +9,7 @@ from typing import Protocol
 from torch import Tensor
 
 from veneer.config.load import ObjectiveDefaults, complete_objective
-from veneer.config.schema import ObjectiveConfig
+from veneer.config.objective_config import ObjectiveConfig
 from veneer.family.protocol import Conditioning, NoiseProcess
 from veneer.objective.density import ShiftOf, TimestepDensity
 from veneer.objective.masking import masked_mean_B, place_weights

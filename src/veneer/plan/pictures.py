@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from veneer.config.schema import DataConfig, RunConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.schema import RunConfig
 from veneer.data.bucket_table import ShapedPicture
 from veneer.data.buckets import Buckets, Size
 from veneer.data.manifest import Sample

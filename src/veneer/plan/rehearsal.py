@@ -17,7 +17,8 @@ from veneer.adapter.inject import find_matches
 from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.registry import specs_of
 from veneer.config.load import complete_objective, resolve
-from veneer.config.schema import ObjectiveConfig, RunConfig
+from veneer.config.objective_config import ObjectiveConfig
+from veneer.config.schema import RunConfig
 from veneer.data.augment import draws_differ
 from veneer.data.bucket_table import BucketTable, ShapedPicture
 from veneer.data.buckets import Buckets, Size, largest

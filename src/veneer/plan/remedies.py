@@ -8,7 +8,8 @@ from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from veneer.config.schema import RunConfig, TrainConfig
+from veneer.config.schema import RunConfig
+from veneer.config.train_config import TrainConfig
 from veneer.engine.block_offload import ON_DEVICE
 from veneer.engine.quantization import FORMATS, NONE
 from veneer.plan.memory import Memory

@@ -11,7 +11,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from veneer.config.schema import PriorConfig, RunConfig
+from veneer.config.data_config import PriorConfig
+from veneer.config.schema import RunConfig
 from veneer.data.notes import reasons
 from veneer.data.preflight import read_prior
 from veneer.data.wording import few

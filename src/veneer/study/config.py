@@ -19,12 +19,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from veneer.config.adapter_config import AdapterConfig, TextEncoderAdapterConfig
 from veneer.config.document import Document, Key, read_yaml, write_yaml
 from veneer.config.keys import dotted
 from veneer.config.load import build_config, config_from_folder, load_config
 from veneer.config.override import parse_override, set_key
 from veneer.config.paths import anchored, check_elsewhere, portable, set_default_output
-from veneer.config.schema import AdapterConfig, Count, NonBlank, RunConfig, Seed, Share, TextEncoderAdapterConfig
+from veneer.config.schema import RunConfig
+from veneer.config.values import Count, NonBlank, Seed, Share
 from veneer.errors import UserError
 from veneer.files import opens_paths, read_utf8, user_path
 

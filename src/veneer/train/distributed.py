@@ -28,7 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from veneer.config.schema import TrainConfig
+from veneer.config.train_config import TrainConfig
 from veneer.errors import UserError
 
 __all__ = ["ALONE", "PATIENCE", "GradientSum", "PeerFailed", "PeerLost", "ProcessGroup", "connect", "launched"]

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from veneer.config.schema import OptimizerConfig, RunConfig, TrainConfig
+from veneer.config.schema import RunConfig
+from veneer.config.train_config import OptimizerConfig, TrainConfig
 
 __all__ = ["OPTIMIZERS", "SCHEDULES", "network_rates", "optimizer_for", "rate_factor", "set_rates"]
 

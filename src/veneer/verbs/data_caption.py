@@ -11,7 +11,7 @@ from typing import Protocol
 from PIL import Image
 
 from veneer.config.colour import rgb
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.decode import decode
 from veneer.data.inspection import Advance, no_progress
 from veneer.data.sources.folder import FolderSource

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from veneer.config.data_config import DataConfig
 from veneer.config.load import build_config, load_config
-from veneer.config.schema import DataConfig, RunConfig, SourceConfig
+from veneer.config.schema import RunConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.captions import Uncaptioned
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior, survey

@@ -18,7 +18,7 @@ from veneer.adapter.apply import apply_adapter
 from veneer.adapter.layers import weighted_layers_of
 from veneer.adapter.protocol import AdapterWeights
 from veneer.adapter.registry import METHODS
-from veneer.config.schema import AdapterConfig
+from veneer.config.adapter_config import AdapterConfig
 from veneer.errors import UserError
 from veneer.weights.adapter_path import files_in
 from veneer.weights.file import load

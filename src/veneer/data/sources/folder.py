@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.sources.caption_files import CaptionFiles
 from veneer.data.sources.protocol import Listing
 from veneer.data.sources.tree import Tree

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.location import Location
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.table_columns import captions_in, picture_and_text

@@ -15,7 +15,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.sources.caption_files import CaptionFiles
 from veneer.data.sources.kohya_metadata import read_kohya_metadata
 from veneer.data.sources.masks import Masks, with_masks

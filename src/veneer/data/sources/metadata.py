@@ -21,7 +21,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeAlias
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.location import Location
 from veneer.data.manifest import Rejected
 from veneer.data.sources.caption_files import CaptionFiles

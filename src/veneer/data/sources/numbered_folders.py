@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.wording import few
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from veneer.config.schema import ColumnsConfig, SourceConfig
+from veneer.config.source_config import ColumnsConfig, SourceConfig
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.shards import TABLES, find_shards
 from veneer.data.sources.table_columns import captions_in, picture_and_text

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.location import AT_PATH, Location
 from veneer.data.manifest import Rejected
 from veneer.data.tags import TagCaption

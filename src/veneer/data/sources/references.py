@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.location import Location
 from veneer.data.manifest import Rejected
 from veneer.data.sources.names import NameIndex

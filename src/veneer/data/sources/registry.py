@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from veneer.config.schema import DataConfig, SourceConfig
+from veneer.config.data_config import DataConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.captions import CaptionStyle, complete_captions, refuse_uncaptioned
 from veneer.data.sources.folder import FolderSource
 from veneer.data.sources.hub import HubSource

@@ -17,7 +17,7 @@ from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.decode import DECODING
 from veneer.data.remote import RemoteState
 from veneer.data.seen import Look, Seen

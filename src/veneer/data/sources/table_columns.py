@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from veneer.config.schema import ColumnsConfig
+from veneer.config.source_config import ColumnsConfig
 from veneer.data.sources.json_captions import CAPTION_KEYS, refuse_half_characters
 from veneer.data.wording import few
 from veneer.errors import UserError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.location import Location
 from veneer.data.manifest import Rejected
 from veneer.data.remote import RemotePart, open_remote, remote_state

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
-from veneer.config.schema import SourceConfig
+from veneer.config.source_config import SourceConfig
 from veneer.data.location import MAX_BYTES
 from veneer.data.seen import Seen
 from veneer.data.sources.caption_files import CAPTION_ENDINGS

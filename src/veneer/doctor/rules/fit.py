@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from veneer.config.schema import AdapterConfig
+from veneer.config.adapter_config import AdapterConfig
 from veneer.doctor.curve import training_gain
 from veneer.doctor.evidence import Evidence, ValidationScore
 from veneer.doctor.finding import Change, Finding, interval, percent, rank_changes

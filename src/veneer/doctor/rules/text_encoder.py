@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from veneer.config.schema import TextEncoderAdapterConfig
+from veneer.config.adapter_config import TextEncoderAdapterConfig
 from veneer.doctor.evidence import Evidence
 from veneer.doctor.finding import Change, Finding, interval, percent, rank_changes
 from veneer.doctor.limits import HARMFUL_SHARE, OVERCOOKED_RATIO
