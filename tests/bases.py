@@ -33,6 +33,8 @@ class Defaults:
         multiple: what sides of pictures are multiples of.
         longest_side: what they may be at most.
         trained_times: in which the denoiser removes noise.
+        frame_stride: None: it takes pictures only.
+        frame_rate: likewise.
     """
 
     resolution: int
@@ -45,6 +47,8 @@ class Defaults:
     multiple: int = 4
     longest_side: int | None = None
     trained_times: tuple[float, float] = (0.0, 1.0)
+    frame_stride: int | None = None
+    frame_rate: float | None = None
     default_targets: Mapping[str, tuple[str, ...]] = field(
         default_factory=lambda: {
             "unet": ("to_q", "to_k", "to_v", "to_out.0"),

@@ -52,6 +52,9 @@ def config(**sections: Any) -> RunConfig:
     values["data"] |= {"trigger_placement": "start", "caption_template": ["a {caption}"], "prompt_weights": "strip"}
     values["data"] |= {
         "crop_jitter": 0.1,
+        "frames": [1, 17],
+        "frame_extraction": "head",
+        "frame_rate": 16.0,
         "shuffle_window": 100,
         "color_jitter": dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.1),
     }

@@ -304,6 +304,8 @@ data_configs = of(
     caption_template=st.none() | st.lists(templates, min_size=1, max_size=2).map(tuple),
     resolution=st.none() | resolutions | st.lists(resolutions, min_size=1, max_size=3, unique=True).map(tuple),
     upscale=st.booleans(),
+    frames=st.none() | st.lists(counts, min_size=1, max_size=3, unique=True).map(tuple),
+    frame_rate=st.none() | positives,
     held_out=shares | folders,
     max_rejected=shares,
     background=st.sampled_from(["white", "#00ff7f"]),

@@ -18,7 +18,7 @@ from veneer.config.data_config import DataConfig
 from veneer.config.keys import known_keys
 from veneer.config.load import build_config, resolve
 from veneer.config.source_config import SourceConfig
-from veneer.data.buckets import Buckets, Size
+from veneer.data.buckets import Buckets, Extent
 from veneer.data.caption_text import caption_of
 from veneer.data.loader import DrawSchedule, PictureStream, SampleDraw
 from veneer.data.manifest import Manifest, Sample, content_id
@@ -128,11 +128,11 @@ def test_at_all_times_a_bucket_has_had_its_share_to_within_two_turns() -> None:
     shares = [(64, 64)] * 90 + [(96, 64)] * 55 + [(64, 96)] * 30 + [(40, 24)] * 2 + [(128, 64)]
     pictures = [replace(sample(n, 1), width=w, height=h) for n, (w, h) in enumerate(shares)]
     schedule = DrawSchedule(Manifest(tuple(pictures)), FOUR_SIZES, 0, 1)
-    turns: Counter[Size] = Counter()
+    turns: Counter[Extent] = Counter()
     for number in range(1000):
-        turns[schedule.micro_batch(number)[0].size] += 1
-        for size, members in schedule.members.items():
-            assert abs(turns[size] - (number + 1) * len(members) / len(shares)) < 2
+        turns[schedule.micro_batch(number)[0].extent] += 1
+        for extent, members in schedule.members.items():
+            assert abs(turns[extent] - (number + 1) * len(members) / len(shares)) < 2
 
 
 def test_each_picture_is_drawn_at_each_of_its_sizes() -> None:
@@ -249,8 +249,9 @@ def test_every_field_has_a_test_that_it_changes_something() -> None:
     # test_data_sources_masks.py, those of the keys that say more of another key in test_data_tags.py and
     # test_data_captions.py, that of workers in test_data_prefetch.py, that of what may be broken in
     # test_data_preflight.py, those of tables and shards in test_data_parquet.py, test_data_hub.py and
-    # test_data_shuffle_window.py
+    # test_data_shuffle_window.py, those of clips in test_data_clip_frames.py
     elsewhere = {"cache", "color_jitter", "sources", "sources.references", "prior.weight", "token_windows"}
+    elsewhere |= {"frames", "frame_extraction", "frame_rate"}
     elsewhere |= {"workers", "worker_type", "max_rejected", "shuffle_window"}
     elsewhere |= {"sources.columns", "sources.columns.image", "sources.columns.text", "sources.split"}
     elsewhere |= {"sources.masks", "sources.tag_separator", "sources.keep_tags", "sources.tag_orders"}

@@ -52,6 +52,11 @@ def _share_or_folder(value: object) -> str:
     return "folder" if isinstance(value, (str, Path)) else "share"
 
 
+def _one_or_more(value: object) -> object:
+    """Turn a number alone into a tuple of one, and a list into a tuple."""
+    return (value,) if isinstance(value, int) else as_tuple(value)
+
+
 def _one_or_several(value: object) -> str:
     return "<several>" if isinstance(value, (list, tuple)) else "<one>"
 
@@ -82,6 +87,9 @@ Resolutions = Annotated[
         Tag("<several>"),
     ],
     Discriminator(_one_or_several),
+]
+Frames = Annotated[
+    tuple[Count, ...], Field(min_length=1), BeforeValidator(_one_or_more), AfterValidator(without_repeats)
 ]
 Templates = Annotated[
     tuple[Annotated[str, AfterValidator(_template)], ...], Field(min_length=1), BeforeValidator(as_several)
@@ -147,6 +155,15 @@ class DataConfig(Section):
     upscale: bool = False
     """Enlarge pictures that are smaller than ``resolution``; else they are trained at their own size. Squares and sizes
     such as ``832x1216`` are always filled."""
+    frames: Frames | None = None
+    """How many frames of a clip are seen, for a base of clips: a number, or a list such as ``[17, 33]``, of which each
+    clip gets the most that it has. Pictures have one. Default: clips are put aside, animated pictures are their first
+    frame."""
+    frame_extraction: Literal["chunk", "random", "head"] = "chunk"
+    """Which part of a longer clip a draw sees: ``chunk``, one of as many parts as fit into it, side by side;
+    ``random``, any, which is encoded anew in each step; ``head``, its beginning."""
+    frame_rate: Positive | None = None
+    """Frames a second at which clips are seen, whatever their own; default: those that the base was trained on."""
     held_out: ShareOrFolder = 0.1
     """Share of the pictures kept from training to measure on (of ten or more at least one; from 100 on each by its own
     hash, so that added pictures move none), or a folder of such."""

@@ -53,6 +53,7 @@ _EQUIVALENT: Mapping[str, Mapping[Any, Any]] = {
     "objective.normalize_masked_area": {True: None},
     "data.trigger_placement": {"end": None},
     "data.crop_jitter": {0.0: None},
+    "data.frame_extraction": {"chunk": None},
     **{f"data.color_jitter.{name}": {0.0: None} for name in ("brightness", "contrast", "saturation", "hue")},
     # captions are what they were, or the run is refused
     "data.prompt_weights": {"refuse": None, "text": None},

@@ -107,7 +107,10 @@ def augmentation_of(sample: Sample, config: DataConfig, seed: int, draw_index: i
 
 
 def draws_differ(config: DataConfig) -> bool:
-    """Check whether each draw sees other pixels of its picture, so that its latent is encoded in every step."""
+    """Check whether each draw sees other pixels of its picture, so that its latent is encoded in every step.
+
+    Of clips whose draws begin anywhere, :attr:`veneer.data.clip_frames.FrameSpan.varies` says it.
+    """
     return config.crop == "random" or config.crop_jitter > 0 or config.color_jitter.is_on
 
 

@@ -17,13 +17,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veneer.config.data_config import DataConfig
+from veneer.data.clip_frames import NO_CLIPS, BaseFrames, ClipFrames
 from veneer.data.manifest import Sample
 from veneer.errors import UserError
 
-__all__ = ["MAX_ASPECT", "BaseSizes", "Buckets", "Size", "SmallPictures", "cropped_share", "largest", "resolutions_of"]
+__all__ = [
+    "MAX_ASPECT",
+    "BaseSizes",
+    "Buckets",
+    "Extent",
+    "Size",
+    "SmallPictures",
+    "cropped_share",
+    "largest",
+    "resolutions_of",
+]
 
 Size: TypeAlias = tuple[int, int]
 """Height and width in pixels."""
+Extent: TypeAlias = tuple[int, int, int]
+"""Height and width in pixels, and frames, of which a picture has one."""
 MAX_ASPECT = 4
 """Most that a long side is of its short side: what a picture is longer is cropped."""
 _CODE = 2**31
@@ -31,8 +44,8 @@ _STEPS = 16
 """Steps that a resolution is divided into: 1024 pixels into steps of 64."""
 
 
-class BaseSizes(Protocol):
-    """What a base says of the pictures that it takes; ``veneer.family.protocol.Family`` is one.
+class BaseSizes(BaseFrames, Protocol):
+    """What a base says of the pictures and clips that it takes; ``veneer.family.protocol.Family`` is one.
 
     Attributes:
         resolution: side of the square that it was trained on, in pixels.
@@ -56,23 +69,25 @@ class Buckets:
         multiple: that sides are multiples of.
         upscale: pictures that are smaller than their size are enlarged.
         longest: pixels of a side at most, where the resolution itself is no longer; None: any.
+        clips: how many frames clips are seen with.
     """
 
     resolutions: tuple[int | Size, ...]
     multiple: int
     upscale: bool = False
     longest: int | None = None
+    clips: ClipFrames = NO_CLIPS
 
     @classmethod
     def of(cls, config: DataConfig, base: BaseSizes) -> Buckets:
         """Return the buckets of a config on a base.
 
         Raises:
-            UserError: a side is not a multiple of the base's.
+            UserError: a side or a number of frames is not one of the base's.
         """
         resolutions = resolutions_of(config, base.resolution)
         _check_multiples(resolutions, base.multiple)
-        return cls(resolutions, base.multiple, config.upscale, base.longest_side)
+        return cls(resolutions, base.multiple, config.upscale, base.longest_side, ClipFrames.of(config, base))
 
     def sizes(self, width: int, height: int) -> tuple[Size, ...]:
         """Return the sizes (height, width) that a picture is cut to: one for each resolution, equal ones once.
@@ -108,6 +123,22 @@ class Buckets:
         found, starts = np.unique(codes[order], return_index=True)
         parts = np.split(index[order], starts[1:])
         return {(code // _CODE, code % _CODE): part for code, part in zip(found.tolist(), parts, strict=False)}
+
+    def group_clips(
+        self, widths_N: NDArray[np.int64], heights_N: NDArray[np.int64], frames_N: NDArray[np.int64]
+    ) -> dict[Extent, NDArray[np.intp]]:
+        """Return the indices of the pictures and clips of each size and number of frames, rising, by these, rising.
+
+        Args:
+            widths_N: of pictures in pixels, upright.
+            heights_N: likewise.
+            frames_N: how many of each are seen, as ``clips`` has them.
+        """
+        return {
+            (*size, count): own[frames_N[own] == count]
+            for size, own in self.group(widths_N, heights_N).items()
+            for count in np.unique(frames_N[own]).tolist()
+        }
 
     def _codes(
         self, widths_N: NDArray[np.int64], heights_N: NDArray[np.int64], wanted: int | Size, shapes: _Shapes

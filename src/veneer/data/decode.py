@@ -30,6 +30,8 @@ __all__ = [
     "UPRIGHT",
     "decode",
     "decoded",
+    "is_transparent",
+    "on_background",
     "opened",
     "to_8_bits",
     "upright",
@@ -251,13 +253,19 @@ def _decoded(image: Image.Image, content: bytes, background: tuple[int, int, int
     notes.conversions.extend(what for what, is_done in done.items() if is_done)
     if turned.mode == "RGB":
         return turned
-    levels = turned.histogram()[-256:]  # of the last channel, which is alpha
-    if sum(levels[:128]) > _MARGIN * sum(levels):
+    if is_transparent(turned):
         notes.remarks.append(TRANSPARENT)
-    return _on_background(turned, background)
+    return on_background(turned, background)
 
 
-def _on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def is_transparent(image: Image.Image) -> bool:
+    """Check whether more of a picture than a margin is rather transparent than not; it has alpha as last channel."""
+    levels = image.histogram()[-256:]
+    return sum(levels[:128]) > _MARGIN * sum(levels)
+
+
+def on_background(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Lay a picture with alpha on a background."""
     shown = Image.new("RGB", image.size)
     for top, bottom in _bands(*image.size):
         band = image.crop((0, top, image.width, bottom))

@@ -1,9 +1,10 @@
 """Choose the pictures of each micro-batch by pure functions of the seed and the step.
 
-A micro-batch holds pictures of one size. Each size is a bucket with an endless stream of its pictures: epoch after
-epoch, each in an order of its own, so that no micro-batch is short and none of the pictures is left out. The buckets
-take turns in proportion to how many pictures they show, each turn at a random place within its own stretch of the
-run. So a run that was stopped goes on where it was, and each picture has its exact share of the training.
+A micro-batch holds pictures of one size, and clips of one number of frames. Each such size is a bucket with an endless
+stream of its pictures: epoch after epoch, each in an order of its own, so that no micro-batch is short and none of the
+pictures is left out. The buckets take turns in proportion to how many pictures they show, each turn at a random place
+within its own stretch of the run. So a run that was stopped goes on where it was, and each picture has its exact share
+of the training.
 
 The pictures that a run draws are numbered from 0: draw n is in micro-batch n // batch_size. Where all pictures have one
 size, a step sees the same pictures however they are split into batches.
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 
 from veneer.config.schema import RunConfig
 from veneer.data.bucket_turns import BucketTurns
-from veneer.data.buckets import Buckets, Size
+from veneer.data.buckets import Buckets, Extent, Size
+from veneer.data.clip_frames import FrameSpan
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.shuffle_window import DEFAULT_WINDOW, with_windows
 from veneer.rng import key, uniform
@@ -30,11 +32,24 @@ __all__ = ["DrawSchedule", "SampleDraw"]
 
 @dataclass(frozen=True)
 class SampleDraw:
-    """One draw: a sample, the draw's number among all of the run, from 0, and the (height, width) that it is cut to."""
+    """One draw of a sample.
+
+    Attributes:
+        sample: which one.
+        draw_index: the draw's number among all of the run, from 0.
+        size: height and width that it is cut to.
+        span: the frames of a clip that are seen; None: it is a picture.
+    """
 
     sample: Sample
     draw_index: int
     size: Size
+    span: FrameSpan | None = None
+
+    @property
+    def extent(self) -> Extent:
+        """Height and width that it is cut to, and its number of frames."""
+        return *self.size, 1 if self.span is None else self.span.count
 
 
 class DrawSchedule:
@@ -49,7 +64,7 @@ class DrawSchedule:
 
     Attributes:
         samples: what is drawn from.
-        members: the pictures of each size, by size, rising.
+        members: the pictures of each height, width and number of frames, by these, rising.
         has_masks: whether any of them has a mask.
     """
 
@@ -57,14 +72,14 @@ class DrawSchedule:
         self, manifest: Manifest, buckets: Buckets, seed: int, batch_size: int, window: int = DEFAULT_WINDOW
     ) -> None:
         self.samples, self.has_masks = manifest.samples, bool(manifest.masks)
-        self._batch_size = batch_size
+        self._batch_size, self._seed, self._clips = batch_size, seed, buckets.clips
         shapes_2N = (
             np.array([(sample.width, sample.height) for sample in self.samples], dtype=np.int64).reshape(-1, 2).T
         )
-        groups = buckets.group(*shapes_2N)
-        self.members = {size: tuple(self.samples[index] for index in own.tolist()) for size, own in groups.items()}
+        groups = buckets.group_clips(shapes_2N[0], shapes_2N[1], buckets.clips.counts_of(self.samples))
+        self.members = {extent: tuple(self.samples[index] for index in own.tolist()) for extent, own in groups.items()}
         self._streams = [PictureStream(samples, seed, window) for samples in self.members.values()]
-        names = [f"{height}x{width}" for height, width in self.members]
+        names = [f"{height}x{width}" + (f"x{frames}" if frames > 1 else "") for height, width, frames in self.members]
         self._turns = BucketTurns(names, [stream.rate for stream in self._streams], seed)
 
     @classmethod
@@ -73,12 +88,19 @@ class DrawSchedule:
         window = config.data.shuffle_window or DEFAULT_WINDOW
         return cls(manifest, buckets, config.seed, config.train.batch_size, window)
 
+    def parts(self, sample: Sample) -> int:
+        """Return how many parts of a clip are kept encoded; 1 of a picture."""
+        return self._clips.starts(sample) or 1
+
     def micro_batch(self, number: int) -> list[SampleDraw]:
         """Return the draws of one micro-batch, counted over the run from 0; there is at least one sample."""
         bucket, turn = self._turns.turn(number)
-        count, size = self._batch_size, tuple(self.members)[bucket]
-        samples = self._streams[bucket].draw(turn * count, count)
-        return [SampleDraw(sample, number * count + place, size) for place, sample in enumerate(samples)]
+        count, (height, width, _) = self._batch_size, tuple(self.members)[bucket]
+        drawn = enumerate(self._streams[bucket].draw(turn * count, count), start=number * count)
+        return [
+            SampleDraw(sample, index, (height, width), self._clips.span(sample, self._seed, index))
+            for index, sample in drawn
+        ]
 
 
 class PictureStream:

@@ -66,6 +66,8 @@ class Sample:
         weight: how often it is shown beside others, times ``repeats``.
         tags: those of its captions of which each draw shows another order or a part.
         mask: what of it is learned; None: all.
+        frames: of a clip, how many the file has; of a picture 1.
+        frame_rate: frames a second of a clip, on the mean; None: it is a picture.
     """
 
     id: str
@@ -80,6 +82,8 @@ class Sample:
     weight: float = 1.0
     tags: tuple[TagCaption, ...] = ()
     mask: Mask | None = None
+    frames: int = 1
+    frame_rate: float | None = None
 
     def __post_init__(self) -> None:
         """Fill the content and the location in."""

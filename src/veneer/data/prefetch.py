@@ -21,6 +21,7 @@ from torch import Tensor
 
 from veneer.config.data_config import DataConfig
 from veneer.data.buckets import Size
+from veneer.data.clip_frames import FrameSpan
 from veneer.data.manifest import Sample
 from veneer.data.transform import load_centered, load_centered_references, load_pixels, load_references
 
@@ -35,12 +36,14 @@ class PixelRequest(NamedTuple):
         sample: which sample.
         size: height and width that it is cut to.
         draw_index: the draw that it is for; None: nothing is random about it.
+        span: of a clip, which frames; None: it is a picture, or the request is for references.
     """
 
     part: Literal["picture", "references"]
     sample: Sample
     size: Size
     draw_index: int | None
+    span: FrameSpan | None = None
 
 
 class PixelLoader:
@@ -77,6 +80,8 @@ class PixelLoader:
     def load(self, request: PixelRequest) -> tuple[Tensor, ...]:
         """Return each picture of a request, float32 (3, H, W) in [-1, 1]; waits for it if it was expected.
 
+        Of a clip of several frames it is (3, T, H, W).
+
         Raises:
             UserError: a picture has changed, or cannot be read any more.
         """
@@ -108,11 +113,16 @@ class PixelLoader:
 
 
 def _load(request: PixelRequest, config: DataConfig, seed: int) -> tuple[Tensor, ...]:
-    part, sample, size, draw = request
-    if part == "picture":
-        return (load_centered(sample, config, size) if draw is None else load_pixels(sample, config, size, seed, draw),)
+    part, sample, size, draw, span = request
     if draw is None:
-        return load_centered_references(sample, config, size)
+        is_picture = part == "picture"
+        return (
+            (load_centered(sample, config, size, span),)
+            if is_picture
+            else load_centered_references(sample, config, size)
+        )
+    if part == "picture":
+        return (load_pixels(sample, config, size, seed, draw, span),)
     return load_references(sample, config, size, seed, draw)
 
 

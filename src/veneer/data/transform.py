@@ -15,6 +15,8 @@ from veneer.config.colour import rgb
 from veneer.config.data_config import DataConfig
 from veneer.data.augment import AS_MEASURED, Augmentation, Box, augmentation_of
 from veneer.data.buckets import Size
+from veneer.data.clip import frames_at
+from veneer.data.clip_frames import FrameSpan
 from veneer.data.color import change_colors
 from veneer.data.decode import decode
 from veneer.data.manifest import Mask, Reference, Sample, content_id
@@ -70,25 +72,30 @@ class Geometry:
         return *self.target, self.frames
 
 
-def geometry_of(sample: Sample, config: DataConfig, size: Size, seed: int, draw_index: int) -> Geometry:
+def geometry_of(
+    sample: Sample, config: DataConfig, size: Size, seed: int, draw_index: int, span: FrameSpan | None = None
+) -> Geometry:
     """Return the geometry of what :func:`load_pixels` loads for the same arguments."""
-    return _geometry(sample, size, augmentation_of(sample, config, seed, draw_index))
+    return _geometry(sample, size, augmentation_of(sample, config, seed, draw_index), span)
 
 
-def centered_geometry(sample: Sample, size: Size) -> Geometry:
+def centered_geometry(sample: Sample, size: Size, span: FrameSpan | None = None) -> Geometry:
     """Return the geometry of what :func:`load_centered` loads."""
-    return _geometry(sample, size, AS_MEASURED)
+    return _geometry(sample, size, AS_MEASURED, span)
 
 
-def _geometry(sample: Sample, size: Size, change: Augmentation) -> Geometry:
+def _geometry(sample: Sample, size: Size, change: Augmentation, span: FrameSpan | None) -> Geometry:
     left, top, right, bottom = change.part_of(_box((sample.width, sample.height), size, change.place))
     if change.flipped:
         left, right = sample.width - right, sample.width - left
     corner = round(top * size[0] / (bottom - top)), round(left * size[1] / (right - left))
-    return Geometry((sample.height, sample.width), corner, size)
+    frames, rate = (1, None) if span is None else (span.count, span.rate)
+    return Geometry((sample.height, sample.width), corner, size, frames, rate)
 
 
-def load_pixels(sample: Sample, config: DataConfig, size: Size, seed: int, draw_index: int) -> Tensor:
+def load_pixels(
+    sample: Sample, config: DataConfig, size: Size, seed: int, draw_index: int, span: FrameSpan | None = None
+) -> Tensor:
     """Load a sample as one draw of training has it.
 
     Args:
@@ -97,11 +104,13 @@ def load_pixels(sample: Sample, config: DataConfig, size: Size, seed: int, draw_
         size: height and width (H, W) that it is cut to, in pixels.
         seed: of the run.
         draw_index: the draw's number among all of the run, from 0.
+        span: which frames of a clip; None: it is a picture.
 
     Returns:
-        float32 (3, H, W) in [-1, 1].
+        float32 (3, H, W) in [-1, 1]; of a clip of several frames (3, T, H, W).
     """
-    return _load(sample, config, size, augmentation_of(sample, config, seed, draw_index))
+    change = augmentation_of(sample, config, seed, draw_index)
+    return _load(sample, config, size, change) if span is None else _load_clip(sample, config, size, change, span)
 
 
 def load_references(sample: Sample, config: DataConfig, size: Size, seed: int, draw_index: int) -> tuple[Tensor, ...]:
@@ -165,14 +174,31 @@ def _load(picture: Sample | Reference, config: DataConfig, size: Size, change: A
     return pixels_CHW if change.color is None else change_colors(pixels_CHW, change.color)
 
 
+def _load_clip(sample: Sample, config: DataConfig, size: Size, change: Augmentation, span: FrameSpan) -> Tensor:
+    """Load frames of a clip, all cut, mirrored and coloured alike."""
+    background, times = rgb(config.background), span.times(sample.frame_rate or span.rate)
+
+    def decoded(content: bytes) -> Tensor:
+        # one after the other: a frame is often many times as large as what is cut from it
+        return torch.stack([_to_tensor(cut(frame, size, change)) for frame in frames_at(content, background, times)], 1)
+
+    pixels_CTHW = _read(sample, decoded)
+    pixels_CTHW = pixels_CTHW.flip(-1) if change.flipped else pixels_CTHW
+    if change.color is not None:  # of all frames as of one tall picture, so that nothing flickers
+        pixels_CTHW = change_colors(pixels_CTHW.flatten(1, 2), change.color).view_as(pixels_CTHW)
+    return pixels_CTHW[:, 0].contiguous() if span.count == 1 else pixels_CTHW.contiguous()
+
+
 def is_flipped(sample: Sample, config: DataConfig, seed: int, draw_index: int) -> bool:
     """Check whether one draw is mirrored; where nothing else differs, it is then ``load_centered`` mirrored."""
     return augmentation_of(sample, config, seed, draw_index).flipped
 
 
-def load_centered(sample: Sample, config: DataConfig, size: Size) -> Tensor:
-    """Load a sample as it is measured on, with nothing random: its middle, float32 (3, H, W) in [-1, 1]."""
-    return _load(sample, config, size, AS_MEASURED)
+def load_centered(sample: Sample, config: DataConfig, size: Size, span: FrameSpan | None = None) -> Tensor:
+    """Load a sample as it is measured on, with nothing random: its middle, as :func:`load_pixels` loads it."""
+    if span is None:
+        return _load(sample, config, size, AS_MEASURED)
+    return _load_clip(sample, config, size, AS_MEASURED, span)
 
 
 def load_centered_references(sample: Sample, config: DataConfig, size: Size) -> tuple[Tensor, ...]:

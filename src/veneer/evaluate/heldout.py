@@ -14,6 +14,7 @@ from veneer.adapter.apply import apply_adapter
 from veneer.adapter.protocol import AdapterWeights
 from veneer.config.schema import RunConfig
 from veneer.data.buckets import BaseSizes, Buckets, Size
+from veneer.data.clip_frames import FrameSpan
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.preflight import Dataset
 from veneer.data.transform import centered_geometry, load_centered_references
@@ -47,6 +48,7 @@ class _NoisedPicture:
     Attributes:
         sample: the picture.
         size: height and width that it is cut to.
+        span: of a clip, which frames.
         latent_1: the posterior's mean (1, ...).
         references: of a pair, what it is made from, encoded, one row; else no tensors.
         mask_1: what of it counts (1, 1, h, w); None: all.
@@ -56,6 +58,7 @@ class _NoisedPicture:
 
     sample: Sample
     size: Size
+    span: FrameSpan | None
     latent_1: Tensor
     references: Conditioning
     mask_1: Tensor | None
@@ -110,14 +113,15 @@ class HeldOutEvaluator:
     def _prepare(self, sample: Sample, encoder: Encoder) -> _NoisedPicture:
         """Encode a picture, and draw its noise and times."""
         seed, draws = self._config.seed, self._config.validation.draws
-        size = self._buckets.largest(sample.width, sample.height)
-        latent_1, references = encoder.centered(sample, size).mean, encoder.centered_references(sample, size)
+        size, span = self._buckets.largest(sample.width, sample.height), self._buckets.clips.centered(sample)
+        latent_1, references = encoder.centered(sample, size, span).mean, encoder.centered_references(sample, size)
         generators = [torch_generator(seed, sample.id, draw, "held-out noise") for draw in range(draws)]
         noise_D = torch.cat([torch.randn(latent_1.shape, generator=generator) for generator in generators])
         mask_1 = encoder.centered_mask(sample, size, (latent_1.shape[-2], latent_1.shape[-1]))
         return _NoisedPicture(
             sample,
             size,
+            span,
             latent_1,
             references,
             mask_1,
@@ -152,7 +156,7 @@ class HeldOutEvaluator:
     def _conditioning(self, noised: _NoisedPicture) -> Conditioning:
         """Return the conditioning of a picture's first caption and of its references, one row on the CPU."""
         text = self._text(noised.sample).to("cpu")
-        conditioning = self._family.condition(text, [centered_geometry(noised.sample, noised.size)])
+        conditioning = self._family.condition(text, [centered_geometry(noised.sample, noised.size, noised.span)])
         return conditioning.joined_to(noised.references.tensors)
 
     def _text(self, sample: Sample) -> Conditioning:

@@ -21,6 +21,8 @@ from veneer.config.data_config import DataConfig
 from veneer.config.schema import RunConfig
 from veneer.data.augment import draws_differ
 from veneer.data.buckets import Size
+from veneer.data.clip import clip_release
+from veneer.data.clip_frames import FrameSpan
 from veneer.data.decode import DECODING
 from veneer.data.loader import SampleDraw
 from veneer.data.manifest import Sample
@@ -77,7 +79,7 @@ class Encoder:
 
     def _requests(self, draw: SampleDraw) -> Iterator[PixelRequest]:
         """Yield what is to be loaded for a draw."""
-        if self._draws_differ or not self.store.holds(self.posterior_key(draw)):
+        if not self.keeps(draw) or not self.store.holds(self.posterior_key(draw)):
             yield self._request("picture", draw)
         if draw.sample.references and (self._draws_differ or not self.store.holds(self.references_key(draw))):
             yield self._request("references", draw)
@@ -85,32 +87,38 @@ class Encoder:
     def _request(self, part: Literal["picture", "references"], draw: SampleDraw) -> PixelRequest:
         # the two sides of a centered picture are one request
         is_random = self._draws_differ or part == "references"
-        return PixelRequest(part, draw.sample, draw.size, draw.draw_index if is_random else None)
+        span = draw.span if part == "picture" else None
+        return PixelRequest(part, draw.sample, draw.size, draw.draw_index if is_random else None, span)
 
     @property
     def _draws_differ(self) -> bool:
         """Whether no two draws of a picture see the same of it, so that nothing of it is kept."""
         return draws_differ(self._config)
 
-    def centered(self, sample: Sample, size: Size) -> LatentDistribution:
+    def keeps(self, draw: SampleDraw) -> bool:
+        """Check whether what a draw sees of its picture or clip is kept encoded, for other draws see the same."""
+        return not self._draws_differ and (draw.span is None or not draw.span.varies)
+
+    def centered(self, sample: Sample, size: Size, span: FrameSpan | None = None) -> LatentDistribution:
         """Return the posterior of a picture with nothing random about it, each tensor (1, ...) on the CPU.
 
         Args:
             sample: the picture.
             size: height and width that it is cut to.
+            span: of a clip, which frames; None: it is a picture.
         """
-        return self._cached(sample, size, flipped=False)
+        return self._cached(sample, size, False, span)
 
     def posterior(self, draw: SampleDraw) -> LatentDistribution:
         """Return the posterior of one draw, each tensor (1, ...) on the CPU.
 
         A centered picture has two variants, as it is and mirrored; both are cached.
-        Where each draw sees other pixels, none comes twice.
+        Where each draw sees other pixels, none comes twice. So it is of clips whose draws begin anywhere.
         """
-        if self._draws_differ:
-            (pixels_CHW,) = self.pixels.load(self._request("picture", draw))
-            return self._encode(pixels_CHW, draw.sample)
-        return self._cached(draw.sample, draw.size, self._flipped(draw))
+        if self.keeps(draw):
+            return self._cached(draw.sample, draw.size, self._flipped(draw), draw.span)
+        (pixels,) = self.pixels.load(self._request("picture", draw))
+        return self._encode(pixels.flip(-1) if self._flipped(draw) and not self._draws_differ else pixels, draw.sample)
 
     def latents(self, batch: Sequence[SampleDraw]) -> Tensor:
         """Return a latent of each draw, sampled from its posterior, (B, ...) on the CPU; all are of one size."""
@@ -162,7 +170,7 @@ class Encoder:
 
     def geometry(self, draw: SampleDraw) -> Geometry:
         """Return where the pixels of one draw lie in their picture."""
-        return geometry_of(draw.sample, self._config, draw.size, self._seed, draw.draw_index)
+        return geometry_of(draw.sample, self._config, draw.size, self._seed, draw.draw_index, draw.span)
 
     def _latent(self, draw: SampleDraw) -> Tensor:
         posterior = self.posterior(draw)
@@ -179,21 +187,28 @@ class Encoder:
 
     def posterior_key(self, draw: SampleDraw) -> tuple[object, ...]:
         """Return the key of a centered draw's posterior."""
-        return self._posterior_key(draw.sample, draw.size, self._flipped(draw))
+        return self._posterior_key(draw.sample, draw.size, self._flipped(draw), draw.span)
 
-    def _posterior_key(self, sample: Sample, size: Size, flipped: bool) -> tuple[object, ...]:
-        return "posterior", DECODING, sample.content, _in_key(size), rgb(self._config.background), flipped
+    def _posterior_key(self, sample: Sample, size: Size, flipped: bool, span: FrameSpan | None) -> tuple[object, ...]:
+        seen = "posterior", DECODING, sample.content, _in_key(size), rgb(self._config.background), flipped
+        if span is None:
+            return seen
+        return *seen, clip_release(), span.count, span.start, span.rate_of(sample.frame_rate or span.rate)
 
-    def _cached(self, sample: Sample, size: Size, flipped: bool) -> LatentDistribution:
-        key = self._posterior_key(sample, size, flipped)
-        return LatentDistribution(**self.store.get_or_compute(key, lambda: vars(self._centered(sample, size, flipped))))
+    def _cached(self, sample: Sample, size: Size, flipped: bool, span: FrameSpan | None) -> LatentDistribution:
+        key, request = (
+            self._posterior_key(sample, size, flipped, span),
+            PixelRequest("picture", sample, size, None, span),
+        )
 
-    def _centered(self, sample: Sample, size: Size, flipped: bool) -> LatentDistribution:
-        (pixels_CHW,) = self.pixels.load(PixelRequest("picture", sample, size, None))
-        return self._encode(pixels_CHW.flip(-1) if flipped else pixels_CHW, sample)
+        def encoded() -> Tensors:
+            (pixels,) = self.pixels.load(request)
+            return vars(self._encode(pixels.flip(-1) if flipped else pixels, sample))
 
-    def _encode(self, pixels_CHW: Tensor, sample: Sample) -> LatentDistribution:
-        posterior = self._family.encode_image(pixels_CHW[None])
+        return LatentDistribution(**self.store.get_or_compute(key, encoded))
+
+    def _encode(self, pixels: Tensor, sample: Sample) -> LatentDistribution:
+        posterior = self._family.encode_image(pixels[None])
         _check_finite(vars(posterior), "autoencoder", sample.path)
         return LatentDistribution(posterior.mean.cpu(), posterior.std.cpu())
 

@@ -14,6 +14,7 @@ from veneer.config.schema import RunConfig
 from veneer.data.augment import draws_differ, names_side
 from veneer.data.buckets import Size
 from veneer.data.caption_text import all_texts, caption_of
+from veneer.data.clip_frames import FrameSpan
 from veneer.data.loader import DrawSchedule, SampleDraw
 from veneer.data.transform import Geometry, is_flipped
 from veneer.engine.memory_usage import available_memory
@@ -31,6 +32,8 @@ __all__ = ["BatchBuilder", "EncodingCall"]
 
 _Variant: TypeAlias = tuple[str, Size, bool]
 """A picture's id, the size that it is cut to, and whether it is mirrored."""
+_View: TypeAlias = tuple[_Variant, FrameSpan | None]
+"""A picture's variant, or a clip's with the frames that are seen, where these are kept encoded."""
 
 
 @dataclass(frozen=True)
@@ -93,21 +96,21 @@ class BatchBuilder:
 
         Pictures of which each draw sees other pixels are not among it, nor captions that a text encoder learns from.
         """
-        pictures: dict[_Variant, SampleDraw] = {}
+        pictures: dict[_View, SampleDraw] = {}
         captions: dict[tuple[str, _Variant | None], SampleDraw] = {}
         config, all_there_are = self.config.data, self._variants
         for batch in map(self._draws, steps):
             for draw in batch:
                 flipped = is_flipped(draw.sample, config, self.config.seed, draw.draw_index)
                 variant = draw.sample.id, draw.size, flipped
-                pictures[variant] = draw
+                pictures[variant, draw.span if self.encoder.keeps(draw) else None] = draw
                 seen = variant if self.encoder.reads_references(draw.sample) else None
                 captions[caption_of(draw, config, self.config.seed), seen] = draw
             if (len(pictures), len(captions)) == all_there_are:
                 break
         differ, calls = draws_differ(config), list[EncodingCall]()
         if not differ:
-            calls += [self._picture_call(draw) for draw in pictures.values()]
+            calls += [self._picture_call(draw) for draw in pictures.values() if self.encoder.keeps(draw)]
             calls += [self._mask_call(draw) for draw in pictures.values() if draw.sample.mask is not None]
             calls += [self._references_call(draw) for draw in pictures.values() if draw.sample.references]
         if not self.config.adapter.text_encoders:
@@ -178,15 +181,15 @@ class BatchBuilder:
 
     @property
     def _variants(self) -> tuple[int, int] | None:
-        """How many pictures there are at most, in each size and mirrored ones counted too, and how many texts.
+        """How many pictures and parts of clips there are at most, mirrored ones counted too, and how many texts.
 
         None: each draw makes a text of its own.
         """
         schedules = (self.own,) if self.prior is None else (self.own, self.prior)
         pictures = {
-            (sample.id, size): sample
+            (sample.id, (height, width)): sample
             for schedule in schedules
-            for size, samples in schedule.members.items()
+            for (height, width, _), samples in schedule.members.items()
             for sample in samples
         }
         flip = self.config.data.flip
@@ -198,7 +201,7 @@ class BatchBuilder:
                 return None
             captions |= {(text, place if self.encoder.reads_references(sample) else None) for text in texts}
         count = sum(1 if seen is None else sides[seen] for _, seen in captions)
-        return sum(sides.values()), count
+        return sum(sides[place] * self.own.parts(sample) for place, sample in pictures.items()), count
 
     def _micro(self, own: Sequence[SampleDraw], prior: Sequence[SampleDraw], count: int) -> MicroBatch:
         """Build one forward pass over either kind or both, of one size.

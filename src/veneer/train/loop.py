@@ -16,6 +16,7 @@ from veneer.adapter.targets import BlockCoverage
 from veneer.config.schema import RunConfig
 from veneer.data.augment import draws_differ
 from veneer.data.buckets import Buckets
+from veneer.data.clip_frames import draws_begin_anywhere
 from veneer.data.loader import DrawSchedule
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset, read_prior
@@ -354,8 +355,9 @@ def _idle(config: RunConfig, family: Family) -> tuple[str, ...]:
     """Return the parts of the base that no step needs once pictures and captions are encoded."""
     if not config.train.offload:
         return ()
-    encodes = draws_differ(config.data)
-    reads = config.adapter.text_encoders or (encodes and family.text_reads_references)
+    differ = draws_differ(config.data)
+    encodes = differ or draws_begin_anywhere(config.data)
+    reads = config.adapter.text_encoders or (differ and family.text_reads_references)
     return (*(() if encodes else ("autoencoder",)), *(() if reads else family.text_encoders))
 
 

@@ -227,8 +227,8 @@ class _EncodedRun:
         samples = [each for kind in pictures_by_kind(self.config, self.dataset).values() for each in kind.samples]
         calls: list[Callable[[], object]] = []
         for sample in samples:
-            size = self.buckets.largest(sample.width, sample.height)
-            calls += [partial(encoder.centered, sample, size), partial(encoder.centered_references, sample, size)]
+            size, span = self.buckets.largest(sample.width, sample.height), self.buckets.clips.centered(sample)
+            calls += [partial(encoder.centered, sample, size, span), partial(encoder.centered_references, sample, size)]
             if self.family.networks.keys() == {self.family.denoiser}:  # else an adapter may change the text encoder
                 calls.append(partial(encoder.centered_text, sample, size))
         return calls

@@ -64,7 +64,7 @@ def show_draws(config: RunConfig, out: Path, count: int = 8, progress: Advance =
 
 
 def _pixels(draw: SampleDraw, config: RunConfig) -> Tensor:
-    return load_pixels(draw.sample, config.data, draw.size, config.seed, draw.draw_index)
+    return load_pixels(draw.sample, config.data, draw.size, config.seed, draw.draw_index, draw.span)
 
 
 def _mask(draw: SampleDraw, config: RunConfig, latent: Tensor) -> Image.Image:
