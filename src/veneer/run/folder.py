@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from veneer.config.load import CONFIG, LOG, load_config
@@ -40,8 +41,8 @@ __all__ = [
     "clear",
     "clear_samples",
     "config_beside",
-    "make_writable",
     "sheets_in",
+    "writable",
 ]
 
 CHECKPOINTS = "checkpoints"
@@ -70,12 +71,27 @@ CARD = "README.md"
 """The adapter's model card."""
 
 
-def make_writable(folder: Path, remedy: str) -> None:
+@contextmanager
+def writable(folder: Path, remedy: str) -> Iterator[None]:
     """Make a folder and check that files can be written there, before anything takes long.
+
+    What was made goes again if an error leaves it empty: a run that is refused leaves nothing behind.
 
     Raises:
         UserError: they cannot.
     """
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        _make_writable(folder, remedy)
+        yield
+    except BaseException:
+        with suppress(OSError):  # something is in it, or it was never made
+            for place in missing:
+                place.rmdir()
+        raise
+
+
+def _make_writable(folder: Path, remedy: str) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # permissions, quotas and read-only disks all show in an attempt, and only there

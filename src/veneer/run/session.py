@@ -20,7 +20,7 @@ from veneer.run.checkpoints import CheckpointManager
 from veneer.run.distributed import distributed
 from veneer.run.events import Callback, Planned, Resumed, ignore
 from veneer.run.faults import record_faults
-from veneer.run.folder import CONFIG, LOG, PLAN, clear, clear_samples, make_writable
+from veneer.run.folder import CONFIG, LOG, PLAN, clear, clear_samples, writable
 from veneer.run.identity import Identity
 from veneer.run.lock import locked
 from veneer.run.log import EventBus, EventLog, cut_log
@@ -85,8 +85,7 @@ def run_training(
 def _hold_folder(config: RunConfig, callback: Callback) -> Iterator[EventBus]:
     """Keep every other run out of the output folder; yield the bus of this one's events."""
     trackers_of(config.tracking)  # one that is not installed is missed now and not after hours
-    make_writable(config.output.dir, "choose another output.dir=FOLDER")
-    with locked(config.output.dir):
+    with writable(config.output.dir, "choose another output.dir=FOLDER"), locked(config.output.dir):
         emit = EventBus(callback)
         emit.add(MemoryRecorder(emit))
         yield emit

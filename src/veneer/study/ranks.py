@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from veneer.family.unread import caption_places, unread_notes
 from veneer.family.windows import token_windows_of
 from veneer.files import atomic_write, opens_paths
 from veneer.run.events import Callback
-from veneer.run.folder import CONFIG, config_beside, make_writable
+from veneer.run.folder import CONFIG, config_beside, writable
 from veneer.run.identity import TRIGGER
 from veneer.serialise import to_data, to_json
 from veneer.study.plot import plot
@@ -138,8 +139,21 @@ def study_ranks(
         UserError: there is nothing to measure on, or the adapter has no rank to lose.
     """
     options = options or RankStudyOptions()
-    if out is not None:
-        make_writable(out, "choose another --out")
+    with nullcontext() if out is None else writable(out, "choose another --out"):
+        study = _study(file, ranks, energies, options, callback)
+        if out is not None:
+            _write(study, out, callback)
+        return study
+
+
+def _study(
+    file: Path,
+    ranks: Sequence[int],
+    energies: Sequence[float],
+    options: RankStudyOptions,
+    callback: Callback,
+) -> RankStudy:
+    """Cut and measure, as :func:`study_ranks` says."""
     config, pictures, warnings = _reference(file, options)
     for warning in warnings:
         callback(Warned("study.provenance", warning))
@@ -149,10 +163,7 @@ def study_ranks(
     config = resolve(config, family)
     weights = load(file, family.networks).weights
     cuts = _cuts(file, weights, ranks, energies)
-    study = _measure(config, family, pictures, cuts, options.margin, callback)
-    if out is not None:
-        _write(study, out, callback)
-    return study
+    return _measure(config, family, pictures, cuts, options.margin, callback)
 
 
 def _cuts(file: Path, weights: AdapterWeights, ranks: Sequence[int], energies: Sequence[float]) -> list[StudiedCut]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from veneer.errors import UserError
 from veneer.files import opens_paths
 from veneer.run.events import Callback
-from veneer.run.folder import make_writable
+from veneer.run.folder import writable
 from veneer.run.lock import locked
 from veneer.study.budget import budget_points
 from veneer.study.config import Point, Study, point_of
@@ -55,8 +55,7 @@ def run_study(study: Study, folder: Path, *, on: str = "local", callback: Callba
         UserError: the study cannot be run as it is, or none of its trainings ended.
     """
     run = _runner(study, on)
-    make_writable(folder, "choose another --out FOLDER")
-    with locked(folder):
+    with writable(folder, "choose another --out FOLDER"), locked(folder):
         context = StudyContext(study, folder, callback)
         results = StudyResults(context, callback)
         try:

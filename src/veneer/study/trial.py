@@ -8,7 +8,7 @@ from pathlib import Path
 from veneer.engine.peak_memory import PeakMemory
 from veneer.family.protocol import device_of
 from veneer.run.events import Callback
-from veneer.run.folder import LOG, make_writable
+from veneer.run.folder import LOG, writable
 from veneer.run.identity import Identity
 from veneer.run.lock import locked
 from veneer.run.log import EventBus, events_in
@@ -59,8 +59,7 @@ def train_trial(inputs: TrainingInputs, callback: Callback) -> tuple[float, int 
         Interrupted: a signal stopped it; its state is in a checkpoint.
     """
     run, emit = inputs.run, EventBus(callback)
-    make_writable(run.folder, "choose another --out FOLDER")
-    with locked(run.folder):
+    with writable(run.folder, "choose another --out FOLDER"), locked(run.folder):
         # the folder is named by the trial's hash, so nothing else can be in it
         start = newest_whole(run.folder, emit)
         if start is not None:

@@ -28,12 +28,18 @@ from veneer.family.protocol import Family
 from veneer.family.unread import caption_places, unread_notes
 from veneer.files import atomic_write, opens_paths
 from veneer.rng import key
-from veneer.run.folder import COPYING, EVALUATED, make_writable
+from veneer.run.folder import COPYING, EVALUATED, writable
 from veneer.run.identity import HASHES, PICTURES
 from veneer.sample.comparison import open_references
 from veneer.sample.files import write_picture
 from veneer.sample.generate import generate_quietly
-from veneer.verbs.evaluation_inputs import EvaluationOptions, read_inputs, survey_folders, survey_prior
+from veneer.verbs.evaluation_inputs import (
+    EvaluationInputs,
+    EvaluationOptions,
+    read_inputs,
+    survey_folders,
+    survey_prior,
+)
 from veneer.verbs.provenance import base_warnings
 from veneer.weights.file import AdapterFile, file_in, info, load
 from veneer.weights.formats.left_out import LeftOut
@@ -89,7 +95,19 @@ def evaluate_adapter(
     models = load_score_models(options.models)
     inputs = read_inputs(file, options, metadata)
     out = evaluation_folder(file, options)
-    make_writable(out, "choose another --out")
+    with writable(out, "choose another --out"):
+        return _evaluate_in(out, file, options, inputs, models, callback)
+
+
+def _evaluate_in(
+    out: Path,
+    file: Path,
+    options: EvaluationOptions,
+    inputs: EvaluationInputs,
+    models: ScoreModels,
+    callback: Callback,
+) -> Evaluation:
+    """Load base and adapter, measure, and write the results."""
     family = load_base(inputs.config.base, **text_options(inputs.config.data.token_windows))
     left_out: list[LeftOut] = []
     adapter = load(file, family.networks, left_out=left_out)
@@ -99,7 +117,7 @@ def evaluate_adapter(
         *inputs.notes,
         *more,
         *map(str, left_out),
-        *base_warnings(metadata, inputs.config.base),
+        *base_warnings(adapter.metadata, inputs.config.base),
         *_picture_warnings(adapter, inputs.pictures),
     ]
     evaluation = _evaluate(file_in(file).name, subject, options, models, _step_of(adapter), notes)

@@ -17,7 +17,7 @@ from veneer.data.location import Location
 from veneer.family.protocol import Family
 from veneer.family.references import check_references
 from veneer.files import atomic_write, opens_paths
-from veneer.run.folder import make_writable
+from veneer.run.folder import writable
 from veneer.run.identity import REFERENCES, TRIGGER
 from veneer.sample.clip import CLIP_SUFFIX, Clip, encode_clip
 from veneer.sample.comparison import open_references
@@ -108,7 +108,19 @@ def sample_adapter(
             number of references or frames.
     """
     options = options or SampleOptions()
-    make_writable(out, "choose another --out")
+    with writable(out, "choose another --out"):
+        return _sample(file, prompts, out, base, options, callback)
+
+
+def _sample(
+    file: Path,
+    prompts: Sequence[str],
+    out: Path,
+    base: str | None,
+    options: SampleOptions,
+    callback: Callable[[Warned | PictureWritten], None],
+) -> list[Path]:
+    """Sample prompts into a folder that is there."""
     references = open_references([tuple(map(Location, options.references))], _BACKGROUND)[0]
     left_out: list[LeftOut] = []
     family = load_merged(file, base, options.scale, left_out)
