@@ -125,7 +125,12 @@ CASE = FamilyCase(
     decode=decode,
     velocity=velocity,
     paint=paint,
-    published={"wan21-1.3b": "wan21-t2v-1.3b", "wan21-14b": "wan21-t2v-14b", "wan22-5b": "wan22-ti2v-5b"},
+    published={
+        "wan21-1.3b": "wan21-t2v-1.3b",
+        "wan21-14b": "wan21-t2v-14b",
+        "wan22-5b": "wan22-ti2v-5b",
+        "wan22-t2v-a14b": "wan21-t2v-14b",
+    },
     key_tables=("wan21-t2v-1.3b",),
     frames=(5, 3),
     tolerance=1e-5,

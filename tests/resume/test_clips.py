@@ -9,10 +9,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from tests.errors import raises_code
 from tests.families import FamilyCase, family_cases
+from tests.families.wan import write_tiny_wan
 from tests.running import hashes, killed, quick_config, record_events, without_rehearsals
+from veneer.config.base_name import BaseName
 from veneer.config.schema import RunConfig
 from veneer.family.registry import family_class
+from veneer.family.wan import Wan
 from veneer.report.build import build_report
 from veneer.run.folder import GALLERY, SAMPLES, SHEET
 from veneer.run.resume import Resume
@@ -76,3 +80,27 @@ def test_a_run_paints_clips(case: FamilyCase, base: Path, tiny_pictures: Path, t
     (painted,) = sample_adapter(folder, PROMPTS[:1], tmp_path / "painted", options=options)
     made = read_picture_note(painted)
     assert painted.suffix == ".webp" and made is not None and made.prompt == PROMPTS[0]
+
+
+@pytest.mark.parametrize("expert", ["high_noise", "low_noise"])
+def test_either_of_two_transformers_goes_on_to_the_same_bits(
+    expert: str, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its pictures, painted by both, too; the other expert's checkpoint is not gone on from."""
+    monkeypatch.setattr(Wan, "trained_side", 8)
+    without_rehearsals(monkeypatch)
+    base = write_tiny_wan(tmp_path / "wan", boundary=0.8)
+    sections: dict[str, Any] = {"sample": {"frames": 3, "prompts": PROMPTS[:1], "steps": 3, "every": 2}}
+    sections["validation"] = {"every": 1}
+    plain = [config_of(base, tiny_pictures, tmp_path / name, **sections) for name in ("one", "two")]
+    one, two = (run.model_copy(update={"base": BaseName(str(base), expert=expert)}) for run in plain)
+    run_training(one)
+    killed(two, StepDone, 2)
+    other = {"high_noise": "low_noise", "low_noise": "high_noise"}[expert]
+    with raises_code("resume.run_changed"):
+        record_events(two.model_copy(update={"base": BaseName(str(base), expert=other)}), Resume())
+    record_events(two, Resume())
+    assert hashes(one.output.dir) == hashes(two.output.dir)
+    names = ("step-000000000.webp", "step-000000002.webp")
+    first, second = ([(run.output.dir / SAMPLES / name).read_bytes() for name in names] for run in (one, two))
+    assert first == second and first[0] != first[1]

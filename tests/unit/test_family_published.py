@@ -6,6 +6,7 @@ import pytest
 
 from tests.errors import raises_code
 from veneer.family.loading import load_base
+from veneer.family.pipeline_folder import INDEX
 from veneer.family.published import PUBLISHED, read_published
 from veneer.family.registry import family_class
 
@@ -15,7 +16,7 @@ def test_a_file_has_all_that_its_family_needs(name: str) -> None:
     published = read_published(name)
     family = family_class(published.pipeline)
     second = {name for name in family.optional_parts if name in family.expert_parts.get("low_noise", {})}
-    assert set(published.parts) | second == set(family.config_names())
+    assert (set(published.parts) - {INDEX}) | second == set(family.config_names())
     assert published.title and published.source and published.hub.count("/") == 1
 
 

@@ -125,8 +125,10 @@ def read_planned_config(
 
 
 def with_base(overrides: Sequence[str], base: str | None) -> list[str]:
-    """Return overrides with that of an option ``--base`` behind them, where it is given."""
-    return [*overrides, *([f"base={_quoted(base)}"] if base else [])]
+    """Return overrides with that of an option ``--base`` behind them, and its expert and components behind that."""
+    parts = [override for override in overrides if override.lstrip().startswith("base.")]
+    others = [override for override in overrides if override not in parts]
+    return [*others, f"base={_quoted(base)}", *parts] if base else list(overrides)
 
 
 def read_study(source: Path, overrides: Sequence[str], config: Path | None, trigger: str | None) -> Study:

@@ -14,7 +14,7 @@ from veneer.family.abstract import Config, read_configs
 from veneer.family.file_content import header
 from veneer.family.libraries import one_line_errors, silence_libraries
 from veneer.family.pipeline_folder import INDEX
-from veneer.family.published import PUBLISHED, read_published
+from veneer.family.published import PUBLISHED, is_published, read_published
 from veneer.family.registry import Source, family_class, find
 from veneer.weights.formats.protocol import BaseNames
 
@@ -34,7 +34,7 @@ def names_of_base(base: str) -> BaseNames:
         UserError: there is no such base, its configurations do not fit together, or it is a single file of an unknown
             architecture with no configurations beside it.
     """
-    if base in PUBLISHED and not Path(base).exists():
+    if is_published(base):
         return published_names(base)
     source = find(base)
     with silence_libraries(), one_line_errors(source.base, "its parts do not fit together: take all from one base"):

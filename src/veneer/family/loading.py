@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import TypedDict
 
 import torch
@@ -16,7 +15,7 @@ from veneer.engine.quantized import parameter_count, quantization_of, quantize
 from veneer.errors import UserError
 from veneer.family.networks import LoadOptions, stored_format
 from veneer.family.protocol import Family
-from veneer.family.published import PUBLISHED, read_published
+from veneer.family.published import is_published, read_published
 from veneer.family.registry import find
 from veneer.malloc import set_thresholds
 
@@ -63,7 +62,7 @@ def load_base(
     Raises:
         UserError: there is no such base, only its plan can be made, or the library that quantises is not installed.
     """
-    if base in PUBLISHED and not Path(base).exists():
+    if is_published(base):
         raise _plan_only(base)
     for format in {quantization, text_encoder_quantization or NONE} - {NONE}:
         find_format(format).check_installed()

@@ -23,6 +23,7 @@ from veneer.family.networks import LoadOptions
 from veneer.family.other_folder import explain_folder
 from veneer.family.pipeline_folder import INDEX, PipelineFolder
 from veneer.family.protocol import Family
+from veneer.family.published import is_published
 from veneer.family.single_file import check_is_safetensors, check_is_whole, kind_of_checkpoint
 from veneer.files import is_pickle, user_path
 
@@ -217,7 +218,7 @@ def place_of(base: str) -> Path | None:
         UserError: as of :func:`find`.
     """
     path = veneer.base.path() if str(base) == BUNDLED else user_path(base)
-    if components_of(base) or expert_of(base):
+    if (components_of(base) or expert_of(base)) and not is_published(base):
         return find(base).place
     if path.is_file():
         with suppress(UserError):  # what is no base is a file all the same

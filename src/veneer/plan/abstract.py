@@ -14,7 +14,7 @@ from veneer.family.libraries import one_line_errors, silence_libraries
 from veneer.family.loading import quantize_text_encoders
 from veneer.family.networks import LoadOptions
 from veneer.family.protocol import Family
-from veneer.family.published import PUBLISHED, read_published
+from veneer.family.published import is_published, read_published
 from veneer.family.registry import family_class, find
 from veneer.family.shards import Shards, weight_files
 from veneer.plan.tracer import MemoryTracer
@@ -43,7 +43,7 @@ def abstract_base(config: RunConfig, tracer: MemoryTracer) -> Family:
 
 
 def _make_base(config: RunConfig) -> Family:
-    if config.base in PUBLISHED and not Path(config.base).exists():
+    if is_published(config.base):
         adapted = frozenset(config.adapter.text_encoders)
         key = (
             config.base,

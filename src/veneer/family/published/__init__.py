@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-__all__ = ["PUBLISHED", "Published", "read_published"]
+__all__ = ["PUBLISHED", "Published", "is_published", "read_published"]
 
 _FOLDER = Path(__file__).parent
 
@@ -37,6 +37,11 @@ class Published:
     source: str
     pipeline: str
     parts: Mapping[str, Mapping[str, Any]]
+
+
+def is_published(base: str) -> bool:
+    """Return whether a base, with whatever expert, is an architecture's name, which no folder or file here has."""
+    return str(base) in PUBLISHED and not Path(base).exists()
 
 
 def read_published(name: str) -> Published:
