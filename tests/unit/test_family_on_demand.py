@@ -155,6 +155,8 @@ def test_text_encoders_are_gone_before_the_denoiser_is_read(
     assert together and all(one == {"transformer"} for one in together)
     handle.remove()
     trainer.close()
+    assert in_memory(family) == {"transformer"}  # text encoders come back when somebody calls them
+    family.encode_text(["a cat"])
     assert in_memory(family) == set(LARGE)
 
 

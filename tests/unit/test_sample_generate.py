@@ -11,9 +11,12 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 
 from tests.training import tiny_config, trainer_on
+from veneer.family.loading import load_base
+from veneer.family.prompt_cache import PromptCache
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
-from veneer.sample.generate import generate
+from veneer.family.store import Store
+from veneer.sample.generate import generate, generate_quietly
 
 PROMPTS = ("a cat", "the dog", "a cat")
 SEEDS = (3, 4, 5)
@@ -89,3 +92,13 @@ def test_a_prompt_that_is_cut_is_told_once_and_no_library_says_it_too(
 def test_prompts_that_are_seen_whole_warn_of_nothing(family: Family, recwarn: pytest.WarningsRecorder) -> None:
     generate(family, ["", "a cat"], (1, 2), steps=1)
     assert not [one for one in recwarn if one.category is UserWarning]
+
+
+def test_prompts_of_several_windows_are_kept_too(tiny_base: Path, tmp_path: Path) -> None:
+    """The family itself encodes these; a second time it is not asked, and the pictures are the same."""
+    family = load_base(str(tiny_base), token_windows=2)
+    plain = levels(generate(family, PROMPTS, SEEDS, steps=2))
+    for texts in ("encoded", "kept"):
+        cache = PromptCache(family, Store(tmp_path / "cache", "base"))
+        assert np.array_equal(levels(generate_quietly(family, PROMPTS, SEEDS, steps=2, cache=cache)), plain), texts
+        assert cache.store.computed == (texts == "encoded")  # type: ignore[attr-defined]

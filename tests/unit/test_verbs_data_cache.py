@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import AutoencoderKL
+from transformers import CLIPTextModel, T5EncoderModel
 
+from tests.bases import write_tiny_flux
 from tests.errors import raises_code
+from tests.running import hashes, quick_config, without_rehearsals
 from veneer.cli.main import main
 from veneer.config.load import build_config, write_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
 from veneer.evaluate.heldout import heldout_losses
 from veneer.family.loading import load_run_base
+from veneer.family.offload import Offloader
 from veneer.family.sd import StableDiffusion
+from veneer.run.session import run_training
 from veneer.train.events import EncodingProgress
 from veneer.train.loop import train
 from veneer.verbs.data_cache import cache_usage, fill_cache, prune_cache
@@ -48,8 +54,8 @@ def test_a_run_and_its_score_encode_nothing_that_the_cache_has(
     config = config_of(tiny_base, tiny_pictures, tmp_path / "cache", flip=True)
     told: list[EncodingProgress] = []
     first = fill_cache(config, told.append)
-    assert (first.found, first.total) == (0, told[-1].done) and first.computed == len(encoded)
-    assert first.computed >= first.total + 3, "of three held-out pictures too"
+    assert (first.found, first.total) == (0, told[-1].done) and first.computed == first.total
+    assert first.total == len(encoded) + 1, "and the prompts that are painted, by their pipeline"
     encoded.clear()
     second = fill_cache(config, told.append)
     assert (second.found, second.computed) == (second.total, 0) and encoded == []
@@ -58,6 +64,47 @@ def test_a_run_and_its_score_encode_nothing_that_the_cache_has(
     assert encoded == []
     heldout_losses(config, family, dataset.held_out)
     assert "encode_image" not in encoded, "texts are encoded each time, for an adapter may be in this text encoder"
+
+
+def noting(method: Callable[..., Any], note: Callable[..., object]) -> Callable[..., Any]:
+    """The method, of whose calls a note is taken."""
+
+    def noted(*values: Any, **named: Any) -> Any:
+        note(*values)
+        return method(*values, **named)
+
+    return noted
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_large", [False, True], ids=["sd", "flux"])
+def test_a_second_start_encodes_nothing_and_reads_no_text_encoder(
+    is_large: bool, tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither to train, nor to measure, nor to paint; of a large base no text encoder is read from its files."""
+    without_rehearsals(monkeypatch)
+    monkeypatch.setattr("veneer.family.flux.Flux.trained_side", 8)
+    base = write_tiny_flux(tmp_path / "base") if is_large else tiny_base
+    calls: list[str] = []
+    encoders = (CLIPTextModel, "forward"), (T5EncoderModel, "forward"), (AutoencoderKL, "encode")
+    for owner, name in encoders:
+        monkeypatch.setattr(
+            owner, name, noting(getattr(owner, name), lambda *_, told=owner.__name__: calls.append(told))
+        )
+    monkeypatch.setattr(Offloader, "_reload", noting(Offloader._reload, lambda _, name: calls.append(f"read {name}")))
+    sections = {"sample": {"every": 3, "prompts": []}, "validation": {"every": 3}, "data": {"held_out": 0.25}}
+    outcomes = []
+    for run in ("first", "second"):
+        calls.clear()
+        config = quick_config(base, tiny_pictures, tmp_path / run, **sections)
+        run_training(config.model_copy(update={"data": config.data.model_copy(update={"cache": tmp_path / "cache"})}))
+        if run == "first":
+            assert "CLIPTextModel" in calls and "AutoencoderKL" in calls
+        else:
+            # a small base's are in memory from the start, and once more where a run gives it back as it was
+            assert {*calls} <= {"read autoencoder", "read transformer" if is_large else "read text_encoder"}
+        outcomes.append(hashes(tmp_path / run))
+    assert outcomes[0] == outcomes[1]
 
 
 def test_a_score_from_the_cache_is_the_score(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
@@ -84,7 +131,7 @@ def test_what_no_configuration_needs_is_removed(
     assert (done.removed, encoded) == (12, []), "the latents of the other resolution"
     assert fill_cache(own, lambda _: None).computed == 0
     (base,) = cache_usage(own)
-    assert base.entries == {"posterior": 12, "text": 9} and base.name == tiny_base.name
+    assert base.entries == {"posterior": 12, "text": 12, "prompt": 1} and base.name == tiny_base.name
 
 
 def test_all_goes_that_is_older_or_too_much(tiny_base: Path, tiny_pictures: Path, tmp_path: Path) -> None:
@@ -107,11 +154,11 @@ def test_the_verb_says_what_was_there(
 ) -> None:
     pictures = shutil.copytree(tiny_pictures, tmp_path / "pictures")
     words = ["data", "cache", str(pictures), f"base={tiny_base}", f"data.cache={tmp_path / 'cache'}"]
-    assert main(words) == 0 and "0 of 22 were there already, 23 entries" in capsys.readouterr().out
-    assert main(words) == 0 and "22 of 22 were there already, 0 entries" in capsys.readouterr().out
+    assert main(words) == 0 and "0 of 25 were there already, 25 entries" in capsys.readouterr().out
+    assert main(words) == 0 and "25 of 25 were there already, 0 entries" in capsys.readouterr().out
     assert main([*words, "--list"]) == 0 and "posterior       12" in capsys.readouterr().out
     assert main([*words, "--prune"]) == 0 and "removed 0 entries" in capsys.readouterr().out
-    assert main([*words, "--max-size", "0"]) == 0 and "removed 23 entries" in capsys.readouterr().out
+    assert main([*words, "--max-size", "0"]) == 0 and "removed 25 entries" in capsys.readouterr().out
     assert main([*words, "--list"]) == 0 and "holds nothing" in capsys.readouterr().out
 
 

@@ -24,6 +24,7 @@ from veneer.errors import UserError
 from veneer.evaluate.comparison import HELD_OUT, TRAINING, Comparison, Losses, compare_losses, nothing_held_out
 from veneer.evaluate.results import Score
 from veneer.family.cache import Encoder, store_of
+from veneer.family.prompt_cache import adapts_texts
 from veneer.family.protocol import Conditioning, Family, device_of
 from veneer.family.references import check_references
 from veneer.objective.loss import Objective
@@ -80,10 +81,12 @@ class HeldOutEvaluator:
         config: draws, seed, resolution, precision.
         family: whose networks are measured, as they stand.
         pictures: to measure on; they are encoded once.
+        adapts_texts: whether an adapter may be in a text encoder when it measures; else captions are encoded once too.
     """
 
-    def __init__(self, config: RunConfig, family: Family, pictures: Manifest) -> None:
+    def __init__(self, config: RunConfig, family: Family, pictures: Manifest, *, adapts_texts: bool = True) -> None:
         self._config, self._family = config, family
+        self._adapts_texts = adapts_texts and family.networks.keys() != {family.denoiser}
         self._objective = Objective(family.noise)
         self._buckets = Buckets.of(config.data, family)
         self._encoder = Encoder(family, config.data, config.seed, store_of(config, family))
@@ -161,7 +164,7 @@ class HeldOutEvaluator:
 
     def _text(self, sample: Sample) -> Conditioning:
         """Return what is made of a picture's first caption; once for all, where no adapter can change it."""
-        if self._family.networks.keys() != {self._family.denoiser}:
+        if self._adapts_texts:
             return self._encode_text(sample)
         return self._encoder.centered_text(sample, self._buckets.largest(sample.width, sample.height))
 
@@ -214,7 +217,9 @@ def compare_adapter(
         weights: the adapter.
     """
     evaluators = {
-        kind: HeldOutEvaluator(config, family, pictures) for kind, pictures in kinds.items() if pictures.samples
+        kind: HeldOutEvaluator(config, family, pictures, adapts_texts=adapts_texts(family, weights))
+        for kind, pictures in kinds.items()
+        if pictures.samples
     }
     with TrainingAdapter(config.adapter, family.networks, family.denoiser).applied():
         base = {kind: evaluator.losses() for kind, evaluator in evaluators.items()}

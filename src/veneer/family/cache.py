@@ -148,6 +148,11 @@ class Encoder:
         pixels = partial(self.pixels.load, PixelRequest("references", sample, size, None))
         return self._kept_references(sample, size, False, pixels)
 
+    def centered_keys(self, sample: Sample, size: Size, span: FrameSpan | None) -> tuple[tuple[object, ...], ...]:
+        """Return the keys of a picture's posterior, of its references and of its first caption, as measured on."""
+        references = self._references_key(sample, size, False)
+        return self._posterior_key(sample, size, False, span), references, self._centered_text_key(sample, size)
+
     def centered_text(self, sample: Sample, size: Size) -> Conditioning:
         """Return what the frozen text encoders make of a picture's first caption, one row on the CPU.
 
@@ -156,9 +161,14 @@ class Encoder:
         caption = sample.captions[0]
         if not self.reads_references(sample):
             return self._text(caption)
-        key = ("instruction", caption, *self._variant(sample, size, False))
-        request = PixelRequest("references", sample, size, None)
+        key, request = self._centered_text_key(sample, size), PixelRequest("references", sample, size, None)
         return self._kept(key, lambda: self._encode_text(caption, self.pixels.load(request)))
+
+    def _centered_text_key(self, sample: Sample, size: Size) -> tuple[object, ...]:
+        caption = sample.captions[0]
+        if not self.reads_references(sample):
+            return self._text_key(caption)
+        return "instruction", caption, *self._variant(sample, size, False)
 
     def masks(self, batch: Sequence[SampleDraw], grid: Grid) -> Tensor:
         """Return the mask of each draw over the rows and columns (h, w) of its latents, (B, 1, h, w) on the CPU."""

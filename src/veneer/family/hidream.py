@@ -128,9 +128,9 @@ class HiDream(ShiftedLatents):
         """Return T5's and Llama's: of the CLIPs one vector is used."""
         return [self._tokenizers[_T5], self._tokenizers[_LLAMA]]
 
-    def pipeline(self) -> Any:
+    def pipeline(self, *, texts: bool = True) -> Any:
         """Return diffusers' pipeline, which paints as many pixels as its default size has, whatever it is asked for."""
-        pipeline = super().pipeline()
+        pipeline = super().pipeline(texts=texts)
         pipeline.default_sample_size = self._side
         return pipeline
 

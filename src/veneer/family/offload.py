@@ -78,6 +78,11 @@ class Offloader:
             self._offloaded[name].restore()
             del self._offloaded[name]  # not earlier: a part that could not be read is still offloaded
 
+    def restore_others(self, names: Iterable[str]) -> None:
+        """Bring all parts back but these, which stay where they are."""
+        for name in self._offloaded.keys() - set(names):
+            self.restore(name)
+
     def to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Let parts that are read on demand have another device and dtype once they are back."""
         for name in self.unread:

@@ -497,13 +497,14 @@ class PipelineFamily:
             yield self._vae.to(torch.float32)
         self._vae.to(dtype)
 
-    def pipeline(self) -> Any:
+    def pipeline(self, *, texts: bool = True) -> Any:
         """Return diffusers' pipeline over these networks; what is injected or merged here is seen there."""
-        self.offload(())  # it may be saved
-        for name in self.guides:
-            self._offloader.restore(name)
+        left_out = () if texts else self.text_encoders
+        # all others are in memory, for it may be saved
+        self._offloader.restore_others(left_out)
         scheduler = copy.deepcopy(self._parts["scheduler"])  # painting changes it: how many steps, which is next
-        return self._pipeline_class()(**{**self._parts, "scheduler": scheduler}, **self._options)
+        parts = {**self._parts, "scheduler": scheduler, **dict.fromkeys(left_out)}
+        return self._pipeline_class()(**parts, **self._options)
 
     def _pipeline_for_text(self) -> Any:
         """Return diffusers' pipeline for its ``encode_prompt``, with all text encoders in memory."""

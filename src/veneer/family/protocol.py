@@ -332,8 +332,13 @@ class Family(Protocol):
     def decode(self, latents: Tensor) -> Tensor:
         """Turn latents into pixels in [-1, 1], (B, 3, H, W); no gradient."""
 
-    def pipeline(self) -> object:
-        """Return a diffusers pipeline over these very networks: what is injected or merged here is seen there."""
+    def pipeline(self, *, texts: bool = True) -> object:
+        """Return a diffusers pipeline over these very networks: what is injected or merged here is seen there.
+
+        Args:
+            texts: whether its text encoders are in it; else they stay out of memory where they are, and it cannot
+                encode prompts.
+        """
 
     def offload(self, parts: Sequence[str]) -> None:
         """Take exactly these parts out of memory, as far as that can be done, and bring all others back.

@@ -85,9 +85,9 @@ class Wan(VideoFamily):
         boundary = self._options[_BOUNDARY] = self._options[_BOUNDARY] or _USUAL_BOUNDARY
         self.trained_times = (boundary, 1.0) if expert == "high_noise" else (0.0, boundary)
 
-    def pipeline(self) -> Any:
+    def pipeline(self, *, texts: bool = True) -> Any:
         """Return diffusers' pipeline, with each transformer in its own place."""
-        pipeline = super().pipeline()
+        pipeline = super().pipeline(texts=texts)
         if self._expert == "low_noise":
             swapped = {"transformer": pipeline.transformer_2, "transformer_2": pipeline.transformer}
             pipeline.register_modules(**swapped)

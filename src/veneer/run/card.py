@@ -44,7 +44,7 @@ def run_card(
         gallery: prompts by the names of pictures in the run's gallery.
         sheet: name of the comparison's file; None where there is none.
     """
-    pipeline = type(family.pipeline())
+    pipeline = type(family.pipeline(texts=False))
     base, local = config.base, config.base != BUNDLED and user_path(config.base).exists()
     facts = CardFacts(
         title=public_name(config.output.dir.resolve().name, "adapter"),

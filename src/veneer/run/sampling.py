@@ -11,6 +11,7 @@ from typing import Any
 from PIL import Image
 
 from veneer.errors import UserError
+from veneer.family.prompt_cache import PromptCache
 from veneer.family.protocol import Family
 from veneer.run.events import Callback, SamplesSaved
 from veneer.run.folder import SAMPLES, TIMELAPSE, sheets_in
@@ -36,9 +37,10 @@ class SampleWriter:
         family: carries the adapter in training.
         subjects: what to paint.
         settings: how.
-        background: of references that are transparent.
         folder: of the run.
         emit: is called with ``SamplesSaved``, or a warning.
+        background: of references that are transparent.
+        cache: of what is made of the prompts; None: nothing is kept.
     """
 
     def __init__(
@@ -49,7 +51,9 @@ class SampleWriter:
         folder: Path,
         emit: Callback,
         background: str = "white",
+        cache: PromptCache | None = None,
     ) -> None:
+        self._cache = cache
         self._family, self._settings, self._folder, self._emit = family, settings, folder, emit
         self._prompts, self._references, self._background = subjects.prompts, subjects.references, background
         self._cell = min(max(family.resolution, _SMALL), _LARGE)
@@ -58,7 +62,7 @@ class SampleWriter:
     def write(self, step: int) -> None:
         """Paint and write the sheet of a step, and bring the strip up to date."""
         references = open_references(self._references, self._background)
-        clips = paint(self._family, self._prompts, self._settings, references)
+        clips = paint(self._family, self._prompts, self._settings, references, self._cache)
         path = self._folder / SAMPLES / f"step-{step:09d}.png"
         page = contact_sheet(clips, self._prompts, cell=self._cell)
         try:

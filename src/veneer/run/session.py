@@ -13,6 +13,7 @@ from torch import Tensor
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
 from veneer.errors import UserError
+from veneer.family.prompt_cache import PromptCache
 from veneer.files import atomic_write
 from veneer.plan.assessment import assess_run
 from veneer.plan.plan import Plan
@@ -237,5 +238,6 @@ class TrainingSession:
 
 def _sample_writer(inputs: TrainingInputs, emit: Callback) -> SampleWriter:
     config = inputs.run.config
-    subjects, background = sample_prompts(config, inputs.dataset), config.data.background
-    return SampleWriter(inputs.family, subjects, SampleSettings.of(config), inputs.run.folder, emit, background)
+    subjects, settings = sample_prompts(config, inputs.dataset), SampleSettings.of(config)
+    cache, background = PromptCache.of(config, inputs.family), config.data.background
+    return SampleWriter(inputs.family, subjects, settings, inputs.run.folder, emit, background, cache)

@@ -104,8 +104,10 @@ class Validator:
     def _losses(self) -> _LossesByKind:
         if not self._evaluators:
             config, family = self._run.config, self._family
+            changing = bool(config.adapter.text_encoders)
             self._evaluators = {
-                kind: HeldOutEvaluator(config, family, pictures) for kind, pictures in self._pictures.items()
+                kind: HeldOutEvaluator(config, family, pictures, adapts_texts=changing)
+                for kind, pictures in self._pictures.items()
             }
         return {kind: evaluator.losses() for kind, evaluator in self._evaluators.items()}
 

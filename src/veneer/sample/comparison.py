@@ -18,6 +18,7 @@ from veneer.data.manifest import Sample
 from veneer.data.preflight import Dataset
 from veneer.data.unreadable import Unreadable
 from veneer.errors import UserError
+from veneer.family.prompt_cache import PromptCache, adapts_texts
 from veneer.family.protocol import Family
 from veneer.family.references import check_references
 from veneer.sample.clip import Clip
@@ -132,8 +133,17 @@ def paint(
     prompts: Sequence[str],
     settings: SampleSettings,
     references: Sequence[Sequence[Image.Image]] = (),
+    cache: PromptCache | None = None,
 ) -> list[Clip]:
-    """Return one clip a prompt, of one frame if it is a picture, by the networks as they stand, each from its seed."""
+    """Return one clip a prompt, of one frame if it is a picture, by the networks as they stand, each from its seed.
+
+    Args:
+        family: the base.
+        prompts: what to paint.
+        settings: how.
+        references: those of each prompt; empty: there are none.
+        cache: as of :func:`veneer.sample.generate.generate_quietly`.
+    """
     seeds = [settings.seed + place for place in range(len(prompts))]
     return clips_quietly(
         family,
@@ -143,6 +153,7 @@ def paint(
         steps=settings.steps,
         guidance=settings.guidance,
         references=references,
+        cache=cache,
     )
 
 
@@ -182,14 +193,15 @@ def compare_pictures(family: Family, weights: AdapterWeights, subjects: SamplePr
     settings = SampleSettings.of(config)
     references = open_references(subjects.references, config.data.background)
     rows: dict[str, Sequence[Image.Image]] = _reference_rows(references)
-    rows |= _frame_rows("base", paint(family, subjects.prompts, settings, references))
+    cache = None if adapts_texts(family, weights) else PromptCache.of(config, family)
+    rows |= _frame_rows("base", paint(family, subjects.prompts, settings, references, cache))
     with apply_adapter(family.networks, weights):
-        adapted = paint(family, subjects.prompts, settings, references)
+        adapted = paint(family, subjects.prompts, settings, references, cache)
     rows |= _frame_rows("adapter", adapted)
     if subjects.real:
         rows["real"] = [_open(sample.location, config.data.background) for sample in subjects.real]
     return Comparison(
-        subjects.prompts, rows, adapted, settings.notes(subjects.prompts, sampler_name(family.pipeline()))
+        subjects.prompts, rows, adapted, settings.notes(subjects.prompts, sampler_name(family.pipeline(texts=False)))
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
@@ -13,6 +14,7 @@ from veneer.data.transform import centered_square
 from veneer.engine.adapter_bank import AdapterBank, Row
 from veneer.errors import UserError
 from veneer.family.libraries import silence_libraries
+from veneer.family.prompt_cache import PromptCache
 from veneer.family.protocol import Family
 from veneer.family.references import check_references
 from veneer.family.unread import UnreadNote, unread_notes
@@ -27,11 +29,20 @@ __all__ = [
     "generate_each",
     "generate_quietly",
     "painted_at_once",
+    "prompt_calls",
     "prompt_notes",
 ]
 
 
 _AT_ONCE = 8  # pictures that are painted in one batch, at most
+
+
+class _Job(NamedTuple):
+    """A picture that is to be painted."""
+
+    prompt: str
+    seed: int
+    references: Sequence[Image.Image]
 
 
 def prompt_notes(family: Family, prompts: Sequence[str], trigger: str | None = None) -> list[UnreadNote]:
@@ -157,9 +168,22 @@ def generate_quietly(
     guidance: float = 4.0,
     batch: int | None = None,
     references: Sequence[Sequence[Image.Image]] = (),
+    cache: PromptCache | None = None,
 ) -> list[Image.Image]:
-    """Paint as :func:`generate` does, where the user has been told already what of the prompts is not seen."""
+    """Paint as :func:`generate` does, where the user has been told already what of the prompts is not seen.
+
+    Args:
+        family: as there, like all others but the cache.
+        prompts: as there.
+        seeds: as there.
+        steps: as there.
+        guidance: as there.
+        batch: as there.
+        references: as there.
+        cache: keeps what is made of the prompts; its text encoders have no adapter in them. None: nothing is kept.
+    """
     settings: dict[str, Any] = {"steps": steps, "guidance": guidance, "batch": batch, "references": references}
+    settings["cache"] = cache
     return [clip[0] for clip in clips_quietly(family, prompts, seeds, **settings)]
 
 
@@ -173,34 +197,82 @@ def clips_quietly(
     guidance: float = 4.0,
     batch: int | None = None,
     references: Sequence[Sequence[Image.Image]] = (),
+    cache: PromptCache | None = None,
 ) -> list[Clip]:
-    """Paint as :func:`generate_clips` does, pictures as clips of one frame, where the user has been told already."""
-    shown = references or [()] * len(prompts)
-    jobs = list(zip(prompts, seeds, shown, strict=True))
+    """Paint as :func:`generate_clips` does, pictures as clips of one frame, where the user has been told already.
+
+    The cache is that of :func:`generate_quietly`.
+    """
+    jobs = _jobs(family, prompts, seeds, references)
     check_steps(family, steps)
     check_frames(family, frames)
+    pipeline: Any = family.pipeline() if cache is None else cache.pipeline()
+    pipeline.set_progress_bar_config(disable=True)
+    told = family.pipeline_prompts if cache is None else cache.arguments
+    clips: list[Clip] = []
+    for part in _batches(family, jobs, batch):
+        with silence_libraries():
+            arguments = _arguments(family, part, told, frames, guidance)
+            clips += family.frames_of(pipeline(**arguments, num_inference_steps=steps))
+    return clips
+
+
+def prompt_calls(
+    cache: PromptCache,
+    prompts: Sequence[str],
+    *,
+    frames: int = 1,
+    guidance: float,
+    references: Sequence[Sequence[Image.Image]] = (),
+) -> list[Callable[[], None]]:
+    """Return calls that keep what will be made of prompts when they are painted, one of each batch."""
+    jobs = _jobs(cache.family, prompts, [0] * len(prompts), references)
+    return [partial(_encode, cache, part, frames, guidance) for part in _batches(cache.family, jobs, None)]
+
+
+def _encode(cache: PromptCache, part: Sequence[_Job], frames: int, guidance: float) -> None:
+    with silence_libraries(), cache.encoding_pipeline() as pipeline:
+        pipeline(**_arguments(cache.family, part, cache.arguments, frames, guidance))
+
+
+def _jobs(
+    family: Family, prompts: Sequence[str], seeds: Sequence[int], references: Sequence[Sequence[Image.Image]]
+) -> list[_Job]:
+    """Return what is to be painted.
+
+    Raises:
+        UserError: the base takes another number of references.
+    """
+    shown = references or [()] * len(prompts)
     for own in shown:
         check_references(family, len(own), "references")
-    pipeline: Any = family.pipeline()
-    pipeline.set_progress_bar_config(disable=True)
-    clips: list[Clip] = []
-    # a pipeline resizes all references of a batch to the first one's shape
-    count = 1 if references else batch or painted_at_once(family)
+    return [_Job(*each) for each in zip(prompts, seeds, shown, strict=True)]
+
+
+def _batches(family: Family, jobs: Sequence[_Job], batch: int | None) -> Iterator[Sequence[_Job]]:
+    """Yield what is painted at once; a pipeline resizes all references of a batch to the first one's shape."""
+    count = 1 if any(job.references for job in jobs) else batch or painted_at_once(family)
     for start in range(0, len(jobs), count):
-        part = jobs[start : start + count]
-        with silence_libraries():
-            result = pipeline(
-                **family.pipeline_prompts([prompt for prompt, _, _ in part]),
-                **_reference_arguments(family, part[0][2]),
-                **family.pipeline_frames(frames),
-                **family.pipeline_guidance(guidance),
-                generator=[torch.Generator().manual_seed(seed) for _, seed, _ in part],
-                num_inference_steps=steps,
-                height=family.resolution,
-                width=family.resolution,
-            )
-        clips += family.frames_of(result)
-    return clips
+        yield jobs[start : start + count]
+
+
+def _arguments(
+    family: Family,
+    part: Sequence[_Job],
+    told: Callable[[Sequence[str]], Mapping[str, object]],
+    frames: int,
+    guidance: float,
+) -> dict[str, Any]:
+    """Return the pipeline's arguments for one batch, but for the number of steps."""
+    return {
+        **told([job.prompt for job in part]),
+        **_reference_arguments(family, part[0].references),
+        **family.pipeline_frames(frames),
+        **family.pipeline_guidance(guidance),
+        "generator": [torch.Generator().manual_seed(job.seed) for job in part],
+        "height": family.resolution,
+        "width": family.resolution,
+    }
 
 
 def _reference_arguments(family: Family, references: Sequence[Image.Image]) -> Mapping[str, object]:

@@ -20,7 +20,7 @@ from veneer.data.transform import Geometry, is_flipped
 from veneer.engine.memory_usage import available_memory
 from veneer.errors import UserError
 from veneer.family.cache import Encoder, noise_like
-from veneer.family.protocol import Conditioning, LatentDistribution
+from veneer.family.protocol import Conditioning
 from veneer.family.store import MemoryStore
 from veneer.objective.loss import Objective
 from veneer.rng import uniform
@@ -48,7 +48,7 @@ class EncodingCall:
 
     key: tuple[object, ...] | None
     draw: SampleDraw | None
-    encode: Callable[[], Conditioning | LatentDistribution | Tensor]
+    encode: Callable[[], object]
 
     def __call__(self) -> None:
         """Encode it."""
@@ -141,9 +141,12 @@ class BatchBuilder:
     def encode_ahead(self, steps: range) -> Iterator[EncodingProgress]:
         """Encode now what these steps will need, one after the other; pictures are decoded ahead of that.
 
-        What is kept already is not looked at. The progress is told before each and after the last.
+        The progress is told before each and after the last.
         """
-        calls = self.encoding_calls(steps)
+        return self.encode(self.encoding_calls(steps))
+
+    def encode(self, calls: Sequence[EncodingCall]) -> Iterator[EncodingProgress]:
+        """Encode what is not kept already, as :meth:`encode_ahead` does."""
         missing = [call for call in calls if call.key is None or not self.encoder.store.holds(call.key)]
         found, window = len(calls) - len(missing), max(1, self.encoder.pixels.ahead)
         for done, call in enumerate(missing):
@@ -256,7 +259,7 @@ class BatchBuilder:
         return self.encoder.texts(captions, batch).to(self.device)
 
 
-def _check_memory(encode_first: Callable[[], Conditioning | LatentDistribution | Tensor], count: int) -> Conditioning:
+def _check_memory(encode_first: Callable[[], object], count: int) -> Conditioning:
     """Refuse texts that would not all stay in memory, told by the size of the first; return that one.
 
     Raises:

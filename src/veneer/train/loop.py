@@ -212,7 +212,8 @@ class Trainer:
             self.context.graphs.release()
         self.batches.encoder.pixels.close()
         self._undoing.close()
-        self._family.offload(())
+        # what is read on demand comes back when it is called: where all that it makes is kept, nobody calls it
+        self._family.offload([name for name in self._idle if name in self._family.on_demand])
 
     def _encode_ahead(self) -> Iterator[EncodingProgress]:
         """Encode all that the steps will need, each thing once, so that what encodes can be offloaded."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +17,15 @@ from veneer.errors import UserError
 from veneer.evaluate.heldout import pictures_by_kind
 from veneer.family.cache import Encoder
 from veneer.family.loading import load_run_base
+from veneer.family.prompt_cache import PromptCache
 from veneer.family.protocol import Family
 from veneer.family.store import Store
 from veneer.family.store_prune import BaseUsage, Keep, Pruned, newest_within, prune, usage
 from veneer.family.store_shard import Tensors
 from veneer.objective.loss import Objective
-from veneer.train.batches import BatchBuilder
+from veneer.sample.comparison import open_references, sample_prompts
+from veneer.sample.generate import prompt_calls
+from veneer.train.batches import BatchBuilder, EncodingCall
 from veneer.train.distributed import ALONE
 from veneer.train.events import EncodingProgress
 from veneer.train.loop import batch_builder
@@ -37,9 +40,9 @@ class CacheFilled:
     """What a run will need is in its cache.
 
     Attributes:
-        total: pictures, each cut and side of one counted, and captions.
+        total: pictures, each cut and side of one counted, captions, and batches of prompts that are painted.
         found: how many of them were there already.
-        computed: entries that were written, those of held-out pictures too.
+        computed: how many were encoded and written.
         folder: the cache.
     """
 
@@ -72,14 +75,11 @@ def fill_cache(config: RunConfig, emit: Callable[[EncodingProgress], None]) -> C
         UserError: the run would be refused, or the cache cannot be written to.
     """
     folder, run = cache_of(config), _EncodedRun.of(config)
-    progress = EncodingProgress(0, 0, 0)
-    for progress in run.batches.encode_ahead(range(run.config.train.max_steps)):
+    calls = run.calls()
+    for progress in run.batches.encode(calls):
         emit(progress)
         _check_stored(run.store)
-    for call in run.measured_calls(run.encoder):
-        call()
-    _check_stored(run.store)
-    return CacheFilled(progress.total, progress.found, run.store.computed, folder)
+    return CacheFilled(len(calls), len(calls) - run.store.computed, run.store.computed, folder)
 
 
 def _check_stored(store: Store) -> None:
@@ -136,15 +136,12 @@ def _needed(config: RunConfig) -> set[tuple[str, bytes]]:
     run = _EncodedRun.of(config)
     asked = _AskedStore(run.store)
     run.encoder.store = asked
-    for call in run.batches.encoding_calls(range(run.config.train.max_steps)):
+    for call in run.calls():
         if call.key is not None:
             asked.digests.add(run.store.digest(call.key))
         else:
             with suppress(_Missing):
                 call()
-    for measure in run.measured_calls(run.encoder):
-        with suppress(_Missing):
-            measure()
     return {(run.store.folder.name, digest) for digest in asked.digests}
 
 
@@ -222,13 +219,32 @@ class _EncodedRun:
         """What encodes."""
         return self.batches.encoder
 
-    def measured_calls(self, encoder: Encoder) -> list[Callable[[], object]]:
-        """Return calls that encode what the run measures on: pictures with nothing random, and their first captions."""
-        samples = [each for kind in pictures_by_kind(self.config, self.dataset).values() for each in kind.samples]
-        calls: list[Callable[[], object]] = []
-        for sample in samples:
+    def calls(self) -> list[EncodingCall]:
+        """Return calls that encode all that the run needs, each thing once."""
+        steps = self.batches.encoding_calls(range(self.config.train.max_steps))
+        keyed = {call.key: call for call in (*steps, *self._measured_calls()) if call.key is not None}
+        return [*keyed.values(), *(call for call in steps if call.key is None), *self._painted_calls()]
+
+    def _measured_calls(self) -> Iterator[EncodingCall]:
+        """Yield calls for what the run measures on: pictures with nothing random, and their first captions."""
+        encoder = self.encoder
+        for sample in (each for kind in pictures_by_kind(self.config, self.dataset).values() for each in kind.samples):
             size, span = self.buckets.largest(sample.width, sample.height), self.buckets.clips.centered(sample)
-            calls += [partial(encoder.centered, sample, size, span), partial(encoder.centered_references, sample, size)]
-            if self.family.networks.keys() == {self.family.denoiser}:  # else an adapter may change the text encoder
-                calls.append(partial(encoder.centered_text, sample, size))
-        return calls
+            picture, references, text = encoder.centered_keys(sample, size, span)
+            yield EncodingCall(picture, None, partial(encoder.centered, sample, size, span))
+            if sample.references:
+                yield EncodingCall(references, None, partial(encoder.centered_references, sample, size))
+            if not self.config.adapter.text_encoders:
+                yield EncodingCall(text, None, partial(encoder.centered_text, sample, size))
+
+    def _painted_calls(self) -> Iterator[EncodingCall]:
+        """Yield calls for the prompts that the run paints; under which key they are kept their pipeline knows."""
+        if self.config.adapter.text_encoders:
+            return
+        subjects, background = sample_prompts(self.config, self.dataset), self.config.data.background
+        references, own = open_references(subjects.references, background), self.config.sample
+        cache = PromptCache(self.family, self.encoder.store)
+        for call in prompt_calls(
+            cache, subjects.prompts, frames=own.frames, guidance=own.guidance, references=references
+        ):
+            yield EncodingCall(None, None, call)

@@ -136,7 +136,7 @@ def _sample(
         callback(Warned(**vars(note)))
     offsets = range(options.count)
     jobs = [(row, prompt, options.seed + offset) for row, prompt in enumerate(prompts) for offset in offsets]
-    written, sampler = [], sampler_name(family.pipeline())
+    written, sampler = [], sampler_name(family.pipeline(texts=False))
     for job, clip in _paint(family, jobs, options, references):
         _, prompt, seed = job
         made = PictureNote(prompt, seed, options.steps, options.guidance, sampler, options.scale)
