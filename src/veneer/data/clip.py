@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from PIL import Image
 
+from veneer.data.animation import animation_frames, is_animation
 from veneer.data.clip_decode import ClipFrame, decoder_release, is_video, video_frames
 
 __all__ = ["clip_release", "frames_at", "frames_of", "is_clip"]
@@ -21,8 +22,8 @@ _TIE = 1e-6
 
 
 def is_clip(content: bytes) -> bool:
-    """Check whether a file's bytes are a video, by its first ones."""
-    return is_video(content)
+    """Check whether a file's bytes are a video or an animated picture."""
+    return is_video(content) or is_animation(content)
 
 
 def clip_release() -> str:
@@ -33,12 +34,19 @@ def clip_release() -> str:
 def frames_of(
     content: bytes, background: Colour, remarks: list[str] | None = None, done: list[str] | None = None
 ) -> Iterator[ClipFrame]:
-    """Yield the frames of a clip in the order of their times; see :func:`~veneer.data.clip_decode.video_frames`.
+    """Yield the frames of a clip in the order of their times.
+
+    Args:
+        content: the clip's bytes.
+        background: that transparent frames are laid on.
+        remarks: gets what a user may want to know of how it is decoded, each in some words.
+        done: gets what was done to it as its file asks, likewise.
 
     Raises:
         Unreadable: the clip cannot be used.
     """
-    return video_frames(content, background, remarks, done)
+    frames = video_frames if is_video(content) else animation_frames
+    return frames(content, background, remarks, done)
 
 
 def frames_at(content: bytes, background: Colour, times: Sequence[float]) -> Iterator[Image.Image]:

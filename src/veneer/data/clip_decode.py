@@ -12,6 +12,7 @@ import io
 import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
@@ -83,6 +84,7 @@ def video_frames(
         Unreadable: the file is broken, cut short, has no frames, too many or too large ones, or PyAV is not installed.
     """
     av = _av()
+    _refuse_cut(content)
     try:
         with av.open(io.BytesIO(content), format=_demuxer(content), metadata_errors="ignore") as container:
             stream = _stream(container, [] if remarks is None else remarks)
@@ -109,7 +111,7 @@ class _Said(NamedTuple):
 
 def _av() -> Any:
     if find_spec("av") is None:
-        raise Unreadable("a video, for which PyAV is missing: pip install 'veneer[video]'")
+        raise Unreadable("a video, for which PyAV is missing: pip install 'veneer[video]' (Python 3.11 or later)")
     import av
     import av.logging
 
@@ -121,6 +123,32 @@ def _demuxer(content: bytes) -> str | None:
     if _NO_VIDEO_BRANDS.match(content):
         return None
     return next((name for magic, name in _DEMUXERS if re.match(magic, content, re.DOTALL)), None)
+
+
+def _refuse_cut(content: bytes) -> None:
+    """Refuse a file that says itself that it has more bytes: its demuxer would end in silence where they do."""
+    stated = {"avi": _riff_size, "matroska": _segment_end}.get(_demuxer(content) or "", len)(content)
+    if stated > len(content):
+        raise Unreadable(f"cut short: {stated - len(content):,} of its {stated:,} bytes are missing")
+
+
+def _riff_size(content: bytes) -> int:
+    return 8 + int.from_bytes(content[4:8], "little")
+
+
+def _segment_end(content: bytes) -> int:
+    """Return where the segment of a Matroska file ends, which is all of it; 0 where it does not say (RFC 8794)."""
+    at = 0
+    for identifier in (b"\x1a\x45\xdf\xa3", b"\x18\x53\x80\x67"):
+        if not content.startswith(identifier, at):
+            return 0
+        at += len(identifier)
+        width = 9 - content[at].bit_length() if at < len(content) else 1
+        bits = 7 * width
+        size = int.from_bytes(content[at : at + width], "big") & ((1 << bits) - 1)
+        is_known = size != (1 << bits) - 1
+        at += width + size
+    return at if is_known else 0
 
 
 def _stream(container: Any, remarks: list[str]) -> Any:
@@ -142,6 +170,8 @@ def _stream(container: Any, remarks: list[str]) -> Any:
 
 
 def _check_size(width: int, height: int) -> None:
+    if not width or not height:
+        raise Unreadable("broken: it does not say how large its frames are")
     if width * height > MAX_PIXELS:
         raise Unreadable(f"too large: {width} x {height} pixels, at most {MAX_PIXELS:,} in all")
     if min(width, height) < MIN_SIDE:
@@ -152,6 +182,7 @@ def _frames(container: Any, stream: Any, background: tuple[int, int, int], said:
     size = first = last = None
     count = 0
     rate = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
+    ratio = float(stream.sample_aspect_ratio or 1)  # now: frames outlive the stream, which is gone with its file
     with closing(container.decode(stream)) as decoded:
         for frame in decoded:
             _check_frame(frame, size, count)
@@ -162,7 +193,7 @@ def _frames(container: Any, stream: Any, background: tuple[int, int, int], said:
                 count += 1
                 continue
             last, count = at, count + 1
-            yield ClipFrame(at - first, lambda frame=frame: _image(frame, stream, background, said))  # type: ignore[misc]
+            yield ClipFrame(at - first, partial(_image, frame, ratio, background, said))
     if not count:
         raise Unreadable("a video file without a frame that can be decoded")
     if stream.frames > count:
@@ -180,7 +211,7 @@ def _check_frame(frame: Any, size: tuple[int, int] | None, count: int) -> None:
         raise Unreadable(f"HDR ({_HDR[frame.color_trc]}), which is not read: convert it to BT.709")
 
 
-def _image(frame: Any, stream: Any, background: tuple[int, int, int], said: _Said) -> Image.Image:
+def _image(frame: Any, ratio: float, background: tuple[int, int, int], said: _Said) -> Image.Image:
     """Return a frame as RGB: converted by its own matrix and range, with square pixels, upright, on a background."""
     has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     if max(component.bits for component in frame.format.components) > 8:
@@ -191,7 +222,7 @@ def _image(frame: Any, stream: Any, background: tuple[int, int, int], said: _Sai
             said.remark(TRANSPARENT)
         said.did("laid on the background, for it is transparent")
     shown = on_background(shown, background) if has_alpha else shown
-    return _upright(_square(shown, stream, said), frame, said)
+    return _upright(_square(shown, ratio, said), frame, said)
 
 
 def _rgb(frame: Any, form: str) -> Any:
@@ -218,9 +249,8 @@ def _matrix(frame: Any) -> int:
     return _BT601 if own in (0, _SMPTE170M) else own
 
 
-def _square(shown: Image.Image, stream: Any, said: _Said) -> Image.Image:
-    """Return a frame with square pixels, which those of DV and DVD are not."""
-    ratio = float(stream.sample_aspect_ratio or 1)
+def _square(shown: Image.Image, ratio: float, said: _Said) -> Image.Image:
+    """Return a frame with square pixels, which those of DV and DVD are not: so many times as wide as tall."""
     if not 1 / 4 <= ratio <= 4 or ratio == 1:
         return shown
     said.did("scaled to square pixels")

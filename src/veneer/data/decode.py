@@ -28,12 +28,14 @@ __all__ = [
     "ORIENTATION",
     "TRANSPARENT",
     "UPRIGHT",
+    "Notes",
     "decode",
     "decoded",
     "is_transparent",
     "on_background",
     "opened",
     "to_8_bits",
+    "to_srgb",
     "upright",
 ]
 
@@ -88,7 +90,7 @@ def decode(
         Unreadable: the picture is broken, of no known format, too small or too large.
     """
     with opened(content) as image:
-        return _decoded(image, content, background, _Notes.of(remarks, conversions))
+        return _decoded(image, content, background, Notes.of(remarks, conversions))
 
 
 @contextmanager
@@ -102,7 +104,7 @@ def decoded(
     after.
     """
     with opened(content) as image:
-        shown = _decoded(image, content, background, _Notes.of(remarks, conversions))
+        shown = _decoded(image, content, background, Notes.of(remarks, conversions))
         try:
             yield shown
         finally:
@@ -135,14 +137,14 @@ def opened(content: bytes) -> Iterator[Image.Image]:
             raise Unreadable(f"broken: {' '.join(str(error).split()) or type(error).__name__}") from None
 
 
-class _Notes(NamedTuple):
+class Notes(NamedTuple):
     """Lists of what is to be said of how a picture is decoded."""
 
     remarks: list[str]
     conversions: list[str]
 
     @classmethod
-    def of(cls, remarks: list[str] | None, conversions: list[str] | None) -> _Notes:
+    def of(cls, remarks: list[str] | None, conversions: list[str] | None) -> Notes:
         """Return the lists, with one that nobody reads for each that is None."""
         return cls([] if remarks is None else remarks, [] if conversions is None else conversions)
 
@@ -236,9 +238,14 @@ def _check_size(width: int, height: int) -> None:
         raise Unreadable(f"too small: {width} x {height} pixels, at least {MIN_SIDE} each way")
 
 
-def _decoded(image: Image.Image, content: bytes, background: tuple[int, int, int], notes: _Notes) -> Image.Image:
+def _decoded(image: Image.Image, content: bytes, background: tuple[int, int, int], notes: Notes) -> Image.Image:
     if _has_more_frames(image):
         notes.remarks.append("more than one frame or page, of which the first is taken")
+    return to_srgb(image, content, background, notes)
+
+
+def to_srgb(image: Image.Image, content: bytes, background: tuple[int, int, int], notes: Notes) -> Image.Image:
+    """Return the frame that an opened picture is at: 8-bit sRGB, upright, on a background where it is transparent."""
     space, scaled = stated_space(image, content), to_8_bits(image)
     shown, fault, is_converted = space.to_srgb(scaled)
     if fault is not None:

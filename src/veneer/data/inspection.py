@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 
 from veneer.config.colour import rgb
+from veneer.data.clip import is_clip
 from veneer.data.decode import TRANSPARENT, decode
 from veneer.data.duplicates import THUMB, Thumb
 from veneer.data.location import Location
@@ -21,6 +23,7 @@ from veneer.data.manifest import Manifest, Mask, Reference, Rejected, Sample, co
 from veneer.data.mask import decode_alpha, decode_mask, mean_of
 from veneer.data.parallel import map_in_order
 from veneer.data.seen import Look, Seen, see
+from veneer.data.seen_clip import see_clip
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.tree import is_readable
 from veneer.data.unreadable import Unreadable
@@ -74,7 +77,12 @@ class _Inspected:
 
 
 def inspect_pictures(
-    listings: Iterable[Listing], background: str, progress: Advance = no_progress, workers: int | None = None
+    listings: Iterable[Listing],
+    background: str,
+    progress: Advance = no_progress,
+    workers: int | None = None,
+    *,
+    clips: bool = False,
 ) -> Inspection:
     """Decode every picture; the same picture twice is one, with the captions and repeats of both.
 
@@ -83,12 +91,13 @@ def inspect_pictures(
         background: colour that transparent pictures are laid on.
         progress: is called with the number of pictures that are done, and of all.
         workers: threads that decode, on which nothing else depends; default: one for each core.
+        clips: whether videos and animated pictures are clips; else of these the first frame is seen, and none of those.
     """
     listings = list(listings)
     rejected = [one for listing in listings for one in listing.rejected]
     collected = _Collected(rejected, [one for one in rejected if not is_readable(one.path)])
     entries = [entry for listing in listings for entry in listing.entries]
-    results = _inspect_all(entries, rgb(background), workers)
+    results = _inspect_all(entries, partial(_inspect, background=rgb(background), clips=clips), workers)
     with closing(results):
         for done, (entry, result) in enumerate(zip(entries, results, strict=True), start=1):
             collected.add(entry, result)
@@ -140,11 +149,11 @@ class _Collected:
 
 
 def _inspect_all(
-    entries: Sequence[Entry], background: tuple[int, int, int], workers: int | None
+    entries: Sequence[Entry], inspect: Callable[[Entry], _Inspected | Unreadable], workers: int | None
 ) -> Generator[_Inspected | Unreadable, None, None]:
     """Yield what each picture is; those that their sources have decoded need no thread."""
     unknown = (entry for entry in entries if not _is_known(entry))
-    with closing(map_in_order(lambda entry: _inspect(entry, background), unknown, workers)) as decoded:
+    with closing(map_in_order(inspect, unknown, workers)) as decoded:
         for entry in entries:
             yield _inspected(entry, entry.seen) if _is_known(entry) and entry.seen else next(decoded)
 
@@ -153,11 +162,11 @@ def _is_known(entry: Entry) -> bool:
     return entry.seen is not None and entry.mask is None and not entry.references
 
 
-def _inspect(entry: Entry, background: tuple[int, int, int]) -> _Inspected | Unreadable:
+def _inspect(entry: Entry, background: tuple[int, int, int], clips: bool) -> _Inspected | Unreadable:
     """Return what a picture is, or why it cannot be used."""
     try:
         content = _read(entry.location)
-        seen = see(content, background)
+        seen = see_clip(content, background) if clips and is_clip(content) else see(content, background)
         size = seen.width, seen.height
         mask = _mask(entry, content, size)
         remarks: list[str] = []
@@ -184,6 +193,8 @@ def _inspected(
         weight=entry.weight,
         tags=entry.tags,
         mask=mask,
+        frames=seen.frames,
+        frame_rate=seen.frame_rate,
     )
     thumb: Thumb = np.ndarray((THUMB, THUMB, 3), np.dtype(np.uint8), seen.thumb)
     return _Inspected(sample, thumb, seen.look, seen.remarks)
@@ -197,6 +208,10 @@ def _mask(entry: Entry, content: bytes, size: tuple[int, int]) -> Mask | None:
     """
     if entry.mask is None:
         return None
+    if entry.mask == entry.location and is_clip(content):
+        raise Unreadable(
+            "a clip, of which no alpha channel is read as a mask: name a mask beside it, or leave masks out"
+        )
     if entry.mask == entry.location:
         alpha = decode_alpha(content)
         return None if alpha is None else Mask(content_id(content), entry.location, mean_of(alpha))

@@ -102,7 +102,7 @@ def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Data
         UserError: as of :func:`survey`, but for that one.
     """
     listings = read_sources(config)
-    pictures = inspect_pictures(listings, config.background, progress)
+    pictures = inspect_pictures(listings, config.background, progress, clips=config.frames is not None)
     _refuse_without_masks(config.sources, listings, pictures)
     listed = zip(config.sources, listings, strict=True)
     counts = tuple(SourceCount(source.path, len(one.entries), len(one.rejected)) for source, one in listed)
@@ -152,7 +152,8 @@ def _inspect_held_out(folder: Path, config: DataConfig) -> Inspection:
     first = config.sources[0]  # it is read as the first source is
     same = {name: getattr(first, name) for name in ("captions", "columns", "follow_links", "masks", "split")}
     source = SourceConfig(path=folder, **same)
-    held = inspect_pictures(read_sources(config.model_copy(update={"sources": (source,)})), config.background)
+    listings = read_sources(config.model_copy(update={"sources": (source,)}))
+    held = inspect_pictures(listings, config.background, clips=config.frames is not None)
     _refuse_if_empty(held, folder)
     return held
 

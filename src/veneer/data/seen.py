@@ -46,6 +46,8 @@ class Seen:
         thumb: its thumbnail's bytes.
         remarks: on how it is decoded, each in some words.
         look: what else was seen of it.
+        frames: of a clip, how many the file has; of a picture 1.
+        frame_rate: frames a second of a clip, on the mean; None: it is a picture.
     """
 
     content: str
@@ -54,6 +56,8 @@ class Seen:
     thumb: bytes
     remarks: tuple[str, ...]
     look: Look
+    frames: int = 1
+    frame_rate: float | None = None
 
 
 def see(content: bytes, background: tuple[int, int, int]) -> Seen:

@@ -9,6 +9,7 @@ from pathlib import Path
 from veneer.config.data_config import DataConfig
 from veneer.config.source_config import SourceConfig
 from veneer.data.captions import CaptionStyle, complete_captions, refuse_uncaptioned
+from veneer.data.manifest import Rejected
 from veneer.data.sources.folder import FolderSource
 from veneer.data.sources.hub import HubSource
 from veneer.data.sources.kohya_toml import KohyaTomlSource
@@ -18,6 +19,7 @@ from veneer.data.sources.numbered_folders import with_numbered_folders
 from veneer.data.sources.parquet import ParquetSource
 from veneer.data.sources.protocol import Entry, Listing, Source
 from veneer.data.sources.references import with_references
+from veneer.data.sources.tree import is_clip
 from veneer.data.sources.unread import note_unread
 from veneer.data.sources.webdataset import WebdatasetSource
 from veneer.data.tags import TagRules
@@ -38,13 +40,16 @@ def known_sources(cache: Path | None = None) -> tuple[Source, ...]:
 
 SOURCES = known_sources()
 _AS_WRITTEN = CaptionStyle()
+_NO_FRAMES = "a clip, and data.frames is not set: data.frames=[17, 33] trains a base of clips on it"
+"""Why a clip is left out of a run that asks for no frames."""
 
 
 def read_sources(config: DataConfig) -> list[Listing]:
     """List the pictures of all sources of a config, as :func:`read_source` does."""
     style = CaptionStyle.of(config)
     sources = known_sources(config.cache)
-    return [read_source(source, config.trigger, sources, style) for source in config.sources]
+    clips = config.frames is not None
+    return [read_source(source, config.trigger, sources, style, clips=clips) for source in config.sources]
 
 
 def read_source(
@@ -52,6 +57,8 @@ def read_source(
     trigger: str | None,
     sources: Sequence[Source] = SOURCES,
     style: CaptionStyle = _AS_WRITTEN,
+    *,
+    clips: bool = True,
 ) -> Listing:
     """List the pictures of a source with their captions, each of which holds the trigger.
 
@@ -60,6 +67,7 @@ def read_source(
         trigger: words that call the adapter.
         sources: the kinds that are known.
         style: how captions are completed.
+        clips: whether videos are listed; else they are left out, which is said of each.
 
     Raises:
         Uncaptioned: a caption is missing and no trigger can stand for it.
@@ -67,6 +75,7 @@ def read_source(
     """
     listings = (source.list_pictures(config) for source in sources)
     listing = next(listing for listing in listings if listing is not None)
+    listing = listing if clips else _without_clips(listing)
     listing = with_masks(listing, config.path, config.masks, config.follow_links)
     if config.references:
         listing = with_references(listing, config)
@@ -83,6 +92,14 @@ def read_source(
             for entry in entries
         )
     return replace(listing, entries=entries, notes=(*listing.notes, *notes))
+
+
+def _without_clips(listing: Listing) -> Listing:
+    clips = [entry.path for entry in listing.entries if is_clip(entry.path)]
+    if not clips:
+        return listing
+    rejected = (*listing.rejected, *(Rejected(path, _NO_FRAMES) for path in clips))
+    return replace(listing, entries=tuple(one for one in listing.entries if not is_clip(one.path)), rejected=rejected)
 
 
 def _note_uncaptioned(entries: Sequence[Entry]) -> list[str]:

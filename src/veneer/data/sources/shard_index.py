@@ -78,8 +78,8 @@ def _lines(url: str, shard: ShardContent) -> Iterator[bytes]:
     yield _line({"url": url, "rejected": shard.rejected, "unread": shard.unread})
     for picture in shard.pictures:
         assert picture.seen is not None
-        content, width, height, thumb, remarks, look = astuple(picture.seen)
-        seen = (content, width, height, base64.b64encode(thumb).decode(), remarks, look)
+        content, width, height, thumb, remarks, look, *frames = astuple(picture.seen)
+        seen = (content, width, height, base64.b64encode(thumb).decode(), remarks, look, *frames)
         at = None if picture.captions_at == picture.name else picture.captions_at
         yield _line([picture.name, picture.offset, picture.size, picture.captions, at, seen])
     yield _line({"pictures": len(shard.pictures)})
@@ -106,8 +106,8 @@ def _load(path: Path) -> ShardContent | None:
 
 
 def _picture(values: list[Any]) -> PackedPicture:
-    name, offset, size, captions, at, (content, width, height, thumb, remarks, look) = values
+    name, offset, size, captions, at, (content, width, height, thumb, remarks, look, *frames) = values
     conversions, edge_width, is_flat = look
     look = Look(tuple(conversions), edge_width, is_flat)
-    seen = Seen(content, width, height, base64.b64decode(thumb), tuple(remarks), look)
+    seen = Seen(content, width, height, base64.b64decode(thumb), tuple(remarks), look, *frames)
     return PackedPicture(name, offset, size, tuple(captions), name if at is None else at, seen)

@@ -23,12 +23,16 @@ from veneer.errors import UserError
 from veneer.file_kind import HEAD, ZIP, FileKind, kind_of
 from veneer.files import decode_text
 
-__all__ = ["EXTENSIONS", "Tree", "find_pictures", "is_picture", "is_readable"]
+__all__ = ["CLIP_EXTENSIONS", "EXTENSIONS", "Tree", "find_pictures", "is_clip", "is_picture", "is_readable"]
 
 EXTENSIONS = frozenset(
     {".avif", ".bmp", ".gif", ".jfif", ".jpeg", ".jpg", ".jp2", ".png", ".ppm", ".tga", ".tif", ".tiff", ".webp"}
 )
 """Endings of the pictures that are read, in small letters."""
+CLIP_EXTENSIONS = frozenset({".3gp", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
+"""Endings of the videos that are read, in small letters."""
+_OTHER_CLIPS = frozenset({".flv", ".m2ts", ".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".vob", ".wmv"})
+"""Endings of videos that are not read."""
 _UNREADABLE = frozenset(
     {".arw", ".cr2", ".cr3", ".dng", ".heic", ".heif", ".hif", ".jxl", ".nef", ".orf", ".raf", ".rw2", ".svg"}
 )
@@ -62,8 +66,8 @@ class Tree:
 
     @cached_property
     def pictures(self) -> tuple[Path, ...]:
-        """The files whose ending is that of a picture, readable here or not."""
-        return tuple(path for path in self.files if is_picture(path))
+        """The files whose ending is that of a picture or a video, readable here or not."""
+        return tuple(path for path in self.files if _is_shown(path))
 
     @cached_property
     def readable(self) -> tuple[Path, ...]:
@@ -112,7 +116,7 @@ class Tree:
         rejected: list[Rejected] = []
         for path in self.files:
             reason = self.filesystem.fault(path)
-            result = reason or (self._reason_against(path) or describe(path) if is_picture(path) else ())
+            result = reason or (self._reason_against(path) or describe(path) if _is_shown(path) else ())
             if isinstance(result, str):
                 rejected.append(Rejected(path, result, None if reason else self.location(path)))
             else:
@@ -158,7 +162,7 @@ class Tree:
                 return f"unpack {file.name}, which is {kind.name}"
             if kind is not None and kind.category in ("data", "document"):
                 return f"{file.name} is {kind.name}: save what it holds as pictures and a metadata.jsonl"
-        return f"endings that are read: {' '.join(sorted(EXTENSIONS))}"
+        return f"endings that are read: {' '.join((*sorted(EXTENSIONS), *sorted(CLIP_EXTENSIONS)))}"
 
     def _note_archives(self) -> list[str]:
         archives = [path for path in self.own_files if path.suffix.lower() in _ARCHIVES]
@@ -170,7 +174,7 @@ class Tree:
         found: list[Rejected] = []
         known = frozenset(listed)
         for file in self.own_files:
-            if file in known or is_picture(file) or file.suffix.lower() in _NO_PICTURES:
+            if file in known or _is_shown(file) or file.suffix.lower() in _NO_PICTURES:
                 continue
             kind = self._kind_of(file)
             if kind is not None and kind.category in ("picture", "other picture"):
@@ -182,6 +186,8 @@ class Tree:
     def _reason_against(self, picture: Path) -> str | None:
         if picture.suffix.lower() in _UNREADABLE:
             return f"{picture.suffix} files are not read: save it as PNG or JPEG"
+        if picture.suffix.lower() in _OTHER_CLIPS:
+            return f"{picture.suffix} files are not read: convert it to MP4"
         # pictures may lie in the folder that a run of theirs wrote to
         run = next((run for run in picture.parents if run in self.runs), None) if self.runs else None
         if run is not None and (run != self.folder or is_painted(picture, run)):
@@ -206,6 +212,15 @@ def is_readable(path: Path) -> bool:
 def is_picture(path: Path) -> bool:
     """Check whether a file's ending is that of a picture, readable here or not."""
     return path.suffix.lower() in EXTENSIONS | _UNREADABLE
+
+
+def is_clip(path: Path) -> bool:
+    """Check whether a file's ending is that of a video that is read here."""
+    return path.suffix.lower() in CLIP_EXTENSIONS
+
+
+def _is_shown(path: Path) -> bool:
+    return path.suffix.lower() in EXTENSIONS | _UNREADABLE | CLIP_EXTENSIONS | _OTHER_CLIPS
 
 
 def _filesystem(place: Path, follow_links: bool) -> FileSystem:
