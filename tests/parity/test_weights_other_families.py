@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from tests.key_tables import KeyRow, read_key_table
 from veneer.adapter.lora import LoraFactors
+from veneer.family.key_names.anima import anima_names
 from veneer.family.key_names.flux2 import flux2_names
 from veneer.family.key_names.ideogram4 import ideogram4_names
 from veneer.family.key_names.krea2 import krea2_names
@@ -72,6 +73,8 @@ CASES: dict[str, Case] = {
                lambda row: True),
     "Qwen-Image": ("qwen-image", qwen_image_names, "lora_unet_", "_convert_non_diffusers_qwen_lora_to_diffusers",
                    is_in_blocks),
+    "Anima": ("anima", anima_names, "diffusion_model.", "_convert_non_diffusers_anima_lora_to_diffusers",
+              lambda row: True),
     "Wan": ("wan21-t2v-1.3b", wan_names, "diffusion_model.", "_convert_non_diffusers_wan_lora_to_diffusers",
             is_in_blocks),
     "Z-Image of musubi for ComfyUI": ("z-image", z_image_names, "lora_unet_",
@@ -97,7 +100,7 @@ def test_what_diffusers_makes_of_a_file_is_what_is_read(case: str, tmp_path: Pat
     rows = [row for row in read_key_table(table) if in_first_blocks(row)]
     network = network_of(rows)
     names = names_in("transformer", network, names_of)
-    endings = ("lora_A", "lora_B") if case == "Krea 2" else ("lora_down", "lora_up")
+    endings = ("lora_A", "lora_B") if case in ("Anima", "Krea 2") else ("lora_down", "lora_up")
     tensors = file_of([row for row in rows if is_read(row)], root, *endings)
     save_file(tensors, tmp_path / "x.safetensors")
     weights = load(tmp_path / "x.safetensors", {"transformer": network}, {"kohya": names}).weights

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.key_tables import KEY_TABLES, KeyRow, read_key_table
+from veneer.family.key_names.anima import anima_names
 from veneer.family.key_names.flux import flux_names, linear1_qkv_names, x_labs_names
 from veneer.family.key_names.flux2 import flux2_names
 from veneer.family.key_names.ideogram4 import ideogram4_names
@@ -19,6 +20,7 @@ from veneer.family.key_names.z_image import z_image_names
 from veneer.weights.formats.fused import Slice, swapped_halves
 
 FAMILIES: dict[str, Callable[[Outputs], Names]] = {
+    "anima": anima_names,
     "flux1": flux_names,
     "flux2": flux2_names,
     "ideogram4": ideogram4_names,
@@ -43,7 +45,7 @@ def names_of(table: str, rows: list[KeyRow]) -> Names:
 
 
 def test_there_are_all_tables() -> None:
-    assert len(KEY_TABLES) == 13 and sum(len(read_key_table(table)) for table in KEY_TABLES) == 4699
+    assert len(KEY_TABLES) == 14 and sum(len(read_key_table(table)) for table in KEY_TABLES) == 5153
 
 
 @pytest.mark.parametrize("table", KEY_TABLES)

@@ -33,7 +33,6 @@ FOLDERS: dict[str, tuple[Callable[[Path], str], str, str]] = {
     "an adapter": (lambda top: "adapter", "holds an adapter, not a base", "give the base that it was trained on"),
     "a checkpoint": (lambda top: "files", "but model.safetensors", "give the file, if it is the base: {top}/files"),
     "one network": (lambda top: "network", "holds no model_index.json: it is a single network", "of the whole base"),
-    "modular": (lambda top: "modular", "is of diffusers' modular pipelines", "has a model_index.json"),
     "a link to nothing": (lambda top: "linked", "has a model_index.json that is not there", "fetch it again"),
 }
 
@@ -43,12 +42,7 @@ def top(tiny_base: Path, tmp_path: Path) -> Path:
     for name in ("base", "above/base", "models--a--b/snapshots/0123", "lost"):
         shutil.copytree(tiny_base, tmp_path / name)
     (tmp_path / "lost" / "model_index.json").unlink()
-    for name in (
-        "adapter/adapter_config.json",
-        "files/model.safetensors",
-        "network/config.json",
-        "modular/modular_model_index.json",
-    ):
+    for name in ("adapter/adapter_config.json", "files/model.safetensors", "network/config.json"):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text("{}")
     (tmp_path / "linked").mkdir()

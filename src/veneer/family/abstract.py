@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 from torch import nn
 
+from veneer.family.base_index import INDEX, find_index, is_in_index, read_index_file
 from veneer.family.file_content import check_config
-from veneer.family.hub import fetch_file
-from veneer.family.pipeline_folder import INDEX, is_in_index
+from veneer.family.hub import fetch_file, fetch_index
 
 __all__ = ["AbstractTokenizer", "Config", "make_network", "make_scheduler", "read_configs"]
 
@@ -78,13 +78,17 @@ def read_configs(place: str, names: Iterable[str], optional: Collection[str] = (
     Raises:
         UserError: one is not there, or is no JSON object.
     """
-    index = check_config(_file(place, INDEX))
+    index = read_index_file(_index_file(place))
     present = [name for name in names if name not in optional or is_in_index(index, name)]
     return {INDEX: index, **{name: check_config(_config_file(place, name)) for name in present}}
 
 
 def _config_file(place: str, name: str) -> Path:
     return _file(place, f"{name}/scheduler_config.json" if name == "scheduler" else f"{name}/config.json")
+
+
+def _index_file(place: str) -> Path:
+    return find_index(Path(place)) or Path(place) / INDEX if Path(place).is_dir() else fetch_index(place)
 
 
 def _file(place: str, file: str) -> Path:

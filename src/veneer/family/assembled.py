@@ -21,11 +21,12 @@ import torch
 
 from veneer.errors import UserError
 from veneer.family.abstract import make_network
+from veneer.family.base_index import INDEX, find_index
 from veneer.family.file_content import check_config
 from veneer.family.foreign_weights import foreign_weights, has_several_parts
 from veneer.family.gguf_file import open_weights
 from veneer.family.libraries import silence_libraries
-from veneer.family.pipeline_folder import INDEX
+from veneer.family.pipeline_folder import PipelineFolder
 from veneer.family.published import PUBLISHED, read_published
 
 __all__ = ["MARK", "Assembly", "denoiser_class", "fits_published", "is_assembled", "real_place"]
@@ -115,11 +116,11 @@ class Assembly:
     def _around(self) -> Path | None:
         """The diffusers folder that has the other parts, if there is one."""
         folder = self.place if self.place.is_dir() else self.place.parent
-        return folder if (folder / INDEX).is_file() else None
+        return None if find_index(folder) is None else folder
 
     def _fill(self, folder: Path) -> None:
         networks = self.family._network_classes()
-        around = {} if self._around is None else check_config(self._around / INDEX)
+        around = {} if self._around is None else PipelineFolder(self._around).index
         index: dict[str, Any] = {key: value for key, value in around.items() if key in self.family.stored_options}
         index["_class_name"] = self.pipeline
         places: dict[str, str] = {}
@@ -213,7 +214,7 @@ def _with_class(config: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
 
 def _folder_of(named: Path, name: str) -> Path:
     """Return the part's folder: the one that was named, or the one of the part in a whole base."""
-    return named / name if (named / INDEX).is_file() and (named / name).is_dir() else named
+    return named / name if find_index(named) is not None and (named / name).is_dir() else named
 
 
 def _link(place: Path, target: Path) -> Path:
@@ -223,8 +224,7 @@ def _link(place: Path, target: Path) -> Path:
 
 def _entry(folder: Path, around: object) -> list[str]:
     """Return library and class of a part that is no network: as the base around it says, or its own files do."""
-    index = folder.parent / INDEX
-    told = check_config(index).get(folder.name) if index.is_file() else around
+    told = around if find_index(folder.parent) is None else PipelineFolder(folder.parent).index.get(folder.name)
     if isinstance(told, list):
         return told
     for name in _PART_CONFIGS:

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 import veneer.base
 from veneer.errors import UserError
 from veneer.family.abstract import read_configs
+from veneer.family.base_index import find_index, read_index_file
 from veneer.family.file_content import check_config, check_content
 from veneer.family.hub import fetch
 from veneer.family.libraries import silence_libraries
-from veneer.family.pipeline_folder import INDEX
 from veneer.family.registry import BUNDLED, FAMILIES, detect_on_hub, family_class
 from veneer.family.shards import WeightsFile, find_weights, is_scale
 from veneer.family.single_file import check_is_safetensors
@@ -158,7 +158,8 @@ class BaseWeights:
 
 def _names_by_family(folder: Path) -> KeyNames:
     """Return what the family of a folder in diffusers' layout says; of a family that is not known, nothing."""
-    pipeline = check_config(folder / INDEX).get("_class_name") if (folder / INDEX).is_file() else None
+    index = find_index(folder)
+    pipeline = None if index is None else read_index_file(index).get("_class_name")
     if pipeline not in FAMILIES:
         return {}
     family = family_class(str(pipeline))

@@ -24,11 +24,12 @@ from veneer.weights.safetensors import DTYPES
 
 __all__ = ["foreign_weights", "has_several_parts"]
 
+_DENOISER = r"(?:model\.)?diffusion_model\.(?:net\.)?|net\."
 _PARTS = re.compile(
-    r"((?:model\.)?diffusion_model|first_stage_model|vae|text_encoders\.\w+(?:\.transformer)?"
+    rf"(?:{_DENOISER})?llm_adapter\.|{_DENOISER}|(?:first_stage_model|vae|text_encoders\.\w+(?:\.transformer)?"
     r"|cond_stage_model\.transformer|conditioner\.embedders\.0\.transformer)\."
 )
-"""What begins the names of a part in a file that has several."""
+"""What begins the names of a part in a file that has several; ``llm_adapter`` is Anima's conditioner."""
 _LEVELS = ("", "text_model.", "model.", "language_model.", "model.language_model.", "transformer.", "encoder.")
 """Levels that names of a network may have in a file and not in memory."""
 _UNUSED = re.compile(
@@ -50,7 +51,7 @@ def foreign_weights(network: nn.Module, config: Mapping[str, Any], file: Weights
     shapes = {name: entry.shape for name, entry in file.header.tensors.items() if not is_scale(name)}
     own = _shapes_of(network)
     for prefix in _prefixes(shapes):
-        inner = {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
+        inner = {name[len(prefix) :]: shape for name, shape in shapes.items() if _part_of(name) == prefix}
         for places in _layouts(network, config, own, inner):
             if places is not None and _fit(places, own, inner):
                 moved = {name: _moved(place, prefix) for name, place in places.items()}
@@ -60,7 +61,7 @@ def foreign_weights(network: nn.Module, config: Mapping[str, Any], file: Weights
 
 def has_several_parts(names: Collection[str]) -> bool:
     """Return whether a file has other parts of a base beside its denoiser."""
-    return any((match := _PARTS.match(name)) and "diffusion_model" not in match[0] for name in names)
+    return any(part and not re.fullmatch(_DENOISER, part) for part in map(_part_of, names))
 
 
 def _shapes_of(network: nn.Module) -> Shapes:
@@ -68,9 +69,14 @@ def _shapes_of(network: nn.Module) -> Shapes:
 
 
 def _prefixes(shapes: Shapes) -> list[str]:
-    """Return what begins the names of parts of a file; the empty text first, if nothing does."""
-    found = dict.fromkeys(match[0] for name in shapes if (match := _PARTS.match(name)))
-    return [*found] if found else [""]
+    """Return what begins the names of parts of a file."""
+    return list(dict.fromkeys(map(_part_of, shapes)))
+
+
+def _part_of(name: str) -> str:
+    """Return what begins the names of the part that a tensor is of; of a file that has one part it may be nothing."""
+    match = _PARTS.match(name)
+    return match[0] if match else ""
 
 
 def _layouts(

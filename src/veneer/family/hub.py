@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 from veneer.errors import UserError
-from veneer.family.file_content import check_config
+from veneer.family.base_index import INDEX, INDEXES, read_index_file
 from veneer.family.libraries import in_one_line
 from veneer.family.other_folder import near_names
-from veneer.family.pipeline_folder import INDEX
 from veneer.family.shards import find_weights
 
-__all__ = ["fetch", "fetch_file", "files_of_parts", "read_index"]
+__all__ = ["fetch", "fetch_file", "fetch_index", "files_of_parts", "read_index"]
 
 T = TypeVar("T")
 _ID_PARTS = 2  # owner/name
@@ -22,7 +22,7 @@ _CONFIGS = (".json", ".txt", ".model")
 
 
 def read_index(base: str) -> dict[str, Any]:
-    """Return a hub base's ``model_index.json``.
+    """Return what a hub base's index says.
 
     Raises:
         UserError: it is no hub id, or the hub does not give the file.
@@ -31,7 +31,27 @@ def read_index(base: str) -> dict[str, Any]:
         near = near_names(Path(base).expanduser())
         remedy = f"did you mean {near[0]}?" if near else "check base, or give a hub id (owner/name)"
         raise UserError("is no folder and no file here", code="base.not_found", where=base, remedy=remedy)
-    return check_config(fetch_file(base, INDEX))
+    return read_index_file(fetch_index(base))
+
+
+def fetch_index(base: str) -> Path:
+    """Fetch the index of a hub base; return its place here.
+
+    Raises:
+        UserError: the hub does not give it.
+    """
+    from huggingface_hub import errors, hf_hub_download
+
+    def load() -> str:
+        try:
+            return hf_hub_download(base, INDEX)
+        except errors.EntryNotFoundError:
+            for name in INDEXES[1:]:
+                with suppress(errors.EntryNotFoundError):
+                    return hf_hub_download(base, name)
+            raise
+
+    return Path(_ask(base, load))
 
 
 def fetch_file(base: str, name: str) -> Path:
@@ -76,7 +96,7 @@ def files_of_parts(names: Sequence[str], parts: Collection[str]) -> list[str]:
         names: of all its files, by their paths in it.
         parts: names of the parts that are loaded.
     """
-    wanted = [INDEX]
+    wanted = [name for name in INDEXES if name in names] or [INDEX]
     for part in parts:
         own = [name.removeprefix(f"{part}/") for name in names if name.startswith(f"{part}/")]
         wanted += [f"{part}/{name}" for name in own if name.endswith(_CONFIGS) and ".index." not in name]

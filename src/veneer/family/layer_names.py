@@ -11,9 +11,9 @@ import torch
 
 from veneer.errors import UserError
 from veneer.family.abstract import Config, read_configs
+from veneer.family.base_index import find_index
 from veneer.family.file_content import header
 from veneer.family.libraries import one_line_errors, silence_libraries
-from veneer.family.pipeline_folder import INDEX
 from veneer.family.published import PUBLISHED, is_published, read_published
 from veneer.family.registry import Source, family_class, find
 from veneer.weights.formats.protocol import BaseNames
@@ -50,7 +50,7 @@ def _names_in_file(source: Source) -> BaseNames:
         UserError: there is neither.
     """
     assert source.place is not None
-    if (source.place.parent / INDEX).is_file():
+    if find_index(source.place.parent) is not None:
         return _names_in(str(source.place.parent), source)
     size = _denoiser_size(source.place)
     for name in PUBLISHED:

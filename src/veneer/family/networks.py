@@ -20,13 +20,14 @@ from veneer.engine.quantization import NONE, find_format
 from veneer.engine.quantized import packed_weights, quantize, quantize_streamed
 from veneer.errors import UserError
 from veneer.family.assembled import is_assembled
+from veneer.family.base_index import find_index
 from veneer.family.file_content import fetch_again
 from veneer.family.foreign_weights import foreign_weights
 from veneer.family.gguf_file import open_weights
 from veneer.family.libraries import one_line_errors, silence_libraries
 from veneer.family.network_files import NetworkFiles
 from veneer.family.offload import Loader, without_memory
-from veneer.family.pipeline_folder import INDEX, PipelineFolder, check_network_weights
+from veneer.family.pipeline_folder import PipelineFolder, check_network_weights
 from veneer.family.shards import Shards
 from veneer.family.stored_weight import StoredWeight
 
@@ -183,7 +184,7 @@ def _check_used(file: Path, pipeline: Any) -> None:
 
 def _of_another_base(file: Path) -> str:
     """Return what to do about weights that do not fit the configurations that a single file is read with."""
-    if (file.parent / INDEX).is_file():
+    if find_index(file.parent) is not None:
         return f"the configurations in {file.parent} are of another base, or it is damaged: {fetch_again(file)}"
     return f"it is damaged, or of a kind that is not known: {fetch_again(file)}"
 

@@ -8,8 +8,8 @@ from itertools import islice
 from pathlib import Path
 
 from veneer.errors import UserError
+from veneer.family.base_index import INDEX, INDEXES, find_index
 from veneer.family.file_content import fetch_again
-from veneer.family.pipeline_folder import INDEX
 
 __all__ = ["explain_folder", "near_names"]
 
@@ -20,7 +20,7 @@ _ADAPTERS = ("pytorch_lora_weights.safetensors", "adapter_config.json")
 
 
 def explain_folder(folder: Path) -> UserError:
-    """Return the mistake to take a folder for a base that has no ``model_index.json``."""
+    """Return the mistake to take a folder for a base that has no index."""
     try:
         names = sorted(path.name for path in folder.iterdir())
     except OSError as error:
@@ -34,18 +34,16 @@ def _explain(folder: Path, names: Sequence[str]) -> tuple[str, str]:
     """Return what a folder of these names is, and what to give in its stead."""
     if not names:
         return "is an empty folder", "give the folder that the base was downloaded to"
-    if (folder.absolute().parent / INDEX).is_file():
+    if find_index(folder.absolute().parent) is not None:
         return f"is one part of a base, its {folder.name}", f"give the folder above: {folder.absolute().parent}"
-    if INDEX in names:  # a link to nothing, or a folder
-        return f"has a {INDEX} that is not there", fetch_again(folder / INDEX)
+    if index := next((name for name in INDEXES if name in names), None):  # a link to nothing, or a folder
+        return f"has a {index} that is not there", fetch_again(folder / index)
     if bases := _bases_below(folder):
         more = f", one of {len(bases)}" if len(bases) > 1 else ""
         return f"holds no {INDEX}", f"the base lies further down: give {bases[0]}{more}"
     if parts := [name for name in _PARTS if name in names]:
         what = f"holds no {INDEX}, which says what its {' and '.join(parts[:2])} are parts of"
         return what, fetch_again(folder / INDEX)
-    if "modular_model_index.json" in names:
-        return "is of diffusers' modular pipelines", f"give the base's folder that has a {INDEX}"
     if any(name in names for name in _ADAPTERS):
         return "holds an adapter, not a base", "give the base that it was trained on"
     if files := [name for name in names if name.endswith((".safetensors", ".ckpt", ".gguf"))]:
@@ -60,7 +58,7 @@ def _bases_below(folder: Path) -> list[Path]:
     found, level = list[Path](), [folder]
     for _ in range(_DEEPEST):
         below = [path for parent in level for path in islice(_folders(parent), _MOST)][:_MOST]
-        found += [path for path in below if (path / INDEX).is_file()]
+        found += [path for path in below if find_index(path) is not None]
         level = below
     return sorted(found)
 

@@ -29,10 +29,11 @@ from veneer.config.objective_config import Density, TimestepShift
 from veneer.engine.quantization import NONE
 from veneer.errors import UserError
 from veneer.family.abstract import AbstractTokenizer, Config, make_network, make_scheduler
+from veneer.family.base_index import INDEX
 from veneer.family.libraries import one_line_errors
 from veneer.family.networks import LoadOptions, load_file, load_parts, loader_of
 from veneer.family.offload import Loader, Offloader
-from veneer.family.pipeline_folder import INDEX, PipelineFolder
+from veneer.family.pipeline_folder import PipelineFolder
 from veneer.family.protocol import Conditioning, LatentDistribution, NoiseProcess
 from veneer.family.unread import Unread, find_unread, join_unread
 from veneer.family.windows import window_tokens
@@ -326,8 +327,8 @@ class PipelineFamily:
     def settings(self) -> dict[str, str]:
         """The forward process, the tokenizers, and of each network what its class would not take by itself."""
         values: dict[str, Any] = {f"scheduler.{key}": self._parts["scheduler"].config.get(key) for key in _SCHEDULE}
-        for name, text_encoder in self._text_encoders.items():
-            config = text_encoder.config.get_text_config()  # of a model that sees pictures too, its text's
+        for name in self._text_encoders:
+            config = self._text_config(name)
             values |= {f"{name}.{key}": getattr(config, key, None) for key in _TEXT}
         for name in (self.denoiser, "vae"):
             values |= {f"{name}.{key}": value for key, value in _chosen(self._parts[name]).items()}
@@ -373,11 +374,15 @@ class PipelineFamily:
 
     def _check_vocabulary(self, name: str, part: str) -> None:
         """Refuse a tokenizer that has tokens for which its text encoder has no vectors."""
-        tokens, vectors = len(self._tokenizers[name]), self._text_encoders[name].config.get_text_config().vocab_size
+        tokens, vectors = len(self._tokenizers[name]), self._text_config(name).vocab_size
         if tokens > vectors:
             what = f"the {part} has {tokens:,} tokens, the {name} {vectors:,}"
             remedy = f"the folder {part} is another base's, or words were added to it alone: take both from one place"
             raise UserError(what, code="family.wrong_tokenizer", remedy=remedy)
+
+    def _text_config(self, name: str) -> Any:
+        """Return the configuration of a text encoder; of a model that sees pictures too, its text's."""
+        return self._text_encoders[name].config.get_text_config()
 
     def _caption_tokenizers(self) -> Sequence[Any]:
         """Return the tokenizers of the text encoders that read whole captions."""

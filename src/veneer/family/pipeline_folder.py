@@ -7,18 +7,16 @@ what every part needs, in the order in which a person would look: is it there, i
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from veneer.errors import UserError
+from veneer.family.base_index import INDEX, find_index, is_in_index, read_index_file
 from veneer.family.file_content import check_config, check_content, fetch_again
 from veneer.family.shards import WeightFiles, find_weights
 
-__all__ = ["INDEX", "PipelineFolder", "is_in_index"]
-
-INDEX = "model_index.json"
-"""Name of the file that says which pipeline a folder holds, and of which class each part is."""
+__all__ = ["PipelineFolder"]
 
 _DIFFUSERS, _TRANSFORMERS = ("diffusion_pytorch_model",), ("model", "pytorch_model")
 _SCHEDULER_CONFIG, _TOKENIZER_CONFIG, _WHOLE_TOKENIZER = (
@@ -36,12 +34,13 @@ class PipelineFolder:
         path: its folder.
 
     Raises:
-        UserError: its ``model_index.json`` cannot be read.
+        UserError: its index cannot be read.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.index = check_config(path / INDEX)
+        self.index_file = find_index(path) or path / INDEX
+        self.index = read_index_file(self.index_file)
 
     def lacks(self, name: str) -> bool:
         """Return whether the index says that the base comes without a part."""
@@ -122,23 +121,23 @@ class PipelineFolder:
         if library not in ("diffusers", "transformers"):
             what = f"its {name} is a {library}.{class_name}, code of another's that is not run"
             remedy = "use a base whose parts are of diffusers and transformers"
-            raise UserError(what, code="base.foreign_part", where=self.path / INDEX, remedy=remedy)
+            raise UserError(what, code="base.foreign_part", where=self.index_file, remedy=remedy)
         module = importlib.import_module(library)
         kind = getattr(module, class_name, None)
         if not isinstance(kind, type):
             what = f"its {name} is a {class_name}, which {library} {module.__version__} does not have"
             remedy = f"update {library}, or correct the name"
-            raise UserError(what, code="base.unknown_class", where=self.path / INDEX, remedy=remedy)
+            raise UserError(what, code="base.unknown_class", where=self.index_file, remedy=remedy)
         if not issubclass(kind, kind_of):
             what = f"its {name} is a {class_name}, which is no {title}"
-            raise UserError(what, code="base.foreign_part", where=self.path / INDEX, remedy=_ONE_BASE)
+            raise UserError(what, code="base.foreign_part", where=self.index_file, remedy=_ONE_BASE)
         return kind
 
     def _check_class(self, name: str, wanted: str) -> None:
         library, found = self._entry(name)
         if found != wanted:
             what = f"its {name} is a {library}.{found}, where this family has a {wanted}"
-            raise UserError(what, code="base.foreign_part", where=self.path / INDEX, remedy=_ONE_BASE)
+            raise UserError(what, code="base.foreign_part", where=self.index_file, remedy=_ONE_BASE)
 
     def _entry(self, name: str) -> tuple[str, str]:
         entry = self.index.get(name)
@@ -146,17 +145,12 @@ class PipelineFolder:
             return entry[0], entry[1]
         what = f"names no {name}, without which there is no base"
         remedy = (
-            f"{fetch_again(self.path / INDEX)}, or name one that it was published without: base.components.{name}=PATH"
+            f"{fetch_again(self.index_file)}, or name one that it was published without: base.components.{name}=PATH"
         )
-        raise UserError(what, code="base.broken_index", where=self.path / INDEX, remedy=remedy)
+        raise UserError(what, code="base.broken_index", where=self.index_file, remedy=remedy)
 
     def _folder(self, name: str) -> Path:
         return _part_folder(self.path / name)
-
-
-def is_in_index(index: Mapping[str, Any], name: str) -> bool:
-    """Return whether a ``model_index.json`` has a part: one that a base comes without is ``[null, null]`` there."""
-    return index.get(name) not in (None, [None, None])
 
 
 def _check_merges(folder: Path) -> None:
@@ -179,7 +173,8 @@ def _check_merges(folder: Path) -> None:
 
 def _part_folder(folder: Path) -> Path:
     if not folder.is_dir():
-        what = f"has no folder {folder.name}, a part that its {INDEX} names"
+        index = find_index(folder.parent) or Path(INDEX)
+        what = f"has no folder {folder.name}, a part that its {index.name} names"
         raise UserError(what, code="base.part_missing", where=folder.parent, remedy=fetch_again(folder))
     return folder
 

@@ -16,12 +16,13 @@ from veneer.config.base_name import components_of, expert_of
 from veneer.errors import UserError
 from veneer.family.abstract import Config
 from veneer.family.assembled import Assembly, denoiser_class, fits_published, is_assembled, real_place
+from veneer.family.base_index import find_index
 from veneer.family.file_content import fetch_again
 from veneer.family.hub import fetch, read_index
 from veneer.family.libraries import one_line_errors, silence_libraries
 from veneer.family.networks import LoadOptions
 from veneer.family.other_folder import explain_folder
-from veneer.family.pipeline_folder import INDEX, PipelineFolder
+from veneer.family.pipeline_folder import PipelineFolder
 from veneer.family.protocol import Family
 from veneer.family.published import is_published
 from veneer.family.single_file import check_is_safetensors, check_is_whole, kind_of_checkpoint
@@ -78,6 +79,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "Flux2KleinPipeline": _Entry("veneer.family.flux2:Flux2Klein", ("flux-2-klein",)),
     "ChromaPipeline": _Entry("veneer.family.chroma:Chroma", ("chroma",)),
     "ErnieImagePipeline": _Entry("veneer.family.ernie_image:ErnieImage", ("ernie-image",)),
+    "AnimaModularPipeline": _Entry("veneer.family.anima:Anima", ("anima",)),
     "Ideogram4Pipeline": _Entry("veneer.family.ideogram4:Ideogram4", ("ideogram4",)),
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
@@ -256,7 +258,7 @@ def _assembled(source: Source, components: Mapping[str, str]) -> Source:
 
 
 def _configs_needed(file: Path) -> str:
-    if (file.parent / INDEX).is_file():
+    if find_index(file.parent) is not None:
         return f"it is read with the configurations in {file.parent}, which must be those of its base"
     return "a single file needs its configs: from the hub, or from the diffusers folder (model_index.json) it lies in"
 
@@ -267,9 +269,10 @@ def detect(folder: Path) -> str:
     Raises:
         UserError: the folder holds no pipeline, or one of a family that is not known.
     """
-    if not (folder / INDEX).is_file():
+    if find_index(folder) is None:
         raise explain_folder(folder)
-    return _check_known(PipelineFolder(folder).index.get("_class_name"), folder / INDEX)
+    opened = PipelineFolder(folder)
+    return _check_known(opened.index.get("_class_name"), opened.index_file)
 
 
 def _check_known(name: object, where: object) -> str:
@@ -311,7 +314,7 @@ def detect_file(file: Path) -> str:
 
 def _pipeline_around(file: Path, pipelines: Sequence[str]) -> str | None:
     """Return the pipeline of the diffusers folder that a file lies in, if it has such a denoiser."""
-    if not (file.parent / INDEX).is_file():
+    if find_index(file.parent) is None:
         return None
     pipeline = detect(file.parent)
     kinds = {denoiser_class(family_class(each)) for each in pipelines}

@@ -25,7 +25,10 @@ _FALLBACK, _NATIVE = "v1", "model.diffusion_model."
 _LDM = f"{_NATIVE}input_blocks."
 _OF_UNETS = ("v1", "v2", "xl_base")
 """Kinds of checkpoints that diffusers reads as a whole, and whatever it does not know."""
+_PREFIXES = ("", _NATIVE, "net.", f"{_NATIVE}net.")
+"""What a denoiser's names begin with; ``net.`` is Cosmos'."""
 _TELLING: Mapping[str, tuple[str, str]] = {
+    "anima": ("blocks.0.adaln_modulation_self_attn.1.weight", "llm_adapter.out_proj.weight"),
     "qwen-image": ("txt_norm.weight", "transformer_blocks.0.img_mod.1.weight"),
     "ernie-image": ("layers.0.adaLN_sa_ln.weight", "layers.0.mlp.linear_fc2.weight"),
     "ideogram4": ("llm_cond_proj.weight", "embed_image_indicator.weight"),
@@ -159,7 +162,7 @@ def _infer(tensors: Mapping[str, TensorEntry]) -> str:
     from diffusers.loaders.single_file_utils import infer_diffusers_model_type
 
     for kind, telling in _TELLING.items():
-        if any(all(prefix + name in tensors for name in telling) for prefix in ("", _NATIVE)):
+        if any(all(prefix + name in tensors for name in telling) for prefix in _PREFIXES):
             return kind
     shapes = {name: torch.empty(entry.shape, device="meta") for name, entry in tensors.items()}
     found = str(infer_diffusers_model_type(shapes))

@@ -207,7 +207,10 @@ def _with_diffusers(facts: CardFacts) -> str:
     kind, load = (facts.pipeline, "from_single_file") if facts.pipeline else ("DiffusionPipeline", "from_pretrained")
     imports += "from diffusers.utils import load_image\n" if facts.references else ""
     note = "" if bundled or facts.base_id else "  # where the base is"
-    made = f"pipeline = {kind}.{load}({base}){note}"
+    is_modular = facts.labels is not None and facts.labels.is_modular
+    if is_modular:
+        kind, load = "ModularPipeline", "from_pretrained"
+    made = f"pipeline = {kind}.{load}({base}){note}" + ("\npipeline.load_components()" if is_modular else "")
     paint = f"image = pipeline({_arguments(facts)}).images[0]"
     if facts.labels is not None and not facts.labels.diffusers_reads:
         return _with_peft(facts, f"from diffusers import {kind}", made, paint)

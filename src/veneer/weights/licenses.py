@@ -100,6 +100,12 @@ _IDEOGRAM4 = License(
     "https://huggingface.co/ideogram-ai/ideogram-4-fp8/blob/main/LICENSE.md",
     name="ideogram-4-non-commercial",
 )
+_CIRCLESTONE = License(
+    "other",
+    "CircleStone Labs Non-Commercial License",
+    "https://huggingface.co/circlestone-labs/Anima/blob/main/LICENSE.md",
+    name="circlestone-labs-non-commercial-license",
+)
 _APACHE = License("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 _MIT = License("mit", "MIT", "https://opensource.org/license/mit")
 _BUNDLED = License("cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/")
@@ -144,6 +150,8 @@ LICENSES: Mapping[str, License] = {
     "Efficient-Large-Model/Sana_600M_1024px_diffusers": _NVIDIA,
     "Efficient-Large-Model/Sana_1600M_1024px_diffusers": _NVIDIA,
     "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": _NVIDIA,
+    "circlestone-labs/Anima": _CIRCLESTONE,
+    "circlestone-labs/Anima-Base-v1.0-Diffusers": _CIRCLESTONE,
     "Qwen/Qwen-Image": _APACHE,
     "Qwen/Qwen-Image-2512": _APACHE,
     "Qwen/Qwen-Image-Edit": _APACHE,

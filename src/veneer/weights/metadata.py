@@ -65,6 +65,8 @@ class BaseLabels:
         civitai: what Civitai calls it.
         tags: what the hub's cards call it.
         diffusers_reads: whether diffusers' pipeline has a reader for adapters of it; else peft reads them.
+        is_modular: whether diffusers has modular pipelines of it alone.
+        refuses_alpha: whether that reader takes ComfyUI's names without a layer's alpha only.
     """
 
     architecture: str
@@ -77,6 +79,8 @@ class BaseLabels:
     civitai: str = "Other"
     tags: tuple[str, ...] = ()
     diffusers_reads: bool = True
+    is_modular: bool = False
+    refuses_alpha: bool = False
 
 
 @dataclass(frozen=True)

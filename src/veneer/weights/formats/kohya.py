@@ -6,12 +6,12 @@ other names for the layers than diffusers: their family says which.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
 from veneer.adapter.layers import fit_to_layers
-from veneer.adapter.protocol import AdapterWeights
+from veneer.adapter.protocol import AdapterWeights, LayerAdapter
 from veneer.errors import UserError
 from veneer.weights.adapter_path import named_file
 from veneer.weights.formats.fused import Slice, join_layers
@@ -20,7 +20,7 @@ from veneer.weights.formats.names import file_path
 from veneer.weights.formats.protocol import STEM, BaseNames, FormatFile
 from veneer.weights.formats.tensors import named_tensors
 
-__all__ = ["KOHYA", "KohyaFormat", "dotted_name", "underscored_name", "write_named"]
+__all__ = ["KOHYA", "KohyaFormat", "dotted_name", "kohya_tensors", "underscored_name", "write_named"]
 
 _ROOTS = {
     "unet": ("lora_unet",),
@@ -58,8 +58,9 @@ def write_named(
     format_name: str,
     dotted: Callable[[str, BaseNames], str | Slice],
     spelled: Callable[[str, BaseNames], str],
+    tensors_of: Callable[[str, LayerAdapter], Mapping[str, Tensor]] | None = None,
 ) -> dict[str, Tensor]:
-    """Return an adapter's tensors with kohya's endings, under names that are made of its base's.
+    """Return an adapter's tensors under names that are made of its base's.
 
     Args:
         weights: the adapter.
@@ -67,6 +68,7 @@ def write_named(
         format_name: of the format that is written.
         dotted: gives what the format calls a layer of a full path, with dots, or which rows of a larger one it is.
         spelled: gives how a file spells such a name.
+        tensors_of: gives the tensors of a layer by its name in the file; None: with kohya's endings.
 
     Raises:
         UserError: there is no base, the adapter is not of it, a layer's name would mean another layer too, or its
@@ -86,8 +88,13 @@ def write_named(
                 f"{path} has a {method.title} adapter, which the programs do not read that {format_name} files are for"
             )
             raise UserError(what, code="weights.method_not_in_format", remedy="save it in another format")
-        tensors |= named_tensors(name, adapter, KOHYA.name)
+        tensors |= (tensors_of or kohya_tensors)(name, adapter)
     return tensors
+
+
+def kohya_tensors(name: str, adapter: LayerAdapter) -> dict[str, Tensor]:
+    """Return a layer's tensors with kohya's endings, its alpha among them."""
+    return named_tensors(name, adapter, KOHYA.name)
 
 
 def dotted_name(path: str, base: BaseNames) -> str | Slice:
