@@ -22,6 +22,7 @@ from tools.on_gpu.check import DEVICE
 
 _ORDER = (
     "block_offload",
+    "batches",
     "quantized",
     "batched",
     "plan",

@@ -243,3 +243,33 @@ def test_class_pictures_share_a_pass_where_all_have_one_size(
     assert weights[~is_prior].sum() == 1 and weights[is_prior].sum() == 0.25
     in_turns = [micro.samples for turn in zip(*shared, strict=True) for micro in turn]
     assert in_turns == [micro.samples for micro in micros]
+
+
+@pytest.mark.parametrize("data", [{"flip": True}, {"crop": "random"}], ids=["kept", "encoded each time"])
+def test_the_next_batch_is_built_while_a_gpu_works_if_nothing_is_to_be_encoded(
+    family: Family, tiny_pictures: Path, data: dict[str, Any]
+) -> None:
+    """With the meta device in the GPU's place, and on the CPU not at all."""
+    with trainer_on(tiny_config(tiny_pictures, data=data), family) as trainer:
+        own = trainer.batches
+        list(own.encode_ahead(range(3)))
+        elsewhere = replace(own, device=torch.device("meta"))
+        for builder in (own, elsewhere):
+            builder.build_ahead(1)
+            builder.build_ahead(3)  # there is none
+        kept = list(elsewhere._ahead.values())
+        assert not own._ahead and list(elsewhere._ahead) == ([1] if "flip" in data else [])
+        micros = elsewhere.micro_batches(1)
+        assert not elsewhere._ahead and all(micros is ahead for ahead in kept)
+        alone = own.micro_batches(1)
+        for one, other in zip(micros, alone, strict=True):
+            assert one.samples == other.samples and one.geometries == other.geometries
+            assert one.latents.is_meta and one.latents.shape == other.latents.shape
+
+
+def test_a_step_has_the_next_batch_built_before_it_waits(family: Family, tiny_pictures: Path) -> None:
+    with trainer_on(tiny_config(tiny_pictures), family) as trainer:
+        asked: list[int] = []
+        object.__setattr__(trainer.batches, "build_ahead", asked.append)
+        list(trainer.run())
+    assert asked == [1, 2, 3]

@@ -459,7 +459,7 @@ class _Rehearsal:
         self._tracer.begin_phase(STEP)  # not before: what encodes has left memory by then
         _label_networks(self._tracer, self._family)
         self._extension.claim(self._family)
-        train_step(replace(trainer.context, graphs=None), 0, micros[:2])
+        train_step(replace(trainer.context, graphs=None, meanwhile=None), 0, micros[:2])
 
     def _micro_batch(self) -> MicroBatch:
         device, count = device_of(self._family), self._batch

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeAlias
 
@@ -17,6 +18,7 @@ from veneer.data.caption_text import all_texts, caption_of
 from veneer.data.clip_frames import FrameSpan
 from veneer.data.loader import DrawSchedule, SampleDraw
 from veneer.data.transform import Geometry, is_flipped
+from veneer.engine.device_copy import to_device
 from veneer.engine.memory_usage import available_memory
 from veneer.errors import UserError
 from veneer.family.cache import Encoder, noise_like
@@ -77,12 +79,42 @@ class BatchBuilder:
     prior: DrawSchedule | None
     device: torch.device
     processes: ProcessGroup = ALONE
+    _ahead: dict[int, list[MicroBatch]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def micro_batches(self, step: int) -> list[MicroBatch]:
         """Return this process's micro-batches of a step, counted from 0; all processes' weights make one mean.
 
         While the step is done, workers load the pictures of the next one.
         """
+        ahead = self._ahead.pop(step, None)
+        self._ahead.clear()
+        return self._build(step) if ahead is None else ahead
+
+    def build_ahead(self, step: int) -> None:
+        """Build a step's micro-batches while a GPU does the step before, and let their copies wait in its queue.
+
+        Nothing is done on the CPU, which has no time for it, nor where something would have to be encoded.
+        """
+        is_due = self.device.type != "cpu" and step < self.config.train.max_steps and step not in self._ahead
+        if is_due and self._is_kept(step):
+            with suppress(UserError):  # which is raised by the step itself
+                self._ahead[step] = self._build(step)
+
+    def _is_kept(self, step: int) -> bool:
+        """Check whether all that a step sees is kept encoded."""
+        return all(self.encoder.store.holds(key) for draw in self._draws(step) for key in self._keys(draw)) and all(
+            self.encoder.keeps(draw) for draw in self._draws(step)
+        )
+
+    def _keys(self, draw: SampleDraw) -> Iterator[tuple[object, ...]]:
+        """Yield the keys of what is kept of a draw."""
+        yield self.encoder.posterior_key(draw)
+        if draw.sample.references:
+            yield self.encoder.references_key(draw)
+        if not self.config.adapter.text_encoders:
+            yield self.encoder.text_key(caption_of(draw, self.config.data, self.config.seed), draw)
+
+    def _build(self, step: int) -> list[MicroBatch]:
         count = self.config.train.batch_size * self.config.train.gradient_accumulation_steps
         shares = self._shares(step)
         self.encoder.expect(draw for own, prior in shares for draw in (*own, *prior))
@@ -217,13 +249,13 @@ class BatchBuilder:
         is_prior_B = torch.tensor([False] * len(own) + [True] * len(prior))
         weight_B = torch.where(is_prior_B, self._prior_weight, 1.0) / count
         return MicroBatch(
-            latents=latents.to(self.device),
-            noise=self._noise(latents, batch).to(self.device),
-            t_B=self._times(batch, geometries).to(self.device),
+            latents=to_device(latents, self.device),
+            noise=to_device(self._noise(latents, batch), self.device),
+            t_B=to_device(self._times(batch, geometries), self.device),
             text=self._text(batch),
-            references=self.encoder.references(batch).to(self.device),
+            references=self._on_device(self.encoder.references(batch)),
             geometries=geometries,
-            weight_B=weight_B.to(self.device),
+            weight_B=to_device(weight_B, self.device),
             is_prior_B=is_prior_B,
             samples=tuple(draw.sample for draw in batch),
             mask=self._masks(batch, latents) if own and self.own.has_masks else None,
@@ -236,7 +268,7 @@ class BatchBuilder:
         does for all.
         """
         like = self.encoder.posterior(batch[0]).mean if latents is None else latents
-        return self.encoder.masks(batch, (like.shape[-2], like.shape[-1])).to(self.device)
+        return to_device(self.encoder.masks(batch, (like.shape[-2], like.shape[-1])), self.device)
 
     @property
     def _prior_weight(self) -> float:
@@ -256,7 +288,10 @@ class BatchBuilder:
         captions = [caption_of(draw, self.config.data, self.config.seed) for draw in batch]
         if self.config.adapter.text_encoders:
             return captions
-        return self.encoder.texts(captions, batch).to(self.device)
+        return self._on_device(self.encoder.texts(captions, batch))
+
+    def _on_device(self, encoded: Conditioning) -> Conditioning:
+        return Conditioning({name: to_device(tensor, self.device) for name, tensor in encoded.tensors.items()})
 
 
 def _check_memory(encode_first: Callable[[], object], count: int) -> Conditioning:

@@ -291,6 +291,7 @@ class Trainer:
             seed=config.seed,
             skips_nonfinite=config.train.on_nonfinite == "skip",
             processes=self.processes,
+            meanwhile=lambda step: self.batches.build_ahead(step + 1),
         )
         return replace(context, graphs=graphs_for(config, context, len(self.batches.own.members)))
 

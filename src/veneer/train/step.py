@@ -8,7 +8,7 @@ step together; each ends with the same bits as one process that does them all.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
@@ -134,6 +134,7 @@ class StepContext:
         skips_nonfinite: a step whose loss or gradient is not finite changes nothing, and is no error.
         processes: that share the micro-batches out.
         graphs: what does a pass by :func:`add_gradients` as a CUDA graph; None: nothing does.
+        meanwhile: is called with the number of a step when a device has the work of one of its passes; None: nothing.
     """
 
     family: Family
@@ -147,6 +148,7 @@ class StepContext:
     skips_nonfinite: bool
     processes: ProcessGroup
     graphs: GraphedBackward | None = None
+    meanwhile: Callable[[int], None] | None = None
 
 
 class Skipped(NamedTuple):
@@ -266,6 +268,8 @@ def _backward(context: StepContext, step: int, place: int, micro: MicroBatch) ->
     else:
         with _keyed_dropout(micro.latents.device, key(context.seed, step, place, "dropout")):
             loss_B = add_gradients(context, _tensors_of(micro, _conditioning(context, micro)))
+    if context.meanwhile is not None:
+        context.meanwhile(step)
     # read when a GPU has its whole work: to read them is to wait for it
     losses, is_prior = loss_B.tolist(), micro.is_prior_B.tolist()
     nonfinite: list[StepSample] = []
