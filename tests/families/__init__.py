@@ -57,6 +57,7 @@ class FamilyCase:
         unused: layers that no output of the denoiser depends on, which get no gradient.
         edits: what it does with references; None: it takes none.
         frames: counts of frames of clips to try; none: it takes pictures only.
+        unguided: what the pipeline is told so that it guides by the text alone, where it guides otherwise as well.
         tolerance: most that a prediction may differ from the pipeline's, where it is not the same operations.
     """
 
@@ -74,6 +75,7 @@ class FamilyCase:
     unused: tuple[str, ...] = ()
     edits: Edits | None = None
     frames: tuple[int, ...] = ()
+    unguided: dict[str, Any] = field(default_factory=dict)
     tolerance: float = 0.0
 
 

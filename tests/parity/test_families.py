@@ -236,6 +236,7 @@ def test_clips_are_painted_as_the_pipeline_paints_them(case: FamilyCase, family:
     frames, prompts = case.frames[0], ["a cat", "a dog that runs"]
     clips = generate_clips(family, prompts, [3, 4], frames=frames, steps=2, guidance=3.0)
     side: dict[str, Any] = {"height": family.resolution, "width": family.resolution, "output_type": "pil"}
+    side |= case.unguided
     for prompt, seed, clip in zip(prompts, (3, 4), clips, strict=True):
         generator = torch.Generator().manual_seed(seed)
         settings: dict[str, Any] = {"num_inference_steps": 2, "guidance_scale": 3.0, "num_frames": frames}

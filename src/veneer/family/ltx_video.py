@@ -105,9 +105,14 @@ class LtxVideo(VideoFamily):
 
     def _seconds_a_latent(self, conditioning: Conditioning) -> Tensor | float:
         """Return how long a frame of latents is, of each clip (B, 1, 1, 1, 1)."""
-        if _RATE not in conditioning.tensors:
+        rates_B = self._frame_rates(conditioning)
+        if rates_B is None:
             return self.frame_stride / self.frame_rate
-        return (self.frame_stride / conditioning[_RATE].double()).float().view(-1, 1, 1, 1, 1)
+        return (self.frame_stride / rates_B.double()).float().view(-1, 1, 1, 1, 1)
+
+    def _frame_rates(self, conditioning: Conditioning) -> Tensor | None:
+        """Return the frames a second of each clip (B,); None: they are all those that the base was trained on."""
+        return conditioning.tensors.get(_RATE)
 
     def _statistics(self) -> ChannelStatistics:
         vae = self._vae

@@ -96,6 +96,9 @@ class PipelineFamily:
     default_logit_std: float = 1.0
     tokenizers: Mapping[str, str]
     """The tokenizer's name by its text encoder's, of each."""
+    text_connectors: tuple[str, ...] = ()
+    """Networks that make what the denoiser is told of what text encoders say, and read no text themselves. They are
+    held, quantised and offloaded as text encoders are, which count them among their names."""
     text_tokens: int | None = None
     """Tokens of a caption that are read, marks and a template's words not counted; None: as its tokenizers cut it."""
     default_targets: Mapping[str, tuple[str, ...]]
@@ -156,7 +159,7 @@ class PipelineFamily:
             loaded = load_parts(folder, networks, tokenizers, options)
             pipeline = cls._pipeline_class()(**loaded, **parts, **dict.fromkeys(absent))
         stored = {name: pipeline.config[name] for name in cls.stored_options}
-        offloaded = {"autoencoder": "vae", **{name: name for name in (*cls.tokenizers, cls.denoiser, *cls.guides)}}
+        offloaded = {"autoencoder": "vae", **{name: name for name in (*cls._texts(), cls.denoiser, *cls.guides)}}
         components = {**pipeline.components, "scheduler": cls._scheduler_of(pipeline, place)}
         return cls(components, loader_of(place, offloaded, networks, options), stored)
 
@@ -169,15 +172,20 @@ class PipelineFamily:
     def _adapted(cls, options: LoadOptions) -> LoadOptions:
         """Return options with what they mean for this family: which networks are text encoders, which are unread."""
         denoiser = () if options.keeps_denoiser else (cls.denoiser,)
-        unread = (*cls.tokenizers, *denoiser) if options.on_demand and cls.is_large else ()
+        unread = (*cls._texts(), *denoiser) if options.on_demand and cls.is_large else ()
         format = options.text_encoder_quantization or (None if cls.is_large else NONE)
         return replace(
             options,
             networks=(*options.networks, *(cls.guides if cls.denoiser in options.networks else ())),
-            text_encoders=tuple(cls.tokenizers),
+            text_encoders=cls._texts(),
             text_encoder_quantization=format,
             unread=(*unread, *cls.guides),
         )
+
+    @classmethod
+    def _texts(cls) -> tuple[str, ...]:
+        """Return the names of all networks that texts pass through before the denoiser."""
+        return *cls.tokenizers, *cls.text_connectors
 
     @classmethod
     def _scheduler_of(cls, pipeline: Any, place: Path) -> Any:
@@ -239,12 +247,13 @@ class PipelineFamily:
         self._scale = self._scaling_factor()
         guides = {name: parts[name] for name in self.guides if parts[name] is not None}
         self.guides = tuple(guides)
-        large = {**self._text_encoders, self.denoiser: self._denoiser, **guides}
+        connectors = {name: parts[name] for name in self.text_connectors}
+        large = {**self._text_encoders, **connectors, self.denoiser: self._denoiser, **guides}
         self._offloader = Offloader({"autoencoder": self._vae, **large}, load)
         self.on_demand: Mapping[str, nn.Module] = large if self.is_large else {}
         adaptable = {name: one for name, one in self._text_encoders.items() if name in self.default_targets}
         networks = {self.denoiser: self._denoiser, **adaptable}
-        self.text_encoders = tuple(self._text_encoders)
+        self.text_encoders = (*self._text_encoders, *connectors)
         self.networks: Mapping[str, nn.Module] = BaseNetworks(networks, lambda: self.key_names, lambda: self.labels)
         self.token_windows = 1
 
@@ -330,7 +339,7 @@ class PipelineFamily:
         for name in self._text_encoders:
             config = self._text_config(name)
             values |= {f"{name}.{key}": getattr(config, key, None) for key in _TEXT}
-        for name in (self.denoiser, "vae"):
+        for name in (self.denoiser, "vae", *self.text_connectors):
             values |= {f"{name}.{key}": value for key, value in _chosen(self._parts[name]).items()}
         for name, tokenizer in self._tokenizers.items():
             part = self.tokenizers[name]
@@ -513,7 +522,7 @@ class PipelineFamily:
 
     def _pipeline_for_text(self) -> Any:
         """Return diffusers' pipeline for its ``encode_prompt``, with all text encoders in memory."""
-        for name in self._text_encoders:
+        for name in self.text_encoders:
             self._offloader.restore(name)
         return self._pipeline_class()(**self._parts, **self._options)
 

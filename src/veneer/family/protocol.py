@@ -164,7 +164,7 @@ class Family(Protocol):
     denoiser: str
     """The denoiser's name among ``networks``; all others are text encoders."""
     text_encoders: tuple[str, ...]
-    """The names of all text encoders, of those too that no adapter changes."""
+    """The names of all text encoders, of those too that no adapter changes, and of networks that read what they say."""
     default_targets: Mapping[str, tuple[str, ...]]
     """Of each network, the layers that an adapter changes where a config names none."""
     default_blocks: Mapping[str, tuple[str, ...]]
@@ -188,8 +188,9 @@ class Family(Protocol):
     token_windows: int
     """How many it takes, whatever its own length: 1, unless :meth:`use_token_windows` says more."""
     guides: tuple[str, ...]
-    """The names of networks beside the denoiser that its pipeline guides by. No step of training calls them: they are
-    read when the pipeline is asked for, and leave memory with the parts that are offloaded."""
+    """The names of networks beside the denoiser that its pipeline guides by, or paints what else it paints. No step of
+    training calls them: they are read when the pipeline is asked for, and leave memory with the parts that are
+    offloaded."""
     on_demand: Mapping[str, nn.Module]
     """Text encoders and denoiser by name, if they are so large that a run has one or the other in memory: each is read
     when it is first called. Empty where a run has both."""

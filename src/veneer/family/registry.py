@@ -61,6 +61,7 @@ FAMILIES: Mapping[str, _Entry] = {
     "StableDiffusionPipeline": _Entry("veneer.family.sd:StableDiffusion", ("v1", "v2")),
     "StableDiffusionXLPipeline": _Entry("veneer.family.sdxl:StableDiffusionXL", ("xl_base",)),
     "LTXPipeline": _Entry("veneer.family.ltx_video:LtxVideo", ("ltx-video", "ltx-video-0.9.1")),
+    "LTX2Pipeline": _Entry("veneer.family.ltx2:Ltx2", ("ltx2-dev",)),
     "WanPipeline": _Entry("veneer.family.wan:Wan", ("wan-t2v-1.3B", "wan-t2v-14B", "wan-i2v-14B")),
     "QwenImagePipeline": _Entry("veneer.family.qwen_image:QwenImage", ("qwen-image",)),
     "QwenImageEditPipeline": _Entry("veneer.family.qwen_image_edit:QwenImageEdit"),

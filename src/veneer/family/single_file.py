@@ -32,9 +32,11 @@ _TELLING: Mapping[str, tuple[str, str]] = {
     "qwen-image": ("txt_norm.weight", "transformer_blocks.0.img_mod.1.weight"),
     "ernie-image": ("layers.0.adaLN_sa_ln.weight", "layers.0.mlp.linear_fc2.weight"),
     "ideogram4": ("llm_cond_proj.weight", "embed_image_indicator.weight"),
+    "ltx2-dev": ("audio_patchify_proj.weight", "av_ca_a2v_gate_adaln_single.linear.weight"),
     "hidream": ("double_stream_blocks.0.block.adaLN_modulation.1.bias", "final_layer.linear.weight"),
 }
-"""Weights that denoisers have which diffusers has no kind for, or knows without ComfyUI's prefix only."""
+"""Weights that denoisers have which diffusers has no kind for, knows without ComfyUI's prefix only, or mistakes: it
+takes LTX-2 for LTX-Video."""
 _FLUX2, _FLUX2_KLEIN, _GUIDANCE = "flux-2-dev", "flux-2-klein", re.compile(r"guidance_(?:in|embedder)\.")
 """diffusers has one kind for FLUX.2, of which [klein] takes no guidance."""
 _PACKED = r"\.(absmax|quant_map|qweight|qzeros|weight_scale_2)$|quant_state"

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from veneer.config.source_config import SourceConfig
-from veneer.data.collector import spared
 from veneer.data.location import Location
 from veneer.data.manifest import Rejected
 from veneer.data.remote import RemotePart, open_remote, remote_state
@@ -48,18 +47,19 @@ class WebdatasetSource:
             shards = _remote_shards(url)
         if shards is None:
             return None
-        entries, rejected, fields = list[Entry](), list[Rejected](), dict[str, None]()
-        for shard in spared(dict.fromkeys(shards), every=1):  # what one holds is gone before the next is read
-            content = self._read(shard, config)
-            entries += [_entry(shard, one) for one in content.pictures]
-            rejected += [Rejected(Location(shard, name or None).path, reason) for name, reason in content.rejected]
-            fields |= dict.fromkeys(content.unread)
+        contents = {shard: self._read(shard, config) for shard in shards}
+        entries = tuple(_entry(shard, one) for shard, content in contents.items() for one in content.pictures)
+        rejected = tuple(
+            Rejected(Location(shard, name or None).path, reason)
+            for shard, content in contents.items()
+            for name, reason in content.rejected
+        )
         if not entries and not rejected:
             remedy = f"fields that are read: {' '.join(FIELDS)}"
             raise UserError("no picture in the shards", code="data.no_picture", where=config.path, remedy=remedy)
-        unread = [f".{name}" for name in fields]
+        unread = [f".{name}" for name in dict.fromkeys(name for one in contents.values() for name in one.unread)]
         notes = (f"{config.path}: members of these fields are not read: {few(unread)}",) if unread else ()
-        return Listing(tuple(entries), tuple(rejected), notes)
+        return Listing(entries, rejected, notes)
 
     def _read(self, shard: Path, config: SourceConfig) -> ShardContent:
         url = url_of(shard)
