@@ -25,6 +25,7 @@ from veneer.sample.generate import generate
 from veneer.weights.file import AdapterFile, load, save
 from veneer.weights.formats.protocol import BaseNames
 
+NATIVE = "model.diffusion_model"
 LONG = ", ".join(["many words"] * 300)
 CAPTIONS = ["", "1girl, @an_artist", "the dog that sees a cat", LONG]
 
@@ -140,7 +141,10 @@ def native(folder: Path, stem: str) -> dict[str, Tensor]:
     return {f"{stem}{name}": tensor.contiguous() for name, tensor in found.items()}
 
 
-@pytest.mark.parametrize("stem", ["net.", "", "model.diffusion_model.", "model.diffusion_model.net."])
+@pytest.mark.parametrize(
+    "stem",
+    ["net.", *(pytest.param(stem, marks=pytest.mark.slow) for stem in ("", f"{NATIVE}.", f"{NATIVE}.net."))],
+)
 def test_comfy_s_file_has_the_transformer_and_its_conditioner(folder: Path, stem: str, tmp_path: Path) -> None:
     """Beside the other parts, which are named; the configurations lie in the folder that they are named in."""
     save_file(native(folder, stem), tmp_path / "anima.safetensors")
