@@ -16,6 +16,7 @@ from veneer.engine.device_copy import to_device
 from veneer.family.protocol import Family
 from veneer.train.batches import BatchBuilder
 from veneer.train.events import Finished
+from veneer.train.loop import train
 
 Record = Callable[[str, object], None]
 STEPS = 4
@@ -56,7 +57,7 @@ def test_batches_that_are_built_ahead_train_to_the_same_bits(
 def _trained(config: RunConfig, family: Family) -> dict[str, Tensor]:
     """Return the adapter's tensors."""
     config = veneer.resolve(config, family)
-    events = veneer.train(config, family, veneer.survey(config.data))
+    events = train(config, family, veneer.survey(config.data))
     (last,) = [event for event in events if isinstance(event, Finished)]
     layers = last.weights.items()
     return {f"{name}.{key}": tensor for name, layer in layers for key, tensor in layer.state_dict().items()}
