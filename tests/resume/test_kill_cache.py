@@ -64,10 +64,11 @@ def kill_while_caching(file: Path, cache: Path, wait: float) -> None:
     """Start the verb; kill it some time after it began to store."""
     command = [sys.executable, "-m", "veneer", "data", "cache", str(file)]
     before = lines_in(cache)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    with (file.parent / "errors").open("wb") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=os.environ)
     try:
         while lines_in(cache) == before:
-            assert process.poll() is None, "it ended before it stored anything"
+            assert process.poll() is None, (file.parent / "errors").read_text("utf-8")
             time.sleep(0.001)
         time.sleep(wait)
     finally:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,18 @@ def test_where_pictures_are_packed_it_is_said(tmp_path: Path, name: str, content
     with raises_code("data.no_picture") as caught:
         listed(tmp_path)
     assert name in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize("left", [{"run.jsonl": LOG}, {"config.yaml": CONFIG, "samples/step-10.png": "-"}, {}])
+def test_results_of_a_run_are_told_in_a_zip_as_in_a_folder(tmp_path: Path, left: dict[str, str]) -> None:
+    place = tmp_path / "pictures.zip"
+    with zipfile.ZipFile(place, "w") as archive:
+        for name in ("a.png", "runs/sheet.png"):
+            archive.writestr(name, "-")
+        for name, content in left.items():
+            archive.writestr(f"runs/{name}", content)
+    found = listed(place)
+    assert [entry.path.name for entry in found.entries] == (["a.png"] if left else ["a.png", "sheet.png"])
+    assert {one.reason for one in found.rejected} == (
+        {f"in the results of a run ({place / 'runs'})"} if left else set()
+    )

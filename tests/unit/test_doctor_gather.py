@@ -21,7 +21,7 @@ from veneer.adapter.layers import layers_of
 from veneer.adapter.lora import LoraFactors, delta_weight
 from veneer.cli.main import main
 from veneer.config.adapter_config import TextEncoderAdapterConfig
-from veneer.config.load import load_config, write_config
+from veneer.config.load import build_config, load_config, write_config
 from veneer.config.schema import RunConfig
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import survey
@@ -443,3 +443,18 @@ def test_one_caption_in_several_templates_is_one(tmp_path: Path) -> None:
     for dataset in (None, survey(config.data)):
         statistics = caption_statistics(config, dataset)
         assert statistics is not None and (statistics.pictures, statistics.distinct) == (3, 1)
+
+
+def test_words_of_a_template_are_none_that_captions_share(tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGB", (32, 32), (60 * number, 0, 0)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(f"a sketch of thing{number}", "utf-8")
+    data = {
+        "sources": [{"path": str(tmp_path)}],
+        "trigger": "sks",
+        "caption_template": "a photo of {caption} by {trigger}",
+    }
+    config = build_config({"base": "bundled", "data": data}, "test")
+    for dataset in (survey(config.data), None):
+        statistics = caption_statistics(config, dataset)
+        assert statistics is not None and dict(statistics.shared_words) == {"sketch": 1.0}

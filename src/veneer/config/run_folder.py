@@ -7,13 +7,14 @@ whose lines are no events.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from veneer.config.document import read_yaml
 from veneer.errors import UserError
 from veneer.files import open_regular, read_utf8
 
-__all__ = ["CONFIG", "LOG", "has_log", "is_run"]
+__all__ = ["CONFIG", "FIRST_LINE", "LOG", "are_of_run", "has_log", "is_run"]
 
 CONFIG = "config.yaml"
 """In a run's folder: the whole configuration, resolved; written before training starts."""
@@ -21,7 +22,8 @@ LOG = "run.jsonl"
 """In a run's folder: one JSON object an event."""
 _BESIDE_CONFIG = ("checkpoints", "plan.json", "pytorch_lora_weights.safetensors", "samples")
 """What a run leaves beside its configuration; one of them is enough where the log is gone."""
-_FIRST_LINE = 2**16  # bytes that a log's first line has at most
+FIRST_LINE = 2**16
+"""Bytes that a log's first line has at most."""
 
 
 def has_log(folder: Path) -> bool:
@@ -32,18 +34,30 @@ def has_log(folder: Path) -> bool:
 
 def is_run(folder: Path) -> bool:
     """Check whether a folder holds what a run leaves: events in its log, or its configuration and another result."""
-    line = _first_line(folder)
+    beside = [name for name in _BESIDE_CONFIG if (folder / name).exists()]
+    return are_of_run(_first_line(folder), lambda: _text_of(folder / CONFIG), beside)
+
+
+def are_of_run(log: bytes | None, config: Callable[[], str | None], names: Collection[str]) -> bool:
+    """Check whether files that lie together, in a folder or an archive, are what a run leaves.
+
+    Args:
+        log: the first line of what has a log's name, without its end where it is long; None: there is none.
+        config: returns the text of what has a configuration's name; None: there is none.
+        names: of all that lies there.
+    """
+    line = None if log is None else log[: log.find(b"\n") + 1 or None]
     if line and _is_event(line):
         return True
-    is_begun = line == b"" or any((folder / name).exists() for name in _BESIDE_CONFIG)
-    return is_begun and _is_config(folder / CONFIG)
+    is_begun = line == b"" or any(name in names for name in _BESIDE_CONFIG)
+    return is_begun and _is_config(config())
 
 
 def _first_line(folder: Path) -> bytes | None:
     """Return the first line of what has a log's name; None if there is nothing to read."""
     try:
         with open_regular(folder / LOG) as lines:
-            return lines.readline(_FIRST_LINE)
+            return lines.readline(FIRST_LINE)
     except OSError:
         return None
 
@@ -56,9 +70,16 @@ def _is_event(line: bytes) -> bool:
     return isinstance(event, dict) and {"event", "seconds"} <= event.keys()
 
 
-def _is_config(file: Path) -> bool:
+def _text_of(file: Path) -> str | None:
     try:
-        values = read_yaml(read_utf8(file), str(file)).values
+        return read_utf8(file)
+    except UserError:
+        return None
+
+
+def _is_config(text: str | None) -> bool:
+    try:
+        values = None if text is None else read_yaml(text, CONFIG).values
     except UserError:
         return False
     return isinstance(values, dict) and {"base", "data", "output"} <= values.keys()

@@ -186,8 +186,8 @@ class CaptionStatistics:
     Attributes:
         pictures: number of pictures that have captions.
         distinct: number of pictures whose captions differ, those with the same ones counted once.
-        shared_words: words that stand in the captions of nine of ten pictures, less the trigger's words; the value is
-            the share of pictures.
+        shared_words: words that stand in the captions of nine of ten pictures, less those of the trigger and of
+            templates; the value is the share of pictures.
         example: the first caption.
     """
 

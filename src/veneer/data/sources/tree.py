@@ -78,7 +78,7 @@ class Tree:
     @cached_property
     def runs(self) -> frozenset[Path]:
         """The folders that hold the results of a run: training on them again would be a mistake."""
-        return find_runs(self.files)
+        return find_runs(self.filesystem, self.files, self.head, self.read_text)
 
     @cached_property
     def own_files(self) -> tuple[Path, ...]:

@@ -97,14 +97,19 @@ def caption_statistics(config: RunConfig, dataset: Dataset | None) -> CaptionSta
 
 
 def _statistics(config: RunConfig, captions: Sequence[Sequence[str]]) -> CaptionStatistics:
-    trigger = set(_words(config.data.trigger or ""))
-    words_by_picture = [{word for caption in own for word in _words(caption)} - trigger for own in captions]
+    added = set(_words(" ".join((config.data.trigger or "", *map(_own_words, config.data.caption_template or ())))))
+    words_by_picture = [{word for caption in own for word in _words(caption)} - added for own in captions]
     counts = Counter(word for words in words_by_picture for word in words)
     shares = {word: count / len(captions) for word, count in counts.most_common()}
     shared = {word: share for word, share in shares.items() if share >= _SHARED_WORD}
     # in several templates, one caption for all pictures is one still
     distinct = {tuple(own) for own in captions}
     return CaptionStatistics(len(captions), len(distinct), shared, captions[0][0])
+
+
+def _own_words(template: str) -> str:
+    """Return what a template of captions says itself."""
+    return re.sub(r"\{(caption|trigger)\}", " ", template)
 
 
 def _words(text: str) -> list[str]:
