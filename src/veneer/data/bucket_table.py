@@ -34,13 +34,21 @@ class ShapedPicture(Protocol):
         """In pixels, upright."""
 
     @property
+    def frames(self) -> int:
+        """Frames of a clip; 1 of a picture."""
+
+    @property
+    def frame_rate(self) -> float | None:
+        """Frames a second of a clip; None: it is a picture."""
+
+    @property
     def rate(self) -> float:
         """How often an epoch shows it at each of its sizes."""
 
 
 @dataclass(frozen=True)
 class BucketRow:
-    """The pictures of one size.
+    """The pictures of one size, or the clips of one size and number of frames.
 
     Attributes:
         width: of the size, in pixels.
@@ -49,6 +57,7 @@ class BucketRow:
         share: of all that training shows.
         cropped: share of a picture's area that is cropped away, on the mean.
         most_cropped: the same of the picture that loses most.
+        frames: that are seen of each; 1 of a picture.
     """
 
     width: int
@@ -57,6 +66,12 @@ class BucketRow:
     share: float
     cropped: float
     most_cropped: float
+    frames: int = 1
+
+    @property
+    def name(self) -> str:
+        """The size for people, with the frames of clips."""
+        return f"{self.width} x {self.height}" + (f", {self.frames} frames" if self.frames > 1 else "")
 
 
 @dataclass(frozen=True)
@@ -66,7 +81,7 @@ class PictureShare:
     Attributes:
         picture: its path.
         share: of all that training shows.
-        sizes: that it is shown at, as ``832x1216``.
+        sizes: that it is shown at, as ``832x1216``, of a clip with its frames, as ``832x480x17``.
         cropped: share of its area that is cropped away, at the size that loses most.
     """
 
@@ -99,22 +114,23 @@ class BucketTable:
             return None
         widths_N, heights_N = (np.array([getattr(one, side) for one in pictures]) for side in ("width", "height"))
         rates_N = np.array([one.rate for one in pictures])
-        groups = buckets.group(widths_N, heights_N)
+        groups = buckets.group_clips(widths_N, heights_N, buckets.clips.counts_of(pictures))
         sizes_N = np.bincount(np.concatenate(list(groups.values())), minlength=len(pictures))
         shares_N = rates_N * sizes_N / (rates_N * sizes_N).sum()
-        lost = {size: _lost(widths_N[own], heights_N[own], size) for size, own in groups.items()}
+        lost = {extent: _lost(widths_N[own], heights_N[own], extent[:2]) for extent, own in groups.items()}
         rows = [
             BucketRow(
-                width=size[1],
-                height=size[0],
+                width=extent[1],
+                height=extent[0],
                 pictures=len(own),
                 share=float((shares_N[own] / sizes_N[own]).sum()),
-                cropped=float(lost[size].mean()),
-                most_cropped=float(lost[size].max()),
+                cropped=float(lost[extent].mean()),
+                most_cropped=float(lost[extent].max()),
+                frames=extent[2],
             )
-            for size, own in groups.items()
+            for extent, own in groups.items()
         ]
-        rows.sort(key=lambda row: (-row.share, row.width, row.height))
+        rows.sort(key=lambda row: (-row.share, row.width, row.height, row.frames))
         all_lost = np.concatenate(list(lost.values()))
         extremes = int(shares_N.argmin()), int(shares_N.argmax())
         listed = extremes if len(pictures) > _MOST_LISTED else range(len(pictures))
@@ -136,7 +152,8 @@ def _lost(widths_N: NDArray[np.int64], heights_N: NDArray[np.int64], size: Size)
 
 def _share_of(picture: ShapedPicture, share: float, buckets: Buckets) -> PictureShare:
     sizes = buckets.sizes(picture.width, picture.height)
-    named = tuple(f"{width}x{height}" for height, width in sizes)
+    frames = buckets.clips.count(picture)
+    named = tuple(f"{width}x{height}" + (f"x{frames}" if frames > 1 else "") for height, width in sizes)
     lost = max(cropped_share(picture.width, picture.height, size) for size in sizes)
     return PictureShare(str(picture.path), share, named, lost)
 

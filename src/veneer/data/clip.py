@@ -10,8 +10,9 @@ from PIL import Image
 
 from veneer.data.animation import animation_frames, is_animation
 from veneer.data.clip_decode import ClipFrame, decoder_release, is_video, video_frames
+from veneer.data.decode import decode
 
-__all__ = ["clip_release", "frames_at", "frames_of", "is_clip"]
+__all__ = ["clip_release", "frames_at", "frames_of", "is_clip", "still"]
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -47,6 +48,17 @@ def frames_of(
     """
     frames = video_frames if is_video(content) else animation_frames
     return frames(content, background, remarks, done)
+
+
+def still(content: bytes, background: Colour) -> Image.Image:
+    """Return a picture, or the first frame of a video or an animated picture.
+
+    Raises:
+        Unreadable: it cannot be used.
+    """
+    if is_video(content):
+        return next(video_frames(content, background)).image()
+    return decode(content, background)
 
 
 def frames_at(content: bytes, background: Colour, times: Sequence[float]) -> Iterator[Image.Image]:

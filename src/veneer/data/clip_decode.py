@@ -21,7 +21,7 @@ from PIL import Image
 from veneer.data.decode import MAX_PIXELS, MIN_SIDE, TRANSPARENT, is_transparent, on_background
 from veneer.data.unreadable import Unreadable
 
-__all__ = ["MAX_FRAMES", "ClipFrame", "decoder_release", "is_video", "video_frames"]
+__all__ = ["MAX_FRAMES", "ClipFrame", "decoder_release", "is_video", "video_frames", "video_header"]
 
 MAX_FRAMES = 36_000
 """Frames of a clip, at most: 20 minutes at 30 a second."""
@@ -94,6 +94,20 @@ def video_frames(
     except (av.error.FFmpegError, OSError, ValueError, MemoryError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise Unreadable(f"broken: {' '.join(reason.split())}") from None
+
+
+def video_header(content: bytes) -> tuple[int, int, int, float]:
+    """Return width and height of a video's first frame, upright, how many frames it has and how many a second.
+
+    Raises:
+        Unreadable: it has none, or PyAV is not installed.
+    """
+    width, height = next(video_frames(content, (255, 255, 255))).image().size
+    with _av().open(io.BytesIO(content), format=_demuxer(content), metadata_errors="ignore") as container:
+        stream = _stream(container, [])
+        rate = float(stream.average_rate or 0) or 25.0
+        seconds = float(container.duration or 0) / 1_000_000
+        return width, height, max(1, int(stream.frames) or round(seconds * rate)), rate
 
 
 class _Said(NamedTuple):

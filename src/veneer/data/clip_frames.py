@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from veneer.config.data_config import DataConfig
+from veneer.data.manifest import Sample
 from veneer.errors import UserError
 from veneer.rng import uniform
 
@@ -38,10 +39,6 @@ class BaseFrames(Protocol):
 
 class Moving(Protocol):
     """A picture or a clip as far as its frames go; ``veneer.data.manifest.Sample`` is one."""
-
-    @property
-    def id(self) -> str:
-        """Its hash."""
 
     @property
     def frames(self) -> int:
@@ -139,7 +136,12 @@ class ClipFrames:
         """Check whether a clip has fewer frames than each of ``counts``."""
         return clip.frame_rate is not None and self.available(clip) < min(self.counts, default=1)
 
-    def span(self, clip: Moving, seed: int, draw_index: int) -> FrameSpan | None:
+    def repeats_frames(self, clip: Moving) -> bool:
+        """Check whether a clip has fewer frames a second than the rate, so that some are seen more than once."""
+        own, rate = clip.frame_rate, self.rate
+        return own is not None and rate is not None and own < rate and not _is_same(own, rate) and self.count(clip) > 1
+
+    def span(self, clip: Sample, seed: int, draw_index: int) -> FrameSpan | None:
         """Return the frames of a clip that one draw sees, a pure function of (seed, draw, clip); None: a picture."""
         count, spare = self.count(clip), 0 if clip.frame_rate is None else self.available(clip) - self.count(clip)
         varies = self.extraction == "random" and spare > 0

@@ -8,11 +8,12 @@ from pathlib import Path
 from veneer.config.data_config import DataConfig
 from veneer.data.augment import names_side
 from veneer.data.buckets import SmallPictures
+from veneer.data.clip_frames import ClipFrames
 from veneer.data.inspection import Inspection
 from veneer.data.manifest import Rejected, Sample
 from veneer.data.wording import few
 
-__all__ = ["note_pictures", "note_small", "note_tiny", "reasons"]
+__all__ = ["note_clips", "note_pictures", "note_small", "note_tiny", "reasons"]
 
 Pairs = Sequence[tuple[Path, Path]]
 
@@ -69,6 +70,28 @@ def note_tiny(samples: Iterable[Sample], config: DataConfig, multiple: int) -> l
         return []
     named = few([f"{one.path} ({one.width} x {one.height})" for one in tiny])
     return [f"smaller than {multiple} pixels, which is the least that the base takes, and so enlarged: {named}"]
+
+
+def note_clips(samples: Sequence[Sample], clips: ClipFrames) -> list[str]:
+    """Return notes on clips that are shorter or slower than what is asked for; none if there are no such clips.
+
+    Args:
+        samples: pictures and clips.
+        clips: what is asked for.
+    """
+    short = [f"{one.path} ({clips.count(one)} of {clips.available(one)})" for one in samples if clips.is_short(one)]
+    slow = [f"{one.path} ({one.frame_rate:.4g} a second)" for one in samples if clips.repeats_frames(one)]
+    facts = (
+        (
+            short,
+            f"clips shorter than {min(clips.counts, default=1)} frames, seen with as many as the base takes of them",
+        ),
+        (
+            slow,
+            f"clips slower than {clips.rate or 0:.4g} frames a second, of which frames are seen twice and learned so",
+        ),
+    )
+    return [f"{what}: {few(named)}" for named, what in facts if named]
 
 
 def reasons(rejected: Iterable[Rejected]) -> list[str]:

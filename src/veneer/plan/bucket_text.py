@@ -35,7 +35,7 @@ def bucket_lines(table: BucketTable) -> list[str]:
 
 def _cells(row: BucketRow) -> tuple[str, ...]:
     return (
-        f"{row.width} x {row.height}",
+        row.name,
         f"{row.pictures:,}",
         f"{row.share:.1%}",
         f"{row.cropped:.1%}",

@@ -9,8 +9,9 @@ from pathlib import Path
 from veneer.config.fingerprint import config_hash
 from veneer.config.load import resolve
 from veneer.config.schema import RunConfig
+from veneer.data.clip_frames import ClipFrames
 from veneer.data.inspection import Advance
-from veneer.data.notes import note_small, note_tiny
+from veneer.data.notes import note_clips, note_small, note_tiny
 from veneer.data.preflight import Dataset, survey
 from veneer.errors import UserError
 from veneer.family.distillation import warn_of_distillation
@@ -152,6 +153,7 @@ def input_warnings(config: RunConfig, dataset: Dataset, family: Family) -> list[
     notes = [] if config.data.resolution else note_small(samples, config.data, family.resolution)
     notes += note_tiny(samples, config.data, family.multiple)
     small = [Warned("data.small_pictures", text) for text in notes]
+    small += [Warned("data.clips", text) for text in note_clips(samples, ClipFrames.of(config.data, family))]
     return [*base, *small, *_reference_warnings(dataset, family), *text_warnings(config, dataset, family)]
 
 

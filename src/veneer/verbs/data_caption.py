@@ -12,7 +12,7 @@ from PIL import Image
 
 from veneer.config.colour import rgb
 from veneer.config.source_config import SourceConfig
-from veneer.data.decode import decode
+from veneer.data.clip import still
 from veneer.data.inspection import Advance, no_progress
 from veneer.data.sources.folder import FolderSource
 from veneer.data.sources.metadata import MetadataSource
@@ -139,7 +139,7 @@ def _place(picture: Path, is_shared: bool) -> Path:
 def _caption(entry: Entry, captioner: ImageCaptioner, prefix: str, place: Path) -> CaptionedPicture:
     one = CaptionedPicture(entry.path, entry.captions)
     try:
-        image = decode(entry.location.read(), rgb(_BACKGROUND))
+        image = still(entry.location.read(), rgb(_BACKGROUND))
         caption = " ".join(filter(None, (prefix.strip(), captioner.caption(image))))
     except OSError as error:
         return replace(one, fault=f"cannot be read: {error.strerror}")

@@ -37,12 +37,14 @@ class CheckedPicture:
         held_out: whether it is kept from training.
         look: what was seen of it.
         sizes: that it is cut to, the largest first; none where the base is not known.
+        frames: that are seen of a clip; 1 of a picture.
     """
 
     sample: Sample
     held_out: bool
     look: Look
     sizes: tuple[Size, ...] = ()
+    frames: int = 1
 
     @property
     def cropped(self) -> float:
@@ -107,7 +109,8 @@ class DataCheck:
             for one in manifest.samples:
                 sizes = () if self.buckets is None else self.buckets.sizes(one.width, one.height)
                 ordered = tuple(sorted(sizes, key=lambda size: -size[0] * size[1]))
-                yield CheckedPicture(one, held_out, self.dataset.looks[one.id], ordered)
+                frames = 1 if self.buckets is None else self.buckets.clips.count(one)
+                yield CheckedPicture(one, held_out, self.dataset.looks[one.id], ordered, frames)
 
     @cached_property
     def findings(self) -> dict[str, list[CheckedPicture]]:
@@ -192,6 +195,9 @@ def _picture_data(one: CheckedPicture) -> dict[str, Any]:
         "held_out": one.held_out,
         "width": one.sample.width,
         "height": one.sample.height,
+        "frames": one.sample.frames,
+        "frame_rate": one.sample.frame_rate,
+        "frames_seen": one.frames,
         "sizes": [f"{width}x{height}" for height, width in one.sizes],
         "cropped": one.cropped,
         "captions": list(one.sample.captions),

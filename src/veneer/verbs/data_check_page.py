@@ -102,14 +102,20 @@ def _figure(one: CheckedPicture, thumbnail: str | None, check: DataCheck) -> _Fi
     return _Figure(
         name=in_one_line(str(sample.path)),
         thumbnail=thumbnail,
-        size=f"{sample.width} x {sample.height}",
-        cut=", ".join(f"{width} x {height}" for height, width in one.sizes),
+        size=f"{sample.width} x {sample.height}" + _length(sample),
+        cut=", ".join(f"{width} x {height}" for height, width in one.sizes)
+        + (f", {one.frames} frames" if one.frames > 1 else ""),
         crop=_crop(sample, one.sizes[0]) if one.sizes else None,
         cropped=one.cropped,
         held_out=one.held_out,
         captions=tuple(_parts(caption, check.unread.get(caption)) for caption in sample.captions[:3]),
         findings=one.findings,
     )
+
+
+def _length(sample: Sample) -> str:
+    """Return how long a clip is, for people; nothing of a picture."""
+    return "" if sample.frame_rate is None else f", {sample.frames} frames at {sample.frame_rate:.4g} a second"
 
 
 def _crop(sample: Sample, size: Size) -> tuple[float, float, float, float]:

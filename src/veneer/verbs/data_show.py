@@ -26,11 +26,15 @@ from veneer.sample.sheet import sheet
 __all__ = ["show_draws"]
 
 _CELL = 224  # pixels of a picture on the sheet
+_PLACES = (0.0, 1 / 3, 2 / 3, 1.0)
+"""Where in a clip the frames are that its cell shows, two beside two others."""
 
 
 @opens_paths
 def show_draws(config: RunConfig, out: Path, count: int = 8, progress: Advance = no_progress) -> list[SampleDraw]:
     """Paint the first draws of a run, a column each, under the caption that each shows; return them.
+
+    Of a clip four frames are shown, from the first to the last.
 
     Args:
         config: of the run.
@@ -74,12 +78,22 @@ def _mask(draw: SampleDraw, config: RunConfig, latent: Tensor) -> Image.Image:
     return small.resize((draw.size[1], draw.size[0]), Image.Resampling.NEAREST)
 
 
-def _image(pixels_CHW: Tensor) -> Image.Image:
-    levels = pixels_CHW.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+def _image(pixels: Tensor) -> Image.Image:
+    """Return a picture (3, H, W), or four frames of a clip (3, T, H, W) in two rows."""
+    if pixels.ndim == 4:
+        frames = [pixels[:, round(place * (pixels.shape[1] - 1))] for place in _PLACES]
+        pixels = torch.cat([torch.cat(frames[:2], -1), torch.cat(frames[2:], -1)], -2)
+    levels = pixels.float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
     return Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
 
 
 def _heading(draw: SampleDraw, config: RunConfig) -> str:
     mirrored = ", mirrored" if is_flipped(draw.sample, config.data, config.seed, draw.draw_index) else ""
     caption = caption_of(draw, config.data, config.seed) or "(no caption)"
-    return f"{draw.size[1]} x {draw.size[0]}{mirrored}: {caption}"
+    return f"{draw.size[1]} x {draw.size[0]}{_frames(draw)}{mirrored}: {caption}"
+
+
+def _frames(draw: SampleDraw) -> str:
+    """Return which frames of a clip are seen, for people; nothing of a picture."""
+    span = draw.span
+    return "" if span is None else f", {span.count} frames from {span.start} on at {span.rate:.4g} a second"

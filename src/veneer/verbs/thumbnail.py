@@ -7,7 +7,7 @@ import io
 
 from PIL import Image
 
-from veneer.data.decode import decode
+from veneer.data.clip import still
 from veneer.data.location import Location
 from veneer.data.unreadable import Unreadable
 
@@ -15,7 +15,7 @@ __all__ = ["thumbnail"]
 
 
 def thumbnail(location: Location, background: tuple[int, int, int], side: int) -> str | None:
-    """Return a picture as a data URI of a JPEG; None if it cannot be read.
+    """Return a picture, or the first frame of a clip, as a data URI of a JPEG; None if it cannot be read.
 
     Args:
         location: of the picture.
@@ -23,7 +23,7 @@ def thumbnail(location: Location, background: tuple[int, int, int], side: int) -
         side: of its longer side, in pixels, at most.
     """
     try:
-        image = decode(location.read(), background)
+        image = still(location.read(), background)
     except (OSError, Unreadable):
         return None
     image.thumbnail((side, side), Image.Resampling.LANCZOS)

@@ -45,7 +45,7 @@ def _of_buckets(found: DataCheck) -> Rows:
     if table is None:
         return
     rows = [
-        f"{row.width} x {row.height}: {row.pictures:,} pictures, {row.share:.1%} of the training, "
+        f"{row.name}: {row.pictures:,} pictures, {row.share:.1%} of the training, "
         f"{row.cropped:.1%} cropped away, at most {row.most_cropped:.1%}"
         for row in table.rows
     ]

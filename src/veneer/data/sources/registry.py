@@ -40,7 +40,7 @@ def known_sources(cache: Path | None = None) -> tuple[Source, ...]:
 
 SOURCES = known_sources()
 _AS_WRITTEN = CaptionStyle()
-_NO_FRAMES = "a clip, and data.frames is not set: data.frames=[17, 33] trains a base of clips on it"
+_NO_FRAMES = "a clip, and data.frames is not set: [17, 33] is for a base of clips, 1 takes one frame for any base"
 """Why a clip is left out of a run that asks for no frames."""
 
 
