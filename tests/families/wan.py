@@ -17,20 +17,23 @@ __all__ = ["CASE", "write_tiny_wan"]
 _TIMES = 1000
 
 
-def write_tiny_wan(folder: Path, *, expand_timesteps: bool = False, boundary: float | None = None) -> Path:
+def write_tiny_wan(
+    folder: Path, *, expand_timesteps: bool = False, boundary: float | None = None, taken: int = 4
+) -> Path:
     """Write a Wan pipeline of random weights (seed 0); the same bits each time.
 
     Args:
         folder: where to.
         expand_timesteps: whether each token has a time.
         boundary: the time at which a second transformer takes over, of a base with two.
+        taken: channels that the transformer takes.
     """
     from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
 
     tokenizer = t5_tokenizer(512)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        networks = _networks(len(tokenizer))
+        networks = _networks(len(tokenizer), taken)
         if boundary is not None:
             networks["transformer_2"] = _networks(len(tokenizer))["transformer"]
     parts: dict[str, Any] = {"tokenizer": tokenizer, "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0)}
@@ -39,7 +42,7 @@ def write_tiny_wan(folder: Path, *, expand_timesteps: bool = False, boundary: fl
     return folder
 
 
-def _networks(tokens: int) -> dict[str, Any]:
+def _networks(tokens: int, taken: int = 4) -> dict[str, Any]:
     from diffusers import AutoencoderKLWan, WanTransformer3DModel
     from transformers import UMT5Config, UMT5EncoderModel
 
@@ -60,7 +63,7 @@ def _networks(tokens: int) -> dict[str, Any]:
         "transformer": WanTransformer3DModel(
             num_attention_heads=2,
             attention_head_dim=12,
-            in_channels=4,
+            in_channels=taken,
             out_channels=4,
             text_dim=24,
             freq_dim=8,

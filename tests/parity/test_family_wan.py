@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from diffusers import WanPipeline
 
+from tests.errors import raises_code
 from tests.families import CAPTIONS
 from tests.families.wan import decode, encode, velocity, write_tiny_wan
 from tests.training import tiny_config
@@ -80,3 +82,17 @@ def test_its_clips_have_so_many_frames(family: Wan) -> None:
 def test_published_sizes_take_4k_and_1_frames(name: str, rate: float, tmp_path: Path) -> None:
     base = abstract_base(tiny_config(tmp_path, base=name), MemoryTracer(torch.device("cpu")))
     assert (base.frame_stride, base.frame_rate) == (4, rate)
+
+
+@pytest.mark.parametrize("name", ["WanImageToVideoPipeline", "LTXImageToVideoPipeline", "LTXConditionPipeline"])
+def test_a_base_of_image_to_video_is_recognised(name: str, tmp_path: Path) -> None:
+    (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}), "utf-8")
+    with raises_code("base.image_to_video", str(tmp_path / "model_index.json")):
+        load_family(str(tmp_path))
+
+
+def test_a_transformer_that_takes_a_first_frame_is_refused(tmp_path: Path) -> None:
+    """Of 36 channels 16 are noisy, 4 say which frames are given, and 16 are those; here 4, 2 and 4."""
+    folder = write_tiny_wan(tmp_path / "wan", taken=10)
+    with raises_code("base.image_to_video"):
+        load_family(str(folder))

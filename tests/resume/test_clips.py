@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from torch import Tensor
 
 from tests.errors import raises_code
 from tests.families import FamilyCase, family_cases
@@ -15,16 +16,24 @@ from tests.families.wan import write_tiny_wan
 from tests.running import hashes, killed, quick_config, record_events, without_rehearsals
 from veneer.config.base_name import BaseName
 from veneer.config.schema import RunConfig
-from veneer.family.registry import family_class
+from veneer.data.preflight import survey
+from veneer.evaluate.heldout import score_adapter
+from veneer.evaluate.results import read_evaluation
+from veneer.family.registry import family_class, load_family
 from veneer.family.wan import Wan
+from veneer.plan.assessment import assess_config
+from veneer.plan.memory import STEP
+from veneer.plan.plan import Plan
 from veneer.report.build import build_report
 from veneer.run.folder import GALLERY, SAMPLES, SHEET
 from veneer.run.resume import Resume
 from veneer.run.session import run_training
+from veneer.sample.clip import write_clip
 from veneer.sample.files import read_note, read_pictures
 from veneer.sample.gallery import gallery_files, read_picture_note
 from veneer.train.events import StepDone
 from veneer.verbs.sample import SampleOptions, sample_adapter
+from veneer.weights.file import load
 
 CASES = {name: case for name, case in family_cases().items() if case.frames}
 PROMPTS = ["a red cross", "a blue one"]
@@ -80,6 +89,92 @@ def test_a_run_paints_clips(case: FamilyCase, base: Path, tiny_pictures: Path, t
     (painted,) = sample_adapter(folder, PROMPTS[:1], tmp_path / "painted", options=options)
     made = read_picture_note(painted)
     assert painted.suffix == ".webp" and made is not None and made.prompt == PROMPTS[0]
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Clips of 4 to 12 frames in which a square moves, at two rates, and two pictures, each with a caption."""
+    folder = tmp_path_factory.mktemp("clips")
+    for number, frames in enumerate((4, 5, 7, 9, 12, 12, 5, 5)):
+        pictures = [moving_square(number, place) for place in range(frames)]
+        write_clip(pictures, folder / f"{number}.webp", 16.0 if number % 2 else 25.0)
+    for number in (8, 9):
+        moving_square(number, 0).save(folder / f"{number}.png")
+    for number in range(10):
+        (folder / f"{number}.txt").write_text(f"a square of colour {number} that moves", "utf-8")
+    return folder
+
+
+def moving_square(number: int, place: int) -> Image.Image:
+    picture = Image.new("RGB", (72, 72), (25 * number, 90, 200 - 15 * number))
+    picture.paste((255, 20 * number, 30), (4 * place, 3 * number, 4 * place + 20, 3 * number + 20))
+    return picture
+
+
+def test_clips_are_learned_from_and_a_killed_run_goes_on_to_the_same_bits(
+    case: FamilyCase, base: Path, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clips of several lengths and pictures in one run, each in batches of its own; scores on the way are on clips."""
+    lengths: set[int] = set()
+    predict = family_class(case.pipeline).predict  # type: ignore[attr-defined]
+
+    def noted(family: Any, noisy: Tensor, *arguments: Any) -> Tensor:
+        lengths.add(noisy.shape[2])
+        answer: Tensor = predict(family, noisy, *arguments)
+        return answer
+
+    monkeypatch.setattr(family_class(case.pipeline), "predict", noted)
+    sections: dict[str, Any] = {"data": {"frames": list(case.frames)}, "validation": {"every": 2, "draws": 2}}
+    sections |= {"train": {"max_steps": 6, "ema_decay": 0.9}, "sample": {"prompts": PROMPTS[:1], "steps": 2}}
+    one, two = (config_of(base, clips, tmp_path / name, **dict(sections)) for name in ("one", "two"))
+    run_training(one)
+    assert lengths == {1, 2, 3}  # of 1, 3 and 5 frames
+    killed(two, StepDone, 3)
+    record_events(two, Resume())
+    assert hashes(one.output.dir) == hashes(two.output.dir)
+    evaluation, other = (read_evaluation(run.output.dir) for run in (one, two))
+    assert evaluation is not None and evaluation.held_out is not None and evaluation == other
+    family = load_family(str(base))
+    weights = load(one.output.dir, family.networks).weights
+    score = score_adapter(one, family, survey(one.data), weights)
+    assert score.mean == pytest.approx(evaluation.held_out.mean, rel=1e-3, abs=1e-6) and score.mean != 0
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"data": {"frame_extraction": "random", "flip": True}, "train": {"gradient_accumulation_steps": 2}},
+        {"data": {"prior": {"prompt": "a square", "count": 2}}, "train": {"memory": "checkpoint"}},
+        {"train": {"memory": "lean", "precision": "bfloat16", "quantization": "torchao_int8"}},
+    ],
+    ids=["random", "prior", "int8"],
+)
+def test_other_settings_on_clips_resume_to_the_same_bits(
+    case: FamilyCase, base: Path, clips: Path, tmp_path: Path, sections: dict[str, Any]
+) -> None:
+    data = {"frames": list(case.frames), **sections.get("data", {})}
+    one, two = (config_of(base, clips, tmp_path / name, **{**sections, "data": data}) for name in ("one", "two"))
+    run_training(one)
+    killed(two, StepDone, 2)
+    record_events(two, Resume())
+    assert hashes(one.output.dir) == hashes(two.output.dir)
+
+
+def test_the_memory_of_a_run_on_clips_is_planned_by_its_largest_bucket(
+    case: FamilyCase, base: Path, clips: Path, tmp_path: Path
+) -> None:
+    def planned(frames: list[int]) -> Plan:
+        config = config_of(base, clips, tmp_path / "run", data={"frames": frames, "held_out": 0.0})
+        return assess_config(config, limit=None).plan
+
+    few, many = planned([case.frames[1]]), planned(list(case.frames))
+    assert few.memory is not None and many.memory is not None
+    assert step_of(many) > step_of(few)
+
+
+def step_of(plan: Plan) -> int:
+    assert plan.memory is not None
+    return next(phase.tensors for phase in plan.memory.phases if phase.name == STEP)
 
 
 @pytest.mark.parametrize("expert", ["high_noise", "low_noise"])

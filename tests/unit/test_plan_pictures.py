@@ -10,10 +10,11 @@ import pytest
 from tests.training import tiny_config, trainer_on
 from veneer.data.buckets import Buckets
 from veneer.data.caption_text import caption_of
+from veneer.data.clip_frames import ClipFrames
 from veneer.data.preflight import survey
 from veneer.family.protocol import Family
 from veneer.plan.assessment import make_plan
-from veneer.plan.pictures import PictureCounts
+from veneer.plan.pictures import ClipShape, PictureCounts, latent_pixels, most_extent
 
 SHAPES = (((64, 64), 12),)
 CASES: dict[str, tuple[dict[str, Any], PictureCounts]] = {
@@ -36,16 +37,32 @@ def test_pictures_are_counted_in_folders_as_in_a_checked_dataset(
 def test_sizes_are_those_of_the_buckets() -> None:
     shapes = (((40, 40), 2), ((2000, 3000), 3))
     counts, two = PictureCounts(10, 9, 5, shapes=shapes), Buckets((512, 1024), 8)
-    assert counts.sizes_in(two) == ((40, 40), (608, 416), (1216, 832))
+    assert counts.extents_in(two) == ((40, 40, 1), (608, 416, 1), (1216, 832, 1))
     assert counts.shown_in(two) == 10 * 8 // 5
     known = 2 * 40 * 40 + 3 * (608 * 416 + 1216 * 832)
-    assert counts.pixels_in(two, (1216, 832)) == known + 4 * 1216 * 832, "four have sizes that nobody knows"
+    assert counts.pixels_in(two, (1216, 832, 1)) == known + 4 * 1216 * 832, "four have sizes that nobody knows"
 
 
 def test_pictures_of_unknown_sizes_may_have_the_largest() -> None:
     counts, two = PictureCounts(10, 9, 5), Buckets((512, 1024), 8)
-    assert (counts.sizes_in(two), counts.shown_in(two)) == (((1024, 1024),), 20)
-    assert counts.pixels_in(two, (1024, 1024)) == 2 * 9 * 1024 * 1024
+    assert (counts.extents_in(two), counts.shown_in(two)) == (((1024, 1024, 1),), 20)
+    assert counts.pixels_in(two, (1024, 1024, 1)) == 2 * 9 * 1024 * 1024
+
+
+def test_clips_count_with_their_frames_and_the_parts_that_are_seen() -> None:
+    """Of 40 frames two parts of 17 are seen, of 20 one; 17 frames are 5 of latents, by fours."""
+    clips = ((ClipShape(512, 512, 40, 16.0), 3), (ClipShape(512, 512, 20, 16.0), 1))
+    counts = PictureCounts(5, 5, 5, shapes=(((512, 512), 1),), clips=clips)
+    buckets = Buckets((512,), 8, clips=ClipFrames((17,), 4, 16.0))
+    assert counts.extents_in(buckets) == ((512, 512, 1), (512, 512, 17))
+    assert counts.shown_in(buckets) == 5
+    assert counts.pixels_in(buckets, (512, 512, 17)) == 512 * 512 * (1 + 5 * (3 * 2 + 1))
+
+
+def test_clips_of_unknown_shapes_may_have_the_most_frames() -> None:
+    buckets = Buckets((512,), 8, clips=ClipFrames((17, 33), 4, 16.0))
+    assert PictureCounts(5, 5, 5).extents_in(buckets) == (most_extent(buckets),) == ((512, 512, 33),)
+    assert latent_pixels((512, 512, 33), 4) == 9 * 512 * 512
 
 
 @pytest.mark.slow

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from tools.plan_table.__main__ import CARDS, PAGE, Figures, fit, read_figures, step_bytes, table
+from tools.plan_table.__main__ import CARDS, CLIP_FIGURES, CLIPS, PAGE, Figures, fit, read_figures, step_bytes, table
 from tools.publish import published
 from veneer.family.published import PUBLISHED
 
-FIGURES = read_figures()
+FIGURES, OF_CLIPS = read_figures(), read_figures(CLIP_FIGURES)
 _FORMS = {"bfloat16": 16, "torchao_int8": 8, "bnb_nf4": 4}
 ONE = Figures(
     title="One",
@@ -26,11 +26,19 @@ ONE = Figures(
 
 def test_the_table_is_written_from_the_figures() -> None:
     assert published(PAGE, "memory") == table(FIGURES), "run: python -m tools.plan_table"
+    assert published(PAGE, "memory-clips") == table(OF_CLIPS), "run: python -m tools.plan_table --clips"
 
 
 @pytest.mark.slow
 def test_every_published_base_is_in_it() -> None:
     assert not set(PUBLISHED) - FIGURES.keys(), "run: python -m tools.plan_table with these names"
+
+
+def test_every_base_of_clips_is_in_its_own_table_and_takes_more_than_for_pictures() -> None:
+    assert OF_CLIPS.keys() == CLIPS.keys()
+    for name, one in OF_CLIPS.items():
+        assert one.weights == FIGURES[name].weights
+        assert all(one.added[level] > FIGURES[name].added[level] for level in one.added)
 
 
 def test_less_is_held_at_a_stronger_level_and_in_fewer_bits() -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import nn
@@ -34,12 +34,34 @@ from veneer.plan.rehearsal import RunInputs, rehearse_step
 from veneer.plan.tracer import MemoryTracer
 from veneer.silence import silence_notices
 
-__all__ = ["CARDS", "FIGURES", "Figures", "fit", "measure", "read_figures", "step_bytes", "table"]
+__all__ = [
+    "CARDS",
+    "CLIPS",
+    "CLIP_FIGURES",
+    "FIGURES",
+    "Figures",
+    "fit",
+    "measure",
+    "read_figures",
+    "step_bytes",
+    "table",
+]
 
 FIGURES = Path(__file__).parent / "figures.json"
+CLIP_FIGURES = Path(__file__).parent / "clips.json"
+CLIPS = {
+    "ltx-video-2b": ("704x512", 161),
+    "wan21-1.3b": ("832x480", 81),
+    "wan21-14b": ("832x480", 81),
+    "wan22-5b": ("1280x704", 121),
+    "wan22-t2v-a14b": ("832x480", 81),
+}
+"""Size and frames of the clips that bases are used with, as their pipelines and authors' scripts paint them."""
 PAGE = Path(__file__).parents[2] / "docs" / "families.md"
 CARDS = (8, 12, 16, 24, 32, 48, 80)
 """Memory of usual cards in GB of 10^9 bytes, as their makers count."""
+Clip: TypeAlias = tuple[str, int]
+"""Size as ``data.resolution`` has it, and frames."""
 _CONTEXT = 10**9
 """Bytes that CUDA's context, its libraries' workspaces and the display take of a card."""
 _FORMS = ("bfloat16", "torchao_int8", "bnb_nf4")
@@ -61,7 +83,9 @@ class Figures:
         rest: bytes of what is in no block, by form.
         block: bytes of the largest block, by form.
         text: bytes of all text encoders, by form.
-        added: bytes that a step of one picture holds beside frozen weights, by memory level, as far as it was planned.
+        added: bytes that a step of one picture, or clip, holds beside frozen weights, by memory level, as far as it was
+            planned.
+        clip: size and frames of the clip; empty of pictures.
     """
 
     title: str
@@ -72,10 +96,11 @@ class Figures:
     block: Mapping[str, int]
     text: Mapping[str, int]
     added: Mapping[str, int]
+    clip: str = ""
 
 
-def measure(name: str, levels: Iterable[MemoryLevel] = MEMORY_LEVELS) -> Figures:
-    """Plan a published base at some memory levels."""
+def measure(name: str, levels: Iterable[MemoryLevel] = MEMORY_LEVELS, clip: Clip | None = None) -> Figures:
+    """Plan a published base at some memory levels, on squares of its resolution or on clips."""
     family = abstract_base(_config(name, "lean"), MemoryTracer(torch.device("meta")))
     denoiser = family.networks[family.denoiser]
     blocks = list(repeated_blocks(denoiser).values())
@@ -90,13 +115,16 @@ def measure(name: str, levels: Iterable[MemoryLevel] = MEMORY_LEVELS) -> Figures
         rest={form: weights[form] - sum(sizes[form]) for form in _FORMS},
         block={form: max(sizes[form]) for form in _FORMS},
         text={form: sum(_bytes(text, form) for text in texts) for form in _FORMS},
-        added={level: step_bytes(name, level) for level in levels},
+        added={level: step_bytes(name, level, clip) for level in levels},
+        clip=f"{clip[0].replace('x', ' x ')}, {clip[1]} frames" if clip else "",
     )
 
 
-def _config(name: str, memory: str) -> RunConfig:
+def _config(name: str, memory: str, clip: Clip | None = None) -> RunConfig:
     base = {"path": name, "expert": "high_noise"} if _SECOND in read_published(name).parts else name
     values: dict[str, Any] = {"base": base, "data": {"sources": [{"path": "pictures"}]}}
+    if clip is not None:
+        values["data"] |= {"resolution": clip[0], "frames": clip[1]}
     train = {"batch_size": 1, "precision": _PRECISION, "memory": memory, "quantization": "bnb_nf4"}
     return build_config({**values, "train": train, "adapter": {"rank": _RANK}}, "plan_table")
 
@@ -116,9 +144,9 @@ def _bytes(network: nn.Module, form: str) -> int:
     return sum(sum(FORMATS[form].part_sizes(matrix)) for matrix in matrices) + 4 * sum(rest)
 
 
-def step_bytes(name: str, memory: str) -> int:
+def step_bytes(name: str, memory: str, clip: Clip | None = None) -> int:
     """Return the bytes that a step holds beside frozen weights."""
-    config = _config(name, memory)
+    config = _config(name, memory, clip)
     phase = rehearse_step(config, partial(abstract_base, config), RunInputs(torch.device("cpu"), for_gpu=True))
     return phase.tensors - sum(size for part, size in phase.parts.items() if part.startswith(WEIGHTS))
 
@@ -139,7 +167,7 @@ def fit(figures: Figures, card: int) -> str:
 
 
 def table(figures: Mapping[str, Figures]) -> str:
-    """Return the table."""
+    """Return the tables: what is held, and which settings fit which card."""
     head = ["base", "parameters", *(f"weights {_TITLES[form]}" for form in _FORMS), "text encoders", *MEMORY_LEVELS]
     rows = [head, ["---"] * len(head), *(_row(name, one) for name, one in figures.items())]
     cards = [["base", *(f"{card} GB" for card in CARDS)], ["---"] * (len(CARDS) + 1)]
@@ -151,7 +179,13 @@ def _row(name: str, figures: Figures) -> list[str]:
     weights = [_gigabytes(figures.weights[form]) for form in _FORMS]
     text = f"{_gigabytes(figures.text['bfloat16'])} ({_gigabytes(figures.text['bnb_nf4'])} in nf4)"
     added = [_gigabytes(figures.added[level]) if level in figures.added else "" for level in MEMORY_LEVELS]
-    return [f"`{name}`, {figures.resolution} px", f"{figures.parameters / 1e9:.2f} B", *weights, text, *added]
+    return [
+        f"`{name}`, {figures.clip or f'{figures.resolution} px'}",
+        f"{figures.parameters / 1e9:.2f} B",
+        *weights,
+        text,
+        *added,
+    ]
 
 
 def _line(cells: list[str]) -> str:
@@ -162,9 +196,9 @@ def _gigabytes(size: int) -> str:
     return f"{size / 1e9:.2f}"
 
 
-def read_figures() -> dict[str, Figures]:
+def read_figures(path: Path = FIGURES) -> dict[str, Figures]:
     """Return the figures of all bases that were planned."""
-    stored = json.loads(FIGURES.read_text("utf-8")) if FIGURES.exists() else {}
+    stored = json.loads(path.read_text("utf-8")) if path.exists() else {}
     return {name: Figures(**values) for name, values in stored.items() if name in PUBLISHED}
 
 
@@ -173,17 +207,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bases", nargs="*", help="names; default: all published")
     parser.add_argument("--levels", default=",".join(MEMORY_LEVELS), help="memory levels that are planned")
+    parser.add_argument("--clips", action="store_true", help="plan clips in place of pictures")
     given = parser.parse_args()
-    figures = read_figures()
-    for name in given.bases or list(PUBLISHED):
+    path = CLIP_FIGURES if given.clips else FIGURES
+    figures = read_figures(path)
+    for name in given.bases or list(CLIPS if given.clips else PUBLISHED):
         with silence_notices():
-            found = measure(name, given.levels.split(","))
+            found = measure(name, given.levels.split(","), CLIPS[name] if given.clips else None)
         before = figures[name].added if name in figures else {}
         figures[name] = replace(found, added={**before, **found.added})
         print(_line(_row(name, figures[name])), flush=True)
         figures = dict(sorted(figures.items()))
-        FIGURES.write_text(json.dumps({n: asdict(one) for n, one in figures.items()}, indent=1) + "\n", "utf-8")
-    publish(PAGE, table(figures), "memory")
+        path.write_text(json.dumps({n: asdict(one) for n, one in figures.items()}, indent=1) + "\n", "utf-8")
+    publish(PAGE, table(read_figures()), "memory")
+    publish(PAGE, table(read_figures(CLIP_FIGURES)), "memory-clips")
 
 
 if __name__ == "__main__":

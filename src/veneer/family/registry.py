@@ -85,6 +85,13 @@ FAMILIES: Mapping[str, _Entry] = {
 }
 """Each family by its diffusers pipeline's class, as model_index.json names it."""
 
+_IMAGE_TO_VIDEO: Mapping[str, str] = {
+    "WanImageToVideoPipeline": "train the text-to-video base of its size; TI2V-5B, which is both, as WanPipeline",
+    "LTXImageToVideoPipeline": "its weights are text to video's too: call it LTXPipeline there",
+    "LTXConditionPipeline": "its weights are text to video's too: call it LTXPipeline there",
+}
+"""What to do with bases that animate a picture, by their pipeline: their first frame is no part of training here."""
+
 
 class LoadableFamily(Protocol):
     """The class of a family, as far as its bases are loaded, or made without weights."""
@@ -283,6 +290,9 @@ def _check_known(name: object, where: object) -> str:
     if not isinstance(name, str):
         what = "names no pipeline class" + ("" if name is None else f" but {name!r:.40}")
         raise UserError(what, code="base.broken_index", where=where, remedy=fetch_again(Path(str(where))))
+    if name in _IMAGE_TO_VIDEO:
+        what = f"is a {name}: a base of image to video, which is not trained on a first frame"
+        raise UserError(what, code="base.image_to_video", where=where, remedy=_IMAGE_TO_VIDEO[name])
     if name not in FAMILIES:
         raise _unknown_family(name, where)
     return name

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from veneer.errors import UserError
 from veneer.family.channel_statistics import ChannelStatistics
 from veneer.family.pipeline_family import PipelineFamily
 from veneer.family.protocol import LatentDistribution
@@ -31,6 +32,15 @@ class VideoFamily(PipelineFamily):
     def _tokens(self, height: int, width: int, frames: int) -> int:
         """Return the tokens of a clip: those of a picture for each frame of latents."""
         return super()._tokens(height, width, 1) * ((frames - 1) // self.frame_stride + 1)
+
+    def _check_channels(self) -> None:
+        """Refuse a denoiser that takes a first frame beside the noisy latents."""
+        taken, made = self._denoiser.config.in_channels, self._latent_channels()
+        if taken > made:
+            what = f"the {self.denoiser} takes {taken} channels and the autoencoder makes {made}: it animates a picture"
+            remedy = "train the text-to-video base of its size"
+            raise UserError(what, code="base.image_to_video", remedy=remedy)
+        super()._check_channels()
 
     def _scaling_factor(self) -> float:
         """Return 1: each channel has a scale of its own."""

@@ -21,7 +21,7 @@ from veneer.config.objective_config import ObjectiveConfig
 from veneer.config.schema import RunConfig
 from veneer.data.augment import draws_differ
 from veneer.data.bucket_table import BucketTable, ShapedPicture
-from veneer.data.buckets import Buckets, Size, largest
+from veneer.data.buckets import Buckets, Extent, Size
 from veneer.data.manifest import Manifest
 from veneer.data.preflight import Dataset
 from veneer.data.tags import TagRules
@@ -40,7 +40,7 @@ from veneer.plan.cpu.process import ModuleCounts, process_growth
 from veneer.plan.extension import Extension, Offloaded, weight_bytes
 from veneer.plan.memory import ENCODING, LOADING, STEP, Memory, Phase
 from veneer.plan.parameters import count_networks, count_parameters, file_size
-from veneer.plan.pictures import PictureCounts
+from veneer.plan.pictures import PictureCounts, latent_pixels, most_extent
 from veneer.plan.plan import Disk, Plan, Schedule, TimestepPlan
 from veneer.plan.tracer import MemoryTracer
 from veneer.plan.weight_files import WeightFiles, read_weight_files
@@ -288,14 +288,14 @@ def _schedule(config: RunConfig, pictures: PictureCounts | None, buckets: Bucket
 
 def _timesteps(config: RunConfig, family: Family) -> TimestepPlan:
     """Return what timesteps are drawn from, and what of it a run would do that names nothing."""
-    own, size = complete_objective(ObjectiveConfig(), family), Buckets.of(config.data, family).most
+    own, most = complete_objective(ObjectiveConfig(), family), most_extent(Buckets.of(config.data, family))
     objective, density = config.objective, Objective.from_config(config.objective, family).density
     shape = (objective.timestep_density, objective.logit_mean, objective.logit_std)
     return TimestepPlan(
         density.name,
         objective.logit_mean,
         objective.logit_std,
-        shift=density.shift_of(*size, 1),
+        shift=density.shift_of(*most),
         by_resolution=objective.timestep_shift == "resolution",
         own_density=shape == (own.timestep_density, own.logit_mean, own.logit_std),
         own_shift=objective.timestep_shift == own.timestep_shift,
@@ -365,13 +365,16 @@ class _Rehearsal:
         self._tracer, self._family, self._config, self._reference_count = extension.tracer, family, config, references
         self._extension = extension
         self._pictures, self._buckets = pictures, Buckets.of(config.data, family)
-        sizes = (self._buckets.most,) if pictures is None else pictures.sizes_in(self._buckets)
+        most = most_extent(self._buckets)
+        extents = (most,) if pictures is None else pictures.extents_in(self._buckets)
         # pictures of the class, which the base paints, are in the same passes if all have one size
-        shares_passes = config.data.prior is not None and set(sizes) <= {self._buckets.most}
+        shares_passes = config.data.prior is not None and set(extents) <= {(*self._buckets.most, 1)}
         self._batch = config.train.batch_size * (2 if shares_passes else 1)
         # it has data, since it decides which pictures count as the class's
         self._is_prior_B = torch.zeros(self._batch, dtype=torch.bool)
-        self._size = largest(sizes)
+        stride = self._buckets.clips.stride
+        self._extent = max(extents, key=lambda extent: (latent_pixels(extent, stride), extent))
+        self._size, self._frames = self._extent[:2], self._extent[2]
         self._sample_size = family.resolution, family.resolution
         self._latent = torch.Size()  # of one picture, without the batch
         self._sample_latent = self._shape_of_latents(self._sample_size, config.sample.frames)
@@ -409,7 +412,7 @@ class _Rehearsal:
     def encode(self) -> None:
         """Encode a picture and a caption, and hold as much as the caches of all of them take."""
         self._tracer.begin_phase(ENCODING)
-        posterior = self._family.encode_image(torch.zeros(1, 3, *self._size))
+        posterior = self._family.encode_image(_pixels(self._size, self._frames))
         with torch.no_grad():
             # shapes are all that is needed
             self._text = self._encode_texts(1, self._size).to("meta")
@@ -441,8 +444,9 @@ class _Rehearsal:
         sides = 0 if draws_differ(data) else 2 if data.flip else 1
         captions = 0 if trains_text else pictures.captions
         # latents are as large as the pixels that they are made of
-        pixels = sides * pictures.pixels_in(self._buckets, self._size)
-        latents = pixels * (2 * latent.nbytes + self._references.nbytes) // (self._size[0] * self._size[1])
+        pixels = sides * pictures.pixels_in(self._buckets, self._extent)
+        own = latent_pixels(self._extent, self._buckets.clips.stride)
+        latents = pixels * (2 * latent.nbytes + self._references.nbytes) // own
         masks = sides * pictures.masks * len(self._buckets.resolutions)
         cells = latent.shape[-2] * latent.shape[-1]
         return latents + captions * self._text.nbytes + masks * torch.float32.itemsize * cells
@@ -469,7 +473,7 @@ class _Rehearsal:
             noise=self._latents(count),
             t_B=self._times(count),
             text=captions if self._config.adapter.text_encoders else self._rows_like(self._text, count),
-            geometries=self._geometries(count, self._size),
+            geometries=self._geometries(count, self._extent),
             weight_B=torch.zeros(count, device=device),
             is_prior_B=self._is_prior_B,
             samples=(),
@@ -489,8 +493,8 @@ class _Rehearsal:
             {name: torch.zeros(count, *one.shape[1:], dtype=one.dtype, device=device) for name, one in tensors}
         )
 
-    def _geometries(self, count: int, size: Size) -> tuple[Geometry, ...]:
-        return (Geometry.whole(*size),) * count
+    def _geometries(self, count: int, extent: Extent) -> tuple[Geometry, ...]:
+        return (Geometry.whole(*extent),) * count
 
     def finish(self, trainer: Trainer) -> None:
         """Sample a sheet and score a held-out picture, with the adapter merged."""
@@ -517,7 +521,7 @@ class _Rehearsal:
         rows, size = count * (2 if is_guided else 1), self._sample_size
         text = Conditioning.cat([self._encode_texts(count, size) for _ in range(rows // count)])
         noisy = torch.cat([latents] * (rows // count))
-        geometries = (Geometry.whole(*size, self._config.sample.frames),) * rows
+        geometries = self._geometries(rows, (*size, self._config.sample.frames))
         references = self._rows_like(self._encode_references(size), rows)
         conditioning = self._family.condition(text, geometries).joined_to(references.tensors)
         self._family.predict(noisy, self._times(rows), conditioning)
@@ -529,7 +533,7 @@ class _Rehearsal:
         draws = min(self._config.validation.draws, at_once or self._config.validation.draws)
         latents, t_D = self._latents(draws), self._times(draws)
         text, references = self._rows_like(self._text, draws), self._rows_like(self._references, draws)
-        conditioning = self._family.condition(text, self._geometries(draws, self._size)).joined_to(references.tensors)
+        conditioning = self._family.condition(text, self._geometries(draws, self._extent)).joined_to(references.tensors)
         objective = Objective(self._family.noise)
         with precision_of(self._config.train.precision, device).autocast():
             objective.loss_B(self._family.predict, latents, latents, t_D, conditioning)
