@@ -135,6 +135,6 @@ CASE = FamilyCase(
         "wan22-t2v-a14b": "wan21-t2v-14b",
     },
     key_tables=("wan21-t2v-1.3b",),
-    frames=(5, 3),
+    frames=(9, 5),
     tolerance=1e-5,
 )
