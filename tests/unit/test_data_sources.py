@@ -12,6 +12,7 @@ from veneer.config.source_config import SourceConfig
 from veneer.data.preflight import survey
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.registry import SOURCES, read_source
+from veneer.data.tags import TagRules
 
 
 def touch(folder: Path, *names: str) -> None:
@@ -347,9 +348,48 @@ def test_a_dataset_file_of_kohyas_scripts(tmp_path: Path) -> None:
         ("d.png", ("a grey cat drawn",), 15),
         ("e.png", ("cat drawn",), 15),
     ]
-    ignored, unread = found.notes
-    assert ignored.endswith("set it in the run's configuration: resolution, shuffle_caption")
+    ours, whole, unread = found.notes
+    assert ours.endswith("these count for a whole run, so set them there: resolution = 512 as data.resolution=512")
+    assert whole.startswith("captions without ',' are one tag")
     assert str(tmp_path / "birds/b.txt") in unread and "caption_extension is '.caption'" in unread
+
+
+def test_what_a_kohya_file_says_of_tags_is_done_and_what_it_says_of_a_run_is_named(tmp_path: Path) -> None:
+    """Each folder's own words count for its own pictures; of what the file is silent of, the source's."""
+    touch(tmp_path, "one/a.png", "one/a.caption", "two/b.png", "two/b.caption")
+    for name in ("one/a", "two/b"):
+        (tmp_path / f"{name}.caption").write_text("zk;red;round;small", "utf-8")
+    path = tmp_path / "dataset.toml"
+    path.write_text(
+        """
+        [general]
+        flip_aug = true
+        color_aug = false
+        random_crop = true
+        caption_dropout_rate = 0.1
+        enable_bucket = true
+        [[datasets]]
+        resolution = [832, 1216]
+        [[datasets.subsets]]
+        image_dir = "one"
+        shuffle_caption = true
+        keep_tokens = 1
+        caption_separator = ";"
+        caption_tag_dropout_rate = 0.25
+        [[datasets.subsets]]
+        image_dir = "two"
+        """,
+        "utf-8",
+    )
+    found = read_source(SourceConfig(path=path, tag_orders=3), None)
+    one, two = found.entries
+    assert [tags.rules for tags in one.tags] == [TagRules(";", shuffle=True, keep=1, dropout=0.25, orders=3)]
+    assert two.tags == () and two.captions == ("zk;red;round;small",)
+    ours, others = found.notes
+    for told in ("caption_dropout_rate = 0.1 as data.caption_dropout=0.1", "flip_aug = true as data.flip=true"):
+        assert told in ours
+    assert "random_crop = true as data.crop=random" in ours and "color_aug" not in ours
+    assert "resolution = [832, 1216] as data.resolution=832x1216" in ours and others.endswith(": enable_bucket")
 
 
 SUBSET = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "."\n'
@@ -371,6 +411,10 @@ SUBSET = '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "."\n'
         (SUBSET.replace('"."', '"gone"'), "no_such_folder"),
         (SUBSET + "num_repeats = true", "toml_wrong_type"),
         (SUBSET + "num_repeats = 0", "toml_wrong_value"),
+        (SUBSET + "shuffle_caption = 1", "toml_wrong_type"),
+        (SUBSET + 'caption_tag_dropout_rate = "a"', "toml_wrong_type"),
+        (SUBSET + "caption_tag_dropout_rate = 2", "toml_wrong_value"),
+        (SUBSET + "keep_tokens = -1", "toml_wrong_value"),
         (SUBSET + 'caption_extension = "txt"', "toml_wrong_value"),
         (SUBSET + 'caption_extension = "./x"', "toml_wrong_value"),
         (SUBSET + "is_reg = true", "toml_unsupported"),

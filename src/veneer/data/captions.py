@@ -109,6 +109,7 @@ def _placed(entries: Sequence[Entry], trigger: str | None) -> Sequence[Entry]:
 
 
 def _completed(entry: Entry, trigger: str | None, style: CaptionStyle, rules: TagRules) -> Entry:
+    rules = entry.tag_rules or rules
     templates = style.templates or (_PLAIN,)
     captions = entry.captions
     if not captions:  # a template that is for captions says nothing without one
@@ -231,15 +232,13 @@ def _note_ignored(entries: Iterable[Entry], templates: Sequence[str]) -> list[st
 
 def _note_tags(entries: Iterable[Entry], rules: TagRules) -> list[str]:
     """Note captions in which there is nothing to shuffle or to leave out: sentences, or tags parted otherwise."""
-    if not rules.vary:
-        return []
-    whole = [
-        entry.captions_at or str(entry.path)
-        for entry in entries
-        if any(len(split_tags(caption, rules.separator)) == 1 for caption in entry.captions)
-    ]
-    what = f"captions without {rules.separator!r} are one tag (tag_separator says what parts tags)"
-    return [f"{what}: {few(whole)}"] if whole else []
+    whole: dict[str, list[str]] = {}
+    for entry in entries:
+        own = entry.tag_rules or rules
+        if own.vary and any(len(split_tags(caption, own.separator)) == 1 for caption in entry.captions):
+            whole.setdefault(own.separator, []).append(entry.captions_at or str(entry.path))
+    what = "captions without {!r} are one tag (tag_separator says what parts tags)"
+    return [f"{what.format(separator)}: {few(places)}" for separator, places in whole.items()]
 
 
 def refuse_uncaptioned(source: Path, listing: Listing) -> None:

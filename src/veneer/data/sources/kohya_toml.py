@@ -2,11 +2,13 @@
 
 A key counts for all folders where it stands in ``[general]``, for those of a dataset in ``[[datasets]]``, for one
 folder in ``[[datasets.subsets]]``; the nearest one wins. Of the many keys, those of :data:`READ` say which pictures and
-captions there are. All others are about training and are left to the run's own configuration, which a note says.
+captions there are, and what is done to tags. All others are about training and are left to the run's own configuration,
+which a note says, with the names that they have there.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +24,7 @@ from veneer.data.sources.masks import Masks, with_masks
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.tree import Tree
 from veneer.data.sources.unread import find_unread
+from veneer.data.tags import TagRules
 from veneer.errors import UserError
 from veneer.files import read_utf8
 
@@ -42,9 +45,29 @@ READ: Mapping[str, tuple[type, Any]] = {
     "caption_suffix": (str, None),
     "alpha_mask": (bool, False),
     "conditioning_data_dir": (str, None),
+    "shuffle_caption": (bool, False),
+    "keep_tokens": (int, 0),
+    "caption_tag_dropout_rate": (float, 0.0),
+    "caption_separator": (str, ","),
 }
 """The keys of a folder that are read: each one's type, and what kohya's scripts take where it is missing."""
-_KINDS = {str: "a text", int: "a whole number", bool: "true or false"}
+_TAGS = {
+    "shuffle_caption": "shuffle",
+    "keep_tokens": "keep",
+    "caption_tag_dropout_rate": "dropout",
+    "caption_separator": "separator",
+}
+"""Those of them that say what is done to tags, by what the rules of a source call them."""
+_OURS: Mapping[str, str] = {
+    "caption_dropout_rate": "data.caption_dropout={}",
+    "flip_aug": "data.flip=true",
+    "random_crop": "data.crop=random",
+    "color_aug": "data.color_jitter",
+    "resolution": "data.resolution={}",
+    "batch_size": "train.batch_size={}",
+}
+"""Keys that Veneer has for all pictures of a run, and what they are called there."""
+_KINDS = {str: "a text", int: "a whole number", bool: "true or false", float: "a number"}
 _TABLES = re.compile(rb"^\s*\[\[\s*datasets\s*(\.\s*subsets\s*)?\]\]", re.MULTILINE)
 _HEAD = 2**16  # bytes of a file that are looked at
 _REFUSED = {
@@ -67,13 +90,35 @@ class KohyaTomlSource:
             remedy = "name the file of its --dataset_config" if "pretrained_model_name_or_path" in content else None
             raise UserError(what, code="data.toml_without_subsets", where=path, remedy=remedy)
         listings = [_Subset(subset, path, where).list_pictures(config) for subset, where in subsets]
-        ignored = sorted({key for subset, _ in subsets for key in subset if key not in READ})
-        notes = [f"{path}: not read, set it in the run's configuration: {', '.join(ignored)}"] if ignored else []
+        notes = _note_ignored([subset for subset, _ in subsets], path)
         entries = tuple(entry for listing in listings for entry in listing.entries)
         rejected = tuple(one for listing in listings for one in listing.rejected)
         notes += dict.fromkeys(note for listing in listings for note in listing.notes)
         unread = {one.path: one for listing in listings for one in listing.unread}
         return Listing(entries, rejected, tuple(notes), tuple(unread.values()))
+
+
+def _note_ignored(subsets: Sequence[Mapping[str, Any]], path: Path) -> list[str]:
+    """Note the keys that are not read: with their own names where a run has them, for all its pictures."""
+    keys = sorted({key for subset in subsets for key in subset if key not in READ})
+    ours = dict.fromkeys(_told_ours(subset, key) for key in keys if key in _OURS for subset in subsets)
+    others = [key for key in keys if key not in _OURS]
+    notes = [f"{path}: these count for a whole run, so set them there: {', '.join(filter(None, ours))}"]
+    notes = notes if any(ours) else []
+    return notes + ([f"{path}: not read, set it in the run's configuration: {', '.join(others)}"] if others else [])
+
+
+def _told_ours(subset: Mapping[str, Any], key: str) -> str:
+    """Return what to set in a run in the place of a key; nothing where the key asks for nothing."""
+    value = subset.get(key)
+    if not value:
+        return ""
+    return f"{key} = {json.dumps(value, default=str)} as {_OURS[key].format(_as_setting(value))}"
+
+
+def _as_setting(value: object) -> str:
+    """Return a value as it is written on the command line: of a size, width by height."""
+    return "x".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def is_dataset_file(path: Path) -> bool:
@@ -145,7 +190,7 @@ class _Subset:
             return self._list_named(tree, config, repeats)
         own = replace(tree, files=tuple(file for file in tree.files if file.parent == folder))
         captions = CaptionFiles(own, config.captions, (extension.lower(),))
-        listing = own.list_pictures(lambda picture: self._complete(captions.describe(picture), repeats))
+        listing = own.list_pictures(lambda picture: self._complete(captions.describe(picture), repeats, config))
         read = [self.path, *captions.read]
         why_not = f"caption_extension is {extension!r} in {self.where}"
         unread = find_unread(own, read, lambda _: why_not)
@@ -161,7 +206,7 @@ class _Subset:
 
         def describe(picture: Path) -> Sequence[Entry] | str:
             entry = entries.get(picture)
-            return f"{file.name} does not name it" if entry is None else [self._completed(entry, repeats)]
+            return f"{file.name} does not name it" if entry is None else [self._completed(entry, repeats, config)]
 
         listing = tree.list_pictures(describe)
         unread = find_unread(tree, [self.path, file], lambda _: f"{file.name} speaks for their pictures")
@@ -189,22 +234,38 @@ class _Subset:
             raise UserError("no 'image_dir'", code="data.toml_without_folder", where=self.where, remedy=remedy)
         return self.path.parent / Path(name).expanduser()
 
-    def _complete(self, described: Sequence[Entry] | str, repeats: int) -> Sequence[Entry] | str:
-        return described if isinstance(described, str) else [self._completed(entry, repeats) for entry in described]
+    def _complete(self, described: Sequence[Entry] | str, repeats: int, config: SourceConfig) -> Sequence[Entry] | str:
+        return (
+            described
+            if isinstance(described, str)
+            else [self._completed(entry, repeats, config) for entry in described]
+        )
 
-    def _completed(self, entry: Entry, repeats: int) -> Entry:
+    def _completed(self, entry: Entry, repeats: int, config: SourceConfig) -> Entry:
         """Return a picture with the tokens of its class where it has no caption, and with prefix and suffix."""
         tokens, prefix, suffix = (self._value(key) for key in ("class_tokens", "caption_prefix", "caption_suffix"))
         captions = entry.captions or ((tokens,) if tokens else ())
         # a space parts them from the caption, as in kohya's scripts
         whole = tuple(" ".join(filter(None, (prefix, caption, suffix))) for caption in captions)
-        return replace(entry, captions=whole, repeats=repeats)
+        return replace(entry, captions=whole, repeats=repeats, tag_rules=self._tag_rules(config))
+
+    def _tag_rules(self, config: SourceConfig) -> TagRules | None:
+        """Return what is done to tags by the file and, where it is silent, by the source; None: it says nothing."""
+        said = {name: self._value(key) for key, name in _TAGS.items() if key in self.keys}
+        if not said:
+            return None
+        rules = replace(TagRules.of(config), **said)
+        if rules.keep < 0 or not 0 <= rules.dropout <= 1 or not rules.separator:
+            what = "keep_tokens should be at least 0, caption_tag_dropout_rate from 0 to 1, caption_separator not empty"
+            raise self._fault(what)
+        return rules
 
     def _value(self, key: str) -> Any:
         kind, default = READ[key]
         value = self.keys.get(key, default)
+        kinds = (int, float) if kind is float else kind
         # bool is a kind of int, but true is no count
-        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+        if value is not None and (not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool)):
             what = f"{key} should be {_KINDS[kind]}"
             raise UserError(what, code="data.toml_wrong_type", where=self.where)
         return value

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 from veneer.config.source_config import SourceConfig
 from veneer.data.location import AT_PATH, Location
 from veneer.data.manifest import Rejected
-from veneer.data.tags import TagCaption
+from veneer.data.tags import TagCaption, TagRules
 
 if TYPE_CHECKING:
     from veneer.data.seen import Seen
@@ -31,6 +31,7 @@ class Entry:
         weight: how often it is shown beside others, times ``repeats``.
         tags: those of its captions of which each draw shows another order or a part; filled in by
             :func:`read_source`.
+        tag_rules: what each draw does to its tags, where its source's own file says it; None: what the config says.
         mask: where the mask lies that says what of it is learned; its own location: in its alpha channel; None: all is.
         seen: what decoding it told, where its source has read it already.
     """
@@ -43,6 +44,7 @@ class Entry:
     location: Location = AT_PATH
     weight: float = 1.0
     tags: tuple[TagCaption, ...] = ()
+    tag_rules: TagRules | None = None
     mask: Location | None = None
     seen: Seen | None = None
 
