@@ -11,7 +11,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from hypothesis import given
 from hypothesis import strategies as st
 
-from veneer.family.pipeline_family import shift_of_tokens
+from veneer.family.pipeline_timesteps import shift_of_tokens
 from veneer.objective.density import DENSITIES, TimestepDensity, apply_shift, logit_normal
 
 GRID = [(place + 0.5) / 10_000 for place in range(10_000)]

@@ -13,7 +13,8 @@ from veneer.errors import UserError
 from veneer.family.diffusion import DiscreteDiffusion
 from veneer.family.native_names import native_names
 from veneer.family.offload import Loader
-from veneer.family.pipeline_family import PipelineFamily, check_positive
+from veneer.family.pipeline_family import PipelineFamily
+from veneer.family.pipeline_latents import check_positive
 from veneer.family.shards import Shards
 from veneer.weights.formats.protocol import KeyNames
 
