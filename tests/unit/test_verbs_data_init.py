@@ -82,3 +82,15 @@ def test_the_commands_of_the_page_work(tiny_pictures: Path, tmp_path: Path, monk
     for line in commands:
         assert main(shlex.split(line)[1:]) == 0, line
     assert (tmp_path / "check.html").is_file() and (tmp_path / "sheet.png").is_file()
+
+
+def test_clips_are_found_and_told(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    from tests.clips import noise, video
+
+    (tmp_path / "clips").mkdir()
+    for name, count in (("a", 20), ("b", 12)):
+        (tmp_path / "clips" / f"{name}.mkv").write_bytes(video(noise(count)))
+    config = write_initial_config(tmp_path / "clips", tmp_path / "run.yaml", trigger="tok")
+    assert config.data.frames == (9, 17)
+    assert "2 clips of 12 to 20 frames" in (tmp_path / "run.yaml").read_text()

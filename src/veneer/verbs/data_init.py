@@ -16,6 +16,7 @@ from veneer.data.captions import Uncaptioned
 from veneer.data.inspection import Advance, no_progress
 from veneer.data.manifest import Sample
 from veneer.data.preflight import Dataset, survey
+from veneer.data.sources.tree import is_clip
 from veneer.files import atomic_write, check_free, opens_paths
 
 __all__ = ["write_initial_config"]
@@ -23,6 +24,8 @@ __all__ = ["write_initial_config"]
 _TAGS = 4
 """Parts between commas from which on a caption is taken for a list of tags."""
 _FALLBACK = "tok"
+_COUNTS = (9, 17, 33)
+"""Frames of clips that are proposed: one more than a multiple of 8, as all bases of clips take them."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,19 @@ def write_initial_config(
 def _look(place: Path, base: str, trigger: str | None, progress: Advance) -> _Found:
     proposed = trigger or re.sub(r"\W+", " ", place.stem).strip() or _FALLBACK
     try:
-        dataset = survey(config_from_folder(place, trigger).data, progress)
+        dataset = _survey(place, trigger, progress)
         return _Found(place, base, proposed, trigger is not None, dataset)
     except Uncaptioned:
-        dataset = survey(config_from_folder(place, proposed).data, progress)
+        dataset = _survey(place, proposed, progress)
         return _Found(place, base, proposed, True, dataset)
+
+
+def _survey(place: Path, trigger: str | None, progress: Advance) -> Dataset:
+    """Look over what is in a place; animated pictures are clips only where there are videos as well."""
+    data = config_from_folder(place, trigger).data
+    dataset = survey(data.model_copy(update={"frames": (1,)}), progress)
+    moving = [one for one in (*dataset.train.samples, *dataset.held_out.samples) if one.frame_rate is not None]
+    return survey(data, progress) if moving and not any(is_clip(one.path) for one in moving) else dataset
 
 
 def _from(place: Path, folder: Path) -> str:
@@ -119,6 +130,7 @@ def _data(found: _Found, path: str, trigger: str | None) -> Iterator[str]:
     else:
         yield f"  # {word}  # words that call the adapter, put into each caption; best one that means nothing else"
     yield from _sizes(found.samples)
+    yield from _frames(found.samples)
     yield f"  held_out: 0.1  # share kept from training to measure on: {len(found.dataset.held_out.samples)} pictures"
     yield "  # flip: true  # mirror half of the draws; wrong for text and for faces that are not symmetric"
     yield ""
@@ -137,6 +149,14 @@ def _sizes(samples: Sequence[Sample]) -> Iterator[str]:
     yield f"  # resolution: {max(64, middle // 64 * 64)}  # default: the base's own"
     what = "shapes, which they keep" if len(shapes) > 1 else "shape, which they keep"
     yield f"  aspect: buckets  # {len(shapes)} {what}; square: what a square has of each"
+
+
+def _frames(samples: Sequence[Sample]) -> Iterator[str]:
+    lengths = sorted(one.frames for one in samples if one.frame_rate is not None)
+    if lengths:
+        counts = [count for count in _COUNTS if count <= lengths[-1]] or [1]
+        yield f"  # {len(lengths)} clips of {lengths[0]} to {lengths[-1]} frames; each is seen with the most of these:"
+        yield f"  frames: {counts}  # more take more memory; a base of pictures takes 1"
 
 
 def _rest(found: _Found) -> Iterator[str]:
