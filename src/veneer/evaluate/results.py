@@ -21,7 +21,9 @@ __all__ = [
     "Gap",
     "Neighbour",
     "PictureScore",
+    "PromptFidelity",
     "Score",
+    "Share",
     "Verdict",
     "read_evaluation",
     "verdict_of",
@@ -31,9 +33,12 @@ __all__ = [
 EVALUATION = "evaluation.json"
 """Name of the file in a run's folder."""
 Verdict = Literal["better", "worse", "no effect", "too few pictures to tell"]
+ThingsVerdict = Literal["kept", "lost", "too few pictures to tell"]
 
 _NEGLIGIBLE = 0.01
 """Share of the base's loss below which a difference counts as no effect."""
+_TOLERATED_LOSS = 0.1
+"""Share of the pictures that may no longer show their things before it is called a loss."""
 _FEW_PICTURES = 8
 """Below this many pictures an interval is at times too narrow, for it cannot know the skew of what is not in them."""
 
@@ -137,6 +142,68 @@ class Gap:
             conclusion = "no difference can be seen"
         interval = f"95 % interval [{self.low:+.4f}, {self.high:+.4f}]"
         return f"memorisation gap {self.mean:+.4f}, {interval}, {counts}: {conclusion}"
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of pictures, or the difference of two, with its 95 % interval.
+
+    Attributes:
+        value: the share among the pictures measured.
+        low: lower end of the interval of the share among all pictures.
+        high: upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Return it in percent, for the user."""
+        return f"{self.value:.0%} [{100 * self.low:.0f}, {100 * self.high:.0f}]"
+
+
+@dataclass(frozen=True)
+class PromptFidelity:
+    """How many painted pictures the base takes for what their prompts say, of its own and of the adapter's.
+
+    Attributes:
+        base: share of the base's own pictures.
+        adapter: share of the adapter's, from the same prompts and seeds.
+        difference: adapter less base; below 0 things are lost.
+        kept: share of the adapter's pictures among those that the base paints right; None if it paints none right.
+        base_margin: by how much the error under the own prompt is lower than under the best other one, in natural
+            logarithms; the mean over the base's pictures.
+        adapter_margin: the same of the adapter's.
+        chance: share that guessing would get right.
+        prompts: number of prompts; they, not the pictures, count as independent in the intervals.
+        pictures: number of pictures of each prompt.
+    """
+
+    base: Share
+    adapter: Share
+    difference: Share
+    kept: Share | None
+    base_margin: float
+    adapter_margin: float
+    chance: float
+    prompts: int
+    pictures: int
+
+    @property
+    def verdict(self) -> ThingsVerdict:
+        """Whether the things are kept: lost if they are fewer by more than chance, or by more than a tenth."""
+        if self.difference.high < 0 or self.difference.value < -_TOLERATED_LOSS:
+            return "lost"
+        return "kept" if self.difference.low >= -_TOLERATED_LOSS else "too few pictures to tell"
+
+    def __str__(self) -> str:
+        """Return one line for the user."""
+        text = f"pictures that the base takes for what their prompts say: {self.base} of its own, {self.adapter} of the "
+        text += f"adapter's, by chance {self.chance:.0%}, over {self.prompts} prompts"
+        if self.kept is None:
+            return f"{text}: the base paints none right"
+        return f"{text}; of what the base paints right {self.kept} are kept: {self.verdict}"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,131 @@
+"""Prompt fidelity: what the base takes pictures for, whatever their style."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.errors import raises_code
+from veneer.data.transform import Geometry
+from veneer.engine.precision import precision_of
+from veneer.evaluate.prompt_fidelity import (
+    CAPTIONS,
+    Recognition,
+    compare_recognition,
+    margins_in_group,
+    recognise,
+)
+from veneer.family.protocol import Family
+from veneer.family.registry import load_family
+from veneer.rng import torch_generator
+from veneer.sample.generate import generate
+
+PROMPTS = [f"a {thing} emoji" for thing in ("turtle", "rocket", "pizza", "whale", "key", "cactus", "cow", "violin")]
+FLOAT32 = precision_of("float32", torch.device("cpu"))
+
+
+def _latents(family: Family, count: int) -> Tensor:
+    side = family.resolution
+    pixels = [torch.rand(3, side, side, generator=torch_generator(n, "pixels")) * 2 - 1 for n in range(count)]
+    return family.encode_image(torch.stack(pixels)).mean
+
+
+def test_margins_are_those_of_the_definition() -> None:
+    errors = np.random.default_rng(0).uniform(0.5, 2, (5, 5, 4))
+    margins = margins_in_group(errors)
+    for picture in range(5):
+        fits = [np.log(errors[picture, n]) - np.log(errors[:, n]).mean(axis=0) for n in range(5)]
+        others = [fit for n, fit in enumerate(fits) if n != picture]
+        best = min(others, key=lambda fit: fit.mean())
+        np.testing.assert_allclose(margins[picture], best - fits[picture], rtol=1e-12, atol=1e-12)
+
+
+def test_a_text_that_fits_every_picture_better_draws_no_picture_to_itself() -> None:
+    errors = np.random.default_rng(1).uniform(0.9, 1.1, (6, 6, 3))
+    errors[np.arange(6), np.arange(6)] *= 0.5
+    assert (margins_in_group(errors).mean(axis=1) > 0).all()
+    liked = errors * np.array([1, 0.01, 1, 1, 20, 1])[None, :, None]
+    np.testing.assert_allclose(margins_in_group(liked), margins_in_group(errors), rtol=1e-9)
+    assert (liked.mean(axis=2).argmin(axis=1) == 1).all()  # which the bare rule takes all of them for
+
+
+def test_errors_are_the_bases_own_losses(family: Family) -> None:
+    latents, prompts, draws = _latents(family, 3), PROMPTS[:3], 3
+    side = family.resolution
+    times = [(draw + 0.5) / draws for draw in range(draws)]
+    errors = np.zeros((3, 3, draws))
+    for draw, time in enumerate(times):
+        noise = torch.randn(latents.shape[1:], generator=torch_generator(7, draw, "prompt fidelity"))
+        for picture in range(3):
+            for text in range(3):
+                t_1, clean = torch.tensor([time], dtype=torch.float64), latents[picture : picture + 1]
+                told = family.condition(family.encode_text([prompts[text]]), [Geometry.whole(side, side)])
+                noisy, target = (f(clean, noise[None], t_1) for f in (family.noise.add_noise, family.noise.target))
+                with torch.no_grad():
+                    errors[picture, text, draw] = (family.predict(noisy, t_1, told) - target).square().mean()
+    found = recognise(family, prompts, latents, FLOAT32, seed=7, draws=draws)
+    np.testing.assert_allclose(found.margins_N, margins_in_group(errors).mean(axis=1), atol=2e-6)
+    assert found.captions_N.tolist() == [3, 3, 3]
+
+
+def test_every_picture_is_held_against_eight_other_prompts_or_more(family: Family) -> None:
+    prompts = [f"{number} things" for number in range(2 * CAPTIONS + 5)]
+    captions_N = recognise(family, prompts, _latents(family, len(prompts)), FLOAT32, draws=1).captions_N
+    assert captions_N.sum() == 10**2 + 11**2 and captions_N.min() > CAPTIONS
+
+
+def test_the_order_of_pictures_does_not_matter(family: Family) -> None:
+    latents, prompts = _latents(family, 6), PROMPTS[:6]
+    forward = recognise(family, prompts, latents, FLOAT32, draws=2)
+    backward = recognise(family, prompts[::-1], latents.flip(0), FLOAT32, draws=2)
+    np.testing.assert_allclose(backward.margins_N[::-1], forward.margins_N, atol=2e-6)
+
+
+def test_a_picture_that_is_not_finite_is_one_line(family: Family) -> None:
+    latents = _latents(family, 3)
+    latents[1] = float("nan")
+    with raises_code("evaluate.error_not_finite"):
+        recognise(family, PROMPTS[:3], latents, FLOAT32, draws=1)
+
+
+def _answers(*rows: str) -> list[Recognition]:
+    margins = [np.array([{"x": 0.5, ".": -0.5}[mark] for mark in row]) for row in rows]
+    return [Recognition(each, np.full(len(each), 9)) for each in margins]
+
+
+def test_what_is_kept_is_a_share_of_what_the_base_paints_right() -> None:
+    fidelity = compare_recognition(_answers("xxxxxxxx..", "xxxxxxxxx."), _answers("xxxx....x.", "xxxxxx...."))
+    assert fidelity.base.value == pytest.approx(0.85) and fidelity.adapter.value == pytest.approx(0.55)
+    assert fidelity.difference.value == pytest.approx(-0.3)
+    assert fidelity.kept is not None
+    assert fidelity.kept.value == pytest.approx((4 * 1 + 2 * 0.5 + 3 * 0) / 9)  # the ninth was right once, and lost
+    assert fidelity.chance == pytest.approx(1 / 9) and (fidelity.prompts, fidelity.pictures) == (10, 2)
+    assert fidelity.verdict == "lost"
+
+
+@pytest.mark.parametrize(
+    ("base", "adapter", "verdict"),
+    [
+        ("x" * 64, "x" * 64, "kept"),
+        ("x" * 64, "x" * 58 + "." * 6, "lost"),
+        ("x" * 64, "x" * 63 + ".", "kept"),
+        ("x" * 6, "x" * 6, "too few pictures to tell"),
+        ("x" * 6, "xxxxx.", "lost"),
+        ("." * 40, "." * 40, "kept"),
+    ],
+)
+def test_the_verdict_says_when_things_are_lost(base: str, adapter: str, verdict: str) -> None:
+    assert compare_recognition(_answers(base), _answers(adapter)).verdict == verdict
+
+
+@pytest.mark.slow
+def test_the_bundled_base_knows_its_own_pictures_and_no_others() -> None:
+    family = load_family("bundled")
+    pictures = generate(family, PROMPTS, seeds=range(len(PROMPTS)), steps=15)
+    pixels = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1 for picture in pictures]
+    latents = family.encode_image(torch.stack(pixels)).mean
+    assert recognise(family, PROMPTS, latents, FLOAT32).recognised_N.all()
+    other = [*PROMPTS[1:], PROMPTS[0]]
+    assert not recognise(family, other, latents, FLOAT32).recognised_N.any()
