@@ -87,6 +87,9 @@ def test_a_run_is_measured_whole(run: Path) -> None:
     assert found.gap.mean == pytest.approx(found.held_out.mean - found.training.mean)
     assert (found.adapter, found.step, len(found.bands)) == (FILE_NAME, 6, 2)
     assert found.drift_source == "pictures of other things that the base sampled"
+    things = found.prompt_fidelity
+    assert things is not None and (things.prompts, things.pictures, things.chance) == (6, 1, pytest.approx(1 / 6))
+    assert things.difference.value == pytest.approx(things.adapter.value - things.base.value)
     assert len(found.copying.samples) == 6 and other_notes(found) == ()
     assert all((run / each.picture).is_file() for each in found.copying.samples)
     assert Image.open(run / COPYING).width > 6 * 128
@@ -99,7 +102,7 @@ def test_it_says_the_same_as_the_run_itself(run: Path) -> None:
     assert at_the_end is not None and found.held_out is not None and at_the_end.held_out is not None
     assert found.held_out.adapter == pytest.approx(at_the_end.held_out.adapter, rel=1e-5)
     assert found.held_out.base == at_the_end.held_out.base
-    assert (found.copying, found.drift) == (None, None)
+    assert (found.copying, found.drift, found.prompt_fidelity) == (None, None, None)
 
 
 @pytest.mark.slow

@@ -51,8 +51,9 @@ def evaluate(
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option(min=0, metavar="N", help="Pictures sampled of other things, and to look for copies.")
-    ] = 16,
+        int,
+        typer.Option(min=0, metavar="N", help="Pictures sampled: of prompts, of other things, to look for copies."),
+    ] = 32,
     clip: Annotated[
         str | None,
         typer.Option(metavar="MODEL", parser=parse_model, help="Folder or hub id of a CLIP, to score the samples."),

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import veneer.base
 from veneer.family.registry import BUNDLED
 from veneer.rng import key
 
-__all__ = ["drift_prompts"]
+__all__ = ["drift_prompts", "fidelity_prompts"]
 
 _EVERYDAY_THINGS = {
     "a bowl of fruit": "bowl fruit",
@@ -59,6 +59,20 @@ def drift_prompts(base: str, captions: Iterable[str], count: int) -> tuple[str, 
     text = " / ".join(captions).lower()
     prompts = _bundled_prompts(text) if base == BUNDLED else _everyday_prompts(text)
     return tuple(sorted(prompts, key=lambda prompt: key("another thing", prompt))[:count])
+
+
+def fidelity_prompts(base: str, captions: Sequence[str], trigger: str | None, count: int) -> tuple[str, ...]:
+    """Return prompts, each another one, whose pictures should show what they say: captions, then other things.
+
+    Args:
+        base: as for :func:`drift_prompts`.
+        captions: of held-out pictures.
+        trigger: words that call the adapter, with which other things are asked for; None: there are none.
+        count: number of prompts; there may be fewer.
+    """
+    own = [caption for caption in dict.fromkeys(captions) if caption.strip() and caption.strip() != trigger]
+    others = drift_prompts(base, captions, max(0, count - len(own)))
+    return (*own[:count], *(f"{prompt}, {trigger}" if trigger else prompt for prompt in others))
 
 
 def _everyday_prompts(text: str) -> list[str]:

@@ -15,19 +15,32 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import Tensor
 
+from veneer.adapter.apply import apply_adapter
+from veneer.adapter.protocol import AdapterWeights
+from veneer.config.schema import RunConfig
 from veneer.data.transform import Geometry
 from veneer.engine.attention import trusted_attention
-from veneer.engine.precision import Precision
-from veneer.family.protocol import Conditioning, Family, device_of
+from veneer.engine.precision import Precision, precision_of
 from veneer.errors import UserError
 from veneer.evaluate.proportion import share_difference_interval, share_interval
-from veneer.evaluate.results import PromptFidelity, Share
+from veneer.evaluate.results import PromptFidelity, Share, things_verdict_of
+from veneer.family.protocol import Conditioning, Family, device_of
 from veneer.objective.loss import Objective
 from veneer.rng import key, torch_generator
+from veneer.sample.generate import generate_quietly
 
-__all__ = ["CAPTIONS", "DRAWS", "Recognition", "compare_recognition", "margins_in_group", "recognise"]
+__all__ = [
+    "CAPTIONS",
+    "DRAWS",
+    "Recognition",
+    "compare_recognition",
+    "margins_in_group",
+    "measure_prompt_fidelity",
+    "recognise",
+]
 
 CAPTIONS = 8
 """Other captions that a picture is held against, where there are as many."""
@@ -60,6 +73,39 @@ class Recognition:
     def recognised_N(self) -> npt.NDArray[np.bool_]:
         """Whether each picture is taken for what its own prompt says."""
         return self.margins_N > 0
+
+
+def measure_prompt_fidelity(
+    config: RunConfig, family: Family, weights: AdapterWeights, prompts: Sequence[str]
+) -> PromptFidelity:
+    """Paint prompts with base and adapter from the same seeds, and compare what the base takes the pictures for.
+
+    Args:
+        config: seed, precision, and how is painted.
+        family: the base, without any adapter in it; it gets its bits back.
+        weights: the adapter.
+        prompts: at least two, each another one.
+    """
+    sides = [_paint(config, family, prompts)]
+    with apply_adapter(family.networks, weights):
+        sides.append(_paint(config, family, prompts))
+    precision = precision_of(config.train.precision, device_of(family))
+    base, adapter = (
+        recognise(family, prompts, _latents_of(family, pictures), precision, seed=config.seed) for pictures in sides
+    )
+    return compare_recognition([base], [adapter])
+
+
+def _paint(config: RunConfig, family: Family, prompts: Sequence[str]) -> list[Image.Image]:
+    seeds = [key(config.seed, prompt, "prompt fidelity") for prompt in prompts]
+    return generate_quietly(family, prompts, seeds, steps=config.sample.steps, guidance=config.sample.guidance)
+
+
+def _latents_of(family: Family, pictures: Sequence[Image.Image]) -> Tensor:
+    """Return the latents (N, ...) of pictures, encoded one by one, for an autoencoder takes much memory."""
+    pixels = (torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1 for picture in pictures)
+    device = device_of(family)
+    return torch.cat([family.encode_image(picture[None].to(device)).mean.cpu() for picture in pixels])
 
 
 @torch.no_grad()
@@ -106,16 +152,18 @@ def compare_recognition(base: Sequence[Recognition], adapter: Sequence[Recogniti
     differences_N = adapter_SN.mean(axis=0) - base_SN.mean(axis=0)
     right_N = base_SN.any(axis=0)
     kept_N = np.divide((adapter_SN & base_SN).sum(axis=0)[right_N], base_SN.sum(axis=0)[right_N])
+    difference = Share(float(differences_N.mean()), *share_difference_interval(differences_N))
     return PromptFidelity(
         base=_share(base_SN),
         adapter=_share(adapter_SN),
-        difference=Share(float(differences_N.mean()), *share_difference_interval(differences_N)),
+        difference=difference,
         kept=Share(float(kept_N.mean()), *share_interval(kept_N, len(base))) if right_N.any() else None,
         base_margin=float(np.mean([one.margins_N for one in base])),
         adapter_margin=float(np.mean([one.margins_N for one in adapter])),
         chance=float(np.mean([1 / one.captions_N for one in base])),
         prompts=base_SN.shape[1],
         pictures=len(base),
+        verdict=things_verdict_of(difference),
     )
 
 

@@ -24,8 +24,10 @@ __all__ = [
     "PromptFidelity",
     "Score",
     "Share",
+    "ThingsVerdict",
     "Verdict",
     "read_evaluation",
+    "things_verdict_of",
     "verdict_of",
     "write_evaluation",
 ]
@@ -54,6 +56,16 @@ def verdict_of(low: float, high: float, base: float) -> Verdict:
     if low > 0:
         return "worse"
     return "no effect" if max(-low, high) <= _NEGLIGIBLE * base else "too few pictures to tell"
+
+
+def things_verdict_of(difference: Share) -> ThingsVerdict:
+    """Return what the difference in painted things says: they are lost if they are fewer beyond chance, or by a tenth.
+
+    They are kept if no more than a tenth can be lost by the interval; else there are too few pictures to tell.
+    """
+    if difference.high < 0 or difference.value < -_TOLERATED_LOSS:
+        return "lost"
+    return "kept" if difference.low >= -_TOLERATED_LOSS else "too few pictures to tell"
 
 
 @dataclass(frozen=True)
@@ -178,6 +190,7 @@ class PromptFidelity:
         chance: share that guessing would get right.
         prompts: number of prompts; they, not the pictures, count as independent in the intervals.
         pictures: number of pictures of each prompt.
+        verdict: whether the things are kept.
     """
 
     base: Share
@@ -189,21 +202,17 @@ class PromptFidelity:
     chance: float
     prompts: int
     pictures: int
-
-    @property
-    def verdict(self) -> ThingsVerdict:
-        """Whether the things are kept: lost if they are fewer by more than chance, or by more than a tenth."""
-        if self.difference.high < 0 or self.difference.value < -_TOLERATED_LOSS:
-            return "lost"
-        return "kept" if self.difference.low >= -_TOLERATED_LOSS else "too few pictures to tell"
+    verdict: ThingsVerdict
 
     def __str__(self) -> str:
         """Return one line for the user."""
-        text = f"pictures that the base takes for what their prompts say: {self.base} of its own, {self.adapter} of the "
-        text += f"adapter's, by chance {self.chance:.0%}, over {self.prompts} prompts"
+        text = (
+            f"things: {self.base} of the base's pictures show what {self.prompts} prompts say, {self.adapter} with the "
+        )
+        text += f"adapter (by chance {self.chance:.0%})"
         if self.kept is None:
             return f"{text}: the base paints none right"
-        return f"{text}; of what the base paints right {self.kept} are kept: {self.verdict}"
+        return f"{text}; of what the base paints right, {self.kept}: {self.verdict}"
 
 
 @dataclass(frozen=True)
@@ -304,6 +313,7 @@ class Evaluation:
         drift_source: where those come from.
         copying: whether it reproduces its training pictures.
         scores: of sampled pictures, by models of the user's.
+        prompt_fidelity: whether sampled pictures still show what their prompts say.
         notes: a sentence each.
     """
 
@@ -318,6 +328,7 @@ class Evaluation:
     drift_source: str | None = None
     copying: Copying | None = None
     scores: tuple[PictureScore, ...] = ()
+    prompt_fidelity: PromptFidelity | None = None
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
@@ -327,6 +338,7 @@ class Evaluation:
         parts += [f"training loss {self.training.in_words}"] if self.training else []
         parts += [str(self.gap)] if self.gap else []
         parts += [f"drift, on {self.drift_source}: {self.drift.in_words}"] if self.drift else []
+        parts += [str(self.prompt_fidelity)] if self.prompt_fidelity else []
         parts += [str(self.copying)] if self.copying else []
         return "\n".join([*parts, *map(str, self.scores), *(f"note: {note}" for note in self.notes)])
 

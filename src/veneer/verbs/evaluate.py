@@ -18,10 +18,11 @@ from veneer.errors import UserError
 from veneer.evaluate.comparison import DRIFT
 from veneer.evaluate.copying import SampledPicture, find_copies
 from veneer.evaluate.copying_sheet import centered_picture, copying_sheet
-from veneer.evaluate.drift import drift_prompts
+from veneer.evaluate.drift import drift_prompts, fidelity_prompts
 from veneer.evaluate.heldout import choose_pictures, compare_adapter, pictures_by_kind
 from veneer.evaluate.model_scores import score_pictures
-from veneer.evaluate.results import Copying, Evaluation, PictureScore, write_evaluation
+from veneer.evaluate.prompt_fidelity import measure_prompt_fidelity
+from veneer.evaluate.results import Copying, Evaluation, PictureScore, PromptFidelity, write_evaluation
 from veneer.evaluate.score_models import ScoreModels, load_score_models
 from veneer.family.loading import load_base, text_options
 from veneer.family.protocol import Family
@@ -158,6 +159,7 @@ def _evaluate(
     unread = unread_notes(subject.family.unread, caption_places(*kinds.values()), trigger=trigger)
     notes += map(str, unread)
     comparison = compare_adapter(config, subject.family, kinds, subject.weights)
+    fidelity = _prompt_fidelity(subject, trigger, options.samples, notes)
     copying = _copying(subject, options.samples, notes)
     scores = _scores(subject, models, notes)
     return Evaluation(
@@ -168,6 +170,7 @@ def _evaluate(
         drift_source=drift_source,
         copying=copying,
         scores=scores,
+        prompt_fidelity=fidelity,
         notes=tuple(notes),
     )
 
@@ -218,6 +221,22 @@ def _sample_drift_pictures(subject: _Subject, prompts: Sequence[str]) -> Manifes
         write_picture(image, folder / f"other-{number:03d}.png")
         atomic_write(folder / f"other-{number:03d}.txt", prompts[number].encode())
     return survey_folders([folder], subject.config, trigger=None).train
+
+
+def _prompt_fidelity(subject: _Subject, trigger: str | None, count: int, notes: list[str]) -> PromptFidelity | None:
+    """Sample captions, and prompts of other things, with base and adapter, and see what the base takes them for."""
+    if not count:
+        return None
+    if 0 not in subject.family.reference_counts:
+        notes.append("whether things are kept was not measured: this base edits pictures and paints none from a text")
+        return None
+    captions = [sample.captions[0] for sample in subject.pictures.held_out.samples]
+    prompts = fidelity_prompts(subject.config.base, captions, trigger, count)
+    if len(prompts) < 2:
+        notes.append("whether things are kept was not measured: it takes two prompts")
+        return None
+    subject.callback(StageStarted(f"sampling {2 * len(prompts)} pictures to see whether they show their prompts"))
+    return measure_prompt_fidelity(subject.config, subject.family, subject.weights, prompts)
 
 
 def _copying(subject: _Subject, count: int, notes: list[str]) -> Copying | None:

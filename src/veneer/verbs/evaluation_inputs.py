@@ -38,7 +38,8 @@ class EvaluationOptions:
         training: folders of pictures that it was trained on.
         prior: folder of pictures of other things, which it should not change.
         trigger: words in the captions of ``data`` and ``training``; default: the run's, else those in the file.
-        samples: pictures sampled to look for copies, and with the base of other things, if there is no prior; 0: none.
+        samples: pictures sampled to see whether they show their prompts, to look for copies, and with the base of other
+            things, if there is no prior; 0: none.
         models: of the user's, that score sampled pictures.
         out: folder for the results; default: the run's, or for a file one beside it that is named after it.
     """
@@ -48,7 +49,7 @@ class EvaluationOptions:
     training: tuple[Path, ...] = ()
     prior: Path | None = None
     trigger: str | None = None
-    samples: int = 16
+    samples: int = 32
     models: ScoreModelPaths = field(default_factory=ScoreModelPaths)
     out: Path | None = None
 
