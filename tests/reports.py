@@ -18,7 +18,10 @@ from veneer.evaluate.results import (
     Gap,
     Neighbour,
     PictureScore,
+    PromptFidelity,
     Score,
+    Share,
+    things_verdict_of,
     verdict_of,
 )
 from veneer.report.content import (
@@ -56,10 +59,12 @@ def evaluation(caption: str = "a turtle") -> Evaluation:
     nearest = Neighbour(caption, "evaluation/sample-000.png", "pictures/frog.png", 31.5, 0.2, True, True)
     copying = Copying((nearest,), (nearest,), 40.25, 1, 0.5, "held-out pictures")
     drift, scores = score(-0.02), (PictureScore("clip_text", 0.2, 0.3, 0.1, 0.05, 0.15, 64, True),)
+    difference = Share(-0.25, -0.4, -0.1)
+    shares = Share(0.9, 0.8, 0.95), Share(0.65, 0.5, 0.75), difference, Share(0.7, 0.55, 0.8)
+    things = PromptFidelity(*shares, 0.2, 0.1, 1 / 9, 64, 1, things_verdict_of(difference))
     measured = last.held_out, last.training, last.gap, last.bands, drift
-    return Evaluation(
-        "a.safetensors", "bundled", 300, *measured, "other things", copying, scores, (f"note on {caption}",)
-    )
+    notes = (f"note on {caption}",)
+    return Evaluation("a.safetensors", "bundled", 300, *measured, "other things", copying, scores, things, notes)
 
 
 def curve(steps: int = 300) -> LossCurve:

@@ -24,7 +24,9 @@ from veneer.evaluate.results import (
     Gap,
     Neighbour,
     PictureScore,
+    PromptFidelity,
     Score,
+    Share,
     read_evaluation,
     write_evaluation,
 )
@@ -46,6 +48,10 @@ WHOLE = Evaluation(
     drift_source="pictures of the class",
     copying=Copying((NEAR, FAR), (FAR,), 30.0, 1, 1.0, "held-out pictures"),
     scores=(PictureScore("clip_text", 0.2, 0.3, 0.1, 0.05, 0.15, 12, True),),
+    prompt_fidelity=PromptFidelity(
+        *(Share(0.9, 0.7, 0.97), Share(0.6, 0.4, 0.8), Share(-0.3, -0.5, -0.1), Share(0.61, 0.5, 0.71)),
+        *(0.2, 0.1, 1 / 9, 32, 1, "lost"),
+    ),
     notes=("ünusual: “quoted”",),
 )
 
@@ -118,7 +124,12 @@ def test_all_of_it_is_told_in_words() -> None:
         "held-out loss 1.0000 -> 0.9000, difference -0.1000, 95 % interval [-0.2000, -0.0500] over 12 pictures: better"
     )
     starts = ["  time 0.00 to 0.50: ", "  time 0.50 to 1.00: ", "training loss ", "memorisation gap +0.2000"]
-    starts += ["drift, on pictures of the class: ", "copying: 1 of 2 samples", "clip_text 0.2000 -> 0.3000"]
+    starts += [
+        "drift, on pictures of the class: ",
+        "things: of 32 prompts 90%",
+        "copying: 1 of 2 samples",
+        "clip_text 0.2000 -> 0.3000",
+    ]
     assert [line.startswith(start) for line, start in zip(lines[1:], starts, strict=False)] == [True] * len(starts)
     assert lines[-1] == "note: ünusual: “quoted”"
     assert str(Evaluation("a", "b")) == ""

@@ -42,6 +42,8 @@ def test_every_section_is_there_and_the_verdict_first(whole: Page) -> None:
     assert whole.text.index("The adapter helps") < whole.text.index("Does it help?")
     for words in (
         "Memorisation gap",
+        "65% [50, 75] of the adapter's",
+        "Of what the base paints right, 70% [55, 80] is kept: lost.",
         "Drift",
         "clip_text",
         "time 0 to 0.25",
