@@ -126,7 +126,7 @@ def test_all_of_it_is_told_in_words() -> None:
     starts = ["  time 0.00 to 0.50: ", "  time 0.50 to 1.00: ", "training loss ", "memorisation gap +0.2000"]
     starts += [
         "drift, on pictures of the class: ",
-        "things: of 32 prompts 90%",
+        "things: 90% [70, 97] of the base",
         "copying: 1 of 2 samples",
         "clip_text 0.2000 -> 0.3000",
     ]
