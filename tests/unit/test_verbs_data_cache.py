@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,6 +145,55 @@ def test_all_goes_that_is_older_or_too_much(tiny_base: Path, tiny_pictures: Path
     assert prune_cache([config], unused=False, most=10**9).removed == 0
     assert prune_cache([config], unused=False, most=0).kept == 0
     assert cache_usage(config) == []
+
+
+def test_what_the_disk_has_no_room_for_is_refused_before_it_is_encoded(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoded: list[str]
+) -> None:
+    """By one entry of each kind, whose sizes are those of all others here."""
+    config = config_of(tiny_base, tiny_pictures, tmp_path / "cache")
+    with monkeypatch.context() as patch:
+        patch.setattr("veneer.verbs.data_cache.shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+        with raises_code("cache.no_room"):
+            fill_cache(config, lambda _: None)
+    assert encoded == ["encode_image", "encode_text"]
+    done = fill_cache(config, lambda _: None)
+    assert done.found == 2 and done.total == done.computed + 2
+    (base,) = cache_usage(config)
+    left = sum(base.sizes[kind] - base.sizes[kind] // base.entries[kind] for kind in ("posterior", "text"))
+    prune_cache([config], unused=False, most=0)
+    for free, has_room in ((left - 1, False), (left, True)):
+        with monkeypatch.context() as patch:
+            patch.setattr("veneer.verbs.data_cache.shutil.disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+            with nullcontext() if has_room else raises_code("cache.no_room"):
+                fill_cache(config, lambda _: None)
+        prune_cache([config], unused=False, most=0)
+
+
+def test_a_disk_that_fills_up_ends_in_one_line_and_the_next_run_goes_on(
+    tiny_base: Path, tiny_pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the entry that finds no room gets onto the disk; it is not there for whoever reads."""
+    config, write, written = config_of(tiny_base, tiny_pictures, tmp_path / "cache"), os.write, [0]
+
+    def full(descriptor: int, content: memoryview) -> int:
+        written[0] += 1
+        if written[0] > 12:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(descriptor, content[: len(content) // 2] if written[0] == 12 else content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("veneer.family.store_shard.os.write", full)
+        with raises_code("files.unwritable") as caught:
+            fill_cache(config, lambda _: None)
+    told = str(caught.value)
+    assert "No space left" in told and "make room" in told and len(told.splitlines()) == 1
+    (stored,) = cache_usage(config)
+    done = fill_cache(config, lambda _: None)
+    assert done.found == sum(stored.entries.values()) > 0 and done.found + done.computed == done.total
+    plain = config_of(tiny_base, tiny_pictures, None)
+    family, held_out = load_run_base(config), survey(config.data).held_out
+    assert (heldout_losses(config, family, held_out) == heldout_losses(plain, family, held_out)).all()
 
 
 def test_without_a_folder_there_is_nothing_to_fill(tiny_base: Path, tiny_pictures: Path) -> None:

@@ -130,6 +130,14 @@ class Store:
             self._refresh()
         return digest in self._places or digest in self._unstored
 
+    def size_of(self, key: tuple[object, ...]) -> int:
+        """Return the bytes that an entry takes which is stored or, for want of a place, in memory."""
+        digest = self.digest(key)
+        if digest in self._places:
+            shard, row = self._places[digest]
+            return shard.entry(row).length
+        return sum(tensor.nbytes for tensor in self._unstored[digest].values())
+
     def digest(self, key: tuple[object, ...]) -> bytes:
         """Return what a key is found by."""
         return hashlib.sha256(json.dumps([_VERSION, self._base, *key]).encode()).digest()[:DIGEST_BYTES]
@@ -188,7 +196,8 @@ class Store:
                 self.append(digest, kind, content)
             except OSError as error:
                 what = f"cannot be written: {error.strerror or error}"
-                self.fault = UserError(what, code="files.unwritable", where=self.folder)
+                remedy = "make room, or name a folder on another disk: data.cache=FOLDER"
+                self.fault = UserError(what, code="files.unwritable", where=self.folder, remedy=remedy)
             except UserError as fault:
                 self.fault = fault
         return self.fault is None

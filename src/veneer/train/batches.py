@@ -52,6 +52,14 @@ class EncodingCall:
     draw: SampleDraw | None
     encode: Callable[[], object]
 
+    @property
+    def pixels(self) -> int | None:
+        """Pixels of the picture, or of all frames of the clip, that is encoded; None: not known, or it is a text."""
+        if self.draw is None:
+            return None
+        frames = 1 if self.draw.span is None else self.draw.span.count
+        return frames * self.draw.size[0] * self.draw.size[1]
+
     def __call__(self) -> None:
         """Encode it."""
         self.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -72,14 +73,45 @@ def fill_cache(config: RunConfig, emit: Callable[[EncodingProgress], None]) -> C
         emit: is called with the progress.
 
     Raises:
-        UserError: the run would be refused, or the cache cannot be written to.
+        UserError: the run would be refused, or the cache cannot be written to, or has no room for all.
     """
     folder, run = cache_of(config), _EncodedRun.of(config)
     calls = run.calls()
+    _check_room(calls, run.store, folder)
     for progress in run.batches.encode(calls):
         emit(progress)
         _check_stored(run.store)
     return CacheFilled(len(calls), len(calls) - run.store.computed, run.store.computed, folder)
+
+
+def _check_room(calls: Sequence[EncodingCall], store: Store, folder: Path) -> None:
+    """Refuse to encode what the disk has no room for, told by the first entry of each kind that is encoded.
+
+    Latents are as large as the pictures' area is; where that is not known, an entry counts as large as the first one.
+
+    Raises:
+        UserError: there is no room.
+    """
+    missing: dict[str, list[EncodingCall]] = {}
+    for call in calls:
+        if call.key is not None and not store.holds(call.key):
+            missing.setdefault(str(call.key[0]), []).append(call)
+    needed = 0.0
+    for several in missing.values():
+        first, *others = several
+        first()
+        _check_stored(store)
+        assert first.key is not None
+        needed += store.size_of(first.key) * sum(_times_as_large(call, first) for call in others)
+    free = shutil.disk_usage(folder).free if missing else 0
+    if needed > free:
+        what = f"needs about {needed / 1e9:.3g} GB more, and {free / 1e9:.3g} GB are free"
+        remedy = "make room (veneer data cache --prune removes what is not needed), or name another: data.cache=FOLDER"
+        raise UserError(what, code="cache.no_room", where=folder, remedy=remedy)
+
+
+def _times_as_large(call: EncodingCall, first: EncodingCall) -> float:
+    return 1.0 if call.pixels is None or first.pixels is None else call.pixels / first.pixels
 
 
 def _check_stored(store: Store) -> None:
