@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tests.errors import raises_code
 from tests.families.anima import open_anima, text_of, tiny_transformer, write_tiny_anima
+from tests.key_tables import read_key_table
 from veneer.adapter.lora import LoraFactors
 from veneer.config.base_name import BaseName
 from veneer.family.anima import Anima, complete_transformer
@@ -148,11 +149,14 @@ def native(folder: Path, stem: str) -> dict[str, Tensor]:
 def test_comfy_s_file_has_the_transformer_and_its_conditioner(folder: Path, stem: str, tmp_path: Path) -> None:
     """Beside the other parts, which are named; the configurations lie in the folder that they are named in."""
     save_file(native(folder, stem), tmp_path / "anima.safetensors")
-    for name in ("transformer", "text_conditioner"):
+    states = load_file(folder / "text_encoder" / "model.safetensors")
+    save_file({f"model.{name}": tensor for name, tensor in states.items()}, tmp_path / "qwen_3_06b_base.safetensors")
+    for name in ("transformer", "text_conditioner", "text_encoder"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_bytes((folder / name / "config.json").read_bytes())
     (tmp_path / "modular_model_index.json").write_bytes((folder / "modular_model_index.json").read_bytes())
-    components = {name: str(folder) for name in ("vae", "text_encoder", "tokenizer", "t5_tokenizer", "scheduler")}
+    components = {name: str(folder) for name in ("vae", "tokenizer", "t5_tokenizer", "scheduler")}
+    components["text_encoder"] = str(tmp_path / "qwen_3_06b_base.safetensors")
     base = BaseName(str(tmp_path / "anima.safetensors"), components)
     assert find(base).pipeline == "AnimaModularPipeline"
     family, whole = load_family(base), load_family(str(folder))
@@ -188,12 +192,23 @@ def test_a_file_for_comfy_is_read_by_diffusers_at_its_strength(family: Anima, fo
         for path, layer in layers.items()
         if isinstance(layer, nn.Linear)
     }
+    known = {path.partition(".")[2] for path in paths}
     file = tmp_path / "anima.safetensors"
     save(AdapterFile(weights), file, "comfy", BaseNames.of(family.networks))
     tensors = load_file(file)
     name = "diffusion_model.blocks.1.cross_attn.k_proj"
     assert {key for key in tensors if key.startswith(name)} == {f"{name}.lora_A.weight", f"{name}.lora_B.weight"}
     read = load(file, family.networks).weights
+    save(AdapterFile(weights), tmp_path / "kohya.safetensors", "kohya", BaseNames.of(family.networks))
+    kohya = load_file(tmp_path / "kohya.safetensors")
+    assert {key.partition(".")[0] for key in kohya} == {
+        row.kohya for row in read_key_table("anima") if row.path in known
+    }
+    for parts, strength in ((tensors, 1.0), (kohya, 0.7 / 3)):
+        ups = (f"{name}.lora_B.weight", "lora_unet_blocks_1_cross_attn_k_proj.lora_up.weight")
+        (up,) = (parts[key] for key in ups if key in parts)
+        expected = weights[paths[0]]
+        torch.testing.assert_close(strength * up, expected.scale * expected.up)
     theirs = load_family(str(folder))
     pipeline: Any = theirs.pipeline()
     pipeline.load_lora_weights(str(tmp_path), weight_name=file.name)

@@ -94,6 +94,51 @@ def test_the_weights_are_those_of_diffusers_reader(name: str, stem: str, tmp_pat
     assert all(torch.equal(weights[key], own[key]) for key in own)
 
 
+INNER = {"norm1": "residual.0", "conv1": "residual.2", "norm2": "residual.3", "conv2": "residual.6"}
+INNER |= {"conv_shortcut": "shortcut"}
+OUTER = {"conv_in": "conv1", "norm_out": "head.0", "conv_out": "head.2"}
+MIDDLE = {"resnets.0": "middle.0", "attentions.0": "middle.1", "resnets.1": "middle.2"}
+
+
+def wan_autoencoder(name: str) -> str:
+    """What Wan's code calls a weight of its autoencoder, which Qwen-Image's files have too."""
+    side, _, rest = name.partition(".")
+    if side in ("quant_conv", "post_quant_conv"):
+        return name.replace("post_quant_conv", "conv2").replace("quant_conv", "conv1")
+    for table, before in ((OUTER, ""), (MIDDLE, r"mid_block\.")):
+        for own, native in table.items():
+            rest = re.sub(rf"^{before}{re.escape(own)}\.", f"{native}.", rest)
+    for pattern, step in ((r"up_blocks\.(\d)\.resnets\.(\d)", 0), (r"up_blocks\.(\d)\.upsamplers\.(\d)", 3)):
+        if match := re.match(pattern, rest):
+            rest = f"upsamples.{4 * int(match[1]) + int(match[2]) + step}{rest[match.end() :]}"
+    rest = rest.replace("down_blocks.", "downsamples.")
+    if re.match(r"(?:down|up)samples|middle\.[02]", rest):
+        for own, native in INNER.items():
+            rest = rest.replace(f".{own}.", f".{native}.")
+    return f"{side}.{rest}"
+
+
+@pytest.mark.parametrize("stem", ["", "first_stage_model."])
+def test_qwen_image_s_autoencoder_is_read_under_wan_s_names(stem: str, tmp_path: Path) -> None:
+    """As ComfyUI's ``qwen_image_vae.safetensors`` has it; diffusers reads such a file for Wan's class alone."""
+    shape: dict[str, Any] = {"base_dim": 4, "z_dim": 4, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2}
+    shape |= {"temperal_downsample": [False, True, True], "latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
+    network = diffusers.AutoencoderKLQwenImage(**shape)
+    own = network.state_dict()
+    native = {wan_autoencoder(name): tensor.contiguous() for name, tensor in own.items()}
+    assert {"conv1.weight", "decoder.middle.1.to_qkv.weight", "decoder.upsamples.7.resample.1.weight"} <= native.keys()
+    save_file({f"{stem}{name}": tensor for name, tensor in native.items()}, tmp_path / "vae.safetensors")
+    stored = foreign_weights(network, network.config, open_weights(tmp_path / "vae.safetensors"))
+    assert stored is not None and stored.keys() == own.keys()
+    assert all(torch.equal(weight.read(), own[name]) for name, weight in stored.items())
+    diffusers.AutoencoderKLWan(**shape).save_config(tmp_path / "config")
+    save_file(native, tmp_path / "wan.safetensors")
+    theirs = diffusers.AutoencoderKLWan.from_single_file(
+        str(tmp_path / "wan.safetensors"), config=str(tmp_path / "config"), subfolder=""
+    )
+    assert all(torch.equal(theirs.state_dict()[name], tensor) for name, tensor in own.items())
+
+
 def test_a_converter_that_computes_with_weights_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from diffusers.loaders import single_file_model
 

@@ -13,7 +13,7 @@ import pytest
 from huggingface_hub import errors
 
 from tests.errors import raises_code
-from veneer.family.hub import files_of_parts
+from veneer.family.hub import files_of_parts, read_index
 from veneer.family.networks import LoadOptions
 from veneer.family.registry import find, load_family
 
@@ -124,6 +124,23 @@ def test_a_base_is_fetched_when_it_is_loaded_and_only_what_is_loaded(hub: Callab
     wanted = options["allow_patterns"]
     assert {"model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"} <= set(wanted)
     assert not [name for name in wanted if name.endswith((".bin", ".ckpt", ".py")) or "fp16" in name]
+
+
+def test_a_modular_pipeline_s_index_is_asked_for_where_there_is_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = tmp_path / "modular_model_index.json"
+    index.write_text('{"_class_name": "AnimaModularPipeline", "vae": ["diffusers", "A", {"subfolder": "vae"}]}')
+
+    def download(base: str, name: str) -> str:
+        if name != index.name:
+            raise answer(errors.RemoteEntryNotFoundError, 404)
+        return str(index)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    assert find("owner/name").pipeline == "AnimaModularPipeline"
+    assert read_index("owner/name")["vae"] == ["diffusers", "A"]
+    assert files_of_parts([index.name, "README.md"], ["vae"]) == [index.name]
 
 
 def test_without_a_network_what_was_fetched_before_is_loaded(hub: Callable[..., list[Any]]) -> None:

@@ -8,7 +8,6 @@ from types import MappingProxyType, SimpleNamespace
 from typing import Any, cast
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from veneer.family.abstract import AbstractTokenizer
@@ -110,10 +109,6 @@ class Anima(QwenLatents):
             padding_mask=noisy.new_zeros(1, 1, height, width, dtype=dtype),
         )
         return cast(Tensor, output.sample[:, :, 0])
-
-    def pictures_of(self, painted: Any) -> Sequence[Image.Image]:
-        """Return the pictures in the state that a modular pipeline returns."""
-        return cast(Sequence[Image.Image], painted.get("images"))
 
     def _text_config(self, name: str) -> Any:
         """Return as a language model's the number of tokens that the conditioner has vectors for."""

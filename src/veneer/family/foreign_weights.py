@@ -37,6 +37,8 @@ _UNUSED = re.compile(
     r"|(?:\w+_)?iter|ema_decay)$|^(?:decoder|visual|vision_tower|vision_model|multi_modal_projector|model\.visual)\."
 )
 """Tensors of a text encoder's file that the text encoder has no place for, such as what turns states into words."""
+_SAME_NETWORK: Mapping[str, str] = {"AutoencoderKLQwenImage": "AutoencoderKLWan"}
+"""Classes that diffusers has no converter for, whose networks are those of another one, to the names."""
 _STRIDE, _STEP = 3, 7  # of the second numbering, whose outcome tells whether a converter computes with what it is given
 
 
@@ -114,7 +116,7 @@ def _converted(kind: type[Any], config: Mapping[str, Any], own: Shapes, inner: S
     """
     from diffusers.loaders.single_file_model import SINGLE_FILE_LOADABLE_CLASSES
 
-    entry = SINGLE_FILE_LOADABLE_CLASSES.get(kind.__name__)
+    entry = SINGLE_FILE_LOADABLE_CLASSES.get(_SAME_NETWORK.get(kind.__name__, kind.__name__))
     if entry is None:
         return None
     starts = dict(zip(inner, accumulate(map(_rows, inner.values()), initial=0), strict=False))
