@@ -23,7 +23,7 @@ from veneer.data.prompt_syntax import (
 )
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.unread import note_unread
-from veneer.data.tags import TagCaption, TagRules, around, split_tags, without_mark
+from veneer.data.tags import KEPT_MARK, TagCaption, TagRules, around, split_tags, without_mark
 from veneer.data.trigger import SEPARATORS, holds_trigger, with_trigger
 from veneer.data.wording import few
 from veneer.errors import UserError
@@ -110,6 +110,8 @@ def _placed(entries: Sequence[Entry], trigger: str | None) -> Sequence[Entry]:
 
 def _completed(entry: Entry, trigger: str | None, style: CaptionStyle, rules: TagRules) -> Entry:
     rules = entry.tag_rules or rules
+    if trigger is None and not style.templates and not rules.vary and _are_plain(entry.captions):
+        return entry
     templates = style.templates or (_PLAIN,)
     captions = entry.captions
     if not captions:  # a template that is for captions says nothing without one
@@ -120,6 +122,11 @@ def _completed(entry: Entry, trigger: str | None, style: CaptionStyle, rules: Ta
     by_text = {one.text: one for one in whole}
     tags = tuple(by_text.values()) if rules.vary else ()
     return replace(entry, captions=tuple(by_text) or with_trigger((), trigger), tags=tags)
+
+
+def _are_plain(captions: Sequence[str]) -> bool:
+    """Check whether captions are shown as they are written, where there is neither trigger nor template."""
+    return all(captions) and len(set(captions)) == len(captions) > 0 and KEPT_MARK not in "".join(captions)
 
 
 def _fill(template: str, caption: str, trigger: str | None, placement: Placement, rules: TagRules) -> TagCaption:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from veneer.data.inspection import Inspection
 from veneer.data.manifest import Rejected
-from veneer.rng import key, uniform
+from veneer.rng import keys
 
 __all__ = ["MANY", "choose_held_out", "split", "without_held_out"]
 
@@ -36,9 +38,11 @@ def choose_held_out(ids: Sequence[str], share: float, group_of: Mapping[str, str
     if share > 0 and total >= 10:
         count = max(count, 1)
     count = min(count, max(total - 1, 0))
-    groups = sorted(_groups(ids, group_of), key=lambda group: key(_PURPOSE, group[0]))
-    small = [group for group in groups if len(group) <= count]
-    chosen = [group for group in small if uniform(_PURPOSE, group[0]) < share] if total >= MANY else []
+    groups = _groups(ids, group_of)
+    keys_G = keys((_PURPOSE,), [group[0] for group in groups])
+    order = [place for place in np.argsort(keys_G, kind="stable").tolist() if len(groups[place]) <= count]
+    small = [groups[place] for place in order]
+    chosen = [groups[place] for place in order if keys_G[place] / 2.0**63 < share] if total >= MANY else []
     if not chosen:
         chosen = _filling(small, count if total < MANY else min(count, 1))
     held = [id for group in chosen for id in group]
@@ -51,11 +55,12 @@ def _groups(ids: Sequence[str], group_of: Mapping[str, str] | None) -> list[list
     groups: dict[str, list[str]] = {}
     for id in ids:
         groups.setdefault(id if group_of is None else group_of[id], []).append(id)
-    return [members if len(members) == 1 else sorted(members, key=_place_in_group) for members in groups.values()]
+    return [members if len(members) == 1 else _deciding_first(members) for members in groups.values()]
 
 
-def _place_in_group(id: str) -> int:
-    return key("deciding", id)
+def _deciding_first(members: list[str]) -> list[str]:
+    order = np.argsort(keys(("deciding",), members), kind="stable")
+    return [members[place] for place in order.tolist()]
 
 
 def _filling(groups: Sequence[list[str]], count: int) -> list[list[str]]:

@@ -25,7 +25,7 @@ from veneer.data.buckets import Buckets, Extent, Size
 from veneer.data.clip_frames import FrameSpan
 from veneer.data.manifest import Manifest, Sample
 from veneer.data.shuffle_window import DEFAULT_WINDOW, with_windows
-from veneer.rng import key, uniform
+from veneer.rng import keys, uniforms
 
 __all__ = ["DrawSchedule", "SampleDraw"]
 
@@ -124,6 +124,7 @@ class PictureStream:
         self._is_whole = bool((self._rates_N == np.floor(self._rates_N)).all())
         self.rate = float(self._rates_N.sum())
         self._orders: dict[int, NDArray[np.intp]] = {}
+        self._shown: dict[int, int] = {}
 
     def draw(self, start: int, count: int) -> list[Sample]:
         """Return ``count`` pictures of the stream from place ``start`` on."""
@@ -149,7 +150,11 @@ class PictureStream:
 
     def _shown_before(self, epoch: int) -> int:
         """Return how many pictures all epochs before this one show."""
-        return epoch * int(self.rate) if self._is_whole else int(self._times_before(epoch).sum())
+        if self._is_whole:
+            return epoch * int(self.rate)
+        if epoch not in self._shown:  # a sum over all pictures, which no draw shall repeat
+            self._shown[epoch] = int(self._times_before(epoch).sum())
+        return self._shown[epoch]
 
     def _times_before(self, epoch: int) -> NDArray[np.int64]:
         """Return how often each picture (N,) is shown in all epochs before this one."""
@@ -157,7 +162,7 @@ class PictureStream:
 
     @cached_property
     def _phases_N(self) -> NDArray[np.float64]:
-        phases = [uniform(self._seed, sample.id, "weight") for sample in self._samples]
+        phases = uniforms((self._seed,), [sample.id for sample in self._samples], "weight")
         # whole rates need none, and stay clear of rounding
         return np.where(self._rates_N == np.floor(self._rates_N), 0.0, phases)
 
@@ -175,14 +180,11 @@ class PictureStream:
     def _compute_order(self, epoch: int) -> NDArray[np.intp]:
         times_N = self._times_before(epoch + 1) - self._times_before(epoch)
         repeated = np.repeat(np.arange(len(times_N)), times_N)
-        keys = np.fromiter(
-            (
-                key(self._seed, epoch, sample.id, turn, "order")
-                for sample, times in zip(self._samples, times_N.tolist(), strict=True)
-                for turn in range(times)
-            ),
-            dtype=np.int64,
-            count=len(repeated),
-        )
-        order = repeated[np.argsort(keys, kind="stable")]
+        starts = np.cumsum(times_N) - times_N
+        keys_E = np.empty(len(repeated), np.int64)
+        for turn in range(int(times_N.max(initial=0))):
+            again = np.flatnonzero(times_N > turn)
+            ids = [self._samples[index].id for index in again.tolist()]
+            keys_E[starts[again] + turn] = keys((self._seed, epoch), ids, turn, "order")
+        order = repeated[np.argsort(keys_E, kind="stable")]
         return with_windows(order, self._samples, self._seed, epoch, self._window)

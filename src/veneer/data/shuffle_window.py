@@ -7,8 +7,7 @@ stay near each other, at most a window apart, which is less of a shuffle than th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,8 @@ def with_windows(order: Indices, samples: Sequence[Sample], seed: int, epoch: in
         epoch: from 0.
         window: how many pictures are shuffled among themselves.
     """
-    is_remote_E = np.array([samples[index].location.is_remote for index in order.tolist()], dtype=bool)
+    is_remote_N = np.array([sample.location.is_remote for sample in samples], dtype=bool)
+    is_remote_E = is_remote_N[order]
     if not is_remote_E.any():
         return order
     local, remote = order[~is_remote_E], order[is_remote_E]
@@ -50,15 +50,13 @@ def with_windows(order: Indices, samples: Sequence[Sample], seed: int, epoch: in
 
 def _within_windows(order: Indices, samples: Sequence[Sample], seed: int, epoch: int, window: int) -> Indices:
     """Return an order by shard and place in it, but in each window as pictures were before."""
-    ordered = [samples[index] for index in order.tolist()]
-    shards = {sample.location.container for sample in ordered}
-    rank = {shard: (key(seed, epoch, shard.name, "shard order"), str(shard)) for shard in shards}
-    near = sorted(range(len(ordered)), key=lambda place: _place(ordered[place], rank))
-    near_E = np.array(near, dtype=np.intp)
+    places = [samples[index].location for index in order.tolist()]
+    shards = {place.container for place in places}
+    ranked = sorted(shards, key=lambda shard: (key(seed, epoch, shard.name, "shard order"), str(shard)))
+    rank = {shard: number for number, shard in enumerate(ranked)}
+    rank_E = np.array([rank[place.container] for place in places], dtype=np.int64)
+    offset_E = np.array([place.offset or 0 for place in places], dtype=np.int64)
+    near_E: Indices = np.lexsort((offset_E, rank_E))
     blocks = (np.sort(near_E[start : start + window]) for start in range(0, len(near_E), window))
     shuffled: Indices = order[np.concatenate(list(blocks))]
     return shuffled
-
-
-def _place(sample: Sample, rank: Mapping[Path, tuple[int, str]]) -> tuple[tuple[int, str], int]:
-    return rank[sample.location.container], sample.location.offset or 0

@@ -83,7 +83,9 @@ def _with_masks_beside(listing: Listing) -> Listing:
 
 def _without_labels(listing: Listing) -> Listing:
     """Leave out what is named as OneTrainer names masks and conditioning pictures, and belongs to a picture."""
-    found = _of_pictures([entry.path for entry in listing.entries], listing.entries, _LABEL)
+    found = _of_pictures(_likely(listing.entries), listing.entries, _LABEL)
+    if not found:
+        return listing
     entries = tuple(entry for entry in listing.entries if entry.path not in found)
     reasons = [Rejected(label, f"a mask or conditioning picture of {found[label].name}: {_HOW}") for label in found]
     return replace(listing, entries=entries, rejected=(*listing.rejected, *reasons))
@@ -94,11 +96,17 @@ _HOW = "masks are read with masks: beside, and such pictures are not trained on"
 
 def _note_names(listing: Listing) -> Listing:
     """Note pictures that are named as masks of others and are trained on as pictures."""
-    found = _of_pictures([entry.path for entry in listing.entries], listing.entries, _MASK)
+    found = _of_pictures(_likely(listing.entries), listing.entries, _MASK)
     if not found:
         return listing
     note = f"named as masks of other pictures, and learned as pictures (masks: beside reads them): {few([*found])}"
     return replace(listing, notes=(*listing.notes, note))
+
+
+def _likely(entries: Iterable[Entry]) -> list[Path]:
+    """Return the paths of those whose names any mask or label has a part of: of a million, few are looked at closely."""
+    names = ((entry, (entry.location.member or entry.location.container.name).lower()) for entry in entries)
+    return [entry.path for entry, name in names if "mask" in name or "condlabel" in name]
 
 
 def _of_pictures(files: Iterable[Path], entries: Iterable[Entry], names: re.Pattern[str]) -> Mapping[Path, Path]:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import astuple
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ __all__ = ["ShardIndex"]
 _VERSION = 1
 """Raise it when the same shard begins to give other lines."""
 _FOLDER = "shard-index"
+_LINES = 2**12
+"""Lines that are read at a time."""
 
 
 class ShardIndex:
@@ -95,11 +98,13 @@ def _load(path: Path) -> ShardContent | None:
         with path.open("rb") as file:
             head = json.loads(next(file))
             content = ShardContent([], [(name, reason) for name, reason in head["rejected"]], list(head["unread"]))
-            for line in file:
-                values = json.loads(line)
-                if isinstance(values, dict):
-                    return content if values["pictures"] == len(content.pictures) else None
-                content.pictures.append(_picture(values))
+            while lines := list(islice(file, _LINES)):
+                # as one text, for a million lines by themselves take twice the time
+                rows = json.loads(b"[" + b",".join(lines) + b"]")
+                end = rows.pop() if isinstance(rows[-1], dict) else None
+                content.pictures += map(_picture, rows)
+                if end is not None:
+                    return content if end["pictures"] == len(content.pictures) else None
     except (OSError, ValueError, KeyError, TypeError, StopIteration):
         return None
     return None

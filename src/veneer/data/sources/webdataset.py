@@ -47,19 +47,18 @@ class WebdatasetSource:
             shards = _remote_shards(url)
         if shards is None:
             return None
-        contents = {shard: self._read(shard, config) for shard in shards}
-        entries = tuple(_entry(shard, one) for shard, content in contents.items() for one in content.pictures)
-        rejected = tuple(
-            Rejected(Location(shard, name or None).path, reason)
-            for shard, content in contents.items()
-            for name, reason in content.rejected
-        )
+        entries, rejected, fields = list[Entry](), list[Rejected](), dict[str, None]()
+        for shard in dict.fromkeys(shards):  # what one holds is gone before the next is read
+            content = self._read(shard, config)
+            entries += [_entry(shard, one) for one in content.pictures]
+            rejected += [Rejected(Location(shard, name or None).path, reason) for name, reason in content.rejected]
+            fields |= dict.fromkeys(content.unread)
         if not entries and not rejected:
             remedy = f"fields that are read: {' '.join(FIELDS)}"
             raise UserError("no picture in the shards", code="data.no_picture", where=config.path, remedy=remedy)
-        unread = [f".{name}" for name in dict.fromkeys(name for one in contents.values() for name in one.unread)]
+        unread = [f".{name}" for name in fields]
         notes = (f"{config.path}: members of these fields are not read: {few(unread)}",) if unread else ()
-        return Listing(entries, rejected, notes)
+        return Listing(tuple(entries), tuple(rejected), notes)
 
     def _read(self, shard: Path, config: SourceConfig) -> ShardContent:
         url = url_of(shard)
