@@ -35,7 +35,8 @@ def keys(before: tuple[int | str, ...], texts: Iterable[str], *after: int | str)
     head = "".join(f"{_text((part,))}\x1f" for part in before) + "str:"
     tail = "".join(f"\x1f{_text((part,))}" for part in after)
     digests = [blake2b(f"{head}{text}{tail}".encode(), digest_size=8).digest() for text in texts]
-    return (np.frombuffer(b"".join(digests), ">u8") >> np.uint64(1)).astype(np.int64)
+    numbers: NDArray[np.int64] = (np.frombuffer(b"".join(digests), ">u8") >> np.uint64(1)).astype(np.int64)
+    return numbers
 
 
 def uniforms(before: tuple[int | str, ...], texts: Iterable[str], *after: int | str) -> NDArray[np.float64]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 from veneer.config.data_config import DataConfig
+from veneer.data.collector import spared
 from veneer.data.prompt_syntax import (
     MAX_ALTERNATIVES,
     WILDCARD,
@@ -97,7 +98,7 @@ def complete_captions(
     """
     entries, notes = _without_syntax(source, _placed(listing.entries, trigger), style.prompt_weights)
     notes += [*_note_ignored(entries, style.templates), *_note_tags(entries, rules)]
-    complete = [_completed(entry, trigger, style, rules) for entry in entries]
+    complete = [_completed(entry, trigger, style, rules) for entry in spared(entries)]
     return replace(listing, entries=tuple(complete), notes=(*listing.notes, *notes))
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from veneer.data.inspection import Inspection
-from veneer.data.manifest import Rejected
+from veneer.data.manifest import Rejected, Sample
 from veneer.rng import keys
 
 __all__ = ["MANY", "choose_held_out", "split", "without_held_out"]
@@ -84,7 +84,7 @@ def split(
     chosen = choose_held_out(list(pictures.samples), share, group_of)
     train = {id: sample for id, sample in pictures.samples.items() if id not in chosen}
     held = {id: sample for id, sample in pictures.samples.items() if id in chosen}
-    return replace(pictures, samples=train), Inspection(held)
+    return _of_samples(pictures, train), Inspection(held)
 
 
 def without_held_out(pictures: Inspection, held: Inspection) -> Inspection:
@@ -92,4 +92,9 @@ def without_held_out(pictures: Inspection, held: Inspection) -> Inspection:
     both = [sample for id, sample in pictures.samples.items() if id in held.samples]
     train = {id: sample for id, sample in pictures.samples.items() if id not in held.samples}
     reasons = [Rejected(sample.path, f"held out as {held.samples[sample.id].path}") for sample in both]
-    return replace(pictures, samples=train, rejected=(*pictures.rejected, *reasons))
+    return replace(_of_samples(pictures, train), rejected=(*pictures.rejected, *reasons))
+
+
+def _of_samples(pictures: Inspection, samples: dict[str, Sample]) -> Inspection:
+    """Return what is known of pictures for some of them, without thumbnails."""
+    return replace(pictures, samples=samples, thumbs=Inspection().thumbs)

@@ -16,11 +16,13 @@ import numpy as np
 
 from veneer.config.colour import rgb
 from veneer.data.clip import is_clip
+from veneer.data.collector import spared
 from veneer.data.decode import TRANSPARENT, decode
-from veneer.data.duplicates import THUMB, Thumb
+from veneer.data.duplicates import THUMB
 from veneer.data.location import Location
 from veneer.data.manifest import Manifest, Mask, Reference, Rejected, Sample, content_id, sample_id
 from veneer.data.mask import decode_alpha, decode_mask, mean_of
+from veneer.data.near_pairs import Bytes
 from veneer.data.parallel import map_in_order
 from veneer.data.seen import Look, Seen, see
 from veneer.data.seen_clip import see_clip
@@ -45,7 +47,7 @@ class Inspection:
 
     Attributes:
         samples: those that can be used, by id.
-        thumbs: their thumbnails, by id.
+        thumbs: their thumbnails, (N, THUMB, THUMB, 3), in the samples' order; none where they are not kept.
         looks: what was seen of them, by id.
         rejected: those that are left out.
         faults: those of them that cannot be used, though they should be.
@@ -54,7 +56,7 @@ class Inspection:
     """
 
     samples: dict[str, Sample] = field(default_factory=dict)
-    thumbs: dict[str, Thumb] = field(default_factory=dict)
+    thumbs: Bytes = field(default_factory=lambda: _as_thumbs(b""), compare=False)
     looks: dict[str, Look] = field(default_factory=dict)
     rejected: tuple[Rejected, ...] = ()
     faults: tuple[Rejected, ...] = ()
@@ -68,10 +70,10 @@ class Inspection:
 
 @dataclass(frozen=True)
 class _Inspected:
-    """A picture that can be used, with remarks on how it is decoded; and its thumbnail."""
+    """A picture that can be used, with remarks on how it is decoded; and its thumbnail's bytes."""
 
     sample: Sample
-    thumb: Thumb
+    thumb: bytes
     look: Look
     remarks: tuple[str, ...]
 
@@ -99,7 +101,7 @@ def inspect_pictures(
     entries = [entry for listing in listings for entry in listing.entries]
     results = _inspect_all(entries, partial(_inspect, background=rgb(background), clips=clips), workers)
     with closing(results):
-        for done, (entry, result) in enumerate(zip(entries, results, strict=True), start=1):
+        for done, (entry, result) in enumerate(spared(zip(entries, results, strict=True)), start=1):
             collected.add(entry, result)
             progress(done, len(entries))
     return collected.inspection([note for listing in listings for note in listing.notes])
@@ -112,7 +114,7 @@ class _Collected:
     rejected: list[Rejected]
     faults: list[Rejected]
     samples: dict[str, Sample] = field(default_factory=dict)
-    thumbs: dict[str, Thumb] = field(default_factory=dict)
+    thumbs: bytearray = field(default_factory=bytearray)
     looks: dict[str, Look] = field(default_factory=dict)
     copies: list[tuple[Path, Path]] = field(default_factory=list)
     remarks: dict[str, list[Path]] = field(default_factory=dict)
@@ -135,7 +137,9 @@ class _Collected:
         if first is not None:
             self.copies.append((first.path, sample.path))
             sample = _unite(first, sample)
-        self.samples[sample.id], self.thumbs[sample.id], self.looks[sample.id] = sample, result.thumb, result.look
+        else:
+            self.thumbs += result.thumb
+        self.samples[sample.id], self.looks[sample.id] = sample, result.look
 
     def inspection(self, notes: list[str]) -> Inspection:
         """Return all of it.
@@ -145,7 +149,8 @@ class _Collected:
         """
         notes = notes + [f"{remark}: {few(paths)}" for remark, paths in self.remarks.items()]
         rejected, faults = tuple(self.rejected), tuple(self.faults)
-        return Inspection(self.samples, self.thumbs, self.looks, rejected, faults, tuple(self.copies), tuple(notes))
+        thumbs, copies = _as_thumbs(self.thumbs), tuple(self.copies)
+        return Inspection(self.samples, thumbs, self.looks, rejected, faults, copies, tuple(notes))
 
 
 def _inspect_all(
@@ -196,8 +201,12 @@ def _inspected(
         frames=seen.frames,
         frame_rate=seen.frame_rate,
     )
-    thumb: Thumb = np.ndarray((THUMB, THUMB, 3), np.dtype(np.uint8), seen.thumb)
-    return _Inspected(sample, thumb, seen.look, seen.remarks)
+    return _Inspected(sample, seen.thumb, seen.look, seen.remarks)
+
+
+def _as_thumbs(content: bytes | bytearray) -> Bytes:
+    """Return the thumbnails whose bytes follow each other."""
+    return np.frombuffer(content, np.uint8).reshape(-1, THUMB, THUMB, 3)
 
 
 def _mask(entry: Entry, content: bytes, size: tuple[int, int]) -> Mask | None:

@@ -12,12 +12,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from veneer.config.data_config import DataConfig
 from veneer.config.schema import RunConfig
 from veneer.config.source_config import SourceConfig
-from veneer.data.duplicates import THUMB, Comparison, Thumb, compare, near_duplicates
+from veneer.data.duplicates import Comparison, compare, near_duplicates
 from veneer.data.holdout import split, without_held_out
 from veneer.data.inspection import Advance, Inspection, inspect_pictures, no_progress
 from veneer.data.manifest import Manifest, Rejected, Sample
@@ -112,7 +111,7 @@ def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Data
         held = _inspect_held_out(config.held_out, config)
         train = without_held_out(pictures, held)
     else:
-        comparison = compare(_thumbs(pictures.thumbs), np.zeros(len(pictures.thumbs), bool))
+        comparison = compare(pictures.thumbs, np.zeros(len(pictures.thumbs), bool))
         train, held = split(pictures, config.held_out, _groups(pictures, comparison))
     _refuse_if_empty(train, config.sources[0].path)
     _check_references(config, [*train.samples.values(), *held.samples.values()])
@@ -124,7 +123,7 @@ def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Data
         near,
         pictures.copies,
         notes,
-        pictures.looks | held.looks,
+        {**pictures.looks, **held.looks} if held.looks else pictures.looks,
         counts,
     )
     return dataset, _too_faulty(pictures, config)
@@ -235,7 +234,7 @@ def _check_references(config: DataConfig, samples: Sequence[Sample]) -> None:
 
 def _groups(pictures: Inspection, comparison: Comparison) -> dict[str, str]:
     """Return for each picture, by id, the first one of those that it looks like."""
-    ids = list(pictures.thumbs)
+    ids = list(pictures.samples)
     return {id: ids[first] for id, first in zip(ids, comparison.group_N.tolist(), strict=True)}
 
 
@@ -247,16 +246,17 @@ def _near_paths(pictures: Inspection, held: Inspection, comparison: Comparison |
         held: what is held out.
         comparison: of all pictures as if none were held out; None: there is none. It holds where groups are whole.
     """
-    thumbs = {**pictures.thumbs, **held.thumbs}
-    samples = {**pictures.samples, **held.samples}
-    held_N = np.array([id in held.samples for id in thumbs], dtype=bool)
+    known = pictures.samples
+    others = [place for place, id in enumerate(held.samples) if id not in known]
+    ids = [*known, *(id for id in held.samples if id not in known)]
+    held_N = np.array([id in held.samples for id in ids], dtype=bool)
     if comparison is None or (held_N != held_N[comparison.group_N]).any():
-        pairs = near_duplicates(_thumbs(thumbs), held_N)
+        thumbs = np.concatenate([pictures.thumbs, held.thumbs[others]]) if others else pictures.thumbs
+        pairs = near_duplicates(thumbs, held_N)
     else:
         pairs = comparison.pairs
-    paths = [samples[id].path for id in thumbs]
-    return tuple((paths[first], paths[second]) for first, second in pairs)
 
+    def path(place: int) -> Path:
+        return (held.samples.get(ids[place]) or known[ids[place]]).path
 
-def _thumbs(thumbs: Mapping[str, Thumb]) -> NDArray[np.uint8]:
-    return np.stack(list(thumbs.values())) if thumbs else np.zeros((0, THUMB, THUMB, 3), np.uint8)
+    return tuple((path(first), path(second)) for first, second in pairs)

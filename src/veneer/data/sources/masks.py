@@ -104,7 +104,7 @@ def _note_names(listing: Listing) -> Listing:
 
 
 def _likely(entries: Iterable[Entry]) -> list[Path]:
-    """Return the paths of those whose names any mask or label has a part of: of a million, few are looked at closely."""
+    """Return the paths of those in whose names a word is that masks and labels have: of a million, few."""
     names = ((entry, (entry.location.member or entry.location.container.name).lower()) for entry in entries)
     return [entry.path for entry, name in names if "mask" in name or "condlabel" in name]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from veneer.config.source_config import SourceConfig
+from veneer.data.collector import spared
 from veneer.data.location import Location
 from veneer.data.manifest import Rejected
 from veneer.data.remote import RemotePart, open_remote, remote_state
@@ -48,7 +49,7 @@ class WebdatasetSource:
         if shards is None:
             return None
         entries, rejected, fields = list[Entry](), list[Rejected](), dict[str, None]()
-        for shard in dict.fromkeys(shards):  # what one holds is gone before the next is read
+        for shard in spared(dict.fromkeys(shards), every=1):  # what one holds is gone before the next is read
             content = self._read(shard, config)
             entries += [_entry(shard, one) for one in content.pictures]
             rejected += [Rejected(Location(shard, name or None).path, reason) for name, reason in content.rejected]
