@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from veneer.engine.block_weights import watch_storages
 from veneer.engine.placeholders import is_placeholder
 from veneer.plan.cpu.workspace import KERNEL, Workspace, workspace
+from veneer.plan.known_results import KnownResults
 from veneer.plan.trace import Block, Peak, Repeats, Trace, peaks
 
 __all__ = ["MemoryTracer"]
@@ -47,6 +48,10 @@ _KINDS = MappingProxyType(
 )
 """Kind of an activation by the function that makes it; all others are sums, products and copies."""
 _OTHER = "sums and copies"
+
+
+_DEVICE, _SCALAR = torch.ops.prim.device.default, torch.ops.aten._local_scalar_dense.default
+_EMBEDDING = torch.ops.aten.embedding.default
 
 
 def _nothing(thing: object) -> AbstractContextManager[None]:
@@ -173,23 +178,32 @@ class MemoryTracer:
 
     def _owner_of(self, value: object) -> int:
         """Return the block of a network that a tensor, or the first one of a list that has any, belongs to."""
-        for tensor in tree_leaves(value):
-            if isinstance(tensor, Tensor):
-                number, _ = self._storages.get(tensor.untyped_storage()._cdata, (-1, None))
-                if number >= 0 and self.owners[number] >= 0:
-                    return self.owners[number]
+        for tensor in _tensors(value):
+            number = self._number_of(tensor)
+            if number >= 0 and self.owners[number] >= 0:
+                return self.owners[number]
         return -1
 
-    @contextmanager
-    def making_from(self, args: object) -> Iterator[None]:
-        """Within, what is made belongs to the block that is computed, else to the one whose tensors these are."""
-        if not self._claims:
-            yield
-            return
-        before, current = self._making, self._current_block()
-        self._making = current if current >= 0 else self._owner_of(args)
-        self._record_visit(self._making)
-        yield
+    def _number_of(self, tensor: Tensor) -> int:
+        """Return the number of a tensor's storage; -1: it is not recorded."""
+        known = self._storages.get(tensor.untyped_storage()._cdata)
+        return -1 if known is None else known[0]
+
+    def begin_making(self, args: object) -> int:
+        """Tell that what is made belongs to the block that is computed, else to the one whose tensors these are.
+
+        Returns:
+            The one that it belonged to before, for :meth:`end_making`.
+        """
+        before = self._making
+        if self._claims:
+            current = self._current_block()
+            self._making = current if current >= 0 else self._owner_of(args)
+            self._record_visit(self._making)
+        return before
+
+    def end_making(self, before: int) -> None:
+        """Tell that what is made belongs to the block that it belonged to before."""
         self._making = before
 
     def record(self, tensor: Tensor) -> int:
@@ -221,26 +235,31 @@ class MemoryTracer:
         """Record the weights among an operation's arguments as read, if they were not before."""
         for value in values:
             if isinstance(value, Tensor):
-                number, _ = self._storages.get(value.untyped_storage()._cdata, (-1, None))
+                number = self._number_of(value)
                 if number in self._unread:
                     self._unread.remove(number)
                     self._mapped[number] = self._take(Block(0, mapped=self._blocks[number].tensor))
                     self.owners[-1] = self.owners[number]
 
-    @contextmanager
-    def allocated(self, workspace: Workspace) -> Iterator[None]:
-        """Record an operation's workspace; within, its result is recorded, and only the last block outlives that.
+    def begin_operation(self, workspace: Workspace) -> Sequence[int]:
+        """Record an operation's workspace, of which only the last block outlives its result.
 
         Args:
             workspace: what the operation takes for itself.
+
+        Returns:
+            The numbers of what is left of it, for :meth:`end_operation` once its result is recorded.
         """
         if workspace.kernel is not None and workspace.kernel not in self._kernels:
             self._kernels.add(workspace.kernel)
             self._take(Block(0, malloc=KERNEL))
         numbers = [self._take(Block(0, malloc=size)) for size in workspace.sizes]
         self._events += [-number - 1 for number in numbers[:-1]]
-        yield
-        self._events += [-number - 1 for number in numbers[-1:]]
+        return numbers[-1:]
+
+    def end_operation(self, numbers: Sequence[int]) -> None:
+        """Record that an operation's workspace is released."""
+        self._events += [-number - 1 for number in numbers]
 
     def _size(self, tensor: Tensor) -> int:
         # asking a tensor without data for its device is an operation of its own
@@ -306,42 +325,66 @@ class MemoryTracer:
 class _RecordOperations(TorchDispatchMode):
     """Records what each operation makes, and answers where data is asked for that is not there."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Tell PyTorch that it need not keep its compiler away at each operation: nothing here is compiled."""
+        return False
+
     def __init__(self, tracer: MemoryTracer, fake: FakeTensorMode) -> None:
         cast(Any, super()).__init__()  # it has no types
-        self._tracer = tracer
+        self._tracer, self._results = tracer, KnownResults(fake)
         self._memo = fake.fake_tensor_converter.tensor_memo
 
     def __torch_dispatch__(
         self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.prim.device.default:  # called at every turn, so it must be quick
+        if func is _DEVICE:  # called at every turn, so it must be quick
             return args[0].fake_device
-        if func is torch.ops.aten._local_scalar_dense.default:
+        if func is _SCALAR:
             return _placeholder(args[0].dtype)
         kwargs = dict(kwargs or {})
         if "generator" in kwargs:  # it draws nothing, and is of another device than a tensor without data
             kwargs["generator"] = None
-        result = func(*args, **kwargs)
+        result = self._results.call(func, args, kwargs)
         # weak references in it would keep modules from being moved or cast
         self._memo.clear()
         self._record(func, args, result)
         return result
 
     def _record(self, func: Any, args: tuple[Any, ...], result: Any) -> None:
-        if not func.is_view and func is not torch.ops.aten.embedding.default:  # which reads a few rows
+        if not func.is_view and func is not _EMBEDDING:  # which reads a few rows
             self._tracer.record_reads(args)
-        made = [result] if isinstance(result, Tensor) else tree_leaves(result)
-        with self._tracer.making_from(args), self._tracer.allocated(workspace(func, args, result)):
-            for source, tensor in zip(_sources(args, len(made)), made, strict=True):
-                if isinstance(tensor, Tensor):
-                    with self._tracer.making_from(source):
-                        self._tracer.record(tensor)
+        tracer = self._tracer
+        before = tracer.begin_making(args)
+        left = tracer.begin_operation(workspace(func, args, result))
+        if isinstance(result, Tensor):
+            tracer.record(result)
+        else:
+            self._record_all(tree_leaves(result), args)
+        tracer.end_operation(left)
+        tracer.end_making(before)
+
+    def _record_all(self, results: Sequence[Any], args: tuple[Any, ...]) -> None:
+        for source, tensor in zip(_sources(args, len(results)), results, strict=True):
+            if isinstance(tensor, Tensor):
+                before = self._tracer.begin_making(source)
+                self._tracer.record(tensor)
+                self._tracer.end_making(before)
 
 
 def _sources(args: tuple[Any, ...], count: int) -> Sequence[object]:
     """Return what each of an operation's results is made from: of lists of tensors each from its own."""
     is_list = count > 1 and args and isinstance(args[0], list | tuple) and len(args[0]) == count
     return cast(Sequence[object], args[0]) if is_list else [args] * count
+
+
+def _tensors(value: object) -> Iterator[Tensor]:
+    """Yield a tensor, or those in a list and in the lists in it."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _tensors(each)
 
 
 def _granted(size: int, device: torch.device) -> int:
