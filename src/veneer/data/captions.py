@@ -122,7 +122,7 @@ def _completed(entry: Entry, trigger: str | None, style: CaptionStyle, rules: Ta
     ]
     by_text = {one.text: one for one in whole}
     tags = tuple(by_text.values()) if rules.vary else ()
-    return replace(entry, captions=tuple(by_text) or with_trigger((), trigger), tags=tags)
+    return entry.revised(captions=tuple(by_text) or with_trigger((), trigger), tags=tags)
 
 
 def _are_plain(captions: Sequence[str]) -> bool:
@@ -179,7 +179,7 @@ def _changed(
 
     def changed(entry: Entry) -> Entry:
         captions = (text for caption in entry.captions for text in change(caption))
-        return replace(entry, captions=tuple(dict.fromkeys(filter(None, captions))))
+        return entry.revised(captions=tuple(dict.fromkeys(filter(None, captions))))
 
     return [changed(entry) if any(map(concerns, entry.captions)) else entry for entry in entries]
 

@@ -5,7 +5,8 @@ A fault in a picture puts that picture aside and says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -95,16 +96,20 @@ def inspect_pictures(
         workers: threads that decode, on which nothing else depends; default: one for each core.
         clips: whether videos and animated pictures are clips; else of these the first frame is seen, and none of those.
     """
-    listings = list(listings)
-    rejected = [one for listing in listings for one in listing.rejected]
+    rejected, notes, entries = list[Rejected](), list[str](), deque[Entry]()
+    for listing in listings:
+        rejected += listing.rejected
+        notes += listing.notes
+        entries += listing.entries
+        del listing  # of a million pictures their listing takes as much memory as what is kept of them
     collected = _Collected(rejected, [one for one in rejected if not is_readable(one.path)])
-    entries = [entry for listing in listings for entry in listing.entries]
+    total = len(entries)
     results = _inspect_all(entries, partial(_inspect, background=rgb(background), clips=clips), workers)
     with closing(results):
-        for done, (entry, result) in enumerate(spared(zip(entries, results, strict=True)), start=1):
+        for done, (entry, result) in enumerate(spared(results), start=1):
             collected.add(entry, result)
-            progress(done, len(entries))
-    return collected.inspection([note for listing in listings for note in listing.notes])
+            progress(done, total)
+    return collected.inspection(notes)
 
 
 @dataclass
@@ -154,13 +159,14 @@ class _Collected:
 
 
 def _inspect_all(
-    entries: Sequence[Entry], inspect: Callable[[Entry], _Inspected | Unreadable], workers: int | None
-) -> Generator[_Inspected | Unreadable, None, None]:
-    """Yield what each picture is; those that their sources have decoded need no thread."""
-    unknown = (entry for entry in entries if not _is_known(entry))
+    entries: deque[Entry], inspect: Callable[[Entry], _Inspected | Unreadable], workers: int | None
+) -> Generator[tuple[Entry, _Inspected | Unreadable], None, None]:
+    """Yield each picture, which is taken out, and what it is; those that their sources have decoded need no thread."""
+    unknown = [entry for entry in entries if not _is_known(entry)]
     with closing(map_in_order(inspect, unknown, workers)) as decoded:
-        for entry in entries:
-            yield _inspected(entry, entry.seen) if _is_known(entry) and entry.seen else next(decoded)
+        while entries:
+            entry = entries.popleft()
+            yield entry, _inspected(entry, entry.seen) if _is_known(entry) and entry.seen else next(decoded)
 
 
 def _is_known(entry: Entry) -> bool:
@@ -187,7 +193,7 @@ def _inspected(
 ) -> _Inspected:
     sample = Sample(
         sample_id(seen.content, references),
-        entry.path,
+        entry.given_path,
         entry.captions,
         seen.width,
         seen.height,

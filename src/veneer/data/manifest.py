@@ -10,7 +10,7 @@ from pathlib import Path
 
 import xxhash
 
-from veneer.data.location import AT_PATH, Location
+from veneer.data.location import AT_PATH, Located, Location
 from veneer.data.tags import TagCaption
 
 __all__ = ["Manifest", "Mask", "Reference", "Rejected", "Sample", "content_id", "sample_id"]
@@ -51,12 +51,12 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Sample(Located):
     """One picture that can be trained on. Plain data, no pixels.
 
     Attributes:
         id: hash of the file's bytes, so that it is the same wherever the picture lies; of a pair, of all its pictures'.
-        path: the file, for messages and reports.
+        path: the file, for messages and reports; ``AT_LOCATION``: as its location says.
         captions: what may be said of it, at least one, each with the trigger.
         width: in pixels, upright, i.e. after the rotation that its EXIF asks for.
         height: likewise.
@@ -87,10 +87,9 @@ class Sample:
     frame_rate: float | None = None
 
     def __post_init__(self) -> None:
-        """Fill the content and the location in."""
+        """Fill the content, and the location or the path, in."""
         object.__setattr__(self, "content", self.content or self.id)
-        if self.location == AT_PATH:
-            object.__setattr__(self, "location", Location(self.path))
+        self._complete()
 
     @property
     def rate(self) -> float:

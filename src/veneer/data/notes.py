@@ -52,7 +52,7 @@ def note_small(samples: Iterable[Sample], config: DataConfig, default: int | Non
     small = SmallPictures.among(samples, config, default)
     if not small.samples:
         return []
-    named = few([f"{one.path} ({one.width} x {one.height})" for one in small.samples])
+    named = few(small.samples, _with_size)
     what = "enlarged, so blurred" if small.enlarged else "trained at their own size"
     return [f"smaller than {small.size} pixels and {what}: {named}"]
 
@@ -68,7 +68,7 @@ def note_tiny(samples: Iterable[Sample], config: DataConfig, multiple: int) -> l
     tiny = [one for one in samples if min(one.width, one.height) < multiple]
     if not tiny or SmallPictures.among((), config, multiple).enlarged:
         return []
-    named = few([f"{one.path} ({one.width} x {one.height})" for one in tiny])
+    named = few(tiny, _with_size)
     return [f"smaller than {multiple} pixels, which is the least that the base takes, and so enlarged: {named}"]
 
 
@@ -99,10 +99,17 @@ def reasons(rejected: Iterable[Rejected]) -> list[str]:
     return [f"{one.path.name}: {one.reason}" for one in rejected]
 
 
+def _path(sample: Sample) -> str:
+    return str(sample.path)
+
+
+def _with_size(sample: Sample) -> str:
+    return f"{sample.path} ({sample.width} x {sample.height})"
+
+
 def _note_copies(copies: Pairs) -> list[str]:
-    named = [f"{second} = {first}" for first, second in copies]
     what = "the same picture more than once, taken as one with the captions and repeats of all"
-    return [f"{what}: {few(named)}"] if named else []
+    return [f"{what}: {few(copies, lambda pair: f'{pair[1]} = {pair[0]}')}"] if copies else []
 
 
 def _note_empty_holdout(config: DataConfig, train: Inspection, held: Inspection) -> list[str]:
@@ -113,13 +120,13 @@ def _note_empty_holdout(config: DataConfig, train: Inspection, held: Inspection)
 
 def _note_looks(train: Inspection) -> list[str]:
     """Note pictures that show nothing, or nothing sharp."""
-    flat = [sample.path for id, sample in train.samples.items() if train.looks[id].is_flat]
-    blurred = [sample.path for id, sample in train.samples.items() if train.looks[id].is_blurred]
+    flat = [sample for id, sample in train.samples.items() if train.looks[id].is_flat]
+    blurred = [sample for id, sample in train.samples.items() if train.looks[id].is_blurred]
     facts = (
         (flat, "of one colour, which teaches nothing else"),
         (blurred, "blurred all over, which is learned as well"),
     )
-    return [f"{what}: {few(paths)}" for paths, what in facts if paths]
+    return [f"{what}: {few(samples, _path)}" for samples, what in facts if samples]
 
 
 def _note_references(train: Inspection) -> list[str]:
@@ -137,20 +144,20 @@ def _note_masks(train: Inspection) -> list[str]:
     """Note how much of the pictures is learned, by which masks that are inverted or do not fit can be told."""
     samples = train.samples.values()
     shares = [sample.mask.share for sample in samples if sample.mask is not None]
-    whole = [sample.path for sample in samples if sample.mask is None]
+    whole = [sample for sample in samples if sample.mask is None]
     if not shares:
         return []
     note = (
         f"{len(shares)} of {len(samples)} pictures have a mask, and {sum(shares) / len(shares):.0%} of these is learned"
     )
-    return [f"{note} (what is white), of the others all: {few(whole)}" if whole else f"{note} (what is white)"]
+    return [f"{note} (what is white), of the others all: {few(whole, _path)}" if whole else f"{note} (what is white)"]
 
 
 def _note_sides(config: DataConfig, train: Inspection) -> list[str]:
     """Note pictures that are not mirrored though ``flip`` is on."""
-    sided = [one.path for one in train.samples.values() if names_side(one.captions)] if config.flip else []
+    sided = [one for one in train.samples.values() if names_side(one.captions)] if config.flip else []
     what = f"{len(sided)} of {len(train.samples)} pictures are not mirrored, for their captions say left or right"
-    return [f"{what}: {few(sided)}"] if sided else []
+    return [f"{what}: {few(sided, _path)}"] if sided else []
 
 
 def _note_leaks(held: Inspection, near: Pairs) -> list[str]:

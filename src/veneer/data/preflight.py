@@ -7,7 +7,7 @@ list) ends the run before it starts.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -101,11 +101,12 @@ def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Data
         UserError: as of :func:`survey`, but for that one.
     """
     listings = read_sources(config)
-    pictures = inspect_pictures(listings, config.background, progress, clips=config.frames is not None)
-    _refuse_without_masks(config.sources, listings, pictures)
-    listed = zip(config.sources, listings, strict=True)
+    listed = list(zip(config.sources, listings, strict=True))
     counts = tuple(SourceCount(source.path, len(one.entries), len(one.rejected)) for source, one in listed)
-    del listings, listed  # of a million pictures they take more than all that is needed from here on
+    masked = [(source, {entry.path for entry in one.entries}) for source, one in listed if source.masks is not None]
+    del listed
+    pictures = inspect_pictures(_each_once(listings), config.background, progress, clips=config.frames is not None)
+    _refuse_without_masks(masked, pictures)
     comparison: Comparison | None = None
     if isinstance(config.held_out, Path):
         held = _inspect_held_out(config.held_out, config)
@@ -157,18 +158,23 @@ def _inspect_held_out(folder: Path, config: DataConfig) -> Inspection:
     return held
 
 
-def _refuse_without_masks(sources: Sequence[SourceConfig], listings: Sequence[Listing], pictures: Inspection) -> None:
-    """Refuse sources that shall have masks and have none.
+def _each_once(listings: list[Listing]) -> Iterator[Listing]:
+    """Yield listings, each of which is gone then."""
+    while listings:
+        yield listings.pop(0)
+
+
+def _refuse_without_masks(sources: Sequence[tuple[SourceConfig, Set[Path]]], pictures: Inspection) -> None:
+    """Refuse sources that shall have masks, each with the paths of its pictures, and have none.
 
     Raises:
         UserError: all would be learned.
     """
-    if all(source.masks is None for source in sources):
+    if not sources:
         return
     masked = {sample.path for sample in pictures.samples.values() if sample.mask is not None}
     usable = {sample.path for sample in pictures.samples.values()}
-    for source, listing in zip(sources, listings, strict=True):
-        paths = {entry.path for entry in listing.entries}
+    for source, paths in sources:
         if source.masks is not None and paths & usable and not paths & masked:
             raise UserError(
                 _NO_MASK.get(source.masks, f"no picture has a mask of its name in {source.masks}"),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from veneer.config.source_config import ColumnsConfig, SourceConfig
+from veneer.data.location import AT_LOCATION
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.shards import TABLES, find_shards
 from veneer.data.sources.table_columns import captions_in, picture_and_text
@@ -49,7 +50,7 @@ def list_tables(paths: Sequence[Path], columns: ColumnsConfig) -> Iterator[Entry
         for row, (value,) in enumerate(values):
             location = TableCell(path, image, row)
             captions = captions_in(value, text or "", location)
-            yield Entry(location.path, captions, captions_at=str(location), location=location)
+            yield Entry(AT_LOCATION, captions, captions_at=str(location), location=location)
 
 
 def _open(path: Path) -> TableFile:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from veneer.config.source_config import SourceConfig
-from veneer.data.location import AT_PATH, Location
+from veneer.data.location import AT_PATH, Located, Location
 from veneer.data.manifest import Rejected
 from veneer.data.tags import TagCaption, TagRules
 
@@ -18,11 +18,12 @@ __all__ = ["Entry", "Listing", "Source", "Unread"]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(Located):
     """A picture as its source lists it, not yet opened.
 
     Attributes:
-        path: the file, for messages and reports; its bytes are read by its location alone.
+        path: the file, for messages and reports; its bytes are read by its location alone. ``AT_LOCATION``: as that
+            says.
         captions: what its source says of it; may be empty.
         repeats: how often an epoch shows it.
         captions_at: the place to name in a message about its captions, such as ``metadata.jsonl:3``.
@@ -49,9 +50,12 @@ class Entry:
     seen: Seen | None = None
 
     def __post_init__(self) -> None:
-        """Fill the location in."""
-        if self.location == AT_PATH:
-            object.__setattr__(self, "location", Location(self.path))
+        """Fill the location or the path in."""
+        self._complete()
+
+    def revised(self, **changes: Any) -> Entry:
+        """Return the entry with other values, its path left out where it was."""
+        return replace(self, **{"path": self.given_path, **changes})
 
 
 @dataclass(frozen=True)

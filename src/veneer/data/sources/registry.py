@@ -88,7 +88,7 @@ def read_source(
     entries = listing.entries
     if (config.repeats, config.weight) != (1, 1):  # of a million pictures it takes seconds
         entries = tuple(
-            replace(entry, repeats=entry.repeats * config.repeats, weight=entry.weight * config.weight)
+            entry.revised(repeats=entry.repeats * config.repeats, weight=entry.weight * config.weight)
             for entry in entries
         )
     return replace(listing, entries=entries, notes=(*listing.notes, *notes))

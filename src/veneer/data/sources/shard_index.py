@@ -7,10 +7,10 @@ of the decoding. It may be deleted at any time.
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
 import os
+from binascii import a2b_base64, b2a_base64
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import astuple
@@ -82,7 +82,7 @@ def _lines(url: str, shard: ShardContent) -> Iterator[bytes]:
     for picture in shard.pictures:
         assert picture.seen is not None
         content, width, height, thumb, remarks, look, *frames = astuple(picture.seen)
-        seen = (content, width, height, base64.b64encode(thumb).decode(), remarks, look, *frames)
+        seen = (content, width, height, b2a_base64(thumb, newline=False).decode(), remarks, look, *frames)
         at = None if picture.captions_at == picture.name else picture.captions_at
         yield _line([picture.name, picture.offset, picture.size, picture.captions, at, seen])
     yield _line({"pictures": len(shard.pictures)})
@@ -114,5 +114,5 @@ def _picture(values: list[Any]) -> PackedPicture:
     name, offset, size, captions, at, (content, width, height, thumb, remarks, look, *frames) = values
     conversions, edge_width, is_flat = look
     look = Look(tuple(conversions), edge_width, is_flat)
-    seen = Seen(content, width, height, base64.b64decode(thumb), tuple(remarks), look, *frames)
+    seen = Seen(content, width, height, a2b_base64(thumb), tuple(remarks), look, *frames)
     return PackedPicture(name, offset, size, tuple(captions), name if at is None else at, seen)

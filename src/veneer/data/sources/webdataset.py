@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from veneer.config.source_config import SourceConfig
 from veneer.data.collector import spared
-from veneer.data.location import Location
+from veneer.data.location import AT_LOCATION, Location
 from veneer.data.manifest import Rejected
 from veneer.data.remote import RemotePart, open_remote, remote_state
 from veneer.data.seen import see
@@ -51,7 +52,7 @@ class WebdatasetSource:
         entries, rejected, fields = list[Entry](), list[Rejected](), dict[str, None]()
         for shard in spared(dict.fromkeys(shards), every=1):  # what one holds is gone before the next is read
             content = self._read(shard, config)
-            entries += [_entry(shard, one) for one in content.pictures]
+            entries += _entries(shard, content.pictures)
             rejected += [Rejected(Location(shard, name or None).path, reason) for name, reason in content.rejected]
             fields |= dict.fromkeys(content.unread)
         if not entries and not rejected:
@@ -94,8 +95,8 @@ def _refuse_compressed(config: SourceConfig) -> None:
         raise UserError(what, code="data.shards_compressed", where=found[0], remedy=remedy)
 
 
-def _entry(shard: Path, picture: PackedPicture) -> Entry:
-    place = (shard, picture.name, picture.offset, picture.size)
-    location = Location(*place) if url_of(shard) is None else RemotePart(*place)
-    at = f"{shard}/{picture.captions_at}"
-    return Entry(location.path, picture.captions, captions_at=at, location=location, seen=picture.seen)
+def _entries(shard: Path, pictures: Sequence[PackedPicture]) -> Iterator[Entry]:
+    make, before = Location if url_of(shard) is None else RemotePart, f"{shard}/"
+    for one in pictures:
+        location = make(shard, one.name, one.offset, one.size)
+        yield Entry(AT_LOCATION, one.captions, captions_at=before + one.captions_at, location=location, seen=one.seen)
