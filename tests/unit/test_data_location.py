@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from veneer.data.location import Location
+from veneer.data.location import AT_LOCATION, Location
+from veneer.data.manifest import Sample
+from veneer.data.sources.protocol import Entry
 from veneer.data.unreadable import Unreadable
 
 CONTENTS = {f"folder {number}/{number}.bin": random.Random(number).randbytes(997 * number) for number in range(1, 9)}
@@ -177,3 +179,15 @@ def test_names_are_read_in_the_encoding_that_they_have(tmp_path: Path, raw: byte
     if utf8:
         field(DIRECTORY, 8, b"\x00\x08")(tmp_path / "a.zip")
     assert Location(tmp_path / "a.zip", name).read() == b"content"
+
+
+def test_a_path_that_is_left_out_is_the_locations_own() -> None:
+    place = Location(Path("a.tar"), "b/1.jpg", 512, 10)
+    sample = Sample("1", AT_LOCATION, ("a cat",), 8, 8, 1, location=place)
+    given = Sample("1", Path("a.tar/b/1.jpg"), ("a cat",), 8, 8, 1, location=place)
+    assert sample == given and repr(sample) == repr(given)
+    assert sample.path == given.path and pickle.loads(pickle.dumps(sample)) == given
+    assert (sample.given_path, given.given_path) == (AT_LOCATION, given.path)
+    assert Entry(AT_LOCATION, (), location=place).revised(repeats=2) == Entry(given.path, (), 2, location=place)
+    with pytest.raises(AttributeError, match="has no 'colour'"):
+        _ = sample.colour  # type: ignore[attr-defined]

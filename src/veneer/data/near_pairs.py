@@ -172,7 +172,7 @@ class _Search:
         # in any order but their own, for neighbouring components say the same
         order = self._random.permutation(vectors_ND.shape[1])
         self._columns_CN = np.ascontiguousarray(vectors_ND[:, order[:_CANDIDATES]].T)
-        self._first_components = order[:_FIRST_COMPONENTS]
+        self._firsts_NF = vectors_ND[:, order[:_FIRST_COMPONENTS]]
         self._deferred = list[tuple[_Parts, _Bits]]()
 
     def run(self) -> None:
@@ -285,12 +285,20 @@ class _Search:
         self.cost.verified += len(first)
         for start in range(0, len(first), _AT_ONCE):
             one, other = first[start : start + _AT_ONCE], second[start : start + _AT_ONCE]
-            for components in (self._first_components, np.arange(self._vectors_ND.shape[1])):
-                apart = self._vectors_ND[one[:, None], components].astype(np.int16)
-                apart -= self._vectors_ND[other[:, None], components]
-                is_near = (np.abs(apart) <= self._near).all(axis=1)
-                one, other = one[is_near], other[is_near]
-            self._visitor.meet(one.astype(np.intp), other.astype(np.intp))
+            may_be = self._may_be_near(one, other)
+            one, other = one[may_be], other[may_be]
+            apart = np.abs(self._vectors_ND[one].astype(np.int16) - self._vectors_ND[other])
+            is_near = (apart <= self._near).all(axis=1)
+            self._visitor.meet(one[is_near].astype(np.intp), other[is_near].astype(np.intp))
+
+    def _may_be_near(self, one: _Items, other: _Items) -> NDArray[np.bool_]:
+        """Return which pairs may be near by their first components: all that are, and few others."""
+        if self._near > 127:
+            return np.ones(len(one), bool)
+        # bytes wrap around, so that one comparison tells of both directions, and takes the two ends for near
+        apart = self._firsts_NF[one] - self._firsts_NF[other] + np.uint8(self._near)
+        may_be: NDArray[np.bool_] = (apart <= np.uint8(2 * self._near)).all(axis=1)
+        return may_be
 
 
 def _rank(times_CS: NDArray[np.float32], growth_C: NDArray[np.float64], parts: _Parts) -> tuple[list[int], int]:
