@@ -288,6 +288,7 @@ source_configs = of(
     references=several,
     follow_links=st.booleans(),
     numbered_folders=st.booleans(),
+    image_sequences=st.none() | positives,
     masks=st.none() | st.sampled_from(["alpha", "beside"]) | folders,
     tag_separator=st.sampled_from([",", ";"]),
     shuffle_tags=st.booleans(),

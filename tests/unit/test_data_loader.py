@@ -249,9 +249,10 @@ def test_every_field_has_a_test_that_it_changes_something() -> None:
     # test_data_sources_masks.py, those of the keys that say more of another key in test_data_tags.py and
     # test_data_captions.py, that of workers in test_data_prefetch.py, that of what may be broken in
     # test_data_preflight.py, those of tables and shards in test_data_parquet.py, test_data_hub.py and
-    # test_data_shuffle_window.py, those of clips in test_data_clip_frames.py
+    # test_data_shuffle_window.py, those of clips in test_data_clip_frames.py and
+    # test_data_image_sequences.py
     elsewhere = {"cache", "color_jitter", "sources", "sources.references", "prior.weight", "token_windows"}
-    elsewhere |= {"frames", "frame_extraction", "frame_rate"}
+    elsewhere |= {"sources.image_sequences", "frames", "frame_extraction", "frame_rate"}
     elsewhere |= {"workers", "worker_type", "max_rejected", "shuffle_window"}
     elsewhere |= {"sources.columns", "sources.columns.image", "sources.columns.text", "sources.split"}
     elsewhere |= {"sources.masks", "sources.tag_separator", "sources.keep_tags", "sources.tag_orders"}

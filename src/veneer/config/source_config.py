@@ -75,6 +75,9 @@ class SourceConfig(Section):
     references: Folders = ()
     """For a base that edits: folder with the picture that each is made from by its caption, of the same name with any
     ending; a list of folders for several. A ``metadata.jsonl`` names them as ``reference_file_name``."""
+    image_sequences: Positive | None = None
+    """Take each subfolder of pictures for a clip of so many frames a second, by the numbers in their names; its
+    captions are beside it: ``walk.txt`` for ``walk``. Default: each picture is one."""
     masks: WordOrFolder | None = None
     """Where masks are, which say what of a picture is learned, white, and what is not, black: ``alpha``, the pictures'
     alpha channels; ``beside``, files such as ``a-masklabel.png`` beside ``a.jpg``; or a folder with masks of the same

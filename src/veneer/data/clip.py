@@ -11,6 +11,7 @@ from PIL import Image
 from veneer.data.animation import animation_frames, is_animation
 from veneer.data.clip_decode import ClipFrame, decoder_release, is_video, video_frames
 from veneer.data.decode import decode
+from veneer.data.frame_sequence import is_sequence, sequence_frames
 
 __all__ = ["clip_release", "frames_at", "frames_of", "is_clip", "still"]
 
@@ -23,8 +24,8 @@ _TIE = 1e-6
 
 
 def is_clip(content: bytes) -> bool:
-    """Check whether a file's bytes are a video or an animated picture."""
-    return is_video(content) or is_animation(content)
+    """Check whether bytes are a video, an animated picture, or the frames of a folder."""
+    return is_video(content) or is_sequence(content) or is_animation(content)
 
 
 def clip_release() -> str:
@@ -46,18 +47,20 @@ def frames_of(
     Raises:
         Unreadable: the clip cannot be used.
     """
-    frames = video_frames if is_video(content) else animation_frames
+    if is_video(content):
+        return video_frames(content, background, remarks, done)
+    frames = sequence_frames if is_sequence(content) else animation_frames
     return frames(content, background, remarks, done)
 
 
 def still(content: bytes, background: Colour) -> Image.Image:
-    """Return a picture, or the first frame of a video or an animated picture.
+    """Return a picture, or the first frame of a clip.
 
     Raises:
         Unreadable: it cannot be used.
     """
-    if is_video(content):
-        return next(video_frames(content, background)).image()
+    if is_video(content) or is_sequence(content):
+        return next(frames_of(content, background)).image()
     return decode(content, background)
 
 

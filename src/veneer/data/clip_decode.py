@@ -61,12 +61,8 @@ def is_video(content: bytes) -> bool:
 
 
 def decoder_release() -> str:
-    """Return the release of what decodes videos, of which another may give other bits.
-
-    Raises:
-        Unreadable: it is not installed.
-    """
-    return str(_av().__version__)
+    """Return the release of what decodes videos, of which another may give other bits; nothing if there is none."""
+    return "" if find_spec("av") is None else str(_av().__version__)
 
 
 def video_frames(

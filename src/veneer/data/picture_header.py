@@ -9,6 +9,7 @@ from PIL import Image
 
 from veneer.data.clip_decode import is_video, video_header
 from veneer.data.decode import FORMATS, ORIENTATION, UPRIGHT
+from veneer.data.frame_sequence import FrameSequence
 from veneer.data.location import Location
 
 __all__ = ["clip_length", "upright_size"]
@@ -27,6 +28,8 @@ _TURNED = frozenset(
 
 def upright_size(location: Location) -> tuple[int, int] | None:
     """Return a picture's width and height after the rotation that its EXIF asks for; None: it cannot be told."""
+    if isinstance(location, FrameSequence):
+        return upright_size(location.frames[0])
     try:
         content = location.head(_HEAD)
         if is_video(content):
@@ -38,7 +41,9 @@ def upright_size(location: Location) -> tuple[int, int] | None:
 
 
 def clip_length(location: Location) -> tuple[int, float] | None:
-    """Return how many frames a video has, by its headers, and frames a second; None: it is none, or does not say."""
+    """Return how many frames a clip has, by its headers, and frames a second; None: it is none, or does not say."""
+    if isinstance(location, FrameSequence):
+        return len(location.frames), location.rate
     try:
         if not is_video(location.head(_HEAD)):
             return None

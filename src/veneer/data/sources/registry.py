@@ -9,9 +9,11 @@ from pathlib import Path
 from veneer.config.data_config import DataConfig
 from veneer.config.source_config import SourceConfig
 from veneer.data.captions import CaptionStyle, complete_captions, refuse_uncaptioned
+from veneer.data.frame_sequence import FrameSequence
 from veneer.data.manifest import Rejected
 from veneer.data.sources.folder import FolderSource
 from veneer.data.sources.hub import HubSource
+from veneer.data.sources.image_sequences import list_sequences
 from veneer.data.sources.kohya_toml import KohyaTomlSource
 from veneer.data.sources.masks import with_masks
 from veneer.data.sources.metadata import MetadataSource
@@ -73,8 +75,11 @@ def read_source(
         Uncaptioned: a caption is missing and no trigger can stand for it.
         UserError: there is no such place or no picture in it, or a caption cannot be read.
     """
-    listings = (source.list_pictures(config) for source in sources)
-    listing = next(listing for listing in listings if listing is not None)
+    if config.image_sequences is not None:
+        listing = list_sequences(config, config.image_sequences)
+    else:
+        listings = (source.list_pictures(config) for source in sources)
+        listing = next(listing for listing in listings if listing is not None)
     listing = listing if clips else _without_clips(listing)
     listing = with_masks(listing, config.path, config.masks, config.follow_links)
     if config.references:
@@ -95,11 +100,15 @@ def read_source(
 
 
 def _without_clips(listing: Listing) -> Listing:
-    clips = [entry.path for entry in listing.entries if is_clip(entry.path)]
+    clips = [entry for entry in listing.entries if _is_clip(entry)]
     if not clips:
         return listing
-    rejected = (*listing.rejected, *(Rejected(path, _NO_FRAMES) for path in clips))
-    return replace(listing, entries=tuple(one for one in listing.entries if not is_clip(one.path)), rejected=rejected)
+    rejected = (*listing.rejected, *(Rejected(one.path, _NO_FRAMES) for one in clips))
+    return replace(listing, entries=tuple(one for one in listing.entries if not _is_clip(one)), rejected=rejected)
+
+
+def _is_clip(entry: Entry) -> bool:
+    return is_clip(entry.path) or isinstance(entry.location, FrameSequence)
 
 
 def _note_uncaptioned(entries: Sequence[Entry]) -> list[str]:
