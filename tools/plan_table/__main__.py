@@ -51,6 +51,8 @@ FIGURES = Path(__file__).parent / "figures.json"
 CLIP_FIGURES = Path(__file__).parent / "clips.json"
 CLIPS = {
     "ltx-video-2b": ("704x512", 161),
+    "ltx2": ("768x512", 121),
+    "ltx2.3": ("768x512", 121),
     "wan21-1.3b": ("832x480", 81),
     "wan21-14b": ("832x480", 81),
     "wan22-5b": ("1280x704", 121),
