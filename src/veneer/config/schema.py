@@ -52,7 +52,7 @@ class SampleConfig(Section):
     guidance: Annotated[float, Field(ge=1)] = 4.0
     """Classifier-free guidance (Ho and Salimans 2022); 1: none."""
     frames: Count = 1
-    """Frames of each clip, of a base that was trained on clips: 4 k + 1 of Wan, 8 k + 1 of LTX-Video. 1: pictures."""
+    """Frames of each clip, of a base that was trained on clips: 4 k + 1 of Wan, 8 k + 1 of LTX. 1: pictures."""
 
     @model_validator(mode="after")
     def _has_as_many_references(self) -> SampleConfig:

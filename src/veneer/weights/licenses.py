@@ -106,6 +106,12 @@ _CIRCLESTONE = License(
     "https://huggingface.co/circlestone-labs/Anima/blob/main/LICENSE.md",
     name="circlestone-labs-non-commercial-license",
 )
+_LTX_2 = License(
+    "other",
+    "LTX-2 Community License Agreement",
+    "https://github.com/Lightricks/LTX-2/blob/main/LICENSE",
+    name="ltx-2-community-license-agreement",
+)
 _APACHE = License("apache-2.0", "Apache 2.0", "https://www.apache.org/licenses/LICENSE-2.0")
 _MIT = License("mit", "MIT", "https://opensource.org/license/mit")
 _BUNDLED = License("cc-by-4.0", "CC BY 4.0", "https://creativecommons.org/licenses/by/4.0/")
@@ -152,6 +158,8 @@ LICENSES: Mapping[str, License] = {
     "Efficient-Large-Model/Sana_1600M_1024px_BF16_diffusers": _NVIDIA,
     "circlestone-labs/Anima": _CIRCLESTONE,
     "circlestone-labs/Anima-Base-v1.0-Diffusers": _CIRCLESTONE,
+    "Lightricks/LTX-2": _LTX_2,
+    "Lightricks/LTX-2.3": _LTX_2,
     "Qwen/Qwen-Image": _APACHE,
     "Qwen/Qwen-Image-2512": _APACHE,
     "Qwen/Qwen-Image-Edit": _APACHE,
