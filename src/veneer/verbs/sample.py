@@ -75,7 +75,7 @@ class PictureWritten:
 def _warn(event: Warned | PictureWritten) -> None:
     """Warn as Python does: the callback of whoever names none."""
     if isinstance(event, Warned):
-        warnings.warn(str(event), stacklevel=4)  # of whoever called, before the argument was opened
+        warnings.warn(str(event), stacklevel=5)  # of whoever called, before arguments were opened
 
 
 @opens_paths
