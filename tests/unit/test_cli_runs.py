@@ -24,6 +24,7 @@ from tests.running import use_base, without_rehearsals
 from veneer.cli.main import main
 from veneer.config.load import load_config
 from veneer.data.preflight import survey
+from veneer.data.split_record import SPLIT
 from veneer.evaluate.heldout import score_adapter
 from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import load_family
@@ -94,7 +95,7 @@ def test_train_leaves_a_whole_result(run: Run) -> None:
     shown = {name for name in names if name.startswith(f"{GALLERY}/")} | sheets
     assert {f"{GALLERY}/01-a-blue-circle-sks.png"} == shown - sheets, "the only picture that is held out"
     adapters = {FILE_NAME, "shapes.safetensors"}  # kohya's is called as the run is
-    told = {CARD, CONFIG, EVALUATION, LOG, PLAN, REPORT, REPORT_DATA, SHEET, curves}
+    told = {CARD, CONFIG, EVALUATION, LOG, PLAN, REPORT, REPORT_DATA, SHEET, SPLIT, curves}
     assert names == told | adapters | shown | last
 
 

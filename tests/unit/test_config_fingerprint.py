@@ -21,6 +21,7 @@ SILENT = [
     "data.held_out",
     "data.max_rejected",
     "data.sources",
+    "data.split_from",
 ]
 SILENT += ["data.workers", "data.worker_type"]
 SILENT += [

@@ -278,6 +278,10 @@ def of(model: type[Any], **fields: st.SearchStrategy[Any]) -> st.SearchStrategy[
     return st.builds(model, **fields)
 
 
+def held_in_folder(config: DataConfig, folder: Path) -> DataConfig:
+    return config.model_copy(update={"held_out": folder, "split_from": None})
+
+
 resolutions = st.integers(8) | st.sampled_from(["832x1216", "8x8"])
 templates = st.sampled_from(["a photo of {caption}", "{caption}, drawn"])
 source_configs = of(
@@ -307,7 +311,8 @@ data_configs = of(
     upscale=st.booleans(),
     frames=st.none() | st.lists(counts, min_size=1, max_size=3, unique=True).map(tuple),
     frame_rate=st.none() | positives,
-    held_out=shares | folders,
+    held_out=shares,
+    split_from=st.none() | folders,
     max_rejected=shares,
     background=st.sampled_from(["white", "#00ff7f"]),
     crop_jitter=st.floats(0, 0.49),
@@ -320,6 +325,7 @@ data_configs = of(
     workers=st.integers(0, 64),
     prior=st.none() | of(PriorConfig, prompt=words, count=counts, weight=positives, path=st.none() | folders),
 )
+data_configs |= st.builds(held_in_folder, data_configs, folders)
 presets = st.sampled_from(get_args(TargetPreset))
 ranked = {"rank": counts, "alpha": st.none() | positives, "target_modules": st.none() | targets | presets}
 ranked |= {"dropout": shares, "blocks": st.none() | targets}

@@ -167,6 +167,9 @@ class DataConfig(Section):
     held_out: ShareOrFolder = 0.1
     """Share of the pictures kept from training to measure on (of ten or more at least one; from 100 on each by its own
     hash, so that added pictures move none), or a folder of such."""
+    split_from: Folder | None = None
+    """Folder of an earlier run whose split is kept: what it was trained on, and what looks like that, is trained on,
+    what it held out stays held out, and of other pictures each by its own hash; default: none."""
     max_rejected: Share = 0.75
     """Share of the pictures that may be broken, or else of no use, without the run being stopped before it trains."""
     background: Annotated[str, AfterValidator(_colour)] = "white"
@@ -203,4 +206,10 @@ class DataConfig(Section):
     def _has_what_templates_name(self) -> DataConfig:
         if self.trigger is None and any("{trigger}" in template for template in self.caption_template or ()):
             raise ValueError("caption_template has {trigger}, and trigger is not set")
+        return self
+
+    @model_validator(mode="after")
+    def _has_one_split(self) -> DataConfig:
+        if self.split_from is not None and isinstance(self.held_out, Path):
+            raise ValueError("split_from keeps the split of a run, and held_out is a folder; leave one of them out")
         return self

@@ -28,6 +28,7 @@ _WITHOUT_EFFECT = frozenset(
         "base",
         "data.sources",
         "data.held_out",
+        "data.split_from",
         "data.prior.path",
         "adapter.training_adapter",
         # which pictures are left has a fingerprint of its own

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 
 from veneer.data.inspection import Inspection
 from veneer.data.manifest import Rejected, Sample
-from veneer.rng import keys
+from veneer.rng import keys, uniform
 
-__all__ = ["MANY", "choose_held_out", "split", "without_held_out"]
+__all__ = ["MANY", "choose_held_out", "keep_sides", "split", "without_held_out"]
 
 MANY = 100
 """Pictures from which on each is held out by its own hash alone, so that no other picture changes its side."""
@@ -50,6 +50,29 @@ def choose_held_out(ids: Sequence[str], share: float, group_of: Mapping[str, str
     return frozenset(held[: len(held) - spared])
 
 
+def keep_sides(
+    ids: Sequence[str], share: float, group_of: Mapping[str, str], sides: Mapping[str, bool]
+) -> frozenset[str]:
+    """Choose which pictures are held out where it is known of some, each of which stays on its side.
+
+    A group of which one was trained on is trained on. Of groups of which nothing is known those are held out whose hash
+    is below the share, but for groups that are larger than it.
+
+    Args:
+        ids: of the pictures, each once.
+        share: of the new ones to hold out, 0 to 1.
+        group_of: the name of each picture's group, by id.
+        sides: whether a picture is held out, by id, of those of which it is known.
+    """
+    held: list[str] = []
+    for group in _groups(ids, group_of):
+        known = [sides[id] for id in group if id in sides]
+        is_small = len(group) <= share * len(ids)
+        if all(known) if known else is_small and uniform(_PURPOSE, group[0]) < share:
+            held += group
+    return frozenset(held)
+
+
 def _groups(ids: Sequence[str], group_of: Mapping[str, str] | None) -> list[list[str]]:
     """Return the members of each group, first the one that decides for all."""
     groups: dict[str, list[str]] = {}
@@ -73,15 +96,8 @@ def _filling(groups: Sequence[list[str]], count: int) -> list[list[str]]:
     return chosen
 
 
-def split(
-    pictures: Inspection, share: float, group_of: Mapping[str, str] | None = None
-) -> tuple[Inspection, Inspection]:
-    """Keep a share from training, as :func:`choose_held_out` chooses it.
-
-    Returns:
-        The pictures to train on, and those that are held out.
-    """
-    chosen = choose_held_out(list(pictures.samples), share, group_of)
+def split(pictures: Inspection, chosen: Container[str]) -> tuple[Inspection, Inspection]:
+    """Return the pictures to train on, and those that are chosen to be held out."""
     train = {id: sample for id, sample in pictures.samples.items() if id not in chosen}
     held = {id: sample for id, sample in pictures.samples.items() if id in chosen}
     return _of_samples(pictures, train), Inspection(held)

@@ -17,7 +17,7 @@ from veneer.config.data_config import DataConfig
 from veneer.config.schema import RunConfig
 from veneer.config.source_config import SourceConfig
 from veneer.data.duplicates import Comparison, compare, near_duplicates
-from veneer.data.holdout import split, without_held_out
+from veneer.data.holdout import choose_held_out, keep_sides, split, without_held_out
 from veneer.data.inspection import Advance, Inspection, inspect_pictures, no_progress
 from veneer.data.manifest import Manifest, Rejected, Sample
 from veneer.data.notes import note_pictures, reasons
@@ -25,6 +25,7 @@ from veneer.data.seen import Look
 from veneer.data.sources.protocol import Entry, Listing
 from veneer.data.sources.registry import read_sources
 from veneer.data.sources.tree import Tree
+from veneer.data.split_record import SPLIT, SplitRecord, read_split
 from veneer.data.wording import few
 from veneer.errors import UserError
 
@@ -59,6 +60,7 @@ class Dataset:
         notes: what the user may want to know, a sentence each.
         looks: what was seen of the pictures, by id.
         sources: how many pictures each source lists.
+        split: on which side each picture is, and what it looks like.
     """
 
     train: Manifest
@@ -68,31 +70,36 @@ class Dataset:
     notes: tuple[str, ...] = ()
     looks: Mapping[str, Look] = field(default_factory=dict)
     sources: tuple[SourceCount, ...] = ()
+    split: SplitRecord = field(default_factory=SplitRecord)
 
 
-def survey(config: DataConfig, progress: Advance = no_progress) -> Dataset:
+def survey(config: DataConfig, progress: Advance = no_progress, earlier: SplitRecord | None = None) -> Dataset:
     """Read, decode and split the pictures of a config.
 
     Args:
         config: of the pictures.
         progress: is called with how many pictures are decoded, and how many there are.
+        earlier: pictures that stay on their sides; None: those of the run that the config names, or none.
 
     Raises:
         UserError: a folder, caption or list is at fault, too many pictures cannot be used, or none is left to learn
             from.
     """
-    dataset, refusal = look_over(config, progress)
+    dataset, refusal = look_over(config, progress, earlier)
     if refusal is not None:
         raise refusal
     return dataset
 
 
-def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Dataset, UserError | None]:
+def look_over(
+    config: DataConfig, progress: Advance = no_progress, earlier: SplitRecord | None = None
+) -> tuple[Dataset, UserError | None]:
     """Read, decode and split the pictures of a config, and say what is against training on those that are left.
 
     Args:
         config: as for :func:`survey`.
         progress: likewise.
+        earlier: likewise.
 
     Returns:
         The pictures; and the mistake that too many cannot be used, if they are.
@@ -100,6 +107,8 @@ def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Data
     Raises:
         UserError: as of :func:`survey`, but for that one.
     """
+    if earlier is None:
+        earlier = _earlier_split(config)
     listings = read_sources(config)
     listed = list(zip(config.sources, listings, strict=True))
     counts = tuple(SourceCount(source.path, len(one.entries), len(one.rejected)) for source, one in listed)
@@ -113,10 +122,11 @@ def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Data
         train = without_held_out(pictures, held)
     else:
         comparison = compare(pictures.thumbs, np.zeros(len(pictures.thumbs), bool))
-        train, held = split(pictures, config.held_out, _groups(pictures, comparison))
+        train, held = split(pictures, _held_out(pictures, config.held_out, comparison, earlier))
     _refuse_if_empty(train, config.sources[0].path)
     _check_references(config, [*train.samples.values(), *held.samples.values()])
-    near = _near_paths(pictures, held, comparison)
+    record = _record(pictures, held)
+    near = _near_paths(pictures, held, record, comparison)
     notes = note_pictures(config, train, held, near)
     dataset = Dataset(
         train.manifest(),
@@ -126,6 +136,7 @@ def look_over(config: DataConfig, progress: Advance = no_progress) -> tuple[Data
         notes,
         {**pictures.looks, **held.looks} if held.looks else pictures.looks,
         counts,
+        record,
     )
     return dataset, _too_faulty(pictures, config)
 
@@ -238,27 +249,59 @@ def _check_references(config: DataConfig, samples: Sequence[Sample]) -> None:
         raise UserError(what, code="data.prior_of_pairs", where="data.prior", remedy="leave it out")
 
 
+def _earlier_split(config: DataConfig) -> SplitRecord | None:
+    """Return the record of the run whose split is kept; None: the config names none.
+
+    Raises:
+        UserError: the folder has none.
+    """
+    if config.split_from is None:
+        return None
+    record = read_split(config.split_from)
+    if record is None:
+        what, remedy = f"has no {SPLIT}, which a run leaves", "name the folder of a run, or leave data.split_from out"
+        raise UserError(what, code="data.no_split", where=config.split_from, remedy=remedy)
+    return record
+
+
+def _held_out(
+    pictures: Inspection, share: float, comparison: Comparison, earlier: SplitRecord | None
+) -> frozenset[str]:
+    """Return the ids of pictures to hold out; those of an earlier split stay on their sides."""
+    ids, groups = list(pictures.samples), _groups(pictures, comparison)
+    if earlier is None:
+        return choose_held_out(ids, share, groups)
+    return keep_sides(ids, share, groups, earlier.sides_of(_record(pictures, Inspection())))
+
+
+def _record(pictures: Inspection, held: Inspection) -> SplitRecord:
+    others = [place for place, id in enumerate(held.samples) if id not in pictures.samples]
+    ids = {**pictures.samples, **held.samples}
+    thumbs = np.concatenate([pictures.thumbs, held.thumbs[others]]) if others else pictures.thumbs
+    return SplitRecord({id: id in held.samples for id in ids}, thumbs)
+
+
 def _groups(pictures: Inspection, comparison: Comparison) -> dict[str, str]:
     """Return for each picture, by id, the first one of those that it looks like."""
     ids = list(pictures.samples)
     return {id: ids[first] for id, first in zip(ids, comparison.group_N.tolist(), strict=True)}
 
 
-def _near_paths(pictures: Inspection, held: Inspection, comparison: Comparison | None) -> tuple[tuple[Path, Path], ...]:
+def _near_paths(
+    pictures: Inspection, held: Inspection, record: SplitRecord, comparison: Comparison | None
+) -> tuple[tuple[Path, Path], ...]:
     """Return pairs of files that look the same; a picture that is in both is named as it is held out.
 
     Args:
         pictures: all that are not in a folder of held-out ones.
         held: what is held out.
+        record: of both.
         comparison: of all pictures as if none were held out; None: there is none. It holds where groups are whole.
     """
     known = pictures.samples
-    others = [place for place, id in enumerate(held.samples) if id not in known]
-    ids = [*known, *(id for id in held.samples if id not in known)]
-    held_N = np.array([id in held.samples for id in ids], dtype=bool)
+    ids, held_N = list(record.held_out), np.array(list(record.held_out.values()), dtype=bool)
     if comparison is None or (held_N != held_N[comparison.group_N]).any():
-        thumbs = np.concatenate([pictures.thumbs, held.thumbs[others]]) if others else pictures.thumbs
-        pairs = near_duplicates(thumbs, held_N)
+        pairs = near_duplicates(record.thumbs, held_N)
     else:
         pairs = comparison.pairs
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from veneer.config.load import CONFIG, LOG, load_config
 from veneer.config.run_folder import has_log
+from veneer.data.split_record import SPLIT
 from veneer.errors import UserError
 from veneer.evaluate.results import EVALUATION
 from veneer.family.registry import BUNDLED
@@ -158,7 +159,7 @@ def clear(folder: Path) -> None:
     """
     for adapter in adapters_in(folder).values():
         _remove_adapter(adapter)
-    for name in (BEST, CARD, CONFIG, PLAN, SHEET, EVALUATION, COPYING, REPORT, REPORT_DATA):
+    for name in (BEST, CARD, CONFIG, PLAN, SPLIT, SHEET, EVALUATION, COPYING, REPORT, REPORT_DATA):
         (folder / name).unlink(missing_ok=True)
     for events in (folder / TENSORBOARD).glob("events.out.tfevents.*"):
         events.unlink()

@@ -13,6 +13,7 @@ from veneer.data.clip_frames import ClipFrames
 from veneer.data.inspection import Advance
 from veneer.data.notes import note_clips, note_small, note_tiny
 from veneer.data.preflight import Dataset, survey
+from veneer.data.split_record import read_split
 from veneer.errors import UserError
 from veneer.family.distillation import warn_of_distillation
 from veneer.family.fingerprint import settings_hash
@@ -68,7 +69,8 @@ def prepare(
         UserError: something is missing, damaged, or does not fit the rest.
     """
     start = _find_start(config.output.dir, options, emit, processes)
-    dataset = survey(config.data, _survey_progress(emit))
+    earlier = None if start is None else read_split(config.output.dir)
+    dataset = survey(config.data, _survey_progress(emit), earlier)
     emit(Surveyed.of(dataset))
     check_validation(config, dataset)
     family = load_run_base(config)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from veneer.config.load import write_config
 from veneer.config.schema import RunConfig
+from veneer.data.split_record import SplitRecord, read_split, write_split
 from veneer.errors import UserError
 from veneer.family.prompt_cache import PromptCache
 from veneer.files import atomic_write
@@ -120,20 +121,22 @@ def open_session(inputs: TrainingInputs, emit: EventBus, processes: ProcessGroup
             emit(Resumed(start.step, start.path, history.losses))
         if processes.is_first:
             # whatever could be refused has been, so an earlier result may go
-            emit.open(held.enter_context(_open_log(run, start)))
+            emit.open(held.enter_context(_open_log(run, start, inputs.dataset.split)))
         held.enter_context(record_faults(emit))
         yield TrainingSession(inputs, trainer, history, emit)
 
 
-def _open_log(run: Identity, start: Checkpoint | None) -> EventLog:
+def _open_log(run: Identity, start: Checkpoint | None, split: SplitRecord) -> EventLog:
     """Make a run's folder empty, or as it was when the checkpoint was taken, and open its log."""
     if start is None:
         clear(run.folder)
     else:
+        split = (read_split(run.folder) or split).extended_by(split)
         cut_log(run.folder / LOG, start.step)
         clear_samples(run.folder, after=start.step)
     (run.folder / LOG).touch()  # first, for by it the folder is known as a run's
     write_config(run.config, run.folder / CONFIG)
+    write_split(split, run.folder)
     return EventLog(run.folder / LOG)
 
 

@@ -54,6 +54,7 @@ FIXED = (
     "validation",
     "tracking",
     "data.held_out",
+    "data.split_from",
     "data.trigger",
     "data.resolution",
     "data.aspect",

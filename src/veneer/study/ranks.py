@@ -15,7 +15,7 @@ from veneer.config.load import build_config, load_config, resolve
 from veneer.config.schema import RunConfig
 from veneer.data.captions import Uncaptioned
 from veneer.data.manifest import Manifest
-from veneer.data.preflight import survey
+from veneer.data.preflight import Dataset, survey
 from veneer.errors import UserError
 from veneer.evaluate.comparison import Losses
 from veneer.evaluate.heldout import HeldOutEvaluator, choose_pictures
@@ -33,7 +33,7 @@ from veneer.study.plot import plot
 from veneer.study.statistics import Table, TrialResult, tabulate
 from veneer.study.tables import as_csv, as_markdown
 from veneer.train.events import Warned
-from veneer.verbs.provenance import base_warnings, without_training_pictures
+from veneer.verbs.provenance import base_warnings, survey_run, without_training_pictures
 from veneer.weights.file import AdapterFile, info, load, render
 
 __all__ = ["RankMeasured", "RankStudy", "RankStudyOptions", "StudiedCut", "study_ranks"]
@@ -249,37 +249,42 @@ def _reference(file: Path, options: RankStudyOptions) -> tuple[RunConfig, Manife
     if options.draws is not None:
         validation = config.validation.model_copy(update={"draws": options.draws})
         config = config.model_copy(update={"validation": validation})
-    pictures, warnings = _pictures(config, options, is_its_run=is_its_run)
+    pictures, warnings = _pictures(file, config, options, is_its_run=is_its_run)
     return config, pictures, [*base_warnings(metadata, config.base), *warnings]
 
 
-def _pictures(config: RunConfig, options: RankStudyOptions, *, is_its_run: bool) -> tuple[Manifest, list[str]]:
+def _pictures(
+    file: Path, config: RunConfig, options: RankStudyOptions, *, is_its_run: bool
+) -> tuple[Manifest, list[str]]:
     """Return pictures to measure on that the run, where it is known, was not trained on, and warnings."""
     if options.data is None:
-        held_out = survey(config.data).held_out
+        run_pictures, warnings = survey_run(config, file)
+        held_out = run_pictures.held_out
         if not held_out.samples:
             what = "the run held no picture out"
             raise UserError(what, code="study.nothing_held_out", where=CONFIG, remedy=_NAME_PICTURES)
-        return held_out, []
-    pictures = _survey_folder(options.data, config)
+        return held_out, warnings
+    dataset = _survey_folder(options.data, config)
+    pictures = dataset.train
     if not is_its_run:
         return pictures, []
     try:
-        unseen, warnings = without_training_pictures(pictures, survey(config.data).train)
+        trained_on = survey_run(config, file)[0].train
     except UserError as fault:  # the run's own pictures may be gone
         return pictures, [f"the run's own pictures: {fault}"]
+    unseen, warnings = without_training_pictures(pictures, trained_on, dataset.split, file)
     if not unseen.samples:
         what, remedy = "every picture in it was trained on", "name a folder of pictures that the adapter never saw"
         raise UserError(what, code="study.all_trained_on", where=options.data, remedy=remedy)
     return unseen, warnings
 
 
-def _survey_folder(folder: Path, config: RunConfig) -> Manifest:
+def _survey_folder(folder: Path, config: RunConfig) -> Dataset:
     """Return all pictures of a folder: none of them is trained on, so none need be held out."""
     source = {"path": str(folder), "captions": config.data.sources[0].captions}
     sources = build_config({"base": config.base, "data": {"sources": [source]}}, "--data").data.sources
     try:
-        return survey(config.data.model_copy(update={"sources": sources, "held_out": 0.0})).train
+        return survey(config.data.model_copy(update={"sources": sources, "held_out": 0.0, "split_from": None}))
     except Uncaptioned as fault:
         raise fault.without_trigger() from None
 

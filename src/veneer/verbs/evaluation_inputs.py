@@ -20,7 +20,7 @@ from veneer.family.windows import token_windows_of
 from veneer.files import opens_paths
 from veneer.run.folder import CONFIG, config_beside
 from veneer.run.identity import TRIGGER
-from veneer.verbs.provenance import without_training_pictures
+from veneer.verbs.provenance import survey_run, without_training_pictures
 
 __all__ = ["EvaluationInputs", "EvaluationOptions", "read_inputs", "survey_folders", "survey_prior"]
 
@@ -85,7 +85,7 @@ def read_inputs(file: Path, options: EvaluationOptions, metadata: Mapping[str, s
         raise UserError(what, code="evaluate.trigger_without_data", where="--trigger", remedy=remedy)
     notes: list[str] = []
     config, run_pictures = _config_and_pictures(file, options, metadata, notes)
-    pictures = _choose_sources(options, config, run_pictures, notes)
+    pictures = _choose_sources(file, options, config, run_pictures, notes)
     if not pictures.held_out.samples:
         notes.append("no picture is held out, so the effect on pictures that it never saw is not known")
     if not pictures.train.samples:
@@ -101,7 +101,7 @@ def _config_and_pictures(
     if path.is_file():
         config = load_config(path)
         config = config.model_copy(update={"base": options.base or config.base})
-        return config, _run_pictures(config, options, notes)
+        return config, _run_pictures(config, file, options, notes)
     if options.data:
         return _default_config(options, metadata), _NO_PICTURES
     what, remedy = f"no {CONFIG} beside the adapter names pictures to measure on", "name some with --data FOLDER"
@@ -115,20 +115,23 @@ def _default_config(options: EvaluationOptions, metadata: Mapping[str, str]) -> 
     return build_config({"base": options.base or BUNDLED, "data": data}, "the command line")
 
 
-def _run_pictures(config: RunConfig, options: EvaluationOptions, notes: list[str]) -> Dataset:
+def _run_pictures(config: RunConfig, file: Path, options: EvaluationOptions, notes: list[str]) -> Dataset:
     """Return the run's pictures; they may be gone if the user named others to measure on."""
     if options.data and options.training:
         return _NO_PICTURES
     try:
-        return survey(config.data)
+        pictures, warnings = survey_run(config, file)
     except UserError as fault:
         if not options.data:
             raise
-        notes.append(f"the run's own pictures: {fault}")
-        return _NO_PICTURES
+        pictures, warnings = _NO_PICTURES, [f"the run's own pictures: {fault}"]
+    notes += warnings
+    return pictures
 
 
-def _choose_sources(options: EvaluationOptions, config: RunConfig, run_pictures: Dataset, notes: list[str]) -> Dataset:
+def _choose_sources(
+    file: Path, options: EvaluationOptions, config: RunConfig, run_pictures: Dataset, notes: list[str]
+) -> Dataset:
     """Return the pictures that the user named, and in place of those not named the run's."""
     trigger = options.trigger or config.data.trigger
     named = [
@@ -139,7 +142,9 @@ def _choose_sources(options: EvaluationOptions, config: RunConfig, run_pictures:
     train = run_pictures.train if train is None else train
     if not options.data:  # the folder that was trained on contains the held-out pictures as well
         train = train.without(run_pictures.held_out)
-    held_out, warnings = without_training_pictures(run_pictures.held_out if held_out is None else held_out, train)
+    looks = None if named[1] is None else named[1].split
+    held_out = run_pictures.held_out if held_out is None else held_out
+    held_out, warnings = without_training_pictures(held_out, train, looks, file)
     notes += warnings
     return Dataset(train, held_out)
 
