@@ -15,13 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 import torch
-from peft.utils import merge_utils
 from torch import Tensor
 
 from veneer.adapter.biased import BiasedAdapter
 from veneer.adapter.full import FullDifference
 from veneer.adapter.merge import combine
 from veneer.adapter.parts import without_bias
+from veneer.adapter.peft_library import merge_utils
 from veneer.adapter.protocol import AdapterWeights, LayerAdapter, LowRank, check_strength
 from veneer.adapter.svd import decompose, decompose_dense
 from veneer.errors import UserError

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from veneer.adapter.lora import InjectedLora, LoraFactors, LoraSpec, delta_weight, product_with
 from veneer.adapter.lora_parts import check_magnitude, column_shape, magnitude_part, magnitude_shape
 from veneer.adapter.part_names import PART_NAMES
+from veneer.adapter.peft_library import BaseTunerLayer, LoraLayer
 from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in
 from veneer.adapter.protocol import Folding, InjectedLayer, Layer, LayerAdapter, Method, WeightedLayer, refitted
 from veneer.adapter.stored import as_channels

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import get_args
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from veneer.adapter.layers import fit_to_layers, is_wrapped, layers_of, layers_under, nearest, places_under
+from veneer.adapter.peft_library import BaseTunerLayer
 from veneer.adapter.protocol import AdapterSpec, AdapterWeights, InjectedLayer, LayerAdapter
 from veneer.adapter.targets import BlockCoverage, is_named, layers_in_blocks, measure_coverage
 from veneer.config.adapter_config import TargetPreset

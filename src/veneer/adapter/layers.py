@@ -6,10 +6,10 @@ import difflib
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeGuard, TypeVar, cast
 
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from veneer.adapter.peft_library import BaseTunerLayer
 from veneer.adapter.protocol import AdapterWeights, Layer, LayerAdapter, WeightedLayer
 from veneer.errors import UserError
 

@@ -8,14 +8,12 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
-from peft import LoraConfig
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.nn import functional
 
 from veneer.adapter.lora_parts import alpha_in, check_names, product_shape, with_core
 from veneer.adapter.part_names import PART_NAMES
+from veneer.adapter.peft_library import BaseTunerLayer, LoraConfig, LoraLayer
 from veneer.adapter.peft_model import ADAPTER_NAME, parameter_in, wrap_with_peft
 from veneer.adapter.protocol import (
     Folding,

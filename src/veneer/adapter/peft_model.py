@@ -6,8 +6,9 @@ import re
 from collections.abc import Sequence
 
 import torch
-from peft import PeftConfig, inject_adapter_in_model
 from torch import nn
+
+from veneer.adapter.peft_library import PeftConfig, inject_adapter_in_model, without_quantized_layers
 
 __all__ = ["ADAPTER_NAME", "parameter_in", "wrap_with_peft"]
 
@@ -25,7 +26,8 @@ def wrap_with_peft(network: nn.Module, config: PeftConfig, paths: Sequence[str])
     """
     # a pattern, for peft takes the entries of a list as endings
     vars(config)["target_modules"] = "|".join(re.escape(path) for path in paths)
-    with torch.random.fork_rng(devices=[]):  # peft draws numbers that are replaced afterwards
+    # peft draws numbers that are replaced afterwards
+    with torch.random.fork_rng(devices=[]), without_quantized_layers():
         inject_adapter_in_model(config, network, ADAPTER_NAME)
 
 

@@ -15,10 +15,10 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from veneer.adapter.part_names import PartNames
+from veneer.adapter.peft_library import BaseTunerLayer
 from veneer.errors import UserError
 
 if TYPE_CHECKING:

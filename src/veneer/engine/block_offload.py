@@ -17,11 +17,11 @@ from itertools import chain
 from typing import Any, Literal, TypeAlias, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from veneer.adapter.layers import set_offloaded
+from veneer.adapter.peft_library import BaseTunerLayer
 from veneer.engine.block_weights import (
     AbstractWeights,
     BlockWeights,

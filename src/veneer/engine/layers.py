@@ -12,19 +12,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from diffusers.models import activations, normalization
-from diffusers.models.transformers.transformer_krea2 import Krea2RMSNorm
-from peft.tuners.lora import Conv2d as PeftConv2d
-from peft.tuners.lora import Linear as PeftLinear
 from torch import Tensor, nn
 from transformers import activations as text_activations
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
+from veneer.adapter.peft_library import LoraConv2d, LoraLinear
 from veneer.engine import frozen
 from veneer.engine.instance_forward import InstanceForward, has_foreign_forward
 from veneer.engine.lora_function import DenseMatrix, LinearMap, LoraMaps, Operands, lora_forward, lora_output
 from veneer.engine.quantized import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from veneer.engine.recompute import make_recomputable, recomputes_products
+from veneer.quantized_layers import bitsandbytes_on_demand
+
+with bitsandbytes_on_demand():
+    from diffusers.models import activations, normalization
+    from diffusers.models.transformers.transformer_krea2 import Krea2RMSNorm
 
 __all__ = ["LAYER_FORWARDS"]
 
@@ -311,7 +313,7 @@ _CLASSES: dict[type[_LayerForward], tuple[type[nn.Module], ...]] = {
     _Conv: (nn.Conv1d, nn.Conv2d, nn.Conv3d),
     _Linear: (nn.Linear,),
     _Quantized: (QuantizedLinear,),
-    _Lora: (PeftConv2d, PeftLinear),
+    _Lora: (LoraConv2d, LoraLinear),
 }
 
 

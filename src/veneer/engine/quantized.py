@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias, cast
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from veneer.adapter.layers import layers_under
+from veneer.adapter.peft_library import BaseTunerLayer
 from veneer.engine.frozen import ConvGeometry, product_dtype
 from veneer.engine.instance_forward import is_prepared
 from veneer.engine.lora_function import LinearMap, MatrixProduct

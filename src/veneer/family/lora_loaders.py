@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
+from veneer.adapter.peft_library import BaseTunerLayer, PeftModel
 from veneer.family.libraries import silence_libraries
 from veneer.family.registry import FAMILIES, family_class
 
