@@ -13,8 +13,9 @@ from PIL import Image
 from safetensors.torch import save
 
 from tests.errors import raises_code
-from veneer.cli.inputs import read_planned_config, read_run_config, read_study
+from veneer.cli.inputs import read_planned_config, read_run_config, read_study, with_base
 from veneer.cli.main import main
+from veneer.config.base_name import BaseName
 from veneer.config.load import dump_config
 from veneer.config.schema import RunConfig
 from veneer.data.preflight import survey
@@ -176,3 +177,11 @@ def test_a_configuration_may_have_any_name_and_be_json(tmp_path: Path, name: str
     text = json.dumps(config.model_dump(mode="json")) if name == "x.json" else dump_config(config)
     (tmp_path / name).write_text(text)
     assert read(tmp_path / name).data.trigger == "tok"
+
+
+def test_an_expert_is_named_beside_the_option_for_the_base() -> None:
+    words = ["base.expert=low_noise", "seed=3"]
+    assert with_base(words, "wan22-t2v-a14b") == ["seed=3", "base='wan22-t2v-a14b'", "base.expert=low_noise"]
+    config, _ = read_planned_config(words, "wan22-t2v-a14b", None, ())
+    assert (config.base, config.seed) == (BaseName("wan22-t2v-a14b", expert="low_noise"), 3)
+    assert with_base(words, None) == words

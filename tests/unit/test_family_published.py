@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.errors import raises_code
+from veneer.config.base_name import BaseName
 from veneer.family.loading import load_base
 from veneer.family.pipeline_folder import INDEX
 from veneer.family.published import PUBLISHED, read_published
@@ -24,6 +25,11 @@ def test_a_file_has_all_that_its_family_needs(name: str) -> None:
 def test_what_has_no_weights_is_not_loaded(base: str) -> None:
     with raises_code("base.plan_only"):
         load_base(base)
+
+
+def test_an_expert_of_what_has_no_weights_is_not_loaded() -> None:
+    with raises_code("base.plan_only"):
+        load_base(BaseName("wan22-t2v-a14b", expert="low_noise"))
 
 
 def test_the_message_says_where_the_weights_are() -> None:
