@@ -229,3 +229,11 @@ def test_weights_that_are_back_take_memory_when_they_are_read() -> None:
     assert [(block.tensor, block.malloc, block.mapped) for block in before] == [(4000, 0, 0)]
     assert [block.mapped for block in tracer.trace.blocks if block.mapped] == [4000]
     assert tracer.peaks()["all"].parts["weights loaded again"] == 4000
+
+
+@pytest.mark.filterwarnings("error")
+def test_no_kernel_is_warned_of_that_is_not_run() -> None:
+    def work(_: MemoryTracer) -> None:
+        nn.RMSNorm(4)(torch.zeros(2, 4, dtype=torch.bfloat16))
+
+    peaks_of(work)

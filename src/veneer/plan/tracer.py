@@ -9,6 +9,7 @@ backward pass, shows in the result without a model of it.
 from __future__ import annotations
 
 import copy
+import warnings
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -99,8 +100,11 @@ class MemoryTracer:
     @contextmanager
     def tracing(self) -> Iterator[MemoryTracer]:
         """Within, tensors have no data, and each operation is recorded."""
-        with watch_storages(self.record_size), self._fake, _RecordOperations(self, self._fake), self._calls:
-            yield self
+        with warnings.catch_warnings(), watch_storages(self.record_size), self._fake:
+            # PyTorch's, of kernels that it would not take; none is run
+            warnings.filterwarnings("ignore", "Mismatch dtype between input and weight", UserWarning)
+            with _RecordOperations(self, self._fake), self._calls:
+                yield self
 
     @contextmanager
     def unrecorded(self) -> Iterator[None]:
