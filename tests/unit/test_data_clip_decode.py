@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tests.clips import KR_KB, flat_clip, noise, video
+from veneer.data import decode
 from veneer.data.clip import frames_at, frames_of
 from veneer.data.clip_decode import MAX_FRAMES, is_video
 from veneer.data.decode import MAX_PIXELS
@@ -169,6 +170,15 @@ def test_what_is_too_large_is_refused_before_it_is_decoded(monkeypatch: pytest.M
     with pytest.raises(Unreadable, match="too long"):
         see_clip(video(noise(11)), WHITE)
     assert MAX_FRAMES > 10
+
+
+def test_frames_count_among_the_pixels_of_all_threads_and_are_let_go() -> None:
+    taken = decode._PIXELS
+    frames = frames_of(video(noise(3)), WHITE)
+    next(frames)
+    assert taken._taken == 32 * 48
+    del frames
+    assert taken._taken == 0
 
 
 def test_no_other_file_is_opened() -> None:

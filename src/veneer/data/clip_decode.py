@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from veneer.data.decode import MAX_PIXELS, MIN_SIDE, TRANSPARENT, is_transparent, on_background
+from veneer.data.decode import MAX_PIXELS, MIN_SIDE, TRANSPARENT, is_transparent, on_background, pixels_taken
 from veneer.data.unreadable import Unreadable
 
 __all__ = ["MAX_FRAMES", "ClipFrame", "decoder_release", "is_video", "video_frames", "video_header"]
@@ -84,7 +84,8 @@ def video_frames(
     try:
         with av.open(io.BytesIO(content), format=_demuxer(content), metadata_errors="ignore") as container:
             stream = _stream(container, [] if remarks is None else remarks)
-            yield from _frames(container, stream, background, _Said(remarks or [], [] if done is None else done))
+            with pixels_taken(stream.codec_context.width * stream.codec_context.height):
+                yield from _frames(container, stream, background, _Said(remarks or [], [] if done is None else done))
     except Unreadable:
         raise
     except (av.error.FFmpegError, OSError, ValueError, MemoryError, OverflowError) as error:

@@ -10,7 +10,7 @@ import os
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ __all__ = [
     "is_transparent",
     "on_background",
     "opened",
+    "pixels_taken",
     "to_8_bits",
     "to_srgb",
     "upright",
@@ -197,6 +198,14 @@ _WITHOUT_WARNINGS = _WithoutWarnings()
 _PIXELS = _Budget(MAX_PIXELS)
 """Pixels that are held at a time: as many threads as there are hold no more memory than one needs for the largest
 picture."""
+
+
+def pixels_taken(amount: int) -> AbstractContextManager[None]:
+    """Count so many pixels among those of all threads while within; waits while there are too many.
+
+    Nobody who is within may ask for more.
+    """
+    return _PIXELS.taken(amount)
 
 
 def _forget_other_threads() -> None:
