@@ -520,6 +520,8 @@ class _Rehearsal:
         is_guided = self._family.guided_batch and self._config.sample.guidance > 1
         rows, size = count * (2 if is_guided else 1), self._sample_size
         text = Conditioning.cat([self._encode_texts(count, size) for _ in range(rows // count)])
+        for network in {**self._family.networks, **self._family.on_demand}.values():  # what encoding brought back
+            self._tracer.label("weights loaded again", tensors_of(network))
         noisy = torch.cat([latents] * (rows // count))
         geometries = self._geometries(rows, (*size, self._config.sample.frames))
         references = self._rows_like(self._encode_references(size), rows)
