@@ -167,3 +167,37 @@ def test_missing_shards_are_counted(tmp_path: Path) -> None:
         listed(tmp_path / "s-{00..02}.tar", "tok")
     with raises_code("data.no_picture"):
         listed(pack(tmp_path / "empty.tar", ("a.cls", b"1")), "tok")
+
+
+def grey(level: int) -> bytes:
+    file = io.BytesIO()
+    mask = Image.new("L", (16, 16), 255)
+    mask.paste(level, (0, 0, 8, 16))
+    mask.save(file, "PNG")
+    return file.getvalue()
+
+
+def test_members_beside_pictures_are_their_masks_if_they_are_asked_for(tmp_path: Path) -> None:
+    """As webdataset's writer packs ``mask.png`` beside ``png``; without ``masks`` they are named as not read."""
+    with webdataset.ShardWriter(f"{tmp_path}/s-%03d.tar", verbose=0) as writer:
+        for number, name in enumerate(("mask.png", "masklabel.png", None)):
+            masks = {} if name is None else {name: grey(0)}
+            writer.write({"__key__": f"n{number}", "png": picture(number), "txt": f"a cat {number}", **masks})
+        writer.write({"__key__": "n3", "png": picture(3), "txt": "a", "mask.png": grey(0), "masklabel.png": grey(0)})
+    found = listed(tmp_path, masks="beside")
+    assert [one.mask is not None for one in found.entries] == [True, True, False]
+    assert [one.mask.read() for one in found.entries if one.mask] == [grey(0)] * 2
+    (rejected,) = found.rejected
+    assert rejected.path.name == "n3.png" and "several masks" in rejected.reason
+    plain = listed(tmp_path)
+    assert [one.mask for one in plain.entries] == [None] * 4 and "mask.png" in "".join(plain.notes)
+    with raises_code("data.masks_by_url"):
+        listed(Path("memory://s-000.tar"), masks="beside")
+
+
+def test_a_mask_in_a_shard_is_learned_by(tmp_path: Path) -> None:
+    members = [("a.png", picture(0)), ("a.txt", b"a cat"), ("a.mask.png", grey(0))]
+    shard = pack(tmp_path / "s.tar", *members)
+    data = DataConfig.model_validate({"sources": [{"path": str(shard), "masks": "beside"}], "held_out": 0})
+    (sample,) = survey(data).train.samples
+    assert sample.mask is not None and sample.mask.share == 0.5

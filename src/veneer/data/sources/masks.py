@@ -44,6 +44,8 @@ def with_masks(listing: Listing, source: Path, masks: Masks, follow_links: bool 
     Raises:
         UserError: a list names masks and the source has others, or a folder of masks is at fault.
     """
+    if listing.has_masks:
+        return listing
     if masks is not None:
         _refuse_twice(listing, source)
     if masks == "alpha":

@@ -75,12 +75,14 @@ class Listing:
         rejected: those that are left out, each with its reason.
         notes: what a user may want to know of the source, a sentence each.
         unread: files that look like captions and are not read; :func:`read_source` makes notes of them.
+        has_masks: whether the source has given its pictures the masks that its config asks for.
     """
 
     entries: tuple[Entry, ...]
     rejected: tuple[Rejected, ...] = ()
     notes: tuple[str, ...] = ()
     unread: tuple[Unread, ...] = ()
+    has_masks: bool = False
 
 
 class Source(Protocol):

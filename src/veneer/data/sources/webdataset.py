@@ -46,6 +46,7 @@ class WebdatasetSource:
             _refuse_compressed(config)
             shards = find_shards(config, TARS)
         else:
+            _refuse_masks(config)
             shards = _remote_shards(url)
         if shards is None:
             return None
@@ -60,7 +61,7 @@ class WebdatasetSource:
             raise UserError("no picture in the shards", code="data.no_picture", where=config.path, remedy=remedy)
         unread = [f".{name}" for name in fields]
         notes = (f"{config.path}: members of these fields are not read: {few(unread)}",) if unread else ()
-        return Listing(tuple(entries), tuple(rejected), notes)
+        return Listing(tuple(entries), tuple(rejected), notes, has_masks=config.masks == "beside")
 
     def _read(self, shard: Path, config: SourceConfig) -> ShardContent:
         url = url_of(shard)
@@ -78,6 +79,13 @@ def _remote_shards(url: str) -> list[Path]:
         what, remedy = "only .tar shards are read by URL", "download it, or name a dataset of the hub: hub:owner/name"
         raise UserError(what, code="data.unknown_url", where=url, remedy=remedy)
     return [Path(name) for name in expand_braces(url)]
+
+
+def _refuse_masks(config: SourceConfig) -> None:
+    """Refuse members as masks of shards that lie elsewhere, of which the index says nothing."""
+    if config.masks == "beside":
+        what, remedy = "masks beside pictures are read of shards on this machine alone", "download the shards"
+        raise UserError(what, code="data.masks_by_url", where=config.path, remedy=remedy)
 
 
 def _stream(url: str, config: SourceConfig) -> ShardContent:
@@ -98,5 +106,6 @@ def _refuse_compressed(config: SourceConfig) -> None:
 def _entries(shard: Path, pictures: Sequence[PackedPicture]) -> Iterator[Entry]:
     make, before = Location if url_of(shard) is None else RemotePart, f"{shard}/"
     for one in pictures:
-        location = make(shard, one.name, one.offset, one.size)
-        yield Entry(AT_LOCATION, one.captions, captions_at=before + one.captions_at, location=location, seen=one.seen)
+        location, at = make(shard, one.name, one.offset, one.size), before + one.captions_at
+        mask = None if one.mask is None else Location(shard, *one.mask)
+        yield Entry(AT_LOCATION, one.captions, captions_at=at, location=location, mask=mask, seen=one.seen)

@@ -32,6 +32,8 @@ _TEXTS = (*(ending[1:] for ending in CAPTION_ENDINGS), _JSON)
 """Fields that are captions, in the order in which several of one picture are read."""
 _MAX_TEXT = 2**20  # bytes of one picture's captions
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+_MASK = re.compile(rf"mask(label)?\.({'|'.join(FIELDS)})")
+"""Fields that are masks: ``a.mask.png`` beside ``a.png``."""
 _META = re.compile(r"__[^/]*__($|/)")
 """Names that webdataset keeps for itself."""
 
@@ -47,6 +49,7 @@ class PackedPicture:
         captions: what its texts say of it.
         captions_at: name of the member that says it; of none, its own.
         seen: what decoding it told; None: it was not read.
+        mask: name, first byte and size of the member that is its mask; None: it has none, or none are asked for.
     """
 
     name: str
@@ -55,6 +58,7 @@ class PackedPicture:
     captions: tuple[str, ...]
     captions_at: str
     seen: Seen | None = None
+    mask: tuple[str, int, int] | None = None
 
 
 @dataclass
@@ -100,6 +104,7 @@ def read_shard(
             group.seen[name] = _seen(member, see)
     unread: dict[str, None] = {}
     for key, group in groups.items():
+        group.take_masks(config)
         picture = _picture_field(group.members, config, f"{where}/{key}")
         unread |= dict.fromkeys(name for name in group.members if name != picture and name not in group.texts)
         if picture is not None:
@@ -115,6 +120,12 @@ class _Group:
     members: dict[str, Member] = field(default_factory=dict)
     texts: dict[str, bytes] = field(default_factory=dict)
     seen: dict[str, Seen | Unreadable] = field(default_factory=dict)
+    masks: list[Member] = field(default_factory=list)
+
+    def take_masks(self, config: SourceConfig) -> None:
+        """Take what is named as a mask from the members, where masks beside the pictures are asked for."""
+        if config.masks == "beside":
+            self.masks = [self.members.pop(name) for name in [*self.members] if _MASK.fullmatch(name)]
 
 
 def _fields(file: BinaryIO, content: ShardContent) -> Iterator[tuple[str, str, Member]]:
@@ -168,6 +179,9 @@ def _add(content: ShardContent, group: _Group, field_name: str, config: SourceCo
     if isinstance(seen, Unreadable):
         content.rejected.append((picture.name, str(seen)))
         return
+    if len(group.masks) > 1:
+        content.rejected.append((picture.name, f"several masks of its name: {few([one.name for one in group.masks])}"))
+        return
     captions: dict[str, None] = {}
     at = picture.name
     try:
@@ -178,7 +192,8 @@ def _add(content: ShardContent, group: _Group, field_name: str, config: SourceCo
     except UserError as error:
         content.rejected.append((picture.name, f"its captions {error.where}: {error.what}"))
         return
-    content.pictures.append(PackedPicture(picture.name, picture.offset, picture.size, tuple(captions), at, seen))
+    mask = next(((one.name, one.offset, one.size) for one in group.masks), None)
+    content.pictures.append(PackedPicture(picture.name, picture.offset, picture.size, tuple(captions), at, seen, mask))
 
 
 def _rank(name: str) -> tuple[int, str]:
