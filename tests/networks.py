@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["NETWORKS", "Network", "adapt", "adapt_made", "gradients", "worst"]
+__all__ = ["NETWORKS", "UNEVEN", "Network", "adapt", "adapt_made", "gradients", "worst"]
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,23 @@ def _noise(*shape: int, seed: int = 1) -> Tensor:
 def _unet(**more: Any) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
+    two_levels = {
+        "block_out_channels": (16, 32),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+    }
     return UNet2DConditionModel(
         sample_size=8,
-        block_out_channels=(16, 32),
         layers_per_block=1,
         norm_num_groups=8,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         cross_attention_dim=24,
         attention_head_dim=4,
-        **more,
+        **(two_levels | more),
     )
 
 
-def _call_sd(model: nn.Module, dtype: torch.dtype) -> Tensor:
-    noisy, text = _noise(2, 4, 8, 8).to(dtype), _noise(2, 5, 24, seed=2).to(dtype)
+def _call_sd(model: nn.Module, dtype: torch.dtype, size: tuple[int, int] = (8, 8)) -> Tensor:
+    noisy, text = _noise(2, 4, *size).to(dtype), _noise(2, 5, 24, seed=2).to(dtype)
     sample: Tensor = model(noisy, torch.tensor([3, 700]), text).sample
     return sample
 
@@ -151,6 +154,19 @@ NETWORKS = {
     "clip": Network(_clip, _call_text, ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")),
     "t5": Network(_t5, _call_text, ("q", "v", "wi_0", "wo")),
 }
+
+
+def _deep_unet() -> nn.Module:
+    """As deep as Stable Diffusion's, which halves three times."""
+    return _unet(
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=(*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
+        up_block_types=("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
+    )
+
+
+UNEVEN = Network(_deep_unet, partial(_call_sd, size=(13, 10)), NETWORKS["sd, all of it"].targets)
+"""Stable Diffusion's UNet on latents that do not halve evenly: 13, 7, 4, 2 rows."""
 
 
 def adapt(network: Network, dropout: float = 0.0, rank: int = 4) -> nn.Module:

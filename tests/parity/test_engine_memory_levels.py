@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks.saved_tensors import saved_bytes_by_layer, saved_tensor_bytes
-from tests.networks import NETWORKS, Network, adapt, gradients, worst
+from tests.networks import NETWORKS, UNEVEN, Network, adapt, gradients, worst
 from tests.tolerance import AS_NEAR, distance, rounding
 from veneer.engine import MemoryLevel, prepare
 
@@ -26,10 +26,10 @@ def test_the_count_of_bytes_is_what_autograd_asks_for() -> None:
     assert saved_tensor_bytes(forward) == pytest.approx(asked, rel=0.02)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", [*NETWORKS, pytest.param("sd, uneven", marks=pytest.mark.slow)])
 def test_gradients_are_peft_s_within_float32_rounding(kind: str) -> None:
     """Against the truth in float64: no level is further from it than float32 is, nor than peft is, but for luck."""
-    network = NETWORKS[kind]
+    network = NETWORKS.get(kind, UNEVEN)
     model = adapt(network)
     output_error, error = allowed(network, model)
     truth_output, truth = gradients(network, adapt(network).double(), torch.float64)
@@ -49,10 +49,10 @@ def allowed(network: Network, model: nn.Module) -> tuple[float, float]:
     return rounding(lambda wide: gradients(network, wide, torch.float64), model)
 
 
-@pytest.mark.parametrize("kind", NETWORKS)
+@pytest.mark.parametrize("kind", [*NETWORKS, pytest.param("sd, uneven", marks=pytest.mark.slow)])
 def test_own_levels_have_one_another_s_bits(kind: str) -> None:
     """So a run that ran out of memory goes on at the next level as if nothing had happened."""
-    network = NETWORKS[kind]
+    network = NETWORKS.get(kind, UNEVEN)
     results = []
     for memory in OWN:
         model = adapt(network, dropout=0.3)

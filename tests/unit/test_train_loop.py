@@ -411,9 +411,9 @@ def test_alpha_scales_the_gradient(family: Family, tiny_pictures: Path) -> None:
         torch.testing.assert_close(gradient, 2 * grads[4.0][name], rtol=1e-4, atol=1e-8)
 
 
-def test_a_resolution_that_the_base_cannot_halve_is_refused(family: Family, tiny_pictures: Path) -> None:
-    config = tiny_config(tiny_pictures, data={"resolution": 18})
-    with raises_code("data.unfit_resolution", match=r"data\.resolution: 18 is not a multiple of 4.*use 16"):
+def test_a_resolution_that_latents_cannot_have_is_refused(family: Family, tiny_pictures: Path) -> None:
+    config = tiny_config(tiny_pictures, data={"resolution": 17})
+    with raises_code("data.unfit_resolution", match=r"data\.resolution: 17 is not a multiple of 2.*use 16"):
         Trainer(config, family, survey(config.data))
 
 

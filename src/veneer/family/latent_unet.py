@@ -44,7 +44,8 @@ class LatentUNet(PipelineFamily):
         self.noise = diffusion_of(parts["scheduler"])
         unet = self._denoiser.config
         self.resolution = int(check_positive(unet.sample_size, "the UNet's sample_size")) * self._pixels_a_latent
-        self.multiple = self._pixels_a_latent * 2 ** (len(unet.block_out_channels) - 1)
+        # latents need not halve evenly at each level: the UNet doubles them to the sizes that it came down by
+        self.multiple = self._pixels_a_latent
 
     @property
     def key_names(self) -> KeyNames:
