@@ -168,7 +168,7 @@ def test_caches_are_counted(config: RunConfig, family: Family, plan: Plan) -> No
 
 @pytest.mark.slow
 def test_the_largest_bucket_is_planned_and_all_are_kept(tiny_base: Path, family: Family, tmp_path: Path) -> None:
-    """Latents of all sizes as they will be; a step of the 12 x 20 pixels of the largest, not of 16 x 16."""
+    """Latents of all sizes as they will be; a step of the 10 x 22 pixels of the largest, not of 16 x 16."""
     folder = write_mixed_pictures(tmp_path / "mixed")
     for name in (0, 5, 3, 8):  # those of 16 x 16
         (folder / f"{name}.png").unlink()
@@ -182,11 +182,11 @@ def test_the_largest_bucket_is_planned_and_all_are_kept(tiny_base: Path, family:
     assert tensors_by_phase(plan)[STEP] - latents < tensors_by_phase(plan_loaded(config, family))[STEP]
     assert plan.buckets is not None and plan.schedule is not None and plan.schedule.pictures == 6
     assert [(row.width, row.height, row.pictures) for row in plan.buckets.rows] == [
-        (12, 8, 2),
-        (12, 20, 2),
-        (20, 12, 2),
+        (10, 8, 2),
+        (10, 22, 2),
+        (22, 10, 2),
     ]
-    assert "12 x 20" in str(plan) and plan.as_dict()["buckets"]["rows"][0]["pictures"] == 2
+    assert "10 x 22" in str(plan) and plan.as_dict()["buckets"]["rows"][0]["pictures"] == 2
 
 
 CUT: dict[str, dict[str, dict[str, Any]]] = {
