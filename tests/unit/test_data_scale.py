@@ -7,8 +7,10 @@ import json
 import pstats
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from benchmarks.manifest import BUCKET, DRAW, HASH, LIST, measure
 
@@ -35,3 +37,27 @@ def test_a_hundred_thousand_pictures_take_a_tenth_of_what_a_million_may() -> Non
     figures = json.loads(done.stdout.splitlines()[-1])
     assert sum(figures[stage] for stage in (LIST, BUCKET, DRAW, HASH)) < 12  # another's work beside it takes some
     assert figures["GB"] < 0.4
+
+
+LOOK_OVER = """
+import resource, sys
+from pathlib import Path
+from veneer.data.inspection import inspect_pictures
+from veneer.data.sources.protocol import Entry, Listing
+
+entries = tuple(Entry(path, ("a",)) for path in sorted(Path(sys.argv[1]).iterdir()))
+found = inspect_pictures([Listing(entries)], "white", workers=2)
+print(len(found.samples), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+"""
+
+
+@pytest.mark.slow
+def test_the_largest_pictures_are_looked_over_in_two_threads_within_a_gigabyte(tmp_path: Path) -> None:
+    """The memory of each is returned before the next is decoded: with Pillow's own blocks malloc kept much of it."""
+    for number in range(4):
+        picture = Image.linear_gradient("L").resize((9000, 9800)).convert("RGB")
+        picture.putpixel((number, number), (255, 0, 0))
+        picture.save(tmp_path / (f"{number}.png" if number % 2 else f"{number}.jpg"))
+    command = [sys.executable, "-c", LOOK_OVER, str(tmp_path)]
+    count, peak = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    assert count == 4 and peak < 0.75e9

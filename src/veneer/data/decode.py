@@ -194,6 +194,11 @@ class _Budget:
                 self._changed.notify_all()
 
 
+_BLOCK = 64 * 2**20
+"""Bytes of a block of a picture's pixels. Pillow's own 16 MiB lie in malloc's arenas, one for each thread, which
+keep the holes of large pictures; above 32 MiB a block has pages of its own, which go back (mallopt(3))."""
+Image.core.set_block_size(_BLOCK)  # type: ignore[attr-defined]
+
 _WITHOUT_WARNINGS = _WithoutWarnings()
 _PIXELS = _Budget(MAX_PIXELS)
 """Pixels that are held at a time: as many threads as there are hold no more memory than one needs for the largest
