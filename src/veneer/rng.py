@@ -10,11 +10,10 @@ from collections.abc import Iterable
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
 __all__ = ["MAX_SEED", "key", "keys", "torch_generator", "uniform", "uniforms"]
 
@@ -32,6 +31,8 @@ def keys(before: tuple[int | str, ...], texts: Iterable[str], *after: int | str)
 
     Of a million it takes a third of the time.
     """
+    import numpy as np
+
     head = "".join(f"{_text((part,))}\x1f" for part in before) + "str:"
     tail = "".join(f"\x1f{_text((part,))}" for part in after)
     digests = [blake2b(f"{head}{text}{tail}".encode(), digest_size=8).digest() for text in texts]

@@ -91,7 +91,7 @@ def test_latents_have_the_epsilon_that_the_pipeline_paints_with(family: ErnieIma
 
 def test_times_are_logit_normal_with_the_scheduler_s_shift(family: ErnieImage) -> None:
     objective = Objective.from_config(ObjectiveConfig(), family)
-    assert (objective.density.name, objective.density.shift_of(1024, 1024)) == ("logit_normal", 3.0)
+    assert (objective.density.name, objective.density.shift_of(1024, 1024, 1)) == ("logit_normal", 3.0)
 
 
 def test_a_model_that_writes_prompts_anew_is_left_out(folder: Path) -> None:

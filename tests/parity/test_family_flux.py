@@ -42,14 +42,17 @@ def test_times_are_shifted_by_size_as_the_scheduler_is(family: Flux, pipeline: A
     objective = Objective.from_config(ObjectiveConfig(), family)
     assert (family.default_shift, objective.density.name) == ("resolution", "logit_normal")
     mu = calculate_shift(40 * 64, 256, 4096, 0.5, 1.15)
-    shift = objective.density.shift_of(40 * family.multiple, 64 * family.multiple)
+    shift = objective.density.shift_of(40 * family.multiple, 64 * family.multiple, 1)
     assert shift == pytest.approx(math.exp(mu), rel=1e-12)
 
 
 def test_a_schedule_that_is_the_same_for_every_size_has_one_shift(pipeline: Any) -> None:
     config = {**pipeline.scheduler.config, "use_dynamic_shifting": False, "shift": 1.5}
     family = Flux({**pipeline.components, "scheduler": type(pipeline.scheduler).from_config(config)})
-    assert (family.default_shift, Objective.from_config(ObjectiveConfig(), family).density.shift_of(8, 8)) == (1.5, 1.5)
+    assert (family.default_shift, Objective.from_config(ObjectiveConfig(), family).density.shift_of(8, 8, 1)) == (
+        1.5,
+        1.5,
+    )
 
 
 @torch.no_grad()

@@ -250,10 +250,10 @@ def test_every_field_has_a_test_that_it_changes_something() -> None:
     # test_data_captions.py, that of workers in test_data_prefetch.py, that of what may be broken in
     # test_data_preflight.py, those of tables and shards in test_data_parquet.py, test_data_hub.py and
     # test_data_shuffle_window.py, those of clips in test_data_clip_frames.py and
-    # test_data_image_sequences.py
+    # test_data_image_sequences.py, that of another run's split in test_data_split_record.py
     elsewhere = {"cache", "color_jitter", "sources", "sources.references", "prior.weight", "token_windows"}
     elsewhere |= {"sources.image_sequences", "frames", "frame_extraction", "frame_rate"}
-    elsewhere |= {"workers", "worker_type", "max_rejected", "shuffle_window"}
+    elsewhere |= {"split_from", "workers", "worker_type", "max_rejected", "shuffle_window"}
     elsewhere |= {"sources.columns", "sources.columns.image", "sources.columns.text", "sources.split"}
     elsewhere |= {"sources.masks", "sources.tag_separator", "sources.keep_tags", "sources.tag_orders"}
     assert set(CHANGES) == fields - elsewhere - {"trigger_placement", "prompt_weights"}

@@ -10,6 +10,7 @@ from tests.key_tables import KEY_TABLES, KeyRow, read_key_table
 from veneer.weights.formats.families import family_of
 
 TOLD = {
+    "anima": "Anima or Cosmos",
     "flux1": "FLUX",
     "flux2-dev": "FLUX.2",
     "flux2-klein-4b": "FLUX.2",

@@ -15,7 +15,7 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 
 _FLUX, _FLUX2, _SD3, _SDXL = "FLUX", "FLUX.2", "Stable Diffusion 3", "Stable Diffusion XL"
 _QWEN, _KREA, _Z, _WAN = "Qwen-Image", "Krea 2", "Z-Image", "Wan"
-_IDEOGRAM = "Ideogram 4"
+_IDEOGRAM, _COSMOS = "Ideogram 4", "Anima or Cosmos"
 
 
 class _Sign(NamedTuple):
@@ -73,12 +73,17 @@ _SIGNS = (
         r"(?:context|noise)_refiner[._]\d+|layers[._]\d+[._](?:attention[._]|adaLN_modulation|feed_forward)",
         {("in", 3840): _Z, ("in", 2304): "Lumina 2", ("in", 4608): _IDEOGRAM},
     ),
+    _Sign(_COSMOS, r"blocks[._]\d+[._](?:self|cross)_attn[._](?:[qkv]_proj|output_proj)"),
     _Sign(
         _WAN,
         r"blocks[._]\d+[._](?:self|cross)_attn[._](?:[qkvo]|k_img|v_img)(?:$|[._])"
         rf"|{_BLOCKS}(?:attn[12][._]|ffn[._](?:\d|net))",
     ),
-    _Sign("Anima or Cosmos", r"blocks[._]\d+[._](?:self|cross)_attn[._](?:[qkv]_proj|output_proj)"),
+    _Sign(  # the text's width is that of Stable Diffusion 2, whose blocks lie within others
+        None,
+        r"(?:^|transformer[._]|lycoris_)transformer_blocks[._]\d+[._]attn2[._]to_[kv](?![a-z])",
+        {("in", 1024): _COSMOS},
+    ),
     _Sign("Stable Cascade", r"lora_prior_|(?:down|up)_blocks_\d_\d+_(?:attention|channelwise|mapper)"),
     _Sign("PixArt", r"adaln_single|caption_projection"),
     _Sign("a language model", r"(?:^|\.)model\.layers\.\d+\.(?:self_attn|mlp)\."),
