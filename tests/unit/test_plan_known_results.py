@@ -48,6 +48,10 @@ class Answered(TorchDispatchMode):
         return self.results.call(func, args, kwargs or {})
 
 
+def _of_another_release(*parts: object) -> Tensor:
+    raise AttributeError("_make_subclass")
+
+
 def facts_of(result: Any, argument: Tensor) -> list[object]:
     """Return all that can be told of tensors: their form, their storage, and whether it is the argument's."""
     own = argument.untyped_storage()._cdata
@@ -88,6 +92,17 @@ def test_another_mode_has_results_of_its_own() -> None:
             with Answered(mode):
                 y: Any = x + 1
         assert y.fake_mode is mode
+
+
+def test_where_tensors_without_data_are_made_otherwise_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_results, "_MAKERS", {})
+    monkeypatch.setattr(known_results, "_without_data", _of_another_release)
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        x = torch.ones(2, 3, 4)
+        with Answered(mode) as answered:
+            assert [(x + 1).shape for _ in range(2)] == [(2, 3, 4)] * 2
+    assert answered.count == 0 and set(known_results._MAKERS.values()) == {None}
 
 
 def test_what_depends_on_data_is_not_known() -> None:

@@ -81,7 +81,7 @@ class KnownResults:
                 return maker(self._mode, args)
             result = func(*args, **kwargs)
             if key not in _MAKERS:
-                _MAKERS[key] = _maker(self._mode, func, args, result)
+                _MAKERS[key] = _tried_maker(self._mode, func, args, result)
             return result
 
 
@@ -118,6 +118,18 @@ def _add_all(key: list[object], values: Any) -> bool:
 
 def _form(tensor: FakeTensor) -> _Form:
     return _Form(tensor.shape, tensor.stride(), int(tensor.storage_offset()), tensor.dtype, tensor.fake_device)
+
+
+def _tried_maker(mode: FakeTensorMode, func: Any, args: Sequence[Any], result: Any) -> _Maker | None:
+    """Return what makes the same result, as :func:`_maker` does; None where this release of PyTorch has other insides.
+
+    A tensor without data is made of parts that PyTorch promises nothing of. Every maker makes one here, and compares it
+    with what it has to be, before it is taken.
+    """
+    try:
+        return _maker(mode, func, args, result)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
 
 
 def _maker(mode: FakeTensorMode, func: Any, args: Sequence[Any], result: Any) -> _Maker | None:
