@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.families import CAPTIONS, FamilyCase, family_cases
+from veneer.config.load import build_config
 from veneer.family.pipeline_family import PipelineFamily
 from veneer.family.prompt_cache import PromptCache
 from veneer.family.protocol import Family
@@ -59,6 +60,12 @@ def test_pictures_from_kept_prompts_are_those_of_the_text_encoders(
     if case.edits:
         noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), dtype=np.uint8)
         references = [[Image.fromarray(noise)] * max(1, family.reference_counts.start)] * len(CAPTIONS)
+    if not family.encodes_prompts_apart:
+        config = build_config(
+            {"base": "tiny", "data": {"sources": [{"path": "p"}], "cache": str(tmp_path)}}, origin="a test"
+        )
+        assert PromptCache.of(config, family) is None
+        return
     cache = PromptCache(family, Store(tmp_path / "cache", "base"))
     steps = family.fewest_steps
 

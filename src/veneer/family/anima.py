@@ -37,6 +37,7 @@ class Anima(QwenLatents):
     tokenizers = MappingProxyType({"text_encoder": "tokenizer", _CONDITIONER: "t5_tokenizer"})
     text_tokens = _LENGTH
     takes_packed = False
+    encodes_prompts_apart = False  # blocks of a modular pipeline do it
     default_shift = 1.0  # as its authors and sd-scripts train; its scheduler paints with 3
     default_targets = MappingProxyType({"transformer": ("to_q", "to_k", "to_v", "to_out.0")})
 

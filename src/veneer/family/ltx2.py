@@ -50,6 +50,7 @@ class Ltx2(LtxVideo):
     name = "ltx2"
     text_connectors = ("connectors",)
     guides = ("audio_vae",)
+    encodes_prompts_apart = False  # the connectors are called behind it
     left_out = ("vocoder",)
     text_tokens = _TEXT_LENGTH - 1  # the first one marks the beginning
     trained_side = 24

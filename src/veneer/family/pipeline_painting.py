@@ -20,6 +20,7 @@ class PipelinePainting(PipelineText):
     guidance_argument: str = "guidance_scale"
     """What the pipeline calls a scale of guidance of which 1 is none."""
     guided_batch: bool = True
+    encodes_prompts_apart: bool = True
     reference_counts: range = range(1)
     usual_references: int = 0
 

@@ -51,8 +51,13 @@ class PromptCache:
 
     @classmethod
     def of(cls, config: RunConfig, family: Family) -> PromptCache | None:
-        """Return that of a run; None: it keeps nothing on the disk, or its adapter changes what text encoders make."""
-        store = None if config.adapter.text_encoders else store_of(config, family)
+        """Return that of a run.
+
+        None: it keeps nothing on the disk, its adapter changes what text encoders make, or its pipeline has no one
+        method that calls them.
+        """
+        can_keep = family.encodes_prompts_apart and not config.adapter.text_encoders
+        store = store_of(config, family) if can_keep else None
         return None if store is None else cls(family, store)
 
     def pipeline(self) -> Any:

@@ -21,6 +21,9 @@ class FamilyPainting(Protocol):
     """Whether the pipeline guides by one batch of all rows twice, without and with their texts; else it has none, or
     guides by two passes."""
 
+    encodes_prompts_apart: bool
+    """Whether its pipeline calls text encoders within ``encode_prompt`` alone, whose results can be kept."""
+
     @property
     def inference_batch_size(self) -> int | None:
         """How many rows are painted or scored at once, where they would not fit into memory together; None: any."""

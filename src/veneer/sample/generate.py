@@ -203,9 +203,9 @@ def clips_quietly(
 
     The cache is that of :func:`generate_quietly`.
     """
-    jobs = _jobs(family, prompts, seeds, references)
     check_steps(family, steps)
     check_frames(family, frames)
+    jobs = _jobs(family, prompts, seeds, references)
     pipeline: Any = family.pipeline() if cache is None else cache.pipeline()
     pipeline.set_progress_bar_config(disable=True)
     told = family.pipeline_prompts if cache is None else cache.arguments

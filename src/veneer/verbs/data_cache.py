@@ -271,7 +271,7 @@ class _EncodedRun:
 
     def _painted_calls(self) -> Iterator[EncodingCall]:
         """Yield calls for the prompts that the run paints; under which key they are kept their pipeline knows."""
-        if self.config.adapter.text_encoders:
+        if self.config.adapter.text_encoders or not self.family.encodes_prompts_apart:
             return
         subjects, background = sample_prompts(self.config, self.dataset), self.config.data.background
         references, own = open_references(subjects.references, background), self.config.sample
