@@ -17,7 +17,7 @@ from tests.clips import KR_KB, flat_clip, noise, video
 from veneer.data import decode
 from veneer.data.clip import frames_at, frames_of
 from veneer.data.clip_decode import MAX_FRAMES, is_video
-from veneer.data.decode import MAX_PIXELS
+from veneer.data.decode import MAX_PIXELS, TRANSPARENT
 from veneer.data.seen_clip import see_clip
 from veneer.data.unreadable import Unreadable
 
@@ -94,6 +94,22 @@ def test_what_is_transparent_is_laid_on_the_background() -> None:
     assert np.array_equal(np.asarray(shown.image()), np.asarray(expected.convert("RGB")))
     conversions = see_clip(video(frames, pixels="bgra"), WHITE).look.conversions
     assert "laid on the background, for it is transparent" in conversions
+
+
+def test_what_is_said_of_frames_is_said_once_whatever_the_clip_is() -> None:
+    frames = noise(3, channels=4)
+    for frame in frames:
+        frame[..., 3] = 0
+    moving = io.BytesIO()
+    pictures = [Image.fromarray(frame) for frame in frames]
+    pictures[0].save(moving, "PNG", save_all=True, append_images=pictures[1:], duration=100)
+    for content in (video(frames, codec="qtrle", pixels="argb", container="mov"), moving.getvalue()):
+        remarks: list[str] = []
+        conversions: list[str] = []
+        for frame in frames_of(content, (255, 255, 255), remarks, conversions):
+            frame.image()
+        assert remarks == [TRANSPARENT]
+        assert conversions == ["laid on the background, for it is transparent"]
 
 
 def turned_video(degrees: int) -> bytes:

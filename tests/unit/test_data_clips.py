@@ -24,10 +24,8 @@ from veneer.data.buckets import Buckets
 from veneer.data.clip_frames import ClipFrames, FrameSpan
 from veneer.data.decode import DECODING
 from veneer.data.loader import SampleDraw
-from veneer.data.location import Location
 from veneer.data.manifest import Sample
 from veneer.data.notes import note_clips
-from veneer.data.picture_header import clip_length, upright_size
 from veneer.data.prefetch import PixelLoader, PixelRequest
 from veneer.data.preflight import Dataset, survey
 from veneer.data.transform import centered_geometry, load_centered, load_pixels
@@ -202,13 +200,6 @@ def test_a_clip_that_has_changed_ends_the_run(folder: Path) -> None:
     sample.path.write_bytes(video(noise(20, seed=99), **EXACT))
     with raises_code("data.picture_changed"):
         load_centered(sample, config(folder), SIZE, FrameSpan(5, 0, 16.0))
-
-
-def test_headers_tell_size_and_length(folder: Path) -> None:
-    place = Location(folder / "b.mov")
-    assert upright_size(place) == (48, 32)
-    assert clip_length(place) == (20, 32.0)
-    assert clip_length(Location(folder / "p.png")) is None
 
 
 class Encoding:

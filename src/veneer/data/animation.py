@@ -45,15 +45,13 @@ def animation_frames(
     with opened(content) as image:
         if image.n_frames > MAX_FRAMES:  # type: ignore[attr-defined]
             raise Unreadable(f"too long: more than {MAX_FRAMES:,} frames; cut it into clips")
-        time = 0.0
+        time, notes = 0.0, Notes.of(remarks, done)
         for number in range(image.n_frames):  # type: ignore[attr-defined]
             image.seek(number)
             image.load()
             own = Notes.of(None, None)
             shown = to_srgb(image, content, background, own).copy()  # the next frame is drawn over this one
-            for said, all_said in ((own.remarks, remarks), (own.conversions, done)):
-                if all_said is not None:
-                    all_said += [text for text in said if text not in all_said]
+            notes.add_new(own)
             yield ClipFrame(time, lambda shown=shown: shown)  # type: ignore[misc]
             time += _duration(image)
 

@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from veneer.data.decode import MAX_PIXELS, MIN_SIDE, TRANSPARENT, is_transparent, on_background, pixels_taken
+from veneer.data.decode import MAX_PIXELS, MIN_SIDE, TRANSPARENT, Notes, is_transparent, on_background, pixels_taken
 from veneer.data.unreadable import Unreadable
 
-__all__ = ["MAX_FRAMES", "ClipFrame", "decoder_release", "is_video", "video_frames", "video_header"]
+__all__ = ["MAX_FRAMES", "ClipFrame", "decoder_release", "is_video", "video_frames"]
 
 MAX_FRAMES = 36_000
 """Frames of a clip, at most: 20 minutes at 30 a second."""
@@ -79,45 +79,18 @@ def video_frames(
     Raises:
         Unreadable: the file is broken, cut short, has no frames, too many or too large ones, or PyAV is not installed.
     """
-    av = _av()
+    av, notes = _av(), Notes.of(remarks, done)
     _refuse_cut(content)
     try:
         with av.open(io.BytesIO(content), format=_demuxer(content), metadata_errors="ignore") as container:
-            stream = _stream(container, [] if remarks is None else remarks)
+            stream = _stream(container, notes.remarks)
             with pixels_taken(stream.codec_context.width * stream.codec_context.height):
-                yield from _frames(container, stream, background, _Said(remarks or [], [] if done is None else done))
+                yield from _frames(container, stream, background, notes)
     except Unreadable:
         raise
     except (av.error.FFmpegError, OSError, ValueError, MemoryError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise Unreadable(f"broken: {' '.join(reason.split())}") from None
-
-
-def video_header(content: bytes) -> tuple[int, int, int, float]:
-    """Return width and height of a video's first frame, upright, how many frames it has and how many a second.
-
-    Raises:
-        Unreadable: it has none, or PyAV is not installed.
-    """
-    width, height = next(video_frames(content, (255, 255, 255))).image().size
-    with _av().open(io.BytesIO(content), format=_demuxer(content), metadata_errors="ignore") as container:
-        stream = _stream(container, [])
-        rate = float(stream.average_rate or 0) or 25.0
-        seconds = float(container.duration or 0) / 1_000_000
-        return width, height, max(1, int(stream.frames) or round(seconds * rate)), rate
-
-
-class _Said(NamedTuple):
-    remarks: list[str]
-    done: list[str]
-
-    def remark(self, text: str) -> None:
-        if text not in self.remarks:
-            self.remarks.append(text)
-
-    def did(self, text: str) -> None:
-        if text not in self.done:
-            self.done.append(text)
 
 
 def _av() -> Any:
@@ -189,7 +162,7 @@ def _check_size(width: int, height: int) -> None:
         raise Unreadable(f"too small: {width} x {height} pixels, at least {MIN_SIDE} each way")
 
 
-def _frames(container: Any, stream: Any, background: tuple[int, int, int], said: _Said) -> Iterator[ClipFrame]:
+def _frames(container: Any, stream: Any, background: tuple[int, int, int], notes: Notes) -> Iterator[ClipFrame]:
     size = first = last = None
     count = 0
     rate = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
@@ -204,7 +177,7 @@ def _frames(container: Any, stream: Any, background: tuple[int, int, int], said:
                 count += 1
                 continue
             last, count = at, count + 1
-            yield ClipFrame(at - first, partial(_image, frame, ratio, background, said))
+            yield ClipFrame(at - first, partial(_image, frame, ratio, background, notes))
     if not count:
         raise Unreadable("a video file without a frame that can be decoded")
     if stream.frames > count:
@@ -222,18 +195,21 @@ def _check_frame(frame: Any, size: tuple[int, int] | None, count: int) -> None:
         raise Unreadable(f"HDR ({_HDR[frame.color_trc]}), which is not read: convert it to BT.709")
 
 
-def _image(frame: Any, ratio: float, background: tuple[int, int, int], said: _Said) -> Image.Image:
+def _image(frame: Any, ratio: float, background: tuple[int, int, int], notes: Notes) -> Image.Image:
     """Return a frame as RGB: converted by its own matrix and range, with square pixels, upright, on a background."""
+    own = Notes.of(None, None)
     has_alpha = frame.format.has_palette or any(component.is_alpha for component in frame.format.components)
     if max(component.bits for component in frame.format.components) > 8:
-        said.did("scaled to 8 bits from more")
+        own.conversions.append("scaled to 8 bits from more")
     shown = Image.fromarray(_rgb(frame, "rgba" if has_alpha else "rgb24"))
     if has_alpha and shown.getchannel("A").getextrema() != (255, 255):
         if is_transparent(shown):
-            said.remark(TRANSPARENT)
-        said.did("laid on the background, for it is transparent")
+            own.remarks.append(TRANSPARENT)
+        own.conversions.append("laid on the background, for it is transparent")
     shown = on_background(shown, background) if has_alpha else shown
-    return _upright(_square(shown, ratio, said), frame, said)
+    upright = _upright(_square(shown, ratio, own), frame, own)
+    notes.add_new(own)
+    return upright
 
 
 def _rgb(frame: Any, form: str) -> Any:
@@ -260,19 +236,19 @@ def _matrix(frame: Any) -> int:
     return _BT601 if own in (0, _SMPTE170M) else own
 
 
-def _square(shown: Image.Image, ratio: float, said: _Said) -> Image.Image:
+def _square(shown: Image.Image, ratio: float, notes: Notes) -> Image.Image:
     """Return a frame with square pixels, which those of DV and DVD are not: so many times as wide as tall."""
     if not 1 / 4 <= ratio <= 4 or ratio == 1:
         return shown
-    said.did("scaled to square pixels")
+    notes.conversions.append("scaled to square pixels")
     wide, tall = shown.size
     size = (round(wide * ratio), tall) if ratio > 1 else (wide, round(tall / ratio))
     return shown.resize(size, Image.Resampling.LANCZOS)
 
 
-def _upright(shown: Image.Image, frame: Any, said: _Said) -> Image.Image:
+def _upright(shown: Image.Image, frame: Any, notes: Notes) -> Image.Image:
     turn = _TURNS.get(round(frame.rotation) % 360)
     if turn is None:
         return shown
-    said.did("turned upright by its display matrix")
+    notes.conversions.append("turned upright by its display matrix")
     return shown.transpose(turn)

@@ -149,6 +149,11 @@ class Notes(NamedTuple):
         """Return the lists, with one that nobody reads for each that is None."""
         return cls([] if remarks is None else remarks, [] if conversions is None else conversions)
 
+    def add_new(self, others: Notes) -> None:
+        """Add what others say and these do not: of the frames of a clip, each thing once."""
+        for own, further in zip(self, others, strict=True):
+            own += [text for text in further if text not in own]
+
 
 class _WithoutWarnings:
     """Warn of nothing while any thread is within: Python has one list of filters for all.

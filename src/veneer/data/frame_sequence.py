@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from veneer.data.clip_decode import ClipFrame
-from veneer.data.decode import decode
+from veneer.data.decode import Notes, decode
 from veneer.data.location import MAX_BYTES, Location
 from veneer.data.unreadable import Unreadable, check_size
 
@@ -77,13 +77,13 @@ def sequence_frames(
         Unreadable: a frame is broken, or has another size than the first.
     """
     rate, count = _HEADER.unpack_from(content, len(_MAGIC))
-    at, size = len(_MAGIC) + _HEADER.size, None
+    at, size, notes = len(_MAGIC) + _HEADER.size, None, Notes.of(remarks, done)
     for number in range(count):
         (length,) = _LENGTH.unpack_from(content, at)
         at += _LENGTH.size + length
-        said: tuple[list[str], list[str]] = [], []
+        own = Notes.of(None, None)
         try:
-            image = decode(content[at - length : at], background, *said)
+            image = decode(content[at - length : at], background, *own)
         except Unreadable as fault:
             raise Unreadable(f"its frame {number}: {fault}") from None
         size = size or image.size
@@ -91,7 +91,5 @@ def sequence_frames(
             raise Unreadable(
                 f"its frame {number} is {image.width} x {image.height}, and the first {size[0]} x {size[1]}"
             )
-        for own, all_said in zip(said, (remarks, done), strict=True):
-            if all_said is not None:
-                all_said += [text for text in own if text not in all_said]
+        notes.add_new(own)
         yield ClipFrame(number / rate, lambda image=image: image)  # type: ignore[misc]

@@ -1,4 +1,4 @@
-"""Read how large a picture or clip is, upright, and how long, from its file's headers, without decoding all of it."""
+"""Read how large a picture is, upright, from the beginning of its file, without decoding it."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import warnings
 
 from PIL import Image
 
-from veneer.data.clip_decode import is_video, video_header
 from veneer.data.decode import FORMATS, ORIENTATION, UPRIGHT
-from veneer.data.frame_sequence import FrameSequence
 from veneer.data.location import Location
 
-__all__ = ["clip_length", "upright_size"]
+__all__ = ["upright_size"]
 
 _HEAD = 2**18
 """Bytes that hold the size of nearly every picture, behind profiles and previews; of others all are read."""
@@ -28,26 +26,10 @@ _TURNED = frozenset(
 
 def upright_size(location: Location) -> tuple[int, int] | None:
     """Return a picture's width and height after the rotation that its EXIF asks for; None: it cannot be told."""
-    if isinstance(location, FrameSequence):
-        return upright_size(location.frames[0])
     try:
         content = location.head(_HEAD)
-        if is_video(content):
-            return video_header(location.read())[:2]
         found = _size(content)
         return found if found is not None or len(content) < _HEAD else _size(location.read())
-    except Exception:  # files that are broken are named when they are decoded
-        return None
-
-
-def clip_length(location: Location) -> tuple[int, float] | None:
-    """Return how many frames a clip has, by its headers, and frames a second; None: it is none, or does not say."""
-    if isinstance(location, FrameSequence):
-        return len(location.frames), location.rate
-    try:
-        if not is_video(location.head(_HEAD)):
-            return None
-        return video_header(location.read())[2:]
     except Exception:  # files that are broken are named when they are decoded
         return None
 

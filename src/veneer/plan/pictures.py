@@ -15,7 +15,7 @@ from veneer.config.schema import RunConfig
 from veneer.data.bucket_table import ShapedPicture
 from veneer.data.buckets import Buckets, Extent, Size
 from veneer.data.manifest import Sample
-from veneer.data.picture_header import clip_length, upright_size
+from veneer.data.picture_header import upright_size
 from veneer.data.preflight import Dataset, refuse_if_none
 from veneer.data.sources.protocol import Entry
 from veneer.data.sources.registry import read_sources
@@ -154,8 +154,8 @@ class ListedPicture:
         width: in pixels, upright.
         height: in pixels, upright.
         rate: how often an epoch shows it at each of its sizes.
-        frames: of a clip, as its headers say; 1 of a picture.
-        frame_rate: frames a second of a clip; None: it is a picture.
+        frames: 1, for where clips are seen nothing is measured.
+        frame_rate: None, likewise.
     """
 
     path: Path
@@ -191,11 +191,7 @@ def _measured(entries: Sequence[Entry]) -> tuple[ListedPicture, ...]:
     if len(entries) > _MOST_OPENED:
         return ()
     sizes = [(entry, upright_size(entry.location)) for entry in entries]
-    return tuple(
-        ListedPicture(one.path, *size, one.repeats * one.weight, *(clip_length(one.location) or ()))
-        for one, size in sizes
-        if size is not None
-    )
+    return tuple(ListedPicture(one.path, *size, one.repeats * one.weight) for one, size in sizes if size is not None)
 
 
 def _shapes(pictures: Iterable[ShapedPicture]) -> tuple[tuple[tuple[int, int], int], ...]:
