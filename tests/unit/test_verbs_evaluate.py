@@ -19,7 +19,7 @@ from tests.running import quick_config, use_base
 from tests.score_models import write_tiny_clip, write_tiny_dino
 from veneer.cli.main import main
 from veneer.config.load import load_config, write_config
-from veneer.evaluate.drift import drift_prompts
+from veneer.evaluate.prompts import drift_prompts
 from veneer.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from veneer.evaluate.score_models import ScoreModelPaths
 from veneer.family.protocol import Family

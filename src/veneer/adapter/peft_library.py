@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from veneer.quantized_layers import bitsandbytes_is_imported, bitsandbytes_on_demand
+from veneer.lazy_bitsandbytes import bitsandbytes_is_imported, bitsandbytes_on_demand
 
 with bitsandbytes_on_demand():
     from peft import LoraConfig, PeftConfig, PeftModel, inject_adapter_in_model

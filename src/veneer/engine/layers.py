@@ -22,7 +22,7 @@ from veneer.engine.instance_forward import InstanceForward, has_foreign_forward
 from veneer.engine.lora_function import DenseMatrix, LinearMap, LoraMaps, Operands, lora_forward, lora_output
 from veneer.engine.quantized import QuantizedConv2d, QuantizedLayer, QuantizedLinear
 from veneer.engine.recompute import make_recomputable, recomputes_products
-from veneer.quantized_layers import bitsandbytes_on_demand
+from veneer.lazy_bitsandbytes import bitsandbytes_on_demand
 
 with bitsandbytes_on_demand():
     from diffusers.models import activations, normalization

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from veneer.config.adapter_config import AdapterConfig, TextEncoderAdapterConfig
@@ -26,7 +26,8 @@ from veneer.config.load import build_config, config_from_folder, load_config
 from veneer.config.override import parse_override, set_key
 from veneer.config.paths import anchored, check_elsewhere, portable, set_default_output
 from veneer.config.schema import RunConfig
-from veneer.config.values import Count, NonBlank, Seed, Share
+from veneer.config.section import Section
+from veneer.config.values import Count, NonBlank, Seed, Share, as_tuple
 from veneer.errors import UserError
 from veneer.files import opens_paths, read_utf8, user_path
 
@@ -67,16 +68,6 @@ FIXED = (
 _MOST_POINTS = 10_000
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _leaves(value: object) -> object:
     """Return nested sections as dotted keys, so that both may be written."""
     if not isinstance(value, dict):
@@ -98,11 +89,11 @@ def _is_run(value: object) -> object:
     return value
 
 
-Choices = Annotated[tuple[Any, ...], Field(min_length=1), BeforeValidator(_as_tuple)]
+Choices = Annotated[tuple[Any, ...], Field(min_length=1), BeforeValidator(as_tuple)]
 Changes = Annotated[dict[str, Any], Field(min_length=1), BeforeValidator(_leaves)]
 
 
-class RangeConfig(_Section):
+class RangeConfig(Section):
     """Numbers between two; integers where both ends are."""
 
     low: int | float
@@ -121,7 +112,7 @@ class RangeConfig(_Section):
         return self
 
 
-class SearchConfig(_Section):
+class SearchConfig(Section):
     """Points that a sampler proposes by the losses of those before it."""
 
     sampler: Literal["tpe"] = "tpe"
@@ -141,12 +132,12 @@ class SearchConfig(_Section):
     """By dotted key of a run's configuration: a list to choose from, or ``{low: ..., high: ..., log: ...}``."""
 
 
-class StudyConfig(_Section):
+class StudyConfig(Section):
     """The configuration of one study, which has either a grid, or points, or a search."""
 
     run: Annotated[str | dict[str, Any] | None, BeforeValidator(_is_run)] = None
     """The run that is changed: its configuration, the file of one, or a folder of pictures."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(_as_tuple)] = (
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1), BeforeValidator(as_tuple)] = (
         0,
         1,
         2,

@@ -18,10 +18,10 @@ from veneer.errors import UserError
 from veneer.evaluate.comparison import DRIFT
 from veneer.evaluate.copying import SampledPicture, find_copies
 from veneer.evaluate.copying_sheet import centered_picture, copying_sheet
-from veneer.evaluate.drift import drift_prompts, fidelity_prompts
 from veneer.evaluate.heldout import choose_pictures, compare_adapter, pictures_by_kind
 from veneer.evaluate.model_scores import score_pictures
 from veneer.evaluate.prompt_fidelity import measure_prompt_fidelity
+from veneer.evaluate.prompts import drift_prompts, fidelity_prompts
 from veneer.evaluate.results import Copying, Evaluation, PictureScore, PromptFidelity, write_evaluation
 from veneer.evaluate.score_models import ScoreModels, load_score_models
 from veneer.family.loading import load_base, text_options

@@ -1,4 +1,4 @@
-"""Drift prompts: of things that an adapter has nothing to do with, and which it should not change."""
+"""Prompts that an evaluation paints: of things that an adapter should not change, and of things that it should keep."""
 
 from __future__ import annotations
 

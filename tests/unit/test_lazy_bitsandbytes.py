@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from veneer.quantized_layers import bitsandbytes_is_imported, bitsandbytes_on_demand
+from veneer.lazy_bitsandbytes import bitsandbytes_is_imported, bitsandbytes_on_demand
 
 LIBRARY = "bitsandbytes"
 SPEC = importlib.util.find_spec("json")
