@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.errors import raises_code
@@ -12,11 +13,12 @@ from veneer.data.transform import Geometry
 from veneer.engine.precision import precision_of
 from veneer.evaluate.prompt_fidelity import (
     CAPTIONS,
+    Judge,
     Recognition,
     compare_recognition,
     margins_in_group,
-    recognise,
 )
+from veneer.evaluate.prompts import fidelity_prompts
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
 from veneer.rng import torch_generator
@@ -65,21 +67,21 @@ def test_errors_are_the_bases_own_losses(family: Family) -> None:
                 noisy, target = (f(clean, noise[None], t_1) for f in (family.noise.add_noise, family.noise.target))
                 with torch.no_grad():
                     errors[picture, text, draw] = (family.predict(noisy, t_1, told) - target).square().mean()
-    found = recognise(family, prompts, latents, FLOAT32, seed=7, draws=draws)
+    found = Judge(family, prompts, FLOAT32, seed=7, draws=draws).recognise(latents)
     np.testing.assert_allclose(found.margins_N, margins_in_group(errors).mean(axis=1), atol=2e-6)
     assert found.captions_N.tolist() == [3, 3, 3]
 
 
 def test_every_picture_is_held_against_eight_other_prompts_or_more(family: Family) -> None:
     prompts = [f"{number} things" for number in range(2 * CAPTIONS + 5)]
-    captions_N = recognise(family, prompts, _latents(family, len(prompts)), FLOAT32, draws=1).captions_N
+    captions_N = Judge(family, prompts, FLOAT32, draws=1).recognise(_latents(family, len(prompts))).captions_N
     assert captions_N.sum() == 10**2 + 11**2 and captions_N.min() > CAPTIONS
 
 
 def test_the_order_of_pictures_does_not_matter(family: Family) -> None:
     latents, prompts = _latents(family, 6), PROMPTS[:6]
-    forward = recognise(family, prompts, latents, FLOAT32, draws=2)
-    backward = recognise(family, prompts[::-1], latents.flip(0), FLOAT32, draws=2)
+    forward = Judge(family, prompts, FLOAT32, draws=2).recognise(latents)
+    backward = Judge(family, prompts[::-1], FLOAT32, draws=2).recognise(latents.flip(0))
     np.testing.assert_allclose(backward.margins_N[::-1], forward.margins_N, atol=2e-6)
 
 
@@ -87,7 +89,33 @@ def test_a_picture_that_is_not_finite_is_one_line(family: Family) -> None:
     latents = _latents(family, 3)
     latents[1] = float("nan")
     with raises_code("evaluate.error_not_finite"):
-        recognise(family, PROMPTS[:3], latents, FLOAT32, draws=1)
+        Judge(family, PROMPTS[:3], FLOAT32, draws=1).recognise(latents)
+
+
+def test_texts_are_encoded_once_and_draws_end_where_answers_are_sure(
+    family: Family, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[str] = []
+    encode = type(family).encode_text
+    monkeypatch.setattr(
+        type(family), "encode_text", lambda self, texts: (encoded.extend(texts), encode(self, texts))[1]
+    )
+    judge = Judge(family, PROMPTS, FLOAT32)
+    asked: list[int] = []
+    random = np.random.default_rng(0)
+    spread = 1.0  # of the errors under other prompts; none of it is of the draw
+
+    def errors(latents: Tensor, told: object, draw: int) -> NDArray[np.float64]:
+        asked.append(draw)
+        return np.exp(spread * random.standard_normal((8, 8)) + 9 * sure * (1 - np.eye(8)))
+
+    monkeypatch.setattr(judge, "_of_draw", errors)
+    sure = 1
+    assert judge.recognise(torch.zeros(8, 1)).recognised_N.all() and asked == [0, 4, 2]
+    asked.clear()
+    sure = 0
+    judge.recognise(torch.zeros(8, 1))
+    assert asked == [0, 4, 2, 6, 1, 5, 3, 7] and encoded == PROMPTS
 
 
 def _answers(*rows: str) -> list[Recognition]:
@@ -102,7 +130,7 @@ def test_what_is_kept_is_a_share_of_what_the_base_paints_right() -> None:
     assert fidelity.kept is not None
     assert fidelity.kept.value == pytest.approx((4 * 1 + 2 * 0.5 + 3 * 0) / 9)  # the ninth was right once, and lost
     assert fidelity.chance == pytest.approx(1 / 9) and (fidelity.prompts, fidelity.pictures) == (10, 2)
-    assert fidelity.verdict == "lost"
+    assert fidelity.verdict == "perhaps lost"  # of ten prompts
 
 
 @pytest.mark.parametrize(
@@ -112,7 +140,7 @@ def test_what_is_kept_is_a_share_of_what_the_base_paints_right() -> None:
         ("x" * 64, "x" * 58 + "." * 6, "lost"),
         ("x" * 64, "x" * 63 + ".", "kept"),
         ("x" * 6, "x" * 6, "too few pictures to tell"),
-        ("x" * 6, "xxxxx.", "lost"),
+        ("x" * 6, "xxxxx.", "perhaps lost"),
         ("." * 40, "." * 40, "kept"),
     ],
 )
@@ -126,6 +154,16 @@ def test_the_bundled_base_knows_its_own_pictures_and_no_others() -> None:
     pictures = generate(family, PROMPTS, seeds=range(len(PROMPTS)), steps=15)
     pixels = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1 for picture in pictures]
     latents = family.encode_image(torch.stack(pixels)).mean
-    assert recognise(family, PROMPTS, latents, FLOAT32).recognised_N.all()
-    other = [*PROMPTS[1:], PROMPTS[0]]
-    assert not recognise(family, other, latents, FLOAT32).recognised_N.any()
+    judge = Judge(family, PROMPTS, FLOAT32)
+    assert judge.recognise(latents).recognised_N.all()
+    assert not judge.recognise(latents.roll(1, 0)).recognised_N.any()
+
+
+def test_prompts_are_captions_and_then_other_things_with_the_trigger() -> None:
+    captions = ["a horse, tok", "tok", "", "a horse, tok", "a cup, tok"]
+    found = fidelity_prompts("some/base", captions, "tok", 5)
+    assert found[:2] == ("a horse, tok", "a cup, tok") and len(found) == len(set(found)) == 5
+    assert all(prompt.endswith(", tok") for prompt in found)
+    assert not {"a horse, tok", "a cup of coffee, tok"} & set(found[2:])  # which captions name already
+    assert fidelity_prompts("some/base", captions, "tok", 1) == ("a horse, tok",)
+    assert not any("," in prompt for prompt in fidelity_prompts("some/base", [], None, 9))

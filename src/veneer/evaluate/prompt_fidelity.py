@@ -35,11 +35,11 @@ from veneer.sample.generate import generate_quietly
 __all__ = [
     "CAPTIONS",
     "DRAWS",
+    "Judge",
     "Recognition",
     "compare_recognition",
     "margins_in_group",
     "measure_prompt_fidelity",
-    "recognise",
 ]
 
 CAPTIONS = 8
@@ -89,10 +89,8 @@ def measure_prompt_fidelity(
     sides = [_paint(config, family, prompts)]
     with apply_adapter(family.networks, weights):
         sides.append(_paint(config, family, prompts))
-    precision = precision_of(config.train.precision, device_of(family))
-    base, adapter = (
-        recognise(family, prompts, _latents_of(family, pictures), precision, seed=config.seed) for pictures in sides
-    )
+    judge = Judge(family, prompts, precision_of(config.train.precision, device_of(family)), seed=config.seed)
+    base, adapter = (judge.recognise(_latents_of(family, pictures)) for pictures in sides)
     return compare_recognition([base], [adapter])
 
 
@@ -106,39 +104,6 @@ def _latents_of(family: Family, pictures: Sequence[Image.Image]) -> Tensor:
     pixels = (torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1) / 127.5 - 1 for picture in pictures)
     device = device_of(family)
     return torch.cat([family.encode_image(picture[None].to(device)).mean.cpu() for picture in pixels])
-
-
-@torch.no_grad()
-def recognise(
-    family: Family, prompts: Sequence[str], latents: Tensor, precision: Precision, *, seed: int = 0, draws: int = DRAWS
-) -> Recognition:
-    """Return what the networks, as they stand, take pictures for.
-
-    Noise and times are the same for all pictures and prompts. A group is done as soon as no further draw would change
-    an answer.
-
-    Args:
-        family: the base, without an adapter.
-        prompts: one a picture, at least two, each another one.
-        latents: of the pictures, (N, ...), as the denoiser sees them.
-        precision: of the denoiser.
-        seed: of the noise and of the groups.
-        draws: noise draws of a picture and a prompt, at most.
-
-    Raises:
-        UserError: an error is not finite.
-    """
-    assert len(prompts) == len(latents) == len(set(prompts)) >= 2
-    judge = _Judge(family, precision, seed, draws)
-    parts = [(group, judge.errors(latents[group], [prompts[n] for n in group])) for group in _groups(prompts, seed)]
-    margins_N = np.empty(len(prompts))
-    captions_N = np.empty(len(prompts), dtype=np.int64)
-    for group, errors in parts:
-        margins_N[group], captions_N[group] = margins_in_group(errors).mean(axis=1), len(group)
-    if not np.isfinite(margins_N).all():
-        what, remedy = "the error of a painted picture is not finite", "use float32 as train.precision"
-        raise UserError(what, code="evaluate.error_not_finite", remedy=remedy)
-    return Recognition(margins_N, captions_N)
 
 
 def compare_recognition(base: Sequence[Recognition], adapter: Sequence[Recognition]) -> PromptFidelity:
@@ -189,30 +154,65 @@ def margins_in_group(errors: Errors) -> Errors:
     return margins
 
 
-class _Judge:
-    """A denoiser that is asked how well texts fit pictures.
+class Judge:
+    """A denoiser that is asked which of several texts fits a picture.
+
+    Noise and times are the same for all pictures and texts.
 
     Args:
-        family: its base.
-        precision: of its arithmetic.
-        seed: of the noise.
-        draws: at most, each with a time in the middle of one of so many equal parts.
+        family: the base, without an adapter.
+        prompts: at least two, each another one.
+        precision: of the denoiser.
+        seed: of the noise and of the groups.
+        draws: noise draws of a picture and a prompt, at most, each in the middle of one of so many equal parts of time.
     """
 
-    def __init__(self, family: Family, precision: Precision, seed: int, draws: int) -> None:
+    @torch.no_grad()
+    def __init__(
+        self, family: Family, prompts: Sequence[str], precision: Precision, *, seed: int = 0, draws: int = DRAWS
+    ) -> None:
+        assert len(prompts) == len(set(prompts)) >= 2
         self._family, self._precision, self._seed, self._draws = family, precision, seed, draws
-        self._objective = Objective(family.noise)
-        self._device = device_of(family)
+        self._objective, self._device = Objective(family.noise), device_of(family)
+        self._groups = _groups(prompts, seed)
+        side = family.resolution
+        self._told = family.condition(family.encode_text(prompts), [Geometry.whole(side, side)] * len(prompts))
 
-    def errors(self, latents: Tensor, prompts: Sequence[str]) -> Errors:
-        """Return the errors (n, n, draws) of n pictures under their n prompts; fewer draws where they are enough."""
-        text = self._family.encode_text(prompts)
-        side = self._family.resolution
-        told = self._family.condition(text, [Geometry.whole(side, side)] * len(prompts)).to(self._device)
-        latents = latents.to(self._device)
+    def recognise(self, latents: Tensor) -> Recognition:
+        """Return what the denoiser takes pictures for, one of each prompt.
+
+        Args:
+            latents: of the pictures, (N, ...), as the denoiser sees them.
+
+        Raises:
+            UserError: an error is not finite.
+        """
+        count = len(latents)
+        margins_N, captions_N = np.empty(count), np.empty(count, dtype=np.int64)
+        for group, errors in self.errors(latents):
+            margins_N[group], captions_N[group] = margins_in_group(errors).mean(axis=1), len(group)
+        if not np.isfinite(margins_N).all():
+            what, remedy = "the error of a painted picture is not finite", "use float32 as train.precision"
+            raise UserError(what, code="evaluate.error_not_finite", remedy=remedy)
+        return Recognition(margins_N, captions_N)
+
+    @torch.no_grad()
+    def errors(self, latents: Tensor) -> Iterator[tuple[list[int], Errors]]:
+        """Yield the places of each group's n pictures and prompts, and the errors (n, n, draws) of each under each.
+
+        A group is done as soon as no further draw would change an answer.
+
+        Args:
+            latents: of the pictures, (N, ...), as the denoiser sees them.
+        """
+        for group in self._groups:
+            yield group, self._errors(latents, group)
+
+    def _errors(self, latents: Tensor, group: Sequence[int]) -> Errors:
+        told, own = self._told.rows(group).to(self._device), latents[group].to(self._device)
         drawn: list[Errors] = []
         for draw in self._order():
-            drawn.append(self._of_draw(latents, told, draw))
+            drawn.append(self._of_draw(own, told, draw))
             if len(drawn) >= _FEWEST_DRAWS and _is_settled(margins_in_group(np.stack(drawn, axis=2))):
                 break
         return np.stack(drawn, axis=2)

@@ -1,8 +1,8 @@
 """Intervals of shares of pictures, and of their differences: right for few pictures, and for shares near all or none.
 
 Several pictures of one prompt are not independent, so the unit is the prompt: of each the share of its pictures.
-``tools/coverage`` simulates how often the intervals cover the truth; where nearly all prompts agree they are wider than
-they would have to be, never narrower.
+``tools/coverage/shares.py`` simulates how often the intervals cover the truth; where nearly all prompts agree they are
+wider than they would have to be.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ __all__ = [
 EVALUATION = "evaluation.json"
 """Name of the file in a run's folder."""
 Verdict = Literal["better", "worse", "no effect", "too few pictures to tell"]
-ThingsVerdict = Literal["kept", "lost", "too few pictures to tell"]
+ThingsVerdict = Literal["kept", "lost", "perhaps lost", "too few pictures to tell"]
 
 _NEGLIGIBLE = 0.01
 """Share of the base's loss below which a difference counts as no effect."""
@@ -59,12 +59,15 @@ def verdict_of(low: float, high: float, base: float) -> Verdict:
 
 
 def things_verdict_of(difference: Share) -> ThingsVerdict:
-    """Return what the difference in painted things says: they are lost if they are fewer beyond chance, or by a tenth.
+    """Return what the difference in painted things says: they are lost if they are fewer beyond chance.
 
-    They are kept if no more than a tenth can be lost by the interval; else there are too few pictures to tell.
+    They are perhaps lost if they are fewer by more than a tenth, which may be chance; they are kept if by the interval
+    no more than a tenth can be lost; else there are too few pictures to tell.
     """
-    if difference.high < 0 or difference.value < -_TOLERATED_LOSS:
+    if difference.high < 0:
         return "lost"
+    if difference.value < -_TOLERATED_LOSS:
+        return "perhaps lost"
     return "kept" if difference.low >= -_TOLERATED_LOSS else "too few pictures to tell"
 
 

@@ -1,0 +1,1 @@
+"""Measure what the bundled base takes pictures for."""
