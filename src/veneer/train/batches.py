@@ -110,8 +110,9 @@ class BatchBuilder:
 
     def _is_kept(self, step: int) -> bool:
         """Check whether all that a step sees is kept encoded."""
-        return all(self.encoder.store.holds(key) for draw in self._draws(step) for key in self._keys(draw)) and all(
-            self.encoder.keeps(draw) for draw in self._draws(step)
+        return all(
+            self.encoder.keeps(draw) and all(map(self.encoder.store.holds, self._keys(draw)))
+            for draw in self._draws(step)
         )
 
     def _keys(self, draw: SampleDraw) -> Iterator[tuple[object, ...]]:
