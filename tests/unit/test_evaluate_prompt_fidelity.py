@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tests.errors import raises_code
+from tests.training import tiny_config
+from veneer.adapter.apply import apply_adapter
+from veneer.adapter.inject import inject
+from veneer.adapter.lora import LoraFactors
+from veneer.adapter.registry import specs_of
 from veneer.data.transform import Geometry
 from veneer.engine.precision import precision_of
 from veneer.evaluate.prompt_fidelity import (
@@ -17,12 +25,13 @@ from veneer.evaluate.prompt_fidelity import (
     Recognition,
     compare_recognition,
     margins_in_group,
+    measure_prompt_fidelity,
 )
 from veneer.evaluate.prompts import fidelity_prompts
 from veneer.family.protocol import Family
 from veneer.family.registry import load_family
-from veneer.rng import torch_generator
-from veneer.sample.generate import generate
+from veneer.rng import key, torch_generator
+from veneer.sample.generate import generate, generate_quietly
 
 PROMPTS = [f"a {thing} emoji" for thing in ("turtle", "rocket", "pizza", "whale", "key", "cactus", "cow", "violin")]
 FLOAT32 = precision_of("float32", torch.device("cpu"))
@@ -116,6 +125,37 @@ def test_texts_are_encoded_once_and_draws_end_where_answers_are_sure(
     sure = 0
     judge.recognise(torch.zeros(8, 1))
     assert asked == [0, 4, 2, 6, 1, 5, 3, 7] and encoded == PROMPTS
+
+
+def test_base_and_adapter_paint_alike_and_the_base_alone_judges(family: Family, tiny_pictures: Path) -> None:
+    config = tiny_config(tiny_pictures, sample={"steps": 2, "guidance": 1.0})
+    injection = inject(family.networks, specs_of(config.adapter, family), seed=0)
+    try:
+        weights = {
+            path: replace(one, up=torch.randn(one.up.shape, generator=torch_generator(path)))
+            for path, one in injection.weights().items()
+            if isinstance(one, LoraFactors)
+        }
+    finally:
+        injection.eject()
+    prompts = PROMPTS[:4]
+    seeds = [key(config.seed, prompt, "prompt fidelity") for prompt in prompts]
+    judge = Judge(family, prompts, FLOAT32, seed=config.seed)
+
+    def margin() -> float:
+        pictures = generate_quietly(family, prompts, seeds, steps=2, guidance=1.0)
+        pixels = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 127.5 - 1 for picture in pictures]
+        latents.append(torch.cat([family.encode_image(one[None]).mean for one in pixels]))
+        return float(judge.recognise(latents[-1]).margins_N.mean())
+
+    latents: list[Tensor] = []
+    by_base = margin()
+    with apply_adapter(family.networks, weights):
+        judged_by_itself = margin()
+    by_base_of_adapter = float(judge.recognise(latents[-1]).margins_N.mean())
+    found = measure_prompt_fidelity(config, family, weights, prompts)
+    assert found.base_margin == pytest.approx(by_base, abs=1e-6)
+    assert found.adapter_margin == pytest.approx(by_base_of_adapter, abs=1e-6) != pytest.approx(judged_by_itself)
 
 
 def _answers(*rows: str) -> list[Recognition]:
