@@ -109,6 +109,14 @@ def test_a_run_that_went_on_has_trained_on_what_it_had_trained_on_before() -> No
     assert (after.thumbs[3] == thumbs[0]).all()
 
 
+@pytest.mark.parametrize("sides", [{"a": False, "b": True}, {"a": True, "b": False}])
+def test_what_looks_like_any_that_was_trained_on_counts_as_trained_on(sides: dict[str, bool]) -> None:
+    alike = np.full((2, 8, 8, 3), 100, np.uint8)
+    new = SplitRecord({"b": True, "new": False}, alike)
+    assert SplitRecord(sides, alike).sides_of(new) == {"b": sides["b"], "new": False}
+    assert SplitRecord({"a": True, "b": True}, alike).sides_of(new) == {"b": True, "new": True}
+
+
 def test_an_old_run_is_not_measured_on_what_it_was_trained_on(tmp_path: Path) -> None:
     """Though the folder grew, and is split otherwise now."""
     folder = paint(tmp_path / "p", range(20))

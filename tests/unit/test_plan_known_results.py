@@ -116,6 +116,14 @@ def test_what_depends_on_data_is_not_known() -> None:
     assert answered.count == before
 
 
+def test_no_result_is_made_of_an_operation_whose_shape_depends_on_data() -> None:
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        x = torch.ones(2)
+        assert known_results._maker(mode, torch.ops.aten.nonzero.default, (x,), torch.ones(1, 1)) is None
+        assert known_results._maker(mode, torch.ops.aten.relu.default, (x,), torch.ones(2)) is not None
+
+
 def test_a_step_holds_what_it_holds_where_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
     def peaks() -> Mapping[str, Peak]:
         tracer = MemoryTracer(torch.device("cpu"))
